@@ -1,0 +1,111 @@
+"""One AMQP connection: opened with timeouts, watched, torn down and rebuilt as a whole.
+
+aio-pika's robust connection restores channels in place, with a fixed delay and failures that are only logged. A link
+that is rebuilt from nothing has no half-restored state.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+
+import aio_pika
+import structlog
+from aiormq.exceptions import AMQPError, ConnectionClosed, ProbableAuthenticationError
+from yarl import URL
+
+from task_activity_log.broker.frames import Tap, TapFactory
+from task_activity_log.hold import Backoff
+from task_activity_log.problem import Unavailable
+
+log = structlog.get_logger(__name__)
+
+LOST = (AMQPError, OSError, TimeoutError, Unavailable, aio_pika.exceptions.AMQPException, RuntimeError)
+"""What a lost or refused link raises. RuntimeError: aiormq's word for "connection closed" when opening a channel."""
+
+_CLOSE_SECONDS = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class LinkOptions:
+    """How to reach the broker."""
+
+    url: str
+    ssl_context: ssl.SSLContext | None = None
+    heartbeat_seconds: int = 10
+    connect_timeout_seconds: float = 10.0
+
+
+@asynccontextmanager
+async def connect(options: LinkOptions, purpose: str) -> AsyncIterator[tuple[aio_pika.Connection, Tap]]:
+    """A connection, named after its `purpose` in the broker's management, and the tap in its transport.
+
+    Raises:
+        One of `LOST`: nobody answers, or the broker refuses.
+    """
+    factory = TapFactory()
+    connection = aio_pika.Connection(
+        URL(options.url).update_query(heartbeat=options.heartbeat_seconds),
+        ssl_context=options.ssl_context,
+        client_properties={"connection_name": f"task-activity-log-worker {purpose}"},
+    )
+    connection.kwargs["transport_factory"] = factory
+    await connection.connect(timeout=options.connect_timeout_seconds)
+    try:
+        assert factory.tap is not None  # noqa: S101 - connect() has just made it
+        yield connection, factory.tap
+    finally:
+        # The driver's own close waits for the broker's word; a broker that is gone has none.
+        with suppress(*LOST):
+            async with asyncio.timeout(_CLOSE_SECONDS):
+                await connection.close()
+
+
+async def supervise(
+    purpose: str, session: Callable[[Callable[[], None]], Awaitable[None]], lost: Callable[[], None]
+) -> None:
+    """Run `session` again and again, with jittered pauses, until cancelled.
+
+    Args:
+        purpose: the link's name in logs.
+        session: connects, calls what it is given once it is established, and ends when the link is lost.
+        lost: called after each session that was established and has ended.
+    """
+    backoff = Backoff(first=0.5, most=10.0)
+    established = False
+
+    def on_established() -> None:
+        nonlocal established
+        established = True
+        backoff.reset()
+        log.info("broker_connected", link=purpose)
+
+    while True:
+        established = False
+        try:
+            await session(on_established)
+            reason = "closed"
+        except LOST as error:
+            reason = describe(error)
+        if established:
+            lost()
+        delay = backoff.delay()
+        log.warning("broker_unavailable", link=purpose, reason=reason, retry_in_seconds=round(delay, 1))
+        await asyncio.sleep(delay)
+
+
+def describe(error: BaseException) -> str:
+    """An error in few words, without the URL or anything that was in a message."""
+    if isinstance(error, Unavailable):
+        return error.reason
+    if isinstance(error, ProbableAuthenticationError):
+        return "the broker refuses the user name or password"
+    if isinstance(error, TimeoutError):
+        return "no answer in time"
+    if isinstance(error, ConnectionClosed) and "vhost" in str(error):
+        return "the broker does not know this virtual host, or the user may not use it"
+    text = " ".join(str(argument) for argument in error.args if argument)[:200]
+    return text or type(error).__name__

@@ -1,0 +1,214 @@
+"""Confirmed publishing in batches, over a connection of its own.
+
+Its own connection, because a broker that blocks publishers must not block acknowledgements.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import Enum, auto
+
+import aiormq
+
+from task_activity_log.broker import properties
+from task_activity_log.broker.frames import Inbound, Tap, publish_frames, write
+from task_activity_log.broker.link import LOST, LinkOptions, connect, describe, supervise
+from task_activity_log.broker.properties import Properties
+from task_activity_log.problem import Unavailable
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """A message to be published."""
+
+    exchange: str
+    routing_key: str
+    properties: Properties
+    body: bytes
+    mandatory: bool = True
+
+
+class Fate(Enum):
+    """What the broker did with a published message."""
+
+    CONFIRMED = auto()
+    RETURNED = auto()
+    """No queue takes messages at that address."""
+    REFUSED = auto()
+    """Nacked: a queue is full, or could not write."""
+
+
+class _Batch:
+    __slots__ = ("done", "fates", "left")
+
+    def __init__(self, size: int) -> None:
+        self.left = size
+        self.fates = [Fate.CONFIRMED] * size
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+
+class _Channel:
+    """A channel in confirm mode whose sequence numbers are counted here."""
+
+    def __init__(self, channel: aiormq.abc.AbstractChannel, frame_max: int) -> None:
+        self.channel = channel
+        self.frame_max = frame_max
+        self.broken = asyncio.Event()
+        self._sequence = 0
+        self._unconfirmed: dict[int, tuple[_Batch, int, Outgoing]] = {}
+
+    async def publish(self, messages: Sequence[Outgoing]) -> list[Fate]:
+        batch = _Batch(len(messages))
+        pieces: list[bytes] = []
+        for index, message in enumerate(messages):
+            pieces += publish_frames(
+                self.channel.number,
+                message.exchange,
+                message.routing_key,
+                mandatory=message.mandatory,
+                header=properties.encode(message.properties, len(message.body)),
+                body=message.body,
+                frame_max=self.frame_max,
+            )
+            self._unconfirmed[self._sequence + 1 + index] = (batch, index, message)
+        self._sequence += len(messages)
+        await write(self.channel, pieces)
+        await batch.done
+        return batch.fates
+
+    def confirm(self, tag: int, multiple: bool, taken: bool) -> None:
+        if not multiple:
+            self._settle(tag, taken)
+            return
+        while self._unconfirmed and (first := next(iter(self._unconfirmed))) <= tag:
+            self._settle(first, taken)
+
+    def _settle(self, tag: int, taken: bool) -> None:
+        sent = self._unconfirmed.pop(tag, None)
+        if sent is None:
+            return
+        batch, index, _ = sent
+        if not taken:
+            batch.fates[index] = Fate.REFUSED
+        batch.left -= 1
+        if batch.left == 0 and not batch.done.done():
+            batch.done.set_result(None)
+
+    def returned(self, exchange: str, routing_key: str, header: bytes) -> None:
+        # A return does not say which publish it answers. Several in flight with one address and message_id are
+        # repeats of one message: then the queue is gone for all of them.
+        message_id = properties.decode(header).message_id
+        for batch, index, message in self._unconfirmed.values():
+            if (message.exchange, message.routing_key, message.properties.message_id) == (
+                exchange,
+                routing_key,
+                message_id,
+            ):
+                batch.fates[index] = Fate.RETURNED
+
+    def lose(self, error: BaseException) -> None:
+        """End every wait for a confirm: none comes any more."""
+        for batch, _, _ in self._unconfirmed.values():
+            if not batch.done.done():
+                batch.done.set_exception(error)
+                batch.done.exception()  # so that a batch whose publisher was cancelled is not reported as unread
+        self._unconfirmed.clear()
+
+
+class Publisher:
+    """Publishes batches and waits for the broker's word on every message."""
+
+    def __init__(
+        self,
+        options: LinkOptions,
+        *,
+        purpose: str = "replies",
+        confirm_timeout_seconds: float = 30.0,
+        on_lost: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._options = options
+        self._purpose = purpose
+        self._confirm_timeout = confirm_timeout_seconds
+        self._on_lost = on_lost
+        self._channel: _Channel | None = None
+        self._tap: Tap | None = None
+        self._connected = asyncio.Event()
+        self._lost = asyncio.Event()
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a channel to publish on."""
+        return self._channel is not None
+
+    @property
+    def blocked(self) -> str | None:
+        """Why the broker takes no publishes at present (a resource alarm); None if it does."""
+        return None if self._tap is None else self._tap.blocked
+
+    async def wait_connected(self) -> None:
+        """Return once there is a channel to publish on."""
+        await self._connected.wait()
+
+    async def wait_lost(self) -> None:
+        """Return once the channel that there was is gone."""
+        await self._lost.wait()
+
+    async def run(self) -> None:
+        """Keep a channel open until cancelled."""
+        await supervise(self._purpose, self._session, self._on_lost)
+
+    async def _session(self, established: Callable[[], None]) -> None:
+        async with connect(self._options, self._purpose) as (connection, tap):
+            opened = await connection.channel(publisher_confirms=True)  # held: the driver only has it weakly
+            underlay = await opened.get_underlay_channel()
+            frame_max = underlay.connection.connection_tune.frame_max or 131_072
+            channel = _Channel(underlay, frame_max)
+            tap.channels[underlay.number] = Inbound(confirm=channel.confirm, returned=channel.returned)
+            self._channel, self._tap = channel, tap
+            self._lost.clear()
+            self._connected.set()
+            established()
+            broken = asyncio.ensure_future(channel.broken.wait())
+            closing = underlay.closing  # a lost connection closes its channels
+            reason = "closed"
+            try:
+                await asyncio.wait({broken, closing}, return_when=asyncio.FIRST_COMPLETED)
+                if closing.done() and not closing.cancelled() and (error := closing.exception()) is not None:
+                    reason = describe(error)
+                    raise ConnectionError(reason)
+            finally:
+                broken.cancel()
+                self._channel = self._tap = None
+                self._connected.clear()
+                self._lost.set()
+                channel.lose(Unavailable(f"publisher connection lost: {reason}"))
+
+    async def publish(self, messages: Sequence[Outgoing]) -> list[Fate]:
+        """Publish `messages` in one write and wait until the broker has answered for each.
+
+        Raises:
+            Unavailable: there is no connection, it was lost, or no answer came in time. Any of the messages may have
+                been taken: publish them again with the same message_id.
+        """
+        channel = self._channel
+        if channel is None:
+            raise Unavailable("no publisher connection")
+        if not messages:
+            return []
+        published = asyncio.ensure_future(channel.publish(messages))
+        try:
+            while not (await asyncio.wait({published}, timeout=self._confirm_timeout))[0]:
+                if self.blocked is None:
+                    raise Unavailable("replies not confirmed in time")
+            return published.result()
+        except LOST as error:
+            channel.broken.set()
+            raise Unavailable(describe(error)) from error
+        finally:
+            if not published.done():
+                # Cut off in the middle: whether the write happened is not known, so the sequence numbers are not
+                # either, and the channel is of no more use.
+                published.cancel()
+                channel.broken.set()

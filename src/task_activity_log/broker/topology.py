@@ -1,0 +1,132 @@
+"""The queues and exchanges, and how they are declared or checked (design: broker section of docs/architecture)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import structlog
+from aio_pika.abc import AbstractChannel, AbstractConnection
+from aiormq.exceptions import ChannelNotFoundEntity, ChannelPreconditionFailed
+from pamqp.common import Arguments
+
+from task_activity_log.problem import Unavailable
+
+log = structlog.get_logger(__name__)
+
+REQUEST_KEY = "upsert"
+
+_RETURNS_UNLIMITED = 1_000_000
+"""Delivery limit of queues that people look into. Without one RabbitMQ 4 deletes a message after 20 returns, and -1,
+which means unlimited there, deletes at the first return on 3.10."""
+
+
+@dataclass(frozen=True, slots=True)
+class Topology:
+    """The names, and the choices that the requests queue is declared with."""
+
+    requests_queue: str = "task_activity_log.upsert"
+    replies_queue: str = "task_activity_log.replies"
+    dead_letters_queue: str = "task_activity_log.dead-letters"
+    requests_exchange: str = "task_activity_log"
+    replies_exchange: str = "task_activity_log.replies"
+    delivery_limit: int = 20
+    single_active_consumer: bool = False
+
+    @property
+    def own_queues(self) -> frozenset[str]:
+        """Queues that a `reply_to` must not name: a loop, or a forged reply."""
+        return frozenset((self.requests_queue, self.replies_queue, self.dead_letters_queue))
+
+    def queues(self) -> dict[str, Arguments]:
+        """Each queue with its arguments. Limits that operators change (length, age) are policies, never arguments."""
+        requests: dict[str, Any] = {
+            "x-queue-type": "quorum",
+            "x-delivery-limit": self.delivery_limit,
+            "x-dead-letter-exchange": "",
+            "x-dead-letter-routing-key": self.dead_letters_queue,
+            "x-dead-letter-strategy": "at-least-once",
+            "x-overflow": "reject-publish",
+        }
+        if self.single_active_consumer:
+            requests["x-single-active-consumer"] = True
+        kept: dict[str, Any] = {"x-queue-type": "quorum", "x-delivery-limit": _RETURNS_UNLIMITED}
+        return {
+            self.dead_letters_queue: kept,
+            self.replies_queue: kept,
+            self.requests_queue: requests,
+        }
+
+    def exchanges(self) -> dict[str, Literal["direct", "topic"]]:
+        """Each exchange with its type."""
+        return {self.requests_exchange: "direct", self.replies_exchange: "topic"}
+
+    def bindings(self) -> tuple[tuple[str, str, str], ...]:
+        """Queue, exchange, routing key."""
+        return (
+            (self.requests_queue, self.requests_exchange, REQUEST_KEY),
+            (self.replies_queue, self.replies_exchange, "#"),
+        )
+
+
+async def declare(connection: AbstractConnection, topology: Topology) -> None:
+    """Declare what is missing. What exists with other arguments is used as it is, with one warning that names them.
+
+    Raises:
+        aiormq.exceptions.AMQPError: the broker refuses (403: no permission to configure) or is gone.
+    """
+    for exchange, kind in topology.exchanges().items():
+        async with _own_channel(connection, f"exchange {exchange}") as channel:
+            await channel.declare_exchange(exchange, kind, durable=True)
+    for queue, arguments in topology.queues().items():
+        async with _own_channel(connection, f"queue {queue}") as channel:
+            await channel.declare_queue(queue, durable=True, arguments=arguments)
+    async with connection.channel() as channel:
+        for queue, exchange, key in topology.bindings():
+            await (await channel.get_queue(queue, ensure=False)).bind(exchange, key)
+
+
+async def check(connection: AbstractConnection, topology: Topology) -> None:
+    """Only look whether the queues and exchanges are there: operators own them.
+
+    Raises:
+        Unavailable: one is missing.
+    """
+    for exchange in topology.exchanges():
+        async with _own_channel(connection, f"exchange {exchange}") as channel:
+            await channel.get_exchange(exchange)
+    for queue in topology.queues():
+        async with _own_channel(connection, f"queue {queue}") as channel:
+            await channel.get_queue(queue)
+
+
+@asynccontextmanager
+async def _own_channel(connection: AbstractConnection, what: str) -> AsyncIterator[AbstractChannel]:
+    """A channel for one declaration: a refusal closes the channel that it happened on."""
+    channel = await connection.channel()
+    try:
+        yield channel
+    except ChannelPreconditionFailed as error:
+        log.warning("topology_differs", what=what, **_difference(str(error)), advice=_ADVICE)
+    except ChannelNotFoundEntity:
+        raise Unavailable(f"{what} does not exist: create it, or set WORKER_TOPOLOGY=declare") from None
+    else:
+        await channel.close()
+
+
+_ADVICE = (
+    "It is used as it is. Arguments cannot be changed in place: set limits by policy,"
+    " or drain and delete the queue and let the worker declare it anew."
+)
+
+
+def _difference(refusal: str) -> dict[str, str]:
+    """What differs, out of the broker's refusal; empty where it is worded differently."""
+    found = re.search(
+        r"inequivalent arg '(?P<argument>[^']+)'.*?: received (?P<wanted>.+?) but current is (?P<found>.+)",
+        refusal,
+    )
+    return found.groupdict() if found else {"refusal": refusal[:200]}

@@ -1,0 +1,71 @@
+"""Wait out an outage: how long until the next try, for what reason, since when."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from contextlib import suppress
+
+
+class Backoff:
+    """Delays in seconds that double from `first` to `most`, jittered so that workers do not march in step."""
+
+    def __init__(self, first: float = 0.2, most: float = 10.0) -> None:
+        self._first = first
+        self._most = most
+        self._next = first
+
+    def delay(self) -> float:
+        """The next delay: between half of the present step and the whole of it."""
+        step = self._next
+        self._next = min(step * 2, self._most)
+        return random.uniform(step / 2, step)  # noqa: S311 - jitter, not cryptography
+
+    def reset(self) -> None:
+        """Start again from the first delay."""
+        self._next = self._first
+
+
+class Abandoned(Exception):
+    """The hold was given up because the worker drains: what is in hand goes back to the broker."""
+
+
+class Hold:
+    """One place where work may have to wait, and what operators are told of it."""
+
+    def __init__(self, place: str, backoff: Backoff | None = None) -> None:
+        self.place = place
+        """What waits: `store` or `reply`."""
+        self.reason: str | None = None
+        """Why we are holding; None while we are not."""
+        self.since: float | None = None
+        """When the hold began (`time.monotonic`)."""
+        self._backoff = backoff or Backoff()
+        self._draining = asyncio.Event()
+
+    async def wait(self, reason: str) -> None:
+        """Begin or go on holding for `reason`, and sleep until the next try.
+
+        Raises:
+            Abandoned: the worker drains, and the last try has failed too.
+        """
+        if self._draining.is_set():
+            raise Abandoned
+        if self.since is None:
+            self.since = time.monotonic()
+        self.reason = reason
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._backoff.delay()):
+                await self._draining.wait()
+
+    def release(self) -> float:
+        """The work went through: stop holding. Returns the seconds held."""
+        held = 0.0 if self.since is None else time.monotonic() - self.since
+        self.reason = self.since = None
+        self._backoff.reset()
+        return held
+
+    def drain(self) -> None:
+        """Try what waits here once more, at once, and hold no longer."""
+        self._draining.set()

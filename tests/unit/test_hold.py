@@ -1,0 +1,37 @@
+import asyncio
+
+import pytest
+
+from task_activity_log.hold import Abandoned, Backoff, Hold
+
+
+def test_delays_double_up_to_the_most_and_are_jittered() -> None:
+    """Each delay lies between half a step and the whole of it; the steps are 1, 2, 4, 5, 5."""
+    backoff = Backoff(first=1, most=5)
+    delays = [backoff.delay() for _ in range(5)]
+    assert all(step / 2 <= delay <= step for delay, step in zip(delays, (1, 2, 4, 5, 5), strict=True))
+    backoff.reset()
+    assert backoff.delay() <= 1
+
+
+async def test_a_hold_shows_its_reason_until_released() -> None:
+    """Operators see why and since when."""
+    hold = Hold("store", Backoff(first=0.001))
+    assert hold.reason is None
+    await hold.wait("database down")
+    assert (hold.reason, hold.since is None) == ("database down", False)
+    await hold.wait("still down")
+    assert hold.reason == "still down"
+    assert hold.release() > 0
+    assert (hold.reason, hold.since) == (None, None)
+
+
+async def test_draining_ends_the_sleep_and_allows_one_more_try() -> None:
+    """A sleeper wakes at once; the next wait is refused."""
+    hold = Hold("store", Backoff(first=3600, most=3600))
+    sleeping = asyncio.create_task(hold.wait("database down"))
+    await asyncio.sleep(0)
+    hold.drain()
+    await asyncio.wait_for(sleeping, 5)
+    with pytest.raises(Abandoned):
+        await hold.wait("database down")
