@@ -1,0 +1,159 @@
+"""Stand-ins for the broker and the database, for tests of the worker alone.
+
+The store keeps the promises of the real one in memory; `tests/integration` holds the real one to the same tests.
+"""
+
+import asyncio
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Literal
+from uuid import UUID, uuid4
+
+from task_activity_log.batch import Waiting
+from task_activity_log.problem import Problem, Refused, Unavailable
+from task_activity_log.record import Applied, Outcome, StoredTaskActivityLog
+from task_activity_log.reply import Reply
+from task_activity_log.request import Request
+from task_activity_log.worker import Answer
+
+
+@dataclass(frozen=True, slots=True)
+class FakeDelivery:
+    """A delivery made of what a test says."""
+
+    body: bytes
+    message_id: str | None = None
+    content_type: str | None = "application/json"
+    content_encoding: str | None = None
+    correlation_id: str | None = None
+    reply_to: str | None = None
+    timestamp: int | None = None
+    headers: Mapping[str, object] = field(default_factory=dict)
+    unreadable: str | None = None
+
+
+def upsert(identifier: UUID | None = None, *, message_id: str | None = None, **fields: object) -> FakeDelivery:
+    """A delivery with a JSON record."""
+    body = json.dumps({"id": str(identifier or uuid4()), **fields}).encode()
+    return FakeDelivery(body, message_id=message_id or str(uuid4()))
+
+
+class FakeIntake:
+    """Gives out what it was given; knows what was accepted, in order."""
+
+    def __init__(self) -> None:
+        self.waiting: Waiting[FakeDelivery] = Waiting()
+        self.accepted: list[FakeDelivery] = []
+
+    def put(self, *deliveries: FakeDelivery) -> None:
+        for delivery in deliveries:
+            self.waiting.put(delivery)
+
+    async def take(self, most: int) -> list[FakeDelivery]:
+        return await self.waiting.take(most)
+
+    async def accept(self, deliveries: Sequence[FakeDelivery]) -> None:
+        self.accepted += deliveries
+
+
+class FakeStore:
+    """Rows in memory. `refuses` names subjects that it refuses; while `away` is set it is unavailable."""
+
+    def __init__(self) -> None:
+        self.rows: dict[UUID, StoredTaskActivityLog] = {}
+        self.inbox: set[UUID] = set()
+        self.waves: list[list[str | None]] = []
+        self.refuses: set[str] = set()
+        self.away: str | None = None
+        self.tried = asyncio.Event()
+        self._now = datetime(2026, 1, 1, tzinfo=UTC)
+
+    async def apply(self, wave: Sequence[Request[FakeDelivery]]) -> list[Applied]:
+        await asyncio.sleep(0)
+        self.tried.set()
+        if self.away is not None:
+            raise Unavailable(self.away)
+        self.waves.append([request.record.subject for request in wave])
+        if any(request.record.subject in self.refuses for request in wave):
+            raise Refused("23514")
+        return [self._apply(request) for request in wave]
+
+    def _apply(self, request: Request[FakeDelivery]) -> Applied:
+        before = self.rows.get(request.record.id)
+        if request.key in self.inbox:
+            return Applied(Outcome.DUPLICATE, before)
+        if request.key is not None:
+            self.inbox.add(request.key)
+        self._now += timedelta(microseconds=1)
+        row = StoredTaskActivityLog(**request.record.model_dump(), modified_dateutc=self._now)
+        self.rows[row.id] = row
+        return Applied(Outcome.UPDATED if before else Outcome.INSERTED, row)
+
+
+class FakeReplies:
+    """Keeps what was published, in order; while `away` is set it is unavailable."""
+
+    def __init__(self, log: list[str]) -> None:
+        self.published: list[Reply] = []
+        self.away: str | None = None
+        self.tried = asyncio.Event()
+        self._log = log
+
+    async def publish(self, replies: Sequence[Reply]) -> None:
+        await asyncio.sleep(0)
+        self.tried.set()
+        if self.away is not None:
+            raise Unavailable(self.away)
+        self._log.append("replies")
+        self.published += replies
+
+
+class FakeDeadLetters:
+    """Keeps what was rejected; while `away` is set it is unavailable."""
+
+    def __init__(self, log: list[str]) -> None:
+        self.kept: list[tuple[FakeDelivery, Problem]] = []
+        self.away: str | None = None
+        self._log = log
+
+    async def keep(self, rejected: Sequence[tuple[FakeDelivery, Problem]]) -> None:
+        await asyncio.sleep(0)
+        if self.away is not None:
+            raise Unavailable(self.away)
+        self._log.append("dead letters")
+        self.kept += rejected
+
+
+class FakeWatch:
+    """Counts what the worker tells; lets a test wait for a number of settled messages."""
+
+    def __init__(self, log: list[str]) -> None:
+        self.outcomes: list[str] = []
+        self.held_reasons: list[str] = []
+        self._log = log
+        self._changed = asyncio.Condition()
+        self._wakers: set[asyncio.Task[None]] = set()
+
+    def took(self, stage: Literal["decode", "store", "reply"], seconds: float) -> None:
+        assert seconds >= 0, stage
+
+    def answered(self, answers: Sequence[Answer[FakeDelivery]]) -> None:
+        self._log.append("settled")
+        self.outcomes += [str(answer.reply.outcome) for answer in answers]
+        waker = asyncio.ensure_future(self._wake())
+        self._wakers.add(waker)
+        waker.add_done_callback(self._wakers.discard)
+
+    def held(self, place: str, reason: str) -> None:
+        self.held_reasons.append(f"{place}: {reason}")
+
+    async def settled(self, count: int) -> None:
+        """Return once `count` messages are settled."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: len(self.outcomes) >= count)
+
+    async def _wake(self) -> None:
+        async with self._changed:
+            self._changed.notify_all()
