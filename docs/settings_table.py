@@ -1,0 +1,46 @@
+"""Writes the table of settings into README.md, between its markers; with --check only says whether it is current."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import Any, get_args
+
+from task_activity_log.settings import Settings, variable
+
+README = Path(__file__).parent.parent / "README.md"
+BEGIN, END = "<!-- settings: begin (make docs) -->", "<!-- settings: end -->"
+
+
+def table() -> str:
+    """The settings as a Markdown table."""
+    rows = ["| variable | default | what it does |", "| --- | --- | --- |"]
+    for name, field in Settings.model_fields.items():
+        default = "(needed)" if field.is_required() else f"`{_shown(field.default)}`"
+        choices = ", ".join(f"`{choice}`" for choice in get_args(field.annotation) if isinstance(choice, str))
+        text = f"{field.description} One of {choices}." if choices else field.description
+        rows.append(f"| `{variable(name)}` | {default} | {text} |")
+    return "\n".join(rows)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ",".join(value)
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def main() -> int:
+    """Rewrite the table, or check it."""
+    text = README.read_text(encoding="utf-8")
+    fresh = re.sub(f"{re.escape(BEGIN)}.*?{re.escape(END)}", f"{BEGIN}\n\n{table()}\n\n{END}", text, flags=re.DOTALL)
+    if "--check" in sys.argv:
+        if fresh != text:
+            sys.stderr.write("README.md: the table of settings is not current; run `make docs`\n")
+        return int(fresh != text)
+    README.write_text(fresh, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

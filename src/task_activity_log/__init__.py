@@ -1,0 +1,22 @@
+"""task-activity-log-worker: task_activity_log upserts from RabbitMQ into PostgreSQL, answered with the stored record.
+
+The house, from the ground up:
+
+record      the record as asked for and as stored                                pure
+problem     what can go wrong, named by what is done about it                    pure
+wire/       bytes to record and back, by media type                              pure
+request     delivery to request: media type, update mode, version, key           pure
+reply       outcome to reply: body and properties                                pure
+batch       take what is waiting; split into waves; halve
+hold        wait out an outage
+worker      the pipeline: take, decode, store, reply, settle. Start reading here
+store       PostgreSQL, with sql/ and migrations/
+broker/     RabbitMQ
+telemetry/  logs, metrics, health
+service     puts it together; signals, drain
+settings    all that can be set
+client      for publishers
+cli/        the commands
+"""
+
+__version__ = "0.1.0"

@@ -1,0 +1,1 @@
+"""What the worker shows: logs, metrics, and health over HTTP."""
