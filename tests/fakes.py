@@ -15,8 +15,8 @@ from task_activity_log.batch import Waiting
 from task_activity_log.problem import Problem, Refused, Unavailable
 from task_activity_log.record import Applied, Outcome, StoredTaskActivityLog
 from task_activity_log.reply import Reply
-from task_activity_log.request import Request
-from task_activity_log.worker import Answer
+from task_activity_log.request import Delivery, Request
+from task_activity_log.ports import Answer, D
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +32,7 @@ class FakeDelivery:
     timestamp: int | None = None
     headers: Mapping[str, object] = field(default_factory=dict)
     unreadable: str | None = None
+    attempts: int = 0
 
 
 def upsert(identifier: UUID | None = None, *, message_id: str | None = None, **fields: object) -> FakeDelivery:
@@ -46,16 +47,46 @@ class FakeIntake:
     def __init__(self) -> None:
         self.waiting: Waiting[FakeDelivery] = Waiting()
         self.accepted: list[FakeDelivery] = []
+        self.on_loan: list[FakeDelivery] = []
+        self.given_back: list[FakeDelivery] = []
+        self.paused_by: set[str] = set()
+        self.resumed = asyncio.Event()
 
     def put(self, *deliveries: FakeDelivery) -> None:
         for delivery in deliveries:
             self.waiting.put(delivery)
 
     async def take(self, most: int) -> list[FakeDelivery]:
-        return await self.waiting.take(most)
+        taken = await self.waiting.take(most)
+        self.on_loan += taken
+        return taken
+
+    def take_waiting(self, most: int) -> list[FakeDelivery]:
+        taken = self.waiting.take_waiting(most)
+        self.on_loan += taken
+        return taken
 
     async def accept(self, deliveries: Sequence[FakeDelivery]) -> None:
         self.accepted += deliveries
+        self.on_loan = [delivery for delivery in self.on_loan if delivery not in deliveries]
+
+    @property
+    def in_hand(self) -> int:
+        return len(self.on_loan) + len(self.waiting)
+
+    async def pause(self, by: str) -> None:
+        self.paused_by.add(by)
+
+    async def resume(self, by: str) -> None:
+        self.paused_by.discard(by)
+        self.resumed.set()
+
+    async def give_back(self, keep: FakeDelivery | None = None) -> int:
+        back = [delivery for delivery in self.on_loan if delivery is not keep]
+        self.given_back += back
+        self.waiting.clear()
+        self.on_loan = [] if keep is None else [keep]
+        return len(back)
 
 
 class FakeStore:
@@ -70,7 +101,7 @@ class FakeStore:
         self.tried = asyncio.Event()
         self._now = datetime(2026, 1, 1, tzinfo=UTC)
 
-    async def apply(self, wave: Sequence[Request[FakeDelivery]]) -> list[Applied]:
+    async def apply(self, wave: Sequence[Request[Delivery]]) -> list[Applied]:
         await asyncio.sleep(0)
         self.tried.set()
         if self.away is not None:
@@ -80,7 +111,13 @@ class FakeStore:
             raise Refused("23514")
         return [self._apply(request) for request in wave]
 
-    def _apply(self, request: Request[FakeDelivery]) -> Applied:
+    async def probe(self) -> None:
+        await asyncio.sleep(0)
+        self.tried.set()
+        if self.away is not None:
+            raise Unavailable(self.away)
+
+    def _apply(self, request: Request[Delivery]) -> Applied:
         before = self.rows.get(request.record.id)
         if request.key in self.inbox:
             return Applied(Outcome.DUPLICATE, before)
@@ -97,17 +134,20 @@ class FakeReplies:
 
     def __init__(self, log: list[str]) -> None:
         self.published: list[Reply] = []
+        self.refusing: set[str] = set()
         self.away: str | None = None
         self.tried = asyncio.Event()
         self._log = log
 
-    async def publish(self, replies: Sequence[Reply]) -> None:
+    async def publish(self, replies: Sequence[Reply]) -> list[Reply]:
         await asyncio.sleep(0)
         self.tried.set()
         if self.away is not None:
             raise Unavailable(self.away)
         self._log.append("replies")
-        self.published += replies
+        refused = [reply for reply in replies if reply.reply_to in self.refusing]
+        self.published += [reply for reply in replies if reply.reply_to not in self.refusing]
+        return refused
 
 
 class FakeDeadLetters:
@@ -139,7 +179,7 @@ class FakeWatch:
     def took(self, stage: Literal["decode", "store", "reply"], seconds: float) -> None:
         assert seconds >= 0, stage
 
-    def answered(self, answers: Sequence[Answer[FakeDelivery]]) -> None:
+    def answered(self, answers: Sequence[Answer[D]]) -> None:
         self._log.append("settled")
         self.outcomes += [str(answer.reply.outcome) for answer in answers]
         waker = asyncio.ensure_future(self._wake())

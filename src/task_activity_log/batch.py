@@ -7,9 +7,10 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Generic, TypeVar
 
-from task_activity_log.request import Request, UpdateMode
+from task_activity_log.request import Delivery, Request, UpdateMode
 
 Item = TypeVar("Item")
+D = TypeVar("D", bound=Delivery)
 
 
 class Waiting(Generic[Item]):
@@ -36,8 +37,10 @@ class Waiting(Generic[Item]):
         while not self._items and not self._closed:
             self._changed.clear()
             await self._changed.wait()
-        if self._closed:
-            return []
+        return [] if self._closed else self.take_waiting(most)
+
+    def take_waiting(self, most: int) -> list[Item]:
+        """What is there now, at most `most`; empty if that is nothing."""
         if len(self._items) <= most:
             items = list(self._items)
             self._items.clear()
@@ -54,12 +57,12 @@ class Waiting(Generic[Item]):
         self._changed.set()
 
 
-def waves(requests: Sequence[Request]) -> list[list[Request]]:
+def waves(requests: Sequence[Request[D]]) -> list[list[Request[D]]]:
     """Split a batch into waves: each holds an id once and one update mode, and an id's requests stay in order.
 
     One statement can neither touch a row twice (SQLSTATE 21000) nor both replace and merge.
     """
-    split: list[tuple[UpdateMode, list[Request]]] = []
+    split: list[tuple[UpdateMode, list[Request[D]]]] = []
     earliest: dict[object, int] = {}
     for request in requests:
         index = earliest.get(request.record.id, 0)
@@ -72,7 +75,7 @@ def waves(requests: Sequence[Request]) -> list[list[Request]]:
     return [wave for _, wave in split]
 
 
-def halve(wave: Sequence[Request]) -> tuple[Sequence[Request], Sequence[Request]]:
+def halve(wave: Sequence[Request[D]]) -> tuple[Sequence[Request[D]], Sequence[Request[D]]]:
     """The two halves of a wave of at least two: a guilty row among n is found in O(log n) statements."""
     middle = len(wave) // 2
     return wave[:middle], wave[middle:]

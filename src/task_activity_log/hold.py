@@ -44,6 +44,11 @@ class Hold:
         self._backoff = backoff or Backoff()
         self._draining = asyncio.Event()
 
+    @property
+    def seconds(self) -> float:
+        """How long we have been holding."""
+        return 0.0 if self.since is None else time.monotonic() - self.since
+
     async def wait(self, reason: str) -> None:
         """Begin or go on holding for `reason`, and sleep until the next try.
 
@@ -61,7 +66,7 @@ class Hold:
 
     def release(self) -> float:
         """The work went through: stop holding. Returns the seconds held."""
-        held = 0.0 if self.since is None else time.monotonic() - self.since
+        held = self.seconds
         self.reason = self.since = None
         self._backoff.reset()
         return held

@@ -6,7 +6,6 @@ import asyncio
 import gc
 import signal
 import time
-from collections.abc import Coroutine
 from contextlib import suppress
 from datetime import timedelta
 from typing import Any
@@ -14,13 +13,14 @@ from typing import Any
 import structlog
 
 from task_activity_log import __version__
+from task_activity_log.broker.consumer import RabbitDelivery
 from task_activity_log.broker.dead_letters import DeadLetters
-from task_activity_log.broker.intake import Intake, RabbitDelivery
+from task_activity_log.broker.intake import Intake
 from task_activity_log.broker.link import LinkOptions
 from task_activity_log.broker.publisher import Publisher
 from task_activity_log.broker.replies import Replies
 from task_activity_log.broker.topology import Topology
-from task_activity_log.hold import Abandoned, Hold
+from task_activity_log.hold import Hold
 from task_activity_log.problem import Unavailable
 from task_activity_log.request import Rules, UpdateMode
 from task_activity_log.settings import Settings
@@ -43,6 +43,7 @@ class Service:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._metrics = Metrics()
+        self._start_hold = Hold("start")
         topology = topology_of(settings)
         link = link_of(settings)
         self._store = store_of(settings)
@@ -56,6 +57,7 @@ class Service:
             topology,
             prefetch=settings.prefetch,
             declare_topology=settings.topology == "declare",
+            before_consuming=self._ready_to_consume,
             on_lost=lambda: self._metrics.connection_lost("intake"),
             on_late=self._metrics.settled_late,
         )
@@ -68,6 +70,7 @@ class Service:
                 topology,
                 reply_to_allowed=settings.reply_to_allowed,
                 also_to_exchange=settings.replies == "both",
+                give_up_seconds=settings.reply_give_up_seconds,
                 on_given_up=self._metrics.reply_given_up,
             ),
             watch=self._metrics,
@@ -79,15 +82,22 @@ class Service:
             ),
             batch_max=settings.batch_max,
             nulls=settings.nulls,
+            hold_limit_seconds=settings.hold_limit_seconds,
+            poison_from=settings.poison_from,
         )
-        self._start_hold = Hold("start")
         self._draining = asyncio.Event()
+        self._metrics.gauge("consuming", "1 while a consumer is registered.", lambda: self._intake.consuming)
         self._metrics.gauge("in_hand", "Deliveries that are not settled.", lambda: self._intake.in_hand)
         self._metrics.gauge("holding", "1 while an outage is waited out.", lambda: bool(self._hold_reason))
 
     @property
     def _hold_reason(self) -> str | None:
-        return self._start_hold.reason or self._worker.hold_reason
+        blocked = self._publisher.blocked
+        return (
+            self._start_hold.reason
+            or self._worker.hold_reason
+            or (None if blocked is None else f"the broker blocks publishers: {blocked}")
+        )
 
     def drain(self) -> None:
         """Begin to stop: take nothing more, finish what is under way."""
@@ -126,14 +136,11 @@ class Service:
             log.info("stopped")
 
     async def _work(self, background: list[asyncio.Task[None]]) -> None:
-        if not await self._before_drain(self._open_store()):
-            return
-        background.append(asyncio.create_task(self._publisher.run(), name="publisher"))
-        background.append(asyncio.create_task(self._trim_inbox(), name="trim"))
-        # Nothing is taken before its reply could be published.
-        if not await self._before_drain(self._publisher.wait_connected()):
-            return
-        background.append(asyncio.create_task(self._intake.run(), name="intake"))
+        background += [
+            asyncio.create_task(self._publisher.run(), name="publisher"),
+            asyncio.create_task(self._intake.run(), name="intake"),
+            asyncio.create_task(self._trim_inbox(), name="trim"),
+        ]
         working = asyncio.create_task(self._worker.run(), name="worker")
         draining = asyncio.create_task(self._draining.wait())
         done, _ = await asyncio.wait({working, draining, *background}, return_when=asyncio.FIRST_COMPLETED)
@@ -155,32 +162,20 @@ class Service:
             with suppress(asyncio.CancelledError):
                 await working
 
-    async def _before_drain(self, step: Coroutine[Any, Any, object]) -> bool:
-        """Run a step of the start; False when a drain cut it short."""
-        doing = asyncio.ensure_future(step)
-        draining = asyncio.create_task(self._draining.wait())
-        await asyncio.wait({doing, draining}, return_when=asyncio.FIRST_COMPLETED)
-        draining.cancel()
-        if not doing.done():
-            doing.cancel()
-            await asyncio.wait({doing})
-            return False
-        doing.result()
-        return True
-
-    async def _open_store(self) -> None:
+    async def _ready_to_consume(self) -> None:
+        """Return once what is consumed could be stored and answered."""
         while True:
             try:
                 await self._store.open()
                 await self._store.probe()
+                break
             except Unavailable as error:
-                log.warning("database_unavailable", reason=error.reason)
-                with suppress(Abandoned):
-                    await self._start_hold.wait(error.reason)
-            else:
-                self._start_hold.release()
-                log.info("database_connected")
-                return
+                if error.reason != self._start_hold.reason:
+                    log.warning("database_unavailable", reason=error.reason)
+                await self._start_hold.wait(error.reason)
+        if self._start_hold.reason is not None:
+            log.info("database_available", seconds=round(self._start_hold.release(), 3))
+        await self._publisher.wait_connected()
 
     async def _trim_inbox(self) -> None:
         keep = timedelta(seconds=self._settings.inbox_keep_seconds)

@@ -136,6 +136,17 @@ class Settings(BaseModel):
     database_statement_cache: Annotated[int, Field(ge=0)] = Field(
         100, description="Prepared statements kept per connection; 0 behind pgbouncer in transaction mode."
     )
+    hold_limit_seconds: Annotated[float, Field(gt=0, lt=1800)] = Field(
+        600.0,
+        description="How long an outage is waited out with messages in hand; then they are given back."
+        " Keep it below the broker's consumer timeout (30 minutes).",
+    )
+    reply_give_up_seconds: Annotated[float, Field(ge=0)] = Field(
+        30.0, description="How long a `reply_to` may refuse a reply before it is given up."
+    )
+    poison_from: Annotated[int, Field(ge=3, lt=20)] = Field(
+        10, description="Deliveries after which a message that may kill workers is rejected; below the broker's 20."
+    )
     inbox_keep_seconds: Annotated[float, Field(ge=60)] = Field(
         86_400.0, description="How long a message is remembered, so that its repeat is not applied again."
     )

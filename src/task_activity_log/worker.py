@@ -9,98 +9,34 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
-from typing import Generic, Literal, Protocol, TypeVar
+from functools import partial
+from typing import Generic, Literal, TypeVar
 
 import structlog
 
-from task_activity_log import reply, request
+from task_activity_log import reply
 from task_activity_log.batch import halve, waves
 from task_activity_log.hold import Abandoned, Hold
-from task_activity_log.problem import Code, Problem, Refused, Rejected, Unavailable
-from task_activity_log.record import Applied
-from task_activity_log.reply import Reply
-from task_activity_log.request import Delivery, Request, Rules
+from task_activity_log.ports import Answer, D, DeadLetters, Intake, Replies, Store, Watch
+from task_activity_log.problem import TIMEOUT, Code, Problem, Refused, Rejected, Unavailable
+from task_activity_log.record import Applied, Outcome
+from task_activity_log.request import Request, Rules, decode
+from task_activity_log.suspects import may_mention, part
 
 log = structlog.get_logger(__name__)
 
-D = TypeVar("D", bound=Delivery)
 T = TypeVar("T")
 
-
-@dataclass(frozen=True, slots=True)
-class Answer(Generic[D]):
-    """What is owed for one delivery before it may be acknowledged."""
-
-    delivery: D
-    reply: Reply
-    problem: Problem | None = None
-    """Why the message is dead-lettered; None when it is not."""
+_LAGGARD_SECONDS = 1.0
+"""How often a reply that only its `reply_to` refuses is tried again, when there is no other work."""
 
 
-class Intake(Protocol[D]):
-    """Where deliveries come from and are settled."""
-
-    async def take(self, most: int) -> list[D]:
-        """The next batch, in the order delivered; empty when the worker drains."""
-        ...
-
-    async def accept(self, deliveries: Sequence[D]) -> None:
-        """Acknowledge. Never fails: what is too late comes again."""
-        ...
+class _StoodDown(Exception):
+    """The outage lasted longer than the hold limit: what was in hand has been given back."""
 
 
-class Store(Protocol):
-    """Where records are kept."""
-
-    async def apply(self, wave: Sequence[Request]) -> list[Applied]:
-        """Write a wave and say what became of each of its requests, in order.
-
-        Raises:
-            Refused: something in the wave is not acceptable to the database.
-            Unavailable: the database is away.
-        """
-        ...
-
-
-class Replies(Protocol):
-    """Where replies go."""
-
-    async def publish(self, replies: Sequence[Reply]) -> None:
-        """Return when every reply is confirmed or given up.
-
-        Raises:
-            Unavailable: try them all again later.
-        """
-        ...
-
-
-class DeadLetters(Protocol[D]):
-    """Where rejected messages are kept."""
-
-    async def keep(self, rejected: Sequence[tuple[D, Problem]]) -> None:
-        """Return when a copy of every message is confirmed.
-
-        Raises:
-            Unavailable: try them all again later.
-        """
-        ...
-
-
-class Watch(Protocol):
-    """Who counts and times; see `telemetry`."""
-
-    def took(self, stage: Literal["decode", "store", "reply"], seconds: float) -> None:
-        """A stage of one batch took this long."""
-        ...
-
-    def answered(self, answers: Sequence[Answer[D]]) -> None:
-        """A batch was answered and settled."""
-        ...
-
-    def held(self, place: str, reason: str) -> None:
-        """Work at `place` failed for `reason` and will be tried again."""
-        ...
+class _TimedOut(Exception):
+    """A wave took too long on a database that is there: it is too big, or one of its rows is locked."""
 
 
 class Worker(Generic[D]):
@@ -117,6 +53,8 @@ class Worker(Generic[D]):
         rules: Rules,
         batch_max: int,
         nulls: Literal["emit", "omit"] = "emit",
+        hold_limit_seconds: float = 600.0,
+        poison_from: int = 10,
     ) -> None:
         self._intake = intake
         self._store = store
@@ -126,7 +64,10 @@ class Worker(Generic[D]):
         self._rules = rules
         self._batch_max = batch_max
         self._nulls = nulls
-        self._stored: asyncio.Queue[list[Answer[D]]] = asyncio.Queue(maxsize=1)
+        self._hold_limit = hold_limit_seconds
+        self._poison_from = poison_from
+        self._stored: asyncio.Queue[list[Answer[D]] | None] = asyncio.Queue(maxsize=1)
+        self._laggards: list[Answer[D]] = []
         self.store_hold = Hold("store")
         self.reply_hold = Hold("reply")
 
@@ -149,31 +90,55 @@ class Worker(Generic[D]):
     async def _store_batches(self) -> None:
         try:
             while batch := await self._intake.take(self._batch_max):
-                await self._stored.put(await self._answers(batch))
+                try:
+                    await self._store_batch(batch)
+                except _StoodDown:
+                    await self._until_done(self.store_hold, self._store.probe)
+                    await self._intake.resume("store")
         except Abandoned:
             log.info("batch_abandoned", stage="store")
-        await self._stored.put([])
+        await self._stored.put(None)
 
-    async def _answer_batches(self) -> None:
-        abandoned = False
-        while answers := await self._stored.get():
-            if abandoned:
-                continue
-            try:
-                await self._answer(answers)
-            except Abandoned:
-                # What follows is abandoned too: answers of one id must not overtake each other.
-                abandoned = True
-                log.info("batch_abandoned", stage="reply")
+    async def _store_batch(self, batch: Sequence[D]) -> None:
+        go_on, suspects = part(batch, self._poison_from)
+        if suspects and self._intake.in_hand > 1:
+            await self._try_alone(go_on, suspects)
+        else:
+            await self._store_all(batch)
 
-    async def _answers(self, batch: Sequence[D]) -> list[Answer[D]]:
-        """Decode and store a batch; what is owed for each of its deliveries."""
+    async def _try_alone(self, go_on: Sequence[D], suspects: list[D]) -> None:
+        """Settle everything else in hand, then try the first suspect with nothing else in hand."""
+        log.warning("suspect_tried_alone", suspects=len(suspects), attempts=suspects[0].attempts)
+        await self._intake.pause("suspect")
+        try:
+            while go_on:
+                await self._store_all(go_on, behind=suspects)
+                go_on, more = part(self._intake.take_waiting(self._batch_max), self._poison_from)
+                suspects += more
+            await self._stored.join()
+            await self._intake.give_back(keep=suspects[0])
+            await self._store_all(suspects[:1])
+            await self._stored.join()
+        finally:
+            await self._intake.resume("suspect")
+
+    async def _store_all(self, batch: Sequence[D], behind: Sequence[D] = ()) -> None:
+        """Decode and store a batch, and hand on what is owed for it.
+
+        Requests that must not overtake a suspect of the same record, `behind`, are left out: they are given back.
+        """
         requests, answers = self._decode(batch)
+        requests = [r for r in requests if not any(may_mention(suspect, r.record.id) for suspect in behind)]
         started = time.perf_counter()
+        stubborn: list[Request[D]] = []
         for wave in waves(requests):
-            answers += await self._apply(wave)
+            stuck = {request.record.id for request in stubborn}
+            answers += await self._apply([r for r in wave if r.record.id not in stuck], stubborn)
+            stubborn += [r for r in wave if r.record.id in stuck]
         self._watch.took("store", time.perf_counter() - started)
-        return answers
+        await self._stored.put(answers)
+        for request in stubborn:
+            await self._stored.put([await self._insist(request)])
 
     def _decode(self, batch: Sequence[D]) -> tuple[list[Request[D]], list[Answer[D]]]:
         started = time.perf_counter()
@@ -181,25 +146,88 @@ class Worker(Generic[D]):
         rejected: list[Answer[D]] = []
         for delivery in batch:
             try:
-                requests.append(request.decode(delivery, self._rules))
+                if delivery.attempts >= self._poison_from:
+                    raise Rejected(_POISON)
+                requests.append(decode(delivery, self._rules))
             except Rejected as error:
-                rejected.append(_reject(delivery, error.problem))
+                answer = reply.rejected(delivery, error.problem, self._rules.default_media_type)
+                rejected.append(Answer(delivery, answer, error.problem))
         self._watch.took("decode", time.perf_counter() - started)
         return requests, rejected
 
-    async def _apply(self, wave: Sequence[Request[D]]) -> list[Answer[D]]:
-        """Store a wave. A row that the database refuses is found by halving; its neighbours are stored."""
+    async def _apply(self, wave: Sequence[Request[D]], stubborn: list[Request[D]]) -> list[Answer[D]]:
+        """Store a wave, in ever smaller parts where it does not pass as a whole, and say what is owed.
+
+        A row that the database refuses is so found in O(log n) statements, and its neighbours are stored. A single one
+        that may pass later, or that may not be the row's fault, is added to `stubborn`.
+        """
+        answers: list[Answer[D]] = []
+        parts = [wave] if wave else []
+        while parts:
+            some = parts.pop()
+            try:
+                applied = await self._until_done(self.store_hold, partial(self._try_wave, some), stand_down=True)
+            except (Refused, _TimedOut) as error:
+                if len(some) > 1:
+                    parts += reversed(halve(some))
+                elif isinstance(error, Refused) and not error.doubtful:
+                    answers.append(_refused(some[0], error))
+                else:
+                    stubborn += some
+            else:
+                answers += map(self._owed, some, applied)
+        return answers
+
+    async def _try_wave(self, wave: Sequence[Request[D]]) -> list[Applied]:
         try:
-            applied = await self._until_done(self.store_hold, lambda: self._store.apply(wave))
-        except Refused as error:
-            if len(wave) == 1:
-                return [_reject(wave[0].delivery, _refused(error))]
-            first, second = halve(wave)
-            return await self._apply(first) + await self._apply(second)
-        return [
-            Answer(asked.delivery, reply.stored(asked, done, self._nulls))
-            for asked, done in zip(wave, applied, strict=True)
-        ]
+            return await self._store.apply(wave)
+        except Unavailable as outage:
+            if outage.reason != TIMEOUT:
+                raise
+            await self._store.probe()  # a database that does not answer this either is away, whatever the wave
+            raise _TimedOut from outage
+
+    async def _insist(self, request: Request[D]) -> Answer[D]:
+        """Store one request that did not pass alone: wait for it as long as it may pass, reject it when it is its fault."""
+        doubted = False
+        while True:
+            try:
+                attempt = partial(self._store.apply, [request])
+                [applied] = await self._until_done(self.store_hold, attempt, stand_down=True)
+            except Refused as error:
+                if doubted or not error.doubtful:
+                    return _refused(request, error)
+                doubted = True
+                # If we may not write at all, this says so and holds. If we may, it was the row twice.
+                await self._until_done(self.store_hold, self._store.probe, stand_down=True)
+            else:
+                return self._owed(request, applied)
+
+    def _owed(self, request: Request[D], applied: Applied) -> Answer[D]:
+        if applied.outcome is Outcome.REJECTED:
+            return _rejected(request, _UNREADABLE)
+        return Answer(request.delivery, reply.stored(request, applied, self._nulls))
+
+    async def _answer_batches(self) -> None:
+        abandoned = False
+        while (answers := await self._next_answers()) is not None:
+            try:
+                if not abandoned:
+                    await self._answer(answers)
+            except Abandoned:
+                # What follows is abandoned too: answers of one id must not overtake each other.
+                abandoned = True
+                log.info("batch_abandoned", stage="reply")
+            self._stored.task_done()
+
+    async def _next_answers(self) -> list[Answer[D]] | None:
+        """The answers of the next batch, of none when laggards are due, or None at the end."""
+        try:
+            async with asyncio.timeout(_LAGGARD_SECONDS if self._laggards else None):
+                return await self._stored.get()
+        except TimeoutError:
+            self._stored.put_nowait([])
+            return self._stored.get_nowait()
 
     async def _answer(self, answers: Sequence[Answer[D]]) -> None:
         """Keep the dead letters, publish the replies, acknowledge: who reads an answer finds all behind it."""
@@ -207,19 +235,28 @@ class Worker(Generic[D]):
         rejected = [(answer.delivery, answer.problem) for answer in answers if answer.problem is not None]
         if rejected:
             await self._until_done(self.reply_hold, lambda: self._dead_letters.keep(rejected))
-        replies = [answer.reply for answer in answers]
-        await self._until_done(self.reply_hold, lambda: self._replies.publish(replies))
-        await self._intake.accept([answer.delivery for answer in answers])
+        owed = [*self._laggards, *answers]
+        refused = await self._until_done(self.reply_hold, lambda: self._replies.publish([a.reply for a in owed]))
+        done = [answer for answer in owed if answer.reply not in refused] if refused else owed
+        self._laggards = [answer for answer in owed if answer.reply in refused] if refused else []
+        await self._intake.accept([answer.delivery for answer in done])
         self._watch.took("reply", time.perf_counter() - started)
-        self._watch.answered(answers)
-        log.info("batch", size=len(answers), **Counter(str(answer.reply.outcome) for answer in answers))
+        self._watch.answered(done)
+        if done:
+            log.info("batch", size=len(done), **Counter(str(answer.reply.outcome) for answer in done))
 
-    async def _until_done(self, hold: Hold, attempt: Callable[[], Awaitable[T]]) -> T:
+    async def _until_done(self, hold: Hold, attempt: Callable[[], Awaitable[T]], *, stand_down: bool = False) -> T:
         """Try until the outside lets us, backing off in between.
+
+        Past the hold limit everything in hand is given back, once, and nothing more is taken until it works again.
+        Replies go on being tried, as a repeat of one does no harm. A wave (`stand_down`) is not: it may have been
+        overtaken meanwhile.
 
         Raises:
             Abandoned: the worker drains and one last try has failed.
+            _StoodDown: the hold limit is over.
         """
+        given_back = False
         while True:
             try:
                 result = await attempt()
@@ -228,18 +265,37 @@ class Worker(Generic[D]):
                     log.warning("holding", place=hold.place, reason=error.reason)
                 self._watch.held(hold.place, error.reason)
                 await hold.wait(error.reason)
+                if hold.seconds > self._hold_limit and not given_back:
+                    given_back = True
+                    await self._intake.pause(hold.place)
+                    log.warning("stood_down", place=hold.place, given_back=await self._intake.give_back())
+                    if stand_down:
+                        raise _StoodDown from error
             else:
                 if hold.reason is not None:
                     log.info("hold_over", place=hold.place, seconds=round(hold.release(), 3))
+                if given_back:
+                    await self._intake.resume(hold.place)
                 return result
 
 
-def _reject(delivery: D, problem: Problem) -> Answer[D]:
-    return Answer(delivery, reply.rejected(delivery, problem), problem)
+_POISON = Problem(
+    Code.POISON_MESSAGE,
+    "This message was delivered again and again without being settled: workers may have died of it. It is not tried"
+    " any more.",
+)
 
 
-def _refused(error: Refused) -> Problem:
-    return Problem(
-        Code.REFUSED_BY_DATABASE,
-        f"The database refuses this record (SQLSTATE {error.sqlstate}); correct it, or ask who runs the database.",
-    )
+_UNREADABLE = Problem(
+    Code.UNREADABLE_RECORD,
+    "The record was stored, but the row now holds values that cannot be answered; ask who else writes to the table.",
+)
+
+
+def _rejected(request: Request[D], problem: Problem) -> Answer[D]:
+    return Answer(request.delivery, reply.rejected(request, problem), problem)
+
+
+def _refused(request: Request[D], error: Refused) -> Answer[D]:
+    detail = f"The database refuses this record (SQLSTATE {error.sqlstate}); correct it, or ask who runs the database."
+    return _rejected(request, Problem(Code.REFUSED_BY_DATABASE, detail))

@@ -108,7 +108,7 @@ async def test_the_main_job(amqp_url: str, empty_database_url: str, tmp_path: Pa
     async with running({"AMQP_URL": amqp_url, "DATABASE_URL": empty_database_url}) as process:
         await process.ready()
         assert await process.get("/readyz") == (200, "ok\n")
-        samples = (str(SAMPLES / "request.json"), str(SAMPLES / "request.xml"))
+        samples = (str(SAMPLES / "record.json"), str(SAMPLES / "record.xml"))
         code, out, err = await command("publish", *samples, str(bad), AMQP_URL=amqp_url)
         assert code == 3, err
         stored, updated, problem = sorted(out.splitlines(), key=lambda line: ("problem" in line, line[0] == "<"))

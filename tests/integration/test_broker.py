@@ -8,14 +8,16 @@ from dataclasses import replace
 import aio_pika
 import pytest
 from aio_pika.abc import AbstractChannel
+from yarl import URL
 
+from task_activity_log.broker.consumer import RabbitDelivery
 from task_activity_log.broker.dead_letters import DeadLetters
 from task_activity_log.broker.intake import Intake
 from task_activity_log.broker.link import LinkOptions
 from task_activity_log.broker.properties import Properties
 from task_activity_log.broker.publisher import Fate, Outgoing, Publisher
 from task_activity_log.broker.replies import Replies
-from task_activity_log.broker.topology import Topology
+from task_activity_log.broker.topology import Topology, declare
 from task_activity_log.problem import Code, Problem, Unavailable
 from task_activity_log.record import Outcome
 from task_activity_log.reply import Reply
@@ -130,28 +132,40 @@ async def test_batches_arrive_in_order_and_are_accepted_together(amqp_url: str, 
             await intake.accept(batch)
         assert taken == [b"%d" % number for number in range(1000)]
         assert intake.in_hand == 0
-    assert await waiting_in(driver, TOPOLOGY.requests_queue) == 0
+    await until_waiting(driver, TOPOLOGY.requests_queue, 0)
 
 
-async def waiting_in(channel: AbstractChannel, queue: str) -> int:
-    return (await channel.declare_queue(queue, passive=True)).declaration_result.message_count or 0
+async def prove(intake: Intake, publisher: Publisher) -> None:
+    """Settle one message: from then on the consumer has its full prefetch."""
+    await publisher.publish([to_requests(b"first")])
+    await intake.accept(await intake.take(1))
+
+
+async def until_waiting(channel: AbstractChannel, queue: str, count: int) -> None:
+    """Return once that many messages are ready in a queue: a quorum queue counts some milliseconds behind."""
+    async with asyncio.timeout(10):
+        while (await channel.declare_queue(queue, passive=True)).declaration_result.message_count != count:
+            pass
 
 
 async def test_accepting_out_of_order_leaves_the_others(amqp_url: str) -> None:
     """Acknowledging the second of three must not acknowledge the first with it."""
     async with publishing(amqp_url) as publisher:
         async with consuming(amqp_url) as intake:
+            await prove(intake, publisher)
             await publisher.publish([to_requests(b"a"), to_requests(b"b"), to_requests(b"c")])
             taken = await take_all(intake, 3)
             await intake.accept(taken[1:2])
             await intake.stop()
             assert await intake.give_back() == 2
         async with consuming(amqp_url) as intake:
-            assert sorted(delivery.body for delivery in await take_all(intake, 2)) == [b"a", b"c"]
+            first = await intake.take(1)
+            await intake.accept(first)
+            assert [delivery.body for delivery in (*first, *await intake.take(1))] == [b"a", b"c"]
 
 
-async def take_all(intake: Intake, count: int) -> list[object]:
-    taken: list[object] = []
+async def take_all(intake: Intake, count: int) -> list[RabbitDelivery]:
+    taken: list[RabbitDelivery] = []
     while len(taken) < count:
         taken += await intake.take(count - len(taken))
     return taken
@@ -160,13 +174,97 @@ async def take_all(intake: Intake, count: int) -> list[object]:
 async def test_stopping_gives_back_what_was_not_begun(amqp_url: str, driver: AbstractChannel) -> None:
     """After stop and give_back every message that was not accepted is in the queue again."""
     async with publishing(amqp_url) as publisher, consuming(amqp_url) as intake:
+        await prove(intake, publisher)
         await publisher.publish([to_requests(b"%d" % number) for number in range(10)])
         begun = await take_all(intake, 4)
         await intake.stop()
         assert await intake.take(10) == []
         await intake.accept(begun)
         assert await intake.give_back() == 6
-        assert await waiting_in(driver, TOPOLOGY.requests_queue) == 6
+        await until_waiting(driver, TOPOLOGY.requests_queue, 6)
+
+
+async def test_a_new_consumer_has_one_message_in_hand_until_one_is_settled(amqp_url: str) -> None:
+    """If the first message kills the process, no other was in hand and none counts a failed delivery."""
+    async with publishing(amqp_url) as publisher, consuming(amqp_url, prefetch=50) as intake:
+        await publisher.publish([to_requests(b"%d" % number) for number in range(100)])
+        first = await intake.take(100)
+        assert (len(first), intake.in_hand) == (1, 1)
+        await intake.accept(first)
+        await take_all(intake, 50)
+        assert 50 <= intake.in_hand <= 51  # the old consumer may have been sent one more before it was cancelled
+
+
+async def test_a_suspicious_message_does_not_prove_the_consumer(amqp_url: str) -> None:
+    """Settling one that was twice in lost hands says nothing about the next: still one at a time."""
+    async with publishing(amqp_url) as publisher:
+        async with await aio_pika.connect(amqp_url) as connection:
+            await declare(connection, TOPOLOGY)
+        await publisher.publish([to_requests(b"%d" % number) for number in range(3)])
+        for _ in range(2):
+            async with consuming(amqp_url) as intake:
+                await intake.take(1)
+        async with consuming(amqp_url, prefetch=50) as intake:
+            (suspect,) = await intake.take(1)
+            assert (suspect.body, suspect.attempts) == (b"0", 2)
+            await intake.accept([suspect])
+            await intake.take(1)
+            assert intake.in_hand == 1
+
+
+async def test_pausing_lets_nothing_come_and_resuming_begins_with_one(amqp_url: str, driver: AbstractChannel) -> None:
+    """What is kept in hand stays, the others go back, and nothing comes before everybody has resumed."""
+    async with publishing(amqp_url) as publisher, consuming(amqp_url) as intake:
+        await prove(intake, publisher)
+        await publisher.publish([to_requests(b"%d" % number) for number in range(5)])
+        kept, *_ = await take_all(intake, 5)
+        await intake.pause("store")
+        await intake.pause("reply")
+        assert await intake.give_back(keep=kept) == 4
+        assert intake.in_hand == 1
+        await intake.resume("store")
+        assert not intake.consuming
+        await until_waiting(driver, TOPOLOGY.requests_queue, 4)
+        await intake.accept([kept])
+        await intake.resume("reply")
+        assert [delivery.body for delivery in await intake.take(10)] == [b"1"]
+
+
+async def test_accepting_what_was_given_back_is_late(amqp_url: str) -> None:
+    """An unknown tag would close the channel: it is not sent."""
+    late: list[int] = []
+    intake = Intake(LinkOptions(amqp_url), TOPOLOGY, prefetch=10, on_late=late.append)
+    task = asyncio.create_task(intake.run())
+    await intake.wait_consuming()
+    async with publishing(amqp_url) as publisher:
+        await publisher.publish([to_requests(b"x")])
+        taken = await intake.take(1)
+        await intake.pause("store")
+        await intake.give_back()
+        await intake.accept(taken)
+        assert late == [1]
+        await intake.resume("store")
+        await intake.accept(await intake.take(1))
+        assert intake.in_hand == 0
+    task.cancel()
+    await asyncio.wait({task})
+
+
+async def test_nothing_is_consumed_before_the_gate_opens(amqp_url: str) -> None:
+    """While the database is away no consumer is registered: restarts in an outage burn no delivery counts."""
+    gate = asyncio.Event()
+    intake = Intake(LinkOptions(amqp_url), TOPOLOGY, prefetch=10, before_consuming=gate.wait)
+    task = asyncio.create_task(intake.run())
+    async with publishing(amqp_url) as publisher:
+        while intake.connected_since is None:
+            await asyncio.sleep(0.01)
+        assert not intake.consuming
+        gate.set()
+        await intake.wait_consuming()
+        await publisher.publish([to_requests(b"x")])
+        assert [delivery.attempts for delivery in await intake.take(1)] == [0]
+    task.cancel()
+    await asyncio.wait({task})
 
 
 async def test_a_cancelled_consumer_consumes_again(amqp_url: str, driver: AbstractChannel) -> None:
@@ -306,6 +404,7 @@ async def test_replies_without_a_queue_are_held(amqp_url: str, driver: AbstractC
 
 async def test_a_dead_letter_is_the_original_with_the_reason(amqp_url: str, driver: AbstractChannel) -> None:
     """Body, properties and headers are kept; what the broker would act on is moved aside; the reason is added."""
+    user = URL(amqp_url).user
     async with consuming(amqp_url) as intake, publishing(amqp_url) as publisher:
         exchange = await driver.get_exchange(TOPOLOGY.requests_exchange)
         await exchange.publish(
@@ -314,7 +413,7 @@ async def test_a_dead_letter_is_the_original_with_the_reason(amqp_url: str, driv
                 content_type="text/plain",
                 message_id="m",
                 reply_to="r",
-                user_id="guest",
+                user_id=user,
                 expiration=60,
                 priority=3,
                 headers={"mine": 1, "BCC": ["elsewhere"], "x-error-code": "old", "x-first-seen": "earlier"},
@@ -333,7 +432,7 @@ async def test_a_dead_letter_is_the_original_with_the_reason(amqp_url: str, driv
         "mine": 1,
         "x-error-code": "unsupported_media_type",
         "x-error-detail": "é" * 500,
-        "x-original-user-id": "guest",
+        "x-original-user-id": user,
         "x-original-expiration": "60000",
         "x-first-seen": "earlier",
     }

@@ -13,7 +13,7 @@ from tests.fakes import FakeDelivery
 def request(number: int, mode: UpdateMode = UpdateMode.REPLACE) -> Request[FakeDelivery]:
     return Request(
         delivery=FakeDelivery(b""),
-        record=TaskActivityLog(id=UUID(int=number)),
+        record=TaskActivityLog(id=UUID(int=number + 1)),
         media_type="application/json",
         mode=mode,
         version=None,

@@ -2,7 +2,8 @@
 
 link            one connection: opened, watched, rebuilt as a whole
 topology        queues and exchanges: declared or checked
-intake          deliveries in, and how they are settled
+intake          deliveries in, at the pace that is safe
+consumer        one channel: what is out on loan, and how it is settled
 publisher       confirmed publishing in batches
 replies         where each reply goes, and what becomes of one that cannot be placed
 dead_letters    a copy of each rejected message, with the reason

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 from pamqp import decode
 
-from task_activity_log.broker.intake import RabbitDelivery
+from task_activity_log.broker.consumer import RabbitDelivery
 from task_activity_log.broker.properties import Properties, encode_header, raw_headers
 from task_activity_log.broker.publisher import Fate, Outgoing, Publisher
 from task_activity_log.broker.replies import PERSISTENT

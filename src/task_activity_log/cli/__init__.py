@@ -97,9 +97,11 @@ def publish(
     Exits 3 when some were rejected.
     """
     settings = _settings("amqp_url")
-    from task_activity_log.cli import publish as command
+    from task_activity_log.cli.publish import publish_files
+    from task_activity_log.telemetry.logs import quiet_drivers
 
-    sys.exit(command.publish(files, settings, timeout))
+    quiet_drivers()
+    sys.exit(publish_files(files, settings, timeout))
 
 
 def _settings(*needed: str) -> Settings:

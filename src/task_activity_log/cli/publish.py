@@ -20,7 +20,7 @@ class UnreadableFile(Exception):
     """A file holds no records that could be sent; the text is one line with file, line and reason."""
 
 
-def publish(files: Sequence[Path], settings: Settings, timeout_seconds: float) -> int:
+def publish_files(files: Sequence[Path], settings: Settings, timeout_seconds: float) -> int:
     """Publish what the files hold, print the replies, return the exit code. Nothing is sent from an unreadable file."""
     upserts: list[Upsert] = []
     code = DONE

@@ -27,6 +27,10 @@ def configure(log_format: Literal["auto", "json", "console"], level: str) -> Non
         logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
         cache_logger_on_first_use=True,
     )
-    # The drivers log what they also raise, with URLs and frames in it. We tell what we were told.
+    quiet_drivers()
+
+
+def quiet_drivers() -> None:
+    """Drivers log what they also raise, with URLs and frames in it; we tell what we were told."""
     for name in ("aiormq", "aio_pika", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)

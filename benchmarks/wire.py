@@ -1,0 +1,118 @@
+"""What the wire costs beside bare pydantic: `python -m benchmarks.wire`.
+
+One message is a request decoded (body to Request: media type, charset, duplicates, key) and a stored record encoded. Bare
+pydantic is `model_validate_json` and `model_dump_json` of a plain model with the same twelve members. All take turns in
+one run, and the fastest of many rounds counts: on a shared machine the slower ones measure the neighbours.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+from uuid import UUID
+
+from pydantic import BaseModel
+
+from task_activity_log import reply, request, wire
+from task_activity_log.record import Applied, Outcome, StoredTaskActivityLog
+
+ROUNDS = 60
+CALLS = 500
+
+JSON = b"""{
+  "id": "9652e68c-7b6d-4598-bbbd-4e933126c994",
+  "task_id": "ec77bdfe-882b-4254-84a2-979f5c2b20a9",
+  "task_activity_id": "881ec938-4044-4cfa-82f5-b684d9383c0d",
+  "user_id": "e11ce129-09c6-48a2-aa5f-d2473d0e2298",
+  "contact_id": "f4f88089-0053-4b7f-b228-7feb728fc541",
+  "subject": "sample string 6",
+  "description": "sample string 7",
+  "due_date": "2026-01-11T20:58:34.7203833+00:00",
+  "is_closed": true,
+  "date_closed": "2026-01-11T20:58:34.7203833+00:00",
+  "reference_back_office": "sample string 11",
+  "modified_dateutc": "2026-01-11T20:58:34.7203833+00:00"
+}"""
+
+
+class Plain(BaseModel):
+    """The same record, with pydantic's own ideas of uuids and dates."""
+
+    id: UUID
+    task_id: UUID | None = None
+    task_activity_id: UUID | None = None
+    user_id: UUID | None = None
+    contact_id: UUID | None = None
+    subject: str | None = None
+    description: str | None = None
+    due_date: datetime | None = None
+    is_closed: bool | None = None
+    date_closed: datetime | None = None
+    reference_back_office: str | None = None
+    modified_dateutc: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """A delivery of the usual sort."""
+
+    body: bytes
+    content_type: str | None
+    content_encoding: str | None = None
+    correlation_id: str | None = "4d0c9b0e-7ad5-4a39-8d5c-5c3c0a2a77d1"
+    reply_to: str | None = None
+    message_id: str | None = "0b0a0a5e-3d5c-4f0a-9c83-3f8f6e7f4a10"
+    headers: dict[str, object] = field(default_factory=dict)
+    unreadable: str | None = None
+
+
+def best(tasks: dict[str, Callable[[], object]]) -> dict[str, float]:
+    """Microseconds a call of each task, the fastest of all rounds; the tasks take turns."""
+    fastest = dict.fromkeys(tasks, float("inf"))
+    for _ in range(ROUNDS):
+        for name, task in tasks.items():
+            started = time.perf_counter()
+            for _ in range(CALLS):
+                task()
+            fastest[name] = min(fastest[name], (time.perf_counter() - started) / CALLS * 1e6)
+    return fastest
+
+
+def main() -> None:
+    """Print the table."""
+    rules = request.Rules()
+    stored = wire.decode_stored(JSON, wire.JSON)
+    xml = wire.encode(stored, wire.XML).body.replace(b"><", b">\n  <").replace(b".720Z", b".7203833Z")
+    plain = Plain.model_validate_json(JSON)
+    sent = {
+        "JSON": Sent(JSON, "application/json"),
+        "JSON, names in other case": Sent(JSON.replace(b'"subject"', b'"Subject"'), "application/json"),
+        "XML": Sent(xml, "application/xml"),
+    }
+    row = dict(stored)
+    requests = {name: request.decode(delivery, rules) for name, delivery in sent.items()}
+    applied = Applied(Outcome.INSERTED, stored)
+    tasks: dict[str, Callable[[], object]] = {
+        "pydantic reads": lambda: Plain.model_validate_json(JSON),
+        "pydantic writes": plain.model_dump_json,
+        **{f"{name}: decode": lambda each=each: request.decode(each, rules) for name, each in sent.items()},  # type: ignore[misc]  # a default binds it
+        "JSON: encode": lambda: wire.encode(stored, wire.JSON),
+        "XML: encode": lambda: wire.encode(stored, wire.XML),
+        "JSON: reply": lambda: reply.stored(requests["JSON"], applied, "emit"),
+        "XML: reply": lambda: reply.stored(requests["XML"], applied, "emit"),
+        "record from a row": lambda: StoredTaskActivityLog.from_row(row),
+    }
+    took = best(tasks)
+    for name, microseconds in took.items():
+        print(f"{name:35} {microseconds:6.2f} µs")
+    bare = took["pydantic reads"] + took["pydantic writes"]
+    json = took["JSON: decode"] + took["JSON: encode"]
+    xml_both = took["XML: decode"] + took["XML: encode"]
+    print(f"\nJSON, decode and encode: {json:.1f} µs, {json / bare:.2f} × bare pydantic ({bare:.1f} µs)")
+    print(f"XML, decode and encode: {xml_both:.1f} µs, {xml_both / json:.2f} × JSON")
+
+
+if __name__ == "__main__":
+    main()

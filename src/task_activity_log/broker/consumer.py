@@ -1,0 +1,170 @@
+"""One channel that deliveries come through: what is out on loan, and how it is settled."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from itertools import takewhile
+
+import aiormq
+from aiormq.abc import DeliveredMessage
+
+from task_activity_log.batch import Waiting
+from task_activity_log.broker import properties
+from task_activity_log.broker.link import describe
+
+_CANCEL_SECONDS = 3.0
+
+
+class RabbitDelivery:
+    """A message on loan from RabbitMQ until it is settled; the worker's `Delivery`."""
+
+    __slots__ = ("_properties", "body", "consumer", "redelivered", "tag")
+
+    def __init__(self, consumer: Consumer, tag: int, redelivered: bool, header: bytes, body: bytes) -> None:
+        self.consumer = consumer
+        self.tag = tag
+        self.redelivered = redelivered
+        self.body = body
+        self._properties = properties.decode(header)
+
+    @property
+    def properties(self) -> properties.Properties:
+        """All that the message came with."""
+        return self._properties
+
+    @property
+    def content_type(self) -> str | None:
+        """AMQP property content_type."""
+        return self._properties.content_type
+
+    @property
+    def content_encoding(self) -> str | None:
+        """AMQP property content_encoding."""
+        return self._properties.content_encoding
+
+    @property
+    def correlation_id(self) -> str | None:
+        """AMQP property correlation_id."""
+        return self._properties.correlation_id
+
+    @property
+    def reply_to(self) -> str | None:
+        """AMQP property reply_to."""
+        return self._properties.reply_to
+
+    @property
+    def message_id(self) -> str | None:
+        """AMQP property message_id."""
+        return self._properties.message_id
+
+    @property
+    def timestamp(self) -> int | None:
+        """AMQP property timestamp, as sent: seconds, or milliseconds where it is above 2^32-1."""
+        return self._properties.timestamp
+
+    @property
+    def headers(self) -> Mapping[str, object]:
+        """AMQP headers."""
+        return self._properties.headers
+
+    @property
+    def attempts(self) -> int:
+        """How often the message was delivered before and not settled, as the broker counts; 0 where it does not."""
+        count = self._properties.headers.get("x-delivery-count")
+        return count if isinstance(count, int) else 0
+
+    @property
+    def unreadable(self) -> str | None:
+        """Which properties could not be decoded, in words; None when all could."""
+        return self._properties.unreadable
+
+
+class Consumer:
+    """Consumes one queue through one channel. Delivery tags, and so all loans, die with the channel."""
+
+    def __init__(self, channel: aiormq.abc.AbstractChannel, queue: str, waiting: Waiting[RabbitDelivery]) -> None:
+        self._channel = channel
+        self._queue = queue
+        self._waiting = waiting
+        self._on_loan: dict[int, None] = {}  # in the order delivered
+        self._tag: str | None = None
+        self._cancelled = asyncio.Event()
+        self.prefetch = 0
+        """How many may be on loan; 0 while not registered."""
+        self.closed = False
+        channel.on_consumer_cancel_callbacks.add(lambda _: self._cancelled.set())
+
+    @property
+    def in_hand(self) -> int:
+        """How many deliveries are not settled."""
+        return len(self._on_loan)
+
+    def deliver(self, tag: int, redelivered: bool, header: bytes, body: bytes) -> None:
+        """Take a delivery in. Called by the transport."""
+        if self.closed:
+            return
+        self._on_loan[tag] = None
+        self._waiting.put(RabbitDelivery(self, tag, redelivered, header, body))
+
+    async def register(self, prefetch: int) -> None:
+        """Consume with this prefetch, anew if need be: qos does not change a consumer that is there."""
+        await self.cancel()
+        await self._channel.basic_qos(prefetch_count=prefetch)
+        ok = await self._channel.basic_consume(self._queue, _taken_by_the_tap)
+        self._tag = ok.consumer_tag
+        self.prefetch = prefetch
+
+    async def cancel(self) -> None:
+        """Let the broker send nothing more."""
+        if self._tag is not None:
+            tag, self._tag, self.prefetch = self._tag, None, 0
+            await self._channel.basic_cancel(tag, timeout=_CANCEL_SECONDS)
+
+    async def accept(self, tags: Sequence[int]) -> int:
+        """Acknowledge: one frame where everything delivered before is settled too, a frame each otherwise.
+
+        Returns how many of them were still on loan; those given back meanwhile come again.
+        """
+        done = sorted(tag for tag in tags if tag in self._on_loan)
+        for tag in done:
+            del self._on_loan[tag]
+        oldest = next(iter(self._on_loan), None)
+        together = done if oldest is None else list(takewhile(oldest.__gt__, done))
+        if together:
+            await self._channel.basic_ack(together[-1], multiple=True, wait=False)
+        for tag in done[len(together) :]:
+            await self._channel.basic_ack(tag, wait=False)
+        return len(done)
+
+    async def give_back(self, keep: int | None = None) -> int:
+        """Return what is on loan to the queue, all with one frame, or all but one delivery; returns how many."""
+        back = [tag for tag in self._on_loan if tag != keep]
+        self._on_loan = {} if keep is None else {keep: None}
+        if back and keep is None:
+            await self._channel.basic_nack(back[-1], multiple=True, requeue=True)
+        elif back:
+            for tag in back:
+                await self._channel.basic_nack(tag, requeue=True, wait=False)
+        return len(back)
+
+    async def wait_lost(self) -> None:
+        """Return never; raise when the channel closes or the broker cancels the consumer.
+
+        Raises:
+            ConnectionError: with the reason.
+        """
+        cancelled = asyncio.ensure_future(self._cancelled.wait())
+        closing = self._channel.closing  # a lost connection closes its channels
+        try:
+            await asyncio.wait({cancelled, closing}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            cancelled.cancel()
+        if self._cancelled.is_set():
+            raise ConnectionError("the broker cancelled the consumer (was the queue deleted or moved?)")
+        error = None if closing.cancelled() else closing.exception()
+        raise ConnectionError("closed" if error is None else describe(error))
+
+
+async def _taken_by_the_tap(_: DeliveredMessage) -> None:
+    raise AssertionError("a delivery has passed the tap")

@@ -1,0 +1,134 @@
+"""Outcome → reply: what the asker is told, and under which properties (contract, section 6).
+
+Timestamp, app_id, delivery mode and trace context are the broker package's, as is where the reply goes in the end.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+from uuid import UUID, uuid4
+
+from task_activity_log import wire
+from task_activity_log.problem import Code, Problem, Rejected
+from task_activity_log.record import Applied, Outcome
+from task_activity_log.request import Delivery, Request, digest, message_id
+
+STORED: Final = "task_activity_log.stored"
+REJECTED: Final = "task_activity_log.rejected"
+
+_SHORT_STRING_MAX = 255
+_GONE = Problem(
+    Code.RECORD_GONE, "Send the record as a new message: this one was applied before, and its row was deleted since."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """The answer to one message. Every string fits an AMQP short string, or is None."""
+
+    outcome: Outcome
+    body: bytes
+    content_type: str
+    correlation_id: str | None
+    message_id: str
+    """The same for every repeat of a request that has a key, so that a subscriber can drop the copies."""
+    type: str
+    headers: dict[str, str]
+    """`x-outcome`; on a problem `x-error-code`; `x-replaced-characters` if XML could not hold some."""
+    reply_to: str | None
+    """Where the asker wants it; whether it goes there is the broker package's to say."""
+
+
+def stored(request: Request[Delivery], applied: Applied, nulls: wire.Nulls) -> Reply:
+    """The answer to a request that the database took, now or before: the record as it stood after it.
+
+    Without record (a duplicate whose row was deleted since) it is the problem `record_gone`. That is an answer only:
+    nothing is dead-lettered.
+    """
+    if applied.record is None:
+        return rejected(request, _GONE)
+    body, replaced = wire.encode(applied.record, request.media_type, nulls)
+    headers = {"x-outcome": applied.outcome.value}
+    if replaced:
+        headers["x-replaced-characters"] = ", ".join(replaced)
+    return _reply(
+        request.delivery,
+        outcome=applied.outcome,
+        headers=headers,
+        kind=STORED,
+        content_type=request.media_type,
+        body=body,
+        seed=_seed(request),
+    )
+
+
+def rejected(
+    source: Request[Delivery] | Delivery, problem: Problem, default_media_type: str | None = wire.JSON
+) -> Reply:
+    """The answer to a message that is rejected: the problem, in the message's own format where that is known.
+
+    `source` is the request, or the delivery when there is no request in it. `default_media_type` is what a message
+    without content type is (`Rules.default_media_type`).
+    """
+    if isinstance(source, Request):
+        delivery, name = source.delivery, source.media_type
+    else:
+        delivery, name = source, _media_type(source.content_type, default_media_type)
+    headers = {"x-outcome": Outcome.REJECTED.value, "x-error-code": problem.code.value}
+    return _reply(
+        delivery,
+        outcome=Outcome.REJECTED,
+        headers=headers,
+        kind=REJECTED,
+        content_type=wire.problem_type(name),
+        body=wire.encode_problem(problem, name),
+        seed=_seed(source),
+    )
+
+
+def _reply(
+    delivery: Delivery,
+    *,
+    outcome: Outcome,
+    headers: dict[str, str],
+    kind: str,
+    content_type: str,
+    body: bytes,
+    seed: bytes | None,
+) -> Reply:
+    return Reply(
+        outcome=outcome,
+        body=body,
+        content_type=content_type,
+        correlation_id=_short(delivery.correlation_id) or _short(message_id(delivery)),
+        message_id=str(uuid4() if seed is None else UUID(bytes=digest(seed, kind.rpartition(".")[2].encode()))),
+        type=kind,
+        headers=headers,
+        reply_to=_short(delivery.reply_to),
+    )
+
+
+def _seed(source: Request[Delivery] | Delivery) -> bytes | None:
+    """What the reply's message_id is made of, the same for each repeat; None when repeats cannot be told."""
+    if isinstance(source, Request):
+        return source.key.bytes if source.key else None
+    message = message_id(source)
+    return None if message is None else digest(message.encode("utf-8", "surrogatepass"), source.body)
+
+
+def _media_type(content_type: str | None, default: str | None) -> str:
+    try:
+        return wire.media_type(content_type, default).name
+    except Rejected:
+        return wire.JSON
+
+
+def _short(text: str | None) -> str | None:
+    """The text if AMQP has a form for it as a short string: a header can be longer, lenient decoding adds bytes."""
+    if not text:
+        return None
+    try:
+        return text if len(text.encode()) <= _SHORT_STRING_MAX else None
+    except UnicodeEncodeError:
+        return None

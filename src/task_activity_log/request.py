@@ -1,0 +1,188 @@
+"""Delivery → request: media type, update mode, version and key of a message, and the record in it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from hashlib import sha256
+from typing import Final, Generic, NoReturn, Protocol, TypeVar
+from uuid import UUID
+
+from task_activity_log import wire
+from task_activity_log.problem import Code, Problem, Rejected
+from task_activity_log.record import TaskActivityLog
+
+
+class Delivery(Protocol):
+    """An AMQP message on loan until it is settled. Strings are None where the property is absent."""
+
+    @property
+    def body(self) -> bytes:
+        """The payload, as it was sent."""
+
+    @property
+    def content_type(self) -> str | None:
+        """Media type and charset, as the publisher named them."""
+
+    @property
+    def content_encoding(self) -> str | None:
+        """How the body is packed; some put the charset here."""
+
+    @property
+    def correlation_id(self) -> str | None:
+        """What the publisher knows its request by."""
+
+    @property
+    def reply_to(self) -> str | None:
+        """The queue that the publisher wants the reply in."""
+
+    @property
+    def message_id(self) -> str | None:
+        """What the publisher calls the message; the same each time that it sends it."""
+
+    @property
+    def headers(self) -> Mapping[str, object]:
+        """The AMQP headers; empty when there are none."""
+
+    @property
+    def timestamp(self) -> int | None:
+        """When the publisher says it sent it: seconds, or milliseconds where it is above 2^32-1."""
+
+    @property
+    def attempts(self) -> int:
+        """How often it was delivered before and not settled; 0 where the broker does not count."""
+
+    @property
+    def unreadable(self) -> str | None:
+        """Which properties could not be decoded, in words; None when all could."""
+
+
+class UpdateMode(StrEnum):
+    """What an absent field means: null (`replace`) or the stored value (`merge`)."""
+
+    REPLACE = "replace"
+    MERGE = "merge"
+
+
+D = TypeVar("D", bound=Delivery)
+D_co = TypeVar("D_co", bound=Delivery, covariant=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Request(Generic[D_co]):
+    """A decoded delivery."""
+
+    delivery: D_co
+    record: TaskActivityLog
+    media_type: str
+    """Bare media type of the request, lower case; its reply has the same."""
+    mode: UpdateMode
+    version: int | None
+    """`x-version`: applied only if higher than every one applied before to this id."""
+    key: UUID | None
+    """Request key: what the inbox remembers. None: applied each time it comes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What an operator may set about requests."""
+
+    body_limit: int = 262_144
+    """Bytes; a longer body is rejected."""
+    default_media_type: str | None = wire.JSON
+    """What a message without content type is; None: such a message is rejected."""
+    naive_dates: wire.NaiveDates = "utc"
+    """What a date without offset is."""
+    update_mode: UpdateMode = UpdateMode.REPLACE
+    """The mode of a message without `x-update-mode`."""
+
+
+def decode(delivery: D, rules: Rules) -> Request[D]:
+    """The request in a delivery. Raises `Rejected` and nothing else, whatever was sent.
+
+    The first check that fails gives the code: properties, media type, size, content encoding, charset, empty, bytes,
+    syntax, root, duplicates, headers, fields (contract, section 2).
+    """
+    if delivery.unreadable is not None:
+        _reject(Code.INVALID_PROPERTIES, f"Send properties and headers that AMQP can hold: {delivery.unreadable}.")
+    media = wire.media_type(delivery.content_type, rules.default_media_type)
+    body = delivery.body
+    if len(body) > rules.body_limit:
+        _reject(Code.BODY_TOO_LARGE, f"Send at most {rules.body_limit} bytes in one message.")
+    if (delivery.content_encoding or "").strip().lower() not in _ENCODINGS:
+        _reject(Code.UNSUPPORTED_ENCODING, "Send the body as it is, neither compressed nor otherwise encoded.")
+    text = wire.text(body, media)
+    try:
+        record = wire.decode(text, media.name, rules.naive_dates)
+    except wire.InvalidFields:
+        _directives(delivery.headers, rules)  # which come before the fields: a bad one gives the code
+        raise
+    mode, version = _directives(delivery.headers, rules)
+    message = message_id(delivery)
+    key = None if message is None or _names(message, record.id) else _key(message, mode, version, body)
+    return Request(delivery, record, media.name, mode, version, key)
+
+
+def message_id(delivery: Delivery) -> str | None:
+    """What the publisher calls the message: the property or, where it is absent or empty, the header `MessageId`."""
+    return delivery.message_id or _text(delivery.headers.get("MessageId")) or None
+
+
+def digest(*parts: bytes) -> bytes:
+    """The first 16 bytes of SHA-256 over the parts, each after its length as 8 bytes, big-endian."""
+    return sha256(b"".join([piece for part in parts for piece in (len(part).to_bytes(8, "big"), part)])).digest()[:16]
+
+
+def _key(message: str, mode: UpdateMode, version: int | None, body: bytes) -> UUID:
+    """The request key (contract, section 7). It never changes between releases: the inbox remembers it."""
+    numeral = b"" if version is None else b"%d" % version
+    return UUID(bytes=digest(message.encode("utf-8", "surrogatepass"), mode.encode(), numeral, body))
+
+
+def _names(message: str, record: UUID) -> bool:
+    """Whether a message_id is the record's id in any form: an entity's name, not a message's."""
+    return message.strip(" \t\r\n{}()").replace("-", "").lower() == record.hex
+
+
+def _directives(headers: Mapping[str, object], rules: Rules) -> tuple[UpdateMode, int | None]:
+    """What the headers `x-update-mode` and `x-version` ask for. Raises `Rejected`."""
+    mode, version = headers.get("x-update-mode"), headers.get("x-version")
+    return (
+        rules.update_mode if mode is None else _update_mode(mode),
+        None if version is None else _version(version),
+    )
+
+
+def _update_mode(value: object) -> UpdateMode:
+    mode = _MODES.get(_text(value) or "")
+    if mode is None:
+        _reject(Code.UNSUPPORTED_UPDATE_MODE, f"Send x-update-mode as one of {', '.join(_MODES)}, or not at all.")
+    return mode
+
+
+def _version(value: object) -> int:
+    """A 64-bit integer or its decimal string; a boolean is neither, though Python takes it for a number."""
+    numeral = _text(value)
+    if numeral is not None and _NUMERAL.fullmatch(numeral):
+        value = int(numeral)
+    if not isinstance(value, int) or isinstance(value, bool) or not -(2**63) <= value < 2**63:
+        _reject(Code.INVALID_VERSION, "Send x-version as an integer of 64 bits or its decimal string.")
+    return value
+
+
+def _text(value: object) -> str | None:
+    """A header's string, which drivers hand over as bytes where it is a byte array; None for anything else."""
+    if isinstance(value, bytes | bytearray):
+        return value.decode("utf-8", "backslashreplace")
+    return value if isinstance(value, str) else None
+
+
+def _reject(code: Code, detail: str) -> NoReturn:
+    raise Rejected(Problem(code, detail))
+
+
+_ENCODINGS = frozenset({"", "identity", "utf-8"})  # kombu puts the charset there
+_MODES: Final = {mode.value: mode for mode in UpdateMode}
+_NUMERAL = re.compile(r"-?[0-9]{1,19}")

@@ -1,0 +1,20 @@
+-- The records of duplicates and stale requests, as they are now. A statement of its own, after the write: what the
+-- write waited for was committed after it had begun, and so is invisible to it.
+-- Those that Python has no date for come without their instants, with the outcome `rejected` (see replace.sql).
+SELECT
+    id, task_id, task_activity_id, user_id, contact_id, subject, description,
+    CASE WHEN readable THEN due_date END AS due_date,
+    is_closed,
+    CASE WHEN readable THEN date_closed END AS date_closed,
+    reference_back_office,
+    CASE WHEN readable THEN modified_dateutc END AS modified_dateutc,
+    CASE WHEN NOT readable THEN 'rejected' END AS outcome
+FROM (
+    SELECT
+        id, task_id, task_activity_id, user_id, contact_id, subject, description,
+        due_date, is_closed, date_closed, reference_back_office, modified_dateutc,
+        least(due_date, date_closed, modified_dateutc) >= '0001-01-01 00:00:00Z'
+        AND greatest(due_date, date_closed, modified_dateutc) <= '9999-12-31 23:59:59.999999Z' AS readable
+    FROM task_activity_log
+    WHERE id = ANY ($1::uuid[])
+) AS answer

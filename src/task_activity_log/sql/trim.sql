@@ -1,0 +1,18 @@
+-- Forget at most $2 requests that were taken longer than $1 ago, oldest first. Returns how many.
+-- One worker at a time: who does not get the lock forgets nothing. It ends with the statement, so that it also holds
+-- behind a pooler that hands connections out per transaction.
+WITH turn AS MATERIALIZED (
+    SELECT pg_try_advisory_xact_lock(8386102923623557485) AS ours
+),
+forgotten AS (
+    DELETE FROM task_activity_log_inbox
+    WHERE request_key = ANY (ARRAY(
+        SELECT request_key
+        FROM task_activity_log_inbox
+        WHERE processed_at < now() - $1::interval AND (SELECT ours FROM turn)
+        ORDER BY processed_at
+        LIMIT $2::integer
+    ))
+    RETURNING request_key
+)
+SELECT count(*) FROM forgotten
