@@ -12,7 +12,7 @@ from typing import Literal
 from uuid import UUID, uuid4
 
 from task_activity_log.batch import Waiting
-from task_activity_log.problem import Problem, Refused, Unavailable
+from task_activity_log.problem import TIMEOUT, Problem, Refused, Unavailable
 from task_activity_log.record import Applied, Outcome, StoredTaskActivityLog
 from task_activity_log.reply import Reply
 from task_activity_log.request import Delivery, Request
@@ -96,7 +96,10 @@ class FakeStore:
         self.rows: dict[UUID, StoredTaskActivityLog] = {}
         self.inbox: set[UUID] = set()
         self.waves: list[list[str | None]] = []
-        self.refuses: set[str] = set()
+        self.refuses: set[str | None] = set()
+        self.locked: set[str | None] = set()
+        self.doubts: set[str | None] = set()
+        self.unwritable = False
         self.away: str | None = None
         self.tried = asyncio.Event()
         self._now = datetime(2026, 1, 1, tzinfo=UTC)
@@ -107,15 +110,20 @@ class FakeStore:
         if self.away is not None:
             raise Unavailable(self.away)
         self.waves.append([request.record.subject for request in wave])
-        if any(request.record.subject in self.refuses for request in wave):
+        subjects = {request.record.subject for request in wave}
+        if subjects & self.locked:
+            raise Unavailable(TIMEOUT)
+        if subjects & self.refuses:
             raise Refused("23514")
+        if subjects & self.doubts:
+            raise Refused("42501", doubtful=True)
         return [self._apply(request) for request in wave]
 
     async def probe(self) -> None:
         await asyncio.sleep(0)
         self.tried.set()
-        if self.away is not None:
-            raise Unavailable(self.away)
+        if self.away is not None or self.unwritable:
+            raise Unavailable(self.away or "not permitted")
 
     def _apply(self, request: Request[Delivery]) -> Applied:
         before = self.rows.get(request.record.id)

@@ -42,7 +42,7 @@ class Service:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._metrics = Metrics()
+        self.metrics = Metrics()
         self._start_hold = Hold("start")
         topology = topology_of(settings)
         link = link_of(settings)
@@ -50,7 +50,7 @@ class Service:
         self._publisher = Publisher(
             link,
             confirm_timeout_seconds=settings.confirm_timeout_seconds,
-            on_lost=lambda: self._metrics.connection_lost("replies"),
+            on_lost=lambda: self.metrics.connection_lost("replies"),
         )
         self._intake = Intake(
             link,
@@ -58,8 +58,8 @@ class Service:
             prefetch=settings.prefetch,
             declare_topology=settings.topology == "declare",
             before_consuming=self._ready_to_consume,
-            on_lost=lambda: self._metrics.connection_lost("intake"),
-            on_late=self._metrics.settled_late,
+            on_lost=lambda: self.metrics.connection_lost("intake"),
+            on_late=self.metrics.settled_late,
         )
         self._worker: Worker[RabbitDelivery] = Worker(
             intake=self._intake,
@@ -71,9 +71,9 @@ class Service:
                 reply_to_allowed=settings.reply_to_allowed,
                 also_to_exchange=settings.replies == "both",
                 give_up_seconds=settings.reply_give_up_seconds,
-                on_given_up=self._metrics.reply_given_up,
+                on_given_up=self.metrics.reply_given_up,
             ),
-            watch=self._metrics,
+            watch=self.metrics,
             rules=Rules(
                 body_limit=settings.body_limit_bytes,
                 default_media_type=None if settings.default_media_type == "none" else settings.default_media_type,
@@ -86,9 +86,9 @@ class Service:
             poison_from=settings.poison_from,
         )
         self._draining = asyncio.Event()
-        self._metrics.gauge("consuming", "1 while a consumer is registered.", lambda: self._intake.consuming)
-        self._metrics.gauge("in_hand", "Deliveries that are not settled.", lambda: self._intake.in_hand)
-        self._metrics.gauge("holding", "1 while an outage is waited out.", lambda: bool(self._hold_reason))
+        self.metrics.gauge("consuming", "1 while a consumer is registered.", lambda: self._intake.consuming)
+        self.metrics.gauge("in_hand", "Deliveries that are not settled.", lambda: self._intake.in_hand)
+        self.metrics.gauge("holding", "1 while an outage is waited out.", lambda: bool(self._hold_reason))
 
     @property
     def _hold_reason(self) -> str | None:
@@ -98,6 +98,10 @@ class Service:
             or self._worker.hold_reason
             or (None if blocked is None else f"the broker blocks publishers: {blocked}")
         )
+
+    async def wait_consuming(self) -> None:
+        """Return once a consumer is registered."""
+        await self._intake.wait_consuming()
 
     def drain(self) -> None:
         """Begin to stop: take nothing more, finish what is under way."""
@@ -115,7 +119,7 @@ class Service:
             ready=self._not_ready,
             alive=self._not_alive,
             status=self._status,
-            metrics=self._metrics.exposition,
+            metrics=self.metrics.exposition,
         )
         server = HealthServer(health, self._settings.http_host, self._settings.http_port)
         log.info(

@@ -188,7 +188,7 @@ class Worker(Generic[D]):
             raise _TimedOut from outage
 
     async def _insist(self, request: Request[D]) -> Answer[D]:
-        """Store one request that did not pass alone: wait for it as long as it may pass, reject it when it is its fault."""
+        """Store one request that did not pass alone: wait while it may pass, reject it when it is its fault."""
         doubted = False
         while True:
             try:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from uuid import UUID, uuid4
 
 import pytest
@@ -15,7 +16,7 @@ from tests.fakes import FakeDeadLetters, FakeDelivery, FakeIntake, FakeReplies, 
 class Bench:
     """A worker and everything around it."""
 
-    def __init__(self, batch_max: int = 100) -> None:
+    def __init__(self, batch_max: int = 100, hold_limit_seconds: float = 600) -> None:
         self.log: list[str] = []
         self.intake = FakeIntake()
         self.store = FakeStore()
@@ -30,6 +31,7 @@ class Bench:
             watch=self.watch,
             rules=Rules(),
             batch_max=batch_max,
+            hold_limit_seconds=hold_limit_seconds,
         )
 
     @asynccontextmanager
@@ -218,3 +220,144 @@ async def test_a_row_that_was_deleted_is_answered_and_not_dead_lettered() -> Non
     assert b"record_gone" in bench.replies.published[1].body
     assert bench.dead_letters.kept == []
     assert bench.store.rows == {}
+
+
+async def test_a_suspect_is_tried_alone_after_all_others_are_settled() -> None:
+    """It waits until the others are accepted; those of its record that came after it go back first."""
+    bench = Bench()
+    identifier = uuid4()
+    suspect = replace(upsert(identifier, subject="suspect"), attempts=2)
+    overtaking = upsert(identifier, subject="later")
+    others = [upsert() for _ in range(5)]
+    bench.intake.put(others[0], suspect, overtaking, *others[1:])
+    async with bench.running():
+        await bench.watch.settled(6)
+    assert bench.intake.accepted == [*others, suspect]
+    assert bench.intake.given_back == [overtaking]
+    assert bench.store.waves[-1] == ["suspect"]
+    assert bench.intake.paused_by == set()
+
+
+async def test_of_several_suspects_the_first_is_tried_and_the_others_go_back() -> None:
+    """With nothing else in hand: if the first kills, the second was not there."""
+    bench = Bench()
+    suspects = [replace(upsert(subject=subject), attempts=3) for subject in "ab"]
+    bench.intake.put(*suspects)
+    async with bench.running():
+        await bench.watch.settled(1)
+    assert bench.intake.accepted == suspects[:1]
+    assert bench.intake.given_back == suspects[1:]
+
+
+async def test_a_poison_message_is_rejected_without_being_looked_at() -> None:
+    """After ten deliveries it is dead-lettered and answered; its neighbours are stored with the batch."""
+    bench = Bench()
+    poison = replace(upsert(subject="poison"), attempts=10)
+    bench.intake.put(upsert(subject="good"), poison)
+    async with bench.running():
+        await bench.watch.settled(2)
+    assert bench.store.waves == [["good"]]
+    assert [(delivery, problem.code) for delivery, problem in bench.dead_letters.kept] == [(poison, "poison_message")]
+
+
+async def test_past_the_hold_limit_everything_is_given_back_until_a_probe_succeeds() -> None:
+    """Paused and given back once; taken up again when the database is there."""
+    bench = Bench(hold_limit_seconds=0.01)
+    bench.store.away = "database down"
+    lost, later = upsert(), upsert()
+    bench.intake.put(lost)
+    async with bench.running():
+        while not bench.intake.given_back:
+            await bench.store.tried.wait()
+            bench.store.tried.clear()
+        assert bench.intake.paused_by == {"store"}
+        bench.store.away = None
+        await bench.intake.resumed.wait()
+        bench.intake.put(later)
+        await bench.watch.settled(1)
+    assert bench.intake.given_back == [lost]
+    assert bench.intake.accepted == [later]
+
+
+async def test_past_the_hold_limit_replies_go_on_being_tried() -> None:
+    """What is in hand is given back, and nothing more is taken until the replies are confirmed."""
+    bench = Bench(hold_limit_seconds=0.01)
+    bench.replies.away = "replies returned"
+    bench.intake.put(upsert())
+    async with bench.running():
+        while not bench.intake.given_back:
+            await bench.replies.tried.wait()
+            bench.replies.tried.clear()
+        assert bench.intake.paused_by == {"reply"}
+        bench.replies.away = None
+        await bench.intake.resumed.wait()
+    assert bench.outcomes == ["inserted"]
+
+
+async def test_a_row_that_times_out_does_not_hold_its_neighbours() -> None:
+    """A locked row is found by halving; the others are answered while it is waited for."""
+    bench = Bench()
+    bench.store.locked = {"locked"}
+    locked = upsert(subject="locked")
+    bench.intake.put(*(upsert(subject="free") for _ in range(7)), locked)
+    async with bench.running():
+        await bench.watch.settled(7)
+        assert bench.worker.hold_reason == "timeout"
+        assert locked not in bench.intake.accepted
+        bench.store.locked = set()
+        await bench.watch.settled(8)
+    assert len(bench.store.rows) == 8
+
+
+async def test_nothing_overtakes_a_row_that_times_out() -> None:
+    """A later request of the same record waits behind it; the record ends as the later one says."""
+    bench = Bench()
+    bench.store.locked = {"locked"}
+    identifier = uuid4()
+    bench.intake.put(upsert(identifier, subject="locked"), upsert(identifier, subject="later"), upsert())
+    async with bench.running():
+        await bench.watch.settled(1)
+        bench.store.locked = set()
+        await bench.watch.settled(3)
+    assert bench.store.rows[identifier].subject == "later"
+
+
+async def test_a_doubtful_refusal_of_one_row_is_its_own_when_writing_is_permitted() -> None:
+    """The probe passes and the row fails again: it is the row's."""
+    bench = Bench()
+    bench.store.doubts = {"guilty"}
+    bench.intake.put(upsert(), upsert(subject="guilty"), upsert())
+    async with bench.running():
+        await bench.watch.settled(3)
+    assert sorted(bench.outcomes) == ["inserted", "inserted", "rejected"]
+
+
+async def test_a_doubtful_refusal_is_an_outage_when_nothing_may_be_written() -> None:
+    """The probe fails too: nothing is rejected, the worker holds."""
+    bench = Bench()
+    bench.store.doubts = {"guilty"}
+    bench.store.unwritable = True
+    bench.intake.put(upsert(subject="guilty"))
+    async with bench.running():
+        while bench.worker.hold_reason is None:
+            await asyncio.sleep(0)
+        assert bench.outcomes == []
+        bench.store.doubts, bench.store.unwritable = set(), False
+        await bench.watch.settled(1)
+    assert bench.outcomes == ["inserted"]
+
+
+async def test_a_reply_that_its_reply_to_refuses_holds_nobody_else() -> None:
+    """The others are accepted; it is tried again, and accepted when it is taken."""
+    bench = Bench()
+    bench.replies.refusing = {"full"}
+    refused = replace(upsert(), reply_to="full")
+    bench.intake.put(refused, upsert())
+    async with bench.running():
+        await bench.watch.settled(1)
+        bench.intake.put(upsert())
+        await bench.watch.settled(2)
+        assert refused not in bench.intake.accepted
+        bench.replies.refusing = set()
+        await bench.watch.settled(3)
+    assert bench.intake.accepted[-1] == refused

@@ -1,0 +1,163 @@
+"""Whatever AMQP properties and headers come, published raw and not through a library, each message is answered."""
+
+import asyncio
+import json
+import struct
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from uuid import uuid4
+
+import aio_pika
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from task_activity_log.broker.frames import publish_frames, write
+from task_activity_log.broker.topology import Topology
+from task_activity_log.service import Service
+from task_activity_log.settings import load
+
+TOPOLOGY = Topology()
+
+
+@asynccontextmanager
+async def serving(amqp_url: str, database_url: str) -> AsyncIterator[Service]:
+    service = Service(
+        load({"AMQP_URL": amqp_url, "DATABASE_URL": database_url, "HTTP_HOST": "127.0.0.1", "HTTP_PORT": "0"})
+    )
+    running = asyncio.create_task(service.run())
+    await service.wait_consuming()
+    try:
+        yield service
+    finally:
+        service.drain()
+        await running
+
+
+def header(body: bytes, flags: int, values: bytes) -> bytes:
+    return struct.pack(">HHQH", 60, 0, len(body), flags) + values
+
+
+def short(text: bytes) -> bytes:
+    return bytes((len(text),)) + text
+
+
+def table(body: bytes) -> bytes:
+    return len(body).to_bytes(4, "big") + body
+
+
+@st.composite
+def odd_headers(draw: st.DrawFn) -> tuple[int, bytes]:
+    """Flags and values of a content header: any bytes where strings are, any timestamp, tables of every type."""
+    # the broker itself looks into these two, and refuses a publish with others than lists of strings in them
+    text = st.binary(max_size=60).filter(lambda name: name not in (b"CC", b"BCC")).map(short)
+    sizes = {b"t": 1, b"b": 1, b"B": 1, b"s": 2, b"u": 2, b"I": 4, b"i": 4, b"l": 8, b"f": 4, b"d": 8, b"D": 5}
+    sizes |= {b"T": 8, b"V": 0}
+    entry = st.one_of(
+        *(st.tuples(text, st.just(kind), st.binary(min_size=n, max_size=n)).map(b"".join) for kind, n in sizes.items()),
+        st.tuples(text, st.sampled_from((b"S", b"x")), st.binary(max_size=200).map(table)).map(b"".join),
+        st.tuples(text, st.just(b"F"), text.map(lambda name: table(name + b"t\x01"))).map(b"".join),
+    )
+    octet, eight = (st.binary(min_size=size, max_size=size) for size in (1, 8))
+    headers = st.lists(entry, max_size=6).map(lambda entries: table(b"".join(entries)))
+    parts = {15: text, 14: text, 13: headers, 12: octet, 11: octet, 10: text, 7: text, 6: eight, 5: text, 3: text}
+    flags, values = 0, b""
+    for bit, strategy in parts.items():
+        if draw(st.booleans()):
+            flags |= 1 << bit
+            values += draw(strategy)
+    return flags, values
+
+
+async def answers_to(amqp_url: str, sent: list[tuple[bytes, bytes]]) -> list[aio_pika.abc.AbstractIncomingMessage]:
+    """Publish content headers and bodies as they are; the replies, one for each."""
+    async with await aio_pika.connect(amqp_url) as connection:
+        opened = await connection.channel(publisher_confirms=False)
+        channel = await opened.get_underlay_channel()
+        for head, body in sent:
+            await write(
+                channel,
+                publish_frames(
+                    channel.number,
+                    TOPOLOGY.requests_exchange,
+                    "upsert",
+                    mandatory=False,
+                    header=head,
+                    body=body,
+                    frame_max=131_072,
+                ),
+            )
+        replies: asyncio.Queue[aio_pika.abc.AbstractIncomingMessage] = asyncio.Queue()
+        await (await opened.get_queue(TOPOLOGY.replies_queue)).consume(replies.put, no_ack=True)
+        async with asyncio.timeout(30):
+            return [await replies.get() for _ in sent]
+
+
+def lost_connections(service: Service) -> float:
+    return sum(
+        service.metrics.registry.get_sample_value("task_activity_log_connections_lost_total", {"link": link}) or 0
+        for link in ("intake", "replies")
+    )
+
+
+async def test_odd_properties_are_answered_and_the_connection_is_kept(amqp_url: str, database_url: str) -> None:
+    """Three hundred messages made at random: each gets a reply, and no link was lost over them."""
+    sent: list[tuple[bytes, bytes]] = []
+
+    @settings(max_examples=300, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @given(odd_headers())
+    def collect(odd: tuple[int, bytes]) -> None:
+        body = json.dumps({"id": str(uuid4())}).encode()
+        sent.append((header(body, *odd), body))
+
+    collect()
+    async with serving(amqp_url, database_url) as service:
+        replies = await answers_to(amqp_url, sent)
+        assert len(replies) == len(sent)
+        assert lost_connections(service) == 0
+
+
+LATIN1 = short("Müller".encode("latin-1"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "values"),
+    [
+        pytest.param(1 << 10, LATIN1, id="correlation_id_in_latin1"),
+        pytest.param(1 << 7, LATIN1, id="message_id_in_latin1"),
+        pytest.param(1 << 6, (639_000_000_000_000_000).to_bytes(8, "big"), id="timestamp_in_dotnet_ticks"),
+        pytest.param(1 << 6, b"\xff" * 8, id="largest_timestamp"),
+        pytest.param(1 << 13, table(LATIN1 + b"t\x01"), id="header_name_in_latin1"),
+        pytest.param(1 << 13, table(short(b"at") + b"T" + b"\xff" * 8), id="header_timestamp_out_of_range"),
+    ],
+)
+async def test_what_cannot_be_decoded_is_invalid_properties(
+    amqp_url: str, database_url: str, flags: int, values: bytes
+) -> None:
+    """The problem and the dead letter carry what could be read, and other drivers can read the dead letter."""
+    body = json.dumps({"id": str(uuid4())}).encode()
+    async with serving(amqp_url, database_url) as service:
+        (reply,) = await answers_to(amqp_url, [(header(body, flags, values), body)])
+        assert json.loads(reply.body)["code"] == "invalid_properties"
+        assert lost_connections(service) == 0
+    async with await aio_pika.connect(amqp_url) as connection:
+        queue = await (await connection.channel()).get_queue(TOPOLOGY.dead_letters_queue)
+        kept = await queue.get(no_ack=True)
+        assert kept is not None
+        assert kept.body == body
+        assert kept.headers["x-error-code"] == "invalid_properties"
+
+
+async def test_headers_near_the_frame_limit_are_answered(amqp_url: str, database_url: str) -> None:
+    """A header table that fills its frame, of one value, of thousands, and of tables in tables."""
+    body = json.dumps({"id": str(uuid4())}).encode()
+    room = 131_072 - 8 - 14 - 4 - 50
+    many = b"".join(short(b"n%05d" % number) + b"t\x01" for number in range(room // 9))
+    nested = b""
+    while len(nested) < room - 10:
+        nested = short(b"n") + b"F" + table(nested)
+    tables = [short(b"large") + b"S" + table(b"x" * (room - 20)), many, nested]
+    async with serving(amqp_url, database_url) as service:
+        replies = await answers_to(amqp_url, [(header(body, 1 << 13, table(t)), body) for t in tables])
+        assert [reply.headers["x-outcome"] for reply in replies] == ["inserted", "updated", "updated"]
+        assert lost_connections(service) == 0
