@@ -56,7 +56,7 @@ async def main() -> None:
         async with message.process():
             record = TaskActivityLog.model_validate_json(message.body)
             row = await pool.fetchrow(_UPSERT, *(getattr(record, name) for name in _FIELDS))
-            stored = TaskActivityLog.model_validate(dict(row))
+            stored = TaskActivityLog.model_validate(dict(row or {}))
             await replies.publish(
                 aio_pika.Message(
                     stored.model_dump_json().encode(),

@@ -62,7 +62,7 @@ class Settings(BaseModel):
         description="The broker: `amqp://user:password@host:5672/vhost`, or `amqps://` for TLS.",
     )
     database_url: Annotated[SecretStr, AfterValidator(_database_url)] = Field(
-        description="The database: `postgresql://user:password@host:5432/name`; several hosts and libpq's options work.",
+        description="The database: `postgresql://user:password@host:5432/name`; several hosts and libpq's options too.",
     )
     http_host: str = Field(
         "0.0.0.0",  # noqa: S104 - probes come from outside the pod

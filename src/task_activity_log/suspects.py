@@ -36,8 +36,8 @@ def part(batch: Sequence[D], poison_from: int) -> tuple[list[D], list[D]]:
 def may_mention(suspect: Delivery, identifier: UUID) -> bool:
     """Whether a suspect may be about this record. It is not decoded, as that may be what kills.
 
-    Its body is searched for the 32 digits, hyphens or not. Where they could hide behind escapes or in UTF-16, the answer
-    is yes.
+    Its body is searched for the 32 digits, hyphens or not. Where they could hide behind escapes or in UTF-16, the
+    answer is yes.
     """
     body = suspect.body.lower()
     if b"\\u" in body or b"&#" in body or b"\0" in body:

@@ -146,14 +146,17 @@ class Worker(Generic[D]):
         rejected: list[Answer[D]] = []
         for delivery in batch:
             try:
-                if delivery.attempts >= self._poison_from:
-                    raise Rejected(_POISON)
-                requests.append(decode(delivery, self._rules))
+                requests.append(self._request(delivery))
             except Rejected as error:
                 answer = reply.rejected(delivery, error.problem, self._rules.default_media_type)
                 rejected.append(Answer(delivery, answer, error.problem))
         self._watch.took("decode", time.perf_counter() - started)
         return requests, rejected
+
+    def _request(self, delivery: D) -> Request[D]:
+        if delivery.attempts >= self._poison_from:
+            raise Rejected(_POISON)
+        return decode(delivery, self._rules)
 
     async def _apply(self, wave: Sequence[Request[D]], stubborn: list[Request[D]]) -> list[Answer[D]]:
         """Store a wave, in ever smaller parts where it does not pass as a whole, and say what is owed.

@@ -17,13 +17,13 @@ def test_delays_double_up_to_the_most_and_are_jittered() -> None:
 async def test_a_hold_shows_its_reason_until_released() -> None:
     """Operators see why and since when."""
     hold = Hold("store", Backoff(first=0.001))
-    assert hold.reason is None
-    await hold.wait("database down")
-    assert (hold.reason, hold.since is None) == ("database down", False)
-    await hold.wait("still down")
-    assert hold.reason == "still down"
+    shown = [(hold.reason, hold.since is None)]
+    for reason in ("database down", "still down"):
+        await hold.wait(reason)
+        shown.append((hold.reason, hold.since is None))
     assert hold.release() > 0
-    assert (hold.reason, hold.since) == (None, None)
+    shown.append((hold.reason, hold.since is None))
+    assert shown == [(None, True), ("database down", False), ("still down", False), (None, True)]
 
 
 async def test_draining_ends_the_sleep_and_allows_one_more_try() -> None:

@@ -15,6 +15,10 @@ from task_activity_log.broker.link import describe
 
 _CANCEL_SECONDS = 3.0
 
+_KEPT_IN_ORDER = 32
+"""Up to so many messages that one frame gives back keep their order on RabbitMQ 3.10; more are shuffled (a large Erlang
+map has none). 4.0 keeps the order of any number."""
+
 
 class RabbitDelivery:
     """A message on loan from RabbitMQ until it is settled; the worker's `Delivery`."""
@@ -138,14 +142,15 @@ class Consumer:
         return len(done)
 
     async def give_back(self, keep: int | None = None) -> int:
-        """Return what is on loan to the queue, all with one frame, or all but one delivery; returns how many."""
+        """Return what is on loan to the queue, in order: all of it, or all but one delivery; returns how many."""
         back = [tag for tag in self._on_loan if tag != keep]
         self._on_loan = {} if keep is None else {keep: None}
-        if back and keep is None:
-            await self._channel.basic_nack(back[-1], multiple=True, requeue=True)
-        elif back:
-            for tag in back:
-                await self._channel.basic_nack(tag, requeue=True, wait=False)
+        older = back if keep is None else [tag for tag in back if tag < keep]
+        for start in range(0, len(older), _KEPT_IN_ORDER):
+            last = older[start : start + _KEPT_IN_ORDER][-1]
+            await self._channel.basic_nack(last, multiple=True, requeue=True, wait=False)
+        for tag in back[len(older) :]:
+            await self._channel.basic_nack(tag, requeue=True, wait=False)
         return len(back)
 
     async def wait_lost(self) -> None:

@@ -180,7 +180,7 @@ class Intake:
                 await self._begin(self._consumer)
 
     async def give_back(self, keep: RabbitDelivery | None = None) -> int:
-        """Return what is in hand to the queue, all of it or all but `keep`; returns how many. While paused or stopped."""
+        """Return what is in hand to the queue, all of it or all but `keep`, while paused or stopped; how many."""
         self._waiting.clear()
         if self._consumer is None:
             return 0

@@ -58,7 +58,8 @@ class Replies:
         fates = iter(await self._publisher.publish([message for _, messages in asked for message in messages]))
         refused: list[Reply] = []
         for reply, messages in asked:
-            if not all([self._placed(message, next(fates)) for message in messages]):
+            placed = [self._placed(message, next(fates)) for message in messages]
+            if not all(placed):
                 refused.append(reply)
         return refused
 

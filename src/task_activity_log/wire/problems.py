@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, Final
 
 from task_activity_log.problem import Problem
 from task_activity_log.wire import as_xml
 from task_activity_log.wire.media import is_xml
 
-_NAMESPACE = "urn:ietf:rfc:7807"
+NAMESPACE: Final = "urn:ietf:rfc:7807"
 
 
 def encode(problem: Problem, name: str) -> bytes:
@@ -24,7 +24,7 @@ def encode(problem: Problem, name: str) -> bytes:
     }
     if not is_xml(name):
         return json.dumps(members, ensure_ascii=False, separators=(",", ":")).encode(errors="replace")
-    return f'<problem xmlns="{_NAMESPACE}">{_elements(members)}</problem>'.encode()
+    return f'<problem xmlns="{NAMESPACE}">{_elements(members)}</problem>'.encode()
 
 
 def _elements(members: dict[str, Any]) -> str:

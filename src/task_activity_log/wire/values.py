@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime, timedelta
-from typing import Literal
+from typing import Final, Literal
 from uuid import UUID
 
 from pydantic_core import SchemaValidator, ValidationError, core_schema
@@ -19,14 +19,18 @@ UUID_SCHEMA = core_schema.chain_schema([core_schema.str_schema(strict=True, max_
 """Forms N, D and B. Left to itself pydantic takes `urn:uuid:…` as well, which is longer."""
 _uuid = SchemaValidator(UUID_SCHEMA).validate_python
 
+DAY: Final = "[0-9]{4}-[0-9]{2}-[0-9]{2}"
 _OFFSET = r"[+-](?:(?:0[0-9]|1[0-3])(?::?[0-5][0-9])?|14(?::?00)?)"
-_INSTANT = re.compile(
-    r"([0-9]{4}-[0-9]{2}-[0-9]{2})"
+INSTANT: Final = re.compile(
+    rf"({DAY})"
     r"(?:[Tt ]((?:[01][0-9]|2[0-3]):[0-5][0-9](?::[0-5][0-9](?:\.[0-9]+)?)?)"
     rf"([Zz]|{_OFFSET})?)?"
 )
+"""A date as both formats have it. Whether there is such a `DAY` is looked at afterwards."""
 _TO_MICROSECONDS = len("hh:mm:ss.ffffff")
-_MILLISECONDS = re.compile(r"/Date\((-?[0-9]{1,15})(?:[+-](?:(?:0[0-9]|1[0-3])[0-5][0-9]|1400))?\)/")
+COUNT: Final = "-?[0-9]{1,15}"
+MILLISECONDS: Final = re.compile(rf"/Date\(({COUNT})(?:[+-](?:(?:0[0-9]|1[0-3])[0-5][0-9]|1400))?\)/")
+"""An instant as only JSON has it. Whether it is between the years 1 and 9999 is looked at afterwards."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _FIRST = datetime.min.replace(tzinfo=UTC)
 _LAST = datetime.max.replace(tzinfo=UTC)
@@ -57,7 +61,7 @@ def instant(text: str, naive: NaiveDates = "utc") -> datetime:
 
     One that its offset moves out of the years 1 to 9999 is clamped (`in_utc`). Raises `Invalid`.
     """
-    found = _INSTANT.fullmatch(text.strip(WHITE))
+    found = INSTANT.fullmatch(text.strip(WHITE))
     if found is None:
         raise Invalid(Code.INVALID_DATE)
     day, time, offset = found.groups()
@@ -89,7 +93,7 @@ def milliseconds(text: str) -> datetime | None:
 
     Only JSON has these. Raises `Invalid` for an instant outside the years 1 to 9999.
     """
-    found = _MILLISECONDS.fullmatch(text.strip(WHITE))
+    found = MILLISECONDS.fullmatch(text.strip(WHITE))
     if found is None:
         return None
     try:
