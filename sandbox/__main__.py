@@ -1,0 +1,67 @@
+"""`python -m sandbox`: starts both services and keeps them until Ctrl-C, or runs a command against them."""
+
+import argparse
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+
+import sandbox
+
+
+def main() -> int:
+    """Start the sandbox, then wait or run; returns the exit status."""
+    options = argparse.ArgumentParser(
+        prog="python -m sandbox",
+        description="Start a private RabbitMQ and PostgreSQL. Without COMMAND keep them until Ctrl-C; with it, run "
+        "it with AMQP_URL, AMQP_MANAGEMENT_URL and DATABASE_URL set and stop them when it ends.",
+    )
+    options.add_argument("--fast", action="store_true", help="do not sync PostgreSQL's files to the disk")
+    options.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND", help="the command and its arguments")
+    chosen = options.parse_args()
+    command = chosen.command[1:] if chosen.command[:1] == ["--"] else chosen.command
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        with sandbox.start(durable=not chosen.fast) as services:
+            return _run(command, services) if command else _keep(services)
+    except sandbox.SandboxError as error:
+        print(f"sandbox: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _exports(services: sandbox.Sandbox) -> list[str]:
+    """Return lines for a shell: with them, another terminal reaches these services."""
+    return [f"export {name}={shlex.quote(value)}" for name, value in services.environment.items()]
+
+
+def _keep(services: sandbox.Sandbox) -> int:
+    for line in _exports(services):
+        print(line, flush=True)
+    sandbox.say_on_stderr("running until Ctrl-C")
+    try:
+        threading.Event().wait()
+    except KeyboardInterrupt:
+        sandbox.say_on_stderr("stopping")
+    return 0
+
+
+def _run(command: list[str], services: sandbox.Sandbox) -> int:
+    """Run the command to its end. Ctrl-C reaches it from the terminal, and it decides; SIGTERM is passed on."""
+    for line in _exports(services):
+        sandbox.say_on_stderr(line)
+    signal.signal(signal.SIGINT, lambda *_: None)
+    try:
+        process = subprocess.Popen(command, env={**os.environ, **services.environment})
+    except OSError as error:
+        raise sandbox.SandboxError(f"cannot run {command[0]}: {error.strerror}") from None
+    signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+    status = process.wait()
+    return status if status >= 0 else 128 - status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,170 @@
+"""Runs a service as a container, by testcontainers, on ports of 127.0.0.1 that stay the same over restarts.
+
+testcontainers has a reaper of its own, Ryuk, which is one more image to pull and one more container that needs
+the engine's socket. The leash does its work: what carries our label is removed when the owner is gone.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+from uuid import uuid4
+
+import docker  # type: ignore[import-untyped]  # it has no types
+import requests
+from testcontainers.core.config import testcontainers_config
+from testcontainers.core.container import DockerContainer
+from testcontainers.core.docker_client import DockerClient
+
+from sandbox.processes import Leash
+from sandbox.service import SandboxError
+
+_LABEL = "task-activity-log-sandbox"
+_ANSWER_LIMIT_SECONDS = 10
+_SILENCE_LIMIT_SECONDS = 30  # of a registry, before it is taken as out of reach
+_PULL_LIMIT_SECONDS = 600
+_TELL_EVERY_SECONDS = 5
+_REMOVE = f"""
+import docker, sys
+client = docker.from_env(timeout=60)
+for container in client.containers.list(all=True, filters={{"label": "{_LABEL}=" + sys.argv[1]}}):
+    container.remove(force=True, v=True)
+"""
+
+
+@cache
+def _engine() -> Any:
+    """Return a client (`docker.DockerClient`) of this machine's engine, or a string that says why there is none."""
+    testcontainers_config.ryuk_disabled = True
+    try:
+        client = DockerClient(timeout=_ANSWER_LIMIT_SECONDS).client
+        client.ping()
+    except (docker.errors.DockerException, OSError):
+        return "no Docker engine answers"
+    if not str(client.api.base_url).startswith("http+docker://"):
+        return "the Docker engine is on another machine, whose ports are not on 127.0.0.1"
+    return client
+
+
+def missing(image: str, say: Callable[[str], None]) -> str | None:
+    """Return why an image cannot be run here, or None; pulls the image if the engine does not have it.
+
+    A registry that says nothing for half a minute is given up; `say` is told about progress.
+    """
+    engine = _engine()
+    if isinstance(engine, str):
+        return engine
+    try:
+        engine.images.get(image)
+    except docker.errors.ImageNotFound:
+        say(f"pulling the Docker image {image}")
+    except docker.errors.DockerException as error:
+        return f"the Docker engine failed: {error}"
+    else:
+        return None
+    try:
+        _pull(image, say)
+        engine.images.get(image)
+    except (docker.errors.DockerException, requests.RequestException, OSError, SandboxError) as error:
+        return f"the Docker image {image} cannot be pulled ({_first_line(error)})"
+    return None
+
+
+def _pull(image: str, say: Callable[[str], None]) -> None:
+    repository, tag = docker.utils.parse_repository_tag(image)
+    layers: dict[str, tuple[int, int]] = {}
+    started = spoken = time.monotonic()
+    client = docker.from_env(timeout=_SILENCE_LIMIT_SECONDS)
+    try:
+        for event in client.api.pull(repository, tag or "latest", stream=True, decode=True):
+            if "error" in event:
+                raise SandboxError(event["error"])
+            if event.get("status") == "Downloading" and event.get("progressDetail"):
+                detail = event["progressDetail"]
+                layers[event["id"]] = (detail.get("current", 0), detail.get("total", 0))
+            now = time.monotonic()
+            if now - started > _PULL_LIMIT_SECONDS:
+                raise SandboxError(f"it took more than {_PULL_LIMIT_SECONDS} s")
+            if now - spoken > _TELL_EVERY_SECONDS:
+                done, total = (sum(sizes) // 1_000_000 for sizes in zip(*layers.values(), strict=True))
+                say(f"pulling the Docker image {image}: {done} of {total} MB")
+                spoken = now
+    finally:
+        client.close()
+
+
+class Container:
+    """The runner of a service that is one container."""
+
+    def __init__(
+        self, image: str, *, ports: dict[int, int], environment: dict[str, str], command: list[str] | None
+    ) -> None:
+        """`ports` are the container's, each with the one of 127.0.0.1 that leads to it."""
+        self.origin = f"the Docker image {image}"
+        label = uuid4().hex
+        self._leash = Leash()
+        kept = {name: os.environ[name] for name in ("PATH", "HOME", "DOCKER_HOST") if name in os.environ}
+        self._leash.ask("last", argv=[sys.executable, "-c", _REMOVE, label], environment=kept, keep=True)
+        self._described = DockerContainer(image, env=environment).with_kwargs(labels={_LABEL: label})
+        for inside, outside in ports.items():
+            # the annotation knows port numbers only, the engine also takes an address with them
+            self._described.ports[f"{inside}/tcp"] = ("127.0.0.1", outside)  # type: ignore[assignment]
+        if command is not None:
+            self._described.with_command(command)
+        self._container: Any = None
+
+    def start(self) -> None:
+        """Create the container, or start it again."""
+        if self._container is None:
+            self._container = self._do(self._described.start).get_wrapped_container()
+        else:
+            self._do(self._container.start)
+
+    def stop(self) -> None:
+        """Ask the container to stop; the engine kills it after 20 s."""
+        self._do(self._container.stop, timeout=20)
+
+    def kill(self) -> None:
+        """End the container at once."""
+        self._do(self._container.kill)
+        self._do(self._container.wait, timeout=20)
+
+    def pause(self) -> None:
+        """Freeze all processes of the container."""
+        self._do(self._container.pause)
+
+    def resume(self) -> None:
+        """Let them go on."""
+        self._do(self._container.unpause)
+
+    def ended(self) -> str | None:
+        """Why the container no longer runs, or None while it does."""
+        if self._container is None:
+            return "it was not started"
+        self._do(self._container.reload)
+        state = self._container.attrs["State"]
+        return None if state["Running"] else f"its container {state['Status']} with status {state['ExitCode']}"
+
+    def log_tail(self) -> str:
+        """Return the last lines of the container's log."""
+        if self._container is None:
+            return ""
+        return bytes(self._do(self._container.logs, tail=20)).decode(errors="replace").rstrip()
+
+    def close(self) -> None:
+        """Remove the container and its volumes."""
+        self._leash.close()
+        self._described.get_docker_client().client.close()
+
+    @staticmethod
+    def _do(act: Callable[..., Any], **options: Any) -> Any:
+        try:
+            return act(**options)
+        except (docker.errors.DockerException, requests.RequestException) as error:
+            raise SandboxError(f"Docker: {_first_line(error)}") from None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0][:300]

@@ -1,0 +1,223 @@
+"""A private PostgreSQL: how to set it up each way, and fresh databases on it."""
+
+import asyncio
+import secrets
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
+
+import asyncpg
+
+from sandbox.containers import Container
+from sandbox.processes import Processes, unprivileged_user
+from sandbox.service import NotOurs, NotReadyError, Runner, Service, free_port
+
+DATABASE = "task_activity_log"
+"""The database that `url` names in a sandbox of our own."""
+
+_T = TypeVar("_T")
+_OLDEST = 13  # the first with DROP DATABASE … WITH (FORCE)
+_COPY_BY_WAL = 15  # the first that can copy a template without two checkpoints
+
+
+class PostgreSQL(Service):
+    """A PostgreSQL server whose role may create databases."""
+
+    name = "PostgreSQL"
+
+    def __init__(self, runner: Runner, url: str) -> None:
+        """Take the runner and the DSN of the database to be used."""
+        super().__init__(runner)
+        self.url = url
+        """The DSN of a database that nobody else uses. Names of more databases begin with its name."""
+        self._major = 0
+
+    def check(self) -> None:
+        """Connect and learn the version; raise `NotReadyError` if that does not work yet."""
+        self._major, self.version = in_thread(_version(self.url))
+
+    def url_of(self, database: str) -> str:
+        """Return the DSN of another database of this server."""
+        return urlunsplit(urlsplit(self.url)._replace(path="/" + quote(database, safe="")))
+
+    @property
+    def database(self) -> str:
+        """The name of the database in `url`."""
+        return unquote(urlsplit(self.url).path[1:])
+
+    def create_database(self, template: str | None = None) -> str:
+        """Create a database with a name of its own, empty or a copy of `template`, and return its DSN."""
+        name = f"{self.database}_{secrets.token_hex(6)}"
+        self.execute(f'CREATE DATABASE "{name}"{self._copy(template)}')
+        return self.url_of(name)
+
+    def drop_database(self, url: str) -> None:
+        """Drop the database that a DSN names, with whatever is still connected to it."""
+        self.execute(f'DROP DATABASE IF EXISTS "{unquote(urlsplit(url).path[1:])}" WITH (FORCE)')
+
+    def template(self, fill: Callable[[str], None], name: str = "template") -> str:
+        """Return the name of a database that `fill` (given its DSN) has filled; made once, also by several processes.
+
+        The database is built under another name and renamed when complete, so a crash leaves no half-made one.
+        """
+        name = f"{self.database}_{name}"
+
+        async def make() -> None:
+            connection = await asyncpg.connect(self.url)
+            try:
+                # held by this session until it ends: the others wait here, then find the template
+                await connection.execute("SELECT pg_advisory_lock(hashtext($1))", name)
+                if await connection.fetchval("SELECT 1 FROM pg_database WHERE datname = $1", name):
+                    return
+                await connection.execute(f'DROP DATABASE IF EXISTS "{name}_new" WITH (FORCE)')
+                await connection.execute(f'CREATE DATABASE "{name}_new"')
+                await asyncio.to_thread(fill, self.url_of(f"{name}_new"))
+                await connection.execute(f'ALTER DATABASE "{name}_new" RENAME TO "{name}"')
+            finally:
+                await connection.close()
+
+        in_thread(make())
+        return name
+
+    def execute(self, statement: str) -> None:
+        """Execute one statement, outside of a transaction."""
+
+        async def run() -> None:
+            connection = await asyncpg.connect(self.url)
+            try:
+                await connection.execute(statement)
+            finally:
+                await connection.close()
+
+        in_thread(run())
+
+    def _copy(self, template: str | None) -> str:
+        if template is None:
+            return ""
+        strategy = " STRATEGY WAL_LOG" if self._major >= _COPY_BY_WAL else ""
+        return f' TEMPLATE "{template}"{strategy}'
+
+
+def from_url(origin: str, url: str, version: str) -> PostgreSQL:
+    """Return a server that another process of ours has started and will stop."""
+    server = PostgreSQL(NotOurs(origin, "it is shared by all tests; ask for `own_postgresql`"), url)
+    server.version = version
+    server.check()
+    return server
+
+
+def from_container(image: str, *, durable: bool) -> PostgreSQL:
+    """Start the server from a Docker image."""
+    password, port = secrets.token_hex(16), free_port()
+    container = Container(
+        image,
+        ports={5432: port},
+        environment={"POSTGRES_USER": "sandbox", "POSTGRES_PASSWORD": password, "POSTGRES_DB": DATABASE},
+        command=["postgres", *_settings(durable=durable)],
+    )
+    return _started(container, _url(port, password, DATABASE))
+
+
+def from_binaries(directory: Path, *, durable: bool) -> PostgreSQL:
+    """Start the server from the binaries in `directory`, on a new and empty cluster."""
+    password, port = secrets.token_hex(16), free_port()
+    processes = Processes(f"the binaries in {directory}", user=unprivileged_user("postgres"), stop_signal=signal.SIGINT)
+    try:
+        environment = processes.environment()
+        cluster = str(processes.data / "cluster")
+        processes.run(
+            [
+                str(directory / "initdb"),
+                f"--pgdata={cluster}",
+                "--username=sandbox",
+                f"--pwfile={processes.write('password', password)}",
+                "--auth=scram-sha-256",
+                "--encoding=UTF8",
+                "--locale=C",
+                "--no-sync",  # a cluster that a power cut could damage now is not worth waiting for
+            ],
+            environment,
+        )
+        here = {"port": str(port), "listen_addresses": "127.0.0.1", "unix_socket_directories": ""}
+        processes.set_main(
+            [str(directory / "postgres"), "-D", cluster, *_settings(durable=durable, **here)], environment
+        )
+    except BaseException:
+        processes.close()
+        raise
+    # the first connection cannot be to a database that does not exist yet
+    server = _started(processes, _url(port, password, "postgres"))
+    server.execute(f'CREATE DATABASE "{DATABASE}"')
+    server.url = server.url_of(DATABASE)
+    return server
+
+
+def find_binaries() -> Path | str:
+    """Return the directory with the newest `postgres` and `initdb`, or why there is none."""
+    places = [
+        *Path("/usr/lib/postgresql").glob("*/bin"),  # Debian, Ubuntu
+        *Path("/usr").glob("pgsql-*/bin"),  # Red Hat
+        *Path("/opt/homebrew/opt").glob("postgresql@*/bin"),
+        *Path("/usr/local/opt").glob("postgresql@*/bin"),
+    ]
+    if on_path := shutil.which("postgres"):
+        places.append(Path(on_path).resolve().parent)
+    found = [(version, place) for place in places if (version := _binary_version(place)) >= _OLDEST]
+    if found:
+        return max(found)[1]
+    return f"no PostgreSQL {_OLDEST} or newer is installed"
+
+
+def _binary_version(directory: Path) -> int:
+    """Return the major version of the server in a directory, 0 if there is no complete one."""
+    if not (directory / "initdb").is_file():
+        return 0
+    try:
+        said = subprocess.run([directory / "postgres", "--version"], capture_output=True, text=True, check=True)
+        return int(said.stdout.split()[2].split(".")[0])
+    except (OSError, subprocess.CalledProcessError, ValueError, IndexError):
+        return 0
+
+
+def _settings(*, durable: bool, **more: str) -> list[str]:
+    settings = {"max_connections": "200", "timezone": "UTC", "log_timezone": "UTC", **more}
+    if not durable:
+        settings |= {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
+    return [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
+
+
+def _url(port: int, password: str, database: str) -> str:
+    return f"postgresql://sandbox:{password}@127.0.0.1:{port}/{database}"
+
+
+def _started(runner: Runner, url: str) -> PostgreSQL:
+    server = PostgreSQL(runner, url)
+    try:
+        server.start()
+    except BaseException:
+        server.close()
+        raise
+    return server
+
+
+async def _version(url: str) -> tuple[int, str]:
+    try:
+        connection = await asyncpg.connect(url, timeout=5)
+    except (OSError, asyncpg.PostgresError, TimeoutError) as error:
+        raise NotReadyError(str(error) or type(error).__name__) from None
+    try:
+        version = connection.get_server_version()
+        return version.major, str(await connection.fetchval("SHOW server_version")).split()[0]
+    finally:
+        await connection.close(timeout=5)
+
+
+def in_thread(work: Coroutine[Any, Any, _T]) -> _T:
+    """Run a coroutine to its end on a loop of its own, whether or not this thread has a loop already."""
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        return pool.submit(asyncio.run, work).result()

@@ -1,0 +1,183 @@
+"""A TCP proxy in this process, to cut, hold and slow down the network between a test and a service."""
+
+import asyncio
+import socket
+import struct
+from contextlib import suppress
+from types import TracebackType
+from typing import Self
+from urllib.parse import urlsplit, urlunsplit
+
+from sandbox.service import free_port
+
+_CHUNK = 65_536
+_CHUNKS_UNDER_WAY = 64
+_RESET = struct.pack("ii", 1, 0)  # SO_LINGER with no time to linger: closing sends RST
+
+_Chunk = tuple[float, bytes]
+"""When a chunk may be passed on, by the loop's clock, and its bytes; none at the end of the stream."""
+
+
+class Proxy:
+    """Listens on a port of 127.0.0.1 and passes bytes to and from `host`:`port`.
+
+    Example:
+        async with Proxy.to(amqp_url) as proxy:
+            worker = Worker(proxy.url)
+            proxy.cut()
+    """
+
+    def __init__(self, host: str, port: int, url: str = "") -> None:
+        """Say where to; `async with` starts listening."""
+        self._target = (host, port)
+        self._url = url
+        self.port = free_port()
+        self.connections = 0
+        """How many connections were accepted so far."""
+        self._listener: socket.socket | None = None
+        self._accepting: asyncio.Task[None] | None = None
+        self._links: dict[asyncio.Task[None], set[socket.socket]] = {}
+        self._flowing = asyncio.Event()
+        self._flowing.set()
+        self._accepted = asyncio.Condition()
+        self._delay = 0.0
+
+    @classmethod
+    def to(cls, url: str) -> Self:
+        """Return a proxy to the host and port of an AMQP URL or DSN."""
+        parts = urlsplit(url)
+        default = 5432 if parts.scheme.startswith("postgres") else 5672
+        return cls(parts.hostname or "127.0.0.1", parts.port or default, url)
+
+    @property
+    def url(self) -> str:
+        """The URL given to `to`, leading through the proxy."""
+        parts = urlsplit(self._url)
+        credentials, at, _ = parts.netloc.rpartition("@")
+        return urlunsplit(parts._replace(netloc=f"{credentials}{at}127.0.0.1:{self.port}"))
+
+    def cut(self) -> None:
+        """Reset all connections, on both sides; new ones are accepted."""
+        for task, sockets in self._links.items():
+            for side in sockets:
+                if side.fileno() != -1:  # not closed already
+                    side.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+            task.cancel()
+
+    def refuse(self) -> None:
+        """Refuse new connections; those that are there stay."""
+        if self._accepting is not None:
+            self._accepting.cancel()
+            self._accepting = None
+        if self._listener is not None:
+            # The task ends later. Until then the selector would take the next socket, which gets the same number, for
+            # this one: "[Errno 2] No such file or directory".
+            asyncio.get_running_loop().remove_reader(self._listener)
+            self._listener.close()
+            self._listener = None
+
+    def accept(self) -> None:
+        """Accept new connections again."""
+        if self._listener is None:
+            self._listener = socket.create_server(("127.0.0.1", self.port))
+            self._listener.setblocking(False)  # the standard library's signature
+            self._accepting = asyncio.create_task(self._accept_all(self._listener))
+
+    def hold(self) -> None:
+        """Pass nothing on, in either direction, not even the end of a connection: a link that is half open."""
+        self._flowing.clear()
+
+    def resume(self) -> None:
+        """Pass on what was held, and go on."""
+        self._flowing.set()
+
+    def strand(self) -> None:
+        """Pass nothing on over the connections that are there, for good; new ones work.
+
+        So a link ends whose middle has forgotten it: neither side hears of the other's end, nor of its own.
+        """
+        self._flowing.clear()
+        self._flowing = asyncio.Event()
+        self._flowing.set()
+
+    def delay(self, seconds: float) -> None:
+        """Pass each byte on only after `seconds`; the throughput stays."""
+        self._delay = seconds
+
+    async def connected(self, count: int = 1) -> None:
+        """Wait until at least `count` connections have been accepted since the start."""
+        async with self._accepted:
+            await self._accepted.wait_for(lambda: self.connections >= count)
+
+    async def __aenter__(self) -> Self:
+        """Start listening."""
+        self.accept()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close everything."""
+        self.refuse()
+        self.cut()
+        await asyncio.gather(*self._links, return_exceptions=True)
+
+    async def _accept_all(self, listener: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            client, _ = await loop.sock_accept(listener)
+            task = asyncio.create_task(self._link(client))
+            self._links[task] = {client}
+            task.add_done_callback(self._links.pop)
+            async with self._accepted:
+                self.connections += 1
+                self._accepted.notify_all()
+
+    async def _link(self, client: socket.socket) -> None:
+        """Serve one connection until either side resets it, both have ended it, or it is cut."""
+        flowing = self._flowing
+        server = socket.socket()
+        try:
+            self._links[_current_task()].add(server)
+            for side in (client, server):
+                side.setblocking(False)  # the standard library's signature
+                side.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            with suppress(OSError, ExceptionGroup):
+                await asyncio.get_running_loop().sock_connect(server, self._target)
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(self._pass_on(client, server, flowing))
+                    group.create_task(self._pass_on(server, client, flowing))
+        finally:
+            client.close()
+            server.close()
+
+    async def _pass_on(self, source: socket.socket, sink: socket.socket, flowing: asyncio.Event) -> None:
+        chunks: asyncio.Queue[_Chunk] = asyncio.Queue(_CHUNKS_UNDER_WAY)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._read(source, chunks))
+            group.create_task(self._write(chunks, sink, flowing))
+
+    async def _read(self, source: socket.socket, chunks: asyncio.Queue[_Chunk]) -> None:
+        loop = asyncio.get_running_loop()
+        data = b"not the end"
+        while data:
+            data = await loop.sock_recv(source, _CHUNK)
+            await chunks.put((loop.time() + self._delay, data))
+
+    async def _write(self, chunks: asyncio.Queue[_Chunk], sink: socket.socket, flowing: asyncio.Event) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            due, data = await chunks.get()
+            await asyncio.sleep(max(0.0, due - loop.time()))
+            await flowing.wait()
+            if not data:
+                sink.shutdown(socket.SHUT_WR)
+                return
+            await loop.sock_sendall(sink, data)
+
+
+def _current_task() -> asyncio.Task[None]:
+    task = asyncio.current_task()
+    if task is None:  # cannot be: this is only called from coroutines
+        raise RuntimeError("not in a task")
+    return task

@@ -1,0 +1,222 @@
+"""A private RabbitMQ with its management API: how to set it up each way, and fresh virtual hosts on it."""
+
+import base64
+import http.client
+import json
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
+
+from sandbox.containers import Container
+from sandbox.processes import Processes, unprivileged_user
+from sandbox.service import NotOurs, NotReadyError, Runner, SandboxError, Service, free_port
+
+_OLDEST = (3, 10)
+_USER = "sandbox"
+
+
+class ManagementError(Exception):
+    """The management API does not answer, or not as hoped."""
+
+
+class RabbitMQ(Service):
+    """A RabbitMQ broker whose user may make virtual hosts."""
+
+    name = "RabbitMQ"
+
+    def __init__(self, runner: Runner, url: str, management_url: str) -> None:
+        """Take the runner, the AMQP URL of the virtual host to be used, and the management API's with credentials."""
+        super().__init__(runner)
+        self.url = url
+        """The AMQP URL of a virtual host that nobody else uses. Names of more of them begin with its name."""
+        self.management_url = management_url
+        """`http://user:password@host:port`, without a path."""
+
+    @property
+    def vhost(self) -> str:
+        """The name of the virtual host in `url`."""
+        return unquote(urlsplit(self.url).path[1:]) or "/"
+
+    def check(self) -> None:
+        """Ask the management API for the version and shake hands on the AMQP port."""
+        try:
+            self.version = self.api("GET", "/overview?columns=rabbitmq_version")["rabbitmq_version"]
+        except ManagementError as error:
+            raise NotReadyError(f"management API: {error}") from None
+        parts = urlsplit(self.url)
+        if parts.scheme == "amqps":
+            return
+        try:
+            with socket.create_connection((parts.hostname or "localhost", parts.port or 5672), timeout=5) as client:
+                client.sendall(b"AMQP\x00\x00\x09\x01")
+                if not client.recv(1):
+                    raise NotReadyError("the AMQP port closes connections")
+        except OSError as error:
+            raise NotReadyError(f"AMQP port: {error}") from None
+
+    def url_of(self, vhost: str) -> str:
+        """Return the AMQP URL of another virtual host of this broker."""
+        return urlunsplit(urlsplit(self.url)._replace(path="/" + quote(vhost, safe="")))
+
+    def create_vhost(self, name: str | None = None) -> str:
+        """Make a virtual host, by default with a name of its own, and return its AMQP URL."""
+        if name is None:
+            name = f"{self.vhost.strip('/') or 'test'}_{secrets.token_hex(6)}"
+        quoted = quote(name, safe="")
+        user = quote(unquote(urlsplit(self.url).username or "guest"), safe="")
+        # RabbitMQ 4 would let classic queues be the default; the worker names its queue types itself
+        self.api("PUT", f"/vhosts/{quoted}", {})
+        self.api("PUT", f"/permissions/{quoted}/{user}", {"configure": ".*", "write": ".*", "read": ".*"})
+        return self.url_of(name)
+
+    def delete_vhost(self, url: str) -> None:
+        """Delete the virtual host that an AMQP URL names, with its queues and connections."""
+        self.api("DELETE", f"/vhosts/{urlsplit(url).path[1:]}")
+
+    def api(self, method: str, path: str, body: object = None) -> Any:
+        """Call the management API (`path` below `/api`) and return the decoded answer, None if it is empty.
+
+        Raises:
+            ManagementError: it cannot be reached, or answered with a status of 400 or above.
+        """
+        parts = urlsplit(self.management_url)
+        secure = parts.scheme == "https"
+        kind = http.client.HTTPSConnection if secure else http.client.HTTPConnection
+        connection = kind(parts.hostname or "localhost", parts.port, timeout=15)
+        credentials = f"{unquote(parts.username or 'guest')}:{unquote(parts.password or 'guest')}"
+        headers = {
+            "Authorization": "Basic " + base64.b64encode(credentials.encode()).decode(),
+            "Content-Type": "application/json",
+        }
+        try:
+            content = None if body is None else json.dumps(body)
+            connection.request(method, f"{parts.path.rstrip('/')}/api{path}", content, headers)
+            answer = connection.getresponse()
+            text = answer.read()
+        except (OSError, http.client.HTTPException) as error:
+            raise ManagementError(f"{parts.hostname}:{parts.port} {type(error).__name__}: {error}") from None
+        finally:
+            connection.close()
+        if answer.status >= HTTPStatus.BAD_REQUEST:
+            raise ManagementError(f"{method} {path} was answered with {answer.status} {answer.reason}")
+        return json.loads(text) if text else None
+
+
+def from_url(origin: str, url: str, management_url: str, version: str) -> RabbitMQ:
+    """Return a broker that another process of ours has started and will stop."""
+    broker = RabbitMQ(NotOurs(origin, "it is shared by all tests; ask for `own_rabbitmq`"), url, management_url)
+    broker.version = version
+    return broker
+
+
+def from_container(image: str, *, durable: bool) -> RabbitMQ:  # noqa: ARG001  # RabbitMQ has no such switch
+    """Start the broker from a Docker image that has the management plugin."""
+    password, port, management = secrets.token_hex(16), free_port(), free_port()
+    container = Container(
+        image,
+        ports={5672: port, 15672: management},
+        environment={"RABBITMQ_DEFAULT_USER": _USER, "RABBITMQ_DEFAULT_PASS": password},
+        command=None,
+    )
+    return _started(container, password, port, management)
+
+
+def from_binaries(directory: Path, *, durable: bool) -> RabbitMQ:  # noqa: ARG001  # RabbitMQ has no such switch
+    """Start the broker with the scripts in `directory`, with directories, node, cookie and epmd of its own."""
+    password, port, management, epmd_port = secrets.token_hex(16), free_port(), free_port(), free_port()
+    processes = Processes(
+        f"the binaries in {directory}", user=unprivileged_user("rabbitmq"), stop_signal=signal.SIGTERM
+    )
+    try:
+        data = processes.data
+        configuration = [
+            f"listeners.tcp.1 = 127.0.0.1:{port}",
+            "management.tcp.ip = 127.0.0.1",
+            f"management.tcp.port = {management}",
+            f"default_user = {_USER}",
+            f"default_pass = {password}",
+            "disk_free_limit.absolute = 50MB",
+        ]
+        environment = processes.environment(
+            ERL_EPMD_PORT=str(epmd_port),
+            ERL_EPMD_ADDRESS="127.0.0.1",
+            ERL_CRASH_DUMP_SECONDS="0",
+            RABBITMQ_NODENAME="sandbox@localhost",
+            RABBITMQ_DIST_PORT=str(free_port()),
+            RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS="-kernel inet_dist_use_interface {127,0,0,1}",
+            # the script becomes the broker instead of waiting beside it, so a signal reaches the broker itself
+            RABBITMQ_ALLOW_INPUT="true",
+            RABBITMQ_SERVER_START_ARGS="-noinput",
+            # every file that would otherwise be looked for in /etc or /var
+            RABBITMQ_CONF_ENV_FILE=str(processes.write("rabbitmq-env.conf", "")),
+            RABBITMQ_CONFIG_FILE=str(processes.write("rabbitmq.conf", "\n".join(configuration) + "\n")),
+            RABBITMQ_ADVANCED_CONFIG_FILE=str(processes.write("advanced.config", "[].\n")),
+            RABBITMQ_ENABLED_PLUGINS_FILE=str(processes.write("enabled_plugins", "[rabbitmq_management].\n")),
+            RABBITMQ_MNESIA_BASE=str(data / "mnesia"),
+            RABBITMQ_LOG_BASE=str(data / "log"),
+            RABBITMQ_GENERATED_CONFIG_DIR=str(data / "config"),
+            RABBITMQ_SCHEMA_DIR=str(data / "schema"),
+            RABBITMQ_PLUGINS_EXPAND_DIR=str(data / "plugins"),
+            RABBITMQ_PID_FILE=str(data / "pid"),
+            RABBITMQ_LOGS="-",
+        )
+        # otherwise the broker starts one that outlives it
+        processes.serve("epmd", [_epmd(), "-address", "127.0.0.1", "-port", str(epmd_port)], environment)
+        processes.set_main([str(directory / "rabbitmq-server")], environment)
+    except BaseException:
+        processes.close()
+        raise
+    return _started(processes, password, port, management)
+
+
+def find_binaries() -> Path | str:
+    """Return the directory with RabbitMQ's own scripts, or why there is none.
+
+    Not the `rabbitmq-server` that Debian has in /usr/sbin: it is a wrapper that insists on certain accounts.
+    """
+    places = [
+        Path("/usr/lib/rabbitmq/bin"),  # Debian, Ubuntu, Red Hat
+        Path("/opt/rabbitmq/sbin"),
+        Path("/opt/homebrew/opt/rabbitmq/sbin"),
+        Path("/usr/local/opt/rabbitmq/sbin"),
+    ]
+    if on_path := shutil.which("rabbitmq-server"):
+        places.insert(0, Path(on_path).resolve().parent)
+    for place in places:
+        if (place / "rabbitmq-server").is_file() and (place / "rabbitmq-env").exists():
+            return place if shutil.which("erl") else "RabbitMQ is installed, but Erlang's `erl` is not on the PATH"
+    return "no RabbitMQ is installed"
+
+
+def _epmd() -> str:
+    if on_path := shutil.which("epmd"):
+        return on_path
+    ask = ["erl", "-noinput", "-boot", "start_clean", "-eval", "io:put_chars(code:root_dir()), halt()."]
+    root = subprocess.run(ask, capture_output=True, text=True, check=True).stdout
+    found = sorted(Path(root).glob("erts-*/bin/epmd"))
+    if not found:
+        raise SandboxError("Erlang is installed without its `epmd`")
+    return str(found[-1])
+
+
+def _started(runner: Runner, password: str, port: int, management: int) -> RabbitMQ:
+    credentials = f"{_USER}:{password}@127.0.0.1"
+    broker = RabbitMQ(runner, f"amqp://{credentials}:{port}/", f"http://{credentials}:{management}")
+    try:
+        broker.start()
+        _refuse_older(broker.version)
+    except BaseException:
+        broker.close()
+        raise
+    return broker
+
+
+def _refuse_older(version: str) -> None:
+    if tuple(map(int, version.split(".")[:2])) < _OLDEST:
+        raise SandboxError(f"RabbitMQ {version} is older than 3.10, the oldest that the worker supports")

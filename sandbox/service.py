@@ -1,0 +1,191 @@
+"""What RabbitMQ and PostgreSQL of the sandbox have in common, however they are run."""
+
+import random
+import socket
+import time
+from abc import ABC, abstractmethod
+from contextlib import closing
+from types import TracebackType
+from typing import Protocol, Self
+
+READY_LIMIT_SECONDS = 60.0
+"""How long a service may take to answer after its process was started."""
+
+
+class SandboxError(Exception):
+    """The sandbox cannot do what was asked; the message says why and what to do about it."""
+
+
+class NotReadyError(Exception):
+    """A service does not answer yet; the message says what it did instead."""
+
+
+class Runner(Protocol):
+    """Runs one service: as processes, as a container, or not at all because it is somebody else's."""
+
+    origin: str
+    """Where the service comes from, for people: "Docker image postgres:17"."""
+
+    def start(self) -> None:
+        """Start the service's process; readiness is the caller's to await."""
+
+    def stop(self) -> None:
+        """Ask the service to stop and wait until it has."""
+
+    def kill(self) -> None:
+        """End the service at once, as a power cut would, and wait until it is gone."""
+
+    def pause(self) -> None:
+        """Freeze the service: its connections stay open and nothing answers."""
+
+    def resume(self) -> None:
+        """Let a frozen service go on."""
+
+    def ended(self) -> str | None:
+        """Why the service no longer runs, or None while it does."""
+
+    def log_tail(self) -> str:
+        """Return the last lines of the service's log."""
+
+    def close(self) -> None:
+        """Stop the service for good and remove what it kept."""
+
+
+class Service(ABC):
+    """One running service.
+
+    The methods block until they are done; a test on an event loop calls them with `asyncio.to_thread`.
+    Port and data stay the same over `stop`, `kill` and `restart`.
+    """
+
+    name: str
+    version: str = ""
+
+    def __init__(self, runner: Runner) -> None:
+        """Take the runner; nothing is started yet."""
+        self._runner = runner
+        self._paused = False
+
+    @property
+    def origin(self) -> str:
+        """Where the service comes from, for people."""
+        return self._runner.origin
+
+    @abstractmethod
+    def check(self) -> None:
+        """Talk to the service as a client would and learn its version; raise `NotReadyError` if it does not answer."""
+
+    def start(self) -> None:
+        """Start the service and wait until it answers; SandboxError with the log's tail if it does not."""
+        self._runner.start()
+        self.wait_until_ready()
+
+    def stop(self) -> None:
+        """Stop the service in good order; clients see their connections closed."""
+        self.resume()
+        self._runner.stop()
+
+    def kill(self) -> None:
+        """End the service at once, as a power cut would."""
+        self._runner.kill()
+        self._paused = False
+
+    def restart(self) -> None:
+        """Stop the service in good order and start it again."""
+        self.stop()
+        self.start()
+
+    def pause(self) -> None:
+        """Freeze the service: connections stay open, nothing answers (SIGSTOP, docker pause)."""
+        self._runner.pause()
+        self._paused = True
+
+    def resume(self) -> None:
+        """Let a frozen service go on; nothing happens if it is not frozen."""
+        if self._paused:
+            self._runner.resume()
+            self._paused = False
+
+    def ensure_running(self) -> None:
+        """Bring the service back if a test left it paused, stopped or killed."""
+        self.resume()
+        if self._runner.ended() is not None:
+            self.start()
+
+    def close(self) -> None:
+        """Stop the service for good and remove its data; safe to call twice."""
+        self._runner.close()
+
+    def wait_until_ready(self, limit: float = READY_LIMIT_SECONDS) -> None:
+        """Wait until the service answers, at most `limit` seconds.
+
+        Raises:
+            SandboxError: it ended or did not answer in time; with the tail of its log.
+        """
+        deadline = time.monotonic() + limit
+        while True:
+            try:
+                self.check()
+            except NotReadyError as error:
+                ended = self._runner.ended()
+                if ended is None and time.monotonic() < deadline:
+                    time.sleep(0.05)
+                    continue
+                what = ended or f"it did not answer within {limit:.0f} s ({error})"
+                raise SandboxError(f"{self.name} did not start: {what}\n{self._runner.log_tail()}") from None
+            return
+
+    def __enter__(self) -> Self:
+        """Start the service if it does not run yet."""
+        self.ensure_running()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop the service for good."""
+        self.close()
+
+
+class NotOurs:
+    """The runner of a service that this process may use and not stop."""
+
+    def __init__(self, origin: str, reason: str) -> None:
+        """`reason` completes "cannot be stopped from here: …"."""
+        self.origin = origin
+        self._reason = reason
+
+    def _refuse(self) -> None:
+        raise SandboxError(f"cannot be stopped from here: {self._reason}")
+
+    start = stop = kill = pause = resume = _refuse
+
+    def ended(self) -> str | None:
+        """Nothing is known of a process that is not ours."""
+        return None
+
+    def log_tail(self) -> str:
+        """Nothing is known of the log either."""
+        return ""
+
+    def close(self) -> None:
+        """Leave the service as it is."""
+
+
+def free_port() -> int:
+    """Return a loopback port that nobody listens on.
+
+    It lies below the range that systems give to outgoing connections (from 32768 on Linux). A port from that
+    range could be given away while a test has its service stopped, and a client that keeps reconnecting to it
+    can even end up connected to itself.
+    """
+    numbers = random.SystemRandom()
+    for _ in range(200):
+        port = numbers.randrange(20_000, 32_000)
+        with closing(socket.socket()) as candidate:
+            try:
+                candidate.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        return port
+    raise SandboxError("found no free loopback port between 20000 and 32000")

@@ -1,0 +1,144 @@
+"""Lets all processes of one test run use the same RabbitMQ and PostgreSQL, started when the first test needs them.
+
+The process that the person started owns the services (`Owner`); pytest-xdist's workers ask it (`Visitor`) over a
+Unix socket. So the services start once, tell their progress on the person's terminal, and end with that process.
+"""
+
+import secrets
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from multiprocessing.connection import Client, Connection, Listener
+from typing import Any, Literal, Protocol, cast
+
+from sandbox import in_background, postgresql, rabbitmq
+from sandbox.choice import POSTGRESQL, RABBITMQ, Choice, Kind, Say, Way, ways
+from sandbox.service import SandboxError, Service
+
+Name = Literal["rabbitmq", "postgresql"]
+Address = tuple[str, bytes]
+"""Path of the socket, and the key that proves that a visitor belongs to this run."""
+
+_KINDS: dict[Name, Kind[Any]] = {"rabbitmq": RABBITMQ, "postgresql": POSTGRESQL}
+
+
+class Source(Protocol):
+    """Whoever can tell where the services are: their owner, or the way to it."""
+
+    def service(self, name: Name) -> Any:
+        """Return what `connect_rabbitmq` or `connect_postgresql` takes; starts the service if nobody has."""
+
+    def private_way(self, name: Name) -> Way:
+        """Return how a private service can be had, after pulling or installing what it takes."""
+
+
+class Owner:
+    """Starts the services when they are first asked for; closes them at the end."""
+
+    def __init__(self, say: Say) -> None:
+        """`say` is told the progress, from other threads too."""
+        self._say = say
+        self._lock = threading.Lock()
+        self._futures: dict[tuple[str, Name], Future[Any]] = {}
+        self._listener: Listener | None = None
+
+    def service(self, name: Name) -> Any:
+        """Start the service if it does not run yet, and return how to reach it; SandboxError if it cannot be had."""
+        service: Service = self._once("service", name, lambda: self._start(name)).result()
+        if isinstance(service, rabbitmq.RabbitMQ):
+            return service.origin, service.url, service.management_url, service.version
+        return service.origin, cast("postgresql.PostgreSQL", service).url, service.version
+
+    def private_way(self, name: Name) -> Way:
+        """Find the way once for all processes; SandboxError if there is none."""
+        choose = self._once("way", name, lambda: Choice(_KINDS[name], ways(private=True)).prepare(self._say))
+        return cast("Way", choose.result())
+
+    def listen(self) -> Address:
+        """Answer other processes from now on, and return what they need to ask."""
+        key = secrets.token_bytes(32)
+        self._listener = Listener(family="AF_UNIX", authkey=key)
+        threading.Thread(target=self._answer_all, args=(self._listener,), daemon=True).start()
+        return str(self._listener.address), key
+
+    def close(self) -> None:
+        """Close the services that were started."""
+        if self._listener is not None:
+            self._listener.close()
+        started = [future for (what, _), future in self._futures.items() if what == "service"]
+        for closed in [in_background(f.result().close) for f in started if f.done() and f.exception() is None]:
+            closed.result()
+
+    def _start(self, name: Name) -> Service:
+        # a plain test gains speed from not syncing; faults, which cut the power, have private services
+        return cast("Service", Choice(_KINDS[name], ways()).start(self._say, durable=False))
+
+    def _once(self, what: str, name: Name, work: Callable[[], Any]) -> Future[Any]:
+        with self._lock:
+            if (what, name) not in self._futures:
+                self._futures[what, name] = in_background(work)
+            return self._futures[what, name]
+
+    def _answer_all(self, listener: Listener) -> None:
+        while True:
+            try:
+                visitor = listener.accept()
+            except OSError:
+                return  # closed
+            threading.Thread(target=self._answer, args=(visitor,), daemon=True).start()
+
+    def _answer(self, visitor: "Connection[Any, Any]") -> None:
+        with visitor:
+            what, name = visitor.recv()
+            try:
+                visitor.send((True, self.service(name) if what == "service" else self.private_way(name)))
+            except SandboxError as error:
+                visitor.send((False, str(error)))
+
+
+class Visitor:
+    """Asks the owner, from another process of the same test run."""
+
+    def __init__(self, address: Address) -> None:
+        """`address` is what the owner's `listen` returned."""
+        self._path, self._key = address
+
+    def service(self, name: Name) -> Any:
+        """Return how to reach the service; SandboxError if it cannot be had."""
+        return self._ask("service", name)
+
+    def private_way(self, name: Name) -> Way:
+        """Return how a private service can be had; SandboxError if it cannot."""
+        return cast("Way", self._ask("way", name))
+
+    def _ask(self, what: str, name: Name) -> Any:
+        with Client(self._path, family="AF_UNIX", authkey=self._key) as owner:
+            owner.send((what, name))
+            found, answer = owner.recv()
+        if not found:
+            raise SandboxError(answer)
+        return answer
+
+
+def shared_rabbitmq(source: Source) -> rabbitmq.RabbitMQ:
+    """Return the broker that all tests share; it cannot be stopped."""
+    return rabbitmq.from_url(*source.service("rabbitmq"))
+
+
+def shared_postgresql(source: Source) -> postgresql.PostgreSQL:
+    """Return the server that all tests share; it cannot be stopped."""
+    return postgresql.from_url(*source.service("postgresql"))
+
+
+def private_rabbitmq(source: Source) -> rabbitmq.RabbitMQ:
+    """Start a broker for this process alone, which may be stopped and killed."""
+    return Choice(RABBITMQ, (source.private_way("rabbitmq"),)).start(_silent, durable=True)
+
+
+def private_postgresql(source: Source) -> postgresql.PostgreSQL:
+    """Start a server for this process alone, which may be stopped and killed; it survives that as in production."""
+    return Choice(POSTGRESQL, (source.private_way("postgresql"),)).start(_silent, durable=True)
+
+
+def _silent(_line: str) -> None:
+    """Say nothing: the owner has said where services come from."""

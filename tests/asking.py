@@ -1,0 +1,57 @@
+"""What tests of the store ask: requests made of what a test says, and what the database is doing."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+from uuid import UUID, uuid4
+
+import asyncpg
+
+from task_activity_log.record import Applied, TaskActivityLog
+from task_activity_log.request import Request, UpdateMode
+from tests.fakes import FakeDelivery
+
+Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
+
+
+def ask(
+    identifier: UUID | None = None,
+    *,
+    key: bool = True,
+    version: int | None = None,
+    mode: UpdateMode = UpdateMode.REPLACE,
+    **fields: Any,
+) -> Request[FakeDelivery]:
+    """A request with a key of its own or with none. The fields are not validated."""
+    return Request(
+        delivery=FakeDelivery(b""),
+        record=TaskActivityLog.model_construct(id=identifier or uuid4(), **fields),
+        media_type="application/json",
+        mode=mode,
+        version=version,
+        key=uuid4() if key else None,
+    )
+
+
+def merge(identifier: UUID | None = None, **fields: Any) -> Request[FakeDelivery]:
+    """A request that merges."""
+    return ask(identifier, mode=UpdateMode.MERGE, **fields)
+
+
+def outcomes(applied: Sequence[Applied]) -> list[str]:
+    """The outcomes alone."""
+    return [str(one.outcome) for one in applied]
+
+
+def subjects(applied: Sequence[Applied]) -> list[str | None]:
+    """The subjects of the records, which must be there."""
+    return [one.record.subject if one.record else "no record" for one in applied]
+
+
+async def until_blocked(database: Connection, sessions: int = 1) -> None:
+    """Wait until so many sessions on this database wait for a lock. The database has no event for that."""
+    query = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    async with asyncio.timeout(5):
+        while await database.fetchval(query) != sessions:
+            await asyncio.sleep(0.005)
+            await database.execute("SELECT pg_stat_clear_snapshot()")  # a transaction sees what it has seen before

@@ -1,0 +1,164 @@
+"""What tests can ask for: a virtual host and a database for each test, and services that a test may kill.
+
+RabbitMQ and PostgreSQL come from the sandbox. They start once for the whole run, only if a test that was selected
+needs them, and all processes of pytest-xdist share them. A service that cannot be had is an error that
+says what to do, never a skip.
+"""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import wait
+from functools import partial
+from typing import TypeVar
+
+import pytest
+
+from sandbox import PostgreSQL, RabbitMQ, SandboxError, in_background, sharing
+
+SOURCE = pytest.StashKey[sharing.Source]()
+OWNER = pytest.StashKey[sharing.Owner]()
+
+_T = TypeVar("_T")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Own the services, or as a worker of pytest-xdist know whom to ask for them."""
+    if hasattr(config, "workerinput"):
+        config.stash[SOURCE] = sharing.Visitor(config.workerinput["sandbox"])
+        return
+    terminal: pytest.TerminalReporter | None = config.pluginmanager.get_plugin("terminalreporter")
+
+    def say(line: str) -> None:
+        if terminal is not None:
+            terminal.ensure_newline()
+            terminal.write_line(f"sandbox: {line}")
+
+    config.stash[OWNER] = config.stash[SOURCE] = sharing.Owner(say)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: object) -> None:
+    """Tell a worker of pytest-xdist, before it starts, whom to ask."""
+    config: pytest.Config = node.config  # type: ignore[attr-defined]  # pytest-xdist has no types
+    node.workerinput["sandbox"] = config.stash[OWNER].listen()  # type: ignore[attr-defined]
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Stop what was started."""
+    if OWNER in config.stash:
+        config.stash[OWNER].close()
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Start what the selected tests need, both at the same time and before a test's time limit runs.
+
+    Failures are kept for the fixtures, where they belong to a test.
+    """
+    if session.config.option.collectonly:
+        return
+    wanted = {name for item in session.items for name in getattr(item, "fixturenames", ())}
+    source = session.config.stash[SOURCE]
+    names: tuple[sharing.Name, ...] = ("rabbitmq", "postgresql")
+    wait(
+        [in_background(partial(source.service, name)) for name in names if name in wanted]
+        + [in_background(partial(source.private_way, name)) for name in names if f"own_{name}" in wanted]
+    )
+
+
+def _have(get: Callable[[sharing.Source], _T], config: pytest.Config) -> _T:
+    """Get a service, or fail with the sandbox's words instead of a traceback."""
+    try:
+        return get(config.stash[SOURCE])
+    except SandboxError as error:
+        pytest.fail(str(error), pytrace=False)
+
+
+@pytest.fixture(scope="session")
+def rabbitmq(pytestconfig: pytest.Config) -> RabbitMQ:
+    """The broker that all tests share; `api` calls its management API. It cannot be stopped."""
+    return _have(sharing.shared_rabbitmq, pytestconfig)
+
+
+@pytest.fixture(scope="session")
+def postgresql(pytestconfig: pytest.Config) -> PostgreSQL:
+    """The database server that all tests share. It cannot be stopped."""
+    return _have(sharing.shared_postgresql, pytestconfig)
+
+
+@pytest.fixture
+def amqp_url(rabbitmq: RabbitMQ) -> Iterator[str]:
+    """The AMQP URL of a virtual host for this test alone."""
+    url = rabbitmq.create_vhost()
+    yield url
+    rabbitmq.delete_vhost(url)
+
+
+@pytest.fixture
+def empty_database_url(postgresql: PostgreSQL) -> Iterator[str]:
+    """The DSN of an empty database for this test alone."""
+    url = postgresql.create_database()
+    yield url
+    postgresql.drop_database(url)
+
+
+@pytest.fixture
+def database_url(postgresql: PostgreSQL) -> Iterator[str]:
+    """The DSN of a migrated database for this test alone."""
+    url = postgresql.create_database(postgresql.template(_migrate))
+    yield url
+    postgresql.drop_database(url)
+
+
+@pytest.fixture(scope="session")
+def _own_rabbitmq(pytestconfig: pytest.Config) -> Iterator[RabbitMQ]:
+    with _have(sharing.private_rabbitmq, pytestconfig) as broker:
+        yield broker
+
+
+@pytest.fixture(scope="session")
+def _own_postgresql(pytestconfig: pytest.Config) -> Iterator[PostgreSQL]:
+    with _have(sharing.private_postgresql, pytestconfig) as server:
+        yield server
+
+
+@pytest.fixture
+def own_rabbitmq(_own_rabbitmq: RabbitMQ) -> RabbitMQ:
+    """A broker that this test may pause, stop, kill and restart, and leave as it likes.
+
+    Its methods block: `await asyncio.to_thread(own_rabbitmq.restart)`.
+    """
+    _own_rabbitmq.ensure_running()
+    return _own_rabbitmq
+
+
+@pytest.fixture
+def own_postgresql(_own_postgresql: PostgreSQL) -> PostgreSQL:
+    """A database server that this test may pause, stop, kill and restart, and leave as it likes.
+
+    Its methods block: `await asyncio.to_thread(own_postgresql.restart)`.
+    """
+    _own_postgresql.ensure_running()
+    return _own_postgresql
+
+
+@pytest.fixture
+def own_amqp_url(own_rabbitmq: RabbitMQ) -> Iterator[str]:
+    """The AMQP URL of a new virtual host on `own_rabbitmq`."""
+    url = own_rabbitmq.create_vhost()
+    yield url
+    own_rabbitmq.ensure_running()
+    own_rabbitmq.delete_vhost(url)
+
+
+@pytest.fixture
+def own_database_url(own_postgresql: PostgreSQL) -> Iterator[str]:
+    """The DSN of a new, migrated database on `own_postgresql`."""
+    url = own_postgresql.create_database(own_postgresql.template(_migrate))
+    yield url
+    own_postgresql.ensure_running()
+    own_postgresql.drop_database(url)
+
+
+def _migrate(url: str) -> None:
+    from task_activity_log import migrations  # noqa: PLC0415  # Alembic is slow to import, and few tests need it
+
+    migrations.migrate(url)

@@ -1,0 +1,33 @@
+"""A store on a database of this test alone, and a second way to look at that database."""
+
+from collections.abc import AsyncIterator
+
+import asyncpg
+import pytest
+
+from task_activity_log.store import Store
+from tests.asking import Connection
+
+
+@pytest.fixture
+async def store(database_url: str) -> AsyncIterator[Store]:
+    """A store as the worker has it."""
+    store = Store(database_url)
+    yield store
+    await store.close()
+
+
+@pytest.fixture
+async def other_store(database_url: str) -> AsyncIterator[Store]:
+    """The store of another worker on the same database."""
+    store = Store(database_url)
+    yield store
+    await store.close()
+
+
+@pytest.fixture
+async def database(database_url: str) -> AsyncIterator[Connection]:
+    """A plain connection to the same database."""
+    connection: Connection = await asyncpg.connect(database_url)
+    yield connection
+    await connection.close()

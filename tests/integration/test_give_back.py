@@ -1,0 +1,36 @@
+"""The order in which RabbitMQ hands out again what it was given back: what order per id rests on."""
+
+import asyncio
+
+import aio_pika
+import pytest
+
+from task_activity_log.broker.intake import Intake
+from task_activity_log.broker.link import LinkOptions
+from task_activity_log.broker.topology import Topology
+
+
+@pytest.mark.parametrize("count", [1, 32, 33, 64, 500])
+async def test_what_is_given_back_comes_again_in_order(amqp_url: str, count: int) -> None:
+    """However much it is: from RabbitMQ 3.10 more than 32 given back with one frame come again shuffled."""
+    topology = Topology()
+    intake = Intake(LinkOptions(amqp_url), topology, prefetch=count)
+    running = asyncio.create_task(intake.run())
+    await intake.wait_consuming()
+    async with await aio_pika.connect(amqp_url) as connection:
+        channel = await connection.channel()
+        exchange = await channel.get_exchange(topology.requests_exchange, ensure=False)
+        for number in range(-1, count):
+            await exchange.publish(aio_pika.Message(str(number).encode()), "upsert")
+        await intake.accept(await intake.take(1))  # proves the consumer
+        taken = 0
+        while taken < count:
+            taken += len(await intake.take(count))
+        await intake.pause("test")
+        assert await intake.give_back() == count
+        queue = await channel.get_queue(topology.requests_queue, ensure=False)
+        again: asyncio.Queue[aio_pika.abc.AbstractIncomingMessage] = asyncio.Queue()
+        await queue.consume(again.put, no_ack=True)
+        assert [int((await again.get()).body) for _ in range(count)] == list(range(count))
+    running.cancel()
+    await asyncio.wait({running})

@@ -1,0 +1,252 @@
+"""The schema: made by us or by a DBA, by one or by several at once, and what the worker's own role may do with it."""
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from urllib.parse import urlsplit, urlunsplit
+
+import asyncpg
+import pytest
+
+from task_activity_log import migrations
+from task_activity_log.problem import Unavailable
+from task_activity_log.store import Store
+from tests.asking import Connection, ask, merge, outcomes, until_blocked
+
+
+async def migrate(url: str) -> str:
+    return await asyncio.to_thread(migrations.migrate, url)
+
+
+async def failure(url: str) -> str:
+    """Why a database cannot be migrated: one line."""
+    with pytest.raises(Unavailable) as caught:
+        await migrate(url)
+    assert "\n" not in caught.value.reason
+    assert caught.value.__context__ is None
+    return caught.value.reason
+
+
+@pytest.fixture
+async def empty(empty_database_url: str) -> AsyncIterator[Connection]:
+    """A connection to the database that has no schema yet."""
+    connection: Connection = await asyncpg.connect(empty_database_url)
+    yield connection
+    await connection.close()
+
+
+@pytest.fixture
+async def role(database: Connection) -> AsyncIterator[str]:
+    """A role that may log in and nothing else; its password is its name."""
+    name = f"tal_{secrets.token_hex(6)}"
+    await database.execute(f"CREATE ROLE {name} LOGIN PASSWORD '{name}'")
+    yield name
+    await database.execute(f"DROP OWNED BY {name}; DROP ROLE {name}")
+
+
+def as_role(url: str, role: str) -> str:
+    """The same DSN for another role."""
+    parts = urlsplit(url)
+    host = parts.netloc.rpartition("@")[2]
+    return urlunsplit(parts._replace(netloc=f"{role}:{role}@{host}"))
+
+
+async def schema(connection: Connection) -> list[str]:
+    """Everything that can be told apart about what is in the database, and what the version table says."""
+    rows = await connection.fetch("""
+        SELECT format('%s %s %s %s', c.relname, c.relkind, c.reloptions, obj_description(c.oid)) AS line
+            FROM pg_class c WHERE c.relnamespace = 'public'::regnamespace
+        UNION ALL SELECT format('%s.%s %s %s %s %s', a.attrelid::regclass, a.attname, a.attnum,
+                format_type(a.atttypid, a.atttypmod), a.attnotnull, col_description(a.attrelid, a.attnum))
+            FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid
+            WHERE c.relnamespace = 'public'::regnamespace AND a.attnum > 0
+        UNION ALL SELECT pg_get_expr(adbin, adrelid) FROM pg_attrdef
+        UNION ALL SELECT pg_get_constraintdef(oid) FROM pg_constraint WHERE connamespace = 'public'::regnamespace
+        UNION ALL SELECT indexdef FROM pg_indexes WHERE schemaname = 'public'
+        UNION ALL SELECT pg_get_triggerdef(oid) FROM pg_trigger
+        UNION ALL SELECT pg_get_functiondef(oid) FROM pg_proc WHERE pronamespace = 'public'::regnamespace
+        UNION ALL SELECT version_num FROM task_activity_log_alembic_version
+        ORDER BY 1
+    """)
+    return [row["line"] for row in rows]
+
+
+async def test_the_columns_are_those_of_the_contract(database: Connection) -> None:
+    """Contract, section 1: twelve fields of these types, two of them not null, and one hidden column."""
+    rows = await database.fetch("""
+        SELECT column_name, udt_name, is_nullable FROM information_schema.columns
+        WHERE table_name = 'task_activity_log' ORDER BY ordinal_position
+    """)
+    assert [f"{row['column_name']} {row['udt_name']} {row['is_nullable']}" for row in rows] == [
+        "id uuid NO",
+        "task_id uuid YES",
+        "task_activity_id uuid YES",
+        "user_id uuid YES",
+        "contact_id uuid YES",
+        "subject text YES",
+        "description text YES",
+        "due_date timestamptz YES",
+        "is_closed bool YES",
+        "date_closed timestamptz YES",
+        "reference_back_office text YES",
+        "modified_dateutc timestamptz NO",
+        "source_version int8 YES",
+    ]
+
+
+async def test_migrating_again_changes_nothing(empty_database_url: str, empty: Connection) -> None:
+    """The second time there is nothing to do, also for the rows; both times tell the revision."""
+    assert await migrate(empty_database_url) == migrations.head()
+    await empty.execute("INSERT INTO task_activity_log (id) VALUES (gen_random_uuid())")
+    before = await schema(empty)
+    assert await migrate(empty_database_url) == migrations.head()
+    assert await schema(empty) == before
+    assert await empty.fetchval("SELECT count(*) FROM task_activity_log") == 1
+
+
+async def test_several_may_migrate_at_once(empty_database_url: str, empty: Connection) -> None:
+    """They take turns; those that waited find the work done. None fails."""
+    lock = int.from_bytes(b"tal-migr")
+    async with empty.transaction():
+        await empty.execute("SELECT pg_advisory_xact_lock($1)", lock)
+        doing = [asyncio.create_task(migrate(empty_database_url)) for _ in range(4)]
+        await until_blocked(empty, 4)
+    assert await asyncio.gather(*doing) == [migrations.head()] * 4
+    assert await empty.fetchval("SELECT count(*) FROM task_activity_log_alembic_version") == 1
+
+
+async def test_a_dba_can_do_it_with_the_printed_sql(
+    empty_database_url: str, empty: Connection, database: Connection
+) -> None:
+    """The printed SQL makes exactly the same schema, and `migrate` then finds nothing to do."""
+    await empty.execute(migrations.as_sql())
+    expected = await schema(database)
+    assert len(expected) > 40
+    assert await schema(empty) == expected
+    assert await migrate(empty_database_url) == migrations.head()
+    assert await schema(empty) == expected
+
+
+async def test_the_printed_sql_run_twice_does_no_harm(empty: Connection) -> None:
+    """It fails as a whole, also in psql, which goes on after errors."""
+    await empty.execute(migrations.as_sql())
+    before = await schema(empty)
+    with pytest.raises(asyncpg.DuplicateTableError):
+        await empty.execute(migrations.as_sql())
+    await empty.execute("ROLLBACK")
+    assert await schema(empty) == before
+
+
+async def test_a_table_that_others_have_made_is_left_alone(empty_database_url: str, empty: Connection) -> None:
+    """A clear word, and nothing half done. Alembic's own version table of another application does not matter."""
+    await empty.execute("""
+        CREATE TABLE task_activity_log (id uuid PRIMARY KEY, subject varchar(10));
+        CREATE TABLE alembic_version (version_num varchar(32) NOT NULL);
+        INSERT INTO alembic_version VALUES ('theirs');
+    """)
+    reason = await failure(empty_database_url)
+    assert reason.startswith('relation "task_activity_log" already exists (42P07); these migrations did not make it')
+    tables = await empty.fetch("SELECT tablename FROM pg_tables WHERE schemaname = 'public' ORDER BY 1")
+    assert [row["tablename"] for row in tables] == ["alembic_version", "task_activity_log"]
+    await empty.execute("ALTER TABLE task_activity_log RENAME TO theirs")
+    assert await migrate(empty_database_url) == migrations.head()
+    assert await empty.fetchval("SELECT version_num FROM alembic_version") == "theirs"
+
+
+async def test_a_schema_of_a_newer_release_is_left_alone(database_url: str, database: Connection) -> None:
+    """An older release says so instead of guessing."""
+    await database.execute("UPDATE task_activity_log_alembic_version SET version_num = '9999'")
+    assert "migrated by a newer one" in await failure(database_url)
+
+
+async def test_the_schema_is_where_the_search_path_says(empty_database_url: str, empty: Connection) -> None:
+    """A role or a DSN with a search_path keeps everything out of public."""
+    await empty.execute("CREATE SCHEMA app")
+    url = empty_database_url + ("&" if "?" in empty_database_url else "?") + "search_path=app"
+    await migrate(url)
+    assert await empty.fetchval("SELECT count(*) FROM pg_tables WHERE schemaname = 'app'") == 3
+    assert await empty.fetchval("SELECT count(*) FROM pg_class WHERE relnamespace = 'public'::regnamespace") == 0
+    store = Store(url)
+    assert outcomes(await store.apply([ask()])) == ["inserted"]
+    await store.close()
+
+
+class TestFailures:
+    """What goes wrong is one line without secrets."""
+
+    async def test_it_cannot_connect(self, database_url: str) -> None:
+        """The same words as the store's."""
+        parts = urlsplit(database_url)
+        assert await failure("postgresql://u:secret@127.0.0.1:1/d") == "unreachable"
+        assert await failure(urlunsplit(parts._replace(path="/there_is_none"))) == "no such database (3D000)"
+
+    async def test_it_may_not(self, database_url: str, database: Connection, role: str) -> None:
+        """A role without CREATE is told what to do."""
+        await database.execute("DROP TABLE task_activity_log_alembic_version")
+        await database.execute("REVOKE CREATE ON SCHEMA public FROM PUBLIC")  # as PostgreSQL 15 has it from the start
+        reason = await failure(as_role(database_url, role))
+        assert reason.startswith(
+            "permission denied for schema public (42501); connect as a role that may create tables"
+        )
+
+    async def test_it_waits_too_long(self, database_url: str, database: Connection) -> None:
+        """Somebody holds the lock: it gives up, and says for what it waited."""
+        await database.execute("SELECT pg_advisory_lock($1)", int.from_bytes(b"tal-migr"))
+        with pytest.raises(Unavailable, match="timeout: another migration"):
+            await asyncio.to_thread(migrations.migrate, database_url, command_timeout=0.2)
+
+
+class TestGrants:
+    """The role that runs needs what `grants` gives it, and gets no more."""
+
+    async def test_it_can_do_its_work(self, database_url: str, database: Connection, role: str) -> None:
+        """Write, merge, repeat, probe, trim, tell the revision."""
+        await database.execute(migrations.grants(role))
+        store = Store(as_role(database_url, role))
+        request = ask(version=1)
+        wave = [request, ask(key=False)]
+        assert outcomes(await store.apply(wave)) == ["inserted", "inserted"]
+        assert outcomes(await store.apply(wave)) == ["duplicate", "updated"]
+        assert outcomes(await store.apply([merge(request.record.id)])) == ["updated"]
+        await store.probe()
+        assert await store.trim(timedelta(0), 10) == 2
+        assert await store.schema_version() == migrations.head()
+        await store.close()
+
+    @pytest.mark.parametrize(
+        "statement",
+        [
+            "DELETE FROM task_activity_log",
+            "TRUNCATE task_activity_log",
+            "ALTER TABLE task_activity_log DISABLE TRIGGER USER",
+            "DROP TABLE task_activity_log_inbox",
+            "UPDATE task_activity_log_inbox SET processed_at = now()",
+            "UPDATE task_activity_log_alembic_version SET version_num = ''",
+        ],
+    )
+    async def test_it_can_do_nothing_else(
+        self, database_url: str, database: Connection, role: str, statement: str
+    ) -> None:
+        """Neither delete records nor touch the schema."""
+        await database.execute(migrations.grants(role))
+        connection = await asyncpg.connect(as_role(database_url, role))
+        with pytest.raises(asyncpg.InsufficientPrivilegeError):
+            await connection.execute(statement)
+        await connection.close()
+
+    async def test_without_them_it_is_an_outage(self, database_url: str, database: Connection, role: str) -> None:
+        """For the probe; for a wave it is doubtful, as it could be one row's fault."""
+        store = Store(as_role(database_url, role))
+        with pytest.raises(Unavailable, match="not permitted"):
+            await store.probe()
+        with pytest.raises(Exception, match="42501") as caught:
+            await store.apply([ask()])
+        assert getattr(caught.value, "doubtful", False)
+        await database.execute(migrations.grants(role))
+        assert outcomes(await store.apply([ask()])) == ["inserted"]
+        await store.close()
+
+    def test_a_role_is_quoted(self) -> None:
+        """A name of any characters stays a name."""
+        assert 'TO "a""b; c";' in migrations.grants('a"b; c')

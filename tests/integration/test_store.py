@@ -1,0 +1,364 @@
+"""What the store promises, on a real PostgreSQL: outcomes, records, versions, merges, the inbox (contract, section 7)."""
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+from itertools import product
+from uuid import UUID, uuid4
+
+import pytest
+
+from task_activity_log.record import FIELDS, Applied, Outcome
+from task_activity_log.request import Request, UpdateMode
+from task_activity_log.store import Store
+from tests.asking import Connection, ask, merge, outcomes, subjects
+from tests.fakes import FakeDelivery
+
+FULL = {
+    "task_id": UUID("ec77bdfe-882b-4254-84a2-979f5c2b20a9"),
+    "task_activity_id": UUID("881ec938-4044-4cfa-82f5-b684d9383c0d"),
+    "user_id": UUID("e11ce129-09c6-48a2-aa5f-d2473d0e2298"),
+    "contact_id": UUID(int=0),
+    "subject": "sample string 6",
+    "description": "ключ \u0001 \U0001f600 ' \" \\ {} \r\n",
+    "due_date": datetime(2026, 1, 11, 20, 58, 34, 720383, tzinfo=UTC),
+    "is_closed": False,
+    "date_closed": datetime(1980, 1, 1, tzinfo=UTC),
+    "reference_back_office": "",
+}
+
+
+async def test_what_is_asked_for_is_stored_and_answered(store: Store) -> None:
+    """Every field comes back as it was sent, with an instant set by the database, also for nulls."""
+    full, bare = ask(**FULL), ask()
+    applied = await store.apply([full, bare])
+    assert outcomes(applied) == ["inserted", "inserted"]
+    for request, (_, record) in zip([full, bare], applied, strict=True):
+        assert record is not None
+        assert {name: getattr(record, name) for name in FIELDS} == {
+            name: getattr(request.record, name) for name in FIELDS
+        }
+        assert abs(record.modified_dateutc - datetime.now(UTC)) < timedelta(minutes=1)
+
+
+async def test_answers_are_in_the_order_of_the_wave(store: Store) -> None:
+    """The statement sorts by id; the answers do not."""
+    wave = [ask(subject=str(number)) for number in range(50)]
+    assert subjects(await store.apply(wave)) == [str(number) for number in range(50)]
+
+
+async def test_an_empty_wave_is_nothing(store: Store) -> None:
+    """No statement, no answer."""
+    assert await store.apply([]) == []
+
+
+async def test_a_replace_is_the_whole_record(store: Store) -> None:
+    """An absent field becomes null; a row that was there is `updated`, each time."""
+    identifier = uuid4()
+    await store.apply([ask(identifier, **FULL)])
+    for subject in ("second", "third"):
+        [(outcome, record)] = await store.apply([ask(identifier, subject=subject)])
+        assert outcome is Outcome.UPDATED
+        assert record is not None
+        assert record.model_dump(exclude={"modified_dateutc"}) == {name: None for name in FIELDS} | {
+            "id": identifier,
+            "subject": subject,
+        }
+
+
+@pytest.mark.parametrize("mode", UpdateMode)
+async def test_inserted_and_updated_are_told_apart(store: Store, database: Connection, mode: UpdateMode) -> None:
+    """Whatever has happened to the row before: locked, written and rolled back, deleted, touched by other triggers."""
+    await database.execute("""
+        CREATE FUNCTION touch() RETURNS trigger LANGUAGE plpgsql AS
+            $$ BEGIN NEW.subject := NEW.subject || '!'; RETURN NEW; END $$;
+        CREATE TRIGGER touch BEFORE INSERT OR UPDATE ON task_activity_log FOR EACH ROW EXECUTE FUNCTION touch();
+        CREATE FUNCTION again() RETURNS trigger LANGUAGE plpgsql AS
+            $$ BEGIN UPDATE task_activity_log SET task_id = gen_random_uuid() WHERE id = NEW.id; RETURN NULL; END $$;
+        CREATE TRIGGER again AFTER INSERT ON task_activity_log FOR EACH ROW EXECUTE FUNCTION again();
+    """)
+    new, locked, rolled_back, deleted = (uuid4() for _ in range(4))
+    await store.apply([ask(locked, mode=mode), ask(rolled_back, mode=mode), ask(deleted, mode=mode)])
+    transaction = database.transaction()
+    await transaction.start()
+    await database.execute("UPDATE task_activity_log SET subject = 'x' WHERE id = $1", rolled_back)
+    await transaction.rollback()
+    await database.execute("DELETE FROM task_activity_log WHERE id = $1", deleted)
+    async with database.transaction():
+        # As a foreign key of another table would; it is compatible with an update that leaves the id alone.
+        await database.execute("SELECT FROM task_activity_log WHERE id = $1 FOR KEY SHARE", locked)
+        wave = [ask(identifier, mode=mode, subject="s") for identifier in (new, locked, rolled_back, deleted)]
+        applied = await store.apply(wave)
+    assert outcomes(applied) == ["inserted", "updated", "updated", "inserted"]
+    assert {record.subject for _, record in applied if record}.isdisjoint({"s"})
+
+
+@pytest.mark.parametrize("mode", UpdateMode)
+async def test_a_repeat_writes_nothing(store: Store, mode: UpdateMode) -> None:
+    """M1 stored, ack lost, M2 stored, M1 again: answered `duplicate` with what M2 has stored."""
+    first = ask(mode=mode, subject="first")
+    identifier = first.record.id
+    await store.apply([first])
+    [(_, second)] = await store.apply([ask(identifier, mode=mode, subject="second")])
+    assert await store.apply([first]) == [Applied(Outcome.DUPLICATE, second)]
+
+
+async def test_without_a_key_it_is_applied_each_time(store: Store, database: Connection) -> None:
+    """Such requests pass by the inbox."""
+    request = ask(key=False)
+    assert outcomes(await store.apply([request]) + await store.apply([request])) == ["inserted", "updated"]
+    assert await database.fetchval("SELECT count(*) FROM task_activity_log_inbox") == 0
+
+
+async def test_a_wave_mixes_all_outcomes(store: Store) -> None:
+    """Neighbours of any outcome, with and without keys and versions, each get their own answer."""
+    repeat, gone_by, known = ask(subject="repeat"), ask(version=5, subject="five"), ask(key=False, subject="old")
+    await store.apply([repeat, gone_by, known])
+    wave = [
+        ask(subject="new"),
+        repeat,
+        ask(gone_by.record.id, version=5, subject="stale"),
+        ask(known.record.id, key=False, subject="newer"),
+        ask(key=False, subject="new too"),
+        gone_by_again := ask(uuid4(), version=-(2**63), subject="lowest"),
+    ]
+    applied = await store.apply(wave)
+    assert outcomes(applied) == ["inserted", "duplicate", "stale", "updated", "inserted", "inserted"]
+    assert subjects(applied) == ["new", "repeat", "five", "newer", "new too", "lowest"]
+    assert outcomes(await store.apply([gone_by_again])) == ["duplicate"]
+
+
+@pytest.mark.parametrize("mode", UpdateMode)
+async def test_never_older_over_newer(store: Store, mode: UpdateMode) -> None:
+    """Only a higher version is applied; one without leaves the remembered version as it is."""
+    identifier = uuid4()
+
+    async def apply(subject: str, version: int | None) -> tuple[str, str | None]:
+        applied = await store.apply([ask(identifier, mode=mode, version=version, subject=subject)])
+        return outcomes(applied)[0], subjects(applied)[0]
+
+    assert await apply("none", None) == ("inserted", "none")
+    assert await apply("7", 7) == ("updated", "7")
+    assert await apply("6", 6) == ("stale", "7")
+    assert await apply("7 again", 7) == ("stale", "7")
+    assert await apply("none again", None) == ("updated", "none again")
+    assert await apply("7 after none", 7) == ("stale", "none again")
+    assert await apply("8", 8) == ("updated", "8")
+    assert await apply("last", 2**63 - 1) == ("updated", "last")
+
+
+async def test_a_stale_request_is_remembered(store: Store) -> None:
+    """A repeat of a stale one is a duplicate."""
+    newest = ask(version=2)
+    stale = ask(newest.record.id, version=1)
+    await store.apply([newest])
+    assert outcomes(await store.apply([stale])) == ["stale"]
+    assert outcomes(await store.apply([stale])) == ["duplicate"]
+
+
+async def test_the_row_of_a_repeat_may_be_gone(store: Store, database: Connection) -> None:
+    """A duplicate without a record: nothing is written, and there is nothing to answer with."""
+    request = ask()
+    await store.apply([request])
+    await database.execute("DELETE FROM task_activity_log")
+    applied = await store.apply([request, ask()])
+    assert applied[0] == Applied(Outcome.DUPLICATE, None)
+    assert outcomes(applied) == ["duplicate", "inserted"]
+    assert await database.fetchval("SELECT count(*) FROM task_activity_log") == 1
+
+
+async def test_a_row_that_a_trigger_skips_is_stale(store: Store, database: Connection) -> None:
+    """Nothing was written, so the answer is what is there; not `duplicate`, for it was never taken before."""
+    await database.execute("""
+        CREATE FUNCTION skip() RETURNS trigger LANGUAGE plpgsql AS
+            $$ BEGIN IF NEW.subject = 'skip' THEN RETURN NULL; END IF; RETURN NEW; END $$;
+        CREATE TRIGGER skip BEFORE INSERT ON task_activity_log FOR EACH ROW EXECUTE FUNCTION skip();
+    """)
+    kept = ask(subject="kept")
+    await store.apply([kept])
+    wave = [ask(kept.record.id, subject="skip"), ask(subject="skip"), ask(subject="skip", key=False)]
+    applied = await store.apply(wave)
+    assert outcomes(applied) == ["stale", "stale", "stale"]
+    assert subjects(applied) == ["kept", "no record", "no record"]
+
+
+async def test_a_merge_keeps_what_it_does_not_name(store: Store) -> None:
+    """For every field: absent keeps, null clears, a value replaces; and each row of a wave has fields of its own."""
+    rows = {name: uuid4() for name in FIELDS[1:]}
+    other = {name: value for name, value in FULL.items()} | {"subject": "other", "is_closed": True}
+    await store.apply([ask(identifier, **FULL) for identifier in rows.values()])
+    for values in (other, dict.fromkeys(FULL)):
+        expected = [FULL | {name: values[name]} for name in rows]
+        wave = [merge(identifier, **{name: values[name]}) for name, identifier in rows.items()]
+        applied = await store.apply(wave)
+        assert outcomes(applied) == ["updated"] * len(rows)
+        assert [record.model_dump(exclude={"id", "modified_dateutc"}) for _, record in applied if record] == expected
+
+
+async def test_a_merge_of_a_new_id_inserts(store: Store) -> None:
+    """Absent fields are null then."""
+    [(outcome, record)] = await store.apply([merge(subject="only")])
+    assert outcome is Outcome.INSERTED
+    assert record is not None
+    assert (record.subject, record.description) == ("only", None)
+
+
+async def test_a_merge_of_nothing_is_an_update(store: Store) -> None:
+    """A message that names nothing but the id: the row stays and its instant grows."""
+    [(_, before)] = await store.apply([full := ask(**FULL)])
+    [(outcome, after)] = await store.apply([merge(full.record.id)])
+    assert outcome is Outcome.UPDATED
+    assert before is not None
+    assert after is not None
+    assert after.model_dump(exclude={"modified_dateutc"}) == before.model_dump(exclude={"modified_dateutc"})
+    assert after.modified_dateutc > before.modified_dateutc
+
+
+EDGES = (
+    datetime(1, 1, 1, tzinfo=UTC),
+    datetime(1, 1, 1, 0, 0, 0, 1, tzinfo=UTC),
+    datetime(999, 12, 31, 23, 59, 59, 999999, tzinfo=UTC),
+    datetime(9999, 12, 31, 23, 59, 59, 999999, tzinfo=UTC),
+)
+
+
+async def test_the_ends_of_the_calendar_are_instants_like_any_other(store: Store, database: Connection) -> None:
+    """.NET's DateTime.MinValue and MaxValue are stored as such, not as infinities, and come back in UTC."""
+    wave = [ask(due_date=edge, date_closed=edge) for edge in EDGES]
+    applied = await store.apply(wave)
+    assert [record.due_date for _, record in applied if record] == list(EDGES)
+    assert all(record.due_date and record.due_date.tzinfo is UTC for _, record in applied if record)
+    rows = await database.fetch("""
+        SELECT due_date AT TIME ZONE 'UTC' AS due_date, isfinite(due_date) AND isfinite(date_closed) AS finite
+        FROM task_activity_log ORDER BY 1
+    """)
+    assert [row["due_date"].replace(tzinfo=UTC) for row in rows] == list(EDGES)
+    assert all(row["finite"] for row in rows)
+
+
+LATE = ("infinity", "10000-01-01 00:00:00 UTC")
+EARLY = ("-infinity", "0001-12-31 23:59:59.999999 UTC BC")
+
+
+@pytest.mark.parametrize(
+    ("column", "instant"),
+    # An early modified_dateutc is mended by the trigger with the first write.
+    [*product(("due_date", "date_closed"), LATE + EARLY), *product(("modified_dateutc",), LATE)],
+)
+async def test_a_row_that_python_cannot_read(store: Store, database: Connection, column: str, instant: str) -> None:
+    """It is answered `rejected` without a record, each time it comes; the write holds and its neighbours are answered."""
+    victim, neighbour = ask(subject="victim"), ask(subject="neighbour")
+    await store.apply([victim, neighbour])
+    await database.execute(f"""
+        ALTER TABLE task_activity_log DISABLE TRIGGER USER;
+        UPDATE task_activity_log SET {column} = '{instant}' WHERE subject = 'victim';
+        ALTER TABLE task_activity_log ENABLE TRIGGER USER;
+    """)  # noqa: S608 - the test's own names
+    rejected = Applied(Outcome.REJECTED, None)
+    change, plain = merge(victim.record.id, description="changed"), merge(neighbour.record.id, description="changed")
+    applied = await store.apply([change, plain])
+    assert applied[0] == rejected
+    assert outcomes(applied) == ["rejected", "updated"]
+    again = await store.apply([plain, change])
+    assert again == [Applied(Outcome.DUPLICATE, applied[1].record), rejected]
+    assert await database.fetchval("SELECT count(*) FROM task_activity_log WHERE description = 'changed'") == 2
+
+
+async def test_the_instant_of_a_row_grows_whoever_writes(store: Store, database: Connection) -> None:
+    """By a microsecond at least, also when the clock stands behind, and what a writer says is not taken."""
+    request = ask(key=False)
+    instants = []
+    for _ in range(20):
+        [(_, record)] = await store.apply([request])
+        instants.append(record.modified_dateutc if record else None)
+    instants.append(
+        await database.fetchval("UPDATE task_activity_log SET modified_dateutc = 'epoch' RETURNING modified_dateutc")
+    )
+    assert instants == sorted(set(instants))  # type: ignore[type-var]  # a None would fail, and should
+    future = datetime(2999, 1, 1, tzinfo=UTC)
+    await database.execute(
+        "ALTER TABLE task_activity_log DISABLE TRIGGER USER; UPDATE task_activity_log SET modified_dateutc = '2999-01-01 Z';"
+        "ALTER TABLE task_activity_log ENABLE TRIGGER USER"
+    )
+    [(_, record)] = await store.apply([request])
+    assert record is not None
+    assert record.modified_dateutc == future + timedelta(microseconds=1)
+
+
+async def test_a_wave_is_one_statement(store: Store) -> None:
+    """In the common case, and so one round trip once it is prepared: no transaction around it, no look-ups."""
+    await store.apply([ask() for _ in range(3)])
+    connection = store._writer._connection
+    assert connection is not None
+    asked: list[str] = []
+    connection.add_query_logger(lambda record: asked.append(record.query))
+    await store.apply([ask() for _ in range(500)])
+    await asyncio.sleep(0)  # the logger is called by the loop
+    assert len(asked) == 1
+
+
+async def test_nothing_of_a_wave_is_stored_or_remembered_when_one_row_is_refused(
+    store: Store, database: Connection
+) -> None:
+    """Records and inbox are one transaction: the halves of the wave are not taken for repeats."""
+    await database.execute("ALTER TABLE task_activity_log ADD CHECK (subject <> 'bad')")
+    wave = [ask(subject="good"), ask(subject="bad")]
+    with pytest.raises(Exception, match="23514"):
+        await store.apply(wave)
+    assert outcomes(await store.apply(wave[:1])) == ["inserted"]
+    assert await database.fetchval("SELECT count(*) FROM task_activity_log_inbox") == 1
+
+
+async def test_big_waves_stay_linear(store: Store) -> None:
+    """5,000 rows with repeats, merges and versions pass in seconds; a quadratic plan would take minutes."""
+    wave: list[Request[FakeDelivery]] = [merge(version=1, subject="s" * 100) for _ in range(5000)]
+    assert set(outcomes(await store.apply(wave))) == {"inserted"}
+    assert set(outcomes(await store.apply(wave))) == {"duplicate"}
+    stale = [merge(request.record.id, version=1, subject="t") for request in wave]
+    assert set(outcomes(await store.apply(stale))) == {"stale"}
+
+
+class TestTrim:
+    """The inbox is trimmed by age, in chunks, by one worker at a time."""
+
+    async def test_only_what_is_older_goes(self, store: Store, database: Connection) -> None:
+        """What is younger is still a duplicate; what is older is applied anew."""
+        old, young = ask(), ask()
+        await store.apply([old, young])
+        await database.execute(
+            "UPDATE task_activity_log_inbox SET processed_at = now() - interval '25 hours' WHERE request_key = $1",
+            old.key,
+        )
+        assert await store.trim(timedelta(days=1), 10) == 1
+        assert outcomes(await store.apply([old, young])) == ["updated", "duplicate"]
+
+    async def test_a_chunk_at_a_time_oldest_first(self, store: Store, database: Connection) -> None:
+        """Never more than asked for; fewer only at the end."""
+        await database.execute("""
+            INSERT INTO task_activity_log_inbox
+            SELECT gen_random_uuid(), now() - n * interval '1 minute' FROM generate_series(1, 25) n
+        """)
+        age = timedelta(seconds=30)
+        assert await store.trim(age, 10) == 10
+        oldest = await database.fetchval("SELECT now() - min(processed_at) FROM task_activity_log_inbox")
+        assert oldest < timedelta(minutes=15, seconds=30)
+        assert [await store.trim(age, 10) for _ in range(3)] == [10, 5, 0]
+
+    async def test_one_worker_at_a_time(self, store: Store, database: Connection) -> None:
+        """Who does not get the lock neither waits nor trims."""
+        await database.execute("INSERT INTO task_activity_log_inbox VALUES (gen_random_uuid(), 'epoch')")
+        lock = int.from_bytes(b"tal-trim")
+        async with database.transaction():
+            assert await database.fetchval("SELECT pg_try_advisory_xact_lock($1)", lock)
+            assert await store.trim(timedelta(0), 10) == 0
+        assert await store.trim(timedelta(0), 10) == 1
+
+
+async def test_the_probe_writes_nothing(store: Store, database: Connection) -> None:
+    """It waits for no row, makes no row version, and takes nothing for remembered."""
+    await store.apply([ask()])
+    query = "SELECT xmin, modified_dateutc, (SELECT count(*) FROM task_activity_log_inbox) FROM task_activity_log"
+    before = await database.fetchrow(query)
+    async with database.transaction():
+        await database.execute("SELECT FROM task_activity_log FOR UPDATE")
+        await store.probe()
+    assert await database.fetchrow(query) == before

@@ -1,0 +1,352 @@
+"""What the store makes of errors: the row's are `Refused`, the database's `Unavailable`, and nothing else gets out."""
+
+import asyncio
+import secrets
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from typing import Any
+from urllib.parse import quote, urlsplit, urlunsplit
+
+import pytest
+
+from sandbox.proxy import Proxy
+from task_activity_log import migrations
+from task_activity_log.database import CLIENT, NOT_MIGRATED, TIMEOUT, Link
+from task_activity_log.problem import Refused, Unavailable
+from task_activity_log.store import Store
+from tests.asking import Connection, ask, merge, outcomes, until_blocked
+
+
+@asynccontextmanager
+async def opened(url: str, **options: Any) -> AsyncIterator[Store]:
+    store = Store(url, **options)
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+def with_option(url: str, **options: str) -> str:
+    """The DSN with server settings in it."""
+    return urlunsplit(
+        urlsplit(url)._replace(query="&".join(f"{name}={quote(value)}" for name, value in options.items()))
+    )
+
+
+async def outage(store: Store) -> str:
+    """The reason why a write is not possible."""
+    with pytest.raises(Unavailable) as caught:
+        await store.apply([ask()])
+    assert caught.value.__context__ is None  # the driver's error quotes rows; it must not end up in a log
+    return caught.value.reason
+
+
+async def refusal(store: Store, **fields: Any) -> Refused:
+    """Why a record is refused."""
+    with pytest.raises(Refused) as caught:
+        await store.apply([ask(**fields)])
+    assert caught.value.__context__ is None
+    return caught.value
+
+
+async def raise_subject(database: Connection) -> None:
+    """Let a trigger raise the SQLSTATE that is a record's subject, as many times as its description says."""
+    await database.execute("""
+        CREATE SEQUENCE tries;
+        CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS $$
+            BEGIN
+                IF nextval('tries') <= NEW.description::integer THEN
+                    RAISE EXCEPTION 'secret' USING ERRCODE = NEW.subject, DETAIL = 'secret';
+                END IF;
+                RETURN NEW;
+            END $$;
+        CREATE TRIGGER fail BEFORE INSERT ON task_activity_log FOR EACH ROW
+            WHEN (length(NEW.subject) = 5) EXECUTE FUNCTION fail();
+    """)
+
+
+async def test_every_class_of_errors_is_sorted(store: Store, database: Connection) -> None:
+    """A server raises each: the row's, the doubtful, the database's, the schema's; and their text is kept nowhere."""
+    await raise_subject(database)
+    always = "1000000"
+    for sqlstate in ("22000", "22P05", "23503", "23514", "44000", "54000", "P0001"):
+        error = await refusal(store, subject=sqlstate, description=always)
+        assert (error.sqlstate, error.doubtful) == (sqlstate, False)
+    for sqlstate in ("42501", "21000", "38000", "F0000", "HV000", "P0002", "ZZZZZ"):
+        error = await refusal(store, subject=sqlstate, description=always)
+        assert (error.sqlstate, error.doubtful) == (sqlstate, True)
+    for sqlstate, expected in {
+        "08006": "connection lost (08006)",
+        "25006": "read-only (25006)",
+        "40001": "conflict (40001)",
+        "42703": "schema does not fit (42703)",
+        "42P01": "not migrated yet (42P01)",
+        "53100": "disk full (53100)",
+        "53200": "out of resources (53200)",
+        "55006": "not in a fit state (55006)",
+        "55P03": TIMEOUT,
+        "57014": TIMEOUT,
+        "57P03": "shutting down or starting up (57P03)",
+        "58030": "database error (58030)",
+        "XX001": "database error (XX001)",
+    }.items():
+        with pytest.raises(Unavailable) as caught:
+            await store.apply([ask(subject=sqlstate, description=always)])
+        assert caught.value.reason == expected
+        assert "secret" not in repr(caught.value)
+    assert outcomes(await store.apply([ask()])) == ["inserted"]
+
+
+@pytest.mark.parametrize(("sqlstate", "passes"), [("40001", 3), ("40P01", 3), ("42883", 1), ("26000", 1)])
+async def test_what_may_pass_is_tried_again(store: Store, database: Connection, sqlstate: str, passes: int) -> None:
+    """A conflict three times, an outdated schema once; the wave is stored once, and one failure more gets out."""
+    await raise_subject(database)
+    request = ask(subject=sqlstate, description=str(passes))
+    assert outcomes(await store.apply([request])) == ["inserted"]
+    await database.execute("ALTER SEQUENCE tries RESTART")
+    with pytest.raises(Unavailable, match=sqlstate):
+        await store.apply([ask(subject=sqlstate, description=str(passes + 1))])
+
+
+async def test_a_refusal_costs_no_connection(store: Store, database: Connection) -> None:
+    """Halving a wave means many refused statements in a row; they share one connection."""
+    await database.execute("ALTER TABLE task_activity_log ADD CONSTRAINT short CHECK (length(subject) < 5)")
+    await store.open()
+    connection = store._writer._connection
+    for _ in range(3):
+        assert (await refusal(store, subject="too long")).sqlstate == "23514"
+    assert store._writer._connection is connection
+
+
+async def test_values_that_cannot_be_stored(store: Store, database: Connection) -> None:
+    """U+0000 is refused by the server, half a surrogate pair by the driver, what is too long for an index by its page."""
+    assert (await refusal(store, subject="\0")).sqlstate == "22021"
+    assert (await refusal(store, subject="\ud800")).sqlstate == "22000"
+    await database.execute("CREATE INDEX ON task_activity_log (description)")
+    assert (await refusal(store, description=secrets.token_hex(5000))).sqlstate == "54000"
+    assert outcomes(await store.apply([ask()])) == ["inserted"]
+
+
+async def test_a_database_that_is_not_migrated(empty_database_url: str) -> None:
+    """Told apart from all other outages, and over as soon as it is migrated."""
+    async with opened(empty_database_url) as store:
+        assert await outage(store) == NOT_MIGRATED
+        with pytest.raises(Unavailable, match="not migrated yet"):
+            await store.probe()
+        with pytest.raises(Unavailable, match="not migrated yet"):
+            await store.trim(timedelta(0), 1)
+        assert await store.schema_version() is None
+        await asyncio.to_thread(migrations.migrate, empty_database_url)
+        await store.probe()
+        assert await store.schema_version() == migrations.head()
+        assert outcomes(await store.apply([ask()])) == ["inserted"]
+
+
+async def test_a_schema_that_changes_under_prepared_statements(store: Store, database: Connection) -> None:
+    """Tables altered, moved or made anew, and statements forgotten by a pooler: the next wave passes."""
+    await store.apply([ask()])
+    for change in (
+        "ALTER TABLE task_activity_log ALTER COLUMN subject TYPE varchar(100)",
+        "ALTER TABLE task_activity_log ADD COLUMN inserted text, ADD COLUMN readable text",
+        "ALTER TABLE task_activity_log RENAME TO old; CREATE TABLE task_activity_log (LIKE old INCLUDING ALL);"
+        "CREATE TRIGGER modified BEFORE INSERT ON task_activity_log FOR EACH ROW"
+        " EXECUTE FUNCTION task_activity_log_modified()",
+    ):
+        await database.execute(change)
+        assert outcomes(await store.apply([ask()])) == ["inserted"]
+    connection = store._writer._connection
+    assert connection is not None
+    await connection.execute("DEALLOCATE ALL")
+    assert outcomes(await store.apply([ask()])) == ["inserted"]
+
+
+async def test_a_read_only_database(store: Store, database: Connection, database_url: str) -> None:
+    """As after a failover: an outage, also for the probe; and each try is on a new connection, which may find the
+    new primary."""
+    await store.apply([ask()])
+    async with opened(with_option(database_url, default_transaction_read_only="on")) as standby:
+        assert await outage(standby) == "read-only (25006)"
+        with pytest.raises(Unavailable, match="read-only"):
+            await standby.probe()
+        assert standby._writer._connection is None
+    assert await database.fetchval("SELECT count(*) FROM task_activity_log") == 1
+
+
+@pytest.mark.parametrize("option", [{"statement_timeout": "150"}, {"lock_timeout": "150"}, {}])
+async def test_a_locked_row_is_a_timeout(database_url: str, database: Connection, option: dict[str, str]) -> None:
+    """Whether the server or the client gives up: the reason says that a smaller wave may pass, and it does, at once."""
+    locked, free = ask(), ask()
+    async with opened(with_option(database_url, **option), command_timeout=10 if option else 0.15) as store:
+        await store.apply([locked, free])
+        async with database.transaction():
+            await database.execute("SELECT FROM task_activity_log WHERE id = $1 FOR UPDATE", locked.record.id)
+            with pytest.raises(Unavailable) as caught:
+                await store.apply([ask(free.record.id), ask(locked.record.id), ask()])
+            assert caught.value.reason == TIMEOUT
+            assert outcomes(await store.apply([ask(free.record.id)])) == ["updated"]
+
+
+async def test_a_cancelled_wave_is_cancelled_in_the_database(store: Store, database: Connection) -> None:
+    """A drain that cannot wait leaves no statement behind that would write, or hold locks, later."""
+    request = ask()
+    await store.apply([request])
+    async with database.transaction():
+        await database.execute("SELECT FROM task_activity_log FOR UPDATE")
+        applying = asyncio.create_task(store.apply([ask(request.record.id), neighbour := ask()]))
+        await until_blocked(database, 1)
+        applying.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await applying
+        await until_blocked(database, 0)
+    assert outcomes(await store.apply([neighbour])) == ["inserted"]
+
+
+async def test_a_connection_ended_by_the_server(store: Store, database: Connection) -> None:
+    """In the middle of a statement it is an outage; between two of them nobody notices."""
+    end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    request = ask()
+    await store.apply([request])
+    async with database.transaction():
+        await database.execute("SELECT FROM task_activity_log FOR UPDATE")
+        applying = asyncio.create_task(store.apply([ask(request.record.id)]))
+        await until_blocked(database, 1)
+        await database.execute(end)
+        with pytest.raises(Unavailable, match=r"connection lost|shutting down"):
+            await applying
+    connection = store._writer._connection
+    assert outcomes(await store.apply([request])) == ["duplicate"]
+    connection = store._writer._connection
+    assert connection is not None
+    lost = asyncio.Event()
+    connection.add_termination_listener(lambda _: lost.set())
+    await database.execute(end)
+    await lost.wait()
+    assert outcomes(await store.apply([request])) == ["duplicate"]
+
+
+async def test_a_network_that_is_cut(database_url: str) -> None:
+    """A lost connection is an outage; what was sent when it was lost is answered as a repeat, if it was stored."""
+    async with Proxy.to(database_url) as proxy, opened(proxy.url) as store:
+        request = ask()
+        await store.open()
+        proxy.hold()
+        applying = asyncio.create_task(store.apply([request]))
+        await asyncio.sleep(0)
+        proxy.cut()
+        with pytest.raises(Unavailable, match="connection lost"):
+            await applying
+        proxy.refuse()
+        assert await outage(store) == "unreachable"
+        proxy.accept()
+        proxy.resume()
+        assert outcomes(await store.apply([request])) in (["inserted"], ["duplicate"])
+
+
+async def test_a_network_that_is_silent(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A half-open link ends in a timeout in time, cannot be connected anew, and does not keep the store from closing.
+
+    The request to cancel goes the same way and is not answered either.
+    """
+    monkeypatch.setattr(Link, "_CLOSE_SECONDS", 0.2)
+    async with Proxy.to(database_url) as proxy, asyncio.timeout(5):
+        async with opened(proxy.url, command_timeout=0.2, connect_timeout=0.2) as store:
+            await store.apply([ask()])
+            proxy.hold()
+            assert await outage(store) == TIMEOUT
+            assert await outage(store) == "connect timeout"
+            applying = asyncio.create_task(store.apply([ask()]))
+            await asyncio.sleep(0)
+            applying.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await applying
+
+
+async def test_a_connection_that_was_idle_for_long_is_not_trusted(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A firewall may have forgotten it: the next statement has a new one, instead of a timeout."""
+    await store.apply([ask()])
+    old = store._writer._connection
+    monkeypatch.setattr(Link, "_IDLE_SECONDS", 0.0)
+    await store.apply([ask()])
+    assert store._writer._connection is not old
+
+
+class TestConnecting:
+    """Why we are not let in, in a few words without secrets."""
+
+    @pytest.mark.parametrize(
+        ("change", "expected"),
+        [
+            ({"path": "/there_is_none"}, "no such database (3D000)"),
+            ({"netloc": "somebody:secret@127.0.0.1:1"}, "unreachable"),
+            ({"netloc": "somebody:secret@host.invalid"}, "unreachable"),
+            ({"netloc": "somebody:se/cret@127.0.0.1:1"}, "the database URL is not understood"),
+            ({"query": "sslmode=secret"}, "the database URL is not understood"),
+            (
+                {"query": "sslmode=verify-full&sslrootcert=/no/such/file"},
+                "a certificate file or the server's socket is not there or may not be read",
+            ),
+            ({"query": "target_session_attrs=standby"}, "no host takes writes"),
+        ],
+    )
+    async def test_wrong_urls(self, database_url: str, change: dict[str, str], expected: str) -> None:
+        """Each mistake has words of its own, which never quote the URL."""
+        async with opened(urlunsplit(urlsplit(database_url)._replace(**change))) as store:
+            assert await outage(store) == expected
+
+    async def test_a_server_that_does_not_answer(self) -> None:
+        """It costs the connect timeout and no more."""
+        with socket.create_server(("127.0.0.1", 0)) as deaf:
+            async with opened(f"postgresql://u:p@127.0.0.1:{deaf.getsockname()[1]}/d", connect_timeout=0.1) as store:
+                assert await outage(store) == "connect timeout"
+
+    async def test_the_next_host_has_a_timeout_of_its_own(self, database_url: str) -> None:
+        """A first host that does not answer, or refuses, leaves the others their chance; standbys are passed over."""
+        parts = urlsplit(database_url)
+        login, _, host = parts.netloc.rpartition("@")
+        with socket.create_server(("127.0.0.1", 0)) as deaf:
+            hosts = f"{login}@127.0.0.1:{deaf.getsockname()[1]},127.0.0.1:1,{host}"
+            async with opened(urlunsplit(parts._replace(netloc=hosts)), connect_timeout=0.5) as store:
+                await store.open()
+                assert outcomes(await store.apply([ask()])) == ["inserted"]
+
+    async def test_it_says_who_it_is(self, database_url: str, database: Connection) -> None:
+        """In pg_stat_activity: the program's name, unless the DSN has another."""
+        query = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name = $1"
+        for url, name in (
+            (database_url, "task-activity-log-worker"),
+            (with_option(database_url, application_name="mine"), "mine"),
+        ):
+            async with opened(url) as store:
+                await store.open()
+                assert await database.fetchval(query, name) == 1
+
+
+async def test_nothing_outlasts_a_transaction(database_url: str, database: Connection) -> None:
+    """As pgbouncer in transaction mode needs it: with no statement cache, no prepared statements, locks or settings."""
+    async with opened(database_url, statement_cache_size=0) as store:
+        request = ask(version=1)
+        await store.apply([request])
+        await store.apply([merge(request.record.id)])
+        await store.apply([request])
+        await store.probe()
+        await store.trim(timedelta(0), 1)
+        for link in (store._writer, store._maintenance):
+            assert link._connection is not None
+            assert await link._connection.fetchval("SELECT count(*) FROM pg_prepared_statements WHERE name <> ''") == 0
+    assert await database.fetchval("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'") == 0
+
+
+async def test_an_answer_that_the_driver_cannot_read(store: Store) -> None:
+    """It is the row's fault, not the program's end; and the connection is as good as before."""
+    await store.open()
+    connection = store._writer._connection
+    assert connection is not None
+    await connection.set_type_codec("bool", schema="pg_catalog", encoder=str, decoder=int, format="text")
+    error = await refusal(store, is_closed=True)
+    assert error.sqlstate == CLIENT
+    assert outcomes(await store.apply([ask()])) == ["inserted"]
+    assert store._writer._connection is connection
