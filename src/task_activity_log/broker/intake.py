@@ -65,6 +65,7 @@ class Intake:
         self._waiting: Waiting[RabbitDelivery] = Waiting()
         self._consumer: Consumer | None = None
         self._paused_by: set[str] = set()
+        self._one_by_one = 0
         self._pacing = asyncio.Lock()  # registering and cancelling are several steps
         self._stopping = False
         self._registered = asyncio.Event()
@@ -159,9 +160,12 @@ class Intake:
             if consumer.closed:
                 continue
             with suppress(*LOST):
-                late -= await consumer.accept([delivery.tag for delivery in accepted])
-                if consumer.prefetch == 1 and not all(map(is_suspect, accepted)):
-                    await self._prove(consumer)
+                settled = await consumer.accept([delivery.tag for delivery in accepted])
+                late -= settled
+                if consumer.prefetch == 1:
+                    self._one_by_one = max(0, self._one_by_one - settled)
+                    if not self._one_by_one and not all(map(is_suspect, accepted)):
+                        await self._prove(consumer)
         if late:
             self._on_late(late)
             log.info("settled_late", count=late)
@@ -185,7 +189,12 @@ class Intake:
         if self._consumer is None:
             return 0
         with suppress(*LOST):
-            return await self._consumer.give_back(None if keep is None else keep.tag)
+            count = await self._consumer.give_back(None if keep is None else keep.tag)
+            if keep is not None:
+                # There are suspects among them. Taken in bulk they would be given back again, each time for all but
+                # one of them, and each time counts: the last would pass for poison.
+                self._one_by_one = count
+            return count
         return 0
 
     async def stop(self) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import threading
 from importlib import resources
 from typing import Any, cast
 
@@ -29,6 +30,10 @@ _HINTS = {
     "42501": "connect as a role that may create tables here (PostgreSQL 15 and later let only the database's owner)",
     "42P07": "these migrations did not make it: rename it or drop it first",
 }
+
+
+_ONE_IN_THIS_PROCESS = threading.Lock()
+"""Alembic keeps what it works on in a module."""
 
 
 def migrate(dsn: str, *, connect_timeout: float = 10.0, command_timeout: float = 600.0) -> str:
@@ -54,7 +59,8 @@ def migrate(dsn: str, *, connect_timeout: float = 10.0, command_timeout: float =
             await engine.dispose()
 
     try:
-        asyncio.run(upgrade())
+        with _ONE_IN_THIS_PROCESS:
+            asyncio.run(upgrade())
     except CommandError:
         failure = "the schema is at a revision that this release does not know: it was migrated by a newer one"
     except TimeoutError:
