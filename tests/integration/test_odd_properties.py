@@ -3,8 +3,6 @@
 import asyncio
 import json
 import struct
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from uuid import uuid4
 
 import aio_pika
@@ -15,23 +13,9 @@ from hypothesis import strategies as st
 from task_activity_log.broker.frames import publish_frames, write
 from task_activity_log.broker.topology import Topology
 from task_activity_log.service import Service
-from task_activity_log.settings import load
+from tests.serving import serving
 
 TOPOLOGY = Topology()
-
-
-@asynccontextmanager
-async def serving(amqp_url: str, database_url: str) -> AsyncIterator[Service]:
-    service = Service(
-        load({"AMQP_URL": amqp_url, "DATABASE_URL": database_url, "HTTP_HOST": "127.0.0.1", "HTTP_PORT": "0"})
-    )
-    running = asyncio.create_task(service.run())
-    await service.wait_consuming()
-    try:
-        yield service
-    finally:
-        service.drain()
-        await running
 
 
 def header(body: bytes, flags: int, values: bytes) -> bytes:
