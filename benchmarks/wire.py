@@ -66,6 +66,8 @@ class Sent:
     message_id: str | None = "0b0a0a5e-3d5c-4f0a-9c83-3f8f6e7f4a10"
     headers: dict[str, object] = field(default_factory=dict)
     unreadable: str | None = None
+    timestamp: int | None = None
+    attempts: int = 0
 
 
 def best(tasks: dict[str, Callable[[], object]]) -> dict[str, float]:

@@ -32,7 +32,7 @@ class Process:
         assert self._process.stderr is not None
         async with asyncio.timeout(30):
             while line := await self._process.stderr.readline():
-                event = json.loads(line)
+                event: dict[str, object] = json.loads(line)
                 self.events.append(event)
                 if event["event"] == name:
                     return event

@@ -3,6 +3,7 @@
 import asyncio
 from datetime import UTC, datetime, timedelta
 from itertools import product
+from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
@@ -13,7 +14,7 @@ from task_activity_log.store import Store
 from tests.asking import Connection, ask, merge, outcomes, subjects
 from tests.fakes import FakeDelivery
 
-FULL = {
+FULL: dict[str, Any] = {
     "task_id": UUID("ec77bdfe-882b-4254-84a2-979f5c2b20a9"),
     "task_activity_id": UUID("881ec938-4044-4cfa-82f5-b684d9383c0d"),
     "user_id": UUID("e11ce129-09c6-48a2-aa5f-d2473d0e2298"),
@@ -59,7 +60,7 @@ async def test_a_replace_is_the_whole_record(store: Store) -> None:
         [(outcome, record)] = await store.apply([ask(identifier, subject=subject)])
         assert outcome is Outcome.UPDATED
         assert record is not None
-        assert record.model_dump(exclude={"modified_dateutc"}) == {name: None for name in FIELDS} | {
+        assert record.model_dump(exclude={"modified_dateutc"}) == dict.fromkeys(FIELDS) | {
             "id": identifier,
             "subject": subject,
         }
@@ -184,7 +185,7 @@ async def test_a_row_that_a_trigger_skips_is_stale(store: Store, database: Conne
 async def test_a_merge_keeps_what_it_does_not_name(store: Store) -> None:
     """For every field: absent keeps, null clears, a value replaces; and each row of a wave has fields of its own."""
     rows = {name: uuid4() for name in FIELDS[1:]}
-    other = {name: value for name, value in FULL.items()} | {"subject": "other", "is_closed": True}
+    other = FULL | {"subject": "other", "is_closed": True}
     await store.apply([ask(identifier, **FULL) for identifier in rows.values()])
     for values in (other, dict.fromkeys(FULL)):
         expected = [FULL | {name: values[name]} for name in rows]

@@ -150,9 +150,11 @@ async def test_a_schema_that_changes_under_prepared_statements(store: Store, dat
     for change in (
         "ALTER TABLE task_activity_log ALTER COLUMN subject TYPE varchar(100)",
         "ALTER TABLE task_activity_log ADD COLUMN inserted text, ADD COLUMN readable text",
-        "ALTER TABLE task_activity_log RENAME TO old; CREATE TABLE task_activity_log (LIKE old INCLUDING ALL);"
-        "CREATE TRIGGER modified BEFORE INSERT ON task_activity_log FOR EACH ROW"
-        " EXECUTE FUNCTION task_activity_log_modified()",
+        (
+            "ALTER TABLE task_activity_log RENAME TO old; CREATE TABLE task_activity_log (LIKE old INCLUDING ALL);"
+            "CREATE TRIGGER modified BEFORE INSERT ON task_activity_log FOR EACH ROW"
+            " EXECUTE FUNCTION task_activity_log_modified()"
+        ),
     ):
         await database.execute(change)
         assert outcomes(await store.apply([ask()])) == ["inserted"]
