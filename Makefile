@@ -2,10 +2,10 @@
 
 PYTHON := .venv/bin/python
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run test check format bench sandbox lock clean
+.PHONY: help setup demo run test check format bench bench-wire fuzz docs sandbox lock clean
 
 help:  ## show what there is
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
 
 setup:
 	@.ci/setup
@@ -25,13 +25,25 @@ check: setup  ## lint, format, types, architecture, locks
 	$(PYTHON) -m mypy
 	$(PYTHON) -m importlinter
 	$(PYTHON) .ci/lock.py --check
+	$(PYTHON) docs/settings_table.py --check
 
 format: setup  ## format the code and mend what can be mended
 	@$(PYTHON) -m ruff check --fix
 	@$(PYTHON) -m ruff format
 
-bench: setup  ## measure throughput and latency
-	@$(PYTHON) -m sandbox -- $(PYTHON) -m benchmarks $(ARGS)
+bench: setup  ## measure the drain rate beside a plain aio-pika worker
+	@$(PYTHON) -m sandbox -- $(PYTHON) -m benchmarks.drain $(ARGS)
+
+bench-wire: setup  ## measure decoding and encoding against bare pydantic
+	@$(PYTHON) -m benchmarks.wire
+
+fuzz: setup  ## fuzz the wire, a million inputs for each format (installs atheris, which wants Python up to 3.12)
+	@$(PYTHON) -m pip --disable-pip-version-check -q install atheris
+	@$(PYTHON) -m fuzz.wire json -runs=1000000
+	@$(PYTHON) -m fuzz.wire xml -runs=1000000
+
+docs: setup  ## write the generated parts of the documents
+	@$(PYTHON) docs/settings_table.py
 
 sandbox: setup  ## start a private RabbitMQ and PostgreSQL and keep them until Ctrl-C
 	@$(PYTHON) -m sandbox

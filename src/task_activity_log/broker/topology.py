@@ -1,4 +1,4 @@
-"""The queues and exchanges, and how they are declared or checked (design: broker section of docs/architecture)."""
+"""The queues and exchanges, and how they are declared or checked."""
 
 from __future__ import annotations
 

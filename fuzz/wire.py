@@ -1,0 +1,78 @@
+"""Whatever comes in, decoding gives a request or a problem with a listed code, and a request can be answered.
+
+    python -m fuzz.wire json -runs=1000000
+    python -m fuzz.wire xml -runs=1000000
+
+Needs atheris, which is not in the lock as it does not support every Python that the product does. The first byte
+of an input picks the content type, the rest is the body; the contract's vectors are the seeds.
+"""
+
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+import atheris
+
+with atheris.instrument_imports(include=["task_activity_log"]):
+    from task_activity_log import reply, wire
+    from task_activity_log.problem import Code, Rejected
+    from task_activity_log.record import Applied, Outcome, StoredTaskActivityLog
+    from task_activity_log.request import Rules, decode
+
+from tests.vectors import load
+
+_CONTENT_TYPES = {
+    "json": ("application/json", "text/json; charset=utf-16", 'application/json; charset="us-ascii"', None),
+    "xml": ("application/xml", "text/xml; charset=utf-16be", "application/xml; charset=utf-8", "text/xml"),
+}
+_RULES = Rules()
+_NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """A delivery of nothing but a body and its content type."""
+
+    body: bytes
+    content_type: str | None
+    content_encoding: str | None = None
+    correlation_id: str | None = None
+    reply_to: str | None = None
+    message_id: str | None = "m"
+    timestamp: int | None = None
+    attempts: int = 0
+    headers: Mapping[str, object] = field(default_factory=dict)
+    unreadable: str | None = None
+
+
+def main() -> None:
+    """Fuzz the format that the first argument names."""
+    chosen = sys.argv.pop(1)
+    content_types = _CONTENT_TYPES[chosen]
+
+    def one(data: bytes) -> None:
+        sent = Sent(data[1:], content_types[data[0] % len(content_types)] if data else None)
+        try:
+            request = decode(sent, _RULES)
+        except Rejected as error:
+            assert error.problem.code in Code  # noqa: S101 - what is fuzzed for
+            reply.rejected(sent, error.problem)
+            return
+        stored = StoredTaskActivityLog(**request.record.model_dump(), modified_dateutc=_NOW)
+        answer = reply.stored(request, Applied(Outcome.INSERTED, stored), "emit")
+        again = wire.decode_stored(answer.body, answer.content_type)
+        assert again.id == request.record.id  # noqa: S101 - what is fuzzed for
+
+    with tempfile.TemporaryDirectory() as corpus:
+        for vector in load():
+            if (vector.content_type or "json").partition(";")[0].lower().endswith(chosen):
+                Path(corpus, vector.id).write_bytes(b"\0" + vector.body)
+        atheris.Setup([*sys.argv, corpus, "-max_len=2048"], one)
+        atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,171 @@
+"""What holds for every record and for all bytes."""
+
+import json
+import tracemalloc
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from task_activity_log import reply, wire
+from task_activity_log.problem import Code, Rejected
+from task_activity_log.record import FIELDS, Applied, Outcome, StoredTaskActivityLog, TaskActivityLog
+from task_activity_log.request import Request, Rules, decode
+from tests.fakes import FakeDelivery
+from tests.vectors import load
+
+in_xml = st.characters(codec="utf-8", exclude_categories=["Cs"], exclude_characters="\0").filter(
+    lambda c: c in "\t\n\r" or (c >= " " and c not in "\ufffe\uffff")
+)
+uuids = st.uuids(allow_nil=True)
+instants = st.datetimes(timezones=st.just(UTC))
+fields = {
+    "task_id": uuids,
+    "task_activity_id": uuids,
+    "user_id": uuids,
+    "contact_id": uuids,
+    "subject": st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=30),
+    "description": st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=30),
+    "due_date": instants,
+    "is_closed": st.booleans(),
+    "date_closed": instants,
+    "reference_back_office": st.text(max_size=10, alphabet=in_xml),
+}
+records = st.fixed_dictionaries(
+    {"id": st.uuids()}, optional={name: st.none() | strategy for name, strategy in fields.items()}
+).map(lambda values: TaskActivityLog(**values))
+
+
+def received(body: bytes, media_type: str) -> Request[FakeDelivery]:
+    return decode(FakeDelivery(body, content_type=media_type), Rules())
+
+
+@given(records)
+def test_a_request_in_json_comes_back_as_it_was(record: TaskActivityLog) -> None:
+    """Every value, and which fields were there."""
+    found = received(wire.encode(record, wire.JSON).body, wire.JSON).record
+    assert found == record
+    assert found.model_fields_set == record.model_fields_set
+
+
+@given(records)
+def test_a_stored_record_in_json_comes_back_as_it_was(record: TaskActivityLog) -> None:
+    """To the microsecond."""
+    stored = StoredTaskActivityLog(**record.model_dump(), modified_dateutc=datetime(2026, 1, 1, 0, 0, 0, 1, UTC))
+    assert wire.decode_stored(wire.encode(stored, wire.JSON).body, wire.JSON).model_dump() == stored.model_dump()
+
+
+@given(records, st.lists(in_xml, max_size=20).map("".join))
+def test_a_stored_record_in_xml_comes_back_to_the_millisecond(record: TaskActivityLog, text: str) -> None:
+    """Texts with all that XML can hold, CR too; instants cut."""
+    record = record.model_copy(update={"subject": text, "description": text})
+    stored = StoredTaskActivityLog(**record.model_dump(), modified_dateutc=datetime(2026, 1, 1, tzinfo=UTC))
+    encoded = wire.encode(stored, wire.XML)
+    found = wire.decode_stored(encoded.body, wire.XML)
+    assert not encoded.replaced
+    assert found.model_dump() == {name: _cut(value) for name, value in stored.model_dump().items()}
+
+
+def _cut(value: Any) -> Any:
+    if isinstance(value, datetime):
+        return value.replace(microsecond=value.microsecond // 1000 * 1000)
+    return value
+
+
+VECTORS = load()
+mutated = st.sampled_from(VECTORS).flatmap(
+    lambda vector: st.tuples(
+        st.just(vector.content_type),
+        st.tuples(st.integers(0, len(vector.body)), st.integers(0, 8), st.binary(max_size=8)).map(
+            lambda cut: vector.body[: cut[0]] + cut[2] + vector.body[cut[0] + cut[1] :]
+        ),
+    )
+)
+anything = st.tuples(st.none() | st.text(max_size=60), st.binary(max_size=300))
+
+
+@settings(max_examples=1500)
+@given(
+    mutated | anything, st.none() | st.text(max_size=12), st.dictionaries(st.text(max_size=12), st.none() | st.text())
+)
+def test_whatever_comes_is_a_request_or_a_listed_problem(
+    message: tuple[str | None, bytes], encoding: str | None, headers: dict[str, object]
+) -> None:
+    """No other exception, and what is rejected can be answered in words that are no payload."""
+    content_type, body = message
+    delivery = FakeDelivery(body, content_type=content_type, content_encoding=encoding, headers=headers)
+    try:
+        request = decode(delivery, Rules())
+    except Rejected as error:
+        assert error.problem.code in Code
+        answer = reply.rejected(delivery, error.problem)
+        assert answer.content_type.startswith("application/problem+")
+        return
+    stored = StoredTaskActivityLog(**request.record.model_dump(), modified_dateutc=datetime(2026, 1, 1, tzinfo=UTC))
+    assert reply.stored(request, Applied(Outcome.INSERTED, stored), "emit").content_type == request.media_type
+
+
+ID = "9652e68c-7b6d-4598-bbbd-4e933126c994"
+MIB = 2**20
+LARGE = Rules(body_limit=8 * MIB)
+
+
+def _json(members: str) -> tuple[str, bytes]:
+    return wire.JSON, f'{{"id":"{ID}",{members}}}'.encode()
+
+
+def _xml(children: str, before: str = "") -> tuple[str, bytes]:
+    return wire.XML, f"{before}<task_activity_log><id>{ID}</id>{children}</task_activity_log>".encode()
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        pytest.param(lambda: _json('"x":' + "[" * MIB), id="json_depth"),
+        pytest.param(lambda: _json('"x":' + "9" * MIB), id="json_number"),
+        pytest.param(lambda: _json(f'"subject":"{"x" * MIB}"'), id="json_string"),
+        pytest.param(lambda: _json(f'"subject":"{chr(92)}"' * (MIB // 12)), id="json_escapes"),
+        pytest.param(lambda: _json(",".join(f'"n{n}":{n}' for n in range(10_000))), id="json_members"),
+        pytest.param(lambda: _json(",".join('"subject":1' for n in range(10_000))), id="json_duplicates"),
+        pytest.param(lambda: _json('"due_date":"' + "2026-01-11T" * 90_000 + '"'), id="json_date"),
+        pytest.param(lambda: _json('"task_id":"' + " " * MIB + '"'), id="json_blanks"),
+        pytest.param(lambda: _xml("<a>" * 100_000), id="xml_depth"),
+        pytest.param(lambda: _xml(f"<subject>{'x' * MIB}</subject>"), id="xml_string"),
+        pytest.param(lambda: _xml("".join(f"<n{n}/>" for n in range(10_000))), id="xml_children"),
+        pytest.param(lambda: _xml("<a " + " ".join(f'n{n}="x"' for n in range(10_000)) + "/>"), id="xml_attributes"),
+        pytest.param(lambda: _xml("".join(f"<a xmlns:n{n}='u{n}'>" for n in range(10_000))), id="xml_namespaces"),
+        pytest.param(lambda: _xml("<subject>" + "<![CDATA[x]]>" * 80_000 + "</subject>"), id="xml_sections"),
+        pytest.param(lambda: _xml("<subject>" + "&#13;" * 200_000 + "</subject>"), id="xml_references"),
+        pytest.param(lambda: _xml("<!---->" * 140_000), id="xml_comments"),
+        pytest.param(
+            lambda: _xml(
+                "&j;",
+                "<!DOCTYPE a [<!ENTITY a 'aaaaaaaaaa'>"
+                + "".join(f"<!ENTITY {n} '{f'&{chr(ord(n) - 1)};' * 10}'>" for n in "bcdefghij")
+                + "]>",
+            ),
+            id="xml_bomb",
+        ),
+    ],
+)
+@pytest.mark.timeout(20)  # what grows with its square does not end here
+def test_hostile_bodies_cost_bounded_time_and_memory(hostile: Callable[[], tuple[str, bytes]]) -> None:
+    """Memory of at most thirty times the body (or 8 MiB), and no time that grows with its square."""
+    content_type, body = hostile()
+    delivery = FakeDelivery(body, content_type=content_type)
+    tracemalloc.start()
+    try:
+        decode(delivery, LARGE)
+    except Rejected as error:
+        json.dumps(reply.rejected(delivery, error.problem).body.decode())
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < max(30 * len(body), 8 * MIB)
+
+
+def test_every_field_is_generated() -> None:
+    """A field that is added to the record must be added here."""
+    assert {"id", *fields} == set(FIELDS)

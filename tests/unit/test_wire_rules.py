@@ -1,0 +1,446 @@
+"""The contract's sections 2 to 5, rule by rule: each row fails if its rule is removed."""
+
+import codecs
+from datetime import UTC, datetime
+from uuid import UUID
+
+import pytest
+
+from task_activity_log import wire
+from task_activity_log.problem import Rejected
+from task_activity_log.request import Request, Rules, UpdateMode, decode
+from tests.fakes import FakeDelivery
+
+ID = "9652e68c-7b6d-4598-bbbd-4e933126c994"
+HEX = ID.replace("-", "")
+MIN, MAX = datetime(1, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, 23, 59, 59, 999999, UTC)
+XSI = "http://www.w3.org/2001/XMLSchema-instance"
+
+
+def outcome(delivery: FakeDelivery, rules: Rules | None = None) -> Request[FakeDelivery] | str:
+    """The request, or the code that it is rejected with."""
+    try:
+        return decode(delivery, rules or Rules())
+    except Rejected as error:
+        return str(error.problem.code)
+
+
+def json_of(members: str) -> FakeDelivery:
+    return FakeDelivery(f'{{"id":"{ID}"{members and ","}{members}}}'.encode())
+
+
+def xml_of(children: str, root: str = "task_activity_log", attributes: str = "") -> FakeDelivery:
+    body = f'<{root} xmlns:i="{XSI}"{attributes}><id>{ID}</id>{children}</{root}>'
+    return FakeDelivery(body.encode(), content_type="application/xml")
+
+
+def value_of(delivery: FakeDelivery, field: str, rules: Rules | None = None) -> object:
+    """The field's value in an accepted request, or the code."""
+    found = outcome(delivery, rules)
+    return found if isinstance(found, str) else getattr(found.record, field)
+
+
+GOOD = f'{{"id":"{ID}"}}'.encode()
+GOOD_XML = f"<task_activity_log><id>{ID}</id></task_activity_log>".encode()
+LONG = b" " * (256 * 1024) + GOOD
+
+
+# ---- section 2: media type and charset
+
+
+@pytest.mark.parametrize(
+    ("content_type", "body", "code"),
+    [
+        (None, GOOD, None),
+        ("", GOOD, None),
+        ("APPLICATION/JSON", GOOD, None),
+        ("text/json; charset=utf-8; x=y", GOOD, None),
+        ("application/vnd.api+json", GOOD, "unsupported_media_type"),
+        ("application/vnd.masstransit+json", GOOD, "unsupported_media_type"),
+        ("text/plain", GOOD, "unsupported_media_type"),
+        ("TEXT/XML", GOOD_XML, None),
+        ("application/json; charset=utf8", GOOD, None),
+        ("application/json; charset='utf-8'", GOOD, "unsupported_charset"),
+        ('application/json; charset="UTF-8"', GOOD, None),
+        ("application/json; charset=us-ascii", GOOD, None),
+        ("application/json; charset=us-ascii", GOOD[:-1] + ',"subject":"é"}'.encode(), "invalid_encoding"),
+        ("application/json; charset=utf-16", GOOD.decode().encode("utf-16-le"), None),
+        ("application/json; charset=utf-16le", GOOD.decode().encode("utf-16-le"), None),
+        ("application/json; charset=utf-16be", GOOD.decode().encode("utf-16-be"), None),
+        ("application/json; charset=utf-8", codecs.BOM_UTF16_BE + GOOD.decode().encode("utf-16-be"), None),
+        ("application/json; charset=utf-16", codecs.BOM_UTF8 + GOOD, None),
+        ("application/json; charset=iso-8859-1", GOOD, "unsupported_charset"),
+        ("application/json; charset=utf-16", GOOD.decode().encode("utf-16-le")[:-1], "invalid_encoding"),
+        ("application/json", b"\xff" + GOOD, "invalid_encoding"),
+        ("application/json", b"", "empty_body"),
+        ("application/json", b" \t\r\n", "empty_body"),
+        ("application/xml", b" \n", "empty_body"),
+        ("application/json", LONG, "body_too_large"),
+        ("application/json", LONG[len(GOOD) :], None),
+        ("application/xml", b'<?xml version="1.0" encoding="utf-16"?>' + GOOD_XML, None),
+        ("application/xml", b'<?xml version="1.0" encoding="iso-8859-1"?>' + GOOD_XML, "unsupported_charset"),
+        ("application/xml; charset=utf-8", b'<?xml version="1.0" encoding="iso-8859-1"?>' + GOOD_XML, None),
+        ("text/xml", codecs.BOM_UTF16_LE + GOOD_XML.decode().encode("utf-16-le"), None),
+    ],
+)
+def test_media_types_and_charsets(content_type: str | None, body: bytes, code: str | None) -> None:
+    """What names the format and the characters, and in which order it is believed."""
+    found = outcome(FakeDelivery(body, content_type=content_type))
+    assert (found if isinstance(found, str) else None) == code
+
+
+@pytest.mark.parametrize(
+    ("encoding", "code"),
+    [(None, None), ("", None), ("identity", None), ("utf-8", None), ("gzip", "unsupported_encoding")],
+)
+def test_content_encodings(encoding: str | None, code: str | None) -> None:
+    """kombu puts the charset there; nothing is unpacked."""
+    found = outcome(FakeDelivery(GOOD, content_encoding=encoding))
+    assert (found if isinstance(found, str) else None) == code
+
+
+def test_an_absent_content_type_can_be_refused() -> None:
+    """The setting."""
+    assert outcome(FakeDelivery(GOOD, content_type=None), Rules(default_media_type=None)) == "unsupported_media_type"
+
+
+def test_checks_run_in_the_order_of_the_contract() -> None:
+    """Properties, media type, size, content encoding, charset, empty, bytes, syntax, root, duplicates, headers, fields."""
+    ladder = [
+        ("invalid_properties", {"unreadable": "message_id is not UTF-8"}),
+        ("unsupported_media_type", {"content_type": "text/plain; charset=x"}),
+        ("body_too_large", {"body": b" " * 2000}),
+        ("unsupported_encoding", {"content_encoding": "gzip"}),
+        ("unsupported_charset", {"content_type": "application/json; charset=x"}),
+        ("empty_body", {"body": b" "}),
+        ("invalid_encoding", {"body": b"\xff"}),
+        ("malformed_json", {"body": b"[}"}),
+        ("not_an_object", {"body": b"[]"}),
+        ("duplicate_field", {"body": b'{"id":1,"id":2}'}),
+        ("unsupported_update_mode", {"headers": {"x-update-mode": "patch", "x-version": "x"}}),
+        ("invalid_version", {"headers": {"x-version": "x"}}),
+        ("missing_id", {"body": b"{}"}),
+    ]
+    for index, (code, _) in enumerate(ladder):
+        faults: dict[str, object] = {"body": GOOD}
+        for _, fault in reversed(ladder[index:]):
+            faults |= fault
+        assert outcome(FakeDelivery(**faults), Rules(body_limit=1000)) == code  # type: ignore[arg-type]
+
+
+# ---- section 3: JSON
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        (f'{{"id":"{ID}",}}', "malformed_json"),
+        (f'{{"id":"{ID}"}} x', "malformed_json"),
+        (f'/**/{{"id":"{ID}"}}', "malformed_json"),
+        (f"{{'id':'{ID}'}}", "malformed_json"),
+        (f'{{id:"{ID}"}}', "malformed_json"),
+        (f'{{"id":"{ID}","x":NaN}}', "malformed_json"),
+        (f'{{"id":"{ID}","x":-Infinity}}', "malformed_json"),
+        (f'{{"id":"{ID}","x":01}}', "malformed_json"),
+        (f'{{"id":"{ID}","subject":"a\nb"}}', "malformed_json"),
+        (f'{{"id":"{ID}","x":' + "[" * 63 + "]" * 63 + "}", None),
+        (f'{{"id":"{ID}","x":' + "[" * 64 + "]" * 64 + "}", "malformed_json"),
+        (f'{{"id":"{ID}","x":' + "[" * 100_000, "malformed_json"),
+        ("[]", "not_an_object"),
+        ('"text"', "not_an_object"),
+        ("null", "not_an_object"),
+        (f'{{"ID":"{ID}"}}', None),
+        (f'{{"id":"{ID}","TASK_ID":"{ID}"}}', None),
+        (f'{{"\\u0069d":"{ID}"}}', None),
+        (f'{{"ıd":"{ID}"}}', "missing_id"),
+        (f'{{"id":"{ID}","ID":"{ID}"}}', "duplicate_field"),
+        (f'{{"id":"{ID}","subject":"a","subject":"a"}}', "duplicate_field"),
+        (f'{{"id":"{ID}","subject":"a","\\u0073ubject":"a"}}', "duplicate_field"),
+        (f'{{"id":"{ID}","modified_dateutc":1,"Modified_DateUtc":2}}', "duplicate_field"),
+        (f'{{"id":"{ID}","x":1,"x":2,"$type":"t"}}', None),
+        (f'{{"id":"{ID}","x":' + "9" * 5000 + "}", None),
+        (f'{{"id":"{ID}","x":"\\ud800"}}', None),
+        (f'{{"id":"{ID}","modified_dateutc":{{"a":[1]}}}}', None),
+        ('{"id":null}', "missing_id"),
+        ('{"id":""}', "missing_id"),
+        ('{"id":"00000000-0000-0000-0000-000000000000"}', "missing_id"),
+        ('{"id":" "}', "invalid_uuid"),
+    ],
+)
+def test_json_syntax_and_members(text: str, code: str | None) -> None:
+    """Strict in syntax, lenient in names and unknown members."""
+    found = outcome(FakeDelivery(text.encode()))
+    assert (found if isinstance(found, str) else None) == code
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (f'"{HEX}"', UUID(ID)),
+        (f'"{{{ID}}}"', UUID(ID)),
+        (f'"({ID})"', UUID(ID)),
+        (f'" {ID.upper()} "', UUID(ID)),
+        ('""', None),
+        ("null", None),
+        ('"00000000-0000-0000-0000-000000000000"', UUID(int=0)),
+        (f'"urn:uuid:{ID}"', "invalid_uuid"),
+        (f'"{{{HEX}}}"', "invalid_uuid"),
+        (f'"{HEX[:4]}-{HEX[4:]}"', "invalid_uuid"),
+        (f'"({ID}}}"', "invalid_uuid"),
+        ('"{0x9652e68c,0x7b6d,0x4598,{0xbb,0xbd,0x4e,0x93,0x31,0x26,0xc9,0x94}}"', "invalid_uuid"),
+        ('"  "', "invalid_uuid"),
+        ("7", "invalid_uuid"),
+        ("[]", "invalid_uuid"),
+    ],
+)
+def test_json_uuids(value: str, expected: object) -> None:
+    """Forms N, D, B and P; nothing else that uuid.UUID or PostgreSQL would take."""
+    assert value_of(json_of(f'"task_id":{value}'), "task_id") == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("true", True),
+        ('" TRUE "', True),
+        ('"false"', False),
+        ("1", True),
+        ("0", False),
+        ('""', None),
+        ("null", None),
+        ('"1"', "invalid_boolean"),
+        ("2", "invalid_boolean"),
+        ('"yes"', "invalid_boolean"),
+        ('" "', "invalid_boolean"),
+        ("{}", "invalid_boolean"),
+    ],
+)
+def test_json_booleans(value: str, expected: object) -> None:
+    """What .NET serializers write."""
+    assert value_of(json_of(f'"is_closed":{value}'), "is_closed") == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ('""', ""),
+        ('" a "', " a "),
+        ("null", None),
+        ('"\\ud83d\\ude00"', "😀"),
+        ('"\\u0000"', "invalid_string"),
+        ('"\\ud800"', "invalid_string"),
+        ('"\\udc00\\ud800"', "invalid_string"),
+        ("1", "invalid_string"),
+        ("true", "invalid_string"),
+        ("{}", "invalid_string"),
+    ],
+)
+def test_json_strings(value: str, expected: object) -> None:
+    """Strings only, verbatim."""
+    assert value_of(json_of(f'"subject":{value}'), "subject") == expected
+
+
+# ---- section 4: dates
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("2026-01-11", datetime(2026, 1, 11, tzinfo=UTC)),
+        ("2026-01-11 20:58", datetime(2026, 1, 11, 20, 58, tzinfo=UTC)),
+        ("2026-01-11t20:58:34z", datetime(2026, 1, 11, 20, 58, 34, tzinfo=UTC)),
+        (" 2026-01-11T20:58:34+02 ", datetime(2026, 1, 11, 18, 58, 34, tzinfo=UTC)),
+        ("2026-01-11T20:58:34+0230", datetime(2026, 1, 11, 18, 28, 34, tzinfo=UTC)),
+        ("2026-01-11T20:58:34.7203839Z", datetime(2026, 1, 11, 20, 58, 34, 720383, UTC)),
+        ("2026-01-11T23:59:59.9999999Z", datetime(2026, 1, 11, 23, 59, 59, 999999, UTC)),
+        ("2026-01-11T20:58:34.1Z", datetime(2026, 1, 11, 20, 58, 34, 100000, UTC)),
+        ("9999-12-31T23:59:59.9999999Z", MAX),
+        ("9999-12-31T23:59:59.9999999-01:00", MAX),
+        ("0001-01-01T00:00:00+00:18", MIN),
+        ("2026-01-11T20:58:34+14:00", datetime(2026, 1, 11, 6, 58, 34, tzinfo=UTC)),
+        ("2026-01-11T20:58:34+14:01", "invalid_date"),
+        ("2026-01-11T20:58:60Z", "invalid_date"),
+        ("2026-01-11T24:00:00Z", "invalid_date"),
+        ("0000-01-01T00:00:00Z", "invalid_date"),
+        ("12026-01-11", "invalid_date"),
+        ("2026-02-30", "invalid_date"),
+        ("2026-01", "invalid_date"),
+        ("20:58", "invalid_date"),
+        ("11/01/2026", "invalid_date"),
+        ("Sun, 11 Jan 2026 20:58:34 GMT", "invalid_date"),
+        ("20260111T205834Z", "invalid_date"),
+        ("2026-01-11T20:58:34,72Z", "invalid_date"),
+        ("2026-01-11Z", "invalid_date"),
+        ("٢٠٢٦-01-11", "invalid_date"),
+    ],
+)
+def test_dates_in_both_formats(text: str, expected: object) -> None:
+    """The forms that .NET writes, truncated to microseconds and clamped to the years 1 to 9999."""
+    assert value_of(json_of(f'"due_date":"{text}"'), "due_date") == expected
+    assert value_of(xml_of(f"<due_date>{text}</due_date>"), "due_date") == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ('"/Date(1768165114720)/"', datetime(2026, 1, 11, 20, 58, 34, 720000, UTC)),
+        ('"\\/Date(1768165114720-0700)\\/"', datetime(2026, 1, 11, 20, 58, 34, 720000, UTC)),
+        ('"/Date(-62135596800000)/"', MIN),
+        ('"/Date(999999999999999999)/"', "invalid_date"),
+        ('"/Date()/"', "invalid_date"),
+        ("1768165114720", "invalid_date"),
+        ('""', None),
+        ('" "', "invalid_date"),
+    ],
+)
+def test_dates_in_json(value: str, expected: object) -> None:
+    """Microsoft's form is JSON's alone, and an empty string is null there."""
+    assert value_of(json_of(f'"due_date":{value}'), "due_date") == expected
+
+
+def test_microsofts_form_is_no_date_in_xml() -> None:
+    """JSON's alone."""
+    assert value_of(xml_of("<due_date>/Date(0)/</due_date>"), "due_date") == "invalid_date"
+
+
+def test_dates_without_offset_can_be_refused() -> None:
+    """The setting."""
+    rules = Rules(naive_dates="reject")
+    assert value_of(json_of('"due_date":"2026-01-11T20:58:34"'), "due_date", rules) == "invalid_date"
+    assert value_of(json_of('"due_date":"2026-01-11T20:58:34Z"'), "due_date", rules) != "invalid_date"
+
+
+# ---- section 5: XML
+
+
+@pytest.mark.parametrize(
+    ("delivery", "code"),
+    [
+        (xml_of(""), None),
+        (xml_of("", root="Task_Activity_Log"), "wrong_root"),
+        (FakeDelivery(f'<a:task_activity_log xmlns:a="urn:a"><id>{ID}</id></a:task_activity_log>'.encode()), None),
+        (xml_of("<x><y/></x><?pi?><!-- c -->", attributes=' unknown="1"'), None),
+        (xml_of("<subject>a</subject><subject>a</subject>"), "duplicate_field"),
+        (xml_of("<b:subject xmlns:b='urn:b'>a</b:subject><subject>a</subject>"), None),
+        (xml_of("text"), "malformed_xml"),
+        (xml_of("<subject>"), "malformed_xml"),
+        (xml_of("<subject>&#xB;</subject>"), "malformed_xml"),
+        (xml_of("<subject>&other;</subject>"), "malformed_xml"),
+        (xml_of("<subject><b/></subject>"), "invalid_string"),
+        (xml_of("<task_id/>"), "invalid_uuid"),
+        (xml_of("<is_closed/>"), "invalid_boolean"),
+        (xml_of("<due_date/>"), "invalid_date"),
+        (xml_of("<is_closed>True</is_closed>"), "invalid_boolean"),
+        (xml_of('<task_id i:nil="maybe"/>'), "invalid_boolean"),
+        (xml_of("<modified_dateutc>garbage</modified_dateutc>"), None),
+        (FakeDelivery(b"<task_activity_log><id/></task_activity_log>"), "missing_id"),
+        (FakeDelivery(b"<task_activity_log/>"), "missing_id"),
+        (FakeDelivery(b"<!DOCTYPE task_activity_log>" + GOOD_XML), "dtd_forbidden"),
+        (FakeDelivery(b'<!DOCTYPE a [<!ENTITY b "c">]>' + GOOD_XML), "dtd_forbidden"),
+        (FakeDelivery(b'<!DOCTYPE a SYSTEM "file:///etc/passwd">' + GOOD_XML), "dtd_forbidden"),
+    ],
+)
+def test_xml_documents(delivery: FakeDelivery, code: str | None) -> None:
+    """Root, namespaces, unknown parts, duplicates, empty values, DTDs."""
+    found = outcome(FakeDelivery(delivery.body, content_type="application/xml"))
+    assert (found if isinstance(found, str) else None) == code
+
+
+@pytest.mark.parametrize(
+    ("child", "field", "expected"),
+    [
+        ("<subject/>", "subject", ""),
+        ('<subject i:nil="true"/>', "subject", None),
+        ('<subject i:nil="1"/>', "subject", None),
+        ('<subject i:nil="false">a</subject>', "subject", "a"),
+        (f'<subject xmlns:z="{XSI}" z:nil="true"/>', "subject", None),
+        ("<subject> a&#xD;<![CDATA[<b>]]><!-- c -->d </subject>", "subject", " a\r<b>d "),
+        (f"<task_id> {ID.upper()} </task_id>", "task_id", UUID(ID)),
+        ("<is_closed> 1 </is_closed>", "is_closed", True),
+        ("<is_closed>false</is_closed>", "is_closed", False),
+        (
+            "<due_date xmlns:d='urn:x'><d:DateTime>2026-01-11T20:58:34.7203833Z</d:DateTime>"
+            "<d:OffsetMinutes>120</d:OffsetMinutes></due_date>",
+            "due_date",
+            datetime(2026, 1, 11, 20, 58, 34, 720383, UTC),
+        ),
+    ],
+)
+def test_xml_values(child: str, field: str, expected: object) -> None:
+    """nil, empty strings, verbatim text, trimmed values, the DateTimeOffset struct."""
+    assert value_of(xml_of(child), field) == expected
+
+
+def test_absent_and_nil_are_told_apart() -> None:
+    """A merge keeps what is absent and clears what is nil."""
+    found = outcome(xml_of('<subject i:nil="true"/>'))
+    assert not isinstance(found, str)
+    assert found.record.model_fields_set == {"id", "subject"}
+
+
+# ---- section 6: encoded replies
+
+
+def test_json_replies_have_all_members_in_order_and_trimmed_instants() -> None:
+    """The sample's order; trailing zeros trimmed; nulls as null or left out."""
+    body = f'{{"id":"{ID}","due_date":"2026-01-11T20:58:34.72","modified_dateutc":"2026-01-11T20:58:34Z"}}'
+    stored = wire.decode_stored(body.encode(), "application/json")
+    assert wire.encode(stored, "text/json").body.decode() == (
+        f'{{"id":"{ID}","task_id":null,"task_activity_id":null,"user_id":null,"contact_id":null,"subject":null,'
+        '"description":null,"due_date":"2026-01-11T20:58:34.72+00:00","is_closed":null,"date_closed":null,'
+        '"reference_back_office":null,"modified_dateutc":"2026-01-11T20:58:34+00:00"}'
+    )
+    assert wire.encode(stored, "text/json", "omit").body.decode() == (
+        f'{{"id":"{ID}","due_date":"2026-01-11T20:58:34.72+00:00","modified_dateutc":"2026-01-11T20:58:34+00:00"}}'
+    )
+
+
+def test_xml_replies_are_in_ordinal_order_with_three_digits() -> None:
+    """A DataContractSerializer reader loses any other order; CR is escaped; XML's impossible characters are replaced."""
+    body = f'{{"id":"{ID}","subject":"a\\r\\n<&\\u000b","modified_dateutc":"2026-01-11T20:58:34.7209Z"}}'
+    stored = wire.decode_stored(body.encode(), "application/json")
+    encoded = wire.encode(stored, "application/xml")
+    assert encoded.body.decode() == (
+        f'<task_activity_log xmlns:i="{XSI}"><contact_id i:nil="true"/><date_closed i:nil="true"/>'
+        f'<description i:nil="true"/><due_date i:nil="true"/><id>{ID}</id><is_closed i:nil="true"/>'
+        '<modified_dateutc>2026-01-11T20:58:34.720Z</modified_dateutc><reference_back_office i:nil="true"/>'
+        '<subject>a&#xD;\n&lt;&amp;\ufffd</subject><task_activity_id i:nil="true"/><task_id i:nil="true"/>'
+        '<user_id i:nil="true"/></task_activity_log>'
+    )
+    assert list(encoded.replaced) == ["subject"]
+
+
+def test_all_bad_fields_are_named_and_the_first_gives_the_code() -> None:
+    """In the record's order, whatever the order in the message; never with the values."""
+    bad = FakeDelivery(b'{"is_closed":"secret","due_date":"secret","task_id":"secret","id":"' + ID.encode() + b'"}')
+    with pytest.raises(Rejected) as caught:
+        decode(bad, Rules())
+    problem = caught.value.problem
+    assert problem.code == "invalid_uuid"
+    assert [error.field for error in problem.errors] == ["task_id", "due_date", "is_closed"]
+    assert "secret" not in repr(problem)
+
+
+# ---- section 7: headers
+
+
+@pytest.mark.parametrize(
+    ("version", "expected"),
+    [(7, 7), ("7", 7), ("-9223372036854775808", -(2**63)), (2**63, "invalid_version"), ("1.0", "invalid_version"),
+     (True, "invalid_version"), ("", "invalid_version"), (b"\xff", "invalid_version"), ([], "invalid_version")],
+)  # fmt: skip
+def test_versions(version: object, expected: object) -> None:
+    """An AMQP integer or its decimal string, within 64 bits signed."""
+    found = outcome(FakeDelivery(GOOD, headers={"x-version": version}))
+    assert (found if isinstance(found, str) else found.version) == expected
+
+
+@pytest.mark.parametrize(
+    ("mode", "expected"),
+    [("merge", UpdateMode.MERGE), ("replace", UpdateMode.REPLACE), ("patch", "unsupported_update_mode")],
+)
+def test_update_modes(mode: str, expected: object) -> None:
+    """The header goes before the setting."""
+    found = outcome(FakeDelivery(GOOD, headers={"x-update-mode": mode}))
+    assert (found if isinstance(found, str) else found.mode) == expected
+    assert outcome(FakeDelivery(GOOD), Rules(update_mode=UpdateMode.MERGE)).mode is UpdateMode.MERGE  # type: ignore[union-attr]
