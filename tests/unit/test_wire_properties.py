@@ -14,6 +14,8 @@ from task_activity_log import reply, wire
 from task_activity_log.problem import Code, Rejected
 from task_activity_log.record import FIELDS, Applied, Outcome, StoredTaskActivityLog, TaskActivityLog
 from task_activity_log.request import Request, Rules, decode
+from task_activity_log.wire import as_json, as_xml
+from task_activity_log.wire import fields as wire_fields
 from tests.fakes import FakeDelivery
 from tests.vectors import load
 
@@ -169,3 +171,83 @@ def test_hostile_bodies_cost_bounded_time_and_memory(hostile: Callable[[], tuple
 def test_every_field_is_generated() -> None:
     """A field that is added to the record must be added here."""
     assert {"id", *fields} == set(FIELDS)
+
+
+xml_bodies = st.one_of(
+    records.map(lambda record: _as_stored(record, wire.XML)),
+    st.sampled_from([vector.body for vector in VECTORS if b"<" in vector.body]),
+)
+json_bodies = st.one_of(
+    records.map(lambda record: wire.encode(record, wire.JSON).body),
+    st.sampled_from([vector.body for vector in VECTORS if b"{" in vector.body]),
+)
+edits = st.lists(
+    st.tuples(
+        st.integers(0, 2000),
+        st.integers(0, 6),
+        st.sampled_from(
+            [
+                *'<>&"\\/:= \r\n',
+                "]]>",
+                "&#13;",
+                "<!--c-->",
+                "<a/>",
+                "nil",
+                "i:",
+                "x",
+                "\x00",
+                "\x0b",
+                "�",
+                "\ufffe",
+                '"subject":"a",',
+                "\\u0000",
+                "\\ud800",
+                "<subject>a</subject>",
+                'xmlns:i=""',
+                "ID",
+                "null,",
+                "1e5",
+                "/",
+            ]
+        ),
+    ),
+    max_size=3,
+)
+
+
+def _as_stored(record: TaskActivityLog, media_type: str) -> bytes:
+    stored = StoredTaskActivityLog(**record.model_dump(), modified_dateutc=datetime(2026, 1, 1, tzinfo=UTC))
+    return wire.encode(stored, media_type).body
+
+
+def _edited(body: bytes, changes: list[tuple[int, int, str]]) -> str:
+    text = body.decode(errors="replace")
+    for at, cut, put in changes:
+        text = text[: at % (len(text) + 1)] + put + text[at % (len(text) + 1) + cut :]
+    return text
+
+
+@settings(max_examples=800)
+@given(xml_bodies, edits)
+def test_the_quick_reader_of_xml_takes_nothing_that_the_whole_one_does_not(
+    body: bytes, changes: list[tuple[int, int, str]]
+) -> None:
+    """What it takes at all, it takes as the whole one does."""
+    text = _edited(body, changes)
+    quick = as_xml._usual(text)
+    if quick is not None:
+        whole = as_xml._members(text)
+        assert quick == {name: as_xml._content(element, Code.INVALID_STRING) for name, element in whole.items()}
+
+
+@settings(max_examples=800)
+@given(json_bodies, edits)
+def test_the_quick_reader_of_json_takes_nothing_that_the_whole_one_does_not(
+    body: bytes, changes: list[tuple[int, int, str]]
+) -> None:
+    """The same record, with the same fields in it."""
+    text = _edited(body, changes)
+    quick = as_json._usual(text, "utc")
+    if quick is not None:
+        whole = wire_fields.record(TaskActivityLog, as_json._members(text), as_json._readers("utc"))
+        assert (quick, quick.model_fields_set) == (whole, whole.model_fields_set)

@@ -152,7 +152,7 @@ def test_checks_run_in_the_order_of_the_contract() -> None:
         (f'{{"ID":"{ID}"}}', None),
         (f'{{"id":"{ID}","TASK_ID":"{ID}"}}', None),
         (f'{{"\\u0069d":"{ID}"}}', None),
-        (f'{{"ıd":"{ID}"}}', "missing_id"),
+        (f'{{"\u0131d":"{ID}"}}', "missing_id"),
         (f'{{"id":"{ID}","ID":"{ID}"}}', "duplicate_field"),
         (f'{{"id":"{ID}","subject":"a","subject":"a"}}', "duplicate_field"),
         (f'{{"id":"{ID}","subject":"a","\\u0073ubject":"a"}}', "duplicate_field"),
