@@ -2,7 +2,7 @@
 
 PYTHON := .venv/bin/python
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run test check format bench bench-wire fuzz docs sandbox lock clean
+.PHONY: help setup demo run test test-dotnet check format bench bench-wire fuzz docs sandbox lock clean
 
 help:  ## show what there is
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -18,6 +18,9 @@ run: setup  ## run the worker against a private RabbitMQ and PostgreSQL until Ct
 
 test: setup  ## run all tests, against real services
 	@$(PYTHON) -m pytest -n 2 $(ARGS)
+
+test-dotnet: setup  ## let real .NET serializers write requests and read replies (needs Mono: see tests/dotnet/mono.py)
+	@$(PYTHON) -m pytest tests/dotnet/interop.py $(ARGS)
 
 check: setup  ## lint, format, types, architecture, locks
 	$(PYTHON) -m ruff check

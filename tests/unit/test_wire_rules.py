@@ -371,6 +371,26 @@ def test_xml_values(child: str, field: str, expected: object) -> None:
     assert value_of(xml_of(child), field) == expected
 
 
+@pytest.mark.parametrize(("number", "expected"), [("2", "once"), ("3", "invalid_string")])
+def test_a_preserved_reference_is_not_null(number: str, expected: str) -> None:
+    """DataContractSerializer with PreserveObjectReferences writes the second of two equal strings as a reference."""
+    serialization = 'xmlns:z="http://schemas.microsoft.com/2003/10/Serialization/"'
+    found = value_of(
+        xml_of(
+            f'<description {serialization} z:Id="2">once</description>'
+            f'<subject {serialization} z:Ref="{number}" i:nil="true"/>'
+        ),
+        "subject",
+    )
+    assert found == expected
+
+
+def test_a_reference_to_itself_is_an_error() -> None:
+    """Nobody goes round in circles."""
+    loop = 'xmlns:z="http://schemas.microsoft.com/2003/10/Serialization/" z:Id="2" z:Ref="2" i:nil="true"'
+    assert value_of(xml_of(f"<subject {loop}/>"), "subject") == "invalid_string"
+
+
 def test_absent_and_nil_are_told_apart() -> None:
     """A merge keeps what is absent and clears what is nil."""
     found = outcome(xml_of('<subject i:nil="true"/>'))

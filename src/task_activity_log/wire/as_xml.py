@@ -178,10 +178,26 @@ def _content(element: _Element, code: Code) -> str | None:
     """The text of an element, None when it is nil. Raises `Invalid`, with `code` for an element inside it."""
     nil = element.get(_NIL)
     if nil is not None and _boolean(nil):
-        return None
+        return _referred(element, code)
     if len(element):
         raise Invalid(code)
     return element.text or ""
+
+
+def _referred(element: _Element, code: Code) -> str | None:
+    """None; or what a nil element refers to, in what DataContractSerializer writes with PreserveObjectReferences.
+
+    The second of two equal strings is `<subject z:Ref="2" i:nil="true"/>`: taken for null it would be lost. Raises
+    `Invalid`, with `code`, for a reference to nothing.
+    """
+    number = element.get(_REF)
+    if number is None:
+        return None
+    root = element.getparent()
+    for other in () if root is None else root:
+        if other.get(_REF_ID) == number and other.get(_REF) is None:  # never round in circles
+            return _content(other, code)
+    raise Invalid(code)
 
 
 def _boolean(text: str) -> bool:
@@ -279,6 +295,7 @@ _TO_DTD = re.compile(r"(?>[ \t\r\n]+|<\?(?s:.*?)\?>|<!--(?s:.*?)-->)*+<!DOCTYPE"
 _has_text = etree.XPath("boolean(text()[normalize-space()])")
 
 _NIL = f"{{{INSTANCE}}}nil"
+_REF, _REF_ID = (f"{{http://schemas.microsoft.com/2003/10/Serialization/}}{name}" for name in ("Ref", "Id"))
 _NAMES = frozenset(STORED_FIELDS)
 _MANY = 64
 _WORDS = {"true": True, "1": True, "false": False, "0": False}

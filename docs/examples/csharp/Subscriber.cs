@@ -1,0 +1,68 @@
+using System;
+using System.Threading;
+using System.Threading.Tasks;
+using RabbitMQ.Client;
+using RabbitMQ.Client.Events;
+
+namespace TaskActivityLogs
+{
+    /// <summary>
+    /// Where a subscriber keeps what it is told. What is written has to be durable when the task is done: the message
+    /// is acknowledged then. Both may be told the same more than once.
+    /// </summary>
+    public interface ICopies
+    {
+        /// <summary>
+        /// Keep the record if none is kept under its id, or one whose ModifiedDateUtc is not later; in one statement:
+        /// INSERT … ON CONFLICT (id) DO UPDATE … WHERE excluded.modified_dateutc >= copies.modified_dateutc.
+        ///
+        /// ModifiedDateUtc grows with each write of a record, and replies can come again or late. In JSON it has
+        /// microseconds, in XML milliseconds: where your publishers send both, compare with milliseconds.
+        /// </summary>
+        Task KeepIfNotOlderAsync(TaskActivityLog record);
+
+        /// <summary>Keep the problem, once for each messageId, which repeats of a reply share.</summary>
+        Task KeepAsync(string messageId, string correlationId, Problem problem);
+    }
+
+    /// <summary>Follows the replies queue. RabbitMQ.Client 7, which reconnects by itself and consumes again.</summary>
+    public static class Subscriber
+    {
+        public static async Task RunAsync(Uri broker, ICopies copies, CancellationToken stop)
+        {
+            using (var connection = await new ConnectionFactory { Uri = broker }.CreateConnectionAsync(stop))
+            using (var channel = await connection.CreateChannelAsync(cancellationToken: stop))
+            {
+                await channel.BasicQosAsync(prefetchSize: 0, prefetchCount: 100, global: false, cancellationToken: stop);
+                var consumer = new AsyncEventingBasicConsumer(channel);
+                consumer.ReceivedAsync += async (sender, reply) =>
+                {
+                    try
+                    {
+                        await HandleAsync(reply, copies);
+                        await channel.BasicAckAsync(reply.DeliveryTag, multiple: false);
+                    }
+                    catch (Exception error)
+                    {
+                        Console.Error.WriteLine("not handled, to be tried again: " + error.Message);
+                        await Task.Delay(1000);
+                        await channel.BasicNackAsync(reply.DeliveryTag, multiple: false, requeue: true);
+                    }
+                };
+                await channel.BasicConsumeAsync(
+                    "task_activity_log.replies", autoAck: false, consumer: consumer, cancellationToken: stop);
+                await Task.Delay(Timeout.Infinite, stop);
+            }
+        }
+
+        private static Task HandleAsync(BasicDeliverEventArgs reply, ICopies copies)
+        {
+            var properties = reply.BasicProperties;
+            var body = reply.Body.ToArray();
+            if (properties.Type == "task_activity_log.stored")
+                return copies.KeepIfNotOlderAsync(Body.ReadRecord(properties.ContentType, body));
+            return copies.KeepAsync(
+                properties.MessageId, properties.CorrelationId, Body.ReadProblem(properties.ContentType, body));
+        }
+    }
+}
