@@ -111,10 +111,11 @@ class Worker(Generic[D]):
         log.warning("suspect_tried_alone", suspects=len(suspects), attempts=suspects[0].attempts)
         await self._intake.pause("suspect")
         try:
-            while go_on:
-                await self._store_all(go_on, behind=suspects)
-                go_on, more = part(self._intake.take_waiting(self._batch_max), self._poison_from)
+            await self._store_all(go_on, behind=suspects)
+            while waiting := self._intake.take_waiting(self._batch_max):
+                go_on, more = part(waiting, self._poison_from)
                 suspects += more
+                await self._store_all(go_on, behind=suspects)
             await self._stored.join()
             await self._intake.give_back(keep=suspects[0])
             await self._store_all(suspects[:1])

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Literal, NoReturn
 
 import typer
 
@@ -102,6 +102,19 @@ def publish(
 
     quiet_drivers()
     sys.exit(publish_files(files, settings, timeout))
+
+
+@app.command()
+def contract(
+    description: Annotated[
+        Literal["asyncapi", "json-schema", "xsd", "xsd-reply", "xsd-problem"],
+        typer.Argument(help="asyncapi: channels, operations and messages. json-schema and xsd: what a request holds."),
+    ],
+) -> None:
+    """Print the wire contract for machines, with the default names of queues and exchanges. Needs no settings."""
+    from task_activity_log.cli.contract import describe
+
+    print(describe(description), end="")
 
 
 def _settings(*needed: str) -> Settings:
