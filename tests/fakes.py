@@ -1,6 +1,7 @@
 """Stand-ins for the broker and the database, for tests of the worker alone.
 
-The store keeps the promises of the real one in memory; `tests/integration` holds the real one to the same tests.
+The store keeps the promises of the real one in memory; `tests/integration/test_store_contract.py` holds both to the same
+tests.
 """
 
 import asyncio
@@ -12,11 +13,11 @@ from typing import Literal
 from uuid import UUID, uuid4
 
 from task_activity_log.batch import Waiting
-from task_activity_log.problem import TIMEOUT, Problem, Refused, Unavailable
-from task_activity_log.record import Applied, Outcome, StoredTaskActivityLog
-from task_activity_log.reply import Reply
-from task_activity_log.request import Delivery, Request
 from task_activity_log.ports import Answer, D
+from task_activity_log.problem import TIMEOUT, Problem, Refused, Unavailable
+from task_activity_log.record import FIELDS, Applied, Outcome, StoredTaskActivityLog
+from task_activity_log.reply import Reply
+from task_activity_log.request import Delivery, Request, UpdateMode
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,12 +90,51 @@ class FakeIntake:
         return len(back)
 
 
-class FakeStore:
-    """Rows in memory. `refuses` names subjects that it refuses; while `away` is set it is unavailable."""
+class FakeDatabase:
+    """The two tables in memory: what is promised of the real ones (contract, section 7) holds here by plain code."""
 
     def __init__(self) -> None:
         self.rows: dict[UUID, StoredTaskActivityLog] = {}
+        self.versions: dict[UUID, int] = {}
         self.inbox: set[UUID] = set()
+        self.writes: list[Request[Delivery]] = []
+        """The requests that wrote a row, in order."""
+        self._now = datetime.now(UTC)
+
+    def apply(self, wave: Sequence[Request[Delivery]]) -> list[Applied]:
+        """Take a wave, as one transaction."""
+        assert len({request.record.id for request in wave}) == len(wave), "SQLSTATE 21000: an id twice"
+        assert len({request.mode for request in wave}) <= 1, "a wave has one mode"
+        return [self._apply(request) for request in wave]
+
+    def _apply(self, request: Request[Delivery]) -> Applied:
+        identifier = request.record.id
+        before = self.rows.get(identifier)
+        if request.key is not None:
+            if request.key in self.inbox:
+                return Applied(Outcome.DUPLICATE, before)
+            self.inbox.add(request.key)
+        if request.version is not None:
+            if before is not None and request.version <= self.versions.get(identifier, request.version - 1):
+                return Applied(Outcome.STALE, before)
+            self.versions[identifier] = request.version
+        elif before is None:
+            self.versions.pop(identifier, None)
+        asked = {name: getattr(request.record, name) for name in FIELDS}
+        if request.mode is UpdateMode.MERGE and before is not None:
+            asked |= {name: getattr(before, name) for name in FIELDS if name not in request.record.model_fields_set}
+        self._now += timedelta(microseconds=1)
+        row = StoredTaskActivityLog.model_construct(**asked, modified_dateutc=self._now)
+        self.rows[identifier] = row
+        self.writes.append(request)
+        return Applied(Outcome.UPDATED if before else Outcome.INSERTED, row)
+
+
+class FakeStore:
+    """The store over rows in memory. `refuses` names subjects that it refuses; while `away` is set it is unavailable."""
+
+    def __init__(self) -> None:
+        self.database = FakeDatabase()
         self.waves: list[list[str | None]] = []
         self.refuses: set[str | None] = set()
         self.locked: set[str | None] = set()
@@ -102,7 +142,11 @@ class FakeStore:
         self.unwritable = False
         self.away: str | None = None
         self.tried = asyncio.Event()
-        self._now = datetime(2026, 1, 1, tzinfo=UTC)
+
+    @property
+    def rows(self) -> dict[UUID, StoredTaskActivityLog]:
+        """The table of records."""
+        return self.database.rows
 
     async def apply(self, wave: Sequence[Request[Delivery]]) -> list[Applied]:
         await asyncio.sleep(0)
@@ -117,24 +161,13 @@ class FakeStore:
             raise Refused("23514")
         if subjects & self.doubts:
             raise Refused("42501", doubtful=True)
-        return [self._apply(request) for request in wave]
+        return self.database.apply(wave)
 
     async def probe(self) -> None:
         await asyncio.sleep(0)
         self.tried.set()
         if self.away is not None or self.unwritable:
             raise Unavailable(self.away or "not permitted")
-
-    def _apply(self, request: Request[Delivery]) -> Applied:
-        before = self.rows.get(request.record.id)
-        if request.key in self.inbox:
-            return Applied(Outcome.DUPLICATE, before)
-        if request.key is not None:
-            self.inbox.add(request.key)
-        self._now += timedelta(microseconds=1)
-        row = StoredTaskActivityLog(**request.record.model_dump(), modified_dateutc=self._now)
-        self.rows[row.id] = row
-        return Applied(Outcome.UPDATED if before else Outcome.INSERTED, row)
 
 
 class FakeReplies:

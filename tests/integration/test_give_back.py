@@ -34,3 +34,37 @@ async def test_what_is_given_back_comes_again_in_order(amqp_url: str, count: int
         assert [int((await again.get()).body) for _ in range(count)] == list(range(count))
     running.cancel()
     await asyncio.wait({running})
+
+
+async def test_after_suspects_messages_are_taken_one_at_a_time(amqp_url: str) -> None:
+    """As many as went back. Otherwise each good one among them would let all others come in bulk, to be given back again.
+
+    Each return counts as a delivery: the last suspects would pass for poison without ever having been tried.
+    """
+    topology = Topology()
+    intake = Intake(LinkOptions(amqp_url), topology, prefetch=50)
+    running = asyncio.create_task(intake.run())
+    await intake.wait_consuming()
+    async with await aio_pika.connect(amqp_url) as connection:
+        exchange = await (await connection.channel()).get_exchange(topology.requests_exchange, ensure=False)
+        for number in range(8):
+            await exchange.publish(aio_pika.Message(str(number).encode()), "upsert")
+        await intake.accept(await intake.take(1))
+        suspect = (await intake.take(1))[0]
+        while intake.in_hand < 7:
+            await asyncio.sleep(0)
+        await intake.pause("suspect")
+        assert await intake.give_back(keep=suspect) == 6
+        await intake.accept([suspect])
+        await intake.resume("suspect")
+        for number in range(2, 8):
+            (delivery,) = await intake.take(50)
+            assert (delivery.body, intake.in_hand) == (str(number).encode(), 1)
+            await intake.accept([delivery])
+        for number in range(3):
+            await exchange.publish(aio_pika.Message(str(number).encode()), "upsert")
+        async with asyncio.timeout(5):
+            while intake.in_hand < 3:
+                await asyncio.sleep(0)
+    running.cancel()
+    await asyncio.wait({running})

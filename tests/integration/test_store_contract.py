@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from random import Random
+from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
@@ -17,7 +18,7 @@ from tests.asking import Connection, ask, merge, outcomes, subjects
 from tests.fakes import FakeDelivery, FakeStore
 
 REFUSED = "refuse me"
-FULL = {
+FULL: dict[str, Any] = {
     "task_id": UUID(int=1),
     "user_id": UUID(int=0),
     "subject": "subject",
@@ -187,7 +188,7 @@ async def test_both_stores_answer_alike(store: Store, seed: int) -> None:
         if asked and random.random() < 0.2:
             asked.append(random.choice(asked))
             continue
-        given = {
+        given: dict[str, Any] = {
             name: value
             for name, value in (("subject", f"s{number}"), ("description", None), ("task_id", UUID(int=number)))
             if random.random() < 0.6

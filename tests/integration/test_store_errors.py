@@ -252,17 +252,20 @@ async def test_a_network_that_is_silent(database_url: str, monkeypatch: pytest.M
     The request to cancel goes the same way and is not answered either.
     """
     monkeypatch.setattr(Link, "_CLOSE_SECONDS", 0.2)
-    async with Proxy.to(database_url) as proxy, asyncio.timeout(5):
-        async with opened(proxy.url, command_timeout=0.2, connect_timeout=0.2) as store:
-            await store.apply([ask()])
-            proxy.hold()
-            assert await outage(store) == TIMEOUT
-            assert await outage(store) == "connect timeout"
-            applying = asyncio.create_task(store.apply([ask()]))
-            await asyncio.sleep(0)
-            applying.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await applying
+    async with (
+        Proxy.to(database_url) as proxy,
+        asyncio.timeout(5),
+        opened(proxy.url, command_timeout=0.2, connect_timeout=0.2) as store,
+    ):
+        await store.apply([ask()])
+        proxy.hold()
+        assert await outage(store) == TIMEOUT
+        assert await outage(store) == "connect timeout"
+        applying = asyncio.create_task(store.apply([ask()]))
+        await asyncio.sleep(0)
+        applying.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await applying
 
 
 async def test_a_connection_that_was_idle_for_long_is_not_trusted(

@@ -106,7 +106,7 @@ def test_an_absent_content_type_can_be_refused() -> None:
 
 def test_checks_run_in_the_order_of_the_contract() -> None:
     """Properties, media type, size, content encoding, charset, empty, bytes, syntax, root, duplicates, headers, fields."""
-    ladder = [
+    ladder: list[tuple[str, dict[str, object]]] = [
         ("invalid_properties", {"unreadable": "message_id is not UTF-8"}),
         ("unsupported_media_type", {"content_type": "text/plain; charset=x"}),
         ("body_too_large", {"body": b" " * 2000}),

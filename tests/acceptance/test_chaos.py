@@ -1,0 +1,28 @@
+"""Forty-five seconds of `make chaos`: what is promised, on real services under random faults."""
+
+import os
+import secrets
+
+import pytest
+
+from chaos.__main__ import report
+from chaos.plan import Journal, Plan
+from chaos.run import run
+from sandbox import PostgreSQL, RabbitMQ
+
+
+# The driver's finalizer, of a connection that a killed broker has left: it is the publishers', not the worker's.
+@pytest.mark.filterwarnings("ignore:coroutine 'Connection.close':RuntimeWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.timeout(420)  # 45 s of faults, then at most three minutes to work off what is left
+def test_every_message_is_accounted_for(own_rabbitmq: RabbitMQ, own_postgresql: PostgreSQL) -> None:
+    """Two workers: sent = answered + dead-lettered, each applied once, the newest versions win.
+
+    The seed is a new one each time; CHAOS_SEED repeats one.
+    """
+    seed = int(os.environ.get("CHAOS_SEED", secrets.randbelow(10_000)))
+    plan = Plan(seconds=45, seed=seed, workers=2, versions=True, rate=40, gap_seconds=1)
+    result = run(plan, own_rabbitmq, own_postgresql, Journal(quiet=True))
+    assert result.figures["sent"] > 100, "hardly anything happened"
+    assert sum(result.journal.faults.values()) >= 5, "hardly anything went wrong"
+    assert not result.failures, report(plan, result)

@@ -1,0 +1,521 @@
+"""The delivery guarantee as a property: whatever goes wrong, in whatever order, what is promised holds (contract, 6 and 7).
+
+The real worker runs against a broker and a database in memory, on a clock that jumps. hypothesis draws the messages,
+what goes wrong each time that the worker asks the outside for something, and what happens in between: a process is
+killed, a connection is lost, a worker drains. When the faults are used up everything works again, and then nothing may
+be missing.
+"""
+
+import asyncio
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import Enum, auto
+from types import SimpleNamespace
+from unittest.mock import patch
+from uuid import UUID
+
+import structlog
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from task_activity_log import hold
+from task_activity_log.problem import TIMEOUT, Problem, Refused, Unavailable
+from task_activity_log.record import FIELDS, Applied, Outcome
+from task_activity_log.reply import Reply
+from task_activity_log.request import Delivery, Request, Rules, decode
+from task_activity_log.suspects import SUSPICIOUS_FROM
+from task_activity_log.worker import Worker
+from tests import virtual_time
+from tests.fakes import FakeDatabase, FakeDelivery, FakeWatch
+from tests.world import Loan, MemoryBroker, MemoryIntake
+
+POISON_FROM = 10
+HOLD_LIMIT_SECONDS = 20.0
+DRAIN_LIMIT_SECONDS = 10.0
+
+
+class Kind(Enum):
+    """What is to become of a message."""
+
+    GOOD = auto()
+    REFUSED = auto()
+    """By the database."""
+    BAD = auto()
+    """Not decoded."""
+    KILLER = auto()
+    """Kills the process that tries to store it."""
+
+
+class Trouble(Enum):
+    """What goes wrong when the worker asks the outside for something; each place makes of it what it can."""
+
+    NONE = auto()
+    AWAY = auto()
+    DONE_BUT_LOST = auto()
+    """It was done, and the answer was lost."""
+    HALF_DONE = auto()
+    SLOW = auto()
+    """A timeout; nothing was done."""
+    SLOW_BUT_DONE = auto()
+    KILLED = auto()
+    KILLED_AFTER = auto()
+    LINK_LOST = auto()
+    """The broker's connection is lost, and all goes on."""
+    RETURNED = auto()
+    """The asker's queue is gone."""
+    REFUSES = auto()
+    """The asker's queue is full."""
+
+
+class Event(Enum):
+    """What happens in between."""
+
+    KILL = auto()
+    LOSE = auto()
+    DRAIN = auto()
+    PUBLISH = auto()
+
+
+@dataclass(frozen=True)
+class Sent:
+    """One message as hypothesis draws it."""
+
+    record: int
+    """0: keyed, without versions. 1: with versions. 2: without keys or versions. 3: anything."""
+    kind: Kind = Kind.GOOD
+    merges: bool = False
+    version: int | None = None
+    keyed: bool = True
+    asks: bool = False
+    """Whether it has a reply_to."""
+    repeats: int | None = None
+    """Sent again instead: which of those before it."""
+
+    def message(self, marker: str) -> FakeDelivery:
+        """The message; `marker` names it in the answer and in the row."""
+        version = (self.version or 1) if self.record == 1 else self.version if self.record == 3 else None
+        keyed = self.record == 0 or (self.keyed and self.record != 2)
+        headers: dict[str, object] = {"x-update-mode": "merge"} if self.merges else {}
+        headers |= {} if version is None else {"x-version": version}
+        part = {"description": marker} if self.merges and len(marker) % 2 else {"user_id": None}
+        body = json.dumps({"id": str(UUID(int=self.record + 1)), "subject": marker, **part}).encode()
+        return FakeDelivery(
+            b"{" if self.kind is Kind.BAD else body,
+            message_id=marker if keyed else None,
+            correlation_id=marker,
+            reply_to="asker" if self.asks else None,
+            headers=headers,
+        )
+
+
+messages = st.builds(
+    Sent,
+    record=st.integers(0, 3),
+    kind=st.sampled_from([Kind.GOOD] * 12 + [Kind.REFUSED, Kind.BAD, Kind.BAD, Kind.KILLER]),
+    merges=st.booleans(),
+    version=st.none() | st.integers(1, 5),
+    keyed=st.booleans(),
+    asks=st.booleans(),
+    repeats=st.none() | st.none() | st.none() | st.integers(0, 30),
+)
+troubles = st.sampled_from([Trouble.NONE] * 10 + list(Trouble))
+events = st.tuples(
+    st.sampled_from([*Event, Event.PUBLISH]),
+    st.integers(0, 25),
+    st.sampled_from([0.0, 0.0, 0.0, 0.4, 3.0, 25.0]),
+    st.integers(0, 1),
+)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """One run."""
+
+    sent: Sequence[Sent]
+    troubles: Sequence[Trouble]
+    events: Sequence[tuple[Event, int, float, int]]
+    at_first: int
+    """How many messages are there from the beginning; the others come with `Event.PUBLISH`, and at the end."""
+    batch_max: int
+
+
+schedules = st.builds(
+    Schedule,
+    sent=st.lists(messages, min_size=1, max_size=24),
+    troubles=st.lists(troubles, max_size=50),
+    events=st.lists(events, max_size=8),
+    at_first=st.integers(0, 24),
+    batch_max=st.sampled_from([1, 3, 10]),
+)
+
+
+class Ledger:
+    """What was answered, dead-lettered and settled; asserts that each comes in its turn."""
+
+    def __init__(self) -> None:
+        self.answers: defaultdict[str, list[Reply]] = defaultdict(list)
+        self.given_up: set[str] = set()
+        self.dead: defaultdict[str, list[Problem]] = defaultdict(list)
+        self.kinds: dict[str, Kind] = {}
+
+    def answer(self, reply: Reply) -> None:
+        marker = str(reply.correlation_id)
+        if reply.outcome is Outcome.REJECTED:
+            assert marker in self.dead, f"{marker}: who reads the problem does not find the dead letter"
+        self.answers[marker].append(reply)
+
+    def settled(self, message: FakeDelivery) -> None:
+        marker = str(message.correlation_id)
+        assert marker in self.answers or marker in self.given_up, f"{marker}: accepted without an answer"
+        if self.kinds[marker] is not Kind.GOOD:
+            assert marker in self.dead, f"{marker}: accepted without a dead letter"
+
+
+class World:
+    """Everything that outlives a process."""
+
+    def __init__(self, schedule: Schedule, *, workers: int, by_position: bool) -> None:
+        self.ledger = Ledger()
+        self.broker = MemoryBroker(self.ledger.settled, by_position=by_position)
+        self.database = FakeDatabase()
+        self.published: list[FakeDelivery] = []
+        self.batch_max = schedule.batch_max
+        self.interruptions = 0
+        self._schedule = schedule
+        self._troubles = iter(schedule.troubles)
+        self._unsent = self._messages()
+        self._processes = [Process(self) for _ in range(workers)]
+
+    def trouble(self) -> Trouble:
+        """What goes wrong now."""
+        return next(self._troubles, Trouble.NONE)
+
+    async def run(self) -> None:
+        """Let the schedule happen, then let everything be worked off."""
+        self._publish(self._schedule.at_first)
+        for process in self._processes:
+            process.start()
+        for event, steps, seconds, index in self._schedule.events:
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            await asyncio.sleep(seconds)
+            process = self._processes[index % len(self._processes)]
+            if event is Event.KILL:
+                process.kill()
+            elif event is Event.LOSE:
+                self.interruptions += 1
+                process.intake.lose()
+            elif event is Event.DRAIN:
+                self.interruptions += 1
+                if await process.drain():
+                    self.restart(process)
+            else:
+                self._publish(3)
+        self._publish(len(self._schedule.sent))
+        async with asyncio.timeout(3600):
+            while self.broker.unsettled:
+                await asyncio.sleep(1)
+        for process in self._processes:
+            await process.drain()
+
+    def restart(self, process: "Process") -> None:
+        """Put a new process in the place of one that has ended."""
+        index = self._processes.index(process)
+        self._processes[index] = new = Process(self)
+        asyncio.get_running_loop().call_later(0.3, new.start)
+
+    def _publish(self, most: int) -> None:
+        for _, message in zip(range(most), self._unsent, strict=False):
+            self.published.append(message)
+            self.broker.publish(message)
+
+    def _messages(self) -> Iterator[FakeDelivery]:
+        first: list[FakeDelivery] = []
+        for number, sent in enumerate(self._schedule.sent):
+            if sent.repeats is not None and first:
+                yield first[sent.repeats % len(first)]
+                continue
+            kind = sent.kind
+            if kind is Kind.KILLER and Kind.KILLER in self.ledger.kinds.values():
+                kind = Kind.GOOD  # one is enough
+            marker = f"{kind.name} {number}"
+            self.ledger.kinds[marker] = kind
+            first.append(sent.message(marker))
+            yield first[-1]
+
+
+class Process:
+    """One worker process, and its way to the outside."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.intake = MemoryIntake(world.broker, 2 * world.batch_max, self._until_probed)
+        self._tasks: list[asyncio.Task[None]] = []
+        self._ended = False
+        self._worker: Worker[Loan] = Worker(
+            intake=self.intake,
+            store=self,
+            dead_letters=self,
+            replies=_Replies(self),
+            watch=FakeWatch([]),
+            rules=Rules(),
+            batch_max=world.batch_max,
+            hold_limit_seconds=HOLD_LIMIT_SECONDS,
+            poison_from=POISON_FROM,
+        )
+
+    def start(self) -> None:
+        """Begin."""
+        if not self._ended:
+            self._tasks = [asyncio.create_task(self._worker.run()), asyncio.create_task(self.intake.run())]
+
+    def kill(self) -> None:
+        """End at once, wherever it is; another one is started."""
+        if not self._ended:
+            self.world.interruptions += 1
+            self._end()
+            self.world.restart(self)
+
+    async def drain(self) -> bool:
+        """SIGTERM, as the service does it; whether it was not killed before it ended."""
+        if self._tasks and not self._ended:
+            async with asyncio.timeout(DRAIN_LIMIT_SECONDS):
+                self._worker.drain()
+                await self.intake.stop()
+                await asyncio.wait(self._tasks[:1])
+            if not self._ended:
+                self._tasks[0].result()
+                await self.intake.give_back()
+        if self._ended:
+            return False
+        self._end()
+        return True
+
+    def _end(self) -> None:
+        self._ended = True
+        for task in self._tasks:
+            task.cancel()
+        self.intake.lose()
+
+    async def stumble(self, trouble: Trouble) -> None:
+        """Be killed here, or lose the connection here, where that is the trouble."""
+        await asyncio.sleep(0)
+        if trouble is Trouble.LINK_LOST:
+            self.world.interruptions += 1
+            self.intake.lose()
+        if trouble is Trouble.KILLED:
+            self.kill()
+            await asyncio.Event().wait()  # cancelled
+
+    async def _until_probed(self) -> None:
+        while True:
+            try:
+                await self.probe()
+            except Unavailable:
+                await asyncio.sleep(1)
+            else:
+                return
+
+    # the store
+
+    async def probe(self) -> None:
+        trouble = self.world.trouble()
+        await self.stumble(trouble)
+        if trouble in (Trouble.AWAY, Trouble.SLOW):
+            raise Unavailable("connection lost")
+
+    async def apply(self, wave: Sequence[Request[Delivery]]) -> list[Applied]:
+        self._check_suspects(wave)
+        trouble = self.world.trouble()
+        await self.stumble(trouble)
+        if any(self._kind(request) is Kind.KILLER for request in wave):
+            await self.stumble(Trouble.KILLED)
+        if trouble is Trouble.AWAY:
+            raise Unavailable("connection lost")
+        if trouble is Trouble.SLOW:
+            raise Unavailable(TIMEOUT)
+        if any(self._kind(request) is Kind.REFUSED for request in wave):
+            raise Refused("23514")
+        applied = self.world.database.apply(wave)
+        await self.stumble(Trouble.KILLED if trouble is Trouble.KILLED_AFTER else Trouble.NONE)
+        if trouble in (Trouble.DONE_BUT_LOST, Trouble.HALF_DONE):
+            raise Unavailable("connection lost")
+        if trouble is Trouble.SLOW_BUT_DONE:
+            raise Unavailable(TIMEOUT)
+        return applied
+
+    def _kind(self, request: Request[Delivery]) -> Kind:
+        return self.world.ledger.kinds[str(request.delivery.correlation_id)]
+
+    def _check_suspects(self, wave: Sequence[Request[Delivery]]) -> None:
+        for request in wave:
+            loan = request.delivery
+            assert isinstance(loan, Loan)
+            assert loan.attempts < POISON_FROM, "poison was tried"
+            if loan.attempts >= SUSPICIOUS_FROM and self.intake.holds(loan):
+                assert len(wave) == 1, "a suspect was tried among others"
+                assert self.intake.in_hand == 1, "a suspect was tried with others in hand"
+
+    # the dead letters
+
+    async def keep(self, rejected: Sequence[tuple[Loan, Problem]]) -> None:
+        trouble = self.world.trouble()
+        await self.stumble(trouble)
+        if trouble in (Trouble.AWAY, Trouble.SLOW):
+            raise Unavailable("no publisher connection")
+        done = rejected[: len(rejected) // 2] if trouble is Trouble.HALF_DONE else rejected
+        for loan, problem in done:
+            self.world.ledger.dead[str(loan.correlation_id)].append(problem)
+        await self.stumble(Trouble.KILLED if trouble is Trouble.KILLED_AFTER else Trouble.NONE)
+        if trouble in (Trouble.HALF_DONE, Trouble.DONE_BUT_LOST, Trouble.SLOW_BUT_DONE):
+            raise Unavailable("replies not confirmed in time")
+
+
+class _Replies:
+    def __init__(self, process: Process) -> None:
+        self._process = process
+
+    async def publish(self, replies: Sequence[Reply]) -> list[Reply]:
+        world = self._process.world
+        trouble = world.trouble()
+        await self._process.stumble(trouble)
+        if trouble in (Trouble.AWAY, Trouble.SLOW):
+            raise Unavailable("no publisher connection")
+        refused: list[Reply] = []
+        for reply in replies[: len(replies) // 2] if trouble is Trouble.HALF_DONE else replies:
+            if reply.reply_to and trouble is Trouble.REFUSES:
+                refused.append(reply)
+            elif reply.reply_to and trouble is Trouble.RETURNED:
+                world.ledger.given_up.add(str(reply.correlation_id))
+            else:
+                world.ledger.answer(reply)
+        await self._process.stumble(Trouble.KILLED if trouble is Trouble.KILLED_AFTER else Trouble.NONE)
+        if trouble in (Trouble.HALF_DONE, Trouble.DONE_BUT_LOST, Trouble.SLOW_BUT_DONE):
+            raise Unavailable("replies not confirmed in time")
+        return refused
+
+
+@contextmanager
+def _silent_and_timeless() -> Iterator[None]:
+    """Holds are measured on the loop's clock; nothing is logged."""
+    clock = SimpleNamespace(monotonic=lambda: asyncio.get_running_loop().time())
+    with patch.object(hold, "time", clock), structlog.testing.capture_logs():
+        yield
+
+
+def play(schedule: Schedule, *, workers: int, by_position: bool) -> World:
+    """Let a schedule happen, and check what holds whatever happens."""
+
+    async def act() -> World:
+        world = World(schedule, workers=workers, by_position=by_position)
+        await world.run()
+        return world
+
+    with _silent_and_timeless():
+        world = virtual_time.run(act())
+    check_answers(world)
+    check_applied_once(world)
+    check_versions(world)
+    return world
+
+
+def poisoned(world: World) -> set[str]:
+    """Those that were given up after too many deliveries."""
+    return {m for m, problems in world.ledger.dead.items() if any(p.code == "poison_message" for p in problems)} | {
+        str(message.correlation_id) for message in world.broker.dead
+    }
+
+
+def check_answers(world: World) -> None:
+    """Each message is answered as it deserves, in one way, and its repeats under the same message_id."""
+    poison = poisoned(world)
+    # Twenty are made of ten deliveries at the least.
+    assert not world.broker.dead, "the broker gave up what the worker should have"
+    for message in world.published:
+        marker = str(message.correlation_id)
+        kind, answers = world.ledger.kinds[marker], world.ledger.answers[marker]
+        assert answers or marker in world.ledger.given_up, f"{marker}: never answered"
+        rejected = [reply for reply in answers if reply.outcome is Outcome.REJECTED]
+        if kind is not Kind.GOOD:
+            assert rejected == answers, f"{marker}: answered as stored"
+        elif marker not in poison:
+            assert not rejected, f"{marker}: rejected, because of its neighbours"
+            assert marker not in world.ledger.dead, f"{marker}: dead-lettered, because of its neighbours"
+        if message.message_id is not None:
+            for same in (rejected, [reply for reply in answers if reply not in rejected]):
+                assert len({reply.message_id for reply in same}) <= 1, f"{marker}: repeats under several message_ids"
+        for reply in answers:
+            if reply.outcome in (Outcome.INSERTED, Outcome.UPDATED):
+                assert json.loads(reply.body)["subject"] == marker, f"{marker}: answered with another record"
+    if world.interruptions < SUSPICIOUS_FROM:
+        assert {world.ledger.kinds[marker] for marker in poison} <= {Kind.KILLER}, "the killer took others with it"
+
+
+def check_applied_once(world: World) -> None:
+    """A request with a key writes once, however often it comes."""
+    writes = Counter(request.key for request in world.database.writes if request.key is not None)
+    assert max(writes.values(), default=1) == 1, "applied twice"
+    for message in world.published:
+        marker = str(message.correlation_id)
+        if world.ledger.kinds[marker] is Kind.GOOD and marker not in poisoned(world):
+            outcomes = {reply.outcome for reply in world.ledger.answers[marker]}
+            written = any(request.record.subject == marker for request in world.database.writes)
+            assert written or not outcomes & {Outcome.INSERTED, Outcome.UPDATED}, f"{marker}: answered and not stored"
+
+
+def check_versions(world: World) -> None:
+    """No version is applied over a higher or equal one, and the highest has won."""
+    highest: dict[UUID, int] = {}
+    for request in world.database.writes:
+        if request.version is not None:
+            assert request.version > highest.get(request.record.id, 0), "older over newer"
+            highest[request.record.id] = request.version
+    for request in good_requests(world):
+        if request.version is not None:
+            assert highest[request.record.id] >= request.version, "the newest was lost"
+
+
+def good_requests(world: World) -> list[Request[FakeDelivery]]:
+    """What was to be stored, in the order published."""
+    poison = poisoned(world)
+    return [
+        decode(message, Rules())
+        for message in world.published
+        if world.ledger.kinds[str(message.correlation_id)] is Kind.GOOD and message.correlation_id not in poison
+    ]
+
+
+def check_order(world: World) -> None:
+    """What has no versions ends as if each message had come once, in the order published."""
+    if poisoned(world) - {m for m, kind in world.ledger.kinds.items() if kind is Kind.KILLER}:
+        return
+    expected = FakeDatabase()
+    for request in good_requests(world):
+        expected.apply([request])
+    for identifier in (UUID(int=1), UUID(int=3)):
+        row, wanted = world.database.rows.get(identifier), expected.rows.get(identifier)
+        assert (row is None) == (wanted is None)
+        if row is not None and wanted is not None:
+            assert [getattr(row, name) for name in FIELDS] == [getattr(wanted, name) for name in FIELDS]
+    keyed = [request.key for request in world.database.writes if request.record.id == UUID(int=1)]
+    assert keyed == [request.key for request in expected.writes if request.record.id == UUID(int=1)]
+
+
+lots = settings(max_examples=1500, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+@lots
+@given(schedules)
+def test_one_worker_loses_nothing_and_keeps_the_order(schedule: Schedule) -> None:
+    """One consumer, messages that come again where they were: everything holds, and the order per id."""
+    check_order(play(schedule, workers=1, by_position=True))
+
+
+@lots
+@given(schedules)
+def test_several_workers_lose_nothing_and_versions_win(schedule: Schedule) -> None:
+    """Two workers, messages that come again as quorum queues return them: everything holds but the order."""
+    play(schedule, workers=2, by_position=False)
