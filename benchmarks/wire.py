@@ -1,8 +1,9 @@
-"""What the wire costs beside bare pydantic: `python -m benchmarks.wire`.
+"""What the wire costs beside bare pydantic: `make bench-wire`.
 
-One message is a body decoded to a record (charset, syntax, duplicates, fields) and a stored record encoded; what a request
-needs besides (headers, request key) stands in the table. Bare pydantic is `model_validate_json` and `model_dump_json` of a plain model with the same twelve members. All take turns in
-one run, and the fastest of many rounds counts: on a shared machine the slower ones measure the neighbours.
+One message is a body decoded to a record (charset, syntax, duplicates, fields) and a stored record encoded; what a
+request needs besides (headers, request key) stands in the table. Bare pydantic is `model_validate_json` and
+`model_dump_json` of a plain model with the same twelve members. All take turns in one run, and the fastest of many
+rounds counts: on a shared machine the slower ones measure the neighbours.
 """
 
 from __future__ import annotations
