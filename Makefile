@@ -26,7 +26,7 @@ check: setup  ## lint, format, types, architecture, locks
 	$(PYTHON) -m ruff check
 	$(PYTHON) -m ruff format --check
 	$(PYTHON) -m mypy
-	$(PYTHON) -m importlinter
+	.venv/bin/lint-imports
 	$(PYTHON) .ci/lock.py --check
 	$(PYTHON) docs/settings_table.py --check
 

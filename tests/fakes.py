@@ -50,6 +50,7 @@ class FakeIntake:
         self.accepted: list[FakeDelivery] = []
         self.on_loan: list[FakeDelivery] = []
         self.given_back: list[FakeDelivery] = []
+        self.comes_again_one_by_one = False
         self.paused_by: set[str] = set()
         self.resumed = asyncio.Event()
 
@@ -82,12 +83,13 @@ class FakeIntake:
         self.paused_by.discard(by)
         self.resumed.set()
 
-    async def give_back(self, keep: FakeDelivery | None = None) -> int:
-        back = [delivery for delivery in self.on_loan if delivery is not keep]
-        self.given_back += back
+    async def give_back(self, *, one_by_one: bool = False) -> int:
+        count = len(self.on_loan)
+        self.given_back += self.on_loan
+        self.comes_again_one_by_one = one_by_one
         self.waiting.clear()
-        self.on_loan = [] if keep is None else [keep]
-        return len(back)
+        self.on_loan = []
+        return count
 
 
 class FakeDatabase:

@@ -9,13 +9,16 @@ from task_activity_log.settings import load
 
 
 @asynccontextmanager
-async def serving(amqp_url: str, database_url: str, **variables: str) -> AsyncIterator[Service]:
-    """A worker that consumes; drained at the end."""
+async def serving(
+    amqp_url: str, database_url: str, *, consuming: bool = True, **variables: str
+) -> AsyncIterator[Service]:
+    """A worker, from when it consumes on; drained at the end."""
     urls = {"AMQP_URL": amqp_url, "DATABASE_URL": database_url, "HTTP_HOST": "127.0.0.1", "HTTP_PORT": "0"}
     service = Service(load({**urls, **variables}))
     running = asyncio.create_task(service.run())
     try:
-        await service.wait_consuming()
+        if consuming:
+            await service.wait_consuming()
         yield service
     finally:
         service.drain()

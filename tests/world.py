@@ -173,15 +173,13 @@ class MemoryIntake:
         if not self._room:
             self._register(1)
 
-    async def give_back(self, keep: Loan | None = None) -> int:
+    async def give_back(self, *, one_by_one: bool = False) -> int:
         self._waiting.clear()
-        kept = keep.queued if keep is not None and self.holds(keep) else None
-        back = [queued for queued in self._loans if queued is not kept]
-        self._loans = {} if kept is None else {kept: None}
+        back = list(self._loans)
+        self._loans = {}
         await asyncio.sleep(0)
         self._broker.give_back(back)
-        if keep is not None:
-            self._one_by_one = len(back)
+        self._one_by_one = len(back) if one_by_one else 0
         return len(back)
 
     async def stop(self) -> None:

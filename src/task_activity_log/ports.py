@@ -53,8 +53,8 @@ class Intake(Protocol[D]):
         """Consume again, from one message at a time on."""
         ...
 
-    async def give_back(self, keep: D | None = None) -> int:
-        """Return what is in hand to the queue, all of it or all but `keep`."""
+    async def give_back(self, *, one_by_one: bool = False) -> int:
+        """Return all that is in hand to the queue; with `one_by_one` it comes again one at a time."""
         ...
 
 

@@ -91,6 +91,11 @@ class Service:
         self.metrics.gauge("holding", "1 while an outage is waited out.", lambda: bool(self._hold_reason))
 
     @property
+    def in_hand(self) -> int:
+        """How many deliveries are not settled."""
+        return self._intake.in_hand
+
+    @property
     def _hold_reason(self) -> str | None:
         blocked = self._publisher.blocked
         return (
@@ -116,8 +121,8 @@ class Service:
             OSError: HTTP_HOST and HTTP_PORT cannot be served on.
         """
         health = Health(
-            ready=self._not_ready,
-            alive=self._not_alive,
+            ready=self.not_ready,
+            alive=self.not_alive,
             status=self._status,
             metrics=self.metrics.exposition,
         )
@@ -189,7 +194,8 @@ class Service:
                     pass
             await asyncio.sleep(_TRIM_EVERY_SECONDS)
 
-    def _not_ready(self) -> list[str]:
+    def not_ready(self) -> list[str]:
+        """Why the worker does not take messages at present; empty when it does."""
         reasons = []
         if self._draining.is_set():
             reasons.append("draining")
@@ -201,7 +207,8 @@ class Service:
             reasons.append("not consuming")
         return reasons
 
-    def _not_alive(self) -> list[str]:
+    def not_alive(self) -> list[str]:
+        """Why the process should be restarted; empty while it may go on."""
         since = self._intake.connected_since
         idle = 0.0 if since is None or self._intake.consuming else time.monotonic() - since
         if idle > _NOT_CONSUMING_SECONDS and not self._draining.is_set() and self._hold_reason is None:

@@ -102,13 +102,16 @@ class Worker(Generic[D]):
     async def _store_batch(self, batch: Sequence[D]) -> None:
         go_on, suspects = part(batch, self._poison_from)
         if suspects and self._intake.in_hand > 1:
-            await self._try_alone(go_on, suspects)
+            await self._set_apart(go_on, suspects)
         else:
             await self._store_all(batch)
 
-    async def _try_alone(self, go_on: Sequence[D], suspects: list[D]) -> None:
-        """Settle everything else in hand, then try the first suspect with nothing else in hand."""
-        log.warning("suspect_tried_alone", suspects=len(suspects), attempts=suspects[0].attempts)
+    async def _set_apart(self, go_on: Sequence[D], suspects: list[D]) -> None:
+        """Settle everything else in hand, then give the suspects back, to come again with nothing else in hand.
+
+        All at once, with what must not overtake them: only so does the queue keep their order.
+        """
+        log.warning("suspects_set_apart", suspects=len(suspects), attempts=suspects[0].attempts)
         await self._intake.pause("suspect")
         try:
             await self._store_all(go_on, behind=suspects)
@@ -117,9 +120,7 @@ class Worker(Generic[D]):
                 suspects += more
                 await self._store_all(go_on, behind=suspects)
             await self._stored.join()
-            await self._intake.give_back(keep=suspects[0])
-            await self._store_all(suspects[:1])
-            await self._stored.join()
+            await self._intake.give_back(one_by_one=True)
         finally:
             await self._intake.resume("suspect")
 

@@ -222,8 +222,8 @@ async def test_a_row_that_was_deleted_is_answered_and_not_dead_lettered() -> Non
     assert bench.store.rows == {}
 
 
-async def test_a_suspect_is_tried_alone_after_all_others_are_settled() -> None:
-    """It waits until the others are accepted; those of its record that came after it go back first."""
+async def test_a_suspect_is_set_apart_after_all_others_are_settled() -> None:
+    """With what came after it for its record it goes back, in their order, to come again one at a time."""
     bench = Bench()
     identifier = uuid4()
     suspect = replace(upsert(identifier, subject="suspect"), attempts=2)
@@ -231,22 +231,22 @@ async def test_a_suspect_is_tried_alone_after_all_others_are_settled() -> None:
     others = [upsert() for _ in range(5)]
     bench.intake.put(others[0], suspect, overtaking, *others[1:])
     async with bench.running():
-        await bench.watch.settled(6)
-    assert bench.intake.accepted == [*others, suspect]
-    assert bench.intake.given_back == [overtaking]
-    assert bench.store.waves[-1] == ["suspect"]
+        await bench.intake.resumed.wait()
+    assert bench.intake.accepted == others
+    assert bench.intake.given_back == [suspect, overtaking]
+    assert bench.intake.comes_again_one_by_one
     assert bench.intake.paused_by == set()
 
 
-async def test_of_several_suspects_the_first_is_tried_and_the_others_go_back() -> None:
-    """With nothing else in hand: if the first kills, the second was not there."""
+async def test_a_suspect_that_comes_alone_is_tried() -> None:
+    """With nothing else in hand: if it kills, it takes nobody with it."""
     bench = Bench()
-    suspects = [replace(upsert(subject=subject), attempts=3) for subject in "ab"]
-    bench.intake.put(*suspects)
+    suspect = replace(upsert(subject="suspect"), attempts=3)
+    bench.intake.put(suspect)
     async with bench.running():
         await bench.watch.settled(1)
-    assert bench.intake.accepted == suspects[:1]
-    assert bench.intake.given_back == suspects[1:]
+    assert bench.intake.accepted == [suspect]
+    assert bench.intake.given_back == []
 
 
 async def test_a_poison_message_is_rejected_without_being_looked_at() -> None:

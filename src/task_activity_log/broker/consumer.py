@@ -141,17 +141,14 @@ class Consumer:
             await self._channel.basic_ack(tag, wait=False)
         return len(done)
 
-    async def give_back(self, keep: int | None = None) -> int:
-        """Return what is on loan to the queue, in order: all of it, or all but one delivery; returns how many."""
-        back = [tag for tag in self._on_loan if tag != keep]
-        self._on_loan = {} if keep is None else {keep: None}
-        older = back if keep is None else [tag for tag in back if tag < keep]
-        for start in range(0, len(older), _KEPT_IN_ORDER):
-            last = older[start : start + _KEPT_IN_ORDER][-1]
-            await self._channel.basic_nack(last, multiple=True, requeue=True, wait=False)
-        for tag in back[len(older) :]:
-            await self._channel.basic_nack(tag, requeue=True, wait=False)
-        return len(back)
+    async def give_back(self) -> int:
+        """Return all that is on loan to the queue with one frame, so that it comes again in its order; how many."""
+        count = len(self._on_loan)
+        if count:
+            last = next(reversed(self._on_loan))
+            self._on_loan.clear()
+            await self._channel.basic_nack(last, multiple=True, requeue=True)
+        return count
 
     async def wait_lost(self) -> None:
         """Return never; raise when the channel closes or the broker cancels the consumer.

@@ -116,8 +116,9 @@ class Intake:
             if gate.done():
                 gate.result()
                 self._consumer = consumer
-                established()
+                self._one_by_one = 0
                 await self._begin(consumer)
+                established()
             await lost
         finally:
             gate.cancel()
@@ -183,17 +184,18 @@ class Intake:
             with suppress(*LOST):
                 await self._begin(self._consumer)
 
-    async def give_back(self, keep: RabbitDelivery | None = None) -> int:
-        """Return what is in hand to the queue, all of it or all but `keep`, while paused or stopped; how many."""
+    async def give_back(self, *, one_by_one: bool = False) -> int:
+        """Return all that is in hand to the queue, in its order, while paused or stopped; returns how many.
+
+        With `one_by_one` so many come back one at a time: taken in bulk they would have to be given back again, which
+        counts each time.
+        """
         self._waiting.clear()
         if self._consumer is None:
             return 0
         with suppress(*LOST):
-            count = await self._consumer.give_back(None if keep is None else keep.tag)
-            if keep is not None:
-                # There are suspects among them. Taken in bulk they would be given back again, each time for all but
-                # one of them, and each time counts: the last would pass for poison.
-                self._one_by_one = count
+            count = await self._consumer.give_back()
+            self._one_by_one = count if one_by_one else 0
             return count
         return 0
 

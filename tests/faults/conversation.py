@@ -1,0 +1,63 @@
+"""A publisher and subscriber for tests in which things break: its own link does not."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+from uuid import UUID, uuid4
+
+import aio_pika
+from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
+
+from task_activity_log.broker.topology import Topology, declare
+
+TOPOLOGY = Topology()
+
+
+class Conversation:
+    """Sends upserts and reads what is answered and what is kept."""
+
+    def __init__(self, channel: AbstractChannel) -> None:
+        self.channel = channel
+        self.answers: asyncio.Queue[AbstractIncomingMessage] = asyncio.Queue()
+
+    async def send(self, identifier: UUID | None = None, *, reply_to: str | None = None, **fields: Any) -> str:
+        """Publish a record; its message_id."""
+        message_id = str(uuid4())
+        body = json.dumps({"id": str(identifier or uuid4()), **fields}).encode()
+        exchange = await self.channel.get_exchange(TOPOLOGY.requests_exchange, ensure=False)
+        message = aio_pika.Message(body, message_id=message_id, reply_to=reply_to)
+        await exchange.publish(message, "upsert", mandatory=True)
+        return message_id
+
+    async def outcomes(self, count: int, seconds: float = 30) -> list[str]:
+        """The outcomes of the next replies, sorted."""
+        async with asyncio.timeout(seconds):
+            return sorted([str((await self.answers.get()).headers["x-outcome"]) for _ in range(count)])
+
+    async def kept(self) -> list[AbstractIncomingMessage]:
+        """Everything in the dead-letter queue."""
+        queue = await self.channel.get_queue(TOPOLOGY.dead_letters_queue)
+        found = []
+        while (message := await queue.get(no_ack=True, fail=False)) is not None:
+            found.append(message)
+        return found
+
+
+@asynccontextmanager
+async def conversing(amqp_url: str) -> AsyncIterator[Conversation]:
+    """A conversation on queues that are there already."""
+    async with await aio_pika.connect(amqp_url) as connection:
+        await declare(connection, TOPOLOGY)
+        conversation = Conversation(await connection.channel(on_return_raises=True))
+        replies = await conversation.channel.get_queue(TOPOLOGY.replies_queue)
+        await replies.consume(conversation.answers.put, no_ack=True)
+        yield conversation
+
+
+async def until(condition: Callable[[], bool], seconds: float = 30) -> None:
+    """Return once a condition holds that has no event."""
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.01)

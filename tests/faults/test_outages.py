@@ -1,0 +1,215 @@
+"""The database or the broker is away, refuses, or is slow: a whole worker against real services, with a cut network."""
+
+import asyncio
+from typing import Any
+from uuid import uuid4
+
+import asyncpg
+import pytest
+
+from sandbox.proxy import Proxy
+from task_activity_log.service import Service
+from tests.faults.conversation import TOPOLOGY, conversing, until
+from tests.serving import serving
+
+QUICK: dict[str, Any] = {
+    "WORKER_DATABASE_COMMAND_TIMEOUT_SECONDS": "0.5",
+    "WORKER_DATABASE_CONNECT_TIMEOUT_SECONDS": "0.5",
+    "WORKER_CONFIRM_TIMEOUT_SECONDS": "2",
+}
+
+
+def ready(service: Service) -> bool:
+    return not service.not_ready()
+
+
+async def test_a_database_that_is_away_is_waited_out(amqp_url: str, database_url: str) -> None:
+    """Unready with the reason, alive, nothing settled; then stored with not one delivery burnt."""
+    async with Proxy.to(database_url) as proxy, conversing(amqp_url) as talk:
+        async with serving(amqp_url, proxy.url, **QUICK) as service:
+            proxy.refuse()
+            proxy.cut()
+            await talk.send(subject="during")
+            await until(lambda: any("holding" in reason for reason in service.not_ready()))
+            assert service.not_alive() == []
+            proxy.accept()
+            assert await talk.outcomes(1) == ["inserted"]
+            await until(lambda: ready(service))
+
+
+async def test_a_silent_database_is_an_outage_not_a_fault_of_the_row(amqp_url: str, database_url: str) -> None:
+    """A half-open link times out; the probe times out as well; nothing is rejected or split for ever."""
+    async with Proxy.to(database_url) as proxy, conversing(amqp_url) as talk:
+        async with serving(amqp_url, proxy.url, **QUICK) as service:
+            proxy.hold()
+            for _ in range(5):
+                await talk.send()
+            await until(lambda: any("holding" in reason for reason in service.not_ready()))
+            proxy.strand()
+            proxy.resume()
+            assert await talk.outcomes(5) == ["inserted"] * 5
+            assert await talk.kept() == []
+
+
+async def test_a_read_only_database_is_waited_out(amqp_url: str, database_url: str) -> None:
+    """As after a failover to a standby: SQLSTATE 25006 holds, and is over when it writes again."""
+    name = database_url.rpartition("/")[2].partition("?")[0]
+    admin = await asyncpg.connect(database_url)
+    async with conversing(amqp_url) as talk, serving(amqp_url, database_url) as service:
+        await admin.execute(f'ALTER DATABASE "{name}" SET default_transaction_read_only = on')
+        await admin.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1 AND pid <> pg_backend_pid()",
+            name,
+        )
+        await talk.send()
+        await until(lambda: any("read-only" in reason for reason in service.not_ready()))
+        await admin.execute("SET default_transaction_read_only = off")
+        await admin.execute(f'ALTER DATABASE "{name}" RESET default_transaction_read_only')
+        await admin.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1 AND pid <> pg_backend_pid()",
+            name,
+        )
+        assert await talk.outcomes(1) == ["inserted"]
+    await admin.close()
+
+
+async def test_a_locked_row_does_not_hold_its_neighbours(amqp_url: str, database_url: str) -> None:
+    """The others are answered while somebody holds one row; it is answered when the lock is gone."""
+    locked = uuid4()
+    admin = await asyncpg.connect(database_url)
+    await admin.execute("INSERT INTO task_activity_log (id) VALUES ($1)", locked)
+    async with conversing(amqp_url) as talk, serving(amqp_url, database_url, **QUICK):
+        await talk.send()
+        assert await talk.outcomes(1) == ["inserted"]  # from now on there is more than one in hand
+        async with admin.transaction():
+            await admin.execute("UPDATE task_activity_log SET subject = 'held' WHERE id = $1", locked)
+            await talk.send(locked, subject="late")
+            for _ in range(7):
+                await talk.send()
+            assert await talk.outcomes(7) == ["inserted"] * 7
+        assert await talk.outcomes(1) == ["updated"]
+        assert await talk.kept() == []
+    await admin.close()
+
+
+async def test_a_row_that_a_trigger_refuses_is_rejected_and_its_neighbours_stored(
+    amqp_url: str, database_url: str
+) -> None:
+    """A customer's trigger raises: refused_by_database, one dead letter."""
+    admin = await asyncpg.connect(database_url)
+    await admin.execute(
+        """
+        CREATE FUNCTION picky() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN IF new.subject = 'guilty' THEN RAISE EXCEPTION 'never that'; END IF; RETURN new; END $$;
+        CREATE TRIGGER picky BEFORE INSERT ON task_activity_log FOR EACH ROW EXECUTE FUNCTION picky();
+        """
+    )
+    async with conversing(amqp_url) as talk, serving(amqp_url, database_url):
+        for number in range(20):
+            await talk.send(subject="guilty" if number == 11 else "good")
+        assert await talk.outcomes(20) == ["inserted"] * 19 + ["rejected"]
+        assert [message.headers["x-error-code"] for message in await talk.kept()] == ["refused_by_database"]
+    assert await admin.fetchval("SELECT count(*) FROM task_activity_log") == 19
+    await admin.close()
+
+
+async def test_past_the_hold_limit_everything_is_given_back_once(amqp_url: str, database_url: str) -> None:
+    """The consumer goes, the worker lives, and after the outage the message has one failed delivery, not many."""
+    async with Proxy.to(database_url) as proxy, conversing(amqp_url) as talk:
+        async with serving(amqp_url, proxy.url, **QUICK, WORKER_HOLD_LIMIT_SECONDS="0.3") as service:
+            proxy.refuse()
+            proxy.cut()
+            await talk.send()
+            await until(lambda: "not consuming" in service.not_ready())
+            assert service.not_alive() == []
+            proxy.accept()
+            assert await talk.outcomes(1) == ["inserted"]
+            await until(lambda: ready(service))
+
+
+async def test_a_start_in_an_outage_registers_no_consumer(amqp_url: str, database_url: str) -> None:
+    """Restarts while the database is away burn no delivery counts."""
+    async with Proxy.to(database_url) as proxy, conversing(amqp_url) as talk:
+        proxy.refuse()
+        await talk.send()
+        for _ in range(3):
+            async with serving(amqp_url, proxy.url, consuming=False, **QUICK) as service:
+                await until(lambda: any("holding" in reason for reason in service.not_ready()))  # noqa: B023 - awaited here
+        queue = await talk.channel.get_queue(TOPOLOGY.requests_queue)
+        message = await queue.get()
+        assert message.headers.get("x-delivery-count", 0) == 0
+        assert not message.redelivered
+
+
+@pytest.mark.parametrize("how", ["cut", "strand"])
+async def test_a_lost_broker_link_is_rebuilt(amqp_url: str, database_url: str, how: str) -> None:
+    """What was in hand comes again and is answered; nothing is applied twice."""
+    async with Proxy.to(amqp_url) as proxy, conversing(amqp_url) as talk:
+        async with serving(proxy.url, database_url, WORKER_AMQP_HEARTBEAT_SECONDS="1", **QUICK) as service:
+            for number in range(50):
+                await talk.send()
+                if number == 25:
+                    getattr(proxy, how)()
+            answered = await talk.outcomes(50, seconds=60)
+            assert set(answered) <= {"inserted", "duplicate"}
+            await until(lambda: ready(service))
+    admin = await asyncpg.connect(database_url)
+    assert await admin.fetchval("SELECT count(*) FROM task_activity_log") == 50
+    await admin.close()
+
+
+async def test_a_deleted_requests_queue_is_made_and_consumed_again(amqp_url: str, database_url: str) -> None:
+    """The broker cancels the consumer; the worker notices."""
+    async with conversing(amqp_url) as talk, serving(amqp_url, database_url) as service:
+        await talk.channel.queue_delete(TOPOLOGY.requests_queue)
+        await until(lambda: not ready(service))
+        await until(lambda: ready(service))
+        await talk.send()
+        assert await talk.outcomes(1) == ["inserted"]
+
+
+async def test_a_reply_to_that_refuses_is_given_up_and_others_go_on(amqp_url: str, database_url: str) -> None:
+    """Its queue is full: the record is stored, nobody waits, and after the limit the message is settled."""
+    async with (
+        conversing(amqp_url) as talk,
+        serving(amqp_url, database_url, WORKER_REPLY_GIVE_UP_SECONDS="3") as service,
+    ):
+        full = await talk.channel.declare_queue(
+            exclusive=True, arguments={"x-max-length": 1, "x-overflow": "reject-publish"}
+        )
+        await talk.send(reply_to=full.name)
+        await talk.send(reply_to=full.name)
+        await talk.send()
+        assert await talk.outcomes(1) == ["inserted"]
+        count = service.metrics.registry.get_sample_value
+        labels = {"why": "refused"}
+        await until(lambda: count("task_activity_log_replies_given_up_total", labels) == 1)
+        await until(lambda: service.in_hand == 0)
+
+
+async def test_missing_replies_queue_holds_until_it_is_back(amqp_url: str, database_url: str) -> None:
+    """Replies to the worker's own exchange are never given up."""
+    async with conversing(amqp_url) as talk, serving(amqp_url, database_url) as service:
+        await talk.channel.queue_delete(TOPOLOGY.replies_queue)
+        await talk.send()
+        await until(lambda: any("replies returned" in reason for reason in service.not_ready()))
+        queue = await talk.channel.declare_queue(
+            TOPOLOGY.replies_queue, durable=True, arguments=TOPOLOGY.queues()[TOPOLOGY.replies_queue]
+        )
+        await queue.bind(TOPOLOGY.replies_exchange, "#")
+        await queue.consume(talk.answers.put, no_ack=True)
+        assert await talk.outcomes(1) == ["inserted"]
+
+
+@pytest.mark.parametrize("away", ["database", "broker"])
+async def test_draining_in_an_outage_ends_inside_the_limit(amqp_url: str, database_url: str, away: str) -> None:
+    """Holding or reconnecting: the worker stops, and the message is there for the next one."""
+    async with Proxy.to(database_url if away == "database" else amqp_url) as proxy, conversing(amqp_url) as talk:
+        urls = (amqp_url, proxy.url) if away == "database" else (proxy.url, database_url)
+        async with asyncio.timeout(20), serving(*urls, **QUICK, WORKER_DRAIN_LIMIT_SECONDS="5") as service:
+            proxy.refuse()
+            proxy.cut()
+            await talk.send()
+            await until(lambda: not ready(service))
+        async with serving(amqp_url, database_url):
+            assert await talk.outcomes(1) == ["inserted"]
