@@ -134,7 +134,7 @@ async def test_a_start_in_an_outage_registers_no_consumer(amqp_url: str, databas
         await talk.send()
         for _ in range(3):
             async with serving(amqp_url, proxy.url, consuming=False, **QUICK) as service:
-                await until(lambda: any("holding" in reason for reason in service.not_ready()))  # noqa: B023 - awaited here
+                await until(lambda: any("holding" in reason for reason in service.not_ready()))
         queue = await talk.channel.get_queue(TOPOLOGY.requests_queue)
         message = await queue.get()
         assert message.headers.get("x-delivery-count", 0) == 0
