@@ -2,7 +2,7 @@
 
 PYTHON := .venv/bin/python
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run test test-dotnet check format bench bench-wire fuzz docs sandbox lock clean
+.PHONY: help setup demo run test test-dotnet test-examples check format bench bench-wire fuzz docs sandbox lock clean
 
 help:  ## show what there is
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -21,6 +21,9 @@ test: setup  ## run all tests, against real services
 
 test-dotnet: setup  ## let real .NET serializers write requests and read replies (needs Mono: see tests/dotnet/mono.py)
 	@$(PYTHON) -m pytest tests/dotnet/interop.py $(ARGS)
+
+test-examples: setup  ## run the examples of the documentation (needs Node and npm)
+	@$(PYTHON) -m pytest tests/examples/examples.py $(ARGS)
 
 check: setup  ## lint, format, types, architecture, locks
 	$(PYTHON) -m ruff check

@@ -46,13 +46,14 @@ class Conversation:
 
 
 @asynccontextmanager
-async def conversing(amqp_url: str) -> AsyncIterator[Conversation]:
-    """A conversation on queues that are there already."""
+async def conversing(amqp_url: str, *, answers: bool = True) -> AsyncIterator[Conversation]:
+    """A conversation; without `answers` the replies are left to somebody else."""
     async with await aio_pika.connect(amqp_url) as connection:
         await declare(connection, TOPOLOGY)
         conversation = Conversation(await connection.channel(on_return_raises=True))
-        replies = await conversation.channel.get_queue(TOPOLOGY.replies_queue)
-        await replies.consume(conversation.answers.put, no_ack=True)
+        if answers:
+            replies = await conversation.channel.get_queue(TOPOLOGY.replies_queue)
+            await replies.consume(conversation.answers.put, no_ack=True)
         yield conversation
 
 

@@ -1,0 +1,39 @@
+// Send one upsert and wait for its answer: node publisher.js (AMQP_URL names the broker).
+import { randomUUID } from "node:crypto";
+import amqp from "amqplib";
+
+const connection = await amqp.connect(process.env.AMQP_URL);
+const channel = await connection.createConfirmChannel();
+const { queue: replies } = await channel.assertQueue("", { exclusive: true });
+
+const record = {
+  id: randomUUID(),
+  subject: "Call back about the offer",
+  due_date: new Date("2026-01-11T20:58:34.720Z").toISOString(),
+  is_closed: false,
+};
+// Made once for each change, and kept: sent again under the same messageId it is not applied twice.
+const messageId = randomUUID();
+
+const answered = new Promise((resolve, reject) => {
+  // A message that no queue takes comes back instead of being lost in silence.
+  channel.on("return", () => reject(new Error("no queue takes upserts: is the worker's topology there?")));
+  channel.consume(
+    replies,
+    (answer) => answer?.properties.correlationId === messageId && resolve(answer),
+    { noAck: true },
+  );
+  setTimeout(() => reject(new Error("no answer in 30 s")), 30_000).unref();
+});
+channel.publish("task_activity_log", "upsert", Buffer.from(JSON.stringify(record)), {
+  contentType: "application/json",
+  persistent: true,
+  mandatory: true,
+  messageId,
+  replyTo: replies,
+});
+await channel.waitForConfirms();
+
+const answer = await answered;
+console.log(answer.properties.headers["x-outcome"], answer.content.toString());
+await connection.close();

@@ -1,0 +1,47 @@
+"""Send one upsert and wait for its answer: python publisher.py (AMQP_URL names the broker; needs aio-pika)."""
+
+import asyncio
+import json
+import os
+import uuid
+
+import aio_pika
+
+
+async def main() -> None:
+    """Publish, wait, print the stored record or the problem."""
+    connection = await aio_pika.connect(os.environ["AMQP_URL"])
+    async with connection:
+        # A message that no queue takes raises instead of being lost in silence.
+        channel = await connection.channel(publisher_confirms=True, on_return_raises=True)
+        replies = await channel.declare_queue(exclusive=True)
+        exchange = await channel.get_exchange("task_activity_log")
+
+        record = {
+            "id": str(uuid.uuid4()),
+            "subject": "Call back about the offer",
+            "due_date": "2026-01-11T20:58:34.7203833+00:00",
+            "is_closed": False,
+        }
+        # Made once for each change, and kept: sent again under the same message_id it is not applied twice.
+        message_id = str(uuid.uuid4())
+        await exchange.publish(
+            aio_pika.Message(
+                json.dumps(record).encode(),
+                content_type="application/json",
+                delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
+                message_id=message_id,
+                reply_to=replies.name,
+            ),
+            routing_key="upsert",
+            mandatory=True,
+        )
+        async with asyncio.timeout(30), replies.iterator(no_ack=True) as answers:
+            async for answer in answers:
+                if answer.correlation_id == message_id:
+                    print(answer.headers["x-outcome"], answer.body.decode())
+                    return
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

@@ -1,0 +1,73 @@
+"""The examples of the documentation, run as their readers would. `make test-examples` runs them: Node's need npm."""
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.faults.conversation import conversing
+from tests.serving import serving
+
+EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
+
+
+async def run(*command: str, directory: Path, **variables: str) -> str:
+    """Standard output of a command, which must end with 0."""
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        cwd=directory,
+        env={**os.environ, **variables},
+        stdout=asyncio.subprocess.PIPE,
+    )
+    out, _ = await asyncio.wait_for(process.communicate(), 60)
+    assert process.returncode == 0
+    return out.decode()
+
+
+@pytest.fixture(params=["python", "node"])
+async def language(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[list[str], Path, str]:
+    """The command, where it runs, and the ending of its files."""
+    if request.param == "python":
+        return [sys.executable], EXAMPLES / "python", "py"
+    for name in ("package.json", "package-lock.json", "publisher.js", "subscriber.js"):
+        (tmp_path / name).write_bytes((EXAMPLES / "node" / name).read_bytes())
+    await run("npm", "ci", "--silent", "--no-audit", "--no-fund", directory=tmp_path)
+    return ["node"], tmp_path, "js"
+
+
+async def test_the_publisher_prints_the_stored_record(
+    amqp_url: str, database_url: str, language: tuple[list[str], Path, str]
+) -> None:
+    """The outcome and the record with its modified_dateutc."""
+    command, directory, ending = language
+    async with serving(amqp_url, database_url):
+        printed = await run(*command, f"publisher.{ending}", directory=directory, AMQP_URL=amqp_url)
+    assert printed.startswith("inserted {")
+    assert "modified_dateutc" in printed
+
+
+async def test_the_subscriber_follows_the_replies(
+    amqp_url: str, database_url: str, language: tuple[list[str], Path, str]
+) -> None:
+    """Each new state of a record once."""
+    command, directory, ending = language
+    async with serving(amqp_url, database_url):
+        process = await asyncio.create_subprocess_exec(
+            *command,
+            f"subscriber.{ending}",
+            cwd=directory,
+            env={**os.environ, "AMQP_URL": amqp_url},
+            stdout=asyncio.subprocess.PIPE,
+        )
+        assert process.stdout is not None
+        try:
+            async with conversing(amqp_url, answers=False) as talk:
+                await talk.send(subject="first")
+                line = await asyncio.wait_for(process.stdout.readline(), 60)
+        finally:
+            process.terminate()
+            await process.wait()
+    assert line.startswith(b"inserted ")
+    assert line.endswith(b"first\n")
