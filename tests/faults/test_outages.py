@@ -4,11 +4,11 @@ import asyncio
 from typing import Any
 from uuid import uuid4
 
-import asyncpg
 import pytest
 
 from sandbox.proxy import Proxy
 from task_activity_log.service import Service
+from tests.asking import Connection
 from tests.faults.conversation import TOPOLOGY, conversing, until
 from tests.serving import serving
 
@@ -51,10 +51,9 @@ async def test_a_silent_database_is_an_outage_not_a_fault_of_the_row(amqp_url: s
             assert await talk.kept() == []
 
 
-async def test_a_read_only_database_is_waited_out(amqp_url: str, database_url: str) -> None:
+async def test_a_read_only_database_is_waited_out(amqp_url: str, database_url: str, admin: Connection) -> None:
     """As after a failover to a standby: SQLSTATE 25006 holds, and is over when it writes again."""
     name = database_url.rpartition("/")[2].partition("?")[0]
-    admin = await asyncpg.connect(database_url)
     async with conversing(amqp_url) as talk, serving(amqp_url, database_url) as service:
         await admin.execute(f'ALTER DATABASE "{name}" SET default_transaction_read_only = on')
         await admin.execute(
@@ -70,33 +69,27 @@ async def test_a_read_only_database_is_waited_out(amqp_url: str, database_url: s
             name,
         )
         assert await talk.outcomes(1) == ["inserted"]
-    await admin.close()
 
 
-async def test_a_locked_row_does_not_hold_its_neighbours(amqp_url: str, database_url: str) -> None:
+async def test_a_locked_row_does_not_hold_its_neighbours(amqp_url: str, database_url: str, admin: Connection) -> None:
     """The others are answered while somebody holds one row; it is answered when the lock is gone."""
     locked = uuid4()
-    admin = await asyncpg.connect(database_url)
     await admin.execute("INSERT INTO task_activity_log (id) VALUES ($1)", locked)
     async with conversing(amqp_url) as talk, serving(amqp_url, database_url, **QUICK):
-        await talk.send()
-        assert await talk.outcomes(1) == ["inserted"]  # from now on there is more than one in hand
         async with admin.transaction():
             await admin.execute("UPDATE task_activity_log SET subject = 'held' WHERE id = $1", locked)
-            await talk.send(locked, subject="late")
             for _ in range(7):
                 await talk.send()
+            await talk.send(locked, subject="late")
             assert await talk.outcomes(7) == ["inserted"] * 7
         assert await talk.outcomes(1) == ["updated"]
         assert await talk.kept() == []
-    await admin.close()
 
 
 async def test_a_row_that_a_trigger_refuses_is_rejected_and_its_neighbours_stored(
-    amqp_url: str, database_url: str
+    amqp_url: str, database_url: str, admin: Connection
 ) -> None:
     """A customer's trigger raises: refused_by_database, one dead letter."""
-    admin = await asyncpg.connect(database_url)
     await admin.execute(
         """
         CREATE FUNCTION picky() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -110,7 +103,6 @@ async def test_a_row_that_a_trigger_refuses_is_rejected_and_its_neighbours_store
         assert await talk.outcomes(20) == ["inserted"] * 19 + ["rejected"]
         assert [message.headers["x-error-code"] for message in await talk.kept()] == ["refused_by_database"]
     assert await admin.fetchval("SELECT count(*) FROM task_activity_log") == 19
-    await admin.close()
 
 
 async def test_past_the_hold_limit_everything_is_given_back_once(amqp_url: str, database_url: str) -> None:
@@ -142,7 +134,7 @@ async def test_a_start_in_an_outage_registers_no_consumer(amqp_url: str, databas
 
 
 @pytest.mark.parametrize("how", ["cut", "strand"])
-async def test_a_lost_broker_link_is_rebuilt(amqp_url: str, database_url: str, how: str) -> None:
+async def test_a_lost_broker_link_is_rebuilt(amqp_url: str, database_url: str, admin: Connection, how: str) -> None:
     """What was in hand comes again and is answered; nothing is applied twice."""
     async with Proxy.to(amqp_url) as proxy, conversing(amqp_url) as talk:
         async with serving(proxy.url, database_url, WORKER_AMQP_HEARTBEAT_SECONDS="1", **QUICK) as service:
@@ -153,9 +145,7 @@ async def test_a_lost_broker_link_is_rebuilt(amqp_url: str, database_url: str, h
             answered = await talk.outcomes(50, seconds=60)
             assert set(answered) <= {"inserted", "duplicate"}
             await until(lambda: ready(service))
-    admin = await asyncpg.connect(database_url)
     assert await admin.fetchval("SELECT count(*) FROM task_activity_log") == 50
-    await admin.close()
 
 
 async def test_a_deleted_requests_queue_is_made_and_consumed_again(amqp_url: str, database_url: str) -> None:

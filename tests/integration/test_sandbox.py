@@ -40,8 +40,8 @@ async def kept_message(url: str) -> bytes:
     """
     async with asyncio.timeout(60):
         while True:
-            with suppress(aio_pika.exceptions.AMQPError):
-                async with await aio_pika.connect(url) as connection:
+            with suppress(aio_pika.exceptions.AMQPError, TimeoutError):
+                async with asyncio.timeout(5), await aio_pika.connect(url) as connection:
                     messages: asyncio.Queue[aio_pika.abc.AbstractIncomingMessage] = asyncio.Queue()
                     channel = await connection.channel()
                     await (await channel.get_queue("kept")).consume(messages.put)
