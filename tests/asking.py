@@ -51,7 +51,7 @@ def subjects(applied: Sequence[Applied]) -> list[str | None]:
 async def until_blocked(database: Connection, sessions: int = 1) -> None:
     """Wait until so many sessions on this database wait for a lock. The database has no event for that."""
     query = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while await database.fetchval(query) != sessions:
             await asyncio.sleep(0.005)
             await database.execute("SELECT pg_stat_clear_snapshot()")  # a transaction sees what it has seen before

@@ -221,6 +221,7 @@ def test_without_any_way_the_message_says_what_to_do(
 ) -> None:
     """All that was tried, and why it was not taken, and three ways out."""
     monkeypatch.delenv(kind.variable, raising=False)
+    monkeypatch.delenv("SANDBOX", raising=False)
     monkeypatch.setattr("sandbox.containers.missing", lambda _image, _say: "no Docker engine answers")
     monkeypatch.setattr(packages, "cannot_install", lambda: "installing packages takes root or passwordless sudo")
     absent = Kind(**{**vars(kind), "find_binaries": lambda: "it is not installed"})
