@@ -147,11 +147,13 @@ def _names(message: str, record: UUID) -> bool:
 
 
 def _directives(headers: Mapping[str, object], rules: Rules) -> tuple[UpdateMode, int | None]:
-    """What the headers `x-update-mode` and `x-version` ask for. Raises `Rejected`."""
-    mode, version = headers.get("x-update-mode"), headers.get("x-version")
+    """What the headers `x-update-mode` and `x-version` ask for; one without a value is bad, not absent.
+
+    Raises `Rejected`.
+    """
     return (
-        rules.update_mode if mode is None else _update_mode(mode),
-        None if version is None else _version(version),
+        _update_mode(headers["x-update-mode"]) if "x-update-mode" in headers else rules.update_mode,
+        _version(headers["x-version"]) if "x-version" in headers else None,
     )
 
 

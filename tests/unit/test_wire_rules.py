@@ -312,6 +312,8 @@ def test_dates_without_offset_can_be_refused() -> None:
 
 # ---- section 5: XML
 
+STRUCT = "<DateTime>2026-01-11T00:00:00Z</DateTime><OffsetMinutes>60</OffsetMinutes>"
+
 
 @pytest.mark.parametrize(
     ("delivery", "code"),
@@ -364,11 +366,30 @@ def test_xml_documents(delivery: FakeDelivery, code: str | None) -> None:
             "due_date",
             datetime(2026, 1, 11, 20, 58, 34, 720383, UTC),
         ),
+        (f'<due_date i:nil="false">{STRUCT}</due_date>', "due_date", datetime(2026, 1, 11, tzinfo=UTC)),
+        (f'<due_date i:nil="1">{STRUCT}</due_date>', "due_date", None),
+        (f'<due_date i:nil="">{STRUCT}</due_date>', "due_date", "invalid_boolean"),
+        (f"<due_date>{STRUCT.replace('60', '841')}</due_date>", "due_date", "invalid_date"),
+        (f"<due_date>{STRUCT.replace('60', '')}</due_date>", "due_date", "invalid_date"),
+        (f"<due_date>{STRUCT}text</due_date>", "due_date", "invalid_date"),
+        (f"<due_date>{STRUCT}<other/></due_date>", "due_date", "invalid_date"),
+        ("<due_date><DateTime>2026-01-11T00:00:00Z</DateTime><other/></due_date>", "due_date", "invalid_date"),
+        (f"<subject>{STRUCT}</subject>", "subject", "invalid_string"),
     ],
 )
 def test_xml_values(child: str, field: str, expected: object) -> None:
     """nil, empty strings, verbatim text, trimmed values, the DateTimeOffset struct."""
     assert value_of(xml_of(child), field) == expected
+
+
+@pytest.mark.parametrize("namespace", ["", "urn:a:b", "a}b", "}", "*", "http://x/Société"])
+@pytest.mark.parametrize("before", [0, 100])
+def test_any_namespace_may_be_the_roots(namespace: str, before: int) -> None:
+    """Also with many children, and with one that a driver would take for a pattern."""
+    others = "<x/><q:subject xmlns:q='urn:q'/>" * before
+    found = xml_of(f"{others}<subject>mine</subject>", attributes=f' xmlns="{namespace}"' if namespace else "")
+    assert value_of(found, "subject") == "mine"
+    assert value_of(xml_of(f"{others}<subject>mine</subject>", attributes=' xmlns:o="urn:o"'), "subject") == "mine"
 
 
 @pytest.mark.parametrize(("number", "expected"), [("2", "once"), ("3", "invalid_string")])
@@ -447,7 +468,9 @@ def test_all_bad_fields_are_named_and_the_first_gives_the_code() -> None:
 @pytest.mark.parametrize(
     ("version", "expected"),
     [(7, 7), ("7", 7), ("-9223372036854775808", -(2**63)), (2**63, "invalid_version"), ("1.0", "invalid_version"),
-     (True, "invalid_version"), ("", "invalid_version"), (b"\xff", "invalid_version"), ([], "invalid_version")],
+     (True, "invalid_version"), ("", "invalid_version"), (b"\xff", "invalid_version"), ([], "invalid_version"),
+     (None, "invalid_version"), (-(2**63) - 1, "invalid_version"), ("9223372036854775808", "invalid_version"), (b"7", 7),
+     (1.0, "invalid_version"), ("+7", "invalid_version"), (" 7", "invalid_version"), ("\u0667", "invalid_version")],
 )  # fmt: skip
 def test_versions(version: object, expected: object) -> None:
     """An AMQP integer or its decimal string, within 64 bits signed."""
@@ -457,9 +480,11 @@ def test_versions(version: object, expected: object) -> None:
 
 @pytest.mark.parametrize(
     ("mode", "expected"),
-    [("merge", UpdateMode.MERGE), ("replace", UpdateMode.REPLACE), ("patch", "unsupported_update_mode")],
-)
-def test_update_modes(mode: str, expected: object) -> None:
+    [("merge", UpdateMode.MERGE), ("replace", UpdateMode.REPLACE), ("patch", "unsupported_update_mode"),
+     ("Merge", "unsupported_update_mode"), ("", "unsupported_update_mode"), (None, "unsupported_update_mode"),
+     (b"merge", UpdateMode.MERGE), (1, "unsupported_update_mode")],
+)  # fmt: skip
+def test_update_modes(mode: object, expected: object) -> None:
     """The header goes before the setting."""
     found = outcome(FakeDelivery(GOOD, headers={"x-update-mode": mode}))
     assert (found if isinstance(found, str) else found.mode) == expected

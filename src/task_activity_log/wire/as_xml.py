@@ -160,7 +160,7 @@ def _few(root: _Element, prefix: str) -> Iterable[_Element]:
 
     Each `tag` has the whole namespace in it: a long one times many children would be gigabytes.
     """
-    if len(root) <= _MANY:
+    if len(root) <= _MANY or prefix == "{*}" or prefix.count("}") > 1:  # names that lxml would take for something else
         return root
     return islice(root.iterchildren(*(start + name for name in STORED_FIELDS for start in {prefix, ""})), _MANY)
 
@@ -176,12 +176,16 @@ def _usual(text: str) -> dict[str, str | None] | None:
 
 def _content(element: _Element, code: Code) -> str | None:
     """The text of an element, None when it is nil. Raises `Invalid`, with `code` for an element inside it."""
-    nil = element.get(_NIL)
-    if nil is not None and _boolean(nil):
+    if _is_nil(element):
         return _referred(element, code)
     if len(element):
         raise Invalid(code)
     return element.text or ""
+
+
+def _is_nil(element: _Element) -> bool:
+    nil = element.get(_NIL)
+    return nil is not None and _boolean(nil)
 
 
 def _referred(element: _Element, code: Code) -> str | None:
@@ -240,7 +244,7 @@ def _instant(text: str | None, naive: NaiveDates) -> datetime | None:
 
 
 def _read_instant(element: _Element, naive: NaiveDates) -> datetime | None:
-    if len(element) == len(_OFFSET_STRUCT) and not (element.get(_NIL) or _has_text(element)):
+    if len(element) == len(_OFFSET_STRUCT) and not _is_nil(element) and not _has_text(element):
         return _read_offset_struct(element)
     return _instant(_content(element, Code.INVALID_DATE), naive)
 
