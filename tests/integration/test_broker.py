@@ -441,7 +441,7 @@ async def test_headers_that_would_not_fit_are_left_out(amqp_url: str, driver: Ab
     """A publisher's headers near the frame limit and ours together would not fit one frame."""
     async with consuming(amqp_url) as intake, publishing(amqp_url) as publisher:
         exchange = await driver.get_exchange(TOPOLOGY.requests_exchange)
-        await exchange.publish(aio_pika.Message(b"", headers={"large": "x" * 125_000}), "upsert")
+        await exchange.publish(aio_pika.Message(b"", headers={"large": "x" * 130_500}), "upsert")
         (delivery,) = await intake.take(1)
         await DeadLetters(publisher, TOPOLOGY.dead_letters_queue).keep([(delivery, Problem(Code.EMPTY_BODY, "d"))])
     (kept,) = await drain(driver, TOPOLOGY.dead_letters_queue, 1)

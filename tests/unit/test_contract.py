@@ -136,7 +136,7 @@ def test_dead_letter_headers_are_described() -> None:
         Properties(),
         Properties(user_id="guest", expiration="60000", table=b"\1aS" + (200_000).to_bytes(4, "big") + b"x" * 200_000),
     ):
-        headers = dict(copied(properties, problem).headers)
+        headers = dict(copied(properties, problem, 131_064).headers)
         assert headers.keys() <= schema["properties"].keys()
         Draft7Validator(schema).validate(headers)
     assert headers.keys() == schema["properties"].keys()

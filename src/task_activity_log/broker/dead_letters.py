@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pamqp import decode
 
 from task_activity_log.broker.consumer import RabbitDelivery
-from task_activity_log.broker.properties import Properties, encode_header, raw_headers
+from task_activity_log.broker.properties import Properties, encode, raw_headers
 from task_activity_log.broker.publisher import Fate, Outgoing, Publisher
 from task_activity_log.broker.replies import PERSISTENT
 from task_activity_log.problem import Problem, Unavailable
@@ -17,20 +17,11 @@ from task_activity_log.problem import Problem, Unavailable
 _DROPPED = frozenset((b"CC", b"BCC", b"x-death", b"x-delivery-count"))
 """Not copied: the first two would send the copy elsewhere too, the others are the broker's own."""
 
-_OURS = frozenset(
-    (
-        b"x-error-code",
-        b"x-error-detail",
-        b"x-original-user-id",
-        b"x-original-expiration",
-        b"x-headers-dropped",
-    )
-)
-"""Replaced by those of this rejection when a replayed message brings them along."""
-
 _DETAIL_BYTES = 1_000
-_HEADERS_BYTES = 120_000
-"""What headers may take so that they fit one frame of 128 KiB together with the other properties."""
+_BROKERS_BYTES = 1_024
+"""What stays free in the frame: the broker adds headers of its own when it hands a message out again."""
+_FIRST_SEEN_BYTES = 100
+"""What a time takes at most, with its name: a longer `x-first-seen` is none, and could fill a frame by itself."""
 
 
 class DeadLetters:
@@ -47,7 +38,7 @@ class DeadLetters:
             Unavailable: the broker is away, or the queue is missing or takes nothing. Keep all of them again.
         """
         copies = [
-            Outgoing("", self._queue, copied(delivery.properties, problem), delivery.body)
+            Outgoing("", self._queue, copied(delivery.properties, problem, self._publisher.header_max), delivery.body)
             for delivery, problem in rejected
         ]
         for fate in await self._publisher.publish(copies):
@@ -55,8 +46,11 @@ class DeadLetters:
                 raise Unavailable(f"dead letters {fate.name.lower()}: {self._queue} does not take them")
 
 
-def copied(original: Properties, problem: Problem) -> Properties:
-    """The properties of a copy: the original's, what the broker would act on moved aside, and the reason."""
+def copied(original: Properties, problem: Problem, header_max: int) -> Properties:
+    """The properties of a copy: the original's, what the broker would act on moved aside, and the reason.
+
+    The publisher's headers are left out where the content header with them would leave too little of `header_max` bytes.
+    """
     headers: dict[str, object] = {
         "x-error-code": str(problem.code),
         "x-error-detail": problem.detail.encode()[:_DETAIL_BYTES].decode(errors="ignore"),
@@ -66,26 +60,31 @@ def copied(original: Properties, problem: Problem) -> Properties:
         headers["x-original-user-id"] = original.user_id
     if original.expiration is not None:
         headers["x-original-expiration"] = original.expiration
+    now = datetime.now(UTC).isoformat(timespec="milliseconds")
     if "x-first-seen" not in original.headers:
-        headers["x-first-seen"] = datetime.now(UTC).isoformat(timespec="milliseconds")
-    table = b"".join(
-        entry
+        headers["x-first-seen"] = now
+    ours = {name.encode() for name in headers}  # a replayed message brings along those of its last rejection
+    entries = [
+        (name, entry)
         for name, entry in raw_headers(original.table)
-        if name not in _DROPPED and name not in _OURS and _readable(entry)
-    )
-    if len(table) + sum(len(encode_header(item)) for item in headers.items()) > _HEADERS_BYTES:
-        table = b""
-        headers["x-headers-dropped"] = True
-        headers["x-first-seen"] = original.headers.get("x-first-seen", headers.get("x-first-seen"))
-    return replace(
+        if name not in _DROPPED and name not in ours and _readable(entry)
+    ]
+    copy = replace(
         original,
         delivery_mode=PERSISTENT,
         user_id=None,
         expiration=None,
-        table=table,
+        table=b"".join(entry for _, entry in entries),
         headers=headers,
         unreadable=None,
     )
+    if len(encode(copy, 0)) > header_max - _BROKERS_BYTES:
+        headers["x-headers-dropped"] = True
+        seen = (entry for name, entry in entries if name == b"x-first-seen" and len(entry) <= _FIRST_SEEN_BYTES)
+        copy.table = next(seen, b"")
+        if not copy.table:
+            headers["x-first-seen"] = now
+    return copy
 
 
 def _readable(entry: bytes) -> bool:

@@ -18,6 +18,9 @@ from task_activity_log.broker.link import LOST, LinkOptions, connect, describe, 
 from task_activity_log.broker.properties import Properties
 from task_activity_log.problem import Unavailable
 
+_FRAME_MAX = 131_072
+"""Bytes, where the broker names no limit."""
+
 
 @dataclass(frozen=True, slots=True)
 class Outgoing:
@@ -143,6 +146,11 @@ class Publisher:
         return self._channel is not None
 
     @property
+    def header_max(self) -> int:
+        """How many bytes a content header may take: as many as fit the broker's frame, with its 8 bytes around them."""
+        return (_FRAME_MAX if self._channel is None else self._channel.frame_max) - 8
+
+    @property
     def blocked(self) -> str | None:
         """Why the broker takes no publishes at present (a resource alarm); None if it does."""
         return None if self._tap is None else self._tap.blocked
@@ -163,7 +171,7 @@ class Publisher:
         async with connect(self._options, self._purpose) as (connection, tap):
             opened = await connection.channel(publisher_confirms=True)  # held: the driver only has it weakly
             underlay = await opened.get_underlay_channel()
-            frame_max = underlay.connection.connection_tune.frame_max or 131_072
+            frame_max = underlay.connection.connection_tune.frame_max or _FRAME_MAX
             channel = _Channel(underlay, frame_max)
             tap.channels[underlay.number] = Inbound(confirm=channel.confirm, returned=channel.returned)
             self._channel, self._tap = channel, tap

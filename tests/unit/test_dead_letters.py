@@ -1,0 +1,107 @@
+"""The copy of a rejected message (contract, section 6), clause by clause; the broker's side is in integration."""
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from task_activity_log.broker.dead_letters import copied
+from task_activity_log.broker.properties import Properties, decode, encode
+from task_activity_log.problem import Code, Problem
+
+PROBLEM = Problem(Code.EMPTY_BODY, "Send the record in the body, which was empty.")
+FRAME = 131_064
+
+
+def table(**headers: object) -> bytes:
+    return decode(
+        encode(Properties(headers={name.replace("_", "-"): value for name, value in headers.items()}), 0)
+    ).table
+
+
+def copy_of(original: Properties, header_max: int = FRAME, problem: Problem = PROBLEM) -> Properties:
+    """What a reader of the copy sees."""
+    received = decode(encode(original, 0))
+    return decode(encode(copied(received, problem, header_max), 0))
+
+
+def test_properties_are_kept_but_for_what_the_broker_would_act_on() -> None:
+    """Persistent; user_id and expiration are moved to headers, everything else stays."""
+    original = Properties(
+        content_type="a/b", content_encoding="gzip", delivery_mode=1, priority=3, correlation_id="c", reply_to="r",
+        expiration="60000", message_id="m", timestamp=7, type="t", user_id="guest", app_id="a", cluster_id="k",
+    )  # fmt: skip
+    copy = copy_of(original)
+    assert replace(copy, headers={}, table=b"") == replace(original, delivery_mode=2, user_id=None, expiration=None)
+    assert copy.headers["x-original-user-id"] == "guest"
+    assert copy.headers["x-original-expiration"] == "60000"
+    assert copy.headers["x-error-code"] == "empty_body"
+    assert copy.headers["x-error-detail"] == PROBLEM.detail
+
+
+def test_the_first_rejection_is_remembered() -> None:
+    """Its time is set once, and kept with the type it has."""
+    first = copy_of(Properties()).headers["x-first-seen"]
+    assert isinstance(first, str)
+    assert abs(datetime.now(UTC) - datetime.fromisoformat(first)) < timedelta(minutes=1)
+    assert copy_of(Properties(headers={"x-first-seen": "earlier"})).headers["x-first-seen"] == "earlier"
+    assert copy_of(Properties(headers={"x-first-seen": 7})).headers["x-first-seen"] == 7
+
+
+@pytest.mark.parametrize("name", ["CC", "BCC", "x-death", "x-delivery-count"])
+def test_what_is_the_brokers_is_dropped(name: str) -> None:
+    """They would send the copy elsewhere too, or are the broker's own; names that only look like them stay."""
+    copy = copy_of(Properties(headers={name: "x", name.lower() + "s": "stays", "mine": 1}))
+    assert name not in copy.headers
+    assert copy.headers[name.lower() + "s"] == "stays"
+    assert copy.headers["mine"] == 1
+
+
+def test_a_replayed_message_has_the_reason_of_its_last_rejection() -> None:
+    """Of what an earlier copy had, the reason is replaced, and what is known of the original message is kept."""
+    earlier = copied(Properties(user_id="guest", expiration="1"), Problem(Code.INVALID_UUID, "old"), FRAME)
+    copy = copy_of(earlier)
+    assert (copy.headers["x-error-code"], copy.headers["x-error-detail"]) == ("empty_body", PROBLEM.detail)
+    assert copy.headers["x-original-user-id"] == "guest"
+    assert copy.headers["x-original-expiration"] == "1"
+    assert copy.table.count(b"x-error-code") == 1
+    again = copy_of(replace(earlier, user_id="other"))
+    assert again.headers["x-original-user-id"] == "other"
+    assert again.table.count(b"x-original-user-id") == 1
+
+
+def test_the_detail_is_at_most_a_thousand_bytes() -> None:
+    """Cut between characters."""
+    for detail, kept in (("x" * 1001, "x" * 1000), ("x" + "é" * 600, "x" + "é" * 499)):
+        assert copy_of(Properties(), problem=Problem(Code.EMPTY_BODY, detail)).headers["x-error-detail"] == kept
+
+
+@pytest.mark.parametrize("header_max", [FRAME, 65_528])
+def test_headers_that_would_not_fit_are_left_out(header_max: int) -> None:
+    """All of the publisher's, whatever the broker's frame; ours and the first rejection stay."""
+    for spare, fits in ((2_000, True), (500, False)):
+        original = Properties(headers={"large": "x" * (header_max - spare), "x-first-seen": "earlier"})
+        copy = copy_of(original, header_max)
+        assert ("large" in copy.headers) is fits
+        assert copy.headers.get("x-headers-dropped", False) is not fits
+        assert copy.headers["x-first-seen"] == "earlier"
+        assert copy.headers["x-error-code"] == "empty_body"
+
+
+def test_a_first_rejection_that_fills_the_frame_is_no_time() -> None:
+    """A publisher can write anything there: the copy fits all the same."""
+    forged = Properties(headers={"x-first-seen": "x" * 130_500})
+    copy = copied(decode(encode(forged, 0)), PROBLEM, FRAME)
+    assert len(encode(copy, 0)) < FRAME
+    first = datetime.fromisoformat(str(copy.headers["x-first-seen"]))
+    assert abs(datetime.now(UTC) - first) < timedelta(minutes=1)
+
+
+def test_headers_that_other_drivers_cannot_read_are_left_out() -> None:
+    """One that is not UTF-8, a time out of range, tables nested without end: each would cost a reader its connection."""
+    nested = b""
+    for _ in range(2_000):
+        nested = b"\x01aF" + len(nested).to_bytes(4, "big") + nested
+    entries = [b"\x01\xfft\x01", b"\x02atT" + b"\xff" * 8, nested, table(mine=1)]
+    copy = copied(Properties(table=b"".join(entries)), PROBLEM, FRAME)
+    assert copy.table == table(mine=1)
