@@ -74,9 +74,12 @@ class RabbitDelivery:
 
     @property
     def attempts(self) -> int:
-        """How often the message was delivered before and not settled, as the broker counts; 0 where it does not."""
+        """How often the message was delivered before and not settled, as the broker counts; 0 where it does not.
+
+        At the first delivery the header is the publisher's, if there is one.
+        """
         count = self._properties.headers.get("x-delivery-count")
-        return count if isinstance(count, int) else 0
+        return count if self.redelivered and isinstance(count, int) else 0
 
     @property
     def unreadable(self) -> str | None:
