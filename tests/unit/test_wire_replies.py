@@ -1,0 +1,295 @@
+"""Replies, problems and request keys (contract, sections 6 and 7), byte by byte.
+
+The identifiers were worked out by hand with sha256sum's arithmetic, not by the code: inboxes and subscribers remember
+them, so they never change.
+"""
+
+import json
+from datetime import UTC, datetime
+from uuid import UUID
+
+import pytest
+
+from task_activity_log import reply
+from task_activity_log.problem import Code, FieldError, Problem, Rejected
+from task_activity_log.record import Applied, Outcome, StoredTaskActivityLog
+from task_activity_log.reply import Reply
+from task_activity_log.request import Request, Rules, decode
+from tests.fakes import FakeDelivery
+
+ID = "9652e68c-7b6d-4598-bbbd-4e933126c994"
+BODY = f'{{"id":"{ID}"}}'.encode()
+XML_BODY = f"<task_activity_log><id>{ID}</id></task_activity_log>".encode()
+STORED = StoredTaskActivityLog(id=UUID(ID), modified_dateutc=datetime(2026, 1, 11, 20, 58, 34, 720383, UTC))
+
+
+def request(delivery: FakeDelivery) -> Request[FakeDelivery]:
+    return decode(delivery, Rules())
+
+
+def rejection(delivery: FakeDelivery) -> Reply:
+    """The answer to what is no request."""
+    with pytest.raises(Rejected) as caught:
+        decode(delivery, Rules())
+    return reply.rejected(delivery, caught.value.problem)
+
+
+def stored(delivery: FakeDelivery, record: StoredTaskActivityLog = STORED) -> Reply:
+    return reply.stored(request(delivery), Applied(Outcome.INSERTED, record), "emit")
+
+
+# ---- request keys and message ids
+
+HEADERS = {"x-update-mode": "merge", "x-version": "-007"}
+KEYED = [
+    pytest.param(
+        FakeDelivery(BODY, message_id="m-1"),
+        "a05b9dcf-b8cf-8cd5-5ea6-38fb782abe6c",
+        "13ef3415-6839-1085-b107-17cef1af369a",
+        "7ec0a68d-7bf1-7aab-f312-f569f09fd65d",
+        id="plain",
+    ),
+    pytest.param(
+        FakeDelivery(BODY, message_id="é", headers=HEADERS),
+        "c825c505-edd6-7c28-11f9-e80cfb02e14d",
+        "02bdc09d-7010-5a47-d9bc-9117ff387317",
+        "d89ed722-8573-ff73-c76f-23259001dbcd",
+        id="mode_and_version",
+    ),
+]
+
+
+@pytest.mark.parametrize(("delivery", "key", "when_stored", "when_rejected"), KEYED)
+def test_the_key_is_made_of_message_id_mode_version_and_body(
+    delivery: FakeDelivery, key: str, when_stored: str, when_rejected: str
+) -> None:
+    """And the reply's message_id of the key and of what became of it."""
+    asked = request(delivery)
+    assert asked.key == UUID(key)
+    assert stored(delivery).message_id == when_stored
+    assert reply.rejected(asked, Problem(Code.REFUSED_BY_DATABASE, "d")).message_id == when_rejected
+    assert reply.stored(asked, Applied(Outcome.DUPLICATE, None), "emit").message_id == when_rejected
+
+
+def test_what_is_no_request_is_known_by_message_id_and_body() -> None:
+    """Its problem has the same message_id each time."""
+    assert rejection(FakeDelivery(b"[]", message_id="m-1")).message_id == "5600c37a-8b40-6b4e-cccc-71c1227372c6"
+
+
+def test_the_header_messageid_stands_in() -> None:
+    """Where the property is absent or empty; a byte array is text too."""
+    for headers in ({"MessageId": "m-1"}, {"MessageId": b"m-1"}):
+        for message_id in (None, ""):
+            assert request(FakeDelivery(BODY, message_id=message_id, headers=headers)).key == UUID(KEYED[0].values[1])  # type: ignore[arg-type]
+    assert request(FakeDelivery(BODY, message_id="m-1", headers={"MessageId": "other"})).key == UUID(KEYED[0].values[1])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "message_id", [None, "", ID, ID.upper(), ID.replace("-", ""), f"{{{ID}}}", f"({ID})", f" {ID} "]
+)
+def test_without_a_message_id_of_its_own_there_is_no_key(message_id: str | None) -> None:
+    """None, or the record's id in any form, which is an entity's name. Each reply then has a message_id of its own."""
+    delivery = FakeDelivery(BODY, message_id=message_id)
+    assert request(delivery).key is None
+    assert stored(delivery).message_id != stored(delivery).message_id
+    assert UUID(stored(delivery).message_id).version == 4
+
+
+@pytest.mark.parametrize("headers", [{}, {"MessageId": 7}, {"MessageId": ""}, {"MessageId": None}])
+def test_rejections_without_message_id_cannot_be_told_apart(headers: dict[str, object]) -> None:
+    """A random one each time."""
+    delivery = FakeDelivery(b"[]", headers=headers)
+    assert rejection(delivery).message_id != rejection(delivery).message_id
+    assert rejection(delivery).correlation_id is None
+
+
+# ---- properties
+
+
+@pytest.mark.parametrize(
+    ("correlation_id", "message_id", "headers", "expected"),
+    [
+        ("c", "m", {}, "c"),
+        (None, "m", {}, "m"),
+        ("", "m", {}, "m"),
+        (None, None, {"MessageId": "h"}, "h"),
+        (None, None, {}, None),
+        (None, None, {"MessageId": "x" * 256}, None),
+        (None, None, {"MessageId": "é" * 128}, None),
+        (None, None, {"MessageId": "x" * 255}, "x" * 255),
+        (None, "\ud800", {}, None),
+    ],
+)
+def test_correlation_ids(
+    correlation_id: str | None, message_id: str | None, headers: dict[str, object], expected: str | None
+) -> None:
+    """The request's, else its message_id; a header can hold what the property cannot."""
+    delivery = FakeDelivery(BODY, correlation_id=correlation_id, message_id=message_id, headers=headers)
+    assert stored(delivery).correlation_id == expected
+    assert rejection(
+        FakeDelivery(b"[]", message_id, correlation_id=correlation_id, headers=headers)
+    ).correlation_id == (expected)
+
+
+@pytest.mark.parametrize(
+    ("content_type", "body", "problem_type"),
+    [
+        ("application/json", BODY, "application/problem+json"),
+        ("Text/JSON; charset=utf-8", BODY, "application/problem+json"),
+        (None, BODY, "application/problem+json"),
+        ("application/xml", XML_BODY, "application/problem+xml"),
+        ("TEXT/XML; charset=utf-8", XML_BODY, "application/problem+xml"),
+    ],
+)
+def test_content_types(content_type: str | None, body: bytes, problem_type: str) -> None:
+    """The request's bare media type, or the problem's of the same format."""
+    found = stored(FakeDelivery(body, content_type=content_type))
+    assert found.content_type == (content_type or "application/json").partition(";")[0].lower()
+    assert (found.type, found.outcome, found.headers) == (
+        "task_activity_log.stored", Outcome.INSERTED, {"x-outcome": "inserted"},
+    )  # fmt: skip
+    bad = rejection(FakeDelivery(b"", content_type=content_type, reply_to="r"))
+    assert bad.content_type == problem_type
+    assert (bad.type, bad.outcome, bad.reply_to) == ("task_activity_log.rejected", Outcome.REJECTED, "r")
+    assert bad.headers == {"x-outcome": "rejected", "x-error-code": "empty_body"}
+
+
+@pytest.mark.parametrize("content_type", ["text/plain", "application/soap+xml", "xml"])
+def test_a_problem_is_in_json_where_the_format_is_not_known(content_type: str) -> None:
+    """Also where its name looks like XML."""
+    assert rejection(FakeDelivery(BODY, content_type=content_type)).content_type == "application/problem+json"
+
+
+def test_a_problem_has_the_default_format_where_none_is_named() -> None:
+    """The setting; where it says that there is none, JSON."""
+    delivery, problem = FakeDelivery(b"", content_type=None), Problem(Code.EMPTY_BODY, "d")
+    assert reply.rejected(delivery, problem, "application/xml").content_type == "application/problem+xml"
+    assert reply.rejected(delivery, problem, None).content_type == "application/problem+json"
+
+
+def test_a_repeat_of_what_was_deleted_since_is_answered_with_a_problem() -> None:
+    """In the request's format."""
+    found = reply.stored(request(FakeDelivery(XML_BODY, "m", "text/xml")), Applied(Outcome.DUPLICATE, None), "emit")
+    assert found.headers == {"x-outcome": "rejected", "x-error-code": "record_gone"}
+    assert found.content_type == "application/problem+xml"
+    assert b"<status>410</status>" in found.body
+
+
+def test_replaced_characters_are_named() -> None:
+    """In XML alone: JSON has a form for every character."""
+    record = STORED.model_copy(update={"subject": "a\x01", "reference_back_office": "\uffff", "description": "\r"})
+    assert stored(FakeDelivery(XML_BODY, content_type="text/xml"), record).headers == {
+        "x-outcome": "inserted",
+        "x-replaced-characters": "subject, reference_back_office",
+    }
+    assert stored(FakeDelivery(BODY), record).headers == {"x-outcome": "inserted"}
+
+
+@pytest.mark.parametrize("point", [*range(1, 9), 0xB, 0xC, *range(0xE, 0x20), 0xFFFE, 0xFFFF])
+def test_characters_that_xml_has_no_form_for_are_replaced(point: int) -> None:
+    """Each of them; the others are written as they are, CR as a reference."""
+    record = STORED.model_copy(update={"subject": f"\t\n\r\x7f\x85\u2028\ufffd😀{chr(point)}"})
+    body = stored(FakeDelivery(XML_BODY, content_type="text/xml"), record).body.decode()
+    assert "<subject>\t\n&#xD;\x7f\x85\u2028\ufffd😀\ufffd</subject>" in body
+
+
+@pytest.mark.parametrize(
+    ("instant", "in_json", "in_xml"),
+    [
+        (
+            datetime(2026, 1, 11, 20, 58, 34, 720383, UTC),
+            "2026-01-11T20:58:34.720383+00:00",
+            "2026-01-11T20:58:34.720Z",
+        ),
+        (datetime(2026, 1, 11, 20, 58, 34, 720000, UTC), "2026-01-11T20:58:34.72+00:00", "2026-01-11T20:58:34.720Z"),
+        (datetime(2026, 1, 11, 20, 58, 30, 0, UTC), "2026-01-11T20:58:30+00:00", "2026-01-11T20:58:30.000Z"),
+        (datetime(2026, 1, 11, 0, 0, 0, 999, UTC), "2026-01-11T00:00:00.000999+00:00", "2026-01-11T00:00:00.000Z"),
+        (datetime(1, 1, 1, tzinfo=UTC), "0001-01-01T00:00:00+00:00", "0001-01-01T00:00:00.000Z"),
+        (
+            datetime(9999, 12, 31, 23, 59, 59, 999999, UTC),
+            "9999-12-31T23:59:59.999999+00:00",
+            "9999-12-31T23:59:59.999Z",
+        ),
+    ],
+)
+def test_instants(instant: datetime, in_json: str, in_xml: str) -> None:
+    """Trimmed in JSON; three digits in XML, cut, so that no day begins early."""
+    record = STORED.model_copy(update={"due_date": instant})
+    assert json.loads(stored(FakeDelivery(BODY), record).body)["due_date"] == in_json
+    assert f"<due_date>{in_xml}</due_date>" in stored(FakeDelivery(XML_BODY, None, "text/xml"), record).body.decode()
+
+
+def test_a_json_reply_is_one_line_whatever_is_in_it() -> None:
+    """UTF-8 without byte order mark, not escaped where it need not be."""
+    record = STORED.model_copy(update={"subject": 'é😀"\\\n\r\x01'})
+    body = stored(FakeDelivery(BODY), record).body
+    assert b'"subject":"\xc3\xa9\xf0\x9f\x98\x80\\"\\\\\\n\\r\\u0001"' in body
+    assert body.startswith(b'{"id":')
+    assert b"\n" not in body
+
+
+# ---- problems
+
+
+def test_a_problem_in_json_has_the_members_of_rfc_9457() -> None:
+    """And code and errors: one for every bad field."""
+    body = rejection(FakeDelivery(b'{"id":"x","due_date":"x","is_closed":2}')).body
+    assert json.loads(body) == {
+        "type": "urn:task-activity-log:problem:invalid_uuid",
+        "title": "Invalid uuid",
+        "status": 422,
+        "detail": "Send id as a uuid such as 9652e68c-7b6d-4598-bbbd-4e933126c994. 2 more fields are bad too: see errors.",
+        "code": "invalid_uuid",
+        "errors": [
+            {
+                "name": "id",
+                "code": "invalid_uuid",
+                "message": "Send id as a uuid such as 9652e68c-7b6d-4598-bbbd-4e933126c994.",
+            },
+            {
+                "name": "due_date",
+                "code": "invalid_date",
+                "message": "Send due_date as a date such as 2026-01-11T20:58:34.720383Z.",
+            },
+            {"name": "is_closed", "code": "invalid_boolean", "message": "Send is_closed as true or false."},
+        ],
+    }
+
+
+def test_a_problem_in_xml_is_after_appendix_b() -> None:
+    """Its namespace, an element for each member, `i` for each item; escaped."""
+    problem = Problem(Code.DUPLICATE_FIELD, "a<b>&\r", (FieldError("id", Code.DUPLICATE_FIELD, "m"),))
+    assert reply.rejected(FakeDelivery(b"", content_type="text/xml"), problem).body.decode() == (
+        '<problem xmlns="urn:ietf:rfc:7807"><type>urn:task-activity-log:problem:duplicate_field</type>'
+        "<title>Duplicate field</title><status>400</status><detail>a&lt;b&gt;&amp;&#xD;</detail>"
+        "<code>duplicate_field</code><errors><i><name>id</name><code>duplicate_field</code><message>m</message></i>"
+        "</errors></problem>"
+    )
+
+
+def test_one_and_many_more_bad_fields() -> None:
+    """The detail counts them in English."""
+    details = [
+        json.loads(rejection(FakeDelivery(body)).body)["detail"]
+        for body in (b'{"id":1,"user_id":1}', b'{"user_id":1}', b'{"id":1,"ID":1}')
+    ]
+    assert details[0].endswith(". 1 more field is bad too: see errors.")
+    assert details[1].startswith("Send id as a uuid that is not all zeros. 1 more ")
+    assert details[2] == "Send id once only, in whatever case its name is."
+
+
+def test_every_code_has_its_status() -> None:
+    """The table of section 6."""
+    statuses = {
+        415: "unsupported_media_type unsupported_charset unsupported_encoding",
+        413: "body_too_large",
+        400: "invalid_properties empty_body invalid_encoding malformed_json malformed_xml dtd_forbidden not_an_object"
+        " wrong_root duplicate_field unsupported_update_mode invalid_version",
+        422: "missing_id invalid_uuid invalid_date invalid_boolean invalid_string",
+        409: "refused_by_database",
+        410: "record_gone",
+        500: "poison_message unreadable_record",
+    }
+    assert {code.value: code.status for code in Code} == {
+        code: status for status, codes in statuses.items() for code in codes.split()
+    }
