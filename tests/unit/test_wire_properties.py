@@ -168,6 +168,14 @@ def test_hostile_bodies_cost_bounded_time_and_memory(hostile: Callable[[], tuple
     assert peak < max(30 * len(body), 8 * MIB)
 
 
+@pytest.mark.parametrize("many", ["[]", "{}"])
+def test_many_arrays_are_not_for_the_quick_reader_of_json(many: str) -> None:
+    """It would take a hundred times the memory of the text for them, where no Python tool sees it."""
+    _, body = _json(f'"x":[{",".join([many] * 1000)}]')
+    assert as_json._usual(body.decode(), "utc") is None
+    assert received(body, wire.JSON).record.model_fields_set == {"id"}
+
+
 def test_every_field_is_generated() -> None:
     """A field that is added to the record must be added here."""
     assert {"id", *fields} == set(FIELDS)

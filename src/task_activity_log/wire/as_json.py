@@ -66,7 +66,11 @@ def _usual(text: str, naive: NaiveDates) -> TaskActivityLog | None:
     pydantic-core takes the last of two members with one name and does not tell. The quotes do: two for each name, two
     for each string, and any others belong to a name that was dropped. (Or to an escaped quote; with an escaped
     backslash in the text as well it takes a closer look to tell whose it is.)
+
+    It keeps room for eight values in every array, 130 times what `[]` takes in the text: many are not for it.
     """
+    if text.count("[") + text.count("{") > MAX_DEPTH:
+        return None
     try:
         found, others, given = _validator(naive).validate_json(text)
     except ValidationError:
