@@ -32,6 +32,7 @@ check: setup  ## lint, format, types, architecture, locks
 	.venv/bin/lint-imports
 	$(PYTHON) .ci/lock.py --check
 	$(PYTHON) docs/settings_table.py --check
+	$(PYTHON) docs/telemetry_tables.py --check
 
 format: setup  ## format the code and mend what can be mended
 	@$(PYTHON) -m ruff check --fix
@@ -50,6 +51,7 @@ fuzz: setup  ## fuzz the wire, a million inputs for each format (installs atheri
 
 docs: setup  ## write the generated parts of the documents
 	@$(PYTHON) docs/settings_table.py
+	@$(PYTHON) docs/telemetry_tables.py
 
 sandbox: setup  ## start a private RabbitMQ and PostgreSQL and keep them until Ctrl-C
 	@$(PYTHON) -m sandbox
