@@ -1,8 +1,8 @@
 """Writes requirements.lock and requirements-dev.lock, or with --check tells whether pyproject.toml has changed since.
 
-The locks hold exact final releases with hashes, for Python 3.11 to 3.13 on Linux and macOS, and name no index: pip
-takes packages from wherever it is configured to, and the hashes hold anywhere. The check compares a hash of the
-dependencies that is written in the locks' first line, so it needs no network.
+The locks hold exact releases (final ones, where a package has any) with hashes, for Python 3.11 to 3.13 on Linux and
+macOS, and name no index: pip takes packages from wherever it is configured to, and the hashes hold anywhere. The check
+compares a hash of the dependencies that is written in the locks' first line, so it needs no network.
 """
 
 import hashlib
@@ -14,7 +14,10 @@ import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-LOCKS = {"requirements.lock": [], "requirements-dev.lock": ["--group", "dev"]}
+LOCKS = {
+    "requirements.lock": ["--extra", "otel"],
+    "requirements-dev.lock": ["--extra", "otel", "--group", "dev", "--constraint", "requirements.lock"],
+}
 
 
 def dependencies() -> str:
@@ -40,7 +43,7 @@ def write() -> None:
     """Resolve anew; versions already in a lock are replaced by the newest that fit."""
     if shutil.which("uv", path=str(Path(sys.executable).parent)) is None:
         subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "uv"], check=True)
-    for name, options in LOCKS.items():
+    for name, options in LOCKS.items():  # the dev lock within the product's, so that tests run with what is shipped
         resolve = [
             sys.executable,
             "-m",
@@ -52,11 +55,8 @@ def write() -> None:
             "--upgrade",
             "--no-config",
         ]
-        resolve += ["--universal", "--python-version", "3.11", "--prerelease", "disallow", "--generate-hashes"]
+        resolve += ["--universal", "--python-version", "3.11", "--prerelease", "if-necessary", "--generate-hashes"]
         resolve += ["--no-emit-index-url", "--no-emit-find-links", "--no-header", "--no-annotate", *options]
-        # the dev lock is resolved within the product's, so that tests run with what is shipped
-        if options:
-            resolve += ["--constraint", "requirements.lock"]
         found = subprocess.run(resolve, cwd=ROOT, check=True, capture_output=True, text=True).stdout
         (ROOT / name).write_text(f"{dependencies()}\n# made by `make lock`; do not edit\n{found}")
         print(f"{name}: {sum(line[0].isalnum() for line in found.splitlines())} packages")

@@ -232,6 +232,12 @@ class FakeWatch:
     def held(self, place: str, reason: str) -> None:
         self.held_reasons.append(f"{place}: {reason}")
 
+    def released(self, place: str, seconds: float) -> None:
+        assert seconds >= 0, place
+
+    def set_apart(self, suspects: Sequence[D]) -> None:
+        assert suspects
+
     async def settled(self, count: int) -> None:
         """Return once `count` messages are settled."""
         async with self._changed:

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit, urlunsplit
 import asyncpg
 
 from task_activity_log.problem import Refused, Unavailable
+from task_activity_log.tls import Tls
 
 Row: TypeAlias = Mapping[str, Any]
 """By column name."""
@@ -130,7 +131,7 @@ async def connect(
     connect_timeout: float,
     command_timeout: float,
     statement_cache_size: int = 0,
-    tls: ssl.SSLContext | None = None,
+    tls: Tls | None = None,
 ) -> Connection:
     """Connect as libpq would: the hosts in turn, each with a timeout of its own.
 
@@ -140,7 +141,10 @@ async def connect(
     Raises:
         Unavailable: none of the hosts lets us in.
     """
-    options: dict[str, Any] = {"ssl": tls} if tls else {}
+    try:
+        options: dict[str, Any] = {"ssl": tls.context()} if tls else {}
+    except OSError as error:
+        raise Unavailable(_why_not_connected(error)) from None
     if "application_name" not in dsn:
         options["server_settings"] = {"application_name": "task-activity-log-worker"}
     hosts = _each_host(dsn)
@@ -204,6 +208,11 @@ class Link:
         self._connection: Connection | None = None
         self._used = 0.0
         self._closing: set[asyncio.Task[None]] = set()
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a connection, as far as is known."""
+        return self._connection is not None and not self._connection.is_closed()
 
     async def open(self) -> None:
         """Connect if there is no connection.

@@ -104,7 +104,7 @@ class DeadLetters(Protocol[D_contra]):
 
 
 class Watch(Protocol):
-    """Who counts and times; see `telemetry`."""
+    """Who counts, times and tells; see `telemetry`. Asked once a batch, so that it costs a message next to nothing."""
 
     def took(self, stage: Literal["decode", "store", "reply"], seconds: float) -> None:
         """A stage of one batch took this long."""
@@ -116,4 +116,12 @@ class Watch(Protocol):
 
     def held(self, place: str, reason: str) -> None:
         """Work at `place` failed for `reason` and will be tried again."""
+        ...
+
+    def released(self, place: str, seconds: float) -> None:
+        """Work at `place` passed, after it was held for so long."""
+        ...
+
+    def set_apart(self, suspects: Sequence[D]) -> None:
+        """These go back to be tried alone."""
         ...

@@ -92,6 +92,16 @@ class Problem:
         return self.code.replace("_", " ").capitalize()
 
 
+POISON = Problem(
+    Code.POISON_MESSAGE,
+    "This message was delivered again and again without being settled: workers may have died of it. It is not tried"
+    " any more.",
+)
+UNREADABLE = Problem(
+    Code.UNREADABLE_RECORD,
+    "The record was stored, but the row now holds values that cannot be answered; ask who else writes to the table.",
+)
+
 TIMEOUT = "timeout"
 """The reason of an `Unavailable` that a smaller wave may not meet: it took too long, or a row in it is locked."""
 

@@ -1,10 +1,11 @@
 """Outcome → reply: what the asker is told, and under which properties (contract, section 6).
 
-Timestamp, app_id, delivery mode and trace context are the broker package's, as is where the reply goes in the end.
+Timestamp, app_id and delivery mode are the broker package's, as is where the reply goes in the end.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 from uuid import UUID, uuid4
@@ -18,6 +19,7 @@ STORED: Final = "task_activity_log.stored"
 REJECTED: Final = "task_activity_log.rejected"
 
 _SHORT_STRING_MAX = 255
+_TRACE_CONTEXT_MAX = 512
 _GONE = Problem(
     Code.RECORD_GONE, "Send the record as a new message: this one was applied before, and its row was deleted since."
 )
@@ -35,7 +37,7 @@ class Reply:
     """The same for every repeat of a request that has a key, so that a subscriber can drop the copies."""
     type: str
     headers: dict[str, str]
-    """`x-outcome`; on a problem `x-error-code`; `x-replaced-characters` if XML could not hold some."""
+    """`x-outcome`; on a problem `x-error-code`; `x-replaced-characters` if XML could not hold some; trace context."""
     reply_to: str | None
     """Where the asker wants it; whether it goes there is the broker package's to say."""
 
@@ -97,6 +99,8 @@ def _reply(
     body: bytes,
     seed: bytes | None,
 ) -> Reply:
+    if "traceparent" in delivery.headers:
+        headers |= _trace_context(delivery.headers)
     return Reply(
         outcome=outcome,
         body=body,
@@ -107,6 +111,14 @@ def _reply(
         headers=headers,
         reply_to=_short(delivery.reply_to),
     )
+
+
+def _trace_context(headers: Mapping[str, object]) -> dict[str, str]:
+    """The W3C trace context of the request, as it came: the reply belongs to the same trace."""
+    context = {name: headers.get(name) for name in ("traceparent", "tracestate")}
+    return {
+        name: value for name, value in context.items() if isinstance(value, str) and len(value) <= _TRACE_CONTEXT_MAX
+    }
 
 
 def _seed(source: Request[Delivery] | Delivery) -> bytes | None:

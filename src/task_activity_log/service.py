@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import signal
 import time
 from contextlib import suppress
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import structlog
@@ -23,11 +24,13 @@ from task_activity_log.broker.topology import Topology
 from task_activity_log.hold import Hold
 from task_activity_log.problem import Unavailable
 from task_activity_log.request import Rules, UpdateMode
-from task_activity_log.settings import Settings
+from task_activity_log.settings import SECRETS, Settings
 from task_activity_log.store import Store
-from task_activity_log.telemetry import logs
+from task_activity_log.telemetry import logs, tracing
 from task_activity_log.telemetry.health import Health, HealthServer
 from task_activity_log.telemetry.metrics import Metrics
+from task_activity_log.telemetry.tracing import Tracing
+from task_activity_log.telemetry.watch import Watch
 from task_activity_log.worker import Worker
 
 log = structlog.get_logger(__name__)
@@ -40,9 +43,12 @@ _TRIM_CHUNK = 5_000
 class Service:
     """One worker process."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, traces: Tracing | None = None) -> None:
         self._settings = settings
+        self._traces = traces
         self.metrics = Metrics()
+        self._watch = Watch(self.metrics)
+        self._started = datetime.now(UTC)
         self._start_hold = Hold("start")
         topology = topology_of(settings)
         link = link_of(settings)
@@ -61,19 +67,21 @@ class Service:
             on_lost=lambda: self.metrics.connection_lost("intake"),
             on_late=self.metrics.settled_late,
         )
+        self._tasks = self._intake if traces is None else traces.intake(self._intake)
+        replies = Replies(
+            self._publisher,
+            topology,
+            reply_to_allowed=settings.reply_to_allowed,
+            also_to_exchange=settings.replies == "both",
+            give_up_seconds=settings.reply_give_up_seconds,
+            on_given_up=self.metrics.reply_given_up,
+        )
         self._worker: Worker[RabbitDelivery] = Worker(
-            intake=self._intake,
-            store=self._store,
+            intake=self._tasks,
+            store=self._store if traces is None else traces.store(self._store),
             dead_letters=DeadLetters(self._publisher, topology.dead_letters_queue),
-            replies=Replies(
-                self._publisher,
-                topology,
-                reply_to_allowed=settings.reply_to_allowed,
-                also_to_exchange=settings.replies == "both",
-                give_up_seconds=settings.reply_give_up_seconds,
-                on_given_up=self.metrics.reply_given_up,
-            ),
-            watch=self.metrics,
+            replies=replies if traces is None else traces.replies(replies),
+            watch=self._watch,
             rules=Rules(
                 body_limit=settings.body_limit_bytes,
                 default_media_type=None if settings.default_media_type == "none" else settings.default_media_type,
@@ -86,9 +94,25 @@ class Service:
             poison_from=settings.poison_from,
         )
         self._draining = asyncio.Event()
-        self.metrics.gauge("consuming", "1 while a consumer is registered.", lambda: self._intake.consuming)
-        self.metrics.gauge("in_hand", "Deliveries that are not settled.", lambda: self._intake.in_hand)
-        self.metrics.gauge("holding", "1 while an outage is waited out.", lambda: bool(self._hold_reason))
+        self._show_gauges()
+
+    def _show_gauges(self) -> None:
+        intake, publisher, show = self._intake, self._publisher, self.metrics.gauge
+        show("task_activity_log_consuming", lambda: intake.consuming)
+        show("task_activity_log_in_hand", lambda: intake.in_hand)
+        show("task_activity_log_prefetch", lambda: self._settings.prefetch)
+        show("task_activity_log_connected", lambda: intake.connected_since is not None, "intake")
+        show("task_activity_log_connected", lambda: publisher.connected, "replies")
+        show("task_activity_log_connected", lambda: self._store.connected, "database")
+        show("task_activity_log_publisher_blocked", lambda: publisher.blocked is not None)
+        show("task_activity_log_holding", lambda: self._hold_reason is not None)
+        show("task_activity_log_hold_age_seconds", lambda: max(hold.seconds for hold in self._holds))
+        show("task_activity_log_draining", self._draining.is_set)
+        show("task_activity_log_build_info", lambda: 1, __version__)
+
+    @property
+    def _holds(self) -> tuple[Hold, ...]:
+        return (self._start_hold, self._worker.store_hold, self._worker.reply_hold)
 
     @property
     def in_hand(self) -> int:
@@ -142,6 +166,8 @@ class Service:
             await asyncio.wait(background)
             await self._store.close()
             server.close()
+            if self._traces is not None:
+                await asyncio.to_thread(self._traces.close)
             log.info("stopped")
 
     async def _work(self, background: list[asyncio.Task[None]]) -> None:
@@ -164,7 +190,7 @@ class Service:
                 self._worker.drain()
                 await self._intake.stop()
                 await working
-                log.info("drained", given_back=await self._intake.give_back())
+                log.info("drained", given_back=await self._tasks.give_back())
         except TimeoutError:
             working.cancel()
             log.warning("drain_limit_reached", in_hand=self._intake.in_hand, what_is_in_hand="comes again")
@@ -179,19 +205,20 @@ class Service:
                 await self._store.probe()
                 break
             except Unavailable as error:
-                if error.reason != self._start_hold.reason:
-                    log.warning("database_unavailable", reason=error.reason)
+                self._watch.held("start", error.reason)
                 await self._start_hold.wait(error.reason)
         if self._start_hold.reason is not None:
-            log.info("database_available", seconds=round(self._start_hold.release(), 3))
+            self._watch.released("start", self._start_hold.release())
         await self._publisher.wait_connected()
 
     async def _trim_inbox(self) -> None:
         keep = timedelta(seconds=self._settings.inbox_keep_seconds)
         while True:
             with suppress(Unavailable):
-                while await self._store.trim(keep, _TRIM_CHUNK) == _TRIM_CHUNK:
-                    pass
+                trimmed = _TRIM_CHUNK
+                while trimmed == _TRIM_CHUNK:
+                    trimmed = await self._store.trim(keep, _TRIM_CHUNK)
+                    self.metrics.inbox_trimmed(trimmed)
             await asyncio.sleep(_TRIM_EVERY_SECONDS)
 
     def not_ready(self) -> list[str]:
@@ -216,16 +243,32 @@ class Service:
         return []
 
     def _status(self) -> dict[str, object]:
+        settings = self._settings
+        broker, waiting = logs.address(settings.amqp_url.get_secret_value()), self._intake.waiting
         return {
             "version": __version__,
+            "started": self._started.isoformat(timespec="seconds"),
+            "not_ready": self.not_ready(),
+            "not_alive": self.not_alive(),
+            "connections": {
+                "intake": {"address": broker, "connected": self._intake.connected_since is not None},
+                "replies": {
+                    "address": broker, "connected": self._publisher.connected, "blocked": self._publisher.blocked
+                },
+                "database": {
+                    "address": logs.address(settings.database_url.get_secret_value()), "connected": self._store.connected
+                },
+            },
             "consuming": self._intake.consuming,
-            "publisher_connected": self._publisher.connected,
-            "publisher_blocked": self._publisher.blocked,
-            "in_hand": self._intake.in_hand,
-            "hold_reason": self._hold_reason,
+            "in_hand": {"waiting": waiting, "under_way": self._intake.in_hand - waiting, "prefetch": settings.prefetch},
+            "last_batch": self._watch.last_batch,
+            "holds": [
+                {"place": hold.place, "reason": hold.reason, "seconds": round(hold.seconds, 1)}
+                for hold in self._holds if hold.reason is not None
+            ],
             "draining": self._draining.is_set(),
-            "settings": self._settings.model_dump(mode="json", exclude={"amqp_url", "database_url"}),
-        }
+            "settings": settings.model_dump(mode="json", exclude=set(SECRETS)),
+        }  # fmt: skip
 
 
 def topology_of(settings: Settings) -> Topology:
@@ -244,6 +287,7 @@ def link_of(settings: Settings) -> LinkOptions:
     """How the settings say the broker is reached."""
     return LinkOptions(
         url=settings.amqp_url.get_secret_value(),
+        tls=settings.amqp_tls,
         heartbeat_seconds=settings.amqp_heartbeat_seconds,
         connect_timeout_seconds=settings.amqp_connect_timeout_seconds,
     )
@@ -256,6 +300,7 @@ def store_of(settings: Settings) -> Store:
         connect_timeout=settings.database_connect_timeout_seconds,
         command_timeout=settings.database_command_timeout_seconds,
         statement_cache_size=settings.database_statement_cache,
+        tls=settings.database_tls,
     )
 
 
@@ -265,20 +310,28 @@ def run(settings: Settings) -> None:
     Raises:
         OSError: HTTP_HOST and HTTP_PORT cannot be served on.
     """
-    logs.configure(settings.log_format, settings.log_level)
+    secrets = {found for url in settings.secret_urls for found in logs.secrets_in(url)}
+    logs.configure(settings.log_format, settings.log_level, secrets)
     # Batches make many objects that die together: fewer, later collections, and none of what start-up has made.
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)
 
     async def serve() -> None:
-        service = Service(settings)
+        traces = tracing.from_environment(os.environ, settings.requests_queue, settings.replies_exchange)
+        service = Service(settings, traces)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, service.drain)
         await service.run()
 
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        runner.run(serve())
+    try:
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            runner.run(serve())
+    except OSError:
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever it is: its text may quote a message, and must not be printed
+        log.critical("crashed", exception=logs.whereabouts(error))
+        raise SystemExit(1) from None
 
 
 def _loop_factory() -> Any:

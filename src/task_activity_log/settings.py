@@ -1,23 +1,35 @@
 """Settings: one frozen model, read from the environment; unsafe combinations are refused at start.
 
-`AMQP_URL`, `DATABASE_URL`, `HTTP_HOST`, `HTTP_PORT`, `LOG_FORMAT` and `LOG_LEVEL` are read as they are, all others with
-the prefix `WORKER_`. A secret can come from a file: `AMQP_URL_FILE` holds the path of one that holds the URL.
+`AMQP_URL`, `DATABASE_URL`, `MANAGEMENT_URL`, `HTTP_HOST`, `HTTP_PORT`, `LOG_FORMAT` and `LOG_LEVEL` are read as they are, all
+others with the prefix `WORKER_`. A secret can come from a file: `AMQP_URL_FILE` holds the path of one that holds the URL.
 """
 
 from __future__ import annotations
 
 import difflib
 import os
+import ssl
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import SplitResult, urlsplit
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
+
+from task_activity_log.tls import Tls
 
 PREFIX = "WORKER_"
-_BARE = ("amqp_url", "database_url", "http_host", "http_port", "log_format", "log_level")
+_BARE = ("amqp_url", "database_url", "management_url", "http_host", "http_port", "log_format", "log_level")
 
 
 class SettingsError(Exception):
@@ -33,6 +45,12 @@ def _amqp_url(url: SecretStr) -> SecretStr:
 
 def _database_url(url: SecretStr) -> SecretStr:
     _split(url, ("postgresql", "postgres"), several_hosts=True)
+    return url
+
+
+def _management_url(url: SecretStr | None) -> SecretStr | None:
+    if url is not None and not _split(url, ("http", "https")).hostname:
+        raise ValueError("should name a host, as in http://user:password@host:15672")
     return url
 
 
@@ -63,6 +81,11 @@ class Settings(BaseModel):
     )
     database_url: Annotated[SecretStr, AfterValidator(_database_url)] = Field(
         description="The database: `postgresql://user:password@host:5432/name`; several hosts and libpq's options too.",
+    )
+    management_url: Annotated[SecretStr | None, AfterValidator(_management_url)] = Field(
+        None,
+        description="RabbitMQ's management API, for `check` alone: `http://user:password@host:15672`. The user needs the"
+        " tag `monitoring`.",
     )
     http_host: str = Field(
         "0.0.0.0",  # noqa: S104 - probes come from outside the pod
@@ -127,6 +150,24 @@ class Settings(BaseModel):
     confirm_timeout_seconds: Annotated[float, Field(gt=0)] = Field(
         30.0, description="How long the broker may take to confirm what is published."
     )
+    amqp_ca_file: Path | None = Field(
+        None, description="PEM file of who may sign the broker's certificate; the system's authorities without it."
+    )
+    amqp_certificate_file: Path | None = Field(
+        None, description="PEM file of our certificate for the broker, with its chain (mutual TLS)."
+    )
+    amqp_key_file: Path | None = Field(
+        None, description="PEM file of its private key, not encrypted; not needed if the certificate's file holds it."
+    )
+    database_ca_file: Path | None = Field(
+        None,
+        description="PEM file of who may sign the database's certificate; with it, TLS and a check of the host's name"
+        " are required whatever `sslmode` says.",
+    )
+    database_certificate_file: Path | None = Field(
+        None, description="PEM file of our certificate for the database, with its chain (mutual TLS)."
+    )
+    database_key_file: Path | None = Field(None, description="PEM file of its private key, not encrypted.")
     database_connect_timeout_seconds: Annotated[float, Field(gt=0)] = Field(
         10.0, description="How long one attempt to connect to the database may take."
     )
@@ -151,10 +192,51 @@ class Settings(BaseModel):
         86_400.0, description="How long a message is remembered, so that its repeat is not applied again."
     )
 
+    @model_validator(mode="after")
+    def _tls_is_of_use(self) -> Self:
+        problems = []
+        for service, tls, files in (("AMQP", self.amqp_tls, "amqp"), ("DATABASE", self.database_tls, "database")):
+            if getattr(self, f"{files}_key_file") and not getattr(self, f"{files}_certificate_file"):
+                problems.append(f"WORKER_{service}_KEY_FILE: needs WORKER_{service}_CERTIFICATE_FILE beside it")
+            elif tls is not None:
+                try:
+                    tls.context()
+                except ssl.SSLError:
+                    problems.append(f"WORKER_{service}_…_FILE: not the PEM files of a certificate and its key")
+                except OSError as error:
+                    problems.append(f"WORKER_{service}_…_FILE: cannot be read ({error.strerror})")
+        if self.amqp_tls is not None and not self.amqp_url.get_secret_value().startswith("amqps:"):
+            problems.append("AMQP_URL: should begin with amqps://, as there are files for TLS")
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+    @property
+    def secret_urls(self) -> tuple[str, ...]:
+        """All that holds a password."""
+        urls = (self.amqp_url, self.database_url, self.management_url)
+        return tuple(url.get_secret_value() for url in urls if url is not None)
+
+    @property
+    def amqp_tls(self) -> Tls | None:
+        """The files for the broker; None when there are none: then the URL alone says how."""
+        files = (self.amqp_ca_file, self.amqp_certificate_file, self.amqp_key_file)
+        return Tls(*files) if any(files) else None
+
+    @property
+    def database_tls(self) -> Tls | None:
+        """The files for the database; None when there are none: then the URL alone says how."""
+        files = (self.database_ca_file, self.database_certificate_file, self.database_key_file)
+        return Tls(*files) if any(files) else None
+
     @property
     def prefetch(self) -> int:
         """Two batches, or as many bodies of the longest kind as the memory limit holds."""
         return max(1, min(2 * self.batch_max, self.memory_limit_bytes // self.body_limit_bytes))
+
+
+SECRETS = frozenset(("amqp_url", "database_url", "management_url"))
+"""Fields that are never shown."""
 
 
 def variable(field: str) -> str:
@@ -207,7 +289,9 @@ def _secret(name: str, path: str, errors: list[str]) -> str:
 
 
 def _explain(location: tuple[int | str, ...], kind: str, message: str) -> str:
-    name = variable(str(location[0])) if location else "settings"
+    if not location:  # a combination; the text names its settings
+        return message.removeprefix("Value error, ")
+    name = variable(str(location[0]))
     if kind == "missing":
         return f"{name}: is not set; {_EXAMPLES.get(name, 'set it')}"
     return f"{name}: {message.removeprefix('Value error, ')[:1].lower()}{message.removeprefix('Value error, ')[1:]}"

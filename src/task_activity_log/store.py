@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import ssl
 from asyncio import gather
 from collections.abc import Awaitable, Sequence
 from datetime import timedelta
@@ -16,6 +15,7 @@ from task_activity_log.database import NOT_MIGRATED, Connection, Link, Row, conn
 from task_activity_log.problem import Refused, Unavailable
 from task_activity_log.record import FIELDS, Applied, Outcome, StoredTaskActivityLog
 from task_activity_log.request import Request, UpdateMode
+from task_activity_log.tls import Tls
 
 
 def _sql(name: str) -> str:
@@ -46,7 +46,7 @@ class Store:
         connect_timeout: float = 10.0,
         command_timeout: float = 30.0,
         statement_cache_size: int = 100,
-        tls: ssl.SSLContext | None = None,
+        tls: Tls | None = None,
     ) -> None:
         """Connect to nothing yet.
 
@@ -56,7 +56,7 @@ class Store:
             command_timeout: seconds that a statement may take.
             statement_cache_size: prepared statements kept; 0 behind pgbouncer in transaction mode, for one more round
                 trip a statement.
-            tls: certificates and checks, instead of those that the DSN names.
+            tls: files for TLS, instead of what the DSN says.
         """
 
         def connection() -> Awaitable[Connection]:
@@ -70,6 +70,11 @@ class Store:
 
         self._writer = Link(connection)
         self._maintenance = Link(connection)
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a connection to write through."""
+        return self._writer.connected
 
     async def open(self) -> None:
         """Connect.

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Generic, Literal, TypeVar
@@ -18,7 +17,7 @@ from task_activity_log import reply
 from task_activity_log.batch import halve, waves
 from task_activity_log.hold import Abandoned, Hold
 from task_activity_log.ports import Answer, D, DeadLetters, Intake, Replies, Store, Watch
-from task_activity_log.problem import TIMEOUT, Code, Problem, Refused, Rejected, Unavailable
+from task_activity_log.problem import POISON, TIMEOUT, UNREADABLE, Code, Problem, Refused, Rejected, Unavailable
 from task_activity_log.record import Applied, Outcome
 from task_activity_log.request import Request, Rules, decode
 from task_activity_log.suspects import may_mention, part
@@ -111,7 +110,7 @@ class Worker(Generic[D]):
 
         All at once, with what must not overtake them: only so does the queue keep their order.
         """
-        log.warning("suspects_set_apart", suspects=len(suspects), attempts=suspects[0].attempts)
+        self._watch.set_apart(suspects)
         await self._intake.pause("suspect")
         try:
             await self._store_all(go_on, behind=suspects)
@@ -157,7 +156,7 @@ class Worker(Generic[D]):
 
     def _request(self, delivery: D) -> Request[D]:
         if delivery.attempts >= self._poison_from:
-            raise Rejected(_POISON)
+            raise Rejected(POISON)
         return decode(delivery, self._rules)
 
     async def _apply(self, wave: Sequence[Request[D]], stubborn: list[Request[D]]) -> list[Answer[D]]:
@@ -210,7 +209,7 @@ class Worker(Generic[D]):
 
     def _owed(self, request: Request[D], applied: Applied) -> Answer[D]:
         if applied.outcome is Outcome.REJECTED:
-            return _rejected(request, _UNREADABLE)
+            return _rejected(request, UNREADABLE)
         return Answer(request.delivery, reply.stored(request, applied, self._nulls))
 
     async def _answer_batches(self) -> None:
@@ -247,8 +246,6 @@ class Worker(Generic[D]):
         await self._intake.accept([answer.delivery for answer in done])
         self._watch.took("reply", time.perf_counter() - started)
         self._watch.answered(done)
-        if done:
-            log.info("batch", size=len(done), **Counter(str(answer.reply.outcome) for answer in done))
 
     async def _until_done(self, hold: Hold, attempt: Callable[[], Awaitable[T]], *, stand_down: bool = False) -> T:
         """Try until the outside lets us, backing off in between.
@@ -266,8 +263,6 @@ class Worker(Generic[D]):
             try:
                 result = await attempt()
             except Unavailable as error:
-                if error.reason != hold.reason:
-                    log.warning("holding", place=hold.place, reason=error.reason)
                 self._watch.held(hold.place, error.reason)
                 await hold.wait(error.reason)
                 if hold.seconds > self._hold_limit and not given_back:
@@ -278,23 +273,10 @@ class Worker(Generic[D]):
                         raise _StoodDown from error
             else:
                 if hold.reason is not None:
-                    log.info("hold_over", place=hold.place, seconds=round(hold.release(), 3))
+                    self._watch.released(hold.place, hold.release())
                 if given_back:
                     await self._intake.resume(hold.place)
                 return result
-
-
-_POISON = Problem(
-    Code.POISON_MESSAGE,
-    "This message was delivered again and again without being settled: workers may have died of it. It is not tried"
-    " any more.",
-)
-
-
-_UNREADABLE = Problem(
-    Code.UNREADABLE_RECORD,
-    "The record was stored, but the row now holds values that cannot be answered; ask who else writes to the table.",
-)
 
 
 def _rejected(request: Request[D], problem: Problem) -> Answer[D]:

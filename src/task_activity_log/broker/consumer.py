@@ -72,6 +72,10 @@ class RabbitDelivery:
         """AMQP headers."""
         return self._properties.headers
 
+    def carry(self, context: Mapping[str, str]) -> None:
+        """Let what is made of this message carry another trace context than it came with."""
+        self._properties.headers = {**self._properties.headers, **context}
+
     @property
     def attempts(self) -> int:
         """How often the message was delivered before and not settled, as the broker counts; 0 where it does not.

@@ -14,10 +14,16 @@ from task_activity_log.batch import Waiting
 from task_activity_log.broker.consumer import Consumer, RabbitDelivery
 from task_activity_log.broker.frames import Inbound, Tap
 from task_activity_log.broker.link import LOST, LinkOptions, connect, supervise
-from task_activity_log.broker.topology import Topology, check, declare
+from task_activity_log.broker.topology import Topology, check, consumers, declare
 from task_activity_log.suspects import is_suspect
 
 log = structlog.get_logger(__name__)
+
+
+_OTHERS = (
+    "Across workers a later message for a record may be applied before an earlier one, unless publishers send x-version."
+    " WORKER_SINGLE_ACTIVE_CONSUMER keeps the order, too: others then stand by."
+)
 
 
 async def _at_once() -> None:
@@ -68,6 +74,7 @@ class Intake:
         self._one_by_one = 0
         self._pacing = asyncio.Lock()  # registering and cancelling are several steps
         self._stopping = False
+        self._first = True
         self._registered = asyncio.Event()
         self._lost = asyncio.Event()
         self.connected_since: float | None = None
@@ -82,6 +89,11 @@ class Intake:
     def in_hand(self) -> int:
         """How many deliveries are not settled."""
         return 0 if self._consumer is None else self._consumer.in_hand
+
+    @property
+    def waiting(self) -> int:
+        """How many of them nobody has taken yet."""
+        return len(self._waiting)
 
     async def wait_consuming(self) -> None:
         """Return once a consumer is registered."""
@@ -105,6 +117,9 @@ class Intake:
 
     async def _consume(self, connection: aio_pika.Connection, tap: Tap, established: Callable[[], None]) -> None:
         await self._prepare(connection, self._topology)
+        if self._first:
+            self._first = False
+            await self._warn_of_others(connection)
         opened = await connection.channel(publisher_confirms=False)  # held: the driver only has it weakly
         channel = await opened.get_underlay_channel()
         consumer = Consumer(channel, self._topology.requests_queue, self._waiting)
@@ -129,6 +144,12 @@ class Intake:
             self._waiting.clear()
             self._registered.clear()
             self._lost.set()
+
+    async def _warn_of_others(self, connection: aio_pika.Connection) -> None:
+        # At the first connection only: later ones may find this worker's own consumer, not given up by the broker yet.
+        others = await consumers(connection, self._topology)
+        if others and not self._topology.single_active_consumer:
+            log.warning("other_consumers", count=others, advice=_OTHERS)
 
     async def _begin(self, consumer: Consumer) -> None:
         async with self._pacing:

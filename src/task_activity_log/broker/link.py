@@ -7,7 +7,6 @@ that is rebuilt from nothing has no half-restored state.
 from __future__ import annotations
 
 import asyncio
-import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from yarl import URL
 from task_activity_log.broker.frames import Tap, TapFactory
 from task_activity_log.hold import Backoff
 from task_activity_log.problem import Unavailable
+from task_activity_log.tls import Tls
 
 log = structlog.get_logger(__name__)
 
@@ -34,7 +34,8 @@ class LinkOptions:
     """How to reach the broker."""
 
     url: str
-    ssl_context: ssl.SSLContext | None = None
+    tls: Tls | None = None
+    """Files for TLS, instead of what the URL says."""
     heartbeat_seconds: int = 10
     connect_timeout_seconds: float = 10.0
 
@@ -49,7 +50,7 @@ async def connect(options: LinkOptions, purpose: str) -> AsyncIterator[tuple[aio
     factory = TapFactory()
     connection = aio_pika.Connection(
         URL(options.url).update_query(heartbeat=options.heartbeat_seconds),
-        ssl_context=options.ssl_context,
+        ssl_context=options.tls.context() if options.tls else None,
         client_properties={"connection_name": f"task-activity-log-worker {purpose}"},
     )
     connection.kwargs["transport_factory"] = factory

@@ -103,6 +103,13 @@ async def check(connection: AbstractConnection, topology: Topology) -> None:
             await channel.get_queue(queue)
 
 
+async def consumers(connection: AbstractConnection, topology: Topology) -> int:
+    """How many consume the requests at present."""
+    async with connection.channel() as channel:
+        queue = await channel.declare_queue(topology.requests_queue, passive=True)
+        return queue.declaration_result.consumer_count or 0
+
+
 @asynccontextmanager
 async def _own_channel(connection: AbstractConnection, what: str) -> AsyncIterator[AbstractChannel]:
     """A channel for one declaration: a refusal closes the channel that it happened on."""

@@ -77,6 +77,7 @@ def migrate(
         revision = migrations.migrate(
             settings.database_url.get_secret_value(),
             connect_timeout=settings.database_connect_timeout_seconds,
+            tls=settings.database_tls,
         )
     except Unavailable as error:
         _fail(f"not migrated: {error.reason}")

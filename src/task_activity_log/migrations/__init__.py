@@ -22,6 +22,7 @@ from sqlalchemy.pool import NullPool
 
 from task_activity_log.database import connect
 from task_activity_log.problem import Unavailable
+from task_activity_log.tls import Tls
 
 VERSION_TABLE = "task_activity_log_alembic_version"
 """Where Alembic keeps the revision. Not its own default, which another application in the database may use."""
@@ -36,7 +37,7 @@ _ONE_IN_THIS_PROCESS = threading.Lock()
 """Alembic keeps what it works on in a module."""
 
 
-def migrate(dsn: str, *, connect_timeout: float = 10.0, command_timeout: float = 600.0) -> str:
+def migrate(dsn: str, *, connect_timeout: float = 10.0, command_timeout: float = 600.0, tls: Tls | None = None) -> str:
     """Bring the schema up to date and return its revision. All or nothing; safe to run again, and by several at once.
 
     It runs an event loop of its own: call it where none runs.
@@ -45,13 +46,14 @@ def migrate(dsn: str, *, connect_timeout: float = 10.0, command_timeout: float =
         dsn: the database, as a role that may create tables.
         connect_timeout: seconds that each host may take to let us in.
         command_timeout: seconds that a statement may take; waiting for another migration counts.
+        tls: files for TLS, instead of what the DSN says.
 
     Raises:
         Unavailable: it could not be done; the reason is one line for people.
     """
 
     async def upgrade() -> None:
-        engine = _engine(dsn, connect_timeout, command_timeout)
+        engine = _engine(dsn, connect_timeout, command_timeout, tls)
         try:
             async with engine.begin() as connection:
                 await connection.run_sync(_upgrade)
@@ -105,7 +107,7 @@ def _config(output_buffer: io.StringIO | None = None) -> Config:
     return config
 
 
-def _engine(dsn: str, connect_timeout: float, command_timeout: float) -> AsyncEngine:
+def _engine(dsn: str, connect_timeout: float, command_timeout: float, tls: Tls | None) -> AsyncEngine:
     """An engine whose connections come from `connect`, so that one DSN means one thing.
 
     Nothing is prepared under a name: behind pgbouncer in transaction mode the next transaction is another server's.
@@ -114,7 +116,7 @@ def _engine(dsn: str, connect_timeout: float, command_timeout: float) -> AsyncEn
     def creator() -> Any:
         return engine.dialect.loaded_dbapi.connect(
             async_creator_fn=lambda: connect(
-                dsn, connect_timeout=connect_timeout, command_timeout=command_timeout, statement_cache_size=0
+                dsn, connect_timeout=connect_timeout, command_timeout=command_timeout, statement_cache_size=0, tls=tls
             ),
             prepared_statement_cache_size=0,
             prepared_statement_name_func=lambda: "",

@@ -1,117 +1,169 @@
-"""Metrics, for Prometheus."""
+"""Metrics, for Prometheus, as `names` declares them."""
 
 from __future__ import annotations
 
 import time
 from collections import Counter as Tally
-from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import product
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
+from prometheus_client.core import CounterMetricFamily
 from prometheus_client.gc_collector import GCCollector
+from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
+from prometheus_client.registry import Collector
 
-_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
-_AGES = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0, 7200.0)
-_SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
+from task_activity_log.ports import Answer, D
+from task_activity_log.telemetry.names import METRICS
+
 _MILLISECONDS_FROM = 2**32
 """A timestamp property from here on is in milliseconds: as seconds it would be later than the year 2106."""
 
+_HOLD_SECONDS = "task_activity_log_hold_seconds_total"
+_REASONS_MAX, _REASON_LENGTH = 50, 60
+_KINDS = {"counter": Counter, "gauge": Gauge, "histogram": Histogram}
+
 
 class Metrics:
-    """Everything that is counted and timed; the worker's `Watch`."""
+    """Everything that is counted and timed."""
 
     def __init__(self) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # it has no types
         self.registry = CollectorRegistry()
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=self.registry)
-        self._messages = Counter(
-            "task_activity_log_messages",
-            "Messages answered and acknowledged.",
-            ["outcome"],
-            registry=self.registry,
-        )
-        self._rejected = Counter(
-            "task_activity_log_rejected",
-            "Messages rejected, by error code.",
-            ["code"],
-            registry=self.registry,
-        )
-        self._batch_size = Histogram(
-            "task_activity_log_batch_size", "Messages in one batch.", buckets=_SIZES, registry=self.registry
-        )
-        self._stage = Histogram(
-            "task_activity_log_stage_seconds",
-            "Time of one batch in a stage.",
-            ["stage"],
-            buckets=_SECONDS,
-            registry=self.registry,
-        )
-        self._age = Histogram(
-            "task_activity_log_age_seconds",
-            "From the timestamp that the publisher set to the acknowledgement.",
-            buckets=_AGES,
-            registry=self.registry,
-        )
-        self._retries = Counter(
-            "task_activity_log_retries",
-            "Attempts that failed because the database or the broker was away.",
-            ["place"],
-            registry=self.registry,
-        )
-        self._lost = Counter(
-            "task_activity_log_connections_lost", "Broker connections lost.", ["link"], registry=self.registry
-        )
-        self._late = Counter(
-            "task_activity_log_late_settlements",
-            "Messages whose acknowledgement came too late: they come again.",
-            registry=self.registry,
-        )
-        self._given_up = Counter(
-            "task_activity_log_replies_given_up",
-            "Replies whose reply_to was gone, refused them, or was not allowed.",
-            ["why"],
-            registry=self.registry,
-        )
+        self._all = {name: self._make(name) for name in METRICS if name != _HOLD_SECONDS}
+        self._holds = HoldSeconds()
+        self.registry.register(self._holds)
+        self._answered = self._counter("task_activity_log_messages_total")
+        self._rejected = self._counter("task_activity_log_rejected_total")
+        self._retries = self._counter("task_activity_log_retries_total")
+        self._age = self._histogram("task_activity_log_age_seconds")
+        self._batch_size = self._histogram("task_activity_log_batch_size")
+        self._stage = self._histogram("task_activity_log_stage_seconds")
 
-    def gauge(self, name: str, description: str, read: Callable[[], float]) -> None:
+    def _make(self, name: str) -> MetricWrapperBase:
+        metric = METRICS[name]
+        buckets = {"buckets": metric.buckets} if metric.buckets else {}
+        made: MetricWrapperBase = _KINDS[metric.kind](
+            name, metric.help, tuple(metric.labels), registry=self.registry, **buckets
+        )
+        if metric.labels:
+            for values in product(*metric.labels.values()):
+                made.labels(*values)
+        return made
+
+    def _counter(self, name: str) -> Counter:
+        made = self._all[name]
+        assert isinstance(made, Counter), name  # noqa: S101 - a slip of the programmer
+        return made
+
+    def _histogram(self, name: str) -> Histogram:
+        made = self._all[name]
+        assert isinstance(made, Histogram), name  # noqa: S101 - a slip of the programmer
+        return made
+
+    def gauge(self, name: str, read: Callable[[], float], *labels: str) -> None:
         """Show what `read` returns whenever the metrics are scraped."""
-        Gauge(f"task_activity_log_{name}", description, registry=self.registry).set_function(read)
+        made = self._all[name]
+        assert isinstance(made, Gauge), name  # noqa: S101 - a slip of the programmer
+        (made.labels(*labels) if labels else made).set_function(read)
 
-    def took(self, stage: Literal["decode", "store", "reply"], seconds: float) -> None:
+    def took(self, stage: str, seconds: float) -> None:
         """A stage of one batch took this long."""
         self._stage.labels(stage).observe(seconds)
 
-    def answered(self, answers: Sequence[Any]) -> None:
+    def answered(self, answers: Sequence[Answer[D]]) -> None:
         """A batch was answered and settled."""
         self._batch_size.observe(len(answers))
         for outcome, count in Tally(answer.reply.outcome for answer in answers).items():
-            self._messages.labels(outcome).inc(count)
+            self._answered.labels(outcome).inc(count)
+            if outcome == "rejected":
+                for code, rejected in Tally(answer.reply.headers.get("x-error-code") for answer in answers).items():
+                    if code is not None:
+                        self._rejected.labels(code).inc(rejected)
         now = time.time()
         for answer in answers:
-            if answer.problem is not None:
-                self._rejected.labels(answer.problem.code).inc()
             sent = answer.delivery.timestamp
             if sent is not None:
                 self._age.observe(max(0.0, now - (sent / 1000 if sent >= _MILLISECONDS_FROM else sent)))
 
-    def held(self, place: str, _reason: str) -> None:
+    def held(self, place: str, reason: str) -> None:
         """Work failed because the outside is away, and will be tried again."""
         self._retries.labels(place).inc()
+        self._holds.held(place, reason)
+
+    def released(self, place: str) -> None:
+        """Work passed that was held."""
+        self._holds.released(place)
+
+    def suspects(self, count: int) -> None:
+        """So many messages go back to be tried alone."""
+        self._counter("task_activity_log_suspects_total").inc(count)
 
     def connection_lost(self, link: str) -> None:
         """A broker connection that was established is gone."""
-        self._lost.labels(link).inc()
+        self._counter("task_activity_log_connections_lost_total").labels(link).inc()
 
     def settled_late(self, count: int) -> None:
         """These acknowledgements came too late."""
-        self._late.inc(count)
+        self._counter("task_activity_log_late_settlements_total").inc(count)
 
     def reply_given_up(self, why: str) -> None:
         """A reply did not go where its request asked."""
-        self._given_up.labels(why).inc()
+        self._counter("task_activity_log_replies_given_up_total").labels(why).inc()
+
+    def inbox_trimmed(self, count: int) -> None:
+        """So many requests are forgotten."""
+        self._counter("task_activity_log_inbox_trimmed_total").inc(count)
 
     def exposition(self) -> bytes:
         """The metrics in Prometheus' text format."""
         return generate_latest(self.registry)
+
+
+class HoldSeconds(Collector):
+    """Time spent holding, exact at each scrape, the hold that goes on included."""
+
+    def __init__(self) -> None:
+        self._spent: dict[tuple[str, str], float] = {}
+        self._present: dict[str, tuple[str, float]] = {}  # by place: the reason, and since when
+
+    def held(self, place: str, reason: str) -> None:
+        """A hold begins, or goes on, for this reason."""
+        self.released(place)
+        label = reason.partition(":")[0][:_REASON_LENGTH]
+        if (place, label) not in self._spent and len(self._spent) >= _REASONS_MAX:
+            label = "other"
+        self._spent.setdefault((place, label), 0.0)
+        self._present[place] = (label, time.monotonic())
+
+    def released(self, place: str) -> None:
+        """The hold is over."""
+        if place in self._present:
+            reason, since = self._present.pop(place)
+            self._spent[place, reason] += time.monotonic() - since
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        """The totals; called from the thread that serves them."""
+        metric = METRICS[_HOLD_SECONDS]
+        family = CounterMetricFamily(_HOLD_SECONDS, metric.help, labels=tuple(metric.labels))
+        spent, now = dict(self._spent), time.monotonic()
+        for place, (reason, since) in tuple(self._present.items()):
+            spent[place, reason] = spent.get((place, reason), 0.0) + now - since
+        for labels, seconds in spent.items():
+            family.add_metric(labels, seconds)
+        yield family
+
+    def describe(self) -> Iterable[CounterMetricFamily]:
+        """What it collects, for the registry."""
+        return ()

@@ -124,7 +124,7 @@ EVENTS = {
     "message": Event(
         "debug",
         "A message was answered and acknowledged.",
-        ("message_id", "correlation_id", "outcome", "code", "reply_message_id", "attempts"),
+        ("message_id", "correlation_id", "outcome", "code", "reply_message_id", "attempts", "trace_id"),
     ),
     "reply_given_up": Event(
         "warning", "A reply did not go to its reply_to; its record is stored.", ("reply_to", "why")
