@@ -35,6 +35,9 @@ class FakeDelivery:
     unreadable: str | None = None
     attempts: int = 0
 
+    def carry(self, context: Mapping[str, str]) -> None:
+        object.__setattr__(self, "headers", {**self.headers, **context})
+
 
 def upsert(identifier: UUID | None = None, *, message_id: str | None = None, **fields: object) -> FakeDelivery:
     """A delivery with a JSON record."""

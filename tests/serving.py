@@ -6,15 +6,21 @@ from contextlib import asynccontextmanager
 
 from task_activity_log.service import Service
 from task_activity_log.settings import load
+from task_activity_log.telemetry.tracing import Tracing
 
 
 @asynccontextmanager
 async def serving(
-    amqp_url: str, database_url: str, *, consuming: bool = True, **variables: str
+    amqp_url: str,
+    database_url: str,
+    *,
+    consuming: bool = True,
+    traces: Tracing | None = None,
+    **variables: str,
 ) -> AsyncIterator[Service]:
     """A worker, from when it consumes on; drained at the end."""
     urls = {"AMQP_URL": amqp_url, "DATABASE_URL": database_url, "HTTP_HOST": "127.0.0.1", "HTTP_PORT": "0"}
-    service = Service(load({**urls, **variables}))
+    service = Service(load({**urls, **variables}), traces)
     running = asyncio.create_task(service.run())
     try:
         if consuming:

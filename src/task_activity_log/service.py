@@ -94,6 +94,7 @@ class Service:
             poison_from=settings.poison_from,
         )
         self._draining = asyncio.Event()
+        self._http_port = settings.http_port
         self._show_gauges()
 
     def _show_gauges(self) -> None:
@@ -128,6 +129,11 @@ class Service:
             or (None if blocked is None else f"the broker blocks publishers: {blocked}")
         )
 
+    @property
+    def http_port(self) -> int:
+        """The port that health and metrics are served on, once it runs."""
+        return self._http_port
+
     async def wait_consuming(self) -> None:
         """Return once a consumer is registered."""
         await self._intake.wait_consuming()
@@ -151,6 +157,7 @@ class Service:
             metrics=self.metrics.exposition,
         )
         server = HealthServer(health, self._settings.http_host, self._settings.http_port)
+        self._http_port = server.port
         log.info(
             "started", version=__version__, http_port=server.port, prefetch=self._settings.prefetch,
             batch_max=self._settings.batch_max,

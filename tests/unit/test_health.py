@@ -1,9 +1,10 @@
 import asyncio
+import socket
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 
 import pytest
 
@@ -67,6 +68,47 @@ def test_a_loop_that_does_not_move_is_not_alive(monkeypatch: pytest.MonkeyPatch)
             beating.cancel()
 
         asyncio.run(stand_still())
+
+
+def test_clients_that_dawdle_do_not_keep_a_probe_waiting() -> None:
+    """Twice as many as are served at once, each with half a request: the oldest are cut off for it."""
+    with serving() as (_, url), ExitStack() as stack:
+        address = ("127.0.0.1", int(url.rpartition(":")[2]))
+        for _ in range(32):
+            client = stack.enter_context(socket.create_connection(address, timeout=5))
+            client.sendall(b"GET /livez HT")
+        started = time.monotonic()
+        assert get(f"{url}/livez") == (200, "ok\n")
+        assert time.monotonic() - started < 3
+
+
+def test_a_client_that_sends_a_byte_now_and_then_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The limit is for the whole of a request, not for each read."""
+    monkeypatch.setattr("task_activity_log.telemetry.health._CLIENT_SECONDS", 0.2)
+    with serving() as (_, url):
+        address = ("127.0.0.1", int(url.rpartition(":")[2]))
+        with socket.create_connection(address, timeout=0.05) as client:
+            deadline = time.monotonic() + 10
+            with suppress(ConnectionError):
+                while True:
+                    assert time.monotonic() < deadline, "it was never cut off"
+                    client.sendall(b"G")
+                    with suppress(TimeoutError):
+                        if client.recv(1) == b"":
+                            break
+
+
+@pytest.mark.parametrize("request_", [b"GET /" + b"a" * 1_000_000, b"GET /livez HTTP/1.1\r\n" + b"a: b\r\n" * 200_000])
+def test_a_huge_request_is_not_read_to_its_end(request_: bytes) -> None:
+    """Sixteen kilobytes of it at most."""
+    with serving() as (_, url):
+        address = ("127.0.0.1", int(url.rpartition(":")[2]))
+        with socket.create_connection(address, timeout=5) as client:
+            with suppress(ConnectionError):  # it may close before all is sent
+                client.sendall(request_ + b"\r\n\r\n")
+                while client.recv(65536):
+                    pass
+        assert get(f"{url}/livez")[0] == 200
 
 
 def test_a_taken_port_is_an_oserror() -> None:

@@ -92,10 +92,8 @@ def address(url: str) -> str:
 
 def whereabouts(error: BaseException) -> str:
     """Where an error came from and what it is, without its text, which may quote a message."""
-    if isinstance(error, BaseExceptionGroup):
-        return "\n".join(map(whereabouts, error.exceptions))
     cause = error.__cause__ or error.__context__
-    before = [f"{whereabouts(cause)}\nand then"] if cause else []
-    return "\n".join(
-        [*before, *(line.rstrip() for line in traceback.format_tb(error.__traceback__)), type(error).__name__]
-    )
+    before = [whereabouts(cause), "and then"] if cause else []
+    frames = [line.rstrip() for line in traceback.format_tb(error.__traceback__)]
+    parts = map(whereabouts, error.exceptions) if isinstance(error, BaseExceptionGroup) else ()
+    return "\n".join([*before, *frames, type(error).__name__, *parts])

@@ -1,0 +1,206 @@
+"""Traces of a worker with stand-ins around it, kept in memory; that nothing of them is there when they are off."""
+
+import asyncio
+import logging
+import os
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+import pytest
+import structlog
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import SpanKind, StatusCode
+
+from task_activity_log.request import Rules
+from task_activity_log.telemetry import tracing
+from task_activity_log.telemetry.tracing import Tracing
+from task_activity_log.worker import Worker
+from tests.fakes import FakeDeadLetters, FakeDelivery, FakeIntake, FakeReplies, FakeStore, FakeWatch, upsert
+
+TRACE = "0af7651916cd43dd8448eb211c80319c"
+PARENT = f"00-{TRACE}-b7ad6b7169203331-01"
+
+
+class Traced:
+    """A worker whose spans are kept."""
+
+    def __init__(self) -> None:
+        self.exporter = InMemorySpanExporter()
+        provider: TracerProvider = tracing.make_provider({})
+        provider.add_span_processor(SimpleSpanProcessor(self.exporter))
+        self.tracing = Tracing(provider, "requests", "replies")
+        self.intake, self.store, self.replies, self.watch = FakeIntake(), FakeStore(), FakeReplies([]), FakeWatch([])
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        worker: Worker[FakeDelivery] = Worker(
+            intake=self.tracing.intake(self.intake),
+            store=self.tracing.store(self.store),
+            dead_letters=FakeDeadLetters([]),
+            replies=self.tracing.replies(self.replies),
+            watch=self.watch,
+            rules=Rules(),
+            batch_max=500,
+        )
+        running = asyncio.create_task(worker.run())
+        try:
+            yield
+        finally:
+            worker.drain()
+            self.intake.waiting.close()
+            await asyncio.wait_for(running, 5)
+
+    async def work(self, *deliveries: FakeDelivery) -> None:
+        self.intake.put(*deliveries)
+        async with self.running():
+            await self.watch.settled(len(deliveries))
+
+    def spans(self, name: str) -> list[ReadableSpan]:
+        return [span for span in self.exporter.get_finished_spans() if span.name == name]
+
+
+def with_parent(delivery: FakeDelivery, parent: str = PARENT) -> FakeDelivery:
+    delivery.carry({"traceparent": parent, "tracestate": "vendor=1"})
+    return delivery
+
+
+def id_of(span: ReadableSpan) -> str:
+    return format(span.get_span_context().span_id, "016x")  # type: ignore[no-untyped-call]  # it has no types
+
+
+async def test_a_trace_goes_from_the_publisher_through_the_worker_to_the_reply() -> None:
+    """The message's span is a child of the publisher's, and the reply carries it on, with the vendor's state."""
+    traced = Traced()
+    await traced.work(with_parent(upsert(message_id="m-1")))
+    [span] = traced.spans("process requests")
+    assert span.parent is not None
+    assert (format(span.parent.trace_id, "032x"), span.parent.span_id) == (TRACE, 0xB7AD6B7169203331)
+    assert span.kind is SpanKind.CONSUMER
+    assert dict(span.attributes or {}) == {
+        "messaging.system": "rabbitmq",
+        "messaging.operation.name": "process",
+        "messaging.operation.type": "process",
+        "messaging.destination.name": "requests",
+        "messaging.message.id": "m-1",
+        "messaging.message.body.size": 46,
+        "task_activity_log.outcome": "inserted",
+    }
+    [reply] = traced.replies.published
+    assert reply.headers["traceparent"] == f"00-{TRACE}-{id_of(span)}-01"
+    assert reply.headers["tracestate"] == "vendor=1"
+
+
+async def test_batches_link_to_every_one_of_their_messages() -> None:
+    """To more than the 128 that OpenTelemetry keeps by default; database and replies are spans of their own."""
+    traced = Traced()
+    await traced.work(*(upsert() for _ in range(300)))
+    messages = {id_of(span) for span in traced.spans("process requests")}
+    assert len(messages) == 300
+    for name, kind in (("INSERT task_activity_log", SpanKind.CLIENT), ("send replies", SpanKind.PRODUCER)):
+        [span] = traced.spans(name)
+        assert span.kind is kind
+        assert span.parent is None
+        assert {format(link.context.span_id, "016x") for link in span.links} == messages
+
+
+async def test_what_goes_wrong_is_on_the_spans() -> None:
+    """A rejected message has its code, a wave that the database refused its SQLSTATE."""
+    traced = Traced()
+    traced.store.refuses = {"bad"}
+    await traced.work(FakeDelivery(b"{"), upsert(subject="bad"))
+    assert errors(traced.spans("process requests")) == ["malformed_json", "refused_by_database"]
+    assert errors(traced.spans("INSERT task_activity_log")) == ["23514"]
+
+
+def errors(spans: Sequence[ReadableSpan]) -> list[str]:
+    assert all(span.status.status_code is StatusCode.ERROR for span in spans)
+    return sorted(str((span.attributes or {})["error.type"]) for span in spans)
+
+
+async def test_a_message_that_its_publisher_does_not_sample_is_not_recorded() -> None:
+    """Its context still goes on to the reply; a batch of such messages has no span."""
+    traced = Traced()
+    await traced.work(with_parent(upsert(), PARENT[:-2] + "00"))
+    assert not traced.exporter.get_finished_spans()
+    assert traced.replies.published[0].headers["traceparent"].startswith(f"00-{TRACE}-")
+
+
+@pytest.mark.parametrize("parent", ["", "garbage", f"00-{'0' * 32}-b7ad6b7169203331-01", "x" * 10_000, 7])
+async def test_a_context_that_is_none_begins_a_trace(parent: object) -> None:
+    """Whatever publishers write there."""
+    traced = Traced()
+    delivery = upsert()
+    object.__setattr__(delivery, "headers", {"traceparent": parent})
+    await traced.work(delivery)
+    [span] = traced.spans("process requests")
+    assert span.parent is None
+
+
+async def test_what_is_given_back_ends_its_spans() -> None:
+    """Nothing is kept for ever of what never gets an answer."""
+    traced = Traced()
+    traced.intake.put(upsert(), upsert())
+    intake = traced.tracing.intake(traced.intake)
+    await intake.take(10)
+    await intake.give_back()
+    assert [dict(span.attributes or {})["task_activity_log.outcome"] for span in traced.spans("process requests")] == [
+        "given_back",
+        "given_back",
+    ]
+    assert not traced.tracing._open
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {},
+        {"OTEL_SERVICE_NAME": "worker"},
+        {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1", "OTEL_SDK_DISABLED": "true"},
+        {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1", "OTEL_TRACES_EXPORTER": "none"},
+    ],
+)
+def test_traces_are_off_unless_configured(environment: dict[str, str]) -> None:
+    """A receiver turns them on, and OpenTelemetry's own switches off."""
+    assert tracing.from_environment(environment, "q", "x") is None
+
+
+def test_traces_that_are_off_are_not_even_imported() -> None:
+    """The worker starts without the weight of OpenTelemetry."""
+    program = (
+        "import sys; from task_activity_log import service; from task_activity_log.telemetry import tracing;"
+        " assert tracing.from_environment({}, 'q', 'x') is None;"
+        " sys.exit(any(name.startswith('opentelemetry') for name in sys.modules))"
+    )
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_a_receiver_that_is_away_delays_nothing_and_is_told_of_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Traces are dropped then; the worker's end does not wait for them."""
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
+    with structlog.testing.capture_logs() as events:
+        traces = tracing.from_environment(os.environ, "q", "x")
+        assert traces is not None
+        traces.begin(upsert())
+        traces.end_all()
+        started = time.monotonic()
+        traces.close()
+        assert time.monotonic() - started < 8
+        for _ in range(3):
+            logging.getLogger("opentelemetry.exporter").warning("nobody there")
+    assert [event["event"] for event in events].count("traces_not_exported") == 1
+
+
+def test_without_the_packages_the_worker_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Traces that are asked for and cannot be had are one line that says what to install."""
+    monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
+    with structlog.testing.capture_logs() as events:
+        asked = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"}
+        assert tracing.from_environment(asked, "q", "x") is None
+    [event] = events
+    assert event["event"] == "tracing_unavailable"
+    assert "[otel]" in event["advice"]
