@@ -10,6 +10,7 @@ from concurrent.futures import wait
 from functools import partial
 from typing import TypeVar
 
+import hypothesis
 import pytest
 
 from sandbox import PostgreSQL, RabbitMQ, SandboxError, in_background, sharing
@@ -18,6 +19,12 @@ SOURCE = pytest.StashKey[sharing.Source]()
 OWNER = pytest.StashKey[sharing.Owner]()
 
 _T = TypeVar("_T")
+
+# Speed is judged in benchmarks/: no test fails because the machine is busy.
+hypothesis.settings.register_profile(
+    "patient", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow], print_blob=True
+)
+hypothesis.settings.load_profile("patient")
 
 
 def pytest_configure(config: pytest.Config) -> None:
