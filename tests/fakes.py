@@ -53,6 +53,7 @@ class FakeIntake:
         self.accepted: list[FakeDelivery] = []
         self.on_loan: list[FakeDelivery] = []
         self.given_back: list[FakeDelivery] = []
+        self.vouched_for: list[FakeDelivery] = []
         self.comes_again_one_by_one = False
         self.paused_by: set[str] = set()
         self.resumed = asyncio.Event()
@@ -78,6 +79,9 @@ class FakeIntake:
     @property
     def in_hand(self) -> int:
         return len(self.on_loan) + len(self.waiting)
+
+    async def vouch(self, deliveries: Sequence[FakeDelivery]) -> None:
+        self.vouched_for += deliveries
 
     async def pause(self, by: str) -> None:
         self.paused_by.add(by)

@@ -162,6 +162,11 @@ class MemoryIntake:
                 self._register(self._prefetch)
         self._broker.dispatch()
 
+    async def vouch(self, deliveries: Sequence[Loan]) -> None:
+        await asyncio.sleep(0)
+        if self._room == 1 and not self._one_by_one and not all(map(is_suspect, deliveries)):
+            self._register(self._prefetch)
+
     async def pause(self, by: str) -> None:
         self._paused_by.add(by)
         await asyncio.sleep(0)

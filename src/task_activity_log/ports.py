@@ -45,6 +45,10 @@ class Intake(Protocol[D]):
         """Acknowledge."""
         ...
 
+    async def vouch(self, deliveries: Sequence[D]) -> None:
+        """These did no harm, though they are not settled yet: others need not wait for them."""
+        ...
+
     async def pause(self, by: str) -> None:
         """Let nothing more come until `resume`."""
         ...

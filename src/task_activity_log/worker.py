@@ -230,7 +230,8 @@ class Worker(Generic[D]):
             async with asyncio.timeout(_LAGGARD_SECONDS if self._laggards else None):
                 return await self._stored.get()
         except TimeoutError:
-            self._stored.put_nowait([])
+            if self._stored.empty():  # a batch may have come in the moment that the time was up
+                self._stored.put_nowait([])
             return self._stored.get_nowait()
 
     async def _answer(self, answers: Sequence[Answer[D]]) -> None:
@@ -243,6 +244,7 @@ class Worker(Generic[D]):
         refused = await self._until_done(self.reply_hold, lambda: self._replies.publish([a.reply for a in owed]))
         done = [answer for answer in owed if answer.reply not in refused] if refused else owed
         self._laggards = [answer for answer in owed if answer.reply in refused] if refused else []
+        await self._intake.vouch([answer.delivery for answer in self._laggards])
         await self._intake.accept([answer.delivery for answer in done])
         self._watch.took("reply", time.perf_counter() - started)
         self._watch.answered(done)
@@ -271,12 +273,18 @@ class Worker(Generic[D]):
                     log.warning("stood_down", place=hold.place, given_back=await self._intake.give_back())
                     if stand_down:
                         raise _StoodDown from error
+            except (Refused, _TimedOut):
+                self._release(hold)  # it answers
+                raise
             else:
-                if hold.reason is not None:
-                    self._watch.released(hold.place, hold.release())
+                self._release(hold)
                 if given_back:
                     await self._intake.resume(hold.place)
                 return result
+
+    def _release(self, hold: Hold) -> None:
+        if hold.reason is not None:
+            self._watch.released(hold.place, hold.release())
 
 
 def _rejected(request: Request[D], problem: Problem) -> Answer[D]:

@@ -4,16 +4,19 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from unittest.mock import AsyncMock
 
 import aio_pika
+import aiormq
 import pytest
 from aio_pika.abc import AbstractChannel
 from yarl import URL
 
+from sandbox.proxy import Proxy
 from task_activity_log.broker.consumer import RabbitDelivery
 from task_activity_log.broker.dead_letters import DeadLetters
 from task_activity_log.broker.intake import Intake
-from task_activity_log.broker.link import LinkOptions
+from task_activity_log.broker.link import LinkOptions, asking_the_driver
 from task_activity_log.broker.properties import Properties
 from task_activity_log.broker.publisher import Fate, Outgoing, Publisher
 from task_activity_log.broker.replies import Replies
@@ -467,5 +470,78 @@ async def test_checked_topology_declares_nothing(amqp_url: str, driver: Abstract
     for name, arguments in TOPOLOGY.queues().items():
         await driver.declare_queue(name, durable=True, arguments=arguments)
     await intake.wait_consuming()
+    task.cancel()
+    await asyncio.wait({task})
+
+
+async def test_a_driver_that_ends_a_call_with_its_own_cancellation_has_lost_the_connection(
+    amqp_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It does when its reader is cancelled meanwhile. It is no cancellation of ours: the link is rebuilt, nothing ends."""
+    calls = 0
+    consume = aiormq.Channel.basic_consume
+
+    async def cancelled_once(*arguments: object, **options: object) -> object:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise asyncio.CancelledError
+        return await consume(*arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(aiormq.Channel, "basic_consume", cancelled_once)
+    async with publishing(amqp_url) as publisher, consuming(amqp_url) as intake:
+        monkeypatch.setattr(aiormq.Channel, "basic_qos", AsyncMock(side_effect=asyncio.CancelledError))
+        await publisher.publish([to_requests(b"first")])
+        await intake.accept(await intake.take(1))  # proving the consumer meets it, too
+    assert calls == 2
+
+
+async def test_our_own_cancellation_stays_one() -> None:
+    """A task that is cancelled while it waits for the driver ends as cancelled."""
+
+    async def ask() -> None:
+        with asking_the_driver():
+            await asyncio.Event().wait()
+
+    asking = asyncio.create_task(ask())
+    await asyncio.sleep(0)
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+
+
+async def test_the_first_message_of_a_consumer_may_wait_for_its_reply(amqp_url: str) -> None:
+    """Vouched for it proves the consumer, though it stays in hand; all come again in order when they are given back."""
+    async with publishing(amqp_url) as publisher, consuming(amqp_url, prefetch=10) as intake:
+        await publisher.publish([to_requests(b"%d" % number) for number in range(5)])
+        first = await intake.take(10)
+        await intake.vouch(first)
+        rest = await take_all(intake, 4)
+        await intake.accept(rest)
+        assert intake.in_hand == 1
+        await intake.accept(first)
+        assert intake.in_hand == 0
+
+
+async def test_a_blocked_publisher_keeps_its_channel(amqp_url: str, driver: AbstractChannel) -> None:
+    """While the alarm lasts nothing more is written; what was written when it came is taken when it is over."""
+    queue = await driver.declare_queue(exclusive=True)
+    async with Proxy.to(amqp_url) as proxy:
+        publisher = Publisher(LinkOptions(proxy.url), confirm_timeout_seconds=0.2)
+        task = asyncio.create_task(publisher.run())
+        await publisher.wait_connected()
+        proxy.hold()
+        assert publisher._tap is not None
+        first = asyncio.create_task(publisher.publish([Outgoing("", queue.name, Properties(), b"1")]))
+        await asyncio.sleep(0)
+        publisher._tap.blocked = "disk"
+        with pytest.raises(Unavailable, match="blocks publishers"):
+            await first
+        with pytest.raises(Unavailable, match="blocks publishers"):
+            await publisher.publish([Outgoing("", queue.name, Properties(), b"not sent")])
+        proxy.resume()
+        publisher._tap.blocked = None
+        assert await publisher.publish([Outgoing("", queue.name, Properties(), b"2")]) == [Fate.CONFIRMED]
+    assert [message.body for message in await drain(driver, queue.name, 2)] == [b"1", b"2"]
     task.cancel()
     await asyncio.wait({task})

@@ -4,10 +4,13 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from typing import Any
+from unittest.mock import Mock
 from uuid import UUID, uuid4
 
 import pytest
 
+from task_activity_log import worker
 from task_activity_log.request import Rules
 from task_activity_log.worker import Worker
 from tests.fakes import FakeDeadLetters, FakeDelivery, FakeIntake, FakeReplies, FakeStore, FakeWatch, upsert
@@ -361,3 +364,47 @@ async def test_a_reply_that_its_reply_to_refuses_holds_nobody_else() -> None:
         bench.replies.refusing = set()
         await bench.watch.settled(3)
     assert bench.intake.accepted[-1] == refused
+
+
+async def test_a_reply_that_is_refused_proves_the_consumer() -> None:
+    """It is the first message of a new consumer, and stays in hand: others need not wait until it is given up."""
+    bench = Bench()
+    bench.replies.refusing = {"full"}
+    refused = replace(upsert(), reply_to="full")
+    bench.intake.put(refused)
+    async with bench.running():
+        while not bench.intake.vouched_for:
+            await asyncio.sleep(0)
+    assert bench.intake.vouched_for == [refused]
+    assert bench.intake.accepted == []
+
+
+async def test_a_batch_that_comes_in_the_moment_that_refused_replies_are_due(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time is up, and before the stage wakes a batch is there: it is what comes next."""
+    monkeypatch.setattr(worker, "_LAGGARD_SECONDS", 0)
+    bench = Bench()
+    bench.worker._laggards = [Mock()]
+    waiting = asyncio.create_task(bench.worker._next_answers())
+    loop = asyncio.get_running_loop()
+    batch: list[Any] = [Mock()]
+    loop.call_soon(lambda: loop.call_soon(bench.worker._stored.put_nowait, batch))
+    assert await waiting is batch
+
+
+@pytest.mark.parametrize("refusal", ["refuses", "locked"])
+async def test_an_outage_that_ends_with_a_refusal_is_over(refusal: str) -> None:
+    """The database answers: the worker no longer holds for the outage, whatever it says."""
+    bench = Bench()
+    bench.store.away = "database down"
+    setattr(bench.store, refusal, {"guilty"})
+    bench.intake.put(upsert(subject="guilty"))
+    async with bench.running():
+        while bench.worker.hold_reason is None:
+            await asyncio.sleep(0)
+        bench.store.away = None
+        while bench.worker.hold_reason == "database down":
+            await asyncio.sleep(0)
+        if refusal == "refuses":
+            await bench.watch.settled(1)
+            assert bench.worker.hold_reason is None
+        bench.store.locked = set()

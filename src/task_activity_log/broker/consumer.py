@@ -16,8 +16,9 @@ from task_activity_log.broker.link import describe
 _CANCEL_SECONDS = 3.0
 
 _KEPT_IN_ORDER = 32
-"""Up to so many messages that one frame gives back keep their order on RabbitMQ 3.10; more are shuffled (a large Erlang
-map has none). 4.0 keeps the order of any number."""
+"""Up to so many messages that one frame gives back keep their order on RabbitMQ 3; more are shuffled (a large Erlang map
+has none), and so are those of several frames when the queue is slow (it joins them). What a closed channel had comes
+again in order, and counts as often: a failed delivery each. 4.0 keeps the order of any number."""
 
 
 class RabbitDelivery:
@@ -120,7 +121,7 @@ class Consumer:
 
     async def register(self, prefetch: int) -> None:
         """Consume with this prefetch, anew if need be: qos does not change a consumer that is there."""
-        await self.cancel()
+        await self.cancel()  # what it has on loan stays so, and does not count against the new one's prefetch
         await self._channel.basic_qos(prefetch_count=prefetch)
         ok = await self._channel.basic_consume(self._queue, _taken_by_the_tap)
         self._tag = ok.consumer_tag
@@ -132,11 +133,12 @@ class Consumer:
             tag, self._tag, self.prefetch = self._tag, None, 0
             await self._channel.basic_cancel(tag, timeout=_CANCEL_SECONDS)
 
-    async def accept(self, tags: Sequence[int]) -> int:
-        """Acknowledge: one frame where everything delivered before is settled too, a frame each otherwise.
+    def holds(self, tag: int) -> bool:
+        """Whether a delivery is still on loan; those given back meanwhile come again."""
+        return tag in self._on_loan
 
-        Returns how many of them were still on loan; those given back meanwhile come again.
-        """
+    async def accept(self, tags: Sequence[int]) -> None:
+        """Acknowledge what is on loan: one frame where everything delivered before is settled too, a frame each otherwise."""
         done = sorted(tag for tag in tags if tag in self._on_loan)
         for tag in done:
             del self._on_loan[tag]
@@ -146,16 +148,27 @@ class Consumer:
             await self._channel.basic_ack(together[-1], multiple=True, wait=False)
         for tag in done[len(together) :]:
             await self._channel.basic_ack(tag, wait=False)
-        return len(done)
 
     async def give_back(self) -> int:
-        """Return all that is on loan to the queue with one frame, so that it comes again in its order; how many."""
+        """Return all that is on loan to the queue at once, so that it comes again in its order; how many.
+
+        With one frame; or by closing the channel, and with it the consumer, where one frame would shuffle them.
+        """
         count = len(self._on_loan)
         if count:
             last = next(reversed(self._on_loan))
             self._on_loan.clear()
-            await self._channel.basic_nack(last, multiple=True, requeue=True)
+            if count > _KEPT_IN_ORDER and self._before_4():
+                self.closed = True
+                await self._channel.close()
+            else:
+                await self._channel.basic_nack(last, multiple=True, requeue=True)
         return count
+
+    def _before_4(self) -> bool:
+        version = self._channel.connection.server_properties.get("version")
+        text = version.decode() if isinstance(version, bytes) else str(version)
+        return text.startswith("3.")
 
     async def wait_lost(self) -> None:
         """Return never; raise when the channel closes or the broker cancels the consumer.
@@ -171,6 +184,8 @@ class Consumer:
             cancelled.cancel()
         if self._cancelled.is_set():
             raise ConnectionError("the broker cancelled the consumer (was the queue deleted or moved?)")
+        if self.closed:
+            raise ConnectionError("what was in hand was given back")
         error = None if closing.cancelled() else closing.exception()
         raise ConnectionError("closed" if error is None else describe(error))
 

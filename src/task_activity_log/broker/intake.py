@@ -13,7 +13,7 @@ import structlog
 from task_activity_log.batch import Waiting
 from task_activity_log.broker.consumer import Consumer, RabbitDelivery
 from task_activity_log.broker.frames import Inbound, Tap
-from task_activity_log.broker.link import LOST, LinkOptions, connect, supervise
+from task_activity_log.broker.link import LOST, LinkOptions, asking_the_driver, connect, supervise
 from task_activity_log.broker.topology import Topology, check, consumers, declare
 from task_activity_log.suspects import is_suspect
 
@@ -131,7 +131,6 @@ class Intake:
             if gate.done():
                 gate.result()
                 self._consumer = consumer
-                self._one_by_one = 0
                 await self._begin(consumer)
                 established()
             await lost
@@ -158,9 +157,17 @@ class Intake:
                 self._lost.clear()
                 self._registered.set()
 
-    async def _prove(self, consumer: Consumer) -> None:
+    async def _prove(self, consumer: Consumer, handled: Sequence[RabbitDelivery], settled: Sequence[int] = ()) -> None:
+        """Settle, and give the consumer its full prefetch if it has shown that it survives what is not suspicious."""
         async with self._pacing:
-            if consumer.prefetch == 1 < self._prefetch and not self._stopping and not self._paused_by:
+            proved = consumer.prefetch == 1 < self._prefetch and not all(map(is_suspect, handled))
+            proved = proved and not (self._one_by_one or self._stopping or self._paused_by)
+            if proved:
+                # Before the acknowledgement, which lets the next message come: what one frame gives back of two
+                # consumers comes again in any order.
+                await consumer.cancel()
+            await consumer.accept(settled)
+            if proved:
                 await consumer.register(self._prefetch)
 
     async def take(self, most: int) -> list[RabbitDelivery]:
@@ -181,16 +188,22 @@ class Intake:
             late += len(accepted)
             if consumer.closed:
                 continue
-            with suppress(*LOST):
-                settled = await consumer.accept([delivery.tag for delivery in accepted])
-                late -= settled
+            with suppress(*LOST), asking_the_driver():
+                tags = [delivery.tag for delivery in accepted if consumer.holds(delivery.tag)]
                 if consumer.prefetch == 1:
-                    self._one_by_one = max(0, self._one_by_one - settled)
-                    if not self._one_by_one and not all(map(is_suspect, accepted)):
-                        await self._prove(consumer)
+                    self._one_by_one = max(0, self._one_by_one - len(tags))
+                await self._prove(consumer, accepted, tags)
+                late -= len(tags)
         if late:
             self._on_late(late)
             log.info("settled_late", count=late)
+
+    async def vouch(self, deliveries: Sequence[RabbitDelivery]) -> None:
+        """These did no harm, though they are not settled yet: they prove the consumer as if they were."""
+        consumer = self._consumer
+        if consumer is not None:
+            with suppress(*LOST), asking_the_driver():
+                await self._prove(consumer, deliveries)
 
     async def pause(self, by: str) -> None:
         """Let nothing more come, until everybody who paused has resumed. What is in hand stays there."""
@@ -202,7 +215,7 @@ class Intake:
         """Consume again, from one message at a time on."""
         self._paused_by.discard(by)
         if self._consumer is not None:
-            with suppress(*LOST):
+            with suppress(*LOST), asking_the_driver():
                 await self._begin(self._consumer)
 
     async def give_back(self, *, one_by_one: bool = False) -> int:
@@ -214,7 +227,7 @@ class Intake:
         self._waiting.clear()
         if self._consumer is None:
             return 0
-        with suppress(*LOST):
+        with suppress(*LOST), asking_the_driver():
             count = await self._consumer.give_back()
             self._one_by_one = count if one_by_one else 0
             return count
@@ -229,5 +242,5 @@ class Intake:
 
     async def _cancel(self) -> None:
         if self._consumer is not None:
-            with suppress(*LOST):
+            with suppress(*LOST), asking_the_driver():
                 await self._consumer.cancel()

@@ -7,8 +7,8 @@ that is rebuilt from nothing has no half-restored state.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 
 import aio_pika
@@ -27,6 +27,24 @@ LOST = (AMQPError, OSError, TimeoutError, Unavailable, aio_pika.exceptions.AMQPE
 """What a lost or refused link raises. RuntimeError: aiormq's word for "connection closed" when opening a channel."""
 
 _CLOSE_SECONDS = 2.0
+
+
+@contextmanager
+def asking_the_driver() -> Iterator[None]:
+    """Around each await on the driver: it ends calls with its own cancellation when it loses the connection while closing it.
+
+    Taken for ours it would end a task of the worker without a word.
+
+    Raises:
+        ConnectionError: instead of a CancelledError that nobody here has asked for.
+    """
+    try:
+        yield
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        raise ConnectionError("connection lost") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +78,7 @@ async def connect(options: LinkOptions, purpose: str) -> AsyncIterator[tuple[aio
         yield connection, factory.tap
     finally:
         # The driver's own close waits for the broker's word; a broker that is gone has none.
-        with suppress(*LOST):
+        with suppress(*LOST), asking_the_driver():
             async with asyncio.timeout(_CLOSE_SECONDS):
                 await connection.close()
 
@@ -87,7 +105,8 @@ async def supervise(
     while True:
         established = False
         try:
-            await session(on_established)
+            with asking_the_driver():
+                await session(on_established)
             reason = "closed"
         except LOST as error:
             reason = describe(error)

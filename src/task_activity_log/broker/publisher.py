@@ -14,7 +14,7 @@ import aiormq
 
 from task_activity_log.broker import properties
 from task_activity_log.broker.frames import Inbound, Tap, publish_frames, write
-from task_activity_log.broker.link import LOST, LinkOptions, connect, describe, supervise
+from task_activity_log.broker.link import LOST, LinkOptions, asking_the_driver, connect, describe, supervise
 from task_activity_log.broker.properties import Properties
 from task_activity_log.problem import Unavailable
 
@@ -200,23 +200,40 @@ class Publisher:
             Unavailable: there is no connection, it was lost, or no answer came in time. Any of the messages may have
                 been taken: publish them again with the same message_id.
         """
-        channel = self._channel
-        if channel is None:
+        channel, tap = self._channel, self._tap
+        if channel is None or tap is None:
             raise Unavailable("no publisher connection")
         if not messages:
             return []
+        if tap.blocked is not None:
+            raise Unavailable(_BLOCKED)
         published = asyncio.ensure_future(channel.publish(messages))
+        blocked = False
         try:
-            while not (await asyncio.wait({published}, timeout=self._confirm_timeout))[0]:
-                if self.blocked is None:
-                    raise Unavailable("replies not confirmed in time")
-            return published.result()
+            with asking_the_driver():
+                if (await asyncio.wait({published}, timeout=self._confirm_timeout))[0]:
+                    return published.result()
+            if self.blocked is None:
+                raise Unavailable("replies not confirmed in time")
+            # The broker takes what is written when the alarm is over: the channel is as good as before.
+            blocked = True
+            published.add_done_callback(_read)
         except LOST as error:
             channel.broken.set()
             raise Unavailable(describe(error)) from error
         finally:
-            if not published.done():
+            if not published.done() and not blocked:
                 # Cut off in the middle: whether the write happened is not known, so the sequence numbers are not
                 # either, and the channel is of no more use.
                 published.cancel()
                 channel.broken.set()
+        raise Unavailable(_BLOCKED)
+
+
+_BLOCKED = "the broker blocks publishers"
+
+
+def _read(published: asyncio.Task[list[Fate]]) -> None:
+    """So that a failure that nobody waits for any more is not reported as unread."""
+    if not published.cancelled():
+        published.exception()
