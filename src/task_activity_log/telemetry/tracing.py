@@ -252,6 +252,9 @@ class _TracedIntake(Generic[D]):
         await self._intake.accept(deliveries)
         self._tracing.end(deliveries)
 
+    async def vouch(self, deliveries: Sequence[D]) -> None:
+        await self._intake.vouch(deliveries)
+
     async def pause(self, by: str) -> None:
         await self._intake.pause(by)
 
