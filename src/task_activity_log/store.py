@@ -29,6 +29,10 @@ _READ = _sql("read")
 _PROBE = _sql("probe")
 _TRIM = _sql("trim")
 _SCHEMA_VERSION = _sql("schema_version")
+_CHECK = _sql("check")
+
+GRANTS = resources.files("task_activity_log").joinpath("sql", "grants.sql")
+"""What the role of workers needs, for psql."""
 
 _OUTCOMES = {str(outcome): outcome for outcome in Outcome}
 _ORDER = attrgetter("record.id.int")  # as PostgreSQL orders uuids, and faster than comparing them
@@ -157,6 +161,15 @@ class Store:
                 return None
             raise
         return str(row["version_num"])
+
+    async def look(self) -> Row:
+        """What `check` wants to know of the database (see sql/check.sql).
+
+        Raises:
+            Unavailable: the database is away, or we may not ask.
+        """
+        [row] = await self._tend(self._maintenance, _CHECK)
+        return row
 
     async def _tend(self, link: Link, statement: str, *arguments: object) -> list[Row]:
         """Ask what belongs to no message: there is none that a refusal could be the fault of."""

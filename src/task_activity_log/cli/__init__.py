@@ -118,6 +118,23 @@ def contract(
     print(describe(description), end="")
 
 
+@app.command()
+def check(
+    *,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit 1 for warnings as well.")] = False,
+) -> None:
+    """Look whether everything is there that a worker needs, and say what to do about what is not. Changes nothing.
+
+    Needs AMQP_URL and DATABASE_URL; MANAGEMENT_URL shows limits and permissions, too. Exits 1 if something is broken.
+    """
+    settings = _settings("amqp_url", "database_url")
+    from task_activity_log.cli.check import check as look
+    from task_activity_log.telemetry.logs import quiet_drivers
+
+    quiet_drivers()
+    sys.exit(look(settings, strict=strict))
+
+
 def _settings(*needed: str) -> Settings:
     try:
         return load(needed=needed)

@@ -95,6 +95,11 @@ def head() -> str:
     return cast("str", ScriptDirectory.from_config(_config()).get_current_head())
 
 
+def known() -> set[str]:
+    """All revisions that this release knows."""
+    return {script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()}
+
+
 def _upgrade(connection: Connection) -> None:
     config = _config()
     config.attributes["connection"] = connection

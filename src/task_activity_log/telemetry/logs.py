@@ -90,6 +90,12 @@ def address(url: str) -> str:
     return _HIDDEN if "@" in rest else parts.netloc.rpartition("@")[2] + parts.path
 
 
+def is_local(url: str) -> bool:
+    """Whether a URL leads no further than this machine; sockets have no host."""
+    host = urlsplit(url).hostname or "localhost"
+    return host in ("localhost", "::1") or host.startswith("127.")
+
+
 def whereabouts(error: BaseException) -> str:
     """Where an error came from and what it is, without its text, which may quote a message."""
     cause = error.__cause__ or error.__context__
