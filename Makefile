@@ -2,7 +2,7 @@
 
 PYTHON := .venv/bin/python
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run test test-dotnet test-examples check format bench bench-wire fuzz docs sandbox lock clean
+.PHONY: help setup demo run test test-dotnet test-tls test-examples check format bench bench-wire fuzz docs sandbox lock clean
 
 help:  ## show what there is
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -22,6 +22,9 @@ test: setup  ## run all tests, against real services
 test-dotnet: setup  ## let real .NET serializers write requests and read replies (needs Mono: see tests/dotnet/mono.py)
 	@$(PYTHON) -m pytest tests/dotnet/interop.py $(ARGS)
 
+test-tls: setup  ## speak mutual TLS with a RabbitMQ and a PostgreSQL of its own (needs their binaries)
+	@$(PYTHON) -m pytest tests/tls/mutual.py $(ARGS)
+
 test-examples: setup  ## run the examples of the documentation (needs Node and npm)
 	@$(PYTHON) -m pytest tests/examples/examples.py $(ARGS)
 
@@ -31,6 +34,7 @@ check: setup  ## lint, format, types, architecture, locks
 	$(PYTHON) -m mypy
 	.venv/bin/lint-imports
 	$(PYTHON) .ci/lock.py --check
+	$(PYTHON) .ci/audit.py
 	$(PYTHON) docs/settings_table.py --check
 	$(PYTHON) docs/telemetry_tables.py --check
 

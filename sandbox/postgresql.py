@@ -15,7 +15,7 @@ import asyncpg
 
 from sandbox.containers import Container
 from sandbox.processes import Processes, unprivileged_user
-from sandbox.service import NotOurs, NotReadyError, Runner, Service, free_port
+from sandbox.service import NotOurs, NotReadyError, Runner, ServerTls, Service, free_port
 
 DATABASE = "task_activity_log"
 """The database that `url` names in a sandbox of our own."""
@@ -23,6 +23,12 @@ DATABASE = "task_activity_log"
 _T = TypeVar("_T")
 _OLDEST = 13  # the first with DROP DATABASE … WITH (FORCE)
 _COPY_BY_WAL = 15  # the first that can copy a template without two checkpoints
+
+
+_HBA_WITH_CERTIFICATES = """\
+hostssl all all all scram-sha-256 clientcert=verify-ca
+hostnossl all all all scram-sha-256
+"""
 
 
 class PostgreSQL(Service):
@@ -123,8 +129,11 @@ def from_container(image: str, *, durable: bool) -> PostgreSQL:
     return _started(container, _url(port, password, DATABASE))
 
 
-def from_binaries(directory: Path, *, durable: bool) -> PostgreSQL:
-    """Start the server from the binaries in `directory`, on a new and empty cluster."""
+def from_binaries(directory: Path, *, durable: bool, tls: ServerTls | None = None) -> PostgreSQL:
+    """Start the server from the binaries in `directory`, on a new and empty cluster.
+
+    With `tls` clients that want TLS must have a certificate.
+    """
     password, port = secrets.token_hex(16), free_port()
     processes = Processes(f"the binaries in {directory}", user=unprivileged_user("postgres"), stop_signal=signal.SIGINT)
     try:
@@ -144,6 +153,14 @@ def from_binaries(directory: Path, *, durable: bool) -> PostgreSQL:
             environment,
         )
         here = {"port": str(port), "listen_addresses": "127.0.0.1", "unix_socket_directories": ""}
+        if tls is not None:
+            here |= {
+                "ssl": "on",
+                "ssl_ca_file": str(processes.write("ca.pem", tls.ca)),
+                "ssl_cert_file": str(processes.write("certificate.pem", tls.certificate)),
+                "ssl_key_file": str(processes.write("key.pem", tls.key)),
+                "hba_file": str(processes.write("hba.conf", _HBA_WITH_CERTIFICATES)),
+            }
         processes.set_main(
             [str(directory / "postgres"), "-D", cluster, *_settings(durable=durable, **here)], environment
         )

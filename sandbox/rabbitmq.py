@@ -15,7 +15,7 @@ from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from sandbox.containers import Container
 from sandbox.processes import Processes, unprivileged_user
-from sandbox.service import NotOurs, NotReadyError, Runner, SandboxError, Service, free_port
+from sandbox.service import NotOurs, NotReadyError, Runner, SandboxError, ServerTls, Service, free_port
 
 _OLDEST = (3, 10)
 _USER = "sandbox"
@@ -35,6 +35,8 @@ class RabbitMQ(Service):
         super().__init__(runner)
         self.url = url
         """The AMQP URL of a virtual host that nobody else uses. Names of more of them begin with its name."""
+        self.tls_url = ""
+        """The AMQP URL of the port for TLS, where there is one."""
         self.management_url = management_url
         """`http://user:password@host:port`, without a path."""
 
@@ -127,8 +129,16 @@ def from_container(image: str, *, durable: bool) -> RabbitMQ:  # noqa: ARG001  #
     return _started(container, password, port, management)
 
 
-def from_binaries(directory: Path, *, durable: bool) -> RabbitMQ:  # noqa: ARG001  # RabbitMQ has no such switch
-    """Start the broker with the scripts in `directory`, with directories, node, cookie and epmd of its own."""
+def from_binaries(
+    directory: Path,
+    *,
+    durable: bool,  # noqa: ARG001  # RabbitMQ has no such switch
+    tls: ServerTls | None = None,
+) -> RabbitMQ:
+    """Start the broker with the scripts in `directory`, with directories, node, cookie and epmd of its own.
+
+    With `tls` there is a second port, `tls_url`, for clients that have a certificate.
+    """
     password, port, management, epmd_port = secrets.token_hex(16), free_port(), free_port(), free_port()
     processes = Processes(
         f"the binaries in {directory}", user=unprivileged_user("rabbitmq"), stop_signal=signal.SIGTERM
@@ -143,6 +153,16 @@ def from_binaries(directory: Path, *, durable: bool) -> RabbitMQ:  # noqa: ARG00
             f"default_pass = {password}",
             "disk_free_limit.absolute = 50MB",
         ]
+        tls_port = free_port()
+        if tls is not None:
+            configuration += [
+                f"listeners.ssl.1 = 127.0.0.1:{tls_port}",
+                f"ssl_options.cacertfile = {processes.write('ca.pem', tls.ca)}",
+                f"ssl_options.certfile = {processes.write('certificate.pem', tls.certificate)}",
+                f"ssl_options.keyfile = {processes.write('key.pem', tls.key)}",
+                "ssl_options.verify = verify_peer",
+                "ssl_options.fail_if_no_peer_cert = true",
+            ]
         environment = processes.environment(
             ERL_EPMD_PORT=str(epmd_port),
             ERL_EPMD_ADDRESS="127.0.0.1",
@@ -172,7 +192,9 @@ def from_binaries(directory: Path, *, durable: bool) -> RabbitMQ:  # noqa: ARG00
     except BaseException:
         processes.close()
         raise
-    return _started(processes, password, port, management)
+    broker = _started(processes, password, port, management)
+    broker.tls_url = f"amqps://{_USER}:{password}@localhost:{tls_port}/" if tls else ""
+    return broker
 
 
 def find_binaries() -> Path | str:

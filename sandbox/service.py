@@ -5,6 +5,7 @@ import socket
 import time
 from abc import ABC, abstractmethod
 from contextlib import closing
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -49,6 +50,15 @@ class Runner(Protocol):
 
     def close(self) -> None:
         """Stop the service for good and remove what it kept."""
+
+
+@dataclass(frozen=True)
+class ServerTls:
+    """What a service shows to its clients, and by whom theirs must be signed; each as PEM."""
+
+    ca: str
+    certificate: str
+    key: str
 
 
 class Service(ABC):

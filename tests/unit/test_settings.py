@@ -1,5 +1,7 @@
+import ssl
 from pathlib import Path
 
+import certifi
 import pytest
 
 from task_activity_log.settings import Settings, SettingsError, load, variable
@@ -95,3 +97,37 @@ def test_every_setting_says_what_it_does() -> None:
     assert all(field.description for field in Settings.model_fields.values())
     assert variable("http_port") == "HTTP_PORT"
     assert variable("batch_max") == "WORKER_BATCH_MAX"
+
+
+@pytest.mark.parametrize(
+    ("variables", "error"),
+    [
+        ({"WORKER_AMQP_KEY_FILE": "{garbage}"}, "WORKER_AMQP_KEY_FILE: needs WORKER_AMQP_CERTIFICATE_FILE beside it"),
+        ({"WORKER_AMQP_CA_FILE": "{absent}"}, "WORKER_AMQP_…_FILE: cannot be read (No such file or directory)"),
+        ({"WORKER_DATABASE_CA_FILE": "{garbage}"}, "WORKER_DATABASE_…_FILE: not the PEM files of a certificate"),
+        ({"WORKER_DATABASE_CERTIFICATE_FILE": "{garbage}"}, "WORKER_DATABASE_…_FILE: not the PEM files of a cert"),
+    ],
+)
+def test_files_for_tls_that_are_of_no_use_are_refused_at_start(
+    tmp_path: Path, variables: dict[str, str], error: str
+) -> None:
+    """Not at the first connection, and in one line."""
+    (tmp_path / "garbage").write_text("garbage")
+    files = {"garbage": tmp_path / "garbage", "absent": tmp_path / "absent"}
+    secure = {**URLS, "AMQP_URL": "amqps://guest:guest@broker/"}
+    [said] = errors_of({**secure, **{name: value.format(**files) for name, value in variables.items()}})
+    assert said.startswith(error)
+
+
+def test_files_for_tls_without_tls_are_refused() -> None:
+    """Who names a certificate authority believes the link encrypted."""
+    authorities = ssl.get_default_verify_paths().cafile or certifi.where()
+    assert errors_of({**URLS, "WORKER_AMQP_CA_FILE": authorities}) == [
+        "AMQP_URL: should begin with amqps://, as there are files for TLS"
+    ]
+
+
+@pytest.mark.parametrize("value", ["amqp://broker", "http://", "not a url"])
+def test_a_management_url_that_is_none_is_refused(value: str) -> None:
+    """Like the other URLs."""
+    assert errors_of({**URLS, "MANAGEMENT_URL": value})[0].startswith("MANAGEMENT_URL: should")

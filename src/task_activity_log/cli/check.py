@@ -69,7 +69,10 @@ async def _broker(settings: Settings) -> list[Finding]:
     try:
         sight = await look(link_of(settings), topology_of(settings))
     except Unavailable as error:
-        return [Finding("broken", "broker", f"{where}: {error.reason}", "see that it runs, and AMQP_URL")]
+        advice = "see that it runs, and AMQP_URL"
+        if settings.amqp_url.get_secret_value().startswith("amqps:"):
+            advice += "; one that wants a certificate resets connections that have none it trusts"
+        return [Finding("broken", "broker", f"{where}: {error.reason}", advice)]
     findings = [Finding(*row) for row in check_broker.judge_sight(sight, settings, where)]
     if settings.management_url is None:
         advice = "set MANAGEMENT_URL, as http://host:15672 with user and password, to have them checked"

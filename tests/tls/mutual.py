@@ -1,0 +1,126 @@
+"""Mutual TLS to a real RabbitMQ and a real PostgreSQL, with a private certificate authority.
+
+Not named `test_…`, so that `make test` leaves it out: it starts two services of its own, from binaries. `make test-tls`
+runs it.
+"""
+
+import asyncio
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+from uuid import uuid4
+
+import aio_pika
+import asyncpg
+import pytest
+
+from sandbox import PostgreSQL, RabbitMQ, close, in_background, postgresql, rabbitmq
+from sandbox.service import ServerTls
+from task_activity_log import migrations
+from task_activity_log.cli.check import findings
+from task_activity_log.settings import load
+from task_activity_log.tls import Tls
+from tests.serving import serving
+from tests.tls.authority import Authority
+
+
+@dataclass
+class Secured:
+    """Both services, and where the files are: those that are trusted, and those of a stranger's authority."""
+
+    broker: RabbitMQ
+    database: PostgreSQL
+    files: Path
+
+    def settings(self, *, files: str = "ours", ca: str = "ours", certificate: bool = True) -> dict[str, str]:
+        """The variables of a worker with these files."""
+        own = {f"WORKER_{service}_CA_FILE": str(self.files / f"{ca}-ca.pem") for service in ("AMQP", "DATABASE")}
+        if certificate:
+            for service in ("AMQP", "DATABASE"):
+                own[f"WORKER_{service}_CERTIFICATE_FILE"] = str(self.files / f"{files}.pem")
+                own[f"WORKER_{service}_KEY_FILE"] = str(self.files / f"{files}-key.pem")
+        return own
+
+    @property
+    def database_url(self) -> str:
+        """By the name that its certificate has."""
+        return self.database.url.replace("127.0.0.1", "localhost")
+
+
+@pytest.fixture(scope="module")
+def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
+    binaries = rabbitmq.find_binaries(), postgresql.find_binaries()
+    for found in binaries:
+        if isinstance(found, str):
+            pytest.fail(f"{found}: install it (Debian and Ubuntu: rabbitmq-server, postgresql)", pytrace=False)
+    files = tmp_path_factory.mktemp("tls")
+    ours, strange = Authority("ours"), Authority("a stranger's")
+    certificate, key = ours.issue("localhost")
+    tls = ServerTls(ours.certificate, certificate, key)
+    for name, authority in (("ours", ours), ("strange", strange)):
+        (files / f"{name}-ca.pem").write_text(authority.certificate)
+        for suffix, text in zip(("", "-key"), authority.issue("worker"), strict=True):
+            (files / f"{name}{suffix}.pem").write_text(text)
+    broker = in_background(lambda: rabbitmq.from_binaries(Path(binaries[0]), durable=False, tls=tls))
+    database = in_background(lambda: postgresql.from_binaries(Path(binaries[1]), durable=False, tls=tls))
+    yield Secured(broker.result(), database.result(), files)
+    close(broker.result(), database.result())
+
+
+async def test_a_worker_with_certificates_does_its_work(secured: Secured) -> None:
+    """From migrating to the reply, everything encrypted; `check` finds nothing broken."""
+    variables = secured.settings()
+    urls = {"AMQP_URL": secured.broker.tls_url, "DATABASE_URL": secured.database_url}
+    settings = load({**urls, **variables})
+    await asyncio.to_thread(migrations.migrate, secured.database_url, tls=settings.database_tls)
+    found = await findings(settings)
+    assert [one for one in found if one.verdict == "broken"] == []
+    tls = Tls(*(secured.files / name for name in ("ours-ca.pem", "ours.pem", "ours-key.pem")))
+    async with serving(urls["AMQP_URL"], urls["DATABASE_URL"], traces=None, consuming=True, **variables):
+        async with await aio_pika.connect(secured.broker.tls_url, ssl_context=tls.context()) as connection:
+            channel = await connection.channel()
+            message = aio_pika.Message(json.dumps({"id": str(uuid4())}).encode())
+            await channel.default_exchange.publish(message, "task_activity_log.upsert")
+            replies = await channel.get_queue("task_activity_log.replies")
+            async with replies.iterator(no_ack=True, timeout=20) as coming:
+                assert (await anext(coming)).headers["x-outcome"] == "inserted"
+        database = await asyncpg.connect(secured.database_url, ssl=tls.context())
+        others = await database.fetch(
+            "SELECT ssl FROM pg_stat_ssl JOIN pg_stat_activity USING (pid)"
+            " WHERE application_name = 'task-activity-log-worker'"
+        )
+        await database.close()
+        assert {row["ssl"] for row in others} == {True}
+
+
+@pytest.mark.parametrize(
+    ("files", "broker_says", "database_says"),
+    [
+        ({"certificate": False}, "reset", "access refused"),
+        ({"files": "strange"}, "reset", ""),
+        ({"ca": "strange"}, "certificate verify failed", "TLS failed"),
+    ],
+)
+async def test_who_is_not_trusted_does_not_get_in(
+    secured: Secured, files: dict[str, str], broker_says: str, database_says: str
+) -> None:
+    """Neither we without a certificate that they trust, nor they with one that we do not."""
+    urls = {"AMQP_URL": secured.broker.tls_url, "DATABASE_URL": secured.database_url}
+    found = await findings(load({**urls, **secured.settings(**files)}))  # type: ignore[arg-type]  # as it is called
+    broken = {one.what: one.found for one in found if one.verdict == "broken"}
+    assert set(broken) == {"broker", "database"}
+    assert broker_says in broken["broker"]
+    assert database_says in broken["database"]
+
+
+async def test_a_server_of_another_name_is_not_spoken_to(secured: Secured) -> None:
+    """Its certificate is for localhost."""
+    urls = {"AMQP_URL": secured.broker.tls_url, "DATABASE_URL": secured.database_url}
+    by_number = {
+        name: urlunsplit(urlsplit(url)._replace(netloc=urlsplit(url).netloc.replace("localhost", "127.0.0.1")))
+        for name, url in urls.items()
+    }
+    found = await findings(load({**by_number, **secured.settings()}))
+    assert {one.what for one in found if one.verdict == "broken"} == {"broker", "database"}
