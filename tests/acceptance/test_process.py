@@ -143,7 +143,7 @@ async def test_an_unreachable_service_is_waited_for(amqp_url: str, database_url:
     nobody = {"AMQP_URL": "amqp://guest:secret@127.0.0.1:1/", "DATABASE_URL": "postgresql://me:secret@127.0.0.1:1/x"}
     urls = {"AMQP_URL": amqp_url, "DATABASE_URL": database_url}
     async with running({**urls, missing: nobody[missing]}) as process:
-        event = await process.event("broker_unavailable" if missing == "AMQP_URL" else "database_unavailable")
+        event = await process.event("broker_unavailable" if missing == "AMQP_URL" else "holding")
         assert event["reason"]
         assert (await process.get("/readyz"))[0] == 503
         assert (await process.get("/livez"))[0] == 200
@@ -154,7 +154,7 @@ async def test_an_unreachable_service_is_waited_for(amqp_url: str, database_url:
 async def test_a_database_that_is_not_migrated_is_said(amqp_url: str, empty_database_url: str) -> None:
     """The worker waits for its schema, and takes up work when it is there."""
     async with running({"AMQP_URL": amqp_url, "DATABASE_URL": empty_database_url}) as process:
-        assert "not migrated" in str((await process.event("database_unavailable"))["reason"])
+        assert "not migrated" in str((await process.event("holding"))["reason"])
         await command("migrate", DATABASE_URL=empty_database_url)
         await process.ready()
         assert await process.end() == 0
