@@ -139,7 +139,7 @@ def _members(text: str) -> dict[str, _Element]:
     root = parse(text)
     namespace, _, name = root.tag.rpartition("}")
     if name != ROOT:
-        raise Rejected(Problem(Code.WRONG_ROOT, f"Send one record, an element {ROOT} in lower case."))
+        raise Rejected(_WRONG_ROOT)
     if _has_text(root):
         raise Rejected(_MALFORMED)
     prefix = f"{namespace}}}" if namespace else ""
@@ -158,10 +158,13 @@ def _members(text: str) -> dict[str, _Element]:
 def _few(root: _Element, prefix: str) -> Iterable[_Element]:
     """The children of a root; of many, those that count, and of these no more than can be without one being twice.
 
-    Each `tag` has the whole namespace in it: a long one times many children would be gigabytes.
+    Each `tag` has the whole namespace in it: a long one times many children would be gigabytes. So lxml looks for them,
+    which cannot be done in the namespaces that it would take for a pattern. Raises `Rejected` (`wrong_root`) for these.
     """
-    if len(root) <= _MANY or prefix == "{*}" or prefix.count("}") > 1:  # names that lxml would take for something else
+    if len(root) <= _MANY:
         return root
+    if prefix == "{*}" or prefix.count("}") > 1:
+        raise Rejected(_WRONG_ROOT)
     return islice(root.iterchildren(*(start + name for name in STORED_FIELDS for start in {prefix, ""})), _MANY)
 
 
@@ -295,6 +298,9 @@ _USUAL = re.compile(
 _PARSER = _parser(recover=False)
 _ODD_NAMESPACE = {etree.ErrorTypes.WAR_NS_URI, etree.ErrorTypes.WAR_NS_URI_RELATIVE}
 _MALFORMED = Problem(Code.MALFORMED_XML, "Send well-formed XML 1.0 with namespaces, and no text between the fields.")
+_WRONG_ROOT = Problem(
+    Code.WRONG_ROOT, f"Send one record, an element {ROOT} in lower case; a namespace should be a URI."
+)
 _TO_DTD = re.compile(r"(?>[ \t\r\n]+|<\?(?s:.*?)\?>|<!--(?s:.*?)-->)*+<!DOCTYPE")
 _has_text = etree.XPath("boolean(text()[normalize-space()])")
 
