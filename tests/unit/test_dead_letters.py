@@ -1,13 +1,18 @@
 """The copy of a rejected message (contract, section 6), clause by clause; the broker's side is in integration."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
-from task_activity_log.broker.dead_letters import copied
+from task_activity_log.broker.consumer import RabbitDelivery
+from task_activity_log.broker.dead_letters import DeadLetters, copied
 from task_activity_log.broker.properties import Properties, decode, encode
-from task_activity_log.problem import Code, Problem
+from task_activity_log.broker.publisher import Fate, Outgoing, Publisher
+from task_activity_log.problem import Code, Problem, Unavailable
 
 PROBLEM = Problem(Code.EMPTY_BODY, "Send the record in the body, which was empty.")
 FRAME = 131_064
@@ -80,10 +85,11 @@ def test_the_detail_is_at_most_a_thousand_bytes() -> None:
 def test_headers_that_would_not_fit_are_left_out(header_max: int) -> None:
     """All of the publisher's, whatever the broker's frame; ours and the first rejection stay."""
     for spare, fits in ((2_000, True), (500, False)):
-        original = Properties(headers={"large": "x" * (header_max - spare), "x-first-seen": "earlier"})
+        original = Properties(headers={"a": 1, "large": "x" * (header_max - spare), "x-first-seen": "earlier"})
         copy = copy_of(original, header_max)
         assert ("large" in copy.headers) is fits
         assert copy.headers.get("x-headers-dropped", False) is not fits
+        assert ("a" in copy.headers) is fits
         assert copy.headers["x-first-seen"] == "earlier"
         assert copy.headers["x-error-code"] == "empty_body"
 
@@ -95,6 +101,26 @@ def test_a_first_rejection_that_fills_the_frame_is_no_time() -> None:
     assert len(encode(copy, 0)) < FRAME
     first = datetime.fromisoformat(str(copy.headers["x-first-seen"]))
     assert abs(datetime.now(UTC) - first) < timedelta(minutes=1)
+
+
+@pytest.mark.parametrize("fate", [Fate.RETURNED, Fate.REFUSED])
+async def test_a_copy_that_cannot_be_placed_is_an_outage(fate: Fate) -> None:
+    """The message is held, not lost; neighbours that were placed come twice."""
+    sent: list[Outgoing] = []
+
+    class Broker:
+        header_max = FRAME
+
+        async def publish(self, messages: Sequence[Outgoing]) -> list[Fate]:
+            sent.extend(messages)
+            return [Fate.CONFIRMED, fate][: len(messages)]
+
+    delivery = cast("RabbitDelivery", SimpleNamespace(properties=Properties(), body=b"body"))
+    keeper = DeadLetters(cast("Publisher", Broker()), "dead")
+    await keeper.keep([(delivery, PROBLEM)])
+    with pytest.raises(Unavailable):
+        await keeper.keep([(delivery, PROBLEM), (delivery, PROBLEM)])
+    assert {(one.exchange, one.routing_key, one.mandatory, one.body) for one in sent} == {("", "dead", True, b"body")}
 
 
 def test_headers_that_other_drivers_cannot_read_are_left_out() -> None:

@@ -155,6 +155,39 @@ def test_a_header_timestamp_out_of_range_is_left_out_and_named() -> None:
     assert found.unreadable is not None
 
 
+def test_the_last_instant_is_read() -> None:
+    """The end of the year 9999 in milliseconds; a millisecond later is out of range."""
+    for late, unreadable in ((0, None), (1, "timestamp is out of range")):
+        instant = (253_402_300_799_999 + late).to_bytes(8, "big")
+        assert decode(header_of(1 << 6, instant)).unreadable == unreadable
+        found = decode(table(b"\x01aT" + instant))
+        assert found.headers == ({} if late else {"a": 253_402_300_799_999})
+        assert (found.unreadable is None) is (unreadable is None)
+
+
+@pytest.mark.parametrize("entry", [b"\x01aS\0\0\0\x02x", b"\x01al\0", b"\x01a", b"\x09a", b"\x01a?\0"])
+def test_a_table_that_is_cut_short_or_of_unknown_types_is_named(entry: bytes) -> None:
+    """What comes before is read."""
+    found = decode(table(b"\x01bt\x01", entry))
+    assert found.headers == {"b": True}
+    assert found.unreadable == "the header table is not well-formed"
+    assert raw_headers(found.table) == [(b"b", b"\x01bt\x01")]
+
+
+@pytest.mark.parametrize(
+    ("value", "written"),
+    [
+        (True, b"\x01at\x01"),
+        (False, b"\x01at\0"),
+        (-1, b"\x01al" + b"\xff" * 8),
+        ("é", b"\x01aS\0\0\0\x02\xc3\xa9"),
+    ],
+)
+def test_headers_are_written_with_their_types(value: object, written: bytes) -> None:
+    """A boolean is no integer, though Python takes it for one."""
+    assert encode_header(("a", value)) == written
+
+
 def test_deep_nesting_costs_nothing() -> None:
     """Tables in tables are not descended into."""
     nested = b""

@@ -71,6 +71,19 @@ def test_a_stored_record_in_xml_comes_back_to_the_millisecond(record: TaskActivi
     assert found.model_dump() == {name: _cut(value) for name, value in stored.model_dump().items()}
 
 
+@given(records)
+def test_a_request_in_xml_comes_back_as_it_was(record: TaskActivityLog) -> None:
+    """Every value to the microsecond, and which fields were there; or it is refused."""
+    try:
+        body = wire.encode(record, wire.XML).body
+    except Rejected as error:
+        assert {refused.code for refused in error.problem.errors} == {Code.INVALID_STRING}
+        return
+    found = received(body, wire.XML).record
+    assert found == record
+    assert found.model_fields_set == record.model_fields_set
+
+
 def _cut(value: Any) -> Any:
     if isinstance(value, datetime):
         return value.replace(microsecond=value.microsecond // 1000 * 1000)

@@ -10,7 +10,7 @@ from uuid import UUID
 
 import pytest
 
-from task_activity_log import reply
+from task_activity_log import reply, wire
 from task_activity_log.problem import Code, FieldError, Problem, Rejected
 from task_activity_log.record import Applied, Outcome, StoredTaskActivityLog
 from task_activity_log.reply import Reply
@@ -217,6 +217,20 @@ def test_instants(instant: datetime, in_json: str, in_xml: str) -> None:
     record = STORED.model_copy(update={"due_date": instant})
     assert json.loads(stored(FakeDelivery(BODY), record).body)["due_date"] == in_json
     assert f"<due_date>{in_xml}</due_date>" in stored(FakeDelivery(XML_BODY, None, "text/xml"), record).body.decode()
+
+
+def test_an_xml_reply_has_every_value() -> None:
+    """As .NET reads them: uuids in lower case with hyphens, booleans in lower case."""
+    fields = {name: UUID(int=number) for number, name in enumerate(("task_id", "task_activity_id", "user_id"), 10)}
+    for closed, text in ((True, "true"), (False, "false")):
+        record = STORED.model_copy(update={**fields, "is_closed": closed, "subject": ""})
+        body = stored(FakeDelivery(XML_BODY, None, "text/xml"), record).body.decode()
+        assert f"<is_closed>{text}</is_closed>" in body
+        assert "<subject></subject>" in body
+        assert "<task_id>00000000-0000-0000-0000-00000000000a</task_id>" in body
+        assert wire.decode_stored(body.encode(), "text/xml").model_dump() == record.model_dump() | {
+            "modified_dateutc": STORED.modified_dateutc.replace(microsecond=720000)
+        }
 
 
 def test_a_json_reply_is_one_line_whatever_is_in_it() -> None:

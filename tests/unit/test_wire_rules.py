@@ -45,6 +45,11 @@ GOOD_XML = f"<task_activity_log><id>{ID}</id></task_activity_log>".encode()
 LONG = b" " * (256 * 1024) + GOOD
 
 
+def declared(encoding: str) -> str:
+    """XML with a declaration."""
+    return f'<?xml version="1.0" encoding="{encoding}"?>{GOOD_XML.decode()}'
+
+
 # ---- section 2: media type and charset
 
 
@@ -81,6 +86,30 @@ LONG = b" " * (256 * 1024) + GOOD
         ("application/xml", b'<?xml version="1.0" encoding="iso-8859-1"?>' + GOOD_XML, "unsupported_charset"),
         ("application/xml; charset=utf-8", b'<?xml version="1.0" encoding="iso-8859-1"?>' + GOOD_XML, None),
         ("text/xml", codecs.BOM_UTF16_LE + GOOD_XML.decode().encode("utf-16-le"), None),
+        (" application/json ; CHARSET = utf-8 ", GOOD, None),
+        ("application/json;charset=", GOOD, None),
+        ('application/json; charset=""', GOOD, None),
+        ('application/json; charset="iso-8859-1"', GOOD, "unsupported_charset"),
+        ("application/json; x=iso-8859-1; charset=utf-8", GOOD, None),
+        ('application/json; x="; charset=iso-8859-1"; charset=utf-8', GOOD, None),
+        ("application/json; charset=iso-8859-1", codecs.BOM_UTF8 + GOOD, None),
+        ("application/json", codecs.BOM_UTF32_LE + GOOD.decode().encode("utf-32-le"), "unsupported_charset"),
+        ("application/json", codecs.BOM_UTF32_BE + GOOD.decode().encode("utf-32-be"), "unsupported_charset"),
+        ("application/json", codecs.BOM_UTF8, "empty_body"),
+        ("application/json", "\u00a0".encode(), "malformed_json"),
+        ("application/json", b'<?xml version="1.0" encoding="iso-8859-1"?><a/>', "malformed_json"),
+        ("application/json", b'{"id":"\xed\xa0\x80"}', "invalid_encoding"),
+        ("application/json", LONG[len(GOOD) - 1 :], "body_too_large"),
+        ("application/xml", declared("utf-16").encode("utf-16-le"), None),
+        ("application/xml", declared("utf-16").encode("utf-16-be"), None),
+        ("application/xml", declared("UTF-16").encode(), None),
+        ("application/xml", declared("utf-16").replace('"', "'").encode(), None),
+        ("application/xml", declared("").encode(), "malformed_xml"),
+        ("application/xml", declared("us-ascii").encode(), None),
+        ("application/xml", codecs.BOM_UTF8 + declared("iso-8859-1").encode(), None),
+        ("application/xml", codecs.BOM_UTF16_BE + declared("no-such").encode("utf-16-be"), None),
+        ("application/xml; charset=utf-16be", declared("utf-8").encode("utf-16-be"), None),
+        ("application/xml; charset=iso-8859-1", declared("utf-8").encode(), "unsupported_charset"),
     ],
 )
 def test_media_types_and_charsets(content_type: str | None, body: bytes, code: str | None) -> None:
@@ -91,7 +120,16 @@ def test_media_types_and_charsets(content_type: str | None, body: bytes, code: s
 
 @pytest.mark.parametrize(
     ("encoding", "code"),
-    [(None, None), ("", None), ("identity", None), ("utf-8", None), ("gzip", "unsupported_encoding")],
+    [
+        (None, None),
+        ("", None),
+        ("identity", None),
+        ("utf-8", None),
+        (" UTF-8 ", None),
+        ("gzip", "unsupported_encoding"),
+        ("utf-16", "unsupported_encoding"),
+        ("identity, gzip", "unsupported_encoding"),
+    ],
 )
 def test_content_encodings(encoding: str | None, code: str | None) -> None:
     """kombu puts the charset there; nothing is unpacked."""
@@ -146,6 +184,11 @@ def test_checks_run_in_the_order_of_the_contract() -> None:
         (f'{{"id":"{ID}","x":' + "[" * 63 + "]" * 63 + "}", None),
         (f'{{"id":"{ID}","x":' + "[" * 64 + "]" * 64 + "}", "malformed_json"),
         (f'{{"id":"{ID}","x":' + "[" * 100_000, "malformed_json"),
+        (f'{{"id":"{ID}","x":' + "[" * 63 + "]" * 63 + ',"y":[[]]}', None),
+        (f'{{"id":"{ID}","x":[' + "[],{}," * 100 + "0]}", None),
+        (f'{{"id":"{ID}","x":"' + "[" * 100 + '","y":"\\"[{"}', None),
+        (f'{{"id":"{ID}","x":' + '{"a":' * 64 + "1" + "}" * 65, "malformed_json"),
+        ("[" * 65 + "]" * 65, "malformed_json"),
         ("[]", "not_an_object"),
         ('"text"', "not_an_object"),
         ("null", "not_an_object"),
@@ -156,6 +199,10 @@ def test_checks_run_in_the_order_of_the_contract() -> None:
         (f'{{"id":"{ID}","ID":"{ID}"}}', "duplicate_field"),
         (f'{{"id":"{ID}","subject":"a","subject":"a"}}', "duplicate_field"),
         (f'{{"id":"{ID}","subject":"a","\\u0073ubject":"a"}}', "duplicate_field"),
+        (f'{{"id":"{ID}","tas\u212a_id":1}}', None),
+        (f'{{"id":"{ID}","tas\u212a_id":[],"\u017fubject":1}}', None),
+        (f'{{"id":"{ID}","subject":"a\\"b","subject":"a\\"b"}}', "duplicate_field"),
+        (f'{{"id":"{ID}","subject":"\\\\","description":"\\\\","is_closed":null,"is_closed":null}}', "duplicate_field"),
         (f'{{"id":"{ID}","modified_dateutc":1,"Modified_DateUtc":2}}', "duplicate_field"),
         (f'{{"id":"{ID}","x":1,"x":2,"$type":"t"}}', None),
         (f'{{"id":"{ID}","x":' + "9" * 5000 + "}", None),
@@ -173,6 +220,10 @@ def test_json_syntax_and_members(text: str, code: str | None) -> None:
     assert (found if isinstance(found, str) else None) == code
 
 
+BESIDE = "", '"x":[],'
+"""Nothing, or an unknown member that makes the whole reader read it all."""
+
+
 @pytest.mark.parametrize(
     ("value", "expected"),
     [
@@ -188,6 +239,11 @@ def test_json_syntax_and_members(text: str, code: str | None) -> None:
         (f'"{HEX[:4]}-{HEX[4:]}"', "invalid_uuid"),
         (f'"({ID}}}"', "invalid_uuid"),
         ('"{0x9652e68c,0x7b6d,0x4598,{0xbb,0xbd,0x4e,0x93,0x31,0x26,0xc9,0x94}}"', "invalid_uuid"),
+        (f'"{{{ID})"', "invalid_uuid"),
+        (f'"{{({ID})}}"', "invalid_uuid"),
+        (f'"( {ID} )"', "invalid_uuid"),
+        (f'"\u00a0{ID}"', "invalid_uuid"),
+        (f'"{ID}0"', "invalid_uuid"),
         ('"  "', "invalid_uuid"),
         ("7", "invalid_uuid"),
         ("[]", "invalid_uuid"),
@@ -195,7 +251,8 @@ def test_json_syntax_and_members(text: str, code: str | None) -> None:
 )
 def test_json_uuids(value: str, expected: object) -> None:
     """Forms N, D, B and P; nothing else that uuid.UUID or PostgreSQL would take."""
-    assert value_of(json_of(f'"task_id":{value}'), "task_id") == expected
+    for beside in BESIDE:
+        assert value_of(json_of(f'{beside}"task_id":{value}'), "task_id") == expected
 
 
 @pytest.mark.parametrize(
@@ -210,6 +267,10 @@ def test_json_uuids(value: str, expected: object) -> None:
         ("null", None),
         ('"1"', "invalid_boolean"),
         ("2", "invalid_boolean"),
+        ("1.0", "invalid_boolean"),
+        ("0.0", "invalid_boolean"),
+        ("1e0", "invalid_boolean"),
+        ('"\u00a0true"', "invalid_boolean"),
         ('"yes"', "invalid_boolean"),
         ('" "', "invalid_boolean"),
         ("{}", "invalid_boolean"),
@@ -217,7 +278,8 @@ def test_json_uuids(value: str, expected: object) -> None:
 )
 def test_json_booleans(value: str, expected: object) -> None:
     """What .NET serializers write."""
-    assert value_of(json_of(f'"is_closed":{value}'), "is_closed") == expected
+    for beside in BESIDE:
+        assert value_of(json_of(f'{beside}"is_closed":{value}'), "is_closed") == expected
 
 
 @pytest.mark.parametrize(
@@ -237,10 +299,14 @@ def test_json_booleans(value: str, expected: object) -> None:
 )
 def test_json_strings(value: str, expected: object) -> None:
     """Strings only, verbatim."""
-    assert value_of(json_of(f'"subject":{value}'), "subject") == expected
+    for beside in BESIDE:
+        assert value_of(json_of(f'{beside}"subject":{value}'), "subject") == expected
 
 
 # ---- section 4: dates
+
+BEFORE = "", "<x/>"
+"""Nothing, or an unknown child that makes the whole reader read it all."""
 
 
 @pytest.mark.parametrize(
@@ -250,6 +316,9 @@ def test_json_strings(value: str, expected: object) -> None:
         ("2026-01-11 20:58", datetime(2026, 1, 11, 20, 58, tzinfo=UTC)),
         ("2026-01-11t20:58:34z", datetime(2026, 1, 11, 20, 58, 34, tzinfo=UTC)),
         (" 2026-01-11T20:58:34+02 ", datetime(2026, 1, 11, 18, 58, 34, tzinfo=UTC)),
+        ("2026-01-11T20:58:34+02:00", datetime(2026, 1, 11, 18, 58, 34, tzinfo=UTC)),
+        ("2026-01-11T20:58:34.5-02:30", datetime(2026, 1, 11, 23, 28, 34, 500000, UTC)),
+        ("2026-01-11T20:58Z", datetime(2026, 1, 11, 20, 58, tzinfo=UTC)),
         ("2026-01-11T20:58:34+0230", datetime(2026, 1, 11, 18, 28, 34, tzinfo=UTC)),
         ("2026-01-11T20:58:34.7203839Z", datetime(2026, 1, 11, 20, 58, 34, 720383, UTC)),
         ("2026-01-11T23:59:59.9999999Z", datetime(2026, 1, 11, 23, 59, 59, 999999, UTC)),
@@ -276,8 +345,10 @@ def test_json_strings(value: str, expected: object) -> None:
 )
 def test_dates_in_both_formats(text: str, expected: object) -> None:
     """The forms that .NET writes, truncated to microseconds and clamped to the years 1 to 9999."""
-    assert value_of(json_of(f'"due_date":"{text}"'), "due_date") == expected
-    assert value_of(xml_of(f"<due_date>{text}</due_date>"), "due_date") == expected
+    for beside in BESIDE:
+        assert value_of(json_of(f'{beside}"due_date":"{text}"'), "due_date") == expected
+    for before in BEFORE:
+        assert value_of(xml_of(f"{before}<due_date>{text}</due_date>"), "due_date") == expected
 
 
 @pytest.mark.parametrize(
@@ -286,6 +357,11 @@ def test_dates_in_both_formats(text: str, expected: object) -> None:
         ('"/Date(1768165114720)/"', datetime(2026, 1, 11, 20, 58, 34, 720000, UTC)),
         ('"\\/Date(1768165114720-0700)\\/"', datetime(2026, 1, 11, 20, 58, 34, 720000, UTC)),
         ('"/Date(-62135596800000)/"', MIN),
+        ('" /Date(0)/ "', datetime(1970, 1, 1, tzinfo=UTC)),
+        ('"/Date(253402300799999+0200)/"', MAX.replace(microsecond=999000)),
+        ('"/Date(253402300800000)/"', "invalid_date"),
+        ('"/Date(0+1401)/"', "invalid_date"),
+        ('"/date(0)/"', "invalid_date"),
         ('"/Date(999999999999999999)/"', "invalid_date"),
         ('"/Date()/"', "invalid_date"),
         ("1768165114720", "invalid_date"),
@@ -306,8 +382,15 @@ def test_microsofts_form_is_no_date_in_xml() -> None:
 def test_dates_without_offset_can_be_refused() -> None:
     """The setting."""
     rules = Rules(naive_dates="reject")
-    assert value_of(json_of('"due_date":"2026-01-11T20:58:34"'), "due_date", rules) == "invalid_date"
-    assert value_of(json_of('"due_date":"2026-01-11T20:58:34Z"'), "due_date", rules) != "invalid_date"
+    for text in ("2026-01-11", "2026-01-11T20:58:34"):
+        assert value_of(json_of(f'"due_date":"{text}"'), "due_date", rules) == "invalid_date"
+        assert value_of(xml_of(f"<due_date>{text}</due_date>"), "due_date", rules) == "invalid_date"
+    for text in ("2026-01-11T20:58:34Z", "2026-01-11T20:58z", "2026-01-11T21:58:34+01"):
+        assert value_of(json_of(f'"due_date":"{text}"'), "due_date", rules) != "invalid_date"
+        assert value_of(xml_of(f"<due_date>{text}</due_date>"), "due_date", rules) != "invalid_date"
+    assert value_of(json_of('"due_date":"/Date(0)/"'), "due_date", rules) == datetime(1970, 1, 1, tzinfo=UTC)
+    struct = STRUCT.replace("Z<", "<")
+    assert value_of(xml_of(f"<due_date>{struct}</due_date>"), "due_date", rules) == datetime(2026, 1, 11, tzinfo=UTC)
 
 
 # ---- section 5: XML
@@ -326,6 +409,34 @@ STRUCT = "<DateTime>2026-01-11T00:00:00Z</DateTime><OffsetMinutes>60</OffsetMinu
         (xml_of("<b:subject xmlns:b='urn:b'>a</b:subject><subject>a</subject>"), None),
         (xml_of("text"), "malformed_xml"),
         (xml_of("<subject>"), "malformed_xml"),
+        (xml_of("<subject>a]]>b</subject>"), "malformed_xml"),
+        (xml_of("<p:subject/>"), "malformed_xml"),
+        (xml_of("<![CDATA[text]]>"), "malformed_xml"),
+        (xml_of("\u00a0"), "malformed_xml"),
+        (xml_of("<x>text</x>"), None),
+        (xml_of("<x>" * 300 + "</x>" * 300), "malformed_xml"),
+        (xml_of("<subject><x></subject>", attributes=' xmlns="http://x/Société"'), "malformed_xml"),
+        (xml_of("<subject><![CDATA[<!DOCTYPE a>]]></subject>"), None),
+        (xml_of("<!DOCTYPE a>"), "malformed_xml"),
+        (FakeDelivery(b"<!-- <!DOCTYPE a> --><?p <!DOCTYPE a> ?>" + GOOD_XML), None),
+        (FakeDelivery(b"<!-- c --><?p?>\n<!DOCTYPE a>" + GOOD_XML), "dtd_forbidden"),
+        (FakeDelivery(b" <?xml version='1.0'?>" + GOOD_XML), "malformed_xml"),
+        (FakeDelivery(GOOD_XML * 2), "malformed_xml"),
+        (FakeDelivery(b"<task>text</task>"), "wrong_root"),
+        (FakeDelivery(b"<task>"), "malformed_xml"),
+        (xml_of("<id>1</id>"), "duplicate_field"),
+        (xml_of("<modified_dateutc/><modified_dateutc/>"), "duplicate_field"),
+        (xml_of('<task_id i:nil="true"/><is_closed i:nil="true"/><due_date i:nil="true"/>'), None),
+        (xml_of('<x/><task_id i:nil="1"/><is_closed i:nil="1"/><due_date i:nil="1"/>'), None),
+        (xml_of(f"<task_id>{ID}<x/></task_id>"), "invalid_uuid"),
+        (xml_of("<is_closed>true<x/></is_closed>"), "invalid_boolean"),
+        (xml_of("<due_date>2026-01-11<x/></due_date>"), "invalid_date"),
+        (FakeDelivery(f'<task_activity_log xmlns:i="{XSI}"><id></id></task_activity_log>'.encode()), "missing_id"),
+        (
+            FakeDelivery(f'<task_activity_log xmlns:i="{XSI}"><id i:nil="true"/></task_activity_log>'.encode()),
+            "missing_id",
+        ),
+        (FakeDelivery(f'<task_activity_log xmlns:i="{XSI}"><id> </id></task_activity_log>'.encode()), "invalid_uuid"),
         (xml_of("<subject>&#xB;</subject>"), "malformed_xml"),
         (xml_of("<subject>&other;</subject>"), "malformed_xml"),
         (xml_of("<subject><b/></subject>"), "invalid_string"),
@@ -371,6 +482,13 @@ def test_xml_documents(delivery: FakeDelivery, code: str | None) -> None:
         (f'<due_date i:nil="">{STRUCT}</due_date>', "due_date", "invalid_boolean"),
         (f"<due_date>{STRUCT.replace('60', '841')}</due_date>", "due_date", "invalid_date"),
         (f"<due_date>{STRUCT.replace('60', '')}</due_date>", "due_date", "invalid_date"),
+        (f"<due_date>{STRUCT.replace('60', ' -840 ')}</due_date>", "due_date", datetime(2026, 1, 11, tzinfo=UTC)),
+        (
+            '<due_date><DateTime>2026-01-11</DateTime><OffsetMinutes i:nil="true"/></due_date>',
+            "due_date",
+            "invalid_date",
+        ),
+        ('<due_date><DateTime i:nil="true"/><OffsetMinutes>0</OffsetMinutes></due_date>', "due_date", "invalid_date"),
         (f"<due_date>{STRUCT}text</due_date>", "due_date", "invalid_date"),
         (f"<due_date>{STRUCT}<other/></due_date>", "due_date", "invalid_date"),
         ("<due_date><DateTime>2026-01-11T00:00:00Z</DateTime><other/></due_date>", "due_date", "invalid_date"),
@@ -412,6 +530,22 @@ def test_a_reference_to_itself_is_an_error() -> None:
     assert value_of(xml_of(f"<subject {loop}/>"), "subject") == "invalid_string"
 
 
+@pytest.mark.parametrize(
+    "delivery",
+    [
+        json_of('"subject":null,"modified_dateutc":"x","y":1'),
+        json_of('"Subject":null,"modified_dateutc":{}'),
+        xml_of('<subject i:nil="true"/><modified_dateutc>x</modified_dateutc>'),
+        xml_of('<subject i:nil="true"/><modified_dateutc><x/></modified_dateutc>'),
+    ],
+)
+def test_what_was_there_is_known(delivery: FakeDelivery) -> None:
+    """The fields that may be set, null as well; not those that are ignored."""
+    found = outcome(FakeDelivery(delivery.body, content_type=delivery.content_type))
+    assert not isinstance(found, str)
+    assert found.record.model_fields_set == {"id", "subject"}
+
+
 def test_absent_and_nil_are_told_apart() -> None:
     """A merge keeps what is absent and clears what is nil."""
     found = outcome(xml_of('<subject i:nil="true"/>'))
@@ -449,6 +583,37 @@ def test_xml_replies_are_in_ordinal_order_with_three_digits() -> None:
         '<user_id i:nil="true"/></task_activity_log>'
     )
     assert list(encoded.replaced) == ["subject"]
+
+
+def test_requests_are_encoded_with_the_fields_that_were_set() -> None:
+    """For publishers, whatever is done with nulls in replies; instants with all their digits."""
+    body = f'{{"id":"{ID}","subject":null,"due_date":"2026-01-11T20:58:34.720383+00:00","is_closed":false}}'.encode()
+    record = decode(FakeDelivery(body), Rules()).record
+    for nulls in ("emit", "omit"):
+        assert wire.encode(record, "application/json", nulls).body == body
+        assert wire.encode(record, "application/xml", nulls).body.decode() == (
+            f'<task_activity_log xmlns:i="{XSI}"><due_date>2026-01-11T20:58:34.720383Z</due_date><id>{ID}</id>'
+            '<is_closed>false</is_closed><subject i:nil="true"/></task_activity_log>'
+        )
+
+
+def test_a_request_that_xml_has_no_form_for_is_refused() -> None:
+    """Replaced characters would be stored."""
+    record = decode(json_of('"subject":"\\u0001","description":"\\u0002"'), Rules()).record
+    assert wire.encode(record, "application/json").replaced == ()
+    with pytest.raises(Rejected) as caught:
+        wire.encode(record, "application/xml")
+    assert [(error.field, error.code) for error in caught.value.problem.errors] == [
+        ("subject", "invalid_string"),
+        ("description", "invalid_string"),
+    ]
+
+
+@pytest.mark.parametrize("held", ["", ',"modified_dateutc":null', ',"modified_dateutc":""'])
+def test_a_stored_record_needs_its_instant(held: str) -> None:
+    """Of a reply."""
+    with pytest.raises(Rejected, match="invalid_date"):
+        wire.decode_stored(f'{{"id":"{ID}"{held}}}'.encode(), "application/json")
 
 
 def test_all_bad_fields_are_named_and_the_first_gives_the_code() -> None:
