@@ -2,6 +2,7 @@
 
 import struct
 from datetime import UTC, datetime
+from decimal import Decimal
 
 import pytest
 from hypothesis import given
@@ -125,6 +126,13 @@ def table(*entries: bytes) -> bytes:
         (b"\x01aI\xff\xff\xff\xff", -1),
         (b"\x01ai\xff\xff\xff\xff", 2**32 - 1),
         (b"\x01al" + b"\xff" * 8, -1),
+        (b"\x01at\0", False),
+        (b"\x01aL" + b"\xff" * 8, -1),
+        (b"\x01aT" + (7).to_bytes(8, "big"), 7),
+        (b"\x01aD\x02\0\0\x04\xd2", Decimal("12.34")),
+        (b"\x01aD\0\xff\xff\xff\xff", Decimal(-1)),
+        (b"\x01aA\0\0\0\x02t\x01", b"t\x01"),
+        (b"\x01aS\0\0\x01\0" + b"x" * 256, "x" * 256),
         (b"\x01ad" + struct.pack(">d", 1.5), 1.5),
         (b"\x01af" + struct.pack(">f", 0.5), 0.5),
         (b"\x01aV", None),

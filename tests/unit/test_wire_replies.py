@@ -9,10 +9,12 @@ from datetime import UTC, datetime
 from uuid import UUID
 
 import pytest
+from pydantic import ValidationError
 
 from task_activity_log import reply, wire
+from task_activity_log.broker.replies import routing_key
 from task_activity_log.problem import Code, FieldError, Problem, Rejected
-from task_activity_log.record import Applied, Outcome, StoredTaskActivityLog
+from task_activity_log.record import Applied, Outcome, StoredTaskActivityLog, TaskActivityLog
 from task_activity_log.reply import Reply
 from task_activity_log.request import Request, Rules, decode
 from tests.fakes import FakeDelivery
@@ -154,6 +156,15 @@ def test_content_types(content_type: str | None, body: bytes, problem_type: str)
     assert bad.headers == {"x-outcome": "rejected", "x-error-code": "empty_body"}
 
 
+@pytest.mark.parametrize("outcome", ["inserted", "updated", "duplicate", "stale"])
+def test_outcomes_are_said_in_a_header(outcome: str) -> None:
+    """And in the routing key."""
+    found = reply.stored(request(FakeDelivery(BODY)), Applied(Outcome(outcome), STORED), "emit")
+    assert found.headers == {"x-outcome": outcome}
+    assert routing_key(found) == f"stored.{outcome}"
+    assert routing_key(rejection(FakeDelivery(b""))) == "rejected"
+
+
 @pytest.mark.parametrize("content_type", ["text/plain", "application/soap+xml", "xml"])
 def test_a_problem_is_in_json_where_the_format_is_not_known(content_type: str) -> None:
     """Also where its name looks like XML."""
@@ -240,6 +251,14 @@ def test_a_json_reply_is_one_line_whatever_is_in_it() -> None:
     assert b'"subject":"\xc3\xa9\xf0\x9f\x98\x80\\"\\\\\\n\\r\\u0001"' in body
     assert body.startswith(b'{"id":')
     assert b"\n" not in body
+
+
+@pytest.mark.parametrize("bad", [{"id": UUID(int=0)}, {"subject": "\0"}, {"description": "\ud800"}])
+def test_a_record_of_python_values_holds_to_the_same_rules(bad: dict[str, object]) -> None:
+    """Who makes a request in code learns it at once, not from a dead letter."""
+    with pytest.raises(ValidationError):
+        TaskActivityLog(**{"id": UUID(ID), **bad})  # type: ignore[arg-type]
+    assert TaskActivityLog(id=UUID(ID), subject="é😀").subject == "é😀"
 
 
 # ---- problems
