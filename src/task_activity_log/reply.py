@@ -76,7 +76,8 @@ def rejected(
     if isinstance(source, Request):
         delivery, name = source.delivery, source.media_type
     else:
-        delivery, name = source, _media_type(source.content_type, default_media_type)
+        # one that is not there may have been unreadable
+        delivery, name = source, _media_type(source.content_type, None if source.unreadable else default_media_type)
     headers = {"x-outcome": Outcome.REJECTED.value, "x-error-code": problem.code.value}
     return _reply(
         delivery,

@@ -178,6 +178,20 @@ def test_a_problem_has_the_default_format_where_none_is_named() -> None:
     assert reply.rejected(delivery, problem, None).content_type == "application/problem+json"
 
 
+def test_a_message_with_unreadable_properties_is_answered_by_what_could_be_read() -> None:
+    """In its format and with its correlation_id; in JSON where content_type may be what was unreadable."""
+    delivery = FakeDelivery(
+        XML_BODY, None, "text/xml", correlation_id="c", reply_to="r", unreadable="type is not UTF-8"
+    )
+    found = rejection(delivery)
+    assert (found.content_type, found.correlation_id, found.reply_to) == ("application/problem+xml", "c", "r")
+    assert found.headers["x-error-code"] == "invalid_properties"
+    assert b"<detail>Send properties and headers that AMQP can hold: type is not UTF-8.</detail>" in found.body
+    unknown = FakeDelivery(XML_BODY, content_type=None, unreadable="content_type is not UTF-8")
+    problem = Problem(Code.INVALID_PROPERTIES, "d")
+    assert reply.rejected(unknown, problem, "application/xml").content_type == "application/problem+json"
+
+
 def test_a_repeat_of_what_was_deleted_since_is_answered_with_a_problem() -> None:
     """In the request's format."""
     found = reply.stored(request(FakeDelivery(XML_BODY, "m", "text/xml")), Applied(Outcome.DUPLICATE, None), "emit")
@@ -257,7 +271,7 @@ def test_a_json_reply_is_one_line_whatever_is_in_it() -> None:
 def test_a_record_of_python_values_holds_to_the_same_rules(bad: dict[str, object]) -> None:
     """Who makes a request in code learns it at once, not from a dead letter."""
     with pytest.raises(ValidationError):
-        TaskActivityLog(**{"id": UUID(ID), **bad})  # type: ignore[arg-type]
+        TaskActivityLog(**{"id": UUID(ID), **bad})
     assert TaskActivityLog(id=UUID(ID), subject="é😀").subject == "é😀"
 
 
