@@ -28,7 +28,7 @@ test-tls: setup  ## speak mutual TLS with a RabbitMQ and a PostgreSQL of its own
 test-examples: setup  ## run the examples of the documentation (needs Node and npm)
 	@$(PYTHON) -m pytest tests/examples/examples.py $(ARGS)
 
-check: setup  ## lint, format, types, architecture, locks, generated documents
+check: setup  ## lint, format, types, architecture, locks, generated documents, manifests, alerts
 	$(PYTHON) -m ruff check
 	$(PYTHON) -m ruff format --check
 	$(PYTHON) -m mypy
@@ -38,6 +38,7 @@ check: setup  ## lint, format, types, architecture, locks, generated documents
 	$(PYTHON) docs/settings_table.py --check
 	$(PYTHON) docs/telemetry_tables.py --check
 	$(PYTHON) docs/contract_files.py --check
+	$(PYTHON) deploy/check.py
 
 format: setup  ## format the code and mend what can be mended
 	@$(PYTHON) -m ruff check --fix
@@ -58,6 +59,7 @@ docs: setup  ## write the generated parts of the documents
 	@$(PYTHON) docs/settings_table.py
 	@$(PYTHON) docs/telemetry_tables.py
 	@$(PYTHON) docs/contract_files.py
+	@$(PYTHON) deploy/check.py --write
 
 sandbox: setup  ## start a private RabbitMQ and PostgreSQL and keep them until Ctrl-C
 	@$(PYTHON) -m sandbox
