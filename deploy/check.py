@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import kubernetes_validate
+import kubernetes_validate  # type: ignore[import-untyped]  # it has no types
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -133,9 +133,7 @@ def _check_references(name: str, manifests: Sequence[Manifest]) -> None:
     there = {(manifest["kind"], manifest["metadata"]["name"]) for manifest in manifests}
     pods = [manifest["spec"]["template"] for manifest in manifests if "template" in manifest.get("spec", {})]
     labels = [pod["metadata"]["labels"] for pod in pods]
-    services = [
-        manifest["metadata"].get("labels", {}) for manifest in manifests if manifest["kind"] == "Service"
-    ]
+    services = [manifest["metadata"].get("labels", {}) for manifest in manifests if manifest["kind"] == "Service"]
     for manifest in manifests:
         spec = manifest.get("spec", {})
         match manifest["kind"]:

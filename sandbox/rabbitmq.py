@@ -30,7 +30,7 @@ class RabbitMQ(Service):
 
     name = "RabbitMQ"
 
-    def __init__(self, runner: Runner, url: str, management_url: str) -> None:
+    def __init__(self, runner: Runner, url: str, management_url: str, metrics_address: str | None = None) -> None:
         """Take the runner, the AMQP URL of the virtual host to be used, and the management API's with credentials."""
         super().__init__(runner)
         self.url = url
@@ -39,6 +39,8 @@ class RabbitMQ(Service):
         """The AMQP URL of the port for TLS, where there is one."""
         self.management_url = management_url
         """`http://user:password@host:port`, without a path."""
+        self.metrics_address = metrics_address
+        """`host:port` where its exporter for Prometheus listens; None if that is not known."""
 
     @property
     def vhost(self) -> str:
@@ -119,14 +121,14 @@ def from_url(origin: str, url: str, management_url: str, version: str) -> Rabbit
 
 def from_container(image: str, *, durable: bool) -> RabbitMQ:  # noqa: ARG001  # RabbitMQ has no such switch
     """Start the broker from a Docker image that has the management plugin."""
-    password, port, management = secrets.token_hex(16), free_port(), free_port()
+    password, port, management, metrics = secrets.token_hex(16), free_port(), free_port(), free_port()
     container = Container(
         image,
-        ports={5672: port, 15672: management},
+        ports={5672: port, 15672: management, 15692: metrics},
         environment={"RABBITMQ_DEFAULT_USER": _USER, "RABBITMQ_DEFAULT_PASS": password},
         command=None,
     )
-    return _started(container, password, port, management)
+    return _started(container, password, port, management, metrics)
 
 
 def from_binaries(
@@ -139,7 +141,8 @@ def from_binaries(
 
     With `tls` there is a second port, `tls_url`, for clients that have a certificate.
     """
-    password, port, management, epmd_port = secrets.token_hex(16), free_port(), free_port(), free_port()
+    password = secrets.token_hex(16)
+    port, management, metrics, epmd_port = free_port(), free_port(), free_port(), free_port()
     processes = Processes(
         f"the binaries in {directory}", user=unprivileged_user("rabbitmq"), stop_signal=signal.SIGTERM
     )
@@ -149,6 +152,8 @@ def from_binaries(
             f"listeners.tcp.1 = 127.0.0.1:{port}",
             "management.tcp.ip = 127.0.0.1",
             f"management.tcp.port = {management}",
+            "prometheus.tcp.ip = 127.0.0.1",
+            f"prometheus.tcp.port = {metrics}",
             f"default_user = {_USER}",
             f"default_pass = {password}",
             "disk_free_limit.absolute = 50MB",
@@ -177,7 +182,9 @@ def from_binaries(
             RABBITMQ_CONF_ENV_FILE=str(processes.write("rabbitmq-env.conf", "")),
             RABBITMQ_CONFIG_FILE=str(processes.write("rabbitmq.conf", "\n".join(configuration) + "\n")),
             RABBITMQ_ADVANCED_CONFIG_FILE=str(processes.write("advanced.config", "[].\n")),
-            RABBITMQ_ENABLED_PLUGINS_FILE=str(processes.write("enabled_plugins", "[rabbitmq_management].\n")),
+            RABBITMQ_ENABLED_PLUGINS_FILE=str(
+                processes.write("enabled_plugins", "[rabbitmq_management,rabbitmq_prometheus].\n")
+            ),
             RABBITMQ_MNESIA_BASE=str(data / "mnesia"),
             RABBITMQ_LOG_BASE=str(data / "log"),
             RABBITMQ_GENERATED_CONFIG_DIR=str(data / "config"),
@@ -192,7 +199,7 @@ def from_binaries(
     except BaseException:
         processes.close()
         raise
-    broker = _started(processes, password, port, management)
+    broker = _started(processes, password, port, management, metrics)
     broker.tls_url = f"amqps://{_USER}:{password}@localhost:{tls_port}/" if tls else ""
     return broker
 
@@ -227,9 +234,11 @@ def _epmd() -> str:
     return str(found[-1])
 
 
-def _started(runner: Runner, password: str, port: int, management: int) -> RabbitMQ:
+def _started(runner: Runner, password: str, port: int, management: int, metrics: int) -> RabbitMQ:
     credentials = f"{_USER}:{password}@127.0.0.1"
-    broker = RabbitMQ(runner, f"amqp://{credentials}:{port}/", f"http://{credentials}:{management}")
+    broker = RabbitMQ(
+        runner, f"amqp://{credentials}:{port}/", f"http://{credentials}:{management}", f"127.0.0.1:{metrics}"
+    )
     try:
         broker.start()
         _refuse_older(broker.version)
