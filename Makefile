@@ -2,7 +2,7 @@
 
 PYTHON := .venv/bin/python
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run test test-dotnet test-tls test-examples check format bench bench-wire fuzz docs sandbox lock clean
+.PHONY: help setup demo run test test-dotnet test-tls test-examples test-deploy test-image check format bench bench-wire fuzz docs sandbox lock clean
 
 help:  ## show what there is
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -27,6 +27,12 @@ test-tls: setup  ## speak mutual TLS with a RabbitMQ and a PostgreSQL of its own
 
 test-examples: setup  ## run the examples of the documentation (needs Node and npm)
 	@$(PYTHON) -m pytest tests/examples/examples.py $(ARGS)
+
+test-deploy: setup  ## ask all queries of dashboard and alerts of a real Prometheus (installs it where it may)
+	@$(PYTHON) -m pytest tests/deploy/observed.py $(ARGS)
+
+test-image: setup  ## build the image and run it, locked up, beside real services (needs Docker)
+	@$(PYTHON) -m pytest tests/deploy/image.py $(ARGS)
 
 check: setup  ## lint, format, types, architecture, locks, generated documents, manifests, alerts
 	$(PYTHON) -m ruff check

@@ -1,0 +1,121 @@
+"""The image, built and run as deployed: locked up, beside real services. `make test-image` runs it; it needs Docker."""
+
+import asyncio
+import json
+import shutil
+from collections.abc import AsyncIterator
+from pathlib import Path
+from uuid import uuid4
+
+import asyncpg
+import pytest
+
+from sandbox.service import free_port
+from tests.acceptance.test_process import fetch
+from tests.faults.conversation import conversing
+
+ROOT = Path(__file__).parents[2]
+IMAGE = "task-activity-log-worker:test"
+LOCKED_UP = ("--network=host", "--read-only", "--cap-drop=ALL", "--security-opt=no-new-privileges")
+"""Nothing may be written, not even below /tmp. The host's network, as the services are on its loopback."""
+
+pytestmark = pytest.mark.timeout(600)
+
+
+async def docker(*arguments: str, fails: bool = False) -> str:
+    """Run the client; its output."""
+    if shutil.which("docker") is None:
+        pytest.fail("this test needs Docker: install it, and let its engine run", pytrace=False)
+    process = await asyncio.create_subprocess_exec(
+        "docker", *arguments, cwd=ROOT, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+    )
+    output = (await process.communicate())[0].decode()
+    assert (process.returncode != 0) == fails, output
+    return output.strip()
+
+
+@pytest.fixture
+async def image() -> str:
+    """Its name, built from the work tree; from the cache if nothing changed."""
+    await docker("build", "--network=host", "--quiet", "--file=deploy/Dockerfile", f"--tag={IMAGE}", ".")
+    return IMAGE
+
+
+@pytest.fixture
+async def worker(image: str, own_amqp_url: str, own_database_url: str) -> AsyncIterator[tuple[str, int]]:
+    """Name and HTTP port of a container that runs a worker."""
+    name, port = f"task-activity-log-test-{uuid4().hex}", free_port()
+    variables = (f"--env=AMQP_URL={own_amqp_url}", f"--env=DATABASE_URL={own_database_url}", f"--env=HTTP_PORT={port}")
+    await docker("run", "--detach", f"--name={name}", "--health-interval=1s", *LOCKED_UP, *variables, image, "run")
+    try:
+        yield name, port
+    finally:
+        await docker("rm", "--force", name)
+
+
+async def ready(port: int) -> None:
+    """Return once it consumes."""
+    async with asyncio.timeout(60):
+        while True:
+            try:
+                if (await asyncio.to_thread(fetch, f"http://127.0.0.1:{port}/readyz"))[0] == 200:
+                    return
+            except OSError:
+                await asyncio.sleep(0.02)
+
+
+async def test_the_image_has_what_it_runs_on_and_no_more(image: str) -> None:
+    """Not root by number, the command as process 1, labels, and nothing to build or install with."""
+    (found,) = json.loads(await docker("inspect", image))
+    assert found["Config"]["User"] == "65532:65532"
+    assert found["Config"]["Entrypoint"] == ["task-activity-log"]
+    assert found["Config"]["Labels"]["org.opencontainers.image.title"] == "task-activity-log-worker"
+    assert found["Config"]["Healthcheck"]["Test"][0] == "CMD"
+    look = (
+        "import importlib.util as u, shutil; print([m for m in ('pip', 'setuptools', 'hatchling') if u.find_spec(m)]"
+        " + [t for t in ('cc', 'gcc', 'ld', 'make') if shutil.which(t)])"
+    )
+    for python in ("python", "/usr/local/bin/python3"):
+        assert await docker("run", "--rm", "--entrypoint", python, image, "-c", look) == "[]"
+
+
+async def test_the_image_migrates(image: str, empty_database_url: str) -> None:
+    """Once and again, and a database that is not there is one clear line."""
+
+    async def migrate(url: str, *, fails: bool = False) -> str:
+        return await docker("run", "--rm", *LOCKED_UP, f"--env=DATABASE_URL={url}", image, "migrate", fails=fails)
+
+    for _ in range(2):
+        assert "The schema is at revision" in await migrate(empty_database_url)
+    refused = await migrate(f"postgresql://u:secret@127.0.0.1:{free_port()}/d", fails=True)
+    assert refused.startswith("task-activity-log: not migrated: ")
+    assert "secret" not in refused
+    assert "\n" not in refused
+
+
+async def test_a_container_answers_is_healthy_and_drains(
+    worker: tuple[str, int], own_amqp_url: str, own_database_url: str
+) -> None:
+    """Stopped in the middle of its work it exits with 0, and the next start finishes the rest: nothing is lost."""
+    name, port = worker
+    messages = 3000
+    await ready(port)
+    async with conversing(own_amqp_url) as talk:
+        await asyncio.gather(*(talk.send() for _ in range(messages)))
+        await talk.outcomes(100)
+        await docker("stop", name)
+        (stopped,) = json.loads(await docker("inspect", name))
+        assert (stopped["State"]["ExitCode"], stopped["State"]["OOMKilled"]) == (0, False)
+        assert '"event": "drained"' in await docker("logs", name)
+        await docker("start", name)
+        await ready(port)
+        assert await talk.outcomes(messages - 100) == ["inserted"] * (messages - 100)
+    connection = await asyncpg.connect(own_database_url)
+    try:
+        assert await connection.fetchval("SELECT count(*) FROM task_activity_log") == messages
+    finally:
+        await connection.close()
+    async with asyncio.timeout(30):
+        while await docker("inspect", "--format={{.State.Health.Status}}", name) != "healthy":
+            await asyncio.sleep(0.2)
+    assert await docker("diff", name) == ""
