@@ -86,7 +86,7 @@ def declared(encoding: str) -> str:
         ("application/xml", b'<?xml version="1.0" encoding="iso-8859-1"?>' + GOOD_XML, "unsupported_charset"),
         ("application/xml; charset=utf-8", b'<?xml version="1.0" encoding="iso-8859-1"?>' + GOOD_XML, None),
         ("text/xml", codecs.BOM_UTF16_LE + GOOD_XML.decode().encode("utf-16-le"), None),
-        (" application/json ; CHARSET = utf-8 ", GOOD, None),
+        (" application/json ; CHARSET = utf-16 ", GOOD.decode().encode("utf-16-le"), None),
         ("application/json;charset=", GOOD, None),
         ('application/json; charset=""', GOOD, None),
         ('application/json; charset="iso-8859-1"', GOOD, "unsupported_charset"),
@@ -366,12 +366,14 @@ def test_dates_in_both_formats(text: str, expected: object) -> None:
         ('"/Date()/"', "invalid_date"),
         ("1768165114720", "invalid_date"),
         ('""', None),
+        ("null", None),
         ('" "', "invalid_date"),
     ],
 )
 def test_dates_in_json(value: str, expected: object) -> None:
     """Microsoft's form is JSON's alone, and an empty string is null there."""
-    assert value_of(json_of(f'"due_date":{value}'), "due_date") == expected
+    for beside in BESIDE:
+        assert value_of(json_of(f'{beside}"due_date":{value}'), "due_date") == expected
 
 
 def test_microsofts_form_is_no_date_in_xml() -> None:
