@@ -106,9 +106,11 @@ class Worker(Generic[D]):
             await self._store_all(batch)
 
     async def _set_apart(self, go_on: Sequence[D], suspects: list[D]) -> None:
-        """Settle everything else in hand, then give the suspects back, to come again with nothing else in hand.
+        """Settle everything else in hand, then try the suspect that is left alone.
 
-        All at once, with what must not overtake them: only so does the queue keep their order.
+        Several are given back, to come again one at a time: all at once, with what must not overtake them, as only so
+        does the queue keep their order. One is not, as the next worker might not be free for it either, and so on until
+        it passed for poison.
         """
         self._watch.set_apart(suspects)
         await self._intake.pause("suspect")
@@ -119,7 +121,11 @@ class Worker(Generic[D]):
                 suspects += more
                 await self._store_all(go_on, behind=suspects)
             await self._stored.join()
-            await self._intake.give_back(one_by_one=True)
+            if self._intake.in_hand == 1:
+                await self._store_all(suspects)
+                await self._stored.join()
+            else:
+                await self._intake.give_back(one_by_one=True)
         finally:
             await self._intake.resume("suspect")
 

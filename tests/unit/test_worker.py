@@ -408,3 +408,16 @@ async def test_an_outage_that_ends_with_a_refusal_is_over(refusal: str) -> None:
             await bench.watch.settled(1)
             assert bench.worker.hold_reason is None
         bench.store.locked = set()
+
+
+async def test_a_suspect_that_is_left_alone_is_tried_at_once() -> None:
+    """Given back it might come to other busy workers again and again, and pass for poison without having been tried."""
+    bench = Bench()
+    suspect = replace(upsert(subject="suspect"), attempts=2)
+    others = [upsert() for _ in range(5)]
+    bench.intake.put(others[0], suspect, *others[1:])
+    async with bench.running():
+        await bench.watch.settled(6)
+    assert bench.intake.accepted == [*others, suspect]
+    assert bench.store.waves[-1] == ["suspect"]
+    assert bench.intake.given_back == []
