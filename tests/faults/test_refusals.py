@@ -1,0 +1,145 @@
+"""What the database may say no to, and for how long: a whole worker on a real server."""
+
+import secrets
+from collections.abc import AsyncIterator
+from urllib.parse import urlsplit, urlunsplit
+from uuid import uuid4
+
+import pytest
+
+from task_activity_log.service import Service
+from tests.asking import Connection
+from tests.faults.conversation import conversing, until
+from tests.serving import serving
+
+
+@pytest.fixture
+async def role_url(database_url: str, admin: Connection) -> AsyncIterator[str]:
+    """The DSN for a role of this test alone, which may do what a worker needs; its name and password are one."""
+    name = f"worker_{secrets.token_hex(6)}"
+    await admin.execute(
+        f"""
+        CREATE ROLE {name} LOGIN PASSWORD '{name}';
+        GRANT SELECT, INSERT, UPDATE ON task_activity_log TO {name};
+        GRANT SELECT, INSERT, DELETE ON task_activity_log_inbox TO {name};
+        """
+    )
+    parts = urlsplit(database_url)
+    yield urlunsplit(parts._replace(netloc=f"{name}:{name}@{parts.netloc.rpartition('@')[2]}"))
+    await admin.execute(f"DROP OWNED BY {name}; DROP ROLE {name}")
+
+
+def role_of(url: str) -> str:
+    return urlsplit(url).username or ""
+
+
+def holding(service: Service, reason: str) -> bool:
+    return any(reason in line for line in service.not_ready())
+
+
+async def test_row_security_against_one_row_is_that_rows(amqp_url: str, role_url: str, admin: Connection) -> None:
+    """42501 for one row while others pass: it is refused, they are stored."""
+    await admin.execute(
+        """
+        ALTER TABLE task_activity_log ENABLE ROW LEVEL SECURITY;
+        CREATE POLICY readable ON task_activity_log FOR SELECT USING (true);
+        CREATE POLICY insertable ON task_activity_log FOR INSERT WITH CHECK (subject <> 'guilty');
+        CREATE POLICY updatable ON task_activity_log FOR UPDATE USING (true);
+        """
+    )
+    async with conversing(amqp_url) as talk, serving(amqp_url, role_url):
+        for number in range(12):
+            await talk.send(subject="guilty" if number == 7 else "good")
+        assert await talk.outcomes(12) == ["inserted"] * 11 + ["rejected"]
+        assert [message.headers["x-error-code"] for message in await talk.kept()] == ["refused_by_database"]
+
+
+@pytest.mark.parametrize(
+    "privilege",
+    [
+        "INSERT ON task_activity_log",
+        "UPDATE ON task_activity_log",
+        "SELECT ON task_activity_log",
+        "INSERT ON task_activity_log_inbox",
+    ],
+)
+async def test_a_role_that_may_not_write_holds(amqp_url: str, role_url: str, admin: Connection, privilege: str) -> None:
+    """42501 for everything is nobody's fault who sent a message: the worker holds until the privilege is granted."""
+    async with conversing(amqp_url) as talk, serving(amqp_url, role_url) as service:
+        await admin.execute(f"REVOKE {privilege} FROM {role_of(role_url)}")
+        await talk.send()
+        await until(lambda: holding(service, "not permitted (42501)"))
+        await admin.execute(f"GRANT {privilege} TO {role_of(role_url)}")
+        assert await talk.outcomes(1) == ["inserted"]
+        assert await talk.kept() == []
+
+
+async def test_a_wave_that_is_too_big_for_the_statement_timeout_is_stored_in_parts(
+    amqp_url: str, role_url: str, admin: Connection
+) -> None:
+    """Each row takes 20 ms and a statement may take 300: waves are halved until they pass, and none is refused."""
+    await admin.execute(
+        f"""
+        CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN PERFORM pg_sleep(0.02); RETURN new; END $$;
+        CREATE TRIGGER slow BEFORE INSERT ON task_activity_log FOR EACH ROW EXECUTE FUNCTION slow();
+        ALTER ROLE {role_of(role_url)} SET statement_timeout = '300ms';
+        """
+    )
+    async with conversing(amqp_url) as talk, serving(amqp_url, role_url):
+        for _ in range(60):
+            await talk.send()
+        assert await talk.outcomes(60, seconds=60) == ["inserted"] * 60
+        assert await talk.kept() == []
+
+
+async def test_a_row_that_python_cannot_read_is_said_to_be_so(
+    amqp_url: str, database_url: str, admin: Connection
+) -> None:
+    """Others have dated it to the year 20000, and a merge keeps that: the write stays, the answer is a problem."""
+    identifier = uuid4()
+    await admin.execute(
+        "INSERT INTO task_activity_log (id, due_date) VALUES ($1, '20000-01-01'::timestamptz)", identifier
+    )
+    async with conversing(amqp_url) as talk, serving(amqp_url, database_url, WORKER_UPDATE_MODE="merge"):
+        await talk.send(identifier, subject="merged")
+        await talk.send()
+        assert await talk.outcomes(2) == ["inserted", "rejected"]
+        assert [message.headers["x-error-code"] for message in await talk.kept()] == ["unreadable_record"]
+    assert await admin.fetchval("SELECT subject FROM task_activity_log WHERE id = $1", identifier) == "merged"
+
+
+@pytest.mark.parametrize(
+    ("sqlstate", "reason"), [("53100", "disk full (53100)"), ("53200", "out of resources"), ("57P03", "starting up")]
+)
+async def test_what_a_full_or_starting_server_says_is_waited_out(
+    amqp_url: str, database_url: str, admin: Connection, sqlstate: str, reason: str
+) -> None:
+    """The reason is shown; nobody's message is refused for it."""
+    await admin.execute(
+        f"""
+        CREATE FUNCTION full_up() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN RAISE EXCEPTION 'no' USING ERRCODE = '{sqlstate}'; END $$;
+        CREATE TRIGGER full_up BEFORE INSERT ON task_activity_log FOR EACH ROW EXECUTE FUNCTION full_up();
+        """
+    )
+    async with conversing(amqp_url) as talk, serving(amqp_url, database_url) as service:
+        await talk.send()
+        await until(lambda: holding(service, reason))
+        await admin.execute("DROP TRIGGER full_up ON task_activity_log")
+        assert await talk.outcomes(1) == ["inserted"]
+        assert await talk.kept() == []
+
+
+async def test_too_many_connections_are_waited_out(amqp_url: str, role_url: str, admin: Connection) -> None:
+    """Others have all that there are: the worker holds until one is free."""
+    role = role_of(role_url)
+    async with conversing(amqp_url) as talk, serving(amqp_url, role_url) as service:
+        await talk.send()
+        assert await talk.outcomes(1) == ["inserted"]
+        await admin.execute(f"ALTER ROLE {role} CONNECTION LIMIT 0")
+        await admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = $1", role)
+        await talk.send()
+        await until(lambda: holding(service, "too many connections (53300)"))
+        await admin.execute(f"ALTER ROLE {role} CONNECTION LIMIT -1")
+        assert await talk.outcomes(1) == ["inserted"]
