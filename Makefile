@@ -2,7 +2,7 @@
 
 PYTHON := .venv/bin/python
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run test test-dotnet test-tls test-examples test-deploy test-image check format bench bench-wire fuzz docs sandbox lock clean
+.PHONY: help setup demo run test test-dotnet test-tls test-examples test-deploy test-image check format bench bench-wire chaos fuzz docs sandbox lock clean
 
 help:  ## show what there is
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -55,6 +55,9 @@ bench: setup  ## measure the drain rate beside a plain aio-pika worker
 
 bench-wire: setup  ## measure decoding and encoding against bare pydantic
 	@$(PYTHON) -m benchmarks.wire
+
+chaos: setup  ## kill, freeze and cut everything for SECONDS (60), from SEED (random), with WORKERS; more in ARGS (--order, …)
+	@$(PYTHON) -m chaos $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED)) $(if $(WORKERS),--workers $(WORKERS)) $(ARGS)
 
 fuzz: setup  ## fuzz the wire, a million inputs for each format (installs atheris, which wants Python up to 3.12)
 	@$(PYTHON) -m pip --disable-pip-version-check -q install atheris

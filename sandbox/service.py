@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, Self
 
-READY_LIMIT_SECONDS = 60.0
+READY_LIMIT_SECONDS = 180.0
 """How long a service may take to answer after its process was started."""
 
 

@@ -153,6 +153,7 @@ def own_amqp_url(own_rabbitmq: RabbitMQ) -> Iterator[str]:
     url = own_rabbitmq.create_vhost()
     yield url
     own_rabbitmq.ensure_running()
+    own_rabbitmq.wait_until_ready()  # its management may come later than the rest
     own_rabbitmq.delete_vhost(url)
 
 

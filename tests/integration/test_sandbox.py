@@ -38,7 +38,7 @@ async def kept_message(url: str) -> bytes:
 
     A broker that takes connections may still refuse a queue that is recovering (541): asked again, it has it.
     """
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(180):
         while True:
             with suppress(aio_pika.exceptions.AMQPError, TimeoutError):
                 async with asyncio.timeout(5), await aio_pika.connect(url) as connection:
@@ -86,6 +86,7 @@ def test_a_shared_service_cannot_be_stopped(rabbitmq: RabbitMQ, postgresql: Post
         postgresql.kill()
 
 
+@pytest.mark.timeout(400)  # a slow machine
 async def test_rabbitmq_can_be_killed(own_rabbitmq: RabbitMQ, own_amqp_url: str) -> None:
     """After a kill and after a stop the broker is back on its port with its messages."""
     await keep_one_message(own_amqp_url)
@@ -98,6 +99,7 @@ async def test_rabbitmq_can_be_killed(own_rabbitmq: RabbitMQ, own_amqp_url: str)
     assert await kept_message(own_amqp_url) == b"x"
 
 
+@pytest.mark.timeout(400)  # a slow machine
 async def test_postgresql_can_be_killed(own_postgresql: PostgreSQL) -> None:
     """After a kill and after a stop the server is back on its port with what was committed."""
     url = await asyncio.to_thread(own_postgresql.create_database)
@@ -111,6 +113,7 @@ async def test_postgresql_can_be_killed(own_postgresql: PostgreSQL) -> None:
     assert await fetch(url, "SELECT one FROM kept") == 1
 
 
+@pytest.mark.timeout(400)  # a slow machine
 async def test_services_can_be_paused(own_rabbitmq: RabbitMQ, own_amqp_url: str, own_postgresql: PostgreSQL) -> None:
     """A paused service keeps its connections and answers nothing; afterwards it goes on as if it had been slow."""
     await keep_one_message(own_amqp_url)
@@ -125,6 +128,7 @@ async def test_services_can_be_paused(own_rabbitmq: RabbitMQ, own_amqp_url: str,
     await connection.close()
 
 
+@pytest.mark.timeout(400)  # a slow machine
 @pytest.mark.parametrize("way", ["docker", "binaries"])
 async def test_a_way_can_be_forced(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both services run beside those of the other tests, from where SANDBOX says, and leave nothing behind."""

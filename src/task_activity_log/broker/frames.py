@@ -186,6 +186,7 @@ class TapFactory(TransportFactory):
 
     def __init__(self) -> None:
         self.tap: Tap | None = None
+        self.transport: asyncio.Transport | None = None
 
     async def create(self, url: URL, **kwargs: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """Connect to `url`.
@@ -203,7 +204,7 @@ class TapFactory(TransportFactory):
             )
         except OSError as error:
             raise aiormq.exceptions.AMQPConnectionError(*error.args) from error
-        self.tap = tap
+        self.tap, self.transport = tap, transport
         return reader, asyncio.StreamWriter(transport, tap, reader, loop)
 
 

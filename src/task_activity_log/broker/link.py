@@ -72,8 +72,8 @@ async def connect(options: LinkOptions, purpose: str) -> AsyncIterator[tuple[aio
         client_properties={"connection_name": f"task-activity-log-worker {purpose}"},
     )
     connection.kwargs["transport_factory"] = factory
-    await connection.connect(timeout=options.connect_timeout_seconds)
     try:
+        await connection.connect(timeout=options.connect_timeout_seconds)
         assert factory.tap is not None  # noqa: S101 - connect() has just made it
         yield connection, factory.tap
     finally:
@@ -81,6 +81,8 @@ async def connect(options: LinkOptions, purpose: str) -> AsyncIterator[tuple[aio
         with suppress(*LOST), asking_the_driver():
             async with asyncio.timeout(_CLOSE_SECONDS):
                 await connection.close()
+        if factory.transport is not None:
+            factory.transport.abort()  # what was cut off in the middle of its beginning or its end is closed, too
 
 
 async def supervise(

@@ -1,0 +1,125 @@
+"""Replies that are not taken: by an asker that is full or gone, by nobody, or because the broker has had enough."""
+
+import asyncio
+from urllib.parse import quote, unquote, urlsplit
+
+import aio_pika
+import pytest
+
+from sandbox import RabbitMQ
+from task_activity_log.service import Service
+from tests.faults.conversation import TOPOLOGY, Conversation, conversing, until
+from tests.serving import serving
+
+
+def given_up(service: Service, why: str) -> float:
+    value = service.metrics.registry.get_sample_value("task_activity_log_replies_given_up_total", {"why": why})
+    return value or 0.0
+
+
+async def full_queue(talk: Conversation) -> str:
+    """The name of a queue that takes nothing."""
+    queue = await talk.channel.declare_queue(
+        exclusive=True, arguments={"x-max-length": 1, "x-overflow": "reject-publish"}
+    )
+    await talk.channel.default_exchange.publish(aio_pika.Message(b""), queue.name)
+    return queue.name
+
+
+async def test_the_first_message_may_ask_for_an_answer_where_none_is_taken(amqp_url: str, database_url: str) -> None:
+    """A new consumer has one message in hand: others do not wait until its reply is given up."""
+    async with (
+        conversing(amqp_url) as talk,
+        serving(amqp_url, database_url, WORKER_REPLY_GIVE_UP_SECONDS="600") as service,
+    ):
+        await talk.send(reply_to=await full_queue(talk))
+        await until(lambda: service.in_hand == 1)
+        for _ in range(20):
+            await talk.send()
+        assert await talk.outcomes(20) == ["inserted"] * 20
+        assert service.in_hand == 1
+
+
+async def test_an_asker_that_is_gone_is_given_up_at_once(amqp_url: str, database_url: str) -> None:
+    """Its queue is not there any more: returned, counted, and nobody waits."""
+    async with conversing(amqp_url) as talk, serving(amqp_url, database_url) as service:
+        await talk.send(reply_to="gone")
+        await talk.send()
+        assert await talk.outcomes(1) == ["inserted"]
+        await until(lambda: given_up(service, "returned") == 1)
+        await until(lambda: service.in_hand == 0)
+
+
+async def test_direct_reply_to_answers_and_a_client_that_has_gone_harms_nobody(
+    amqp_url: str, database_url: str
+) -> None:
+    """The pseudo-queue of an RPC client: answered while it is there; afterwards the answer is dropped by the broker."""
+    async with conversing(amqp_url) as talk, serving(amqp_url, database_url) as service:
+        async with await aio_pika.connect(amqp_url) as client:
+            channel = await client.channel()
+            answers: asyncio.Queue[aio_pika.abc.AbstractIncomingMessage] = asyncio.Queue()
+            pseudo = await channel.get_queue("amq.rabbitmq.reply-to", ensure=False)
+            await pseudo.consume(answers.put, no_ack=True)
+            exchange = await channel.get_exchange(TOPOLOGY.requests_exchange, ensure=False)
+            body = b'{"id": "00000000-0000-0000-0000-000000000007"}'
+            request = aio_pika.Message(body, message_id="rpc", reply_to="amq.rabbitmq.reply-to")
+            await exchange.publish(request, "upsert")
+            async with asyncio.timeout(30):
+                answer = await answers.get()
+            assert answer.headers["x-outcome"] == "inserted"
+            await talk.channel.queue_delete(TOPOLOGY.replies_queue)  # holds what comes next, until the client has gone
+            await talk.send()
+            await until(lambda: any("replies returned" in reason for reason in service.not_ready()))
+            await exchange.publish(request, "upsert")
+        queue = await talk.channel.declare_queue(
+            TOPOLOGY.replies_queue, durable=True, arguments=TOPOLOGY.queues()[TOPOLOGY.replies_queue]
+        )
+        await queue.bind(TOPOLOGY.replies_exchange, "#")
+        await until(lambda: service.in_hand == 0)
+        assert service.not_alive() == []
+
+
+@pytest.mark.parametrize("overflow", ["drop-head", "reject-publish"])
+async def test_replies_that_nobody_reads_are_bounded_by_a_policy(
+    amqp_url: str, database_url: str, rabbitmq: RabbitMQ, overflow: str
+) -> None:
+    """The oldest are dropped and work goes on, or the worker holds until there is room: as the policy says."""
+    async with conversing(amqp_url, answers=False) as talk, serving(amqp_url, database_url) as service:
+        vhost = quote(unquote(urlsplit(amqp_url).path[1:]), safe="")
+        policy = {"pattern": "replies$", "definition": {"max-length": 5, "overflow": overflow}, "apply-to": "queues"}
+        await asyncio.to_thread(rabbitmq.api, "PUT", f"/policies/{vhost}/bounded", policy)
+        for _ in range(30):
+            await talk.send()
+        if overflow == "drop-head":
+            await until(lambda: service.in_hand == 0)
+        else:
+            await until(lambda: any("replies refused" in reason for reason in service.not_ready()))
+            replies = await talk.channel.get_queue(TOPOLOGY.replies_queue)
+            await replies.consume(talk.answers.put, no_ack=True)
+            await until(lambda: service.in_hand == 0)
+
+
+async def test_an_alarm_of_the_broker_is_an_outage_like_others(amqp_url: str, database_url: str) -> None:
+    """While publishers are blocked the reason is shown; past the hold limit all is given back; afterwards all is answered."""
+    limits = {"WORKER_HOLD_LIMIT_SECONDS": "0.5", "WORKER_CONFIRM_TIMEOUT_SECONDS": "1"}
+    async with conversing(amqp_url) as talk, serving(amqp_url, database_url, **limits) as service:
+        tap = service._publisher._tap
+        assert tap is not None
+        tap.data_received(_frame(b"\0\x0a\0\x3c" + b"\x04disk"))
+        for _ in range(3):
+            await talk.send()
+        await until(lambda: any("the broker blocks publishers" in reason for reason in service.not_ready()))
+        await until(lambda: "not consuming" in service.not_ready() and service.in_hand == 0)
+        assert service.not_alive() == []
+        tap.data_received(_frame(b"\0\x0a\0\x3d"))
+        # what was stored before is answered by the reply that was held, and as a duplicate when it comes again
+        outcomes = []
+        while outcomes.count("inserted") < 3:
+            outcomes += await talk.outcomes(1)
+        assert set(outcomes) <= {"inserted", "duplicate"}
+        await until(lambda: not service.not_ready())
+
+
+def _frame(method: bytes) -> bytes:
+    """A frame of a method, as the broker sends it on channel 0."""
+    return b"\1\0\0" + len(method).to_bytes(4, "big") + method + b"\xce"
