@@ -1,6 +1,7 @@
 """Replies that are not taken: by an asker that is full or gone, by nobody, or because the broker has had enough."""
 
 import asyncio
+from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
 import aio_pika
@@ -101,7 +102,7 @@ async def test_replies_that_nobody_reads_are_bounded_by_a_policy(
 
 async def test_an_alarm_of_the_broker_is_an_outage_like_others(amqp_url: str, database_url: str) -> None:
     """While publishers are blocked the reason is shown; past the hold limit all is given back; afterwards all is answered."""
-    limits = {"WORKER_HOLD_LIMIT_SECONDS": "0.5", "WORKER_CONFIRM_TIMEOUT_SECONDS": "1"}
+    limits: dict[str, Any] = {"WORKER_HOLD_LIMIT_SECONDS": "0.5", "WORKER_CONFIRM_TIMEOUT_SECONDS": "1"}
     async with conversing(amqp_url) as talk, serving(amqp_url, database_url, **limits) as service:
         tap = service._publisher._tap
         assert tap is not None
@@ -113,7 +114,7 @@ async def test_an_alarm_of_the_broker_is_an_outage_like_others(amqp_url: str, da
         assert service.not_alive() == []
         tap.data_received(_frame(b"\0\x0a\0\x3d"))
         # what was stored before is answered by the reply that was held, and as a duplicate when it comes again
-        outcomes = []
+        outcomes: list[str] = []
         while outcomes.count("inserted") < 3:
             outcomes += await talk.outcomes(1)
         assert set(outcomes) <= {"inserted", "duplicate"}
