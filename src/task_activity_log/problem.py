@@ -127,6 +127,14 @@ class Refused(Exception):
         self.sqlstate = sqlstate
         self.doubtful = doubtful
 
+    @property
+    def problem(self) -> Problem:
+        """What the publisher is told: the SQLSTATE, and nothing of the database's text, which quotes rows."""
+        detail = (
+            f"The database refuses this record (SQLSTATE {self.sqlstate}); correct it, or ask who runs the database."
+        )
+        return Problem(Code.REFUSED_BY_DATABASE, detail)
+
 
 class Unavailable(Exception):
     """The database or the broker is away: hold what is in hand, back off, try again.

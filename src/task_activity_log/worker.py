@@ -17,7 +17,7 @@ from task_activity_log import reply
 from task_activity_log.batch import halve, waves
 from task_activity_log.hold import Abandoned, Hold
 from task_activity_log.ports import Answer, D, DeadLetters, Intake, Replies, Store, Watch
-from task_activity_log.problem import POISON, TIMEOUT, UNREADABLE, Code, Problem, Refused, Rejected, Unavailable
+from task_activity_log.problem import POISON, TIMEOUT, UNREADABLE, Problem, Refused, Rejected, Unavailable
 from task_activity_log.record import Applied, Outcome
 from task_activity_log.request import Request, Rules, decode
 from task_activity_log.suspects import may_mention, part
@@ -108,9 +108,8 @@ class Worker(Generic[D]):
     async def _set_apart(self, go_on: Sequence[D], suspects: list[D]) -> None:
         """Settle everything else in hand, then try the suspect that is left alone.
 
-        Several are given back, to come again one at a time: all at once, with what must not overtake them, as only so
-        does the queue keep their order. One is not, as the next worker might not be free for it either, and so on until
-        it passed for poison.
+        Several go back at once, with what must not overtake them, which keeps their order, and come again one by one.
+        One does not: it might go from one busy worker to the next until it passed for poison.
         """
         self._watch.set_apart(suspects)
         await self._intake.pause("suspect")
@@ -181,7 +180,7 @@ class Worker(Generic[D]):
                 if len(some) > 1:
                     parts += reversed(halve(some))
                 elif isinstance(error, Refused) and not error.doubtful:
-                    answers.append(_refused(some[0], error))
+                    answers.append(_rejected(some[0], error.problem))
                 else:
                     stubborn += some
             else:
@@ -206,7 +205,7 @@ class Worker(Generic[D]):
                 [applied] = await self._until_done(self.store_hold, attempt, stand_down=True)
             except Refused as error:
                 if doubted or not error.doubtful:
-                    return _refused(request, error)
+                    return _rejected(request, error.problem)
                 doubted = True
                 # If we may not write at all, this says so and holds. If we may, it was the row twice.
                 await self._until_done(self.store_hold, self._store.probe, stand_down=True)
@@ -259,8 +258,7 @@ class Worker(Generic[D]):
         """Try until the outside lets us, backing off in between.
 
         Past the hold limit everything in hand is given back, once, and nothing more is taken until it works again.
-        Replies go on being tried, as a repeat of one does no harm. A wave (`stand_down`) is not: it may have been
-        overtaken meanwhile.
+        Replies go on being tried: a repeat does no harm. A wave (`stand_down`) is not: it may have been overtaken.
 
         Raises:
             Abandoned: the worker drains and one last try has failed.
@@ -295,8 +293,3 @@ class Worker(Generic[D]):
 
 def _rejected(request: Request[D], problem: Problem) -> Answer[D]:
     return Answer(request.delivery, reply.rejected(request, problem), problem)
-
-
-def _refused(request: Request[D], error: Refused) -> Answer[D]:
-    detail = f"The database refuses this record (SQLSTATE {error.sqlstate}); correct it, or ask who runs the database."
-    return _rejected(request, Problem(Code.REFUSED_BY_DATABASE, detail))
