@@ -31,7 +31,7 @@ class Conversation:
         await exchange.publish(message, "upsert", mandatory=True)
         return message_id
 
-    async def outcomes(self, count: int, seconds: float = 30) -> list[str]:
+    async def outcomes(self, count: int, seconds: float = 60) -> list[str]:
         """The outcomes of the next replies, sorted."""
         async with asyncio.timeout(seconds):
             return sorted([str((await self.answers.get()).headers["x-outcome"]) for _ in range(count)])
@@ -57,7 +57,7 @@ async def conversing(amqp_url: str, *, answers: bool = True) -> AsyncIterator[Co
         yield conversation
 
 
-async def until(condition: Callable[[], bool], seconds: float = 30) -> None:
+async def until(condition: Callable[[], bool], seconds: float = 60) -> None:
     """Return once a condition holds that has no event."""
     async with asyncio.timeout(seconds):
         while not condition():

@@ -196,7 +196,7 @@ async def test_draining_in_an_outage_ends_inside_the_limit(amqp_url: str, databa
     """Holding or reconnecting: the worker stops, and the message is there for the next one."""
     async with Proxy.to(database_url if away == "database" else amqp_url) as proxy, conversing(amqp_url) as talk:
         urls = (amqp_url, proxy.url) if away == "database" else (proxy.url, database_url)
-        async with asyncio.timeout(20), serving(*urls, **QUICK, WORKER_DRAIN_LIMIT_SECONDS="5") as service:
+        async with asyncio.timeout(60), serving(*urls, **QUICK, WORKER_DRAIN_LIMIT_SECONDS="5") as service:
             proxy.refuse()
             proxy.cut()
             await talk.send()

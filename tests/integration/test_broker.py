@@ -146,7 +146,7 @@ async def prove(intake: Intake, publisher: Publisher) -> None:
 
 async def until_waiting(channel: AbstractChannel, queue: str, count: int) -> None:
     """Return once that many messages are ready in a queue: a quorum queue counts some milliseconds behind."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while (await channel.declare_queue(queue, passive=True)).declaration_result.message_count != count:
             pass
 

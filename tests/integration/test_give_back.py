@@ -61,7 +61,7 @@ async def test_after_suspects_messages_are_taken_one_at_a_time(amqp_url: str) ->
             await intake.accept([delivery])
         for number in range(3):
             await exchange.publish(aio_pika.Message(str(number).encode()), "upsert")
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while intake.in_hand < 3:
                 await asyncio.sleep(0)
     running.cancel()

@@ -254,7 +254,7 @@ async def test_a_network_that_is_silent(database_url: str, monkeypatch: pytest.M
     monkeypatch.setattr(Link, "_CLOSE_SECONDS", 0.2)
     async with (
         Proxy.to(database_url) as proxy,
-        asyncio.timeout(5),
+        asyncio.timeout(60),
         opened(proxy.url, command_timeout=0.2, connect_timeout=0.2) as store,
     ):
         await store.apply([ask()])
