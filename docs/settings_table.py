@@ -17,7 +17,7 @@ def table() -> str:
     """The settings as a Markdown table."""
     rows = ["| variable | default | what it does |", "| --- | --- | --- |"]
     for name, field in Settings.model_fields.items():
-        default = "(needed)" if field.is_required() else f"`{_shown(field.default)}`"
+        default = "(needed)" if field.is_required() else "" if field.default is None else f"`{_shown(field.default)}`"
         choices = ", ".join(f"`{choice}`" for choice in get_args(field.annotation) if isinstance(choice, str))
         text = f"{field.description} One of {choices}." if choices else field.description
         rows.append(f"| `{variable(name)}` | {default} | {text} |")

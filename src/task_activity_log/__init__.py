@@ -4,6 +4,7 @@ The house, from the ground up:
 
 record      the record as asked for and as stored                                pure
 problem     what can go wrong, named by what is done about it                    pure
+tls         certificates, by files
 wire/       bytes to record and back, by media type                              pure
 request     delivery to request: media type, update mode, version, key           pure
 reply       outcome to reply: body and properties                                pure
@@ -12,7 +13,7 @@ hold        wait out an outage
 worker      the pipeline: take, decode, store, reply, settle. Start reading here
 store       PostgreSQL, with sql/ and migrations/
 broker/     RabbitMQ
-telemetry/  logs, metrics, health
+telemetry/  names (all that is shown), metrics, logs, watch, tracing, health
 service     puts it together; signals, drain
 settings    all that can be set
 client      for publishers

@@ -2,6 +2,7 @@
 
 link            one connection: opened, watched, rebuilt as a whole
 topology        queues and exchanges: declared or checked
+inspection      a look at them that changes nothing, for `check`
 intake          deliveries in, at the pace that is safe
 consumer        one channel: what is out on loan, and how it is settled
 publisher       confirmed publishing in batches
