@@ -10,6 +10,7 @@ from uuid import uuid4
 
 import aio_pika
 import pytest
+import structlog
 
 from sandbox import RabbitMQ
 from task_activity_log import migrations
@@ -73,14 +74,16 @@ async def test_before_the_first_start_the_schema_alone_is_broken_and_nothing_is_
 
 
 async def test_beside_a_running_worker_nothing_is_broken(rabbitmq: RabbitMQ, amqp_url: str, database_url: str) -> None:
-    """All is there, and with a second worker the order per record is a warning."""
+    """All is there, and with a second worker the order per record is a warning, of its own at its start too."""
     async with serving(amqp_url, database_url):
         found = await look(amqp_url, database_url, rabbitmq)
         assert worst(found) == []
         assert ("fine", f"queue {UPSERT}", "delivery limit 20") in [(one.verdict, one.what, one.found) for one in found]
-        async with serving(amqp_url, database_url):
-            found = await look(amqp_url, database_url, rabbitmq)
-            assert ("order per record", "2 consumers") in worst(found, "warning")
+        with structlog.testing.capture_logs() as events:
+            async with serving(amqp_url, database_url):
+                found = await look(amqp_url, database_url, rabbitmq)
+                assert ("order per record", "2 consumers") in worst(found, "warning")
+        assert [event["count"] for event in events if event["event"] == "other_consumers"] == [1]
 
 
 async def test_a_worker_that_owns_no_topology_misses_it(amqp_url: str, database_url: str) -> None:
