@@ -2,7 +2,7 @@
 
 With --write it writes the Kubernetes component of the alerts from prometheus/rules.yaml instead.
 
-Tools that belong to the machine, kubectl and promtool, are used where they are; a machine without them checks less.
+Tools of the machine, kubectl and promtool, are used where they are; a machine without them checks less.
 Kubernetes' own kinds are held strictly against its published schemas, of the oldest release that is supported and of
 the newest known; the shape of other operators' kinds is held by tests/unit/test_deploy.py.
 """
@@ -62,10 +62,7 @@ def check_prometheus_rule() -> str:
 
 def check_dockerfile() -> str:
     """Nothing that hadolint knows to be unwise."""
-    hadolint = shutil.which("hadolint", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
-    if hadolint is None:
-        return "the Dockerfile was not looked at: there is no hadolint for this machine"
-    _run([hadolint, "--no-color", str(DEPLOY / "Dockerfile")])
+    _run([str(Path(sys.executable).with_name("hadolint")), "--no-color", str(DEPLOY / "Dockerfile")])
     return "the Dockerfile has nothing that hadolint knows to be unwise"
 
 

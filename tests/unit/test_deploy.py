@@ -1,6 +1,7 @@
 """What is deployed fits what is built: names of metrics, settings, queues, limits. `make check` renders and validates."""
 
 import fnmatch
+import json
 import re
 from collections.abc import Iterator, Mapping
 from functools import cache
@@ -64,6 +65,19 @@ def test_every_metric_of_the_worker_is_asked_for() -> None:
     assert {name for name in METRICS if not any(each.startswith(name) for each in asked)} == {
         "task_activity_log_draining"
     }
+
+
+def test_the_dashboard_asks_four_questions_in_order_and_explains_its_answers() -> None:
+    """Whoever looks at night reads from the top; each panel says what it means."""
+    panels = json.loads(queries.DASHBOARD.read_text(encoding="utf-8"))["panels"]
+    assert [panel["title"] for panel in panels if panel["type"] == "row"] == [
+        "Is it well?",
+        "Is it keeping up?",
+        "What is it refusing?",
+        "Where is the time?",
+    ]
+    assert [panel["title"] for panel in panels if panel["type"] != "row" and not panel["description"]] == []
+    assert len({panel["id"] for panel in panels}) == len(panels)
 
 
 @pytest.mark.parametrize("name", queries.alerts())
