@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import os
-import ssl
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -195,21 +194,32 @@ class Settings(BaseModel):
     @model_validator(mode="after")
     def _tls_is_of_use(self) -> Self:
         problems = []
-        for service, tls, files in (("AMQP", self.amqp_tls, "amqp"), ("DATABASE", self.database_tls, "database")):
-            if getattr(self, f"{files}_key_file") and not getattr(self, f"{files}_certificate_file"):
-                problems.append(f"WORKER_{service}_KEY_FILE: needs WORKER_{service}_CERTIFICATE_FILE beside it")
+        for service, tls in (("amqp", self.amqp_tls), ("database", self.database_tls)):
+            absent = [problem for kind in ("ca", "certificate", "key") if (problem := self._unreadable(service, kind))]
+            name = f"{PREFIX}{service.upper()}"
+            if absent:
+                problems += absent
+            elif tls is not None and tls.key and not tls.certificate:
+                problems.append(f"{name}_KEY_FILE: needs {name}_CERTIFICATE_FILE beside it")
             elif tls is not None:
                 try:
                     tls.context()
-                except ssl.SSLError:
-                    problems.append(f"WORKER_{service}_…_FILE: not the PEM files of a certificate and its key")
-                except OSError as error:
-                    problems.append(f"WORKER_{service}_…_FILE: cannot be read ({error.strerror})")
+                except OSError:
+                    problems.append(f"{name}_…_FILE: not the PEM files of certificates and of a key that fits")
         if self.amqp_tls is not None and not self.amqp_url.get_secret_value().startswith("amqps:"):
             problems.append("AMQP_URL: should begin with amqps://, as there are files for TLS")
         if problems:
             raise ValueError("\n".join(problems))
         return self
+
+    def _unreadable(self, service: str, kind: str) -> str | None:
+        path: Path | None = getattr(self, f"{service}_{kind}_file")
+        try:
+            if path is not None:
+                path.open("rb").close()
+        except OSError as error:
+            return f"{variable(f'{service}_{kind}_file')}: cannot be read ({error.strerror})"
+        return None
 
     @property
     def secret_urls(self) -> tuple[str, ...]:

@@ -103,9 +103,9 @@ def test_every_setting_says_what_it_does() -> None:
     ("variables", "error"),
     [
         ({"WORKER_AMQP_KEY_FILE": "{garbage}"}, "WORKER_AMQP_KEY_FILE: needs WORKER_AMQP_CERTIFICATE_FILE beside it"),
-        ({"WORKER_AMQP_CA_FILE": "{absent}"}, "WORKER_AMQP_…_FILE: cannot be read (No such file or directory)"),
-        ({"WORKER_DATABASE_CA_FILE": "{garbage}"}, "WORKER_DATABASE_…_FILE: not the PEM files of a certificate"),
-        ({"WORKER_DATABASE_CERTIFICATE_FILE": "{garbage}"}, "WORKER_DATABASE_…_FILE: not the PEM files of a cert"),
+        ({"WORKER_AMQP_CA_FILE": "{absent}"}, "WORKER_AMQP_CA_FILE: cannot be read (No such file or directory)"),
+        ({"WORKER_DATABASE_CA_FILE": "{garbage}"}, "WORKER_DATABASE_…_FILE: not the PEM files"),
+        ({"WORKER_DATABASE_CERTIFICATE_FILE": "{garbage}"}, "WORKER_DATABASE_…_FILE: not the PEM files"),
     ],
 )
 def test_files_for_tls_that_are_of_no_use_are_refused_at_start(
