@@ -155,6 +155,7 @@ class Service:
             alive=self.not_alive,
             status=self._status,
             metrics=self.metrics.exposition,
+            redact=logs.Redaction(secrets_of(self._settings)).text,
         )
         server = HealthServer(health, self._settings.http_host, self._settings.http_port)
         self._http_port = server.port
@@ -278,6 +279,11 @@ class Service:
         }  # fmt: skip
 
 
+def secrets_of(settings: Settings) -> set[str]:
+    """What must never be shown."""
+    return {secret for url in settings.secret_urls for secret in logs.secrets_in(url)}
+
+
 def topology_of(settings: Settings) -> Topology:
     """The names that the settings give to queues and exchanges."""
     return Topology(
@@ -317,8 +323,7 @@ def run(settings: Settings) -> None:
     Raises:
         OSError: HTTP_HOST and HTTP_PORT cannot be served on.
     """
-    secrets = {found for url in settings.secret_urls for found in logs.secrets_in(url)}
-    logs.configure(settings.log_format, settings.log_level, secrets)
+    logs.configure(settings.log_format, settings.log_level, secrets_of(settings))
     # Batches make many objects that die together: fewer, later collections, and none of what start-up has made.
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)

@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager, suppress
 import pytest
 
 from task_activity_log.telemetry.health import Health, HealthServer
+from task_activity_log.telemetry.logs import Redaction
 
 
 @contextmanager
@@ -68,6 +69,19 @@ def test_a_loop_that_does_not_move_is_not_alive(monkeypatch: pytest.MonkeyPatch)
             beating.cancel()
 
         asyncio.run(stand_still())
+
+
+def test_what_a_driver_said_is_shown_without_secrets() -> None:
+    """On each page that gives reasons."""
+    health = Health(
+        ready=lambda: ["holding: hunter2hunter2 is wrong"],
+        alive=list,
+        status=lambda: {"holds": "amqp://a:b@c"},
+        metrics=lambda: b'reason="hunter2hunter2"',
+        redact=Redaction({"hunter2hunter2"}).text,
+    )
+    pages = [health.answer(path)[2] for path in ("/readyz", "/status", "/metrics")]
+    assert pages == [b"holding: *** is wrong\n", b'{"holds": "amqp://***@c"}', b'reason="***"']
 
 
 def test_clients_that_dawdle_do_not_keep_a_probe_waiting() -> None:

@@ -13,9 +13,9 @@ from task_activity_log.cli import check_broker
 from task_activity_log.cli.management import Management
 from task_activity_log.database import Row
 from task_activity_log.problem import Unavailable
-from task_activity_log.service import link_of, store_of, topology_of
+from task_activity_log.service import link_of, secrets_of, store_of, topology_of
 from task_activity_log.settings import Settings
-from task_activity_log.telemetry.logs import Redaction, address, is_local, secrets_in
+from task_activity_log.telemetry.logs import Redaction, address, is_local
 
 Verdict = Literal["fine", "unknown", "warning", "broken"]
 _OLDEST_POSTGRESQL = 130_000
@@ -38,7 +38,7 @@ def check(settings: Settings, *, strict: bool) -> int:
     With `strict`, 1 for a warning, too.
     """
     found = asyncio.run(findings(settings))
-    redaction = Redaction({secret for url in settings.secret_urls for secret in secrets_in(url)})
+    redaction = Redaction(secrets_of(settings))
     for line in table(found):
         print(redaction.text(line))
     bad: set[Verdict] = {"broken", "warning"} if strict else {"broken"}

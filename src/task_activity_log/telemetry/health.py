@@ -33,7 +33,10 @@ class Health:
         alive: Callable[[], list[str]],
         status: Callable[[], Mapping[str, object]],
         metrics: Callable[[], bytes],
+        redact: Callable[[str], str] = str,
     ) -> None:
+        """Take what answers; `redact` is the last to see each text, and takes secrets out."""
+        self._redact = redact
         self._ready = ready
         self._alive = alive
         self._status = status
@@ -48,6 +51,10 @@ class Health:
 
     def answer(self, path: str) -> tuple[int, str, bytes]:
         """Status, content type and body for a path."""
+        status, content_type, text = self._page(path)
+        return status, content_type, self._redact(text).encode()
+
+    def _page(self, path: str) -> tuple[int, str, str]:
         stuck = time.monotonic() - self._beat
         frozen = [f"the event loop has not moved for {stuck:.0f} s"] if stuck > _STUCK_SECONDS else []
         match path.partition("?")[0]:
@@ -56,16 +63,16 @@ class Health:
             case "/readyz":
                 return _verdict(frozen + self._ready())
             case "/metrics":
-                return 200, "text/plain; version=0.0.4; charset=utf-8", self._metrics()
+                return 200, "text/plain; version=0.0.4; charset=utf-8", self._metrics().decode()
             case "/status":
-                return 200, "application/json", json.dumps(self._status(), default=str).encode()
+                return 200, "application/json", json.dumps(self._status(), default=str)
             case _:
-                return 404, "text/plain; charset=utf-8", b"there are /livez, /readyz, /metrics and /status\n"
+                return 404, "text/plain; charset=utf-8", "there are /livez, /readyz, /metrics and /status\n"
 
 
-def _verdict(reasons: list[str]) -> tuple[int, str, bytes]:
+def _verdict(reasons: list[str]) -> tuple[int, str, str]:
     text = "".join(f"{reason}\n" for reason in reasons) or "ok\n"
-    return 503 if reasons else 200, "text/plain; charset=utf-8", text.encode()
+    return 503 if reasons else 200, "text/plain; charset=utf-8", text
 
 
 class _Bounded:

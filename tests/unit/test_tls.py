@@ -1,0 +1,102 @@
+"""Contexts made of files, between a client and a server in this process."""
+
+import asyncio
+import ssl
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives import serialization
+
+from task_activity_log.service import link_of
+from task_activity_log.settings import load
+from task_activity_log.tls import Tls
+from tests.tls.authority import Authority
+
+
+def write(directory: Path, name: str, text: str) -> Path:
+    path = directory / name
+    path.write_text(text)
+    return path
+
+
+def issued(authority: Authority, directory: Path, name: str, *, common: str = "worker") -> Tls:
+    """Files of a party that trusts this authority and has a certificate of it."""
+    certificate, key = authority.issue(common)
+    return Tls(
+        write(directory, f"{name}-ca.pem", authority.certificate),
+        write(directory, f"{name}.pem", certificate),
+        write(directory, f"{name}-key.pem", key),
+    )
+
+
+async def shake_hands(client: ssl.SSLContext, directory: Path, authority: Authority) -> str:
+    """Connect to a server of this authority that wants certificates; the name in the client's."""
+    files = issued(authority, directory, "server", common="localhost")
+    server_side = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=files.ca)
+    server_side.verify_mode = ssl.CERT_REQUIRED
+    assert files.certificate is not None
+    server_side.load_cert_chain(files.certificate, files.key)
+
+    async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        peer = writer.get_extra_info("peercert")
+        writer.write(str(peer["subject"][0][0][1]).encode())
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0, ssl=server_side)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=client, server_hostname="localhost")
+        said = await reader.read()
+        writer.close()
+        return said.decode()
+
+
+async def test_both_sides_know_each_other(tmp_path: Path) -> None:
+    """The server sees our certificate, and we trust its."""
+    authority = Authority("ours")
+    assert await shake_hands(issued(authority, tmp_path, "ours").context(), tmp_path, authority) == "worker"
+
+
+async def test_a_stranger_is_not_trusted(tmp_path: Path) -> None:
+    """Its authority is not in our file."""
+    files = issued(Authority("ours"), tmp_path, "ours")
+    with pytest.raises(ssl.SSLCertVerificationError):
+        await shake_hands(files.context(), tmp_path, Authority("a stranger's"))
+
+
+async def test_a_renewed_certificate_is_used_from_the_next_connection_on(tmp_path: Path) -> None:
+    """The files are read anew for each, so that a worker need not be restarted for them."""
+    authority = Authority("ours")
+    files = issued(authority, tmp_path, "ours")
+    assert await shake_hands(files.context(), tmp_path, authority) == "worker"
+    issued(authority, tmp_path, "ours", common="renewed")
+    assert await shake_hands(files.context(), tmp_path, authority) == "renewed"
+
+
+def test_an_encrypted_key_is_refused_without_asking(tmp_path: Path) -> None:
+    """OpenSSL would ask for its password on the terminal, and wait."""
+    files = issued(Authority("ours"), tmp_path, "ours")
+    assert files.key is not None
+    key = serialization.load_pem_private_key(files.key.read_bytes(), None)
+    locked = serialization.BestAvailableEncryption(b"password")
+    files.key.write_bytes(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, locked))
+    with pytest.raises(ssl.SSLError):
+        files.context()
+
+
+def test_the_settings_name_the_files_for_each_service(tmp_path: Path) -> None:
+    """Each its own; that they reach the drivers, `make test-tls` shows."""
+    authority = Authority("ours")
+    broker, database = issued(authority, tmp_path, "broker"), issued(authority, tmp_path, "database")
+    settings = load(
+        {
+            "AMQP_URL": "amqps://broker",
+            "DATABASE_URL": "postgresql://database",
+            "WORKER_AMQP_CA_FILE": str(broker.ca),
+            "WORKER_AMQP_CERTIFICATE_FILE": str(broker.certificate),
+            "WORKER_AMQP_KEY_FILE": str(broker.key),
+            "WORKER_DATABASE_CA_FILE": str(database.ca),
+        }
+    )
+    assert link_of(settings).tls == broker
+    assert settings.database_tls == Tls(database.ca)
