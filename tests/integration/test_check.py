@@ -140,6 +140,20 @@ async def test_the_permissions_that_are_documented_are_enough(
     assert found == [(f"user {user.name}", "lacks write on amq.default")]
 
 
+async def test_one_who_monitors_sees_all_but_the_permissions(
+    rabbitmq: RabbitMQ, user: User, amqp_url: str, database_url: str
+) -> None:
+    """Limits need no administrator; who may what is shown to one alone."""
+    rabbitmq.api("PUT", f"/users/{user.name}", {"password": "secret", "tags": "monitoring"})
+    user.may(read=".*")
+    async with serving(amqp_url, database_url):
+        found = await look(amqp_url, database_url, MANAGEMENT_URL=login(rabbitmq.management_url, user.name, "secret"))
+    assert "delivery limit 20" in [one.found for one in found]
+    shown = urlsplit(amqp_url).username
+    assert (f"user {shown}", "its permissions are not shown") in worst(found, "unknown")
+    assert not worst(found)
+
+
 async def exchanged(amqp_url: str) -> list[str]:
     """The outcomes of a good message with `reply_to` and a bad one without, as their replies tell."""
     outcomes = []
