@@ -82,12 +82,7 @@ class Service:
             dead_letters=DeadLetters(self._publisher, topology.dead_letters_queue),
             replies=replies if traces is None else traces.replies(replies),
             watch=self._watch,
-            rules=Rules(
-                body_limit=settings.body_limit_bytes,
-                default_media_type=None if settings.default_media_type == "none" else settings.default_media_type,
-                naive_dates=settings.naive_dates,
-                update_mode=UpdateMode(settings.update_mode),
-            ),
+            rules=rules_of(settings),
             batch_max=settings.batch_max,
             nulls=settings.nulls,
             hold_limit_seconds=settings.hold_limit_seconds,
@@ -293,6 +288,16 @@ def topology_of(settings: Settings) -> Topology:
         requests_exchange=settings.requests_exchange,
         replies_exchange=settings.replies_exchange,
         single_active_consumer=settings.single_active_consumer,
+    )
+
+
+def rules_of(settings: Settings) -> Rules:
+    """What the settings say of requests."""
+    return Rules(
+        body_limit=settings.body_limit_bytes,
+        default_media_type=None if settings.default_media_type == "none" else settings.default_media_type,
+        naive_dates=settings.naive_dates,
+        update_mode=UpdateMode(settings.update_mode),
     )
 
 

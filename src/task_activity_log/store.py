@@ -6,10 +6,11 @@ import json
 import re
 from asyncio import gather
 from collections.abc import Awaitable, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from importlib import resources
 from operator import attrgetter
 from typing import Any
+from uuid import UUID
 
 from task_activity_log.database import NOT_MIGRATED, Connection, Link, Row, connect
 from task_activity_log.problem import Refused, Unavailable
@@ -170,6 +171,15 @@ class Store:
         """
         [row] = await self._tend(self._maintenance, _CHECK)
         return row
+
+    async def modified(self, ids: Sequence[UUID]) -> dict[UUID, datetime]:
+        """When each of these records was changed last; those that are not there, or cannot be read, are left out.
+
+        Raises:
+            Unavailable: the database is away, or we may not ask.
+        """
+        rows = await self._tend(self._maintenance, _READ, ids)
+        return {row["id"]: row["modified_dateutc"] for row in rows if row["modified_dateutc"] is not None}
 
     async def _tend(self, link: Link, statement: str, *arguments: object) -> list[Row]:
         """Ask what belongs to no message: there is none that a refusal could be the fault of."""

@@ -56,6 +56,10 @@ class LinkOptions:
     """Files for TLS, instead of what the URL says."""
     heartbeat_seconds: int = 10
     connect_timeout_seconds: float = 10.0
+    program: str = "task-activity-log-worker"
+    """What the broker's management shows as the connection's owner."""
+    on_outage: Callable[[str], None] | None = None
+    """Told why there is no connection, instead of the log: for programs that are no service."""
 
 
 @asynccontextmanager
@@ -69,7 +73,7 @@ async def connect(options: LinkOptions, purpose: str) -> AsyncIterator[tuple[aio
     connection = aio_pika.Connection(
         URL(options.url).update_query(heartbeat=options.heartbeat_seconds),
         ssl_context=options.tls.context() if options.tls else None,
-        client_properties={"connection_name": f"task-activity-log-worker {purpose}"},
+        client_properties={"connection_name": f"{options.program} {purpose}"},
     )
     connection.kwargs["transport_factory"] = factory
     try:
@@ -86,7 +90,10 @@ async def connect(options: LinkOptions, purpose: str) -> AsyncIterator[tuple[aio
 
 
 async def supervise(
-    purpose: str, session: Callable[[Callable[[], None]], Awaitable[None]], lost: Callable[[], None]
+    purpose: str,
+    session: Callable[[Callable[[], None]], Awaitable[None]],
+    lost: Callable[[], None],
+    on_outage: Callable[[str], None] | None = None,
 ) -> None:
     """Run `session` again and again, with jittered pauses, until cancelled.
 
@@ -94,6 +101,7 @@ async def supervise(
         purpose: the link's name in logs.
         session: connects, calls what it is given once it is established, and ends when the link is lost.
         lost: called after each session that was established and has ended.
+        on_outage: told why each session ended; nothing is logged then.
     """
     backoff = Backoff(first=0.5, most=10.0)
     established = False
@@ -102,7 +110,8 @@ async def supervise(
         nonlocal established
         established = True
         backoff.reset()
-        log.info("broker_connected", link=purpose)
+        if on_outage is None:
+            log.info("broker_connected", link=purpose)
 
     while True:
         established = False
@@ -115,7 +124,10 @@ async def supervise(
         if established:
             lost()
         delay = backoff.delay()
-        log.warning("broker_unavailable", link=purpose, reason=reason, retry_in_seconds=round(delay, 1))
+        if on_outage is None:
+            log.warning("broker_unavailable", link=purpose, reason=reason, retry_in_seconds=round(delay, 1))
+        else:
+            on_outage(reason)
         await asyncio.sleep(delay)
 
 
@@ -127,7 +139,8 @@ def describe(error: BaseException) -> str:
         return "the broker refuses the user name or password"
     if isinstance(error, TimeoutError):
         return "no answer in time"
-    if isinstance(error, ConnectionClosed) and "vhost" in str(error):
+    # The driver's words where the broker closes instead of opening: "Expected one of ['Connection.OpenOk'] …".
+    if (isinstance(error, ConnectionClosed) and "vhost" in str(error)) or "Connection.OpenOk" in str(error):
         return "the broker does not know this virtual host, or the user may not use it"
     text = " ".join(str(argument) for argument in error.args if argument)[:200]
     return text or type(error).__name__

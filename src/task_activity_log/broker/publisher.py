@@ -165,7 +165,7 @@ class Publisher:
 
     async def run(self) -> None:
         """Keep a channel open until cancelled."""
-        await supervise(self._purpose, self._session, self._on_lost)
+        await supervise(self._purpose, self._session, self._on_lost, self._options.on_outage)
 
     async def _session(self, established: Callable[[], None]) -> None:
         async with connect(self._options, self._purpose) as (connection, tap):
@@ -214,7 +214,7 @@ class Publisher:
                 if (await asyncio.wait({published}, timeout=self._confirm_timeout))[0]:
                     return published.result()
             if self.blocked is None:
-                raise Unavailable("replies not confirmed in time")
+                raise Unavailable(f"{self._purpose} not confirmed in time")
             # The broker takes what is written when the alarm is over: the channel is as good as before.
             blocked = True
             published.add_done_callback(_read)

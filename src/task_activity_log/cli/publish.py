@@ -3,91 +3,252 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
+from types import TracebackType
+from typing import IO, Self
+from uuid import uuid4
 
-from lxml import etree
-
-from task_activity_log.client import Client, ClientError, Upsert
+from task_activity_log.cli import exported
+from task_activity_log.cli.sources import Source, Unreadable, expand, line_of
+from task_activity_log.cli.terminal import (
+    DONE,
+    FAILED,
+    SOME_REJECTED,
+    WRONG_USE,
+    guarded,
+    printable,
+    progress,
+    readable,
+    say,
+)
+from task_activity_log.client import Answer, ClientError, Summary, TaskActivityLogClient, Upsert
+from task_activity_log.client.verdict import verdict
+from task_activity_log.problem import Problem
+from task_activity_log.service import link_of, rules_of
 from task_activity_log.settings import Settings
 
-DONE, FAILED, SOME_REJECTED = 0, 1, 3
+_FEW = 20
+"""Up to so many are shown one by one on a terminal; of more there is a bar and a summary."""
 
 
-class UnreadableFile(Exception):
-    """A file holds no records that could be sent; the text is one line with file, line and reason."""
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What a person can say."""
+
+    timeout: float | None = 60.0
+    dry_run: bool = False
+    wait: bool = True
+    merge: bool = False
+    rejected: Path | None = None
+    run: str = ""
+    stdin_format: str = "jsonl"
 
 
-def publish_files(files: Sequence[Path], settings: Settings, timeout_seconds: float) -> int:
+def publish(paths: Sequence[str], settings: Settings, options: Options) -> int:
     """Publish what the files hold, print the replies, return the exit code. Nothing is sent from an unreadable file."""
-    upserts: list[Upsert] = []
-    code = DONE
-    for path in files:
+    options = replace(options, run=options.run or uuid4().hex[:12])
+    if options.rejected is not None and options.rejected.exists():
+        say(f"{options.rejected} is there already: name another file for the rejected, or remove it")
+        return WRONG_USE
+    work = _Publication(settings, options)
+    return guarded(lambda: work.carry_out(paths), interrupted=lambda: work.explained("interrupted"))
+
+
+def _readable(paths: Sequence[str], options: Options) -> tuple[list[Source], int, bool]:
+    """The sources that can be read to their ends, how many records they hold, and whether there were others."""
+    found: list[Source] = []
+    total, unreadable = 0, False
+    for path in paths:
         try:
-            upserts += list(read(path))
-        except UnreadableFile as error:
-            print(f"task-activity-log: {error}; nothing was sent from it", file=sys.stderr)
-            code = FAILED
-    if upserts:
-        try:
-            code = max(code, asyncio.run(_exchange(upserts, settings, timeout_seconds)))
-        except ClientError as error:
-            print(f"task-activity-log: {error}", file=sys.stderr)
-            return FAILED
-    return code
-
-
-async def _exchange(upserts: Sequence[Upsert], settings: Settings, timeout_seconds: float) -> int:
-    code = DONE
-    async with Client(
-        settings.amqp_url.get_secret_value(),
-        exchange=settings.requests_exchange,
-        connect_timeout_seconds=settings.amqp_connect_timeout_seconds,
-    ) as client:
-        async for answer in client.exchange(upserts, timeout_seconds=timeout_seconds):
-            print(f"{answer.upsert.source}: {answer.outcome}", file=sys.stderr)
-            print(answer.body.decode(), flush=True)
-            if answer.outcome == "rejected":
-                code = SOME_REJECTED
-    return code
-
-
-def read(path: Path) -> Iterator[Upsert]:
-    """The records in a file, as they will be sent. Only the syntax is looked at: the worker judges the fields.
-
-    Raises:
-        UnreadableFile: it is missing, of another kind, or malformed.
-    """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UnreadableFile(f"{path}: {error.strerror}") from None
-    match path.suffix.lower():
-        case ".json":
-            yield _json(path, content, 1, str(path))
-        case ".jsonl" | ".ndjson":
-            for number, line in enumerate(content.split(b"\n"), 1):
-                if line.strip():
-                    yield _json(path, line, number, f"{path}:{number}")
-        case ".xml":
+            sources = list(expand([path], options.stdin_format, options.run))
+        except Unreadable as error:
+            say(f"{error}; nothing was sent from it")
+            unreadable = True
+            continue
+        for source in sources:
             try:
-                etree.fromstring(content, etree.XMLParser(resolve_entities=False, no_network=True))
-            except etree.XMLSyntaxError as error:
-                raise UnreadableFile(f"{path}:{error.lineno}: {error.msg}") from None
-            yield Upsert(content, "application/xml", str(path))
-        case _:
-            raise UnreadableFile(f"{path}: is neither .json, .jsonl nor .xml")
+                total += sum(1 for _ in source.upserts())
+                found.append(source)
+            except Unreadable as error:
+                say(f"{error}; nothing was sent from it")
+                unreadable = True
+    return found, total, unreadable
 
 
-def _json(path: Path, content: bytes, first_line: int, source: str) -> Upsert:
-    try:
-        json.loads(content)
-    except json.JSONDecodeError as error:
-        raise UnreadableFile(f"{path}:{first_line + error.lineno - 1}: {error.msg}") from None
-    except UnicodeDecodeError:
-        raise UnreadableFile(f"{path}:{first_line}: is not UTF-8") from None
-    except RecursionError:
-        raise UnreadableFile(f"{path}:{first_line}: is nested too deeply") from None
-    return Upsert(content, "application/json", source)
+def _upserts(sources: Sequence[Source], options: Options) -> Iterator[Upsert]:
+    for source in sources:
+        for upsert in source.upserts():
+            yield replace(upsert, headers={**upsert.headers, "x-update-mode": "merge"}) if options.merge else upsert
+
+
+def _judge(sources: Sequence[Source], settings: Settings, options: Options) -> int:
+    """Print what the worker would reject."""
+    fine = bad = 0
+    rules = rules_of(settings)
+    for upsert in _upserts(sources, options):
+        found = verdict(upsert.body, upsert.properties(None, ""), rules)
+        if isinstance(found, Problem):
+            bad += 1
+            for field, code, message in [(e.field, e.code, e.message) for e in found.errors] or [
+                ("", found.code, found.detail)
+            ]:
+                print(f"{line_of(upsert, field) if field else upsert.source}: {code}: {message}")
+        else:
+            fine += 1
+    say(f"{fine:,} would be accepted, {bad:,} rejected; nothing was sent")
+    return SOME_REJECTED if bad else DONE
+
+
+class _Publication:
+    """One run: sends, counts, and says what happens."""
+
+    def __init__(self, settings: Settings, options: Options) -> None:
+        self._settings = settings
+        self._options = options
+        self._sources: list[Source] = []
+        self._total = 0
+        self._summary = Summary()
+        self._confirmed = 0
+        self._outage = ""
+
+    def carry_out(self, paths: Sequence[str]) -> int:
+        """Read, then judge or send; the exit code."""
+        self._sources, self._total, unreadable = _readable(paths, self._options)
+        failed = FAILED if unreadable else DONE
+        if self._options.dry_run:
+            return max(_judge(self._sources, self._settings, self._options), failed)
+        if self._total:
+            return max(asyncio.run(self._publish()), failed)
+        if not unreadable:
+            say("there are no records in it")
+        return FAILED
+
+    @property
+    def _few(self) -> bool:
+        return self._total <= _FEW
+
+    async def _publish(self) -> int:
+        try:
+            async with TaskActivityLogClient(
+                link_of(self._settings),
+                exchange=self._settings.requests_exchange,
+                app_id="task-activity-log publish",
+                on_outage=self._away,
+            ) as client:
+                await (self._ask(client) if self._options.wait else self._send(client))
+        except ClientError as error:
+            say(self.explained(str(error)))
+            return FAILED
+        if self._options.wait:
+            say(str(self._summary))
+        else:
+            say(
+                f"{self._confirmed:,} confirmed by the broker in {self._summary.seconds:.1f} s; replies go to the subscribers"
+            )
+        rejected = self._summary.outcomes["rejected"]
+        if rejected and self._options.rejected is not None:
+            say(f"the rejected are in {self._options.rejected}: correct them there and publish that file")
+        elif rejected and not self._few:
+            say("the rejected are dead letters now: task-activity-log dead-letters list")
+        return SOME_REJECTED if rejected else DONE
+
+    async def _ask(self, client: TaskActivityLogClient) -> None:
+        bulk = client.upsert_many(_upserts(self._sources, self._options), timeout=self._options.timeout)
+        self._summary = bulk.summary
+        with progress(0 if self._few else self._total) as bar, _Report(self._options.rejected) as report:
+            async for answer in bulk:
+                if not self._few:
+                    bar.update(bar.task_ids[0], advance=1, description=_outcomes(self._summary))
+                if answer.rejected:
+                    report.add(answer)
+                self._show(answer)
+
+    async def _send(self, client: TaskActivityLogClient) -> None:
+        with progress(self._total) as bar:
+
+            def sent(count: int) -> None:
+                self._confirmed += count
+                bar.update(bar.task_ids[0], advance=count)
+
+            await client.send_many(_upserts(self._sources, self._options), timeout=self._options.timeout, on_sent=sent)
+
+    def _show(self, answer: Answer) -> None:
+        if answer.rejected:
+            count = self._summary.outcomes["rejected"]
+            if count <= _FEW:
+                for bad in answer.problem.errors or (answer.problem,):
+                    name = getattr(bad, "name", "")
+                    where = line_of(answer.upsert, name) if name else answer.upsert.source
+                    say(f"{where}: rejected: {bad.code}: {getattr(bad, 'message', answer.problem.detail)}")
+            elif count == _FEW + 1:
+                say("more are rejected")
+        elif self._few:
+            say(f"{answer.upsert.source}: {answer.outcome}")
+        if not sys.stdout.isatty():
+            print(answer.body.decode(errors="replace"), flush=self._few)
+        elif self._few and not answer.rejected:
+            print(printable(readable(answer.body)))
+
+    def _away(self, reason: str) -> None:
+        if reason != self._outage:
+            say(f"waiting for the broker: {reason}")
+        self._outage = reason
+
+    def explained(self, why: str) -> str:
+        """Why it ended, how far it came, and how to go on."""
+        if not (self._summary.sent or self._confirmed):
+            return why
+        done, what = (self._summary.answered, "answered") if self._options.wait else (self._confirmed, "confirmed")
+        return (
+            f"{why}; {done:,} of {self._total:,} were {what}."
+            f" To go on, add --run {self._options.run}: what was applied is not applied again"
+        )
+
+
+class _Report:
+    """The rejected, as a file to correct and publish. It is made when there is something to write."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._file: IO[str] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def add(self, answer: Answer) -> None:
+        """Write one. Raises `ClientError` where that is not possible."""
+        if self._path is None:
+            return
+        upsert, problem = answer.upsert, answer.problem
+        errors = [f"{bad.code}: {bad.message}" for bad in problem.errors] or [f"{problem.code}: {problem.detail}"]
+        try:
+            self._file = self._file or self._path.open("x", encoding="utf-8")
+            self._file.write(
+                exported.line(
+                    upsert.body,
+                    upsert.content_type,
+                    upsert.message_id,
+                    upsert.headers,
+                    content_encoding=upsert.content_encoding,
+                    source=upsert.source,
+                    problems=errors,
+                )
+                + "\n"
+            )
+            self._file.flush()
+        except OSError as error:
+            raise ClientError(f"{self._path}: {error.strerror}") from None
+
+
+def _outcomes(summary: Summary) -> str:
+    return " · ".join(f"{count:,} {outcome}" for outcome, count in islice(sorted(summary.outcomes.items()), 5))

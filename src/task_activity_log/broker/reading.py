@@ -1,0 +1,97 @@
+"""A queue read by a subscriber, or by a person who looks at it: one session, without supervision of its own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from contextlib import asynccontextmanager, suppress
+
+import aiormq
+
+from task_activity_log.batch import Waiting
+from task_activity_log.broker.consumer import Consumer, RabbitDelivery
+from task_activity_log.broker.frames import Inbound
+from task_activity_log.broker.link import LOST, LinkOptions, asking_the_driver, connect
+
+PREFETCH_MAX = 65_535
+"""AMQP has two bytes for it."""
+
+
+class Reader(Consumer):
+    """A consumer whose deliveries are taken here."""
+
+    def __init__(self, channel: aiormq.abc.AbstractChannel, queue: str) -> None:
+        self.queue = queue
+        self._arrived: Waiting[RabbitDelivery] = Waiting()
+        super().__init__(channel, queue, self._arrived)
+        self._ended = asyncio.ensure_future(self.wait_lost())
+        self._ended.add_done_callback(self._close)
+
+    def _close(self, ended: asyncio.Future[None]) -> None:
+        _ = ended.cancelled() or ended.exception()  # seen, also where nobody takes any more
+        self._arrived.close()
+
+    async def take(self, most: int) -> list[RabbitDelivery]:
+        """What has been delivered, at least one, at most `most`.
+
+        Raises:
+            ConnectionError: the link is lost, or the queue gone. What was delivered and not accepted comes again.
+        """
+        deliveries = await self._arrived.take(most)
+        if not deliveries:
+            await self._ended
+        return deliveries
+
+    async def give_back_some(self, deliveries: Collection[RabbitDelivery]) -> None:
+        """Return these to the queue, in their order, and keep the others."""
+        for delivery in deliveries:
+            self._on_loan.pop(delivery.tag, None)
+            await self._channel.basic_nack(delivery.tag, requeue=True)
+
+    async def remove(self, deliveries: Collection[RabbitDelivery]) -> int:
+        """Accept these, and return when the broker has read that; how many were still on loan.
+
+        The driver only queues an acknowledgement, and drops it if the connection is closed at once.
+        """
+        tags = [delivery.tag for delivery in deliveries if self.holds(delivery.tag)]
+        await self.accept(tags)
+        await self._channel.basic_qos(prefetch_count=PREFETCH_MAX)  # a channel's frames are read in their order
+        return len(tags)
+
+    async def end(self) -> None:
+        """Return everything that was not accepted."""
+        self._ended.cancel()
+        with suppress(*LOST), asking_the_driver():
+            await self.cancel()
+            await self.give_back()
+        self.closed = True
+
+
+@asynccontextmanager
+async def reading(
+    options: LinkOptions,
+    purpose: str,
+    choose: Callable[[aiormq.abc.AbstractChannel], Awaitable[tuple[str, int]]],
+) -> AsyncIterator[Reader]:
+    """Consume a queue; what was not accepted is returned to it at the end.
+
+    Args:
+        options: how to reach the broker.
+        purpose: the link's name in the broker's management.
+        choose: declares or looks at the queue, and says its name and how many may be on loan; 0 for none at all.
+
+    Raises:
+        One of `LOST`: nobody answers, or the broker refuses, for one because there is no such queue.
+    """
+    async with connect(options, purpose) as (connection, tap):
+        opened = await connection.channel(publisher_confirms=False)  # held: the driver only has it weakly
+        channel = await opened.get_underlay_channel()
+        queue, prefetch = await choose(channel)
+        reader = Reader(channel, queue)
+        tap.channels[channel.number] = Inbound(deliver=reader.deliver)
+        try:
+            if prefetch:
+                await reader.register(min(prefetch, PREFETCH_MAX))
+            yield reader
+        finally:
+            await reader.end()

@@ -1,0 +1,89 @@
+"""Messages as lines of JSON: what `publish --rejected` and `dead-letters export` write and `publish` takes again.
+
+A line has the members `content_type`, `message_id`, `headers`, and the body: as `record` where it is JSON that stays the
+same when written anew, as `body` where it is text, else as `body_base64`. `problem` and what else there is, is for the
+person who corrects it.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from task_activity_log.client import Upsert
+
+_BODIES = ("record", "body", "body_base64")
+
+
+def line(body: bytes, content_type: str, message_id: str | None, headers: Mapping[str, object], **more: object) -> str:
+    """One message as a line."""
+    members: dict[str, Any] = {name: value for name, value in more.items() if value is not None}
+    members["content_type"] = content_type
+    if message_id:
+        members["message_id"] = message_id
+    if kept := {name: value for name, value in headers.items() if isinstance(value, str | int)}:
+        members["headers"] = kept
+    name, value = _body(body)
+    return json.dumps({**members, name: value}, ensure_ascii=False)
+
+
+def is_message(parsed: object) -> bool:
+    """Whether parsed JSON is such a line, and not a record: a record has an id."""
+    return isinstance(parsed, dict) and any(name in parsed for name in _BODIES) and "content_type" in parsed
+
+
+def upsert(parsed: dict[str, Any], message_id: str, source: str) -> Upsert:
+    """The request in such a line; `message_id` is for one that has none.
+
+    Raises:
+        ValueError: a member is not what it should be; the text says which.
+    """
+    given = {name: parsed.get(name) for name in ("content_type", "message_id", "headers", "content_encoding")}
+    for name, kinds in (("content_type", str), ("message_id", str), ("headers", dict), ("content_encoding", str)):
+        if given[name] is not None and not isinstance(given[name], kinds):
+            raise ValueError(f"{name} should be {'an object' if kinds is dict else 'a string'}")
+    return Upsert(
+        _bytes(parsed),
+        given["content_type"] or "",
+        message_id=given["message_id"] or message_id,
+        headers=given["headers"] or {},
+        content_encoding=given["content_encoding"],
+        source=source,
+    )
+
+
+def _bytes(parsed: dict[str, Any]) -> bytes:
+    if "record" in parsed:
+        return json.dumps(parsed["record"], ensure_ascii=False, separators=(",", ":")).encode()
+    try:
+        if "body" in parsed:
+            return str(parsed["body"]).encode()
+        return base64.b64decode(parsed["body_base64"], validate=True)
+    except (UnicodeEncodeError, TypeError, ValueError, binascii.Error):
+        raise ValueError("the body is neither text nor base64") from None
+
+
+def _body(body: bytes) -> tuple[str, Any]:
+    try:
+        text = body.decode()
+        text.encode()
+    except UnicodeDecodeError:
+        return "body_base64", base64.b64encode(body).decode()
+    try:
+        parsed = json.loads(text, object_pairs_hook=_once)
+        if isinstance(parsed, dict):
+            json.dumps(parsed, ensure_ascii=False, allow_nan=False).encode()
+            return "record", parsed
+    except (ValueError, RecursionError):
+        pass
+    return "body", text
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        raise ValueError("a member is there twice")
+    return members

@@ -1,0 +1,124 @@
+"""`task-activity-log replies`: follow what the worker answers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from task_activity_log.cli.terminal import DONE, guarded, printable, say
+from task_activity_log.client import ClientError, Reply, subscribe
+from task_activity_log.record import Outcome
+from task_activity_log.service import link_of
+from task_activity_log.settings import Settings
+
+_COLOURS = {"inserted": "32", "updated": "36", "rejected": "31", "duplicate": "2", "stale": "33"}
+_WIDTH = 9  # of the longest outcome
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which replies to show: all that every given choice lets through."""
+
+    ids: frozenset[UUID] = frozenset()
+    outcomes: frozenset[Outcome] = frozenset()
+    codes: frozenset[str] = frozenset()
+
+    @property
+    def all(self) -> bool:
+        """Whether nothing is left out."""
+        return not (self.ids or self.outcomes or self.codes)
+
+    def routing_keys(self) -> Sequence[str]:
+        """What to bind so that at least the wanted ones come."""
+        if self.codes:
+            return ("rejected",)
+        if not self.outcomes:
+            return ("#",)
+        return [one.value if one is Outcome.REJECTED else f"stored.{one.value}" for one in sorted(self.outcomes)]
+
+    def __contains__(self, reply: Reply) -> bool:
+        return (
+            (not self.codes or reply.code in self.codes)
+            and (not self.outcomes or reply.outcome in self.outcomes)
+            and (not self.ids or _id(reply) in self.ids)
+        )
+
+
+def follow(settings: Settings, wanted: Wanted, *, take: bool, as_json: bool, count: int, seconds: float | None) -> int:
+    """Print replies until there were `count` (0: until interrupted) or `seconds` are over."""
+    return guarded(
+        lambda: asyncio.run(_follow(settings, wanted, take=take, as_json=as_json, count=count, seconds=seconds))
+    )
+
+
+async def _follow(
+    settings: Settings, wanted: Wanted, *, take: bool, as_json: bool, count: int, seconds: float | None
+) -> int:
+    replies = subscribe(
+        link_of(settings),
+        queue=settings.replies_queue,
+        exchange=settings.replies_exchange,
+        routing_keys=() if take else wanted.routing_keys(),
+        everything=True,
+        on_outage=lambda reason: say(f"waiting for the broker: {reason}"),
+        most=count if take and count else None,
+        on_connected=lambda: say(f"{'taking' if take else 'following'} replies; Ctrl-C ends it"),
+    )
+    shown = 0
+    try:
+        async with asyncio.timeout(seconds), aclosing(replies):
+            async for reply in replies:
+                if reply not in wanted:
+                    continue
+                print(_json(reply) if as_json else _line(reply), flush=True)
+                shown += 1
+                if shown == count and not take:  # one that is taken is acknowledged when the loop asks for the next
+                    break
+    except TimeoutError:
+        pass
+    return DONE
+
+
+def _id(reply: Reply) -> UUID | None:
+    try:
+        return None if reply.rejected else reply.record.id
+    except ClientError:
+        return None
+
+
+def _json(reply: Reply) -> str:
+    content: dict[str, Any]
+    try:
+        if reply.rejected:
+            problem = reply.problem
+            errors = [{"name": bad.name, "code": bad.code, "message": bad.message} for bad in problem.errors]
+            content = {"problem": {"code": problem.code, "detail": problem.detail, "errors": errors}}
+        else:
+            content = {"record": reply.record.model_dump(mode="json")}
+    except ClientError:
+        content = {"body": reply.body.decode(errors="replace")}
+    members = {"outcome": reply.outcome, "message_id": reply.message_id, "correlation_id": reply.correlation_id}
+    return json.dumps({**members, **content}, ensure_ascii=False)
+
+
+def _line(reply: Reply) -> str:
+    """Time of receipt, outcome, and the record's id and subject, or the request's id and the problem."""
+    try:
+        if reply.rejected:
+            named, told = reply.correlation_id or "-", f"{reply.code}: {reply.problem.detail}"
+        else:
+            named, told = str(reply.record.id), reply.record.subject or ""
+    except ClientError as error:
+        named, told = reply.correlation_id or "-", str(error)
+    cells = [f"{datetime.now().astimezone():%H:%M:%S}", reply.outcome, named, " ".join(printable(told).split())]
+    if not sys.stdout.isatty():
+        return "\t".join(cells)
+    time, outcome, named, told = cells
+    return f"{time}  \033[{_COLOURS.get(outcome, '0')}m{outcome:{_WIDTH}}\033[0m  {named:36}  {told}"

@@ -1,0 +1,150 @@
+"""Files, folders and standard input → upserts."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from hashlib import sha256
+from pathlib import Path
+from uuid import NAMESPACE_URL, uuid5
+
+from lxml import etree
+
+from task_activity_log import wire
+from task_activity_log.cli import exported
+from task_activity_log.client import Upsert
+
+STANDARD_INPUT = "-"
+_LINES = (".jsonl", ".ndjson")
+KNOWN = (".json", *_LINES, ".xml")
+
+
+class Unreadable(Exception):
+    """A file holds no records that could be sent; the text is one line with file, line and reason."""
+
+
+class Source:
+    """One file, or standard input, whose records can be gone through more than once."""
+
+    def __init__(self, path: str, suffix: str, run: str) -> None:
+        """`run` goes into the message_ids: the same file in the same run has the same ones."""
+        self.path = path
+        self._suffix = suffix
+        self._run = run
+        self._piped: bytes | None = None
+
+    def upserts(self) -> Iterator[Upsert]:
+        """The records as they will be sent. Only the syntax is looked at: the worker judges the fields.
+
+        Raises:
+            Unreadable: it is missing, of another kind, or malformed.
+        """
+        if self._suffix in _LINES:
+            yield from self._lines()
+        elif self._suffix == ".json":
+            yield from self._json(self._content(), 1, self.path)
+        elif self._suffix == ".xml":
+            content = self._content()
+            try:
+                etree.fromstring(content, etree.XMLParser(resolve_entities=False, no_network=True))
+            except (etree.XMLSyntaxError, ValueError) as error:
+                raise Unreadable(f"{self.path}:{getattr(error, 'lineno', 1)}: {getattr(error, 'msg', error)}") from None
+            yield Upsert(content, wire.XML, self._message_id(content, self.path), source=self.path)
+        else:
+            raise Unreadable(f"{self.path}: is neither .json, .jsonl nor .xml")
+
+    def _lines(self) -> Iterator[Upsert]:
+        if self.path == STANDARD_INPUT:
+            for number, line in enumerate(self._content().split(b"\n"), 1):
+                yield from self._line(line, number)
+            return
+        try:
+            with Path(self.path).open("rb") as file:
+                for number, line in enumerate(file, 1):
+                    yield from self._line(line, number)
+        except OSError as error:
+            raise Unreadable(f"{self.path}: {error.strerror}") from None
+
+    def _line(self, line: bytes, number: int) -> Iterator[Upsert]:
+        if number == 1:
+            line = line.removeprefix(b"\xef\xbb\xbf")
+        if line := line.strip():
+            yield from self._json(line, number, f"{self.path}:{number}")
+
+    def _json(self, content: bytes, first_line: int, source: str) -> Iterator[Upsert]:
+        try:
+            parsed = json.loads(content)
+        except json.JSONDecodeError as error:
+            raise Unreadable(f"{self.path}:{first_line + error.lineno - 1}: is not JSON: {error.msg}") from None
+        except UnicodeDecodeError:
+            raise Unreadable(f"{self.path}:{first_line}: is not UTF-8") from None
+        except (ValueError, RecursionError):
+            raise Unreadable(f"{self.path}:{first_line}: is nested too deeply, or holds a number too long") from None
+        if isinstance(parsed, list):
+            for number, piece in enumerate(_elements(content), 1):
+                name = f"{source}[{number}]"
+                yield Upsert(piece, message_id=self._message_id(piece, name), source=name)
+        elif exported.is_message(parsed):
+            try:
+                yield exported.upsert(parsed, self._message_id(content, source), source)
+            except ValueError as error:
+                raise Unreadable(f"{source}: {error}") from None
+        else:
+            yield Upsert(content, message_id=self._message_id(content, source), source=source)
+
+    def _message_id(self, body: bytes, source: str) -> str:
+        return str(uuid5(NAMESPACE_URL, f"{self._run}\n{source}\n{sha256(body).hexdigest()}"))
+
+    def _content(self) -> bytes:
+        if self.path != STANDARD_INPUT:
+            try:
+                return Path(self.path).read_bytes()
+            except OSError as error:
+                raise Unreadable(f"{self.path}: {error.strerror}") from None
+        if self._piped is None:
+            self._piped = sys.stdin.buffer.read()
+        return self._piped
+
+
+def expand(paths: Sequence[str], stdin_format: str, run: str) -> Iterator[Source]:
+    """A source for each path; folders are gone through, in the order of their names.
+
+    Raises:
+        Unreadable: a folder holds no file of a known kind.
+    """
+    for path in paths:
+        if path == STANDARD_INPUT:
+            yield Source(path, f".{stdin_format}", run)
+        elif Path(path).is_dir():
+            found = sorted(file for file in Path(path).rglob("*") if file.suffix.lower() in KNOWN and file.is_file())
+            if not found:
+                raise Unreadable(f"{path}: holds no .json, .jsonl or .xml")
+            yield from (Source(str(file), file.suffix.lower(), run) for file in found)
+        else:
+            yield Source(path, Path(path).suffix.lower(), run)
+
+
+def line_of(upsert: Upsert, field: str) -> str:
+    """Where a field of an upsert stands: `file:line`, or only its source if that is a line already or it is not found."""
+    if upsert.source.rpartition(":")[2].isdecimal() or upsert.source.endswith("]"):
+        return upsert.source
+    found = re.search(rf'["<:]{re.escape(field)}["\s/>]'.encode(), upsert.body, re.IGNORECASE)
+    line = upsert.body.count(b"\n", 0, found.start()) + 1 if found else 1
+    return f"{upsert.source}:{line}"
+
+
+def _elements(content: bytes) -> Iterator[bytes]:
+    """The elements of a JSON array that is known to be well-formed, byte for byte."""
+    text = content.decode(json.detect_encoding(content))
+    decoder = json.JSONDecoder()
+    position = text.index("[") + 1
+    while True:
+        while text[position] in " \t\r\n,":
+            position += 1
+        if text[position] == "]":
+            return
+        start = position
+        _, position = decoder.raw_decode(text, start)
+        yield text[start:position].encode()

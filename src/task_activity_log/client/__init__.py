@@ -1,0 +1,45 @@
+"""For publishers, subscribers and the person with the dead letters.
+
+A publisher:
+
+    async with TaskActivityLogClient("amqp://user:password@host/") as client:
+        stored = await client.upsert(TaskActivityLog(id=id, subject="Call back"))
+        print(stored.outcome, stored.record.modified_dateutc)
+
+        bulk = client.upsert_many(records)
+        async for answer in bulk:
+            ...
+        print(bulk.summary)
+
+A subscriber:
+
+    async for reply in subscribe("amqp://user:password@host/"):
+        ...  # acknowledged when the body is left at its end
+
+upserts        the publisher's client
+subscription   the subscriber's loop
+messages       what is sent and what comes back
+dead_letters   look at dead letters, replay and remove them
+"""
+
+from task_activity_log.client.messages import Answer, ClientError, FieldProblem, NoAnswer, Reply, Upsert, UpsertRejected
+from task_activity_log.client.subscription import subscribe
+from task_activity_log.client.upserts import Bulk, Summary, TaskActivityLogClient
+from task_activity_log.record import Outcome, StoredTaskActivityLog, TaskActivityLog
+
+__all__ = [
+    "Answer",
+    "Bulk",
+    "ClientError",
+    "FieldProblem",
+    "NoAnswer",
+    "Outcome",
+    "Reply",
+    "StoredTaskActivityLog",
+    "Summary",
+    "TaskActivityLog",
+    "TaskActivityLogClient",
+    "Upsert",
+    "UpsertRejected",
+    "subscribe",
+]

@@ -1,0 +1,211 @@
+"""What is sent and what comes back: upserts, replies, and what can go wrong between them."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal, Self
+from uuid import uuid4
+
+from lxml import etree
+
+from task_activity_log import wire
+from task_activity_log.broker.consumer import RabbitDelivery
+from task_activity_log.broker.properties import Properties, encode
+from task_activity_log.problem import Rejected
+from task_activity_log.record import Outcome, StoredTaskActivityLog, TaskActivityLog
+
+_PERSISTENT = 2
+_SURELY_SHORT = 60
+_HEADER_MAX = 100_000
+"""Bytes that fit one frame, with what the broker adds."""
+_PROBLEM = "{urn:ietf:rfc:7807}"
+
+
+class ClientError(Exception):
+    """The broker is out of reach, refuses, or what came cannot be read. Its text is one line and says what to do."""
+
+
+class NoAnswer(ClientError):
+    """Nobody answered in time. What was sent is in the worker's queue, or was applied.
+
+    Send `upsert` again and it is applied once: it has the same message_id and body.
+    """
+
+    def __init__(self, text: str, upsert: Upsert) -> None:
+        super().__init__(text)
+        self.upsert = upsert
+
+
+@dataclass(frozen=True, slots=True)
+class FieldProblem:
+    """One bad field of a rejected record."""
+
+    name: str
+    code: str
+    message: str
+
+
+class UpsertRejected(ClientError):
+    """The worker rejected an upsert; a copy of it is in the dead-letter queue."""
+
+    def __init__(self, code: str, detail: str, errors: tuple[FieldProblem, ...] = ()) -> None:
+        super().__init__(f"{code}: {detail}")
+        self.code = code
+        """One of the contract's codes (`task_activity_log.problem.Code`), or a later release's."""
+        self.detail = detail
+        self.errors = errors
+
+
+@dataclass(frozen=True, slots=True)
+class Upsert:
+    """A request as it is sent. The same one sent again is applied once."""
+
+    body: bytes
+    content_type: str = wire.JSON
+    message_id: str = field(default_factory=lambda: str(uuid4()))
+    headers: Mapping[str, object] = field(default_factory=dict)
+    """Text, integers and booleans."""
+    content_encoding: str | None = None
+    source: str = ""
+    """Where it came from, for the person who reads the answer. Not sent."""
+
+    def __post_init__(self) -> None:
+        """Refuse what AMQP has no form for.
+
+        Raises:
+            ValueError: message_id, content type or headers are too long, or a header's number is too big.
+        """
+        if self.headers or self.content_encoding or len(self.message_id) + len(self.content_type) > _SURELY_SHORT:
+            try:
+                size = len(encode(self.properties(None, ""), 0))
+            except (ValueError, OverflowError):
+                raise ValueError("message_id, content type or a header does not fit AMQP's limits") from None
+            if size > _HEADER_MAX:
+                raise ValueError(f"the headers take more than {_HEADER_MAX} bytes")
+
+    @classmethod
+    def of(
+        cls,
+        record: TaskActivityLog,
+        *,
+        message_id: str | None = None,
+        version: int | None = None,
+        mode: Literal["replace", "merge"] | None = None,
+    ) -> Self:
+        """The request for a record: the fields that were set.
+
+        Args:
+            record: what to store.
+            message_id: that of an earlier attempt; None makes a new one.
+            version: applied only if higher than every version of this record before (`x-version`).
+            mode: whether a field that was not set becomes null (`replace`) or keeps its value (`merge`); None leaves
+                it to the worker's setting.
+        """
+        headers: dict[str, object] = {}
+        if version is not None:
+            headers["x-version"] = version
+        if mode is not None:
+            headers["x-update-mode"] = mode
+        return cls(wire.encode(record, wire.JSON).body, message_id=message_id or str(uuid4()), headers=headers)
+
+    def properties(self, reply_to: str | None, app_id: str) -> Properties:
+        """The AMQP properties that it is sent with."""
+        return Properties(
+            content_type=self.content_type,
+            content_encoding=self.content_encoding,
+            headers=self.headers,
+            delivery_mode=_PERSISTENT,
+            reply_to=reply_to,
+            message_id=self.message_id,
+            timestamp=int(time.time()),
+            app_id=app_id,
+        )
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What the worker says of one request."""
+
+    outcome: str
+    """`inserted`, `updated`, `duplicate`, `stale` or `rejected` (`Outcome`)."""
+    body: bytes
+    content_type: str
+    message_id: str | None
+    """The same for each repeat of the reply."""
+    correlation_id: str | None
+    """The request's correlation_id, else its message_id."""
+    code: str | None = None
+    """Why it was rejected; None when it was not."""
+
+    @classmethod
+    def of(cls, delivery: RabbitDelivery, **more: Any) -> Self:
+        """The reply in a delivery."""
+        code = delivery.headers.get("x-error-code")
+        return cls(
+            outcome=str(delivery.headers.get("x-outcome", "unknown")),
+            body=delivery.body,
+            content_type=delivery.content_type or "",
+            message_id=delivery.message_id,
+            correlation_id=delivery.correlation_id,
+            code=None if code is None else str(code),
+            **more,
+        )
+
+    @property
+    def rejected(self) -> bool:
+        """Whether it is a problem, not a record."""
+        return self.outcome == Outcome.REJECTED
+
+    @cached_property
+    def record(self) -> StoredTaskActivityLog:
+        """The record as the database has it.
+
+        Raises:
+            UpsertRejected: there is none, and why.
+            ClientError: the body cannot be read.
+        """
+        if self.rejected:
+            raise self.problem
+        try:
+            return wire.decode_stored(self.body, self.content_type)
+        except Rejected as unreadable:
+            raise ClientError(f"a reply that cannot be read: {unreadable.problem.detail}") from None
+
+    @cached_property
+    def problem(self) -> UpsertRejected:
+        """Why the request was rejected.
+
+        Raises:
+            ClientError: it was not, or the body cannot be read.
+        """
+        if not self.rejected:
+            raise ClientError("a stored record is no problem")
+        try:
+            members = _xml(self.body) if wire.is_xml(self.content_type) else json.loads(self.body)
+            return UpsertRejected(
+                members["code"],
+                members["detail"],
+                tuple(FieldProblem(bad["name"], bad["code"], bad["message"]) for bad in members["errors"]),
+            )
+        except (ValueError, KeyError, TypeError, etree.XMLSyntaxError):
+            raise ClientError("a problem that cannot be read") from None
+
+
+@dataclass(frozen=True)
+class Answer(Reply):
+    """A reply, and the upsert that it answers."""
+
+    upsert: Upsert = field(kw_only=True)
+
+
+def _xml(body: bytes) -> dict[str, Any]:
+    root = etree.fromstring(body, etree.XMLParser(resolve_entities=False, no_network=True))
+    members: dict[str, Any] = {child.tag.removeprefix(_PROBLEM): child.text or "" for child in root}
+    members["errors"] = [
+        {child.tag.removeprefix(_PROBLEM): child.text or "" for child in item} for item in root.iter(f"{_PROBLEM}i")
+    ]
+    return members

@@ -1,0 +1,375 @@
+"""`publish`, `replies` and `dead-letters` as people use them: as processes, with files, pipes, signals and a terminal."""
+
+import asyncio
+import json
+import os
+import pty
+import signal
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+from uuid import uuid4
+
+import aio_pika
+import asyncpg
+import pytest
+from aio_pika.abc import AbstractChannel
+
+from sandbox import PostgreSQL, RabbitMQ
+from task_activity_log.broker.topology import Topology, declare
+from tests.commands import COMMAND, command, end, environment, start, worker
+from tests.conftest import _migrate
+
+TOPOLOGY = Topology()
+
+
+class World(NamedTuple):
+    """Where a worker runs."""
+
+    amqp_url: str
+    database_url: str
+
+
+@pytest.fixture(scope="module")
+def world(rabbitmq: RabbitMQ, postgresql: PostgreSQL, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """A worker for all tests of this module: they use records of their own."""
+    amqp_url = rabbitmq.create_vhost()
+    database_url = postgresql.create_database(postgresql.template(_migrate))
+    with worker(tmp_path_factory.mktemp("worker"), amqp_url, database_url):
+        yield World(amqp_url, database_url)
+    rabbitmq.delete_vhost(amqp_url)
+    postgresql.drop_database(database_url)
+
+
+@pytest.fixture
+async def channel(amqp_url: str) -> AsyncIterator[AbstractChannel]:
+    """A virtual host with the queues, where nobody works."""
+    async with await aio_pika.connect(amqp_url) as connection:
+        await declare(connection, TOPOLOGY)
+        yield await connection.channel()
+
+
+def line(**fields: Any) -> str:
+    return json.dumps({"id": str(uuid4()), **fields}) + "\n"
+
+
+# ---- publish
+
+
+async def test_rejected_records_become_a_file_that_is_corrected_and_published(world: World, tmp_path: Path) -> None:
+    """A folder and standard input; each bad one with file and line; the corrected file goes through."""
+    folder = tmp_path / "records"
+    folder.mkdir()
+    (folder / "a.jsonl").write_text(line(subject="1") + '{"id": "nope",\t"subject": "2"}\n' + line(subject="3"))
+    (folder / "b.xml").write_text("<task_activity_log>\n<id>no</id>\n</task_activity_log>")
+    (folder / "c.json").write_text(f"[{line()}, {line()}]")
+    (folder / "notes.txt").write_text("not a record")
+    rejected = tmp_path / "rejected.jsonl"
+    said = await command(
+        "publish", str(folder), "-", "--rejected", str(rejected), AMQP_URL=world.amqp_url, stdin=line().encode()
+    )
+    assert said.code == 3
+    assert len(said.lines) == 7
+    assert f"{folder}/a.jsonl:2: rejected: invalid_uuid: Send id" in said.err
+    assert f"{folder}/b.xml:2: rejected: invalid_uuid: Send id" in said.err
+    assert "7 answered" in said.err
+    assert "5 inserted, 2 rejected" in said.err
+
+    again = await command("publish", str(folder), "--rejected", str(rejected), AMQP_URL=world.amqp_url)
+    assert again.code == 2
+    assert "is there already" in again.err
+
+    corrected = rejected.read_text().replace('"nope"', f'"{uuid4()}"').replace("<id>no<", f"<id>{uuid4()}<")
+    rejected.write_text(corrected)
+    said = await command("publish", str(rejected), AMQP_URL=world.amqp_url)
+    assert (said.code, [reply[0] for reply in said.lines]) == (0, ["{", "<"])
+
+
+async def test_a_dry_run_judges_without_a_broker(tmp_path: Path) -> None:
+    """Every bad field with its line, nothing connected."""
+    (tmp_path / "a.json").write_text('{\n "id": "nope",\n "subject": "1",\n "due_date": "tomorrow"\n}')
+    (tmp_path / "b.jsonl").write_text(line() + "{}\n")
+    said = await command("publish", "--dry-run", str(tmp_path))
+    assert said.code == 3
+    assert [told.split(": ")[:2] for told in said.lines] == [
+        [f"{tmp_path}/a.json:2", "invalid_uuid"],
+        [f"{tmp_path}/a.json:4", "invalid_date"],
+        [f"{tmp_path}/b.jsonl:2", "missing_id"],
+    ]
+    assert "1 would be accepted, 2 rejected; nothing was sent" in said.err
+
+
+async def test_an_interrupted_run_is_gone_on_with_and_applies_nothing_twice(world: World, tmp_path: Path) -> None:
+    """It says how: under the same name the records keep their message_ids."""
+    file = tmp_path / "a.jsonl"
+    file.write_text("".join(line(subject=str(number)) for number in range(30)))
+    process = await start("publish", str(file), AMQP_URL=world.amqp_url)
+    assert process.stdout is not None
+    await process.stdout.readline()  # it is at it
+    process.send_signal(signal.SIGINT)
+    said = await end(process)
+    if said.code == 130:  # unless it was quicker
+        assert "of 30 were answered. To go on, add --run " in said.err
+    first = await command("publish", str(file), "--run", "tonight", AMQP_URL=world.amqp_url)
+    again = await command("publish", str(file), "--run", "tonight", AMQP_URL=world.amqp_url)
+    assert (first.code, again.code) == (0, 0)
+    assert "30 duplicate" in again.err
+    assert sorted(again.lines) == sorted(first.lines)
+
+
+async def test_interrupted_while_nobody_answers_it_tells_how_to_go_on(channel: AbstractChannel, amqp_url: str) -> None:
+    """Exit code 130, one line, and what was sent is in the queue."""
+    process = await start("publish", "-", AMQP_URL=amqp_url)
+    assert process.stdin is not None
+    process.stdin.write(line().encode())
+    process.stdin.close()
+    queue = await channel.get_queue(TOPOLOGY.requests_queue)
+    async with asyncio.timeout(30):
+        while await queue.get(no_ack=True, fail=False) is None:
+            await asyncio.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    said = await end(process)
+    assert said.code == 130
+    assert said.err.startswith("task-activity-log: interrupted; 0 of 1 were answered. To go on, add --run ")
+    assert said.err.count("\n") == 1
+
+
+async def test_without_waiting_it_ends_when_the_broker_has_everything(channel: AbstractChannel, amqp_url: str) -> None:
+    """Merging, when it was told to."""
+    said = await command("publish", "-", "--no-wait", "--merge", AMQP_URL=amqp_url, stdin=line().encode() * 3)
+    assert (said.code, said.lines) == (0, [])
+    assert "3 confirmed" in said.err
+    message = await (await channel.get_queue(TOPOLOGY.requests_queue)).get(no_ack=True)
+    assert message.headers == {"x-update-mode": "merge"}
+    assert message.reply_to is None
+
+
+@pytest.mark.usefixtures("channel")
+async def test_nobody_answers_and_it_says_so(amqp_url: str) -> None:
+    """After the time that was given."""
+    said = await command("publish", "-", "--timeout", "0.2", AMQP_URL=amqp_url, stdin=line().encode())
+    assert said.code == 1
+    assert "no answer for 0.2 s to 1: is a worker running?" in said.err
+    assert said.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("stdin", "words"),
+    [
+        (b"", "there are no records in it"),
+        (b"{}\n{,}\n", "-:2: is not JSON"),
+        (b'{"a": "\xff"}', "-:1: is not UTF-8"),
+        (b"[" * 100_000, "-:1: is nested too deeply"),
+        (b'{"body_base64": "?", "content_type": ""}', "-:1: the body is neither text nor base64"),
+        (b'{"body": "", "content_type": "", "message_id": 7}', "-:1: message_id should be a string"),
+    ],
+    ids=["empty", "syntax", "encoding", "depth", "base64", "member"],
+)
+async def test_odd_input_is_one_line(stdin: bytes, words: str) -> None:
+    """And nothing is connected."""
+    said = await command("publish", "-", AMQP_URL="amqp://127.0.0.1:1/", stdin=stdin)
+    assert (said.code, said.lines) == (1, [])
+    assert words in said.err
+    assert said.err.count("\n") == 1
+
+
+# ---- replies
+
+
+async def test_replies_are_followed_and_stay_with_their_subscribers(channel: AbstractChannel, amqp_url: str) -> None:
+    """Filtered, as JSON lines; then taken, as a table; then there are none."""
+    following = await start("replies", "--outcome", "rejected", "--json", "-n", "1", AMQP_URL=amqp_url)
+    assert following.stderr is not None
+    first = (await following.stderr.readline()).decode()
+    assert "following replies" in first
+    exchange = await channel.get_exchange(TOPOLOGY.replies_exchange, ensure=False)
+    stored = {"id": str(uuid4()), "subject": "so\x1b[31m", "modified_dateutc": "2026-01-01T00:00:00+00:00"}
+    problem = {"code": "missing_id", "detail": "Send id.", "errors": []}
+    for key, kind, body in (("stored.inserted", "", stored), ("rejected", "problem+", problem)):
+        headers: Any = {"x-outcome": key.rpartition(".")[2], "x-error-code": "missing_id"}
+        message = aio_pika.Message(
+            json.dumps(body).encode(), content_type=f"application/{kind}json", headers=headers, correlation_id="mine"
+        )
+        await exchange.publish(message, key)
+    said = await end(following, err=first)
+    assert said.code == 0
+    assert json.loads(said.out)["problem"] == problem
+    taking = await command("replies", "--take", "-n", "2", AMQP_URL=amqp_url)
+    assert [one.split("\t")[1:] for one in taking.lines] == [
+        ["inserted", stored["id"], "so\\x1b[31m"],
+        ["rejected", "mine", "missing_id: Send id."],
+    ]
+    nothing = await command("replies", "--take", "--seconds", "0.3", AMQP_URL=amqp_url)
+    assert (nothing.code, nothing.lines) == (0, [])
+
+
+async def test_taking_only_some_replies_is_refused(amqp_url: str) -> None:
+    """The others would be lost. And where there is no worker's queue, that is said."""
+    refused, missing = await asyncio.gather(
+        command("replies", "--take", "--code", "missing_id", AMQP_URL=amqp_url),
+        command("replies", AMQP_URL=amqp_url),
+    )
+    assert (refused.code, missing.code) == (2, 1)
+    assert "would be lost" in refused.err
+    assert "exchange 'task_activity_log.replies' does not exist" in missing.err
+
+
+# ---- dead letters
+
+
+async def reject(channel: AbstractChannel, name: str, body: str, code: str, **headers: Any) -> None:
+    """Put a dead letter where the worker would."""
+    message = aio_pika.Message(
+        body.encode(),
+        content_type="application/json",
+        message_id=name,
+        app_id="crm",
+        headers={"x-error-code": code, "x-error-detail": "Why not.", "x-first-seen": "2026-01-01T00:00:00Z", **headers},
+    )
+    await channel.default_exchange.publish(message, TOPOLOGY.dead_letters_queue)
+
+
+async def names(channel: AbstractChannel, queue: str) -> list[str | None]:
+    """The message_ids of everything in a queue, off it."""
+    found = []
+    while (message := await (await channel.get_queue(queue)).get(no_ack=True, fail=False)) is not None:
+        found.append(message.message_id)
+    return found
+
+
+async def test_dead_letters_are_listed_shown_and_exported(
+    channel: AbstractChannel, amqp_url: str, tmp_path: Path
+) -> None:
+    """Grouped, each, whole, and as a file that `publish` takes; they stay where they are."""
+    await reject(channel, "one", '{"id": "nope", "subject": "\x1b]0;"}', "invalid_uuid")
+    await reject(channel, "two", line(), "refused_by_database")
+    await reject(channel, "three", line(), "refused_by_database", **{"x-version": 3})
+    file = tmp_path / "letters.jsonl"
+    listed = await command("dead-letters", "list", AMQP_URL=amqp_url)
+    assert [row.split("\t")[:3] for row in listed.lines] == [
+        ["count", "code", "publisher"],
+        ["2", "refused_by_database", "crm"],
+        ["1", "invalid_uuid", "crm"],
+    ]
+    each = await command("dead-letters", "list", "--json", "--code", "refused_by_database", AMQP_URL=amqp_url)
+    assert [json.loads(one)["message_id"] for one in each.lines] == ["two", "three"]
+    shown = await command("dead-letters", "show", "one", AMQP_URL=amqp_url)
+    assert "invalid_uuid: Why not." in shown.out
+    assert "as it is now    malformed_json: Send JSON" in shown.out
+    assert "\x1b" not in shown.out
+    exported = await command("dead-letters", "export", str(file), "two", "three", AMQP_URL=amqp_url)
+    assert exported.code == 0
+    published = await command("publish", str(file), "--no-wait", AMQP_URL=amqp_url)
+    assert published.code == 0
+    assert await names(channel, TOPOLOGY.requests_queue) == ["two", "three"]
+    assert await names(channel, TOPOLOGY.dead_letters_queue) == ["one", "two", "three"]
+
+
+async def test_dead_letters_are_replayed_when_the_contract_lets_them(channel: AbstractChannel, amqp_url: str) -> None:
+    """A dry run sends nothing; the bad stay; an edit makes a bad one good, an edit without a change leaves it."""
+    await reject(channel, "good", line(), "refused_by_database")
+    await reject(channel, "bad", '{"id": "nope"}', "invalid_uuid")
+    dry = await command("dead-letters", "replay", "--all", "--dry-run", AMQP_URL=amqp_url)
+    assert dry.code == 3
+    assert "bad: stays, it would be rejected again: invalid_uuid" in dry.err
+    assert "1 would be replayed; 1 stay; nothing was sent" in dry.err
+    assert "DATABASE_URL is not set" in dry.err
+    real = await command("dead-letters", "replay", "--publisher", "crm", AMQP_URL=amqp_url)
+    assert (real.code, await names(channel, TOPOLOGY.requests_queue)) == (3, ["good"])
+    lazy = await end(await start("dead-letters", "replay", "bad", "--edit", AMQP_URL=amqp_url, EDITOR="true"))
+    assert lazy.code == 1
+    assert "bad: stays, it was not changed" in lazy.err
+    editor = f"sed -i s/nope/{uuid4()}/"
+    edited = await end(await start("dead-letters", "replay", "bad", "--edit", AMQP_URL=amqp_url, EDITOR=editor))
+    assert edited.code == 0, edited.err
+    assert await names(channel, TOPOLOGY.requests_queue) == ["bad"]
+    assert await names(channel, TOPOLOGY.dead_letters_queue) == []
+
+
+async def test_a_replay_over_a_newer_row_has_to_be_asked_for(
+    channel: AbstractChannel, amqp_url: str, database_url: str
+) -> None:
+    """The row was changed since the letter was rejected; one with a version is safe without asking."""
+    body = line()
+    connection = await asyncpg.connect(database_url)
+    await connection.execute("INSERT INTO task_activity_log (id) VALUES ($1)", json.loads(body)["id"])
+    await connection.close()
+    await reject(channel, "plain", body, "refused_by_database")
+    await reject(channel, "versioned", body, "refused_by_database", **{"x-version": 3})
+    said = await command("dead-letters", "replay", "--all", AMQP_URL=amqp_url, DATABASE_URL=database_url)
+    assert (said.code, await names(channel, TOPOLOGY.requests_queue)) == (3, ["versioned"])
+    assert "plain: stays, its row was changed at" in said.err
+    over = ("dead-letters", "replay", "--all", "--over-newer")
+    said = await command(*over, AMQP_URL=amqp_url, DATABASE_URL=database_url)
+    assert (said.code, await names(channel, TOPOLOGY.requests_queue)) == (0, ["plain"])
+
+
+async def test_an_interrupted_replay_says_where_the_others_are(channel: AbstractChannel, amqp_url: str) -> None:
+    """Exit code 130, and each is replayed or still a dead letter."""
+    for number in range(5):
+        await reject(channel, str(number), line(), "refused_by_database")
+    process = await start("dead-letters", "replay", "--all", "--rate", "0.5", AMQP_URL=amqp_url)
+    queue = await channel.get_queue(TOPOLOGY.requests_queue)
+    async with asyncio.timeout(30):
+        while (message := await queue.get(no_ack=True, fail=False)) is None:
+            await asyncio.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    said = await end(process)
+    assert said.code == 130
+    assert "interrupted; what was not replayed is in the queue" in said.err
+    left = await names(channel, TOPOLOGY.dead_letters_queue)
+    assert sorted({message.message_id, *left}, key=str) == [str(number) for number in range(5)]
+
+
+async def test_discarding_asks_and_can_keep_a_copy(channel: AbstractChannel, amqp_url: str, tmp_path: Path) -> None:
+    """Without a terminal it wants --yes; on one, a yes."""
+    for name in ("a", "b", "c"):
+        await reject(channel, name, line(), "refused_by_database")
+    refused = await command("dead-letters", "discard", "--all", AMQP_URL=amqp_url)
+    assert (refused.code, "say --yes" in refused.err) == (2, True)
+    copy = tmp_path / "copy.jsonl"
+    said = await command("dead-letters", "discard", "a", "--yes", "--export", str(copy), AMQP_URL=amqp_url)
+    assert (said.code, json.loads(copy.read_text())["message_id"]) == (0, "a")
+    told = await asyncio.to_thread(on_a_terminal, "n", "dead-letters", "discard", "b", AMQP_URL=amqp_url)
+    assert "nothing was discarded" in told
+    told = await asyncio.to_thread(on_a_terminal, "y", "dead-letters", "discard", "b", AMQP_URL=amqp_url)
+    assert "1 discarded" in told
+    assert await names(channel, TOPOLOGY.dead_letters_queue) == ["c"]
+
+
+def on_a_terminal(answer: str, *arguments: str, **variables: str) -> str:
+    """What a command shows on a terminal where its question is answered."""
+    child, terminal = pty.fork()
+    if child == 0:
+        os.execve(COMMAND, [COMMAND, *arguments], environment(**variables, TERM="xterm"))  # noqa: S606 - our program
+    shown = b""
+    try:
+        while part := os.read(terminal, 4096):
+            shown += part
+            if b"[y/N]" in part:
+                os.write(terminal, f"{answer}\n".encode())
+    except OSError:
+        pass  # the end of a terminal
+    os.waitpid(child, 0)
+    os.close(terminal)
+    return shown.decode()
+
+
+async def test_what_is_not_there_or_not_said_is_one_line(channel: AbstractChannel, amqp_url: str) -> None:
+    """An unknown id, no choice, an odd time, a file that is there, a broker that is not."""
+    await reject(channel, "a", line(), "missing_id")
+    cases = [
+        (1, "12: no such dead letter", await command("dead-letters", "show", "12", AMQP_URL=amqp_url)),
+        (2, "say which", await command("dead-letters", "replay", AMQP_URL=amqp_url)),
+        (2, "soon is no time", await command("dead-letters", "show", "--older-than", "soon", AMQP_URL=amqp_url)),
+        (1, "File exists", await command("dead-letters", "export", __file__, "a", AMQP_URL=amqp_url)),
+        (1, "nobody listens there", await command("dead-letters", "list", AMQP_URL="amqp://u:secret@127.0.0.1:1/")),
+        (2, "AMQP_URL: is not set", await command("dead-letters", "list")),
+        (0, "none of the 1", await command("dead-letters", "show", "--newer-than", "1d", AMQP_URL=amqp_url)),
+    ]
+    for code, words, said in cases:
+        assert (said.code, said.lines) == (code, [])
+        assert words in said.err
+        assert said.err.count("\n") == 1
+        assert "secret" not in said.err
+    assert await names(channel, TOPOLOGY.dead_letters_queue) == ["a"]

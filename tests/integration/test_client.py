@@ -1,0 +1,333 @@
+"""The client for publishers and subscribers, against a real broker and a worker."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import aclosing, asynccontextmanager
+from typing import NamedTuple
+from uuid import UUID, uuid4
+
+import aio_pika
+import asyncpg
+import pytest
+from aio_pika.abc import AbstractChannel
+
+from sandbox import PostgreSQL, RabbitMQ
+from sandbox.proxy import Proxy
+from task_activity_log.broker.link import LinkOptions
+from task_activity_log.broker.topology import Topology, declare
+from task_activity_log.client import (
+    ClientError,
+    NoAnswer,
+    Reply,
+    TaskActivityLog,
+    TaskActivityLogClient,
+    Upsert,
+    UpsertRejected,
+    subscribe,
+)
+from tests.commands import worker
+from tests.conftest import _migrate
+
+TOPOLOGY = Topology()
+
+
+class World(NamedTuple):
+    """Where a worker runs."""
+
+    amqp_url: str
+    database_url: str
+
+
+@pytest.fixture(scope="module")
+def world(rabbitmq: RabbitMQ, postgresql: PostgreSQL, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """A worker for all tests of this module: they use records of their own."""
+    amqp_url = rabbitmq.create_vhost()
+    database_url = postgresql.create_database(postgresql.template(_migrate))
+    with worker(tmp_path_factory.mktemp("worker"), amqp_url, database_url):
+        yield World(amqp_url, database_url)
+    rabbitmq.delete_vhost(amqp_url)
+    postgresql.drop_database(database_url)
+
+
+@asynccontextmanager
+async def no_worker(amqp_url: str) -> AsyncIterator[AbstractChannel]:
+    """The queues, and nobody who works."""
+    async with await aio_pika.connect(amqp_url) as connection:
+        await declare(connection, TOPOLOGY)
+        yield await connection.channel()
+
+
+def record(subject: str = "", identifier: UUID | None = None) -> TaskActivityLog:
+    return TaskActivityLog(id=identifier or uuid4(), subject=subject)
+
+
+async def test_an_upsert_returns_the_stored_record_and_a_repeat_is_not_applied(world: World) -> None:
+    """Sent again with its message_id it is a duplicate; the record stays as it was stored."""
+    async with TaskActivityLogClient(world.amqp_url) as client:
+        mine = record("Call back")
+        stored = await client.upsert(mine, message_id="first")
+        assert (stored.outcome, stored.record.id, stored.record.subject) == ("inserted", mine.id, "Call back")
+        again = await client.upsert(mine, message_id="first")
+        assert (again.outcome, again.record) == ("duplicate", stored.record)
+        assert (await client.upsert(mine)).outcome == "updated"
+
+
+async def test_versions_and_modes_are_sent(world: World) -> None:
+    """A lower version is stale, and a merge keeps what is absent."""
+    async with TaskActivityLogClient(world.amqp_url) as client:
+        mine = record("kept")
+        assert (await client.upsert(mine, version=5)).outcome == "inserted"
+        assert (await client.upsert(mine, version=4)).outcome == "stale"
+        closed = TaskActivityLog(id=mine.id, is_closed=True)
+        merged = await client.upsert(Upsert.of(closed, mode="merge", version=6))
+        assert (merged.record.subject, merged.record.is_closed) == ("kept", True)
+
+
+@pytest.mark.parametrize(
+    "upsert",
+    [
+        Upsert(b'{"id": "nope", "due_date": "tomorrow"}'),
+        Upsert(
+            b"<task_activity_log><id>nope</id><due_date>tomorrow</due_date></task_activity_log>",
+            "application/xml",
+        ),
+    ],
+    ids=["json", "xml"],
+)
+async def test_a_rejection_has_its_code_and_every_bad_field(world: World, upsert: Upsert) -> None:
+    """In both formats."""
+    async with TaskActivityLogClient(world.amqp_url) as client:
+        with pytest.raises(UpsertRejected, match="invalid_uuid: Send id") as rejection:
+            await client.upsert(upsert)
+        assert rejection.value.code == "invalid_uuid"
+        assert [(bad.name, bad.code) for bad in rejection.value.errors] == [
+            ("id", "invalid_uuid"),
+            ("due_date", "invalid_date"),
+        ]
+
+
+@pytest.mark.parametrize("kind", ["iterable", "async iterable"])
+async def test_many_are_answered_through_a_small_window(world: World, kind: str) -> None:
+    """Each once, rejected ones among them; the summary counts; no more than the window is under way."""
+    upserts = [Upsert(b"{}", source=str(n)) if n == 7 else Upsert.of(record(str(n))) for n in range(100)]
+
+    async def coming() -> AsyncIterator[Upsert]:
+        for upsert in upserts:
+            await asyncio.sleep(0)
+            yield upsert
+
+    async with TaskActivityLogClient(world.amqp_url, window=10) as client:
+        bulk = client.upsert_many(upserts if kind == "iterable" else coming())
+        answers = []
+        async for answer in bulk:
+            assert len(bulk.unanswered) <= 10
+            answers.append(answer)
+    assert sorted(answer.upsert.message_id for answer in answers) == sorted(one.message_id for one in upserts)
+    assert [(a.upsert.source, a.problem.code) for a in answers if a.rejected] == [("7", "missing_id")]
+    assert dict(bulk.summary.outcomes) == {"inserted": 99, "rejected": 1}
+    assert "100 answered" in str(bulk.summary)
+
+
+async def test_a_failing_source_ends_the_bulk_with_its_own_error(world: World) -> None:
+    """After the answers to what was sent before."""
+
+    def coming() -> Iterator[TaskActivityLog]:
+        yield record()
+        raise ZeroDivisionError
+
+    async with TaskActivityLogClient(world.amqp_url) as client:
+        with pytest.raises(ZeroDivisionError):
+            [answer async for answer in client.upsert_many(coming())]
+
+
+@pytest.mark.parametrize("how", ["cut", "strand"])
+async def test_connections_lost_in_a_bulk_lose_nothing_and_apply_nothing_twice(world: World, how: str) -> None:
+    """What is unanswered is sent again with its message_id, its answers come to a new reply queue."""
+    count = 600
+    async with Proxy.to(world.amqp_url) as proxy:
+        outages: list[str] = []
+        url = f"{proxy.url}?heartbeat=1"
+        async with TaskActivityLogClient(_quick(url), window=100, on_outage=outages.append) as client:
+            ids = [uuid4() for _ in range(count)]
+            bulk = client.upsert_many((record("once", one) for one in ids), timeout=60)
+            async for _ in bulk:
+                if bulk.summary.answered == 250:
+                    getattr(proxy, how)()
+        assert outages
+    assert set(bulk.summary.outcomes) <= {"inserted", "duplicate"}
+    assert bulk.summary.answered == count
+    connection = await asyncpg.connect(world.database_url)
+    assert await connection.fetchval("SELECT count(*) FROM task_activity_log WHERE id = ANY($1)", ids) == count
+    await connection.close()
+
+
+def _quick(url: str) -> LinkOptions:
+    return LinkOptions(url, heartbeat_seconds=1)
+
+
+async def test_nobody_who_works_is_said_and_what_was_sent_can_be_sent_again(amqp_url: str) -> None:
+    """The exception carries the request; a bulk carries all that are unanswered."""
+    async with no_worker(amqp_url) as channel, TaskActivityLogClient(amqp_url) as client:
+        with pytest.raises(NoAnswer, match=r"no answer for 0\.3 s to 1: is a worker running") as nobody:
+            await client.upsert(record("late"), timeout=0.3)
+        queue = await channel.get_queue(TOPOLOGY.requests_queue)
+        message = await queue.get()
+        assert (message.message_id, message.body) == (nobody.value.upsert.message_id, nobody.value.upsert.body)
+        bulk = client.upsert_many([record(), record()], timeout=0.3)
+        with pytest.raises(NoAnswer, match="to 2: is a worker"):
+            [answer async for answer in bulk]
+        assert len(bulk.unanswered) == 2
+
+
+async def test_many_can_be_sent_without_waiting_for_answers(amqp_url: str) -> None:
+    """Confirmed by the broker, in their order, and the connection may be lost in between."""
+    async with no_worker(amqp_url) as channel, Proxy.to(amqp_url) as proxy:
+        async with TaskActivityLogClient(_quick(proxy.url)) as client:
+            sent = 0
+
+            def told(count: int) -> None:
+                nonlocal sent
+                sent += count
+                if sent == 500:
+                    proxy.cut()
+
+            bodies = [b'{"n":%d}' % n for n in range(700)]
+            assert await client.send_many((Upsert(body) for body in bodies), on_sent=told) == 700
+        queue = await channel.get_queue(TOPOLOGY.requests_queue)
+        found: list[bytes] = []
+        async with queue.iterator(no_ack=True) as messages:
+            async for message in messages:
+                found.append(message.body)
+                if message.body == bodies[-1]:
+                    break
+        assert found[:500] == bodies[:500]
+        assert sorted(set(found)) == sorted(bodies)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda _: "amqp://guest:secret@127.0.0.1:1/", "no connection to 127.0.0.1:1: nobody listens there"),
+        (lambda url: url.replace("://", "://x", 1), "the broker refuses the user name or password"),
+        (lambda url: url + "-not", "does not know this virtual host"),
+        (lambda _: "localhost", "should be one such as amqp://"),
+        (lambda url: url, "exchange 'task_activity_log' does not exist on this broker: a worker declares it"),
+    ],
+    ids=["nobody", "password", "vhost", "url", "exchange"],
+)
+async def test_what_is_wrong_with_the_broker_is_one_line(
+    amqp_url: str, change: Callable[[str], str], words: str
+) -> None:
+    """At once, without secrets."""
+    with pytest.raises(ClientError, match=words) as refusal:
+        async with TaskActivityLogClient(change(amqp_url)):
+            pass
+    assert "secret" not in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+async def test_an_exchange_that_leads_nowhere_is_said(amqp_url: str) -> None:
+    """An unroutable upsert is an error, not a success."""
+    async with no_worker(amqp_url) as channel, TaskActivityLogClient(amqp_url) as client:
+        await channel.queue_delete(TOPOLOGY.requests_queue)
+        with pytest.raises(ClientError, match="leads to no queue"):
+            await client.upsert(record())
+        with pytest.raises(ClientError, match="leads to no queue"):
+            await client.send_many([record()])
+
+
+def test_what_amqp_cannot_hold_is_refused_before_it_is_sent() -> None:
+    """Otherwise it would cost the connection, again at each attempt."""
+    with pytest.raises(ValueError, match="does not fit"):
+        Upsert(b"", message_id="x" * 256)
+    with pytest.raises(ValueError, match="does not fit"):
+        Upsert(b"", headers={"x-version": 2**64})
+    with pytest.raises(ValueError, match="take more than"):
+        Upsert(b"", headers={"x": "y" * 120_000})
+
+
+# ---- subscribers
+
+
+async def publish_reply(
+    channel: AbstractChannel, message_id: str, *, id_: UUID, second: int, key: str = "updated"
+) -> None:
+    body = {**dict.fromkeys(TaskActivityLog.model_fields), "id": str(id_)}
+    body["modified_dateutc"] = f"2026-01-01T00:00:{second:02}+00:00"
+    exchange = await channel.get_exchange(TOPOLOGY.replies_exchange, ensure=False)
+    message = aio_pika.Message(
+        json.dumps(body).encode(), content_type="application/json", message_id=message_id, headers={"x-outcome": key}
+    )
+    await exchange.publish(message, f"stored.{key}")
+
+
+async def test_a_subscriber_sees_each_reply_that_is_news_once(amqp_url: str) -> None:
+    """Repeats, and records not newer than the last one seen for their id, are passed over."""
+    one, other = uuid4(), uuid4()
+    async with no_worker(amqp_url) as channel:
+        for message_id, id_, second in [
+            ("a", one, 5), ("a", one, 5), ("b", one, 4), ("c", other, 1), ("d", one, 6), ("e", one, 6), ("f", other, 2)
+        ]:  # fmt: skip
+            await publish_reply(channel, message_id, id_=id_, second=second)
+        replies = subscribe(amqp_url, most=4)
+        assert [reply.message_id async for reply in replies] == ["a", "c", "d", "f"]
+        queue = await channel.get_queue(TOPOLOGY.replies_queue)
+        assert await queue.get(fail=False) is None
+
+
+async def test_a_reply_is_acknowledged_after_the_body(amqp_url: str) -> None:
+    """A loop that is left in the middle of one leaves that one in the queue, and takes those before off it."""
+    async with no_worker(amqp_url) as channel:
+        for message_id in "abc":
+            await publish_reply(channel, message_id, id_=uuid4(), second=1)
+        async with aclosing(subscribe(amqp_url, prefetch=1)) as replies:
+            async for reply in replies:
+                if reply.message_id == "b":
+                    break
+        assert [reply.message_id async for reply in subscribe(amqp_url, most=2)] == ["b", "c"]
+
+
+async def test_a_subscriber_goes_on_after_a_lost_connection(amqp_url: str) -> None:
+    """What it has not finished comes again; what it has finished does not come to its loop again."""
+    async with no_worker(amqp_url) as channel, Proxy.to(amqp_url) as proxy:
+        for number in range(20):
+            await publish_reply(channel, str(number), id_=uuid4(), second=1)
+        seen = []
+        async for reply in subscribe(proxy.url, most=20):
+            seen.append(reply.message_id)
+            if len(seen) == 10:
+                proxy.cut()
+        assert sorted(seen, key=lambda name: int(name or 0)) == [str(number) for number in range(20)]
+
+
+async def test_a_queue_of_its_own_takes_nothing_from_others(amqp_url: str) -> None:
+    """It gets what is published while it is there, by routing key."""
+    async with no_worker(amqp_url) as channel:
+        bound = asyncio.Event()
+
+        async def follow() -> list[str | None]:
+            found = subscribe(amqp_url, routing_keys=["stored.inserted"], most=1, on_connected=bound.set)
+            return [reply.message_id async for reply in found]
+
+        following = asyncio.create_task(follow())
+        await bound.wait()
+        await publish_reply(channel, "a", id_=uuid4(), second=1, key="updated")
+        await publish_reply(channel, "b", id_=uuid4(), second=1, key="inserted")
+        assert await following == ["b"]
+        assert [reply.message_id async for reply in subscribe(amqp_url, most=2)] == ["a", "b"]
+
+
+async def test_subscribing_to_a_queue_that_is_not_there_is_said(amqp_url: str) -> None:
+    """At once."""
+    with pytest.raises(ClientError, match=r"queue 'task_activity_log\.replies' does not exist"):
+        [reply async for reply in subscribe(amqp_url)]
+
+
+def test_a_reply_that_cannot_be_read_says_so() -> None:
+    """A reader who asks for what is not there gets one clear error."""
+    odd = Reply("inserted", b"<", "application/xml", None, None)
+    with pytest.raises(ClientError, match="cannot be read"):
+        _ = odd.record
+    with pytest.raises(ClientError, match="cannot be read"):
+        _ = Reply("rejected", b"[]", "application/problem+json", None, None).problem

@@ -1,0 +1,164 @@
+"""Dead letters looked at, replayed and removed, on a real broker without a worker."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import aio_pika
+import pytest
+from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
+
+from sandbox.proxy import Proxy
+from task_activity_log.broker.link import LinkOptions
+from task_activity_log.broker.properties import Properties
+from task_activity_log.broker.publisher import Outgoing
+from task_activity_log.broker.topology import Topology, declare
+from task_activity_log.client import ClientError
+from task_activity_log.client.dead_letters import DeadLetter, look, publishing, replay
+
+TOPOLOGY = Topology()
+
+
+@asynccontextmanager
+async def queues(amqp_url: str) -> AsyncIterator[AbstractChannel]:
+    async with await aio_pika.connect(amqp_url) as connection:
+        await declare(connection, TOPOLOGY)
+        yield await connection.channel()
+
+
+async def reject(channel: AbstractChannel, number: int) -> None:
+    """Put a dead letter where the worker would."""
+    message = aio_pika.Message(
+        b'{"number": %d}' % number,
+        content_type="application/json",
+        content_encoding="utf-8",
+        delivery_mode=2,
+        correlation_id="correlation",
+        message_id=str(number),
+        app_id="crm",
+        headers={
+            "x-error-code": "missing_id",
+            "x-error-detail": "Send id.",
+            "x-first-seen": "2026-01-01T00:00:00.000+00:00",
+            "x-original-expiration": "600000",
+            "x-original-user-id": "somebody",
+            "x-version": 7,
+            "traceparent": "00-1-2-01",
+        },
+    )
+    await channel.default_exchange.publish(message, TOPOLOGY.dead_letters_queue)
+
+
+async def taken(channel: AbstractChannel, name: str) -> list[AbstractIncomingMessage]:
+    """Everything in a queue, off it."""
+    queue = await channel.get_queue(name)
+    found = []
+    while (message := await queue.get(no_ack=True, fail=False)) is not None:
+        found.append(message)
+    return found
+
+
+async def all_of(amqp_url: str) -> list[DeadLetter]:
+    async with look(amqp_url) as found:
+        return [letter async for letter in found]
+
+
+async def test_looking_fifty_times_changes_nothing(amqp_url: str) -> None:
+    """Not even the order, though RabbitMQ 4 deletes what is returned 20 times from a queue without limit."""
+    async with queues(amqp_url) as channel:
+        for number in range(40):
+            await reject(channel, number)
+        for _ in range(50):
+            assert [letter.name for letter in await all_of(amqp_url)] == [str(number) for number in range(40)]
+        letters = await taken(channel, TOPOLOGY.dead_letters_queue)
+        assert [letter.message_id for letter in letters] == [str(number) for number in range(40)]
+
+
+async def test_a_letter_tells_why_who_and_since_when(amqp_url: str) -> None:
+    """Out of the headers of the worker's copy, or of the broker's where that dead-lettered it."""
+    async with queues(amqp_url) as channel:
+        await reject(channel, 1)
+        async with publishing(amqp_url) as publisher:  # the driver would give it a message_id
+            theirs_is = Properties(timestamp=1_767_225_600, headers={"x-first-death-reason": "delivery_limit"})
+            await publisher.publish([Outgoing("", TOPOLOGY.dead_letters_queue, theirs_is, b"{}")])
+        mine, theirs = await all_of(amqp_url)
+    assert (mine.code, mine.detail, mine.publisher) == ("missing_id", "Send id.", "crm")
+    assert str(mine.since) == "2026-01-01 00:00:00+00:00"
+    assert (theirs.code, theirs.publisher, theirs.since) == ("delivery_limit", "-", mine.since)
+    assert theirs.name.startswith("@")
+
+
+async def test_a_replay_is_the_request_that_it_was(amqp_url: str) -> None:
+    """Same body, message_id, properties and headers; only what the rejection added is gone."""
+    async with queues(amqp_url) as channel:
+        await reject(channel, 1)
+        async with look(amqp_url) as found, publishing(amqp_url) as publisher:
+            (letter,) = [letter async for letter in found]
+            assert await replay(found, [(letter, letter.body)], publisher) == 1
+        assert await taken(channel, TOPOLOGY.dead_letters_queue) == []
+        (request,) = await taken(channel, TOPOLOGY.requests_queue)
+    assert (request.body, request.message_id, request.correlation_id) == (b'{"number": 1}', "1", "correlation")
+    assert (request.content_encoding, request.app_id, request.user_id) == ("utf-8", "crm", None)
+    assert request.expiration == 600
+    assert request.headers == {
+        "x-first-seen": "2026-01-01T00:00:00.000+00:00",
+        "x-version": 7,
+        "traceparent": "00-1-2-01",
+    }
+
+
+async def test_what_the_broker_does_not_take_stays(amqp_url: str) -> None:
+    """No queue takes requests: an error, and the dead letter is where it was."""
+    async with queues(amqp_url) as channel:
+        await reject(channel, 1)
+        await (await channel.get_queue(TOPOLOGY.requests_queue)).unbind(TOPOLOGY.requests_exchange, "upsert")
+        with pytest.raises(ClientError, match="took no more"):
+            async with look(amqp_url) as found, publishing(amqp_url) as publisher:
+                await replay(found, [(letter, letter.body) async for letter in found], publisher)
+        assert len(await taken(channel, TOPOLOGY.dead_letters_queue)) == 1
+
+
+@pytest.mark.parametrize("how", ["cancelled", "cut"])
+async def test_a_replay_that_is_interrupted_loses_nothing(amqp_url: str, how: str) -> None:
+    """Each letter is replayed, or still in the queue; after a lost connection possibly both, under one message_id."""
+    async with queues(amqp_url) as channel, Proxy.to(amqp_url) as proxy:
+        for number in range(20):
+            await reject(channel, number)
+        going = asyncio.Event()
+        link = LinkOptions(proxy.url, heartbeat_seconds=1)
+
+        async def work() -> None:
+            async with look(link) as found, publishing(link) as publisher:
+                letters = [(letter, letter.body) async for letter in found]
+                await replay(found, letters, publisher, rate=20, on_replayed=lambda _: going.set())
+
+        working = asyncio.create_task(work())
+        await going.wait()
+        if how == "cut":
+            proxy.refuse()
+            proxy.cut()
+            with pytest.raises(ClientError, match=r"connection|the others are in the queue"):
+                await working
+        else:
+            working.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await working
+        async with asyncio.timeout(20):
+            names: set[str | None] = set()
+            while len(names) < 20:  # until the broker has noticed that the link is gone
+                names |= {one.message_id for one in await taken(channel, TOPOLOGY.dead_letters_queue)}
+                names |= {one.message_id for one in await taken(channel, TOPOLOGY.requests_queue)}
+        assert names == {str(number) for number in range(20)}
+
+
+async def test_others_get_at_once_what_is_not_chosen(amqp_url: str) -> None:
+    """While some are worked on, the rest can be seen."""
+    async with queues(amqp_url) as channel:
+        for number in range(3):
+            await reject(channel, number)
+        async with look(amqp_url) as found:
+            letters = [letter async for letter in found]
+            await found.give_back([letters[0], letters[2]])
+            assert [letter.name for letter in await all_of(amqp_url)] == ["0", "2"]
+            assert await found.remove([letters[1]]) == 1
+        assert [letter.name for letter in await all_of(amqp_url)] == ["0", "2"]
