@@ -16,7 +16,7 @@ broker/     RabbitMQ
 telemetry/  names (all that is shown), metrics, logs, watch, tracing, health
 service     puts it together; signals, drain
 settings    all that can be set
-client      for publishers
+client/     for publishers, subscribers and the person with the dead letters
 cli/        the commands
 """
 

@@ -71,3 +71,14 @@ async def test_the_subscriber_follows_the_replies(
             await process.wait()
     assert line.startswith(b"inserted ")
     assert line.endswith(b"first\n")
+
+
+async def test_the_client_publishes_and_follows(amqp_url: str, database_url: str) -> None:
+    """One record, a rejected one, a hundred, and two that go to the subscribers."""
+    async with serving(amqp_url, database_url):
+        printed = await run(sys.executable, "client.py", directory=EXAMPLES / "python", AMQP_URL=amqp_url)
+    assert "publisher: invalid_uuid ['id', 'due_date']" in printed
+    assert "100 inserted" in printed
+    assert (
+        sorted(line for line in printed.splitlines() if line.startswith("subscriber"))[0] == "subscriber: inserted one"
+    )

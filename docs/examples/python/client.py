@@ -1,0 +1,51 @@
+"""Publish a few records and follow what became of them: python client.py (AMQP_URL names the broker)."""
+
+import asyncio
+import os
+import uuid
+
+from task_activity_log.client import (
+    ClientError,
+    TaskActivityLog,
+    TaskActivityLogClient,
+    Upsert,
+    UpsertRejected,
+    subscribe,
+)
+
+BROKER = os.environ["AMQP_URL"]
+
+
+async def follow(connected: asyncio.Event) -> None:
+    """Print each reply that goes to the subscribers; a queue of its own takes none from others."""
+    async for reply in subscribe(BROKER, routing_keys=["#"], most=2, on_connected=connected.set):
+        print("subscriber:", reply.outcome, reply.record.subject)
+
+
+async def main() -> None:
+    """One record, a bad one, and several."""
+    connected = asyncio.Event()
+    following = asyncio.create_task(follow(connected))
+    await connected.wait()
+    async with TaskActivityLogClient(BROKER, app_id="example") as client:
+        stored = await client.upsert(TaskActivityLog(id=uuid.uuid4(), subject="Call back about the offer"))
+        print("publisher:", stored.outcome, stored.record.modified_dateutc)
+        try:
+            await client.upsert(Upsert(b'{"id": "nope", "due_date": "tomorrow"}'))
+        except UpsertRejected as rejection:
+            print("publisher:", rejection.code, [error.name for error in rejection.errors])
+        bulk = client.upsert_many(TaskActivityLog(id=uuid.uuid4(), subject=f"Number {number}") for number in range(100))
+        async for answer in bulk:
+            if answer.rejected:
+                print("publisher:", answer.problem)
+        print("publisher:", bulk.summary)
+        # Without waiting for answers: these go to the subscribers.
+        await client.send_many(TaskActivityLog(id=uuid.uuid4(), subject=subject) for subject in ("one", "two"))
+    await following
+
+
+if __name__ == "__main__":
+    try:
+        asyncio.run(main())
+    except ClientError as error:
+        raise SystemExit(str(error)) from None
