@@ -50,7 +50,7 @@ def list_(
     sys.exit(letters.show_list(each=each, as_json=as_json))
 
 
-@app.command()
+@app.command(short_help="Print dead letters whole.")
 def show(
     ids: Ids = None,
     *,
@@ -70,7 +70,7 @@ def show(
     sys.exit(_letters(ids, codes, publishers, older_than, newer_than, everything=everything).show())
 
 
-@app.command()
+@app.command(short_help="Send dead letters again.")
 def replay(
     ids: Ids = None,
     *,
@@ -124,7 +124,7 @@ def discard(
     sys.exit(letters.discard(export, yes=yes))
 
 
-@app.command()
+@app.command(short_help="Write dead letters to a file that `publish` takes.")
 def export(
     file: Annotated[Path, typer.Argument(help="A file that is not there yet; - is standard output.")],
     ids: Ids = None,
