@@ -95,6 +95,7 @@ class Source:
             yield Upsert(content, message_id=self._message_id(content, source), source=source)
 
     def _message_id(self, body: bytes, source: str) -> str:
+        # Not of the content alone: a record that is changed and changed back would be taken for a repeat.
         return str(uuid5(NAMESPACE_URL, f"{self._run}\n{source}\n{sha256(body).hexdigest()}"))
 
     def _content(self) -> bytes:
