@@ -88,18 +88,21 @@ def test_a_shared_service_cannot_be_stopped(rabbitmq: RabbitMQ, postgresql: Post
 
 @pytest.mark.timeout(400)  # a slow machine
 async def test_rabbitmq_can_be_killed(own_rabbitmq: RabbitMQ, own_amqp_url: str) -> None:
-    """After a kill and after a stop the broker is back on its port with its messages."""
+    """After a stop and after a kill the broker is back on its port with its messages.
+
+    The stop comes first: a broker that is killed within seconds of the declaration of a quorum queue has not written
+    down yet that there is one, and does not bring it back.
+    """
     await keep_one_message(own_amqp_url)
+    await asyncio.to_thread(own_rabbitmq.restart)
+    assert await kept_message(own_amqp_url) == b"x"
     await asyncio.to_thread(own_rabbitmq.kill)
     with pytest.raises(aio_pika.exceptions.AMQPConnectionError):
         await aio_pika.connect(own_amqp_url)
     await asyncio.to_thread(own_rabbitmq.start)
     assert await kept_message(own_amqp_url) == b"x"
-    await asyncio.to_thread(own_rabbitmq.restart)
-    assert await kept_message(own_amqp_url) == b"x"
 
 
-@pytest.mark.timeout(400)  # a slow machine
 async def test_postgresql_can_be_killed(own_postgresql: PostgreSQL) -> None:
     """After a kill and after a stop the server is back on its port with what was committed."""
     url = await asyncio.to_thread(own_postgresql.create_database)
