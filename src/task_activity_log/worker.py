@@ -134,7 +134,8 @@ class Worker(Generic[D]):
         Requests that must not overtake a suspect of the same record, `behind`, are left out: they are given back.
         """
         requests, answers = self._decode(batch)
-        requests = [r for r in requests if not any(may_mention(suspect, r.record.id) for suspect in behind)]
+        if behind:
+            requests = [r for r in requests if not any(may_mention(suspect, r.record.id) for suspect in behind)]
         started = time.perf_counter()
         stubborn: list[Request[D]] = []
         for wave in waves(requests):

@@ -13,6 +13,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from decimal import Decimal
 from functools import lru_cache
+from operator import attrgetter
+from typing import Any
 
 _LATEST_MILLISECOND = 253_402_300_799_999
 """The last instant of year 9999; publishers send seconds or milliseconds, anything later is out of range."""
@@ -208,24 +210,40 @@ def encode(properties: Properties, body_size: int) -> bytes:
         ValueError: a short string is longer than 255 bytes.
     """
     flags = 0
-    parts = []
-    for bit, (name, kind) in zip(range(15, 1, -1), _LAYOUT, strict=True):
-        if kind == _TABLE:
-            if not properties.table and not properties.headers:
-                continue
-            table = properties.table + b"".join(map(encode_header, properties.headers.items()))
-            parts.append(len(table).to_bytes(4, "big") + table)
-        else:
-            value = getattr(properties, name)
-            if value is None:
-                continue
-            if kind == _SHORT_STRING:
-                text = value.encode()
-                parts.append(bytes((len(text),)) + text)
-            else:
-                parts.append(value.to_bytes(1 if kind == _OCTET else 8, "big"))
-        flags |= 1 << bit
-    return struct.pack(">HHQH", 60, 0, body_size, flags) + b"".join(parts)
+    parts = [b""]  # the place of what comes first
+    for flag, write, value in zip(_FLAGS, _WRITERS, _in_order(properties), strict=True):
+        if value is not None:
+            flags |= flag
+            parts.append(write(value))
+    if properties.table or properties.headers:
+        flags |= _TABLE_FLAG
+        table = properties.table + b"".join(map(encode_header, properties.headers.items()))
+        parts.insert(1 + (flags & ~(_TABLE_FLAG * 2 - 1)).bit_count(), len(table).to_bytes(4, "big") + table)
+    parts[0] = _START.pack(60, 0, body_size, flags)
+    return b"".join(parts)
+
+
+def _short_string(text: str) -> bytes:
+    raw = text.encode()
+    if len(raw) > _SHORT_STRING_MAX:
+        raise ValueError("too long for a short string")
+    return _OCTETS[len(raw)] + raw
+
+
+_SHORT_STRING_MAX = 255
+_START = struct.Struct(">HHQH")
+_OCTETS = [bytes((number,)) for number in range(256)]
+_WRITE: dict[int, Callable[[Any], bytes]] = {
+    _SHORT_STRING: _short_string,
+    _OCTET: lambda number: bytes((number,)),
+    _TIMESTAMP: lambda instant: instant.to_bytes(8, "big"),
+}
+_TABLE_FLAG = 0x2000
+_FLAGS, _WRITERS, _NAMES = zip(
+    *((1 << bit, _WRITE[kind], name) for bit, (name, kind) in zip(range(15, 1, -1), _LAYOUT, strict=True) if kind != _TABLE),
+    strict=True,
+)
+_in_order = attrgetter(*_NAMES)
 
 
 def encode_header(item: tuple[str, object]) -> bytes:

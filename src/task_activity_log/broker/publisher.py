@@ -6,7 +6,7 @@ Its own connection, because a broker that blocks publishers must not block ackno
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 
@@ -22,9 +22,9 @@ _FRAME_MAX = 131_072
 """Bytes, where the broker names no limit."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen, which would take three times as long to make
 class Outgoing:
-    """A message to be published."""
+    """A message to be published. It is not changed."""
 
     exchange: str
     routing_key: str
@@ -44,12 +44,25 @@ class Fate(Enum):
 
 
 class _Batch:
-    __slots__ = ("done", "fates", "left")
+    """Messages that were published together, with sequence numbers from `first` on."""
 
-    def __init__(self, size: int) -> None:
-        self.left = size
-        self.fates = [Fate.CONFIRMED] * size
+    __slots__ = ("done", "fates", "first", "messages", "unconfirmed")
+
+    def __init__(self, first: int, messages: Sequence[Outgoing]) -> None:
+        self.first = first
+        self.messages = messages
+        self.fates = [Fate.CONFIRMED] * len(messages)
+        self.unconfirmed = set(range(first, first + len(messages)))
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def settle(self, tags: Iterable[int], taken: bool) -> None:
+        """The broker's word on these sequence numbers, as far as they are of this batch."""
+        if not taken:
+            for tag in self.unconfirmed.intersection(tags):
+                self.fates[tag - self.first] = Fate.REFUSED
+        self.unconfirmed.difference_update(tags)
+        if not self.unconfirmed and not self.done.done():
+            self.done.set_result(None)
 
 
 class _Channel:
@@ -60,12 +73,12 @@ class _Channel:
         self.frame_max = frame_max
         self.broken = asyncio.Event()
         self._sequence = 0
-        self._unconfirmed: dict[int, tuple[_Batch, int, Outgoing]] = {}
+        self._confirmed_to = 0
+        self._batches: list[_Batch] = []  # the oldest first
 
     async def publish(self, messages: Sequence[Outgoing]) -> list[Fate]:
-        batch = _Batch(len(messages))
         pieces: list[bytes] = []
-        for index, message in enumerate(messages):
+        for message in messages:
             pieces += publish_frames(
                 self.channel.number,
                 message.exchange,
@@ -75,49 +88,41 @@ class _Channel:
                 body=message.body,
                 frame_max=self.frame_max,
             )
-            self._unconfirmed[self._sequence + 1 + index] = (batch, index, message)
+        batch = _Batch(self._sequence + 1, messages)
         self._sequence += len(messages)
+        self._batches.append(batch)
         await write(self.channel, pieces)
         await batch.done
         return batch.fates
 
     def confirm(self, tag: int, multiple: bool, taken: bool) -> None:
-        if not multiple:
-            self._settle(tag, taken)
-            return
-        while self._unconfirmed and (first := next(iter(self._unconfirmed))) <= tag:
-            self._settle(first, taken)
-
-    def _settle(self, tag: int, taken: bool) -> None:
-        sent = self._unconfirmed.pop(tag, None)
-        if sent is None:
-            return
-        batch, index, _ = sent
-        if not taken:
-            batch.fates[index] = Fate.REFUSED
-        batch.left -= 1
-        if batch.left == 0 and not batch.done.done():
-            batch.done.set_result(None)
+        tags = range(self._confirmed_to + 1 if multiple else tag, tag + 1)
+        for batch in self._batches:
+            if batch.first > tag:
+                break
+            batch.settle(tags, taken)
+        if multiple:
+            self._confirmed_to = max(self._confirmed_to, tag)
+        while self._batches and not self._batches[0].unconfirmed:
+            del self._batches[0]
 
     def returned(self, exchange: str, routing_key: str, header: bytes) -> None:
         # A return does not say which publish it answers. Several in flight with one address and message_id are
         # repeats of one message: then the queue is gone for all of them.
-        message_id = properties.decode(header).message_id
-        for batch, index, message in self._unconfirmed.values():
-            if (message.exchange, message.routing_key, message.properties.message_id) == (
-                exchange,
-                routing_key,
-                message_id,
-            ):
-                batch.fates[index] = Fate.RETURNED
+        address = (exchange, routing_key, properties.decode(header).message_id)
+        for batch in self._batches:
+            for tag in batch.unconfirmed:
+                message = batch.messages[tag - batch.first]
+                if (message.exchange, message.routing_key, message.properties.message_id) == address:
+                    batch.fates[tag - batch.first] = Fate.RETURNED
 
     def lose(self, error: BaseException) -> None:
         """End every wait for a confirm: none comes any more."""
-        for batch, _, _ in self._unconfirmed.values():
+        for batch in self._batches:
             if not batch.done.done():
                 batch.done.set_exception(error)
                 batch.done.exception()  # so that a batch whose publisher was cancelled is not reported as unread
-        self._unconfirmed.clear()
+        self._batches.clear()
 
 
 class Publisher:

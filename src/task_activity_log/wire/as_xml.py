@@ -288,10 +288,11 @@ _BLANK = "[ \t\r\n]*+"
 _ANY_FIELD = "|".join(sorted(STORED_FIELDS, key=len, reverse=True))
 _CHILD = rf'<(?:({_ANY_FIELD})>({_PLAIN})</\1>|({_ANY_FIELD}) i:nil="true" ?/>)'
 _USUAL_CHILD = re.compile(_CHILD)
+_OWN = r'(?: xmlns="http://schemas\.datacontract\.org/2004/07/[A-Za-z0-9_.]*+")'
+_XSI = rf' xmlns:i="{re.escape(INSTANCE)}"'
 _USUAL = re.compile(
     rf'(?:<\?xml version="1\.0"(?: encoding="[A-Za-z][A-Za-z0-9._-]*+")? ?\?>{_BLANK})?'
-    r'<task_activity_log(?: xmlns="http://schemas\.datacontract\.org/2004/07/[A-Za-z0-9_.]*+")?'
-    rf' xmlns:i="{re.escape(INSTANCE)}">'
+    rf"<task_activity_log(?:{_OWN}?{_XSI}|{_XSI}{_OWN})>"
     rf"(?:{_BLANK}{_CHILD})*+{_BLANK}</task_activity_log>{_BLANK}"
 )
 
