@@ -24,6 +24,7 @@ from yarl import URL
 _FRAME = struct.Struct(">BHI")
 _METHOD, _HEADER, _BODY = 1, 2, 3
 _DELIVER, _RETURN, _ACK, _NACK = 0x3C003C, 0x3C0032, 0x3C0050, 0x3C0078
+_DELIVER_METHOD = _DELIVER.to_bytes(4, "big")
 _BLOCKED, _UNBLOCKED = 0x0A003C, 0x0A003D
 _HEARTBEAT = b"\x08\0\0\0\0\0\0\xce"
 _END = b"\xce"
@@ -72,7 +73,11 @@ class Tap(asyncio.StreamReaderProtocol):
             if end > length:
                 break
             inbound = self.channels.get(channel)
-            if inbound is not None and self._take(inbound, kind, data, offset + 7, end - 1):
+            if inbound is not None and (whole := _take_whole(inbound, data, offset + 7, end)):
+                if passed < offset:
+                    self._hand_on(data[passed:offset])
+                passed = end = whole
+            elif inbound is not None and self._take(inbound, kind, data, offset + 7, end - 1):
                 if passed < offset:
                     self._hand_on(data[passed:offset])
                 passed = end
@@ -130,6 +135,34 @@ class Tap(asyncio.StreamReaderProtocol):
             self.blocked = _short_string(payload, 4)[0] or "no reason given"
         elif method == _UNBLOCKED:
             self.blocked = None
+
+
+def _take_whole(inbound: Inbound, data: bytes, start: int, header: int) -> int:
+    """Take a delivery whose three frames are all in `data`, as nearly all are; returns where they end, 0 if it is none.
+
+    `start` is where the method's payload begins, `header` where the next frame does.
+    """
+    if inbound.deliver is None or data[start : start + 4] != _DELIVER_METHOD:
+        return 0
+    length = len(data)
+    if header + _SMALLEST > length:
+        return 0
+    _, _, size = _FRAME.unpack_from(data, header)
+    body = header + size + 8
+    if body + _SMALLEST > length:
+        return 0
+    kind, _, body_size = _FRAME.unpack_from(data, body)
+    end = body + body_size + 8
+    if end > length or kind != _BODY or body_size != int.from_bytes(data[header + 11 : header + 19], "big"):
+        return 0
+    tagged = start + 5 + data[start + 4]
+    inbound.deliver(
+        int.from_bytes(data[tagged : tagged + 8], "big"),
+        bool(data[tagged + 8] & 1),
+        data[header + 7 : body - 1],
+        data[body + 7 : end - 1],
+    )
+    return end
 
 
 class _Content:
