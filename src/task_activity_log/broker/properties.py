@@ -240,7 +240,11 @@ _WRITE: dict[int, Callable[[Any], bytes]] = {
 }
 _TABLE_FLAG = 0x2000
 _FLAGS, _WRITERS, _NAMES = zip(
-    *((1 << bit, _WRITE[kind], name) for bit, (name, kind) in zip(range(15, 1, -1), _LAYOUT, strict=True) if kind != _TABLE),
+    *(
+        (1 << bit, _WRITE[kind], name)
+        for bit, (name, kind) in zip(range(15, 1, -1), _LAYOUT, strict=True)
+        if kind != _TABLE
+    ),
     strict=True,
 )
 _in_order = attrgetter(*_NAMES)

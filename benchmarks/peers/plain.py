@@ -1,4 +1,4 @@
-"""The worker that one would write from the documentation of aio-pika, pydantic and asyncpg: the peer in `drain`.
+"""The worker that one would write from the documentation of aio-pika, pydantic and asyncpg: the first peer.
 
 Prefetch 100, one upsert and one confirmed reply a message, acknowledged when both are done. It has no inbox, no
 dead letters and no waves.
@@ -9,6 +9,7 @@ import os
 import signal
 from datetime import datetime
 from uuid import UUID
+from xml.etree import ElementTree
 
 import aio_pika
 import asyncpg
@@ -32,12 +33,12 @@ class TaskActivityLog(BaseModel):
     modified_dateutc: datetime | None = None
 
 
-_FIELDS = [name for name in TaskActivityLog.model_fields if name != "modified_dateutc"]
-_UPSERT = (
-    f"INSERT INTO task_activity_log ({', '.join(_FIELDS)})"  # noqa: S608 - made of the model's own names
-    f" VALUES ({', '.join(f'${number}' for number in range(1, len(_FIELDS) + 1))})"
-    f" ON CONFLICT (id) DO UPDATE SET {', '.join(f'{name} = EXCLUDED.{name}' for name in _FIELDS[1:])}"
-    f" RETURNING {', '.join(_FIELDS)}, modified_dateutc"
+FIELDS = [name for name in TaskActivityLog.model_fields if name != "modified_dateutc"]
+UPSERT = (
+    f"INSERT INTO task_activity_log ({', '.join(FIELDS)})"  # noqa: S608 - made of the model's own names
+    f" VALUES ({', '.join(f'${number}' for number in range(1, len(FIELDS) + 1))})"
+    f" ON CONFLICT (id) DO UPDATE SET {', '.join(f'{name} = EXCLUDED.{name}' for name in FIELDS[1:])}"
+    f" RETURNING {', '.join(FIELDS)}, modified_dateutc"
 )
 
 
@@ -54,8 +55,14 @@ async def main() -> None:
 
     async def handle(message: aio_pika.abc.AbstractIncomingMessage) -> None:
         async with message.process():
-            record = TaskActivityLog.model_validate_json(message.body)
-            row = await pool.fetchrow(_UPSERT, *(getattr(record, name) for name in _FIELDS))
+            if message.content_type == "application/xml":
+                children = ElementTree.fromstring(message.body)
+                record = TaskActivityLog.model_validate(
+                    {child.tag.rpartition("}")[2]: child.text for child in children}
+                )
+            else:
+                record = TaskActivityLog.model_validate_json(message.body)
+            row = await pool.fetchrow(UPSERT, *(getattr(record, name) for name in FIELDS))
             stored = TaskActivityLog.model_validate(dict(row or {}))
             await replies.publish(
                 aio_pika.Message(

@@ -1,0 +1,174 @@
+"""`python -m benchmarks`, against the services that the environment names: `make bench` gives it the sandbox's.
+
+Without names of scenarios all are run. Raw figures go to benchmarks/results.json, the chart to docs/performance.svg,
+if the drain was among them and the run was no quick one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import sys
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+
+from benchmarks import chart, drain, growth, latency, publishing, show
+from benchmarks.workers import OURS, Services, ours, peers, plain, services
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results.json"
+CHART = ROOT / "docs" / "performance.svg"
+
+
+def arguments() -> argparse.Namespace:
+    """What the command line asks for."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description="Measure the worker and its peers, by turns."
+    )
+    parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", help=f"which: {', '.join(SCENARIOS)} (all)")
+    parser.add_argument("--quick", action="store_true", help="drain, latency and publish alone, one short round")
+    parser.add_argument("--messages", type=int, default=20_000, help="messages to drain (20,000)")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of which the median counts (3)")
+    parser.add_argument("--seconds", type=float, default=15.0, help="most seconds for one drain (15)")
+    parser.add_argument("--waiting", type=int, default=1_000_000, help="messages in the long queue (1,000,000)")
+    parser.add_argument("--backlog-seconds", type=float, default=300.0, help="most seconds for the long queue (300)")
+    parser.add_argument("--rows", type=int, default=10_000_000, help="rows in the big table (10,000,000)")
+    parser.add_argument("--keys", type=int, default=50_000_000, help="keys in the big inbox (50,000,000)")
+    parser.add_argument("--memory-seconds", type=float, default=600.0, help="length of the long run (600)")
+    parser.add_argument(
+        "--against",
+        action="append",
+        default=[],
+        metavar="NAME=SRC",
+        help="another checkout's src/, as one more worker in drain and batch",
+    )
+    chosen = parser.parse_args()
+    unknown = set(chosen.scenarios) - set(SCENARIOS)
+    if unknown:
+        parser.error(f"no such scenario: {', '.join(sorted(unknown))}; there are {', '.join(SCENARIOS)}")
+    if chosen.quick:
+        chosen.rounds, chosen.messages, chosen.seconds = 1, 10_000, 4.0
+        chosen.scenarios = chosen.scenarios or ["drain", "latency", "publish"]
+    return chosen
+
+
+async def drain_(to: Services, options: argparse.Namespace) -> object:
+    """This worker and its peers."""
+    others, left_out = peers()
+    for name, why in left_out.items():
+        show.say(f"{name} is left out: {why}")
+    again = [ours(name, PYTHONPATH=path) for name, _, path in (each.partition("=") for each in options.against)]
+    costs = await drain.in_turn(
+        to, [ours(), *again, *others], waiting=options.messages, rounds=options.rounds, seconds=options.seconds
+    )
+    medians = drain.table(f"Drain of {options.messages:,} waiting messages", costs, beside=OURS)
+    return {"medians": medians, "left_out": left_out, "rounds": _raw(costs)}
+
+
+async def batch(to: Services, options: argparse.Namespace) -> object:
+    """Sizes of batches; the prefetch is twice the size."""
+    sizes = [ours(f"batch_max {size}", WORKER_BATCH_MAX=str(size)) for size in (100, 250, 500, 1000, 2000)]
+    again = [ours(name, PYTHONPATH=path) for name, _, path in (each.partition("=") for each in options.against)]
+    costs = await drain.in_turn(
+        to, [*sizes, *again], waiting=options.messages, rounds=options.rounds, seconds=options.seconds
+    )
+    return {"medians": drain.table("Sizes of batches", costs, beside="batch_max 500"), "rounds": _raw(costs)}
+
+
+async def scale(to: Services, options: argparse.Namespace) -> object:
+    """Several workers at one queue."""
+    costs = await drain.several(to, waiting=options.messages * 2, rounds=options.rounds, seconds=options.seconds)
+    return {"medians": drain.table("Several workers", costs, beside=f"1 × {OURS}"), "rounds": _raw(costs)}
+
+
+async def latency_(to: Services, options: argparse.Namespace) -> object:
+    """From publish to reply."""
+    rates = (100,) if options.quick else (100, 1000)
+    seconds = 5.0 if options.quick else 15.0
+    return await latency.by_turns(to, [ours(), plain()], rates=rates, rounds=options.rounds, seconds=seconds)
+
+
+async def publish(to: Services, options: argparse.Namespace) -> object:
+    """Confirmed publishing."""
+    return await publishing.compare(to, messages=options.messages, rounds=options.rounds)
+
+
+async def backlog(to: Services, options: argparse.Namespace) -> object:
+    """A long queue."""
+    costs = await growth.backlog(to, waiting=options.waiting, rounds=options.rounds, seconds=options.backlog_seconds)
+    return {"medians": drain.table("A long queue", costs, beside=next(iter(costs))), "rounds": _raw(costs)}
+
+
+async def table(to: Services, options: argparse.Namespace) -> object:
+    """A big table."""
+    costs = await growth.table(
+        to, rows=options.rows, waiting=options.messages, rounds=options.rounds, seconds=options.seconds
+    )
+    return {"medians": drain.table("A big table", costs, beside="empty table"), "rounds": _raw(costs)}
+
+
+async def inbox(to: Services, options: argparse.Namespace) -> object:
+    """A big inbox."""
+    costs = await growth.inbox(
+        to, keys=options.keys, waiting=options.messages, rounds=options.rounds, seconds=options.seconds
+    )
+    return {"medians": drain.table("A big inbox", costs, beside="empty inbox"), "rounds": _raw(costs)}
+
+
+async def memory(to: Services, options: argparse.Namespace) -> object:
+    """A long run."""
+    return await growth.memory(to, seconds=options.memory_seconds)
+
+
+SCENARIOS: dict[str, Callable[[Services, argparse.Namespace], Awaitable[object]]] = {
+    "drain": drain_,
+    "latency": latency_,
+    "publish": publish,
+    "scale": scale,
+    "batch": batch,
+    "backlog": backlog,
+    "table": table,
+    "memory": memory,
+    "inbox": inbox,
+}
+
+
+def _raw(costs: drain.Costs) -> dict[str, list[dict[str, float]]]:
+    return {name: [asdict(cost) for cost in some] for name, some in costs.items()}
+
+
+async def main() -> None:
+    """Run the scenarios, and keep the figures of each as soon as it is done."""
+    options = arguments()
+    known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    async with services() as to:
+        for name in options.scenarios or SCENARIOS:
+            show.say(f"\n{name}: {(SCENARIOS[name].__doc__ or '').lower()}")
+            known[name] = {
+                "at": datetime.now(UTC).isoformat(timespec="seconds"),
+                "command": " ".join(["python -m benchmarks", *sys.argv[1:]]),
+                "machine": f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}",
+                "figures": await SCENARIOS[name](to, options),
+            }
+            if not options.quick:
+                RESULTS.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+        await to.empty()
+    if not options.quick and "drain" in known:
+        medians = known["drain"]["figures"]["medians"]
+        chart.write(
+            CHART,
+            "Drain of waiting messages",
+            {
+                "Messages a second": {name: some["messages_per_second"] for name, some in medians.items()},
+                "CPU of the worker, µs a message": {name: some["worker_cpu_us"] for name, some in medians.items()},
+            },
+        )
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

@@ -1,0 +1,117 @@
+"""What grows with what there is already: a long queue, a big table, a big inbox, a long run."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from itertools import islice
+
+from benchmarks import drain, show
+from benchmarks.drain import Costs
+from benchmarks.load import publishing, requests
+from benchmarks.workers import Services, ours, resident, running
+
+_USUAL = 20_000
+_MEMORY_RATE = 1_000
+_SECOND = 1.0
+
+
+async def backlog(services: Services, *, waiting: int, rounds: int, seconds: float) -> Costs:
+    """A queue of 20,000 messages, then one of `waiting`, then 20,000 again."""
+    few, many = f"{_USUAL:,} waiting", f"{waiting:,} waiting"
+    costs: Costs = {few: [], many: []}
+    for name, count, times in ((few, _USUAL, rounds), (many, waiting, 1), (few, _USUAL, rounds)):
+        for _ in range(times):
+            costs[name].append(await drain.once(services, ours(), waiting=count, seconds=seconds))
+    return costs
+
+
+async def table(services: Services, *, rows: int, waiting: int, rounds: int, seconds: float) -> Costs:
+    """An empty table, then one of `rows` whose rows the updates are of, then an empty one again."""
+    empty, full = "empty table", f"{rows:,} rows"
+    costs: Costs = {empty: [], full: []}
+    for name, there in ((empty, None), (full, rows), (empty, None)):
+        if there:
+            with show.bar(f"putting {rows:,} rows into the table"):
+                await _fill_table(services, rows)
+        for _ in range(rounds):
+            costs[name].append(await drain.once(services, ours(), waiting=waiting, seconds=seconds, rows=there))
+    return costs
+
+
+async def inbox(services: Services, *, keys: int, waiting: int, rounds: int, seconds: float) -> Costs:
+    """An empty inbox, then one that remembers `keys` requests, then an empty one again."""
+    empty, full = "empty inbox", f"{keys:,} keys"
+    costs: Costs = {empty: [], full: []}
+    for name in (empty, full, empty):
+        if name == full:
+            with show.bar(f"putting {keys:,} keys into the inbox"):
+                await _fill_inbox(services, keys)
+        for _ in range(rounds):
+            rows = 0 if name == full else None  # the tables are left as they are
+            costs[name].append(await drain.once(services, ours(), waiting=waiting, seconds=seconds, rows=rows))
+    await services.empty()
+    return costs
+
+
+async def _fill_table(services: Services, rows: int) -> None:
+    await services.database.execute("ALTER TABLE task_activity_log DISABLE TRIGGER USER")
+    await services.database.execute(
+        "INSERT INTO task_activity_log SELECT md5(number::text)::uuid, gen_random_uuid(), gen_random_uuid(),"
+        " gen_random_uuid(), gen_random_uuid(), 'sample string 6', 'sample string 7', now(), true, now(),"
+        " 'sample string 11', now() FROM generate_series(1, $1::bigint) AS number",
+        rows,
+    )
+    await services.database.execute("ALTER TABLE task_activity_log ENABLE TRIGGER USER")
+    await services.database.execute("VACUUM ANALYZE task_activity_log")
+
+
+async def _fill_inbox(services: Services, keys: int) -> None:
+    # the indexes are made afterwards: keys are random, and each would be looked up on the disk
+    await services.empty()
+    await services.database.execute("SET maintenance_work_mem = '1GB'")
+    indexes = await services.database.fetch(
+        "SELECT indexdef FROM pg_indexes WHERE indexname = 'task_activity_log_inbox_processed_at'"
+    )
+    await services.database.execute("ALTER TABLE task_activity_log_inbox DROP CONSTRAINT task_activity_log_inbox_pkey")
+    await services.database.execute("DROP INDEX task_activity_log_inbox_processed_at")
+    await services.database.execute(
+        "INSERT INTO task_activity_log_inbox SELECT gen_random_uuid(),"
+        " now() - interval '12 hours' * number / $1 FROM generate_series(1, $1::bigint) AS number",
+        keys,
+    )
+    await services.database.execute("ALTER TABLE task_activity_log_inbox ADD PRIMARY KEY (request_key)")
+    for index in indexes:
+        await services.database.execute(index["indexdef"])
+    await services.database.execute("VACUUM ANALYZE task_activity_log_inbox")
+
+
+async def memory(services: Services, *, seconds: float) -> dict[str, float]:
+    """What one worker has resident while it takes 1,000 messages a second, after a minute (or a tenth) and at the end."""
+    await services.empty()
+    settled = min(60.0, seconds / 10)
+    samples: list[tuple[float, int]] = []
+    coming = requests(int(_MEMORY_RATE * seconds) + _MEMORY_RATE)
+    async with publishing(os.environ["AMQP_URL"]) as publisher:
+        with running(ours()) as [process], show.bar(f"{_MEMORY_RATE:,} messages/s for {seconds:,.0f} s") as progress:
+            began = time.perf_counter()
+            while (now := time.perf_counter() - began) < seconds:
+                await publisher.publish(list(islice(coming, _MEMORY_RATE)))
+                await services.take_replies()
+                samples.append((now, resident(process.pid)))
+                progress(now / seconds)
+                await asyncio.sleep(max(0.0, began + now + _SECOND - time.perf_counter()))
+    after = next(size for at, size in samples if at >= settled)
+    found = {
+        "seconds": seconds,
+        "messages": float(len(samples) * _MEMORY_RATE),
+        "settled_mib": after / 2**20,
+        "end_mib": samples[-1][1] / 2**20,
+        "most_mib": max(size for _, size in samples) / 2**20,
+    }
+    show.say(
+        f"memory: {found['settled_mib']:.1f} MiB after {settled:.0f} s, {found['end_mib']:.1f} MiB after {seconds:.0f} s,"
+        f" at most {found['most_mib']:.1f} MiB; {found['messages']:,.0f} messages"
+    )
+    return found

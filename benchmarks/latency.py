@@ -1,0 +1,85 @@
+"""From publish to reply at a steady rate, this worker and the plain one by turns."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Sequence
+from random import Random
+from statistics import median, quantiles
+from uuid import uuid4
+
+import aio_pika
+
+from benchmarks import show
+from benchmarks.load import TOPOLOGY, publishing, request
+from benchmarks.workers import Services, Worker, running
+from task_activity_log.broker.publisher import Publisher
+
+_WARM_UP = 0.2
+"""The part of the messages whose time does not count: the worker has just been started."""
+_LAST_REPLY_SECONDS = 30.0
+
+
+async def by_turns(
+    services: Services, workers: Sequence[Worker], *, rates: Sequence[int], rounds: int, seconds: float
+) -> dict[str, dict[str, float]]:
+    """Medians of the rounds' p50 and p99 in milliseconds, by rate and worker."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for rate in rates:
+        for _ in range(rounds):
+            for worker in workers:
+                took = await once(services, worker, rate=rate, seconds=seconds)
+                cuts = quantiles(took, n=100)
+                some = found.setdefault(f"{worker.name}, {rate:,}/s", {"p50_ms": [], "p99_ms": []})
+                some["p50_ms"].append(cuts[49] * 1000)
+                some["p99_ms"].append(cuts[98] * 1000)
+                show.say(
+                    f"{worker.name:24} {rate:6,}/s   p50 {cuts[49] * 1000:7.1f} ms   p99 {cuts[98] * 1000:7.1f} ms"
+                )
+    medians = {name: {cut: median(values) for cut, values in some.items()} for name, some in found.items()}
+    show.table(
+        "From publish to reply",
+        ("", "p50 ms", "p99 ms"),
+        [(name, f"{some['p50_ms']:.1f}", f"{some['p99_ms']:.1f}") for name, some in medians.items()],
+    )
+    return medians
+
+
+async def once(services: Services, worker: Worker, *, rate: int, seconds: float) -> list[float]:
+    """The seconds from publish to reply of each message, sent at random moments, `rate` a second."""
+    await services.empty()
+    count = int(rate * seconds)
+    sent: dict[str, float] = {}
+    took: dict[str, float] = {}
+    complete = asyncio.Event()
+
+    def on_reply(message: aio_pika.abc.AbstractIncomingMessage) -> None:
+        name = message.correlation_id or ""
+        took[name] = time.perf_counter() - sent[name]
+        if len(took) == count:
+            complete.set()
+
+    url = os.environ["AMQP_URL"]
+    with running(worker), show.bar(f"{worker.name} at {rate:,} messages/s") as progress:
+        async with await aio_pika.connect(url) as connection, publishing(url) as publisher:
+            queue = await (await connection.channel()).get_queue(TOPOLOGY.replies_queue)
+            await queue.consume(on_reply, no_ack=True)
+            sending = []
+            random = Random(rate)  # noqa: S311 - the same moments for every worker
+            at = time.perf_counter() + 2.0  # the worker is started by then; were it not, the warm-up takes it
+            for number in range(count):
+                at += random.expovariate(rate)
+                await asyncio.sleep(max(0.0, at - time.perf_counter()))
+                sending.append(asyncio.create_task(_send(publisher, sent)))
+                progress(number / count)
+            await asyncio.gather(*sending)
+            await asyncio.wait_for(complete.wait(), _LAST_REPLY_SECONDS)
+    return [took[name] for name in sent][int(count * _WARM_UP) :]
+
+
+async def _send(publisher: Publisher, sent: dict[str, float]) -> None:
+    message = request(uuid4())
+    sent[message.properties.correlation_id or ""] = time.perf_counter()
+    await publisher.publish([message])

@@ -1,0 +1,110 @@
+"""The load: requests of the sample's shape, one in ten of them XML, every second one an update."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from hashlib import md5
+from itertools import islice
+from random import randint
+from uuid import UUID, uuid4
+
+from benchmarks.show import Progress
+from task_activity_log.broker.link import LinkOptions
+from task_activity_log.broker.properties import Properties
+from task_activity_log.broker.publisher import Outgoing, Publisher
+from task_activity_log.broker.topology import Topology
+
+TOPOLOGY = Topology()
+BATCH = 1000
+"""Messages in one write."""
+UPDATES_AFTER = 1000
+"""So many records lie between one and its update: an update comes a while after."""
+XML_EVERY = 10
+
+_MOMENT = "2026-01-11T20:58:34.7203833+00:00"
+_XML = (
+    '<task_activity_log xmlns:i="http://www.w3.org/2001/XMLSchema-instance"'
+    ' xmlns="http://schemas.datacontract.org/2004/07/Sample">{}\n</task_activity_log>'
+)
+
+
+def body(identifier: UUID, *, xml: bool) -> bytes:
+    """A request of the sample's shape, indented as the sample is."""
+    members: dict[str, object] = {
+        "id": str(identifier),
+        "task_id": str(uuid4()),
+        "task_activity_id": str(uuid4()),
+        "user_id": str(uuid4()),
+        "contact_id": str(uuid4()),
+        "subject": "sample string 6",
+        "description": "sample string 7",
+        "due_date": _MOMENT,
+        "is_closed": True,
+        "date_closed": _MOMENT,
+        "reference_back_office": "sample string 11",
+        "modified_dateutc": _MOMENT,
+    }
+    if not xml:
+        return json.dumps(members, indent=2).encode()
+    members["is_closed"] = "true"
+    return _XML.format("".join(f"\n  <{name}>{value}</{name}>" for name, value in sorted(members.items()))).encode()
+
+
+def row_id(number: int) -> UUID:
+    """The id of one of the rows that `growth` puts into the table: what PostgreSQL's md5(number::text)::uuid is."""
+    return UUID(md5(str(number).encode(), usedforsecurity=False).hexdigest())
+
+
+def requests(count: int, *, rows: int = 0) -> Iterator[Outgoing]:
+    """`count` persistent requests. Updates are of records that came before, or of some among `rows` in the table."""
+    earlier = deque(uuid4() for _ in range(UPDATES_AFTER))  # the updates of these insert, too
+    for number in range(count):
+        if number % 2:
+            identifier = row_id(randint(1, rows)) if rows else earlier.popleft()  # noqa: S311 - not cryptography
+        else:
+            identifier = uuid4()
+            earlier.append(identifier)
+        yield request(identifier, xml=number % XML_EVERY == XML_EVERY - 1)
+
+
+def request(identifier: UUID, *, xml: bool = False) -> Outgoing:
+    """One persistent request."""
+    return Outgoing(
+        TOPOLOGY.requests_exchange,
+        "upsert",
+        Properties(
+            content_type="application/xml" if xml else "application/json",
+            delivery_mode=2,
+            message_id=str(uuid4()),
+            correlation_id=str(uuid4()),
+            timestamp=int(time.time()),
+        ),
+        body(identifier, xml=xml),
+    )
+
+
+@asynccontextmanager
+async def publishing(url: str) -> AsyncIterator[Publisher]:
+    """A publisher that is connected."""
+    publisher = Publisher(LinkOptions(url), purpose="benchmark")
+    running = asyncio.create_task(publisher.run())
+    await publisher.wait_connected()
+    try:
+        yield publisher
+    finally:
+        running.cancel()
+        await asyncio.wait({running})
+
+
+async def fill(url: str, count: int, progress: Progress, *, rows: int = 0) -> None:
+    """Put `count` requests into the queue."""
+    coming = requests(count, rows=rows)
+    async with publishing(url) as publisher:
+        for done in range(0, count, BATCH):
+            await publisher.publish(list(islice(coming, BATCH)))
+            progress(done / count)

@@ -1,0 +1,138 @@
+"""Where the worker's CPU goes, room by room, without broker and database: `python -m benchmarks.rooms`.
+
+A batch of 500 messages of the load passes each room by itself; the fastest of many rounds counts, as the slower ones
+measure the neighbours on a shared machine. What is missing here is the drivers' and the kernel's: sockets, asyncpg.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from types import SimpleNamespace
+from typing import Any, cast
+
+from benchmarks.load import requests
+from task_activity_log import reply
+from task_activity_log.batch import Waiting, waves
+from task_activity_log.broker import properties
+from task_activity_log.broker.consumer import Consumer, RabbitDelivery
+from task_activity_log.broker.frames import Inbound, Tap
+from task_activity_log.broker.publisher import Outgoing, _Channel
+from task_activity_log.broker.replies import Replies
+from task_activity_log.broker.topology import Topology
+from task_activity_log.ports import Answer
+from task_activity_log.record import Applied, Outcome, StoredTaskActivityLog
+from task_activity_log.request import Rules, UpdateMode, decode
+from task_activity_log.store import _arguments
+from task_activity_log.suspects import part
+from task_activity_log.telemetry.metrics import Metrics
+
+SIZE = 500
+ROUNDS = 40
+_FRAME = struct.Struct(">BHI")
+_METHOD = b"\0\x3c\0\x3c\4tag1"
+
+
+def deliveries(messages: list[Outgoing]) -> bytes:
+    """What RabbitMQ sends for `messages`."""
+    pieces = []
+    for tag, message in enumerate(messages, start=1):
+        method = _METHOD + tag.to_bytes(8, "big") + b"\0" + b"\x11task_activity_log\6upsert"
+        header = properties.encode(message.properties, len(message.body))
+        for kind, payload in ((1, method), (2, header), (3, message.body)):
+            pieces += (_FRAME.pack(kind, 1, len(payload)), payload, b"\xce")
+    return b"".join(pieces)
+
+
+def best(room: Callable[[], object], before: Callable[[], object] = lambda: None) -> float:
+    """Microseconds a message."""
+    fastest = float("inf")
+    for _ in range(ROUNDS):
+        before()
+        started = time.perf_counter()
+        room()
+        fastest = min(fastest, time.perf_counter() - started)
+    return fastest / SIZE * 1e6
+
+
+class _Loop:
+    def __init__(self) -> None:
+        self.loop = asyncio.get_running_loop()
+
+
+async def main() -> None:
+    """Print the table."""
+    took: dict[str, float] = {}
+    loop = asyncio.get_running_loop()
+    data = deliveries(list(requests(SIZE)))
+    driver = cast("Any", SimpleNamespace(on_consumer_cancel_callbacks=set(), number=1))
+    waiting: Waiting[RabbitDelivery] = Waiting()
+    consumer = Consumer(driver, "queue", waiting)
+    tap = Tap(asyncio.StreamReader(loop=loop), loop)
+    tap.channels[1] = Inbound(deliver=consumer.deliver)
+    parts = [data[start : start + 65536] for start in range(0, len(data), 65536)]
+
+    took["take in: bytes → deliveries"] = best(lambda: [tap.data_received(some) for some in parts], waiting.clear)
+    batch = waiting.take_waiting(SIZE)
+    rules = Rules()
+    took["suspects"] = best(lambda: part(batch, 10))
+    took["decode"] = best(lambda: [decode(delivery, rules) for delivery in batch])
+    decoded = [decode(delivery, rules) for delivery in batch]
+    took["waves"] = best(lambda: waves(decoded))
+    took["store: columns"] = best(lambda: _arguments(decoded, UpdateMode.REPLACE))
+    rows: list[dict[str, Any]] = [
+        {**dict(request.record), "modified_dateutc": datetime.now(UTC), "outcome": "inserted"} for request in decoded
+    ]
+    took["store: row → record"] = best(
+        lambda: [Applied(Outcome.INSERTED, StoredTaskActivityLog.from_row(row)) for row in rows]
+    )
+    applied = [Applied(Outcome.INSERTED, StoredTaskActivityLog.from_row(row)) for row in rows]
+    took["reply"] = best(
+        lambda: [
+            Answer(request.delivery, reply.stored(request, each, "emit"))
+            for request, each in zip(decoded, applied, strict=True)
+        ]
+    )
+    answers = [
+        Answer(request.delivery, reply.stored(request, each, "emit"))
+        for request, each in zip(decoded, applied, strict=True)
+    ]
+
+    written: list[bytes] = []
+
+    class Queue:
+        async def put(self, frame: Any) -> None:
+            written.append(frame.payload)
+            frame.drain_future.set_result(None)
+
+    connection = SimpleNamespace(write_queue=Queue())
+    underlay = cast("Any", SimpleNamespace(number=1, connection=connection, create_future=loop.create_future))
+    channel = _Channel(underlay, 131_072)
+    replies = Replies(cast("Any", channel), Topology())
+
+    async def publish() -> None:
+        publishing = asyncio.ensure_future(replies.publish([answer.reply for answer in answers]))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        channel.confirm(channel._sequence, True, True)  # noqa: SLF001 - as the broker would
+        await publishing
+
+    fastest = float("inf")
+    for _ in range(ROUNDS):
+        started = time.perf_counter()
+        await publish()
+        fastest = min(fastest, time.perf_counter() - started)
+    took["publish: replies → bytes, confirms"] = fastest / SIZE * 1e6
+    metrics = Metrics()
+    took["metrics"] = best(lambda: metrics.answered(answers))
+    for name, microseconds in took.items():
+        print(f"{name:36} {microseconds:6.2f} µs")
+    print(f"{'sum':36} {sum(took.values()):6.2f} µs")
+
+
+if __name__ == "__main__":
+    sys.exit(asyncio.run(main()))

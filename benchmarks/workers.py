@@ -1,0 +1,252 @@
+"""The workers that take turns, and what one run of a worker costs: time, CPU and memory."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import aio_pika
+import asyncpg
+
+from benchmarks.load import TOPOLOGY
+from benchmarks.show import Progress
+from task_activity_log.broker.topology import declare
+
+PEERS = Path(__file__).parent / "peers"
+OURS = "task-activity-log"
+PLAIN = "plain aio-pika"
+_RUN = (sys.executable, "-c", "from task_activity_log.cli import main; main()", "run")
+_DEBIAN_GO = Path("/usr/share/gocode")
+_GO_LIBRARIES = ("rabbitmq/amqp091-go", "jackc/pgx/v4")
+_GO_PACKAGES = "golang-go, golang-github-rabbitmq-amqp091-go-dev and golang-github-jackc-pgx-v4-dev"
+_TICKS = os.sysconf("SC_CLK_TCK")
+_POLL_SECONDS = 0.02
+_STALLED_SECONDS = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """How to start a worker."""
+
+    name: str
+    command: tuple[str, ...]
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+def ours(name: str = OURS, **environment: str) -> Worker:
+    """This worker, with these variables."""
+    return Worker(name, _RUN, environment)
+
+
+def plain() -> Worker:
+    """The worker that one would write from the documentation of aio-pika and asyncpg."""
+    return Worker(PLAIN, (sys.executable, "-m", "benchmarks.peers.plain"))
+
+
+def peers() -> tuple[list[Worker], dict[str, str]]:
+    """The workers that others would write, made ready; and why some are left out, by name."""
+    found = [plain(), Worker("FastStream", (sys.executable, "-m", "benchmarks.peers.faststream_app"))]
+    left_out: dict[str, str] = {}
+    if find_spec("faststream") is None:
+        left_out[found.pop().name] = "not installed"
+    if shutil.which("node") and shutil.which("npm"):
+        subprocess.run(["npm", "ci", "--silent", "--no-audit", "--no-fund"], cwd=PEERS / "node", check=True)
+        found.append(Worker("Node, amqplib and pg", ("node", str(PEERS / "node" / "worker.js"))))
+    else:
+        left_out["Node, amqplib and pg"] = "no node and npm here"
+    if shutil.which("go") and all((_DEBIAN_GO / "src/github.com" / name).is_dir() for name in _GO_LIBRARIES):
+        environment = {**os.environ, "GO111MODULE": "off", "GOPATH": str(_DEBIAN_GO), "GOFLAGS": ""}
+        subprocess.run(["go", "build", "-o", "worker", "worker.go"], cwd=PEERS / "go", env=environment, check=True)
+        found.append(Worker("Go, amqp091 and pgx", (str(PEERS / "go" / "worker"),)))
+    else:
+        left_out["Go, amqp091 and pgx"] = f"needs Debian's {_GO_PACKAGES}"
+    return found, left_out
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What it took to handle messages."""
+
+    messages: int
+    seconds: float
+    worker_cpu: float
+    """Seconds."""
+    broker_cpu: float
+    database_cpu: float
+    memory_bytes: int
+    """The most that the worker processes had resident, together."""
+
+    @property
+    def rate(self) -> float:
+        """Messages a second."""
+        return self.messages / self.seconds
+
+    @property
+    def worker_us(self) -> float:
+        """CPU of the worker, microseconds a message."""
+        return self.worker_cpu / self.messages * 1e6
+
+    @property
+    def broker_us(self) -> float:
+        """CPU of the broker, microseconds a message."""
+        return self.broker_cpu / self.messages * 1e6
+
+    @property
+    def database_us(self) -> float:
+        """CPU of the database, microseconds a message."""
+        return self.database_cpu / self.messages * 1e6
+
+
+@contextmanager
+def running(worker: Worker, count: int = 1) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """`count` processes of a worker, stopped at the end."""
+    environment = {**os.environ, "HTTP_PORT": "0", "LOG_FORMAT": "json", **worker.environment}
+    processes: list[subprocess.Popen[bytes]] = []
+    try:
+        for _ in range(count):
+            processes.append(subprocess.Popen(worker.command, env=environment, stderr=subprocess.DEVNULL))
+        yield processes
+    finally:
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            process.wait()
+
+
+class Services:
+    """The broker and the database that the environment names."""
+
+    def __init__(self, channel: aio_pika.abc.AbstractChannel, database: asyncpg.Connection[asyncpg.Record]) -> None:
+        self._channel = channel
+        self.database = database
+        self._broker = _listener(os.environ["AMQP_URL"], 5672, "beam.smp")
+        self._postmaster = _listener(os.environ["DATABASE_URL"], 5432, "postgres")
+
+    async def replies(self) -> int:
+        """How many replies there are."""
+        queue = await self._channel.declare_queue(TOPOLOGY.replies_queue, passive=True)
+        return queue.declaration_result.message_count or 0
+
+    async def empty(self, *, tables: bool = True) -> None:
+        """Leave nothing in the queues nor, with `tables`, in the tables."""
+        for name in (TOPOLOGY.requests_queue, TOPOLOGY.replies_queue, TOPOLOGY.dead_letters_queue):
+            await (await self._channel.get_queue(name)).purge()
+        if tables:
+            await self.database.execute("TRUNCATE task_activity_log, task_activity_log_inbox")
+        await self.database.execute("CHECKPOINT")
+
+    async def take_replies(self) -> None:
+        """Throw away the replies that there are."""
+        await (await self._channel.get_queue(TOPOLOGY.replies_queue)).purge()
+
+    def cpu(self) -> tuple[float, float]:
+        """Seconds that the broker and the database have used; 0 for one that is not a process of this machine."""
+        broker = _cpu([self._broker]) if self._broker else 0.0
+        return broker, _cpu([self._postmaster, *_children(self._postmaster)]) if self._postmaster else 0.0
+
+
+@asynccontextmanager
+async def services() -> AsyncIterator[Services]:
+    """Connect, and declare the queues and make the tables where they are not there."""
+    database = await asyncpg.connect(os.environ["DATABASE_URL"], command_timeout=3600)
+    try:
+        async with await aio_pika.connect(os.environ["AMQP_URL"]) as connection:
+            await declare(connection, TOPOLOGY)
+            yield Services(await connection.channel(), database)
+    finally:
+        await database.close()
+
+
+async def measure(
+    services: Services, worker: Worker, waiting: int, *, seconds: float, processes: int = 1, progress: Progress
+) -> Cost:
+    """Let a worker drain what is waiting, for at most so many seconds.
+
+    The clock runs from the 2,000th reply on, or the twentieth part: starting up is no part of it. What the worker did
+    not get to stays in the queue.
+    """
+    after = min(waiting // 20, 2000)
+    with running(worker, processes) as started:
+        pids = [process.pid for process in started]
+        done, moved = 0, time.perf_counter()
+        while done < after:
+            done, moved = await _progressed(services, done, moved, started)
+        began, began_at, cpu_at, services_at = done, time.perf_counter(), _cpu(pids), services.cpu()
+        until = began_at + seconds
+        while done < waiting and time.perf_counter() < until:
+            progress((done - began) / (waiting - began), (time.perf_counter() - began_at) / seconds)
+            done, moved = await _progressed(services, done, moved, started)
+        took, cpu, services_cpu = time.perf_counter() - began_at, _cpu(pids) - cpu_at, services.cpu()
+        return Cost(
+            messages=done - began,
+            seconds=took,
+            worker_cpu=cpu,
+            broker_cpu=services_cpu[0] - services_at[0],
+            database_cpu=services_cpu[1] - services_at[1],
+            memory_bytes=sum(resident(pid, "VmHWM") for pid in pids),
+        )
+
+
+async def _progressed(
+    services: Services, done: int, moved: float, started: Sequence[subprocess.Popen[bytes]]
+) -> tuple[int, float]:
+    """How many replies there are now, and when there were more for the last time."""
+    await asyncio.sleep(_POLL_SECONDS)
+    now = await services.replies()
+    if now > done:
+        return now, time.perf_counter()
+    for process in started:
+        if process.poll() is not None:
+            raise SystemExit(f"{process.args!r} ended with {process.returncode} while it was measured")
+    if time.perf_counter() - moved > _STALLED_SECONDS:
+        raise SystemExit(f"{started[0].args!r} has not answered anything for {_STALLED_SECONDS:.0f} s")
+    return now, moved
+
+
+def _stat(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+
+
+def _cpu(pids: Iterable[int]) -> float:
+    """Seconds of CPU that processes have used, with those of their children that have ended."""
+    return sum(sum(map(int, _stat(pid)[11:15])) for pid in pids) / _TICKS
+
+
+def _children(parent: int) -> list[int]:
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if int(_stat(int(path.name))[1]) == parent:
+                found.append(int(path.name))
+    return found
+
+
+def resident(pid: int, line_name: str = "VmRSS") -> int:
+    """Bytes that a process has resident; with `VmHWM` the most that it had."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith(f"{line_name}:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def _listener(url: str, default: int, program: str) -> int:
+    """The process that listens at the port in a URL, if it is this program; 0 when it is elsewhere or in a container."""
+    port = f":{urlsplit(url).port or default:04X}"
+    rows = [line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()]
+    sockets = {f"socket:[{row[9]}]" for row in rows if row[1].endswith(port) and row[3] == "0A"}
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            name = (process / "comm").read_text().strip()
+            if name == program and any(str(link.readlink()) in sockets for link in (process / "fd").iterdir()):
+                return int(process.name)
+    return 0
