@@ -2,7 +2,7 @@
 
 PYTHON := .venv/bin/python
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run test test-dotnet test-tls test-examples test-deploy test-image check format bench bench-wire chaos fuzz docs sandbox lock clean
+.PHONY: help setup demo run test test-dotnet test-tls test-examples test-deploy test-image check format bench bench-quick bench-rooms bench-wire chaos fuzz docs sandbox lock clean
 
 help:  ## show what there is
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -50,8 +50,14 @@ format: setup  ## format the code and mend what can be mended
 	@$(PYTHON) -m ruff check --fix
 	@$(PYTHON) -m ruff format
 
-bench: setup  ## measure the drain rate beside a plain aio-pika worker
-	@$(PYTHON) -m sandbox -- $(PYTHON) -m benchmarks.drain $(ARGS)
+bench: setup  ## measure the worker beside its peers, and how it grows (an hour; ARGS=drain for that alone, --help)
+	@$(PYTHON) -m sandbox -- sh -c '.venv/bin/task-activity-log migrate && exec $(PYTHON) -m benchmarks $(ARGS)'
+
+bench-quick: setup  ## the same in under two minutes: one short round of drain, latency and publish
+	@$(PYTHON) -m sandbox -- sh -c '.venv/bin/task-activity-log migrate && exec $(PYTHON) -m benchmarks --quick $(ARGS)'
+
+bench-rooms: setup  ## measure where the worker's CPU goes, without services
+	@$(PYTHON) -m benchmarks.rooms
 
 bench-wire: setup  ## measure decoding and encoding against bare pydantic
 	@$(PYTHON) -m benchmarks.wire

@@ -55,7 +55,7 @@ async def once(services: Services, worker: Worker, *, rate: int, seconds: float)
     took: dict[str, float] = {}
     complete = asyncio.Event()
 
-    def on_reply(message: aio_pika.abc.AbstractIncomingMessage) -> None:
+    async def on_reply(message: aio_pika.abc.AbstractIncomingMessage) -> None:
         name = message.correlation_id or ""
         took[name] = time.perf_counter() - sent[name]
         if len(took) == count:

@@ -39,7 +39,7 @@ _METHOD = b"\0\x3c\0\x3c\4tag1"
 
 def deliveries(messages: list[Outgoing]) -> bytes:
     """What RabbitMQ sends for `messages`."""
-    pieces = []
+    pieces: list[bytes] = []
     for tag, message in enumerate(messages, start=1):
         method = _METHOD + tag.to_bytes(8, "big") + b"\0" + b"\x11task_activity_log\6upsert"
         header = properties.encode(message.properties, len(message.body))
@@ -59,11 +59,6 @@ def best(room: Callable[[], object], before: Callable[[], object] = lambda: None
     return fastest / SIZE * 1e6
 
 
-class _Loop:
-    def __init__(self) -> None:
-        self.loop = asyncio.get_running_loop()
-
-
 async def main() -> None:
     """Print the table."""
     took: dict[str, float] = {}
@@ -76,7 +71,7 @@ async def main() -> None:
     tap.channels[1] = Inbound(deliver=consumer.deliver)
     parts = [data[start : start + 65536] for start in range(0, len(data), 65536)]
 
-    took["take in: bytes → deliveries"] = best(lambda: [tap.data_received(some) for some in parts], waiting.clear)
+    took["take in: bytes → deliveries"] = best(lambda: [*map(tap.data_received, parts)], waiting.clear)
     batch = waiting.take_waiting(SIZE)
     rules = Rules()
     took["suspects"] = best(lambda: part(batch, 10))

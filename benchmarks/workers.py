@@ -113,8 +113,9 @@ def running(worker: Worker, count: int = 1) -> Iterator[list[subprocess.Popen[by
     environment = {**os.environ, "HTTP_PORT": "0", "LOG_FORMAT": "json", **worker.environment}
     processes: list[subprocess.Popen[bytes]] = []
     try:
-        for _ in range(count):
-            processes.append(subprocess.Popen(worker.command, env=environment, stderr=subprocess.DEVNULL))
+        processes += [
+            subprocess.Popen(worker.command, env=environment, stderr=subprocess.DEVNULL) for _ in range(count)
+        ]
         yield processes
     finally:
         for process in processes:

@@ -135,7 +135,7 @@ def message_id(delivery: Delivery) -> str | None:
 
 def digest(*parts: bytes) -> bytes:
     """The first 16 bytes of SHA-256 over the parts, each after its length as 8 bytes, big-endian."""
-    pieces = []
+    pieces: list[bytes] = []
     for part in parts:
         pieces += (len(part).to_bytes(8, "big"), part)
     return sha256(b"".join(pieces)).digest()[:16]

@@ -24,7 +24,7 @@ from task_activity_log.broker.topology import Topology
 from task_activity_log.hold import Hold
 from task_activity_log.problem import Unavailable
 from task_activity_log.request import Rules, UpdateMode
-from task_activity_log.settings import SECRETS, Settings
+from task_activity_log.settings import BATCHES_IN_HAND, SECRETS, Settings
 from task_activity_log.store import Store
 from task_activity_log.telemetry import logs, tracing
 from task_activity_log.telemetry.health import Health, HealthServer
@@ -158,7 +158,7 @@ class Service:
             "started", version=__version__, http_port=server.port, prefetch=self._settings.prefetch,
             batch_max=self._settings.batch_max,
         )  # fmt: skip
-        if self._settings.prefetch < 2 * self._settings.batch_max:
+        if self._settings.prefetch < BATCHES_IN_HAND * self._settings.batch_max:
             log.warning("prefetch_reduced", prefetch=self._settings.prefetch, why="WORKER_MEMORY_LIMIT_BYTES")
         background = [asyncio.create_task(health.beat())]
         try:

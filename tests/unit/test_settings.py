@@ -86,9 +86,9 @@ def test_secrets_are_not_shown() -> None:
     assert "secret" not in repr(settings) + settings.model_dump_json()
 
 
-def test_prefetch_is_two_batches_within_the_memory_limit() -> None:
+def test_prefetch_is_four_batches_within_the_memory_limit() -> None:
     """The worst case in hand is prefetch times the body limit; the memory limit bounds it."""
-    assert load({**URLS, "WORKER_BATCH_MAX": "100"}).prefetch == 200
+    assert load({**URLS, "WORKER_BATCH_MAX": "100"}).prefetch == 400
     assert load({**URLS, "WORKER_MEMORY_LIMIT_BYTES": str(3 * 2**20)}).prefetch == 12
 
 

@@ -3,7 +3,7 @@
 The driver makes a task for every delivery and waits for the socket at every publish (76 µs and 180 µs a message). Its
 public `transport_factory` is the seam: the protocol that it gets from here picks the frames of deliveries, confirms
 and returns out of the stream as they arrive and hands everything else on, so that the driver still does the
-handshake, heartbeats, channels and topology. `tests/integration/test_frames.py` holds what is read here against what
+handshake, heartbeats, channels and topology. `tests/unit/test_frames.py` holds what is read here against what
 the driver reads.
 """
 
@@ -72,17 +72,11 @@ class Tap(asyncio.StreamReaderProtocol):
                 end = length
             if end > length:
                 break
-            inbound = self.channels.get(channel)
-            if inbound is not None and (whole := _take_whole(inbound, data, offset + 7, end)):
+            taken = self._take(kind, channel, data, offset + 7, end)
+            if taken:
                 if passed < offset:
                     self._hand_on(data[passed:offset])
-                passed = end = whole
-            elif inbound is not None and self._take(inbound, kind, data, offset + 7, end - 1):
-                if passed < offset:
-                    self._hand_on(data[passed:offset])
-                passed = end
-            elif channel == 0 and kind == _METHOD:
-                self._watch_for_alarms(data[offset + 7 : end - 1])
+                passed = end = taken
             offset = end
         if passed < offset:
             self._hand_on(data[passed:offset])
@@ -96,38 +90,18 @@ class Tap(asyncio.StreamReaderProtocol):
         self._fed_at = self._loop_time()
         super().data_received(frames)
 
-    def _take(self, inbound: Inbound, kind: int, data: bytes, start: int, end: int) -> bool:
-        """Whether the frame with this payload was one of ours."""
-        if kind == _METHOD:
-            method = int.from_bytes(data[start : start + 4], "big")
-            if method == _DELIVER and inbound.deliver is not None:
-                tagged = start + 5 + data[start + 4]
-                tag = int.from_bytes(data[tagged : tagged + 8], "big")
-                inbound.content = _Delivery(inbound.deliver, tag, bool(data[tagged + 8] & 1))
-            elif method in (_ACK, _NACK) and inbound.confirm is not None:
-                tag = int.from_bytes(data[start + 4 : start + 12], "big")
-                inbound.confirm(tag, bool(data[start + 12] & 1), method == _ACK)
-            elif method == _RETURN and inbound.returned is not None:
-                _, after = _short_string(data, start + 6)
-                exchange, after = _short_string(data, after)
-                routing_key, _ = _short_string(data, after)
-                inbound.content = _Returned(inbound.returned, exchange, routing_key)
-            else:
-                return False
-            return True
-        content = inbound.content
-        if content is None:
-            return False
-        if kind == _HEADER:
-            content.header = data[start:end]
-            content.missing = int.from_bytes(data[start + 4 : start + 12], "big")
-        else:
-            content.parts.append(data[start:end])
-            content.missing -= end - start
-        if content.missing <= 0:
-            inbound.content = None
-            content.complete()
-        return True
+    def _take(self, kind: int, channel: int, data: bytes, start: int, end: int) -> int:
+        """Take the frame that ends at `end`, its payload from `start` on, if it is ours.
+
+        Returns where what was taken ends: `end`, or further on if a whole delivery was taken; 0 if it is the driver's.
+        """
+        inbound = self.channels.get(channel)
+        if inbound is None:
+            if channel == 0 and kind == _METHOD:
+                self._watch_for_alarms(data[start : end - 1])
+            return 0
+        whole = _take_whole(inbound, channel, data, start, end) if kind == _METHOD else 0
+        return whole or (end if _take_frame(inbound, kind, data, start, end - 1) else 0)
 
     def _watch_for_alarms(self, payload: bytes) -> None:
         method = int.from_bytes(payload[:4], "big")
@@ -137,23 +111,58 @@ class Tap(asyncio.StreamReaderProtocol):
             self.blocked = None
 
 
-def _take_whole(inbound: Inbound, data: bytes, start: int, header: int) -> int:
-    """Take a delivery whose three frames are all in `data`, as nearly all are; returns where they end, 0 if it is none.
+def _take_frame(inbound: Inbound, kind: int, data: bytes, start: int, end: int) -> bool:
+    """Whether the frame with this payload was one of ours."""
+    if kind == _METHOD:
+        method = int.from_bytes(data[start : start + 4], "big")
+        if method == _DELIVER and inbound.deliver is not None:
+            tagged = start + 5 + data[start + 4]
+            tag = int.from_bytes(data[tagged : tagged + 8], "big")
+            inbound.content = _Delivery(inbound.deliver, tag, bool(data[tagged + 8] & 1))
+        elif method in (_ACK, _NACK) and inbound.confirm is not None:
+            tag = int.from_bytes(data[start + 4 : start + 12], "big")
+            inbound.confirm(tag, bool(data[start + 12] & 1), method == _ACK)
+        elif method == _RETURN and inbound.returned is not None:
+            _, after = _short_string(data, start + 6)
+            exchange, after = _short_string(data, after)
+            routing_key, _ = _short_string(data, after)
+            inbound.content = _Returned(inbound.returned, exchange, routing_key)
+        else:
+            return False
+        return True
+    content = inbound.content
+    if content is None:
+        return False
+    if kind == _HEADER:
+        content.header = data[start:end]
+        content.missing = int.from_bytes(data[start + 4 : start + 12], "big")
+    else:
+        content.parts.append(data[start:end])
+        content.missing -= end - start
+    if content.missing <= 0:
+        inbound.content = None
+        content.complete()
+    return True
 
-    `start` is where the method's payload begins, `header` where the next frame does.
+
+def _take_whole(inbound: Inbound, channel: int, data: bytes, start: int, header: int) -> int:
+    """Take a delivery whose three frames are all in `data`, one behind the other, as nearly all are.
+
+    `start` is where the method's payload begins, `header` where the next frame does. Returns where the delivery ends;
+    0, with nothing taken, if it is none of this sort.
     """
     if inbound.deliver is None or data[start : start + 4] != _DELIVER_METHOD:
         return 0
     length = len(data)
     if header + _SMALLEST > length:
         return 0
-    _, _, size = _FRAME.unpack_from(data, header)
+    kind, on, size = _FRAME.unpack_from(data, header)
     body = header + size + 8
-    if body + _SMALLEST > length:
+    if kind != _HEADER or on != channel or body + _SMALLEST > length:
         return 0
-    kind, _, body_size = _FRAME.unpack_from(data, body)
-    end = body + body_size + 8
-    if end > length or kind != _BODY or body_size != int.from_bytes(data[header + 11 : header + 19], "big"):
+    kind, on, size = _FRAME.unpack_from(data, body)
+    end: int = body + size + 8
+    if kind != _BODY or on != channel or end > length or size != int.from_bytes(data[header + 11 : header + 19], "big"):
         return 0
     tagged = start + 5 + data[start + 4]
     inbound.deliver(
