@@ -120,6 +120,14 @@ async def inbox(to: Services, options: argparse.Namespace) -> object:
     return {"medians": drain.table("A big inbox", costs, beside="empty inbox"), "rounds": _raw(costs)}
 
 
+async def database(to: Services, options: argparse.Namespace) -> object:
+    """Settings of PostgreSQL and the fillfactor."""
+    costs = await growth.database(
+        to, rows=options.rows // 50, waiting=options.messages, rounds=options.rounds, seconds=options.seconds
+    )
+    return {"medians": drain.table("PostgreSQL", costs, beside="as shipped"), "rounds": _raw(costs)}
+
+
 async def memory(to: Services, options: argparse.Namespace) -> object:
     """A long run."""
     return await growth.memory(to, seconds=options.memory_seconds)
@@ -133,6 +141,7 @@ SCENARIOS: dict[str, Callable[[Services, argparse.Namespace], Awaitable[object]]
     "batch": batch,
     "backlog": backlog,
     "table": table,
+    "database": database,
     "memory": memory,
     "inbox": inbox,
 }

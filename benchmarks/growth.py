@@ -55,6 +55,59 @@ async def inbox(services: Services, *, keys: int, waiting: int, rounds: int, sec
     return costs
 
 
+def _for_database(what: str) -> str:
+    """A statement that sets something for all who connect to this database from then on."""
+    return f"DO $$ BEGIN EXECUTE format('ALTER DATABASE %I {what}', current_database()); END $$"
+
+
+_VARIANTS = {
+    "as shipped": "",
+    "fillfactor 100": "ALTER TABLE task_activity_log SET (fillfactor = 100)",
+    "fillfactor 70": "ALTER TABLE task_activity_log SET (fillfactor = 70)",
+    "synchronous_commit off": _for_database("SET synchronous_commit = off"),
+    "commit_delay 1 ms": _for_database("SET commit_delay = 1000"),
+    "wal_compression on": _for_database("SET wal_compression = on"),
+    "no inbox index by time": "DROP INDEX task_activity_log_inbox_processed_at",
+}
+_AS_SHIPPED = (
+    "ALTER TABLE task_activity_log SET (fillfactor = 85)",
+    _for_database("RESET ALL"),
+    "CREATE INDEX IF NOT EXISTS task_activity_log_inbox_processed_at ON task_activity_log_inbox (processed_at)",
+)
+
+
+async def database(services: Services, *, rows: int, waiting: int, rounds: int, seconds: float) -> Costs:
+    """PostgreSQL's settings and the table's fillfactor, each by itself, with a table of `rows`; and updates in place."""
+    costs: Costs = {name: [] for name in _VARIANTS}
+    for _ in range(rounds):
+        for name, statement in _VARIANTS.items():
+            await services.empty()
+            await _as_shipped(services)
+            if statement:
+                await services.database.execute(statement)
+            await _fill_table(services, rows)
+            await services.database.execute("SELECT pg_stat_reset()")
+            costs[name].append(await drain.once(services, ours(name), waiting=waiting, seconds=seconds, rows=rows))
+            show.say(f"    updates that stayed in their page: {await _in_place(services):.0%}")
+    await _as_shipped(services)
+    return costs
+
+
+async def _as_shipped(services: Services) -> None:
+    for statement in _AS_SHIPPED:
+        await services.database.execute(statement)
+
+
+async def _in_place(services: Services) -> float:
+    """The part of the updates that needed no new entry in the index."""
+    await asyncio.sleep(_SECOND)  # a backend tells its figures when it ends, or a second later
+    share = await services.database.fetchval(
+        "SELECT n_tup_hot_upd::float8 / greatest(n_tup_upd, 1) FROM pg_stat_user_tables"
+        " WHERE relname = 'task_activity_log'"
+    )
+    return float(share)
+
+
 async def _fill_table(services: Services, rows: int) -> None:
     await services.database.execute("ALTER TABLE task_activity_log DISABLE TRIGGER USER")
     await services.database.execute(
