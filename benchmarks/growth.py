@@ -69,10 +69,13 @@ _VARIANTS = {
     "wal_compression on": _for_database("SET wal_compression = on"),
     "no inbox index by time": "DROP INDEX task_activity_log_inbox_processed_at",
 }
+_INBOX_BY_TIME = (
+    "CREATE INDEX IF NOT EXISTS task_activity_log_inbox_processed_at ON task_activity_log_inbox (processed_at)"
+)
 _AS_SHIPPED = (
     "ALTER TABLE task_activity_log SET (fillfactor = 85)",
     _for_database("RESET ALL"),
-    "CREATE INDEX IF NOT EXISTS task_activity_log_inbox_processed_at ON task_activity_log_inbox (processed_at)",
+    _INBOX_BY_TIME,
 )
 
 
@@ -109,14 +112,15 @@ async def _in_place(services: Services) -> float:
 
 
 async def _fill_table(services: Services, rows: int) -> None:
-    await services.database.execute("ALTER TABLE task_activity_log DISABLE TRIGGER USER")
-    await services.database.execute(
-        "INSERT INTO task_activity_log SELECT md5(number::text)::uuid, gen_random_uuid(), gen_random_uuid(),"
-        " gen_random_uuid(), gen_random_uuid(), 'sample string 6', 'sample string 7', now(), true, now(),"
-        " 'sample string 11', now() FROM generate_series(1, $1::bigint) AS number",
-        rows,
-    )
-    await services.database.execute("ALTER TABLE task_activity_log ENABLE TRIGGER USER")
+    async with services.database.transaction():  # so that the trigger is back whatever happens
+        await services.database.execute("ALTER TABLE task_activity_log DISABLE TRIGGER USER")
+        await services.database.execute(
+            "INSERT INTO task_activity_log SELECT md5(number::text)::uuid, gen_random_uuid(), gen_random_uuid(),"
+            " gen_random_uuid(), gen_random_uuid(), 'sample string 6', 'sample string 7', now(), true, now(),"
+            " 'sample string 11', now() FROM generate_series(1, $1::bigint) AS number",
+            rows,
+        )
+        await services.database.execute("ALTER TABLE task_activity_log ENABLE TRIGGER USER")
     await services.database.execute("VACUUM ANALYZE task_activity_log")
 
 
@@ -124,19 +128,18 @@ async def _fill_inbox(services: Services, keys: int) -> None:
     # the indexes are made afterwards: keys are random, and each would be looked up on the disk
     await services.empty()
     await services.database.execute("SET maintenance_work_mem = '1GB'")
-    indexes = await services.database.fetch(
-        "SELECT indexdef FROM pg_indexes WHERE indexname = 'task_activity_log_inbox_processed_at'"
-    )
-    await services.database.execute("ALTER TABLE task_activity_log_inbox DROP CONSTRAINT task_activity_log_inbox_pkey")
-    await services.database.execute("DROP INDEX task_activity_log_inbox_processed_at")
-    await services.database.execute(
-        "INSERT INTO task_activity_log_inbox SELECT gen_random_uuid(),"
-        " now() - interval '12 hours' * number / $1 FROM generate_series(1, $1::bigint) AS number",
-        keys,
-    )
-    await services.database.execute("ALTER TABLE task_activity_log_inbox ADD PRIMARY KEY (request_key)")
-    for index in indexes:
-        await services.database.execute(index["indexdef"])
+    async with services.database.transaction():
+        await services.database.execute(
+            "ALTER TABLE task_activity_log_inbox DROP CONSTRAINT task_activity_log_inbox_pkey"
+        )
+        await services.database.execute("DROP INDEX task_activity_log_inbox_processed_at")
+        await services.database.execute(
+            "INSERT INTO task_activity_log_inbox SELECT gen_random_uuid(),"
+            " now() - interval '12 hours' * number / $1 FROM generate_series(1, $1::bigint) AS number",
+            keys,
+        )
+        await services.database.execute("ALTER TABLE task_activity_log_inbox ADD PRIMARY KEY (request_key)")
+        await services.database.execute(_INBOX_BY_TIME)
     await services.database.execute("VACUUM ANALYZE task_activity_log_inbox")
 
 
