@@ -9,9 +9,12 @@ wire/       bytes to record and back, by media type                             
 request     delivery to request: media type, update mode, version, key           pure
 reply       outcome to reply: body and properties                                pure
 batch       take what is waiting; split into waves; halve
+suspects    messages that may have killed a worker
 hold        wait out an outage
+ports       what the worker needs of the world
 worker      the pipeline: take, decode, store, reply, settle. Start reading here
-store       PostgreSQL, with sql/ and migrations/
+store       PostgreSQL: waves in, outcomes out; with sql/ and migrations/
+database    PostgreSQL's connections, and what its errors mean
 broker/     RabbitMQ
 telemetry/  names (all that is shown), metrics, logs, watch, tracing, health
 service     puts it together; signals, drain
