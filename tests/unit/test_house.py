@@ -26,5 +26,7 @@ def test_no_room_is_a_hall() -> None:
 def test_the_map_names_every_room() -> None:
     """What stands at the top of the house is on its map."""
     rooms = {path.name.removesuffix(".py") for path in HOUSE.iterdir() if path.suffix == ".py" or path.is_dir()}
-    unmentioned = {room for room in rooms if not room.startswith("__") and room not in (task_activity_log.__doc__ or "")}
+    unmentioned = {
+        room for room in rooms if not room.startswith("__") and room not in (task_activity_log.__doc__ or "")
+    }
     assert unmentioned == set()
