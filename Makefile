@@ -5,7 +5,7 @@ PYTHON := .venv/bin/python
 .PHONY: help setup demo run test test-dotnet test-tls test-examples test-deploy test-image check format bench bench-quick bench-rooms bench-wire chaos fuzz docs sandbox lock clean
 
 help:  ## show what there is
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
 
 setup:
 	@.ci/setup
