@@ -16,22 +16,29 @@ A subscriber:
     async for reply in subscribe("amqp://user:password@host/"):
         ...  # acknowledged when the body is left at its end
 
+Both take a `LinkOptions` in place of the URL, for an authority of your own or a client certificate:
+
+    LinkOptions("amqps://host/", tls=Tls(ca=Path("ca.pem"), certificate=Path("mine.pem")))
+
 upserts        the publisher's client
 subscription   the subscriber's loop
 messages       what is sent and what comes back
 dead_letters   look at dead letters, replay and remove them
 """
 
+from task_activity_log.broker.link import LinkOptions
 from task_activity_log.client.messages import Answer, ClientError, FieldProblem, NoAnswer, Reply, Upsert, UpsertRejected
 from task_activity_log.client.subscription import subscribe
 from task_activity_log.client.upserts import Bulk, Summary, TaskActivityLogClient
 from task_activity_log.record import Outcome, StoredTaskActivityLog, TaskActivityLog
+from task_activity_log.tls import Tls
 
 __all__ = [
     "Answer",
     "Bulk",
     "ClientError",
     "FieldProblem",
+    "LinkOptions",
     "NoAnswer",
     "Outcome",
     "Reply",
@@ -39,6 +46,7 @@ __all__ = [
     "Summary",
     "TaskActivityLog",
     "TaskActivityLogClient",
+    "Tls",
     "Upsert",
     "UpsertRejected",
     "subscribe",

@@ -171,8 +171,6 @@ def _explained() -> Iterator[None]:
     try:
         with asking_the_driver():
             yield
-    except TimeoutError:
-        raise
     except LOST as error:
         raise ClientError(
             f"connection lost ({describe(error)}): what was not removed before is in the queue; run it again"
