@@ -270,8 +270,10 @@ class Letters:
 
     def _edit(self, letter: DeadLetter, edits: _Edits) -> None:
         """Let the person correct a body until it would pass, or they give up."""
-        say(f"{letter.name}: {letter.code}: {letter.detail}")
         body = letter.body
+        found = verdict(body, letter.restored(None), rules_of(self._settings))
+        for line in _told(found) if isinstance(found, Problem) else [f"{letter.code}: {letter.detail}"]:
+            say(f"{letter.name}: {line}")
         while True:
             body, before = edits.edited(letter, body), body
             if body == before:
@@ -281,7 +283,8 @@ class Letters:
             if not isinstance(found, Problem):
                 edits.bodies[letter.key] = body
                 return
-            say(f"{letter.name}: it would be rejected again: {found.code}: {found.detail}")
+            for line in _told(found):
+                say(f"{letter.name}: it would be rejected again: {line}")
             if not sys.stdin.isatty() or input("Edit it again? [Y/n] ").strip().lower() in ("n", "no"):
                 return
 
@@ -400,13 +403,17 @@ def _summary(letter: DeadLetter) -> dict[str, object]:
     }
 
 
+def _told(problem: Problem) -> list[str]:
+    """A line for each bad field, or the one for all."""
+    return [f"{bad.code}: {bad.message}" for bad in problem.errors] or [f"{problem.code}: {problem.detail}"]
+
+
 def _whole(letter: DeadLetter, rules: Rules) -> str:
     lines = [f"message {letter.name}", f"  reason          {letter.code}: {letter.detail}"]
     lines += [f"  first rejected  {letter.since:%Y-%m-%d %H:%M:%S %Z}" if letter.since else "  first rejected  unknown"]
     found = verdict(letter.body, letter.restored(None), rules)
     if isinstance(found, Problem):
-        bad = [f"{error.code}: {error.message}" for error in found.errors] or [f"{found.code}: {found.detail}"]
-        lines += [f"  as it is now    {one}" for one in bad]
+        lines += [f"  as it is now    {one}" for one in _told(found)]
     else:
         lines.append("  as it is now    would be accepted by the contract")
     for name in ("content_type", "content_encoding", "correlation_id", "reply_to", "app_id", "type", "timestamp"):

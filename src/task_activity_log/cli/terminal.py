@@ -77,7 +77,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
 
 def progress(total: int) -> AbstractContextManager[Progress]:
-    """A bar with count and rate on standard error; it shows nothing where that is no terminal. It has one task."""
+    """A bar with count and rate, and one task, on standard error; unseen for no total, or where that is no terminal."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -101,7 +101,7 @@ def progress(total: int) -> AbstractContextManager[Progress]:
         TimeRemainingColumn(),
         TextColumn("{task.description}"),
         console=Console(stderr=True),
-        disable=not sys.stderr.isatty(),
+        disable=not total or not sys.stderr.isatty(),
         transient=True,
         redirect_stdout=False,  # results go where the person sends them
     )
