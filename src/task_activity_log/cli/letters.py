@@ -6,24 +6,17 @@ import asyncio
 import json
 import os
 import re
-import shlex
-import shutil
-import signal
-import subprocess
 import sys
-import tempfile
 from collections.abc import AsyncIterator, Container, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 from urllib.parse import unquote, urlsplit
 from uuid import UUID
 
-from task_activity_log import wire
 from task_activity_log.cli import exported
+from task_activity_log.cli.editing import Edits
 from task_activity_log.cli.terminal import (
     DONE,
     FAILED,
@@ -150,7 +143,7 @@ class Letters:
         """Send them again, those that the present contract lets through."""
 
         def command() -> int:
-            with _Edits() as edits:
+            with Edits() as edits:
                 if edit:
                     for letter in asyncio.run(self._copies()):
                         self._edit(letter, edits)
@@ -245,7 +238,7 @@ class Letters:
         async with self._chosen(keys) as (found, chosen):
             return await found.remove(chosen)
 
-    async def _replay(self, edits: _Edits | None, *, dry_run: bool, rate: float, over_newer: bool) -> int:
+    async def _replay(self, edits: Edits | None, *, dry_run: bool, rate: float, over_newer: bool) -> int:
         async with self._chosen(None if edits is None else set(edits.bodies)) as (found, chosen):
             bodies = {} if edits is None else edits.bodies
             good = [(letter, bodies.get(letter.key, letter.body)) for letter in chosen]
@@ -268,7 +261,7 @@ class Letters:
                 say(f"none was replayed{stay}")
         return self._code(chosen) or (SOME_REJECTED if left else DONE)
 
-    def _edit(self, letter: DeadLetter, edits: _Edits) -> None:
+    def _edit(self, letter: DeadLetter, edits: Edits) -> None:
         """Let the person correct a body until it would pass, or they give up."""
         body = letter.body
         found = verdict(body, letter.restored(None), rules_of(self._settings))
@@ -344,51 +337,6 @@ class Letters:
         found = verdict(body, letter.restored(None), rules_of(self._settings))
         assert not isinstance(found, Problem)  # noqa: S101 - it has passed
         return found.id
-
-
-class _Edits:
-    """Bodies as a person left them in an editor; their files are kept if something goes wrong afterwards."""
-
-    def __init__(self) -> None:
-        self.bodies: dict[tuple[str, bytes], bytes] = {}
-        self.done = False
-        self._folder: Path | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._folder is None:
-            return
-        if self.bodies and not self.done:
-            say(f"your edits are in {self._folder}")
-        else:
-            shutil.rmtree(self._folder, ignore_errors=True)
-
-    def edited(self, letter: DeadLetter, body: bytes) -> bytes:
-        """The body as the editor leaves it: bytes, as editors know their encodings.
-
-        Raises:
-            ClientError: there is no editor, or it failed.
-        """
-        editor = os.environ.get("VISUAL") or os.environ.get("EDITOR") or "vi"
-        self._folder = self._folder or Path(tempfile.mkdtemp(prefix="dead-letters-"))  # for its owner alone
-        suffix = ".xml" if wire.is_xml((letter.properties.content_type or "").partition(";")[0].strip()) else ".json"
-        file = self._folder / f"{re.sub('[^A-Za-z0-9-]', '_', letter.name)}{suffix}"
-        file.write_bytes(body)
-        before = signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl-C is the editor's
-        try:
-            status = subprocess.run([*shlex.split(editor), str(file)], check=False).returncode  # noqa: S603 - theirs
-        except OSError as error:
-            raise ClientError(f"cannot run {editor}: {error.strerror}; set EDITOR") from None
-        finally:
-            signal.signal(signal.SIGINT, before)
-        if status != 0:
-            raise ClientError(f"{editor} ended with status {status}; nothing was replayed")
-        changed = file.read_bytes()
-        return changed if body.endswith(b"\n") else changed.removesuffix(b"\n")  # which editors add
 
 
 def _summary(letter: DeadLetter) -> dict[str, object]:

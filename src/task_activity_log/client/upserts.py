@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from collections import Counter
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterable, Callable, Iterable, Sequence
 from itertools import islice
 from types import TracebackType
-from typing import Self, TypeAlias
+from typing import Self
 
 import aiormq
 
@@ -18,44 +16,17 @@ from task_activity_log.broker.link import LinkOptions, supervise
 from task_activity_log.broker.publisher import Fate, Outgoing, Publisher
 from task_activity_log.broker.reading import reading
 from task_activity_log.broker.topology import REQUEST_KEY
+from task_activity_log.client.bulk import Bulk, Record, request_of
 from task_activity_log.client.link import PROGRAM, no_connection, options
 from task_activity_log.client.messages import Answer, ClientError, NoAnswer, Upsert
 from task_activity_log.problem import Unavailable
-from task_activity_log.record import TaskActivityLog
 
 _BATCH = 500
 _AGAIN_SECONDS = 0.2
 """After a refusal, or a lost connection that is not noticed everywhere yet."""
 
-Record: TypeAlias = TaskActivityLog | Upsert
-"""What can be sent: a record, or a request made by hand (`Upsert.of`), for one with a version or a mode."""
 
-
-class Summary:
-    """What became of a bulk so far."""
-
-    def __init__(self) -> None:
-        self.sent = 0
-        self.outcomes: Counter[str] = Counter()
-        """How many were answered with each outcome."""
-        self._began = time.monotonic()
-
-    @property
-    def answered(self) -> int:
-        """How many were answered."""
-        return self.outcomes.total()
-
-    @property
-    def seconds(self) -> float:
-        """Since it began."""
-        return time.monotonic() - self._began
-
-    def __str__(self) -> str:
-        outcomes = ", ".join(f"{count:,} {outcome}" for outcome, count in sorted(self.outcomes.items())) or "none"
-        return f"{self.answered:,} answered in {self.seconds:.1f} s: {outcomes}"
-
-
-class _Ask:
+class Ask:
     """An upsert that waits for its answer."""
 
     __slots__ = ("done", "upsert")
@@ -101,8 +72,8 @@ class TaskActivityLogClient:
         self.window = window
         self._on_outage = on_outage
         self._publisher = Publisher(self._options, purpose="upserts")
-        self._asks: dict[str, _Ask] = {}  # by message_id, in the order given
-        self._outbox: Waiting[_Ask] = Waiting()
+        self._asks: dict[str, Ask] = {}  # by message_id, in the order given
+        self._outbox: Waiting[Ask] = Waiting()
         self._reply_to: str | None = None
         self._listening = asyncio.Event()
         self._refused: asyncio.Future[str] | None = None  # while the first connection is made
@@ -214,7 +185,7 @@ class TaskActivityLogClient:
             ClientError: no queue takes upserts, or nothing was confirmed in time. Those before were.
         """
         count = 0
-        coming = map(_request, records)
+        coming = map(request_of, records)
         while batch := list(islice(coming, _BATCH)):
             try:
                 async with asyncio.timeout(timeout):
@@ -234,14 +205,14 @@ class TaskActivityLogClient:
 
     # ---- out
 
-    def _ask(self, upsert: Upsert, done: Callable[[Answer | ClientError], None]) -> _Ask:
+    def _ask(self, upsert: Upsert, done: Callable[[Answer | ClientError], None]) -> Ask:
         if upsert.message_id in self._asks:
             raise ClientError(f"message_id {upsert.message_id} is under way already")
-        ask = self._asks[upsert.message_id] = _Ask(upsert, done)
+        ask = self._asks[upsert.message_id] = Ask(upsert, done)
         self._outbox.put(ask)
         return ask
 
-    def _forget(self, ask: _Ask) -> None:
+    def _forget(self, ask: Ask) -> None:
         if self._asks.get(ask.upsert.message_id) is ask:
             del self._asks[ask.upsert.message_id]
 
@@ -325,93 +296,6 @@ class TaskActivityLogClient:
         away = not (self._listening.is_set() and self._publisher.connected)
         why = f"the broker is away ({self._reason})" if away else "is a worker running? What was sent is in its queue"
         return f"no answer for {timeout or 0:g} s to {unanswered:,}: {why}"
-
-
-class Bulk:
-    """The answers to many upserts, as they come: `async for answer in bulk`."""
-
-    def __init__(
-        self,
-        client: TaskActivityLogClient,
-        records: Iterable[Record] | AsyncIterable[Record],
-        timeout: float | None,
-    ) -> None:
-        self._client = client
-        self._records = records
-        self._timeout = timeout
-        self._asks: dict[str, _Ask] = {}
-        self._arrived: Waiting[Answer | ClientError | None] = Waiting()
-        self._room = asyncio.Semaphore(client.window)
-        self._answered = asyncio.Event()
-        self.summary = Summary()
-
-    @property
-    def unanswered(self) -> list[Upsert]:
-        """What was sent and not answered: after an error, send these again; nothing is applied twice."""
-        return [ask.upsert for ask in self._asks.values()]
-
-    async def __aiter__(self) -> AsyncIterator[Answer]:
-        """Send and yield.
-
-        Raises:
-            NoAnswer: no answer came in time.
-            ClientError: no queue takes upserts.
-        """
-        feeding = asyncio.create_task(self._feed())
-        try:
-            while not feeding.done() or self._asks:
-                for answer in await self._next():
-                    if answer is None:
-                        continue  # something has changed: look again
-                    if isinstance(answer, ClientError):
-                        raise answer
-                    del self._asks[answer.upsert.message_id]
-                    self._answered.set()
-                    self.summary.outcomes[answer.outcome] += 1
-                    self._room.release()
-                    yield answer
-            await feeding
-        finally:
-            feeding.cancel()
-            for ask in self._asks.values():
-                self._client._forget(ask)  # noqa: SLF001 - two halves of one thing
-
-    async def _next(self) -> list[Answer | ClientError | None]:
-        try:
-            async with asyncio.timeout(self._timeout if self._asks else None):
-                return await self._arrived.take(_BATCH)
-        except TimeoutError:
-            text = self._client._no_answer(self._timeout, len(self._asks))  # noqa: SLF001
-            raise NoAnswer(text, next(iter(self.unanswered))) from None
-
-    async def _feed(self) -> None:
-        try:
-            async for record in _each(self._records):
-                await self._room.acquire()
-                upsert = _request(record)
-                while upsert.message_id in self._asks:  # a copy: an answer does not say which of two it answers
-                    self._answered.clear()
-                    await self._answered.wait()
-                self._asks[upsert.message_id] = self._client._ask(upsert, self._arrived.put)  # noqa: SLF001
-                self.summary.sent += 1
-                if len(self._asks) == 1:
-                    self._arrived.put(None)  # from now on there is an answer to wait for
-        finally:
-            # When this task is done: whoever waits shall see it so.
-            asyncio.get_running_loop().call_soon(self._arrived.put, None)
-
-
-async def _each(records: Iterable[Record] | AsyncIterable[Record]) -> AsyncIterator[Record]:
-    if isinstance(records, AsyncIterable):
-        async for record in records:
-            yield record
-    else:
-        for record in records:
-            yield record
-
-
-def _request(record: Record) -> Upsert:
-    return record if isinstance(record, Upsert) else Upsert.of(record)
 
 
 def _no_queue(exchange: str) -> str:
