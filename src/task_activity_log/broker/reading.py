@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager, suppress
 
+import aio_pika
 import aiormq
 
 from task_activity_log.batch import Waiting
@@ -15,6 +16,8 @@ from task_activity_log.broker.link import LOST, LinkOptions, asking_the_driver, 
 
 PREFETCH_MAX = 65_535
 """AMQP has two bytes for it."""
+
+_BACK_SECONDS = 2.0
 
 
 class Reader(Consumer):
@@ -58,13 +61,15 @@ class Reader(Consumer):
         await self._channel.basic_qos(prefetch_count=PREFETCH_MAX)  # a channel's frames are read in their order
         return len(tags)
 
-    async def end(self) -> None:
-        """Return everything that was not accepted."""
+    async def end(self) -> int:
+        """Return everything that was not accepted; how many."""
         self._ended.cancel()
+        back = self.in_hand
         with suppress(*LOST), asking_the_driver():
             await self.cancel()
             await self.give_back()
         self.closed = True
+        return back
 
 
 @asynccontextmanager
@@ -72,6 +77,8 @@ async def reading(
     options: LinkOptions,
     purpose: str,
     choose: Callable[[aiormq.abc.AbstractChannel], Awaitable[tuple[str, int]]],
+    *,
+    until_back: bool = False,
 ) -> AsyncIterator[Reader]:
     """Consume a queue; what was not accepted is returned to it at the end.
 
@@ -79,6 +86,7 @@ async def reading(
         options: how to reach the broker.
         purpose: the link's name in the broker's management.
         choose: declares or looks at the queue, and says its name and how many may be on loan; 0 for none at all.
+        until_back: end only when what was returned is in the queue, or after two seconds: others may have taken it.
 
     Raises:
         One of `LOST`: nobody answers, or the broker refuses, for one because there is no such queue.
@@ -94,4 +102,15 @@ async def reading(
                 await reader.register(min(prefetch, PREFETCH_MAX))
             yield reader
         finally:
-            await reader.end()
+            back = await reader.end()
+            if until_back and back:
+                await _until_back(connection, queue, back)
+
+
+async def _until_back(connection: aio_pika.Connection, queue: str, count: int) -> None:
+    """Wait until the queue has that many again: RabbitMQ puts them back in its own time, and who looks sees none until then."""
+    with suppress(*LOST), asking_the_driver():
+        async with asyncio.timeout(_BACK_SECONDS):
+            channel = await (await connection.channel(publisher_confirms=False)).get_underlay_channel()
+            while ((await channel.queue_declare(queue, passive=True)).message_count or 0) < count:  # noqa: ASYNC110 - no event
+                await asyncio.sleep(0.02)

@@ -160,7 +160,7 @@ async def look(broker: str | LinkOptions, queue: str = "task_activity_log.dead-l
     async with AsyncExitStack() as stack:
         try:
             with asking_the_driver():
-                reader = await stack.enter_async_context(reading(link, "dead letters", choose))
+                reader = await stack.enter_async_context(reading(link, "dead letters", choose, until_back=True))
         except LOST as error:
             raise no_connection(link, describe(error)) from error
         yield Look(reader, *found)
