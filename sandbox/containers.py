@@ -5,6 +5,7 @@ the engine's socket. The leash does its work: what carries our label is removed 
 """
 
 import os
+import socket
 import sys
 import time
 from collections.abc import Callable
@@ -16,7 +17,7 @@ import docker  # type: ignore[import-untyped]  # it has no types
 import requests
 from testcontainers.core.config import testcontainers_config
 from testcontainers.core.container import DockerContainer
-from testcontainers.core.docker_client import DockerClient
+from testcontainers.core.docker_client import DockerClient, get_docker_host
 
 from sandbox.processes import Leash
 from sandbox.service import SandboxError
@@ -38,13 +39,17 @@ for container in client.containers.list(all=True, filters={{"label": "{_LABEL}="
 def _engine() -> Any:
     """Return a client (`docker.DockerClient`) of this machine's engine, or a string that says why there is none."""
     testcontainers_config.ryuk_disabled = True
+    address = get_docker_host() or "unix:///var/run/docker.sock"
+    if not address.startswith("unix://"):
+        return "the Docker engine is on another machine, whose ports are not on 127.0.0.1"
     try:
+        # Docker's client leaves its socket open when nobody listens, which ends a run of tests that allow no leak.
+        with socket.socket(socket.AF_UNIX) as knock:
+            knock.connect(address.removeprefix("unix://"))
         client = DockerClient(timeout=_ANSWER_LIMIT_SECONDS).client
         client.ping()
     except (docker.errors.DockerException, OSError):
         return "no Docker engine answers"
-    if not str(client.api.base_url).startswith("http+docker://"):
-        return "the Docker engine is on another machine, whose ports are not on 127.0.0.1"
     return client
 
 

@@ -28,7 +28,7 @@ async def test_status_says_what_it_waits_for_and_hides_what_is_secret() -> None:
     assert (hold["place"], hold["reason"]) == ("start", "disk full (53100)")
     assert hold["seconds"] > 0
     assert "holding: disk full (53100)" in status["not_ready"]
-    assert (status["in_hand"], status["last_batch"]) == ({"waiting": 0, "under_way": 0, "prefetch": 14}, None)
+    assert (status["in_hand"], status["last_batch"]) == ({"waiting": 0, "under_way": 0, "prefetch": 28}, None)
     assert status["settings"]["batch_max"] == 7
     assert "hunter2" not in json.dumps(status, default=str)
 
