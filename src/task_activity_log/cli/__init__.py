@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 failed, 2 wrong use or setting, 3 some records were reject
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Literal, NoReturn
@@ -52,6 +53,8 @@ def run() -> None:
 
     Needs AMQP_URL and DATABASE_URL. Health and metrics are served on HTTP_PORT (8080).
     """
+    # Until the worker has its own handlers nothing is in hand; process 1 of a container would not get the signal at all.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     settings = _settings("amqp_url", "database_url")
     from task_activity_log import service
 
