@@ -17,7 +17,7 @@ from task_activity_log import __version__
 from task_activity_log.broker.consumer import RabbitDelivery
 from task_activity_log.broker.dead_letters import DeadLetters
 from task_activity_log.broker.intake import Intake
-from task_activity_log.broker.link import LinkOptions
+from task_activity_log.broker.link import LinkOptions, end
 from task_activity_log.broker.publisher import Publisher
 from task_activity_log.broker.replies import Replies
 from task_activity_log.broker.topology import Topology
@@ -164,9 +164,7 @@ class Service:
         try:
             await self._work(background)
         finally:
-            for task in background:
-                task.cancel()
-            await asyncio.wait(background)
+            await end(*background)
             await self._store.close()
             server.close()
             if self._traces is not None:
@@ -195,10 +193,10 @@ class Service:
                 await working
                 log.info("drained", given_back=await self._tasks.give_back())
         except TimeoutError:
-            working.cancel()
             log.warning("drain_limit_reached", in_hand=self._intake.in_hand, what_is_in_hand="comes again")
-            with suppress(asyncio.CancelledError):
-                await working
+            await end(working)
+            if not working.cancelled():
+                working.result()
 
     async def _ready_to_consume(self) -> None:
         """Return once what is consumed could be stored and answered."""

@@ -60,9 +60,10 @@ VALUE = st.recursive(
     max_leaves=5,
 )
 OCTET, EIGHT = (st.binary(min_size=size, max_size=size) for size in (1, 8))
+MODE = st.sampled_from([b"\1", b"\2"])
 HEADERS = st.lists(st.tuples(TEXT, VALUE).map(b"".join), max_size=6).map(lambda entries: table(b"".join(entries)))
-# of an expiration and a user_id the broker takes only what they can be
-PARTS = {15: TEXT, 14: TEXT, 13: HEADERS, 12: OCTET, 11: OCTET, 10: TEXT, 9: TEXT, 8: st.just(short(b"600000"))}
+# of a delivery mode, an expiration and a user_id the broker takes only what they can be
+PARTS = {15: TEXT, 14: TEXT, 13: HEADERS, 12: MODE, 11: OCTET, 10: TEXT, 9: TEXT, 8: st.just(short(b"600000"))}
 PARTS |= {7: TEXT, 6: EIGHT, 5: TEXT, 3: TEXT, 2: TEXT}
 
 

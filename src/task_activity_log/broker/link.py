@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
+from typing import Any
 
 import aio_pika
 import structlog
@@ -27,6 +28,8 @@ LOST = (AMQPError, OSError, TimeoutError, Unavailable, aio_pika.exceptions.AMQPE
 """What a lost or refused link raises. RuntimeError: aiormq's word for "connection closed" when opening a channel."""
 
 _CLOSE_SECONDS = 2.0
+_CANCEL_AGAIN_SECONDS = 3.0
+"""Longer than closing takes, which a second cancellation would cut off."""
 
 
 @contextmanager
@@ -129,6 +132,18 @@ async def supervise(
         else:
             on_outage(reason)
         await asyncio.sleep(delay)
+
+
+async def end(*tasks: asyncio.Task[Any]) -> None:
+    """Cancel until each has ended.
+
+    Once is not enough: `asyncio.wait_for`, which the driver is made of, loses a cancellation that comes with the answer
+    it waits for (before Python 3.12).
+    """
+    while pending := [task for task in tasks if not task.done()]:
+        for task in pending:
+            task.cancel()
+        await asyncio.wait(pending, timeout=_CANCEL_AGAIN_SECONDS)
 
 
 def describe(error: BaseException) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 import aiormq
 
 from task_activity_log.broker.consumer import RabbitDelivery
-from task_activity_log.broker.link import LOST, LinkOptions, asking_the_driver, describe
+from task_activity_log.broker.link import LOST, LinkOptions, asking_the_driver, describe, end
 from task_activity_log.broker.properties import Properties, raw_headers
 from task_activity_log.broker.publisher import Fate, Outgoing, Publisher
 from task_activity_log.broker.reading import PREFETCH_MAX, Reader, reading
@@ -196,9 +196,7 @@ async def publishing(broker: str | LinkOptions) -> AsyncIterator[Publisher]:
             raise no_connection(link, refused.result())
         yield publisher
     finally:
-        connected.cancel()
-        running.cancel()
-        await asyncio.wait({running, connected})
+        await end(running, connected)
 
 
 async def replay(

@@ -12,7 +12,7 @@ import aiormq
 
 from task_activity_log.batch import Waiting
 from task_activity_log.broker.consumer import RabbitDelivery
-from task_activity_log.broker.link import LinkOptions, supervise
+from task_activity_log.broker.link import LinkOptions, end, supervise
 from task_activity_log.broker.publisher import Fate, Outgoing, Publisher
 from task_activity_log.broker.reading import reading
 from task_activity_log.broker.topology import REQUEST_KEY
@@ -120,9 +120,7 @@ class TaskActivityLogClient:
         await self._listening.wait()
 
     async def _close(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await end(*self._tasks)
         for ask in list(self._asks.values()):
             ask.done(NoAnswer("the client was closed before the answer came", ask.upsert))
         self._asks.clear()
