@@ -96,13 +96,12 @@ async def test_workers_that_die_with_full_hands_make_no_poison(
             raise Killed
         return decode(delivery, rules)
 
+    monkeypatch.setattr(worker, "decode", mortal)
     async with conversing(amqp_url) as talk:
         await asyncio.gather(*(talk.send() for _ in range(OTHERS // 2)))
         colony = Colony(amqp_url, database_url)
         living = [asyncio.create_task(colony.live(number)) for number in range(workers)]
-        await talk.outcomes(10)
-        monkeypatch.setattr(worker, "decode", mortal)
-        outcomes = await talk.outcomes(OTHERS // 2 - 10, seconds=100)
+        outcomes = await talk.outcomes(OTHERS // 2, seconds=100)
         colony.drain()
         await asyncio.gather(*living)
         assert deaths == 3

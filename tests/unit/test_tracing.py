@@ -5,6 +5,7 @@ import logging
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -193,6 +194,9 @@ def test_a_receiver_that_is_away_delays_nothing_and_is_told_of_once(monkeypatch:
         assert time.monotonic() - started < 8
         for _ in range(3):
             logging.getLogger("opentelemetry.exporter").warning("nobody there")
+        for thread in threading.enumerate():
+            if thread.name.startswith(("traces", "Otel")):
+                thread.join(60)  # what goes on behind would disturb the tests that follow
     assert [event["event"] for event in events].count("traces_not_exported") == 1
 
 

@@ -122,7 +122,7 @@ class Tracing:
 
     def close(self) -> None:
         """Send what is not sent yet. Blocks for two seconds at most: a receiver that is away must not delay the end."""
-        last = threading.Thread(target=self._provider.shutdown, daemon=True)
+        last = threading.Thread(target=self._provider.shutdown, name="traces", daemon=True)
         last.start()
         last.join(_CLOSE_SECONDS)
 
