@@ -6,6 +6,7 @@ runs it.
 
 import asyncio
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,11 +96,15 @@ async def test_a_worker_with_certificates_does_its_work(secured: Secured) -> Non
         assert {row["ssl"] for row in others} == {True}
 
 
+_TURNED_AWAY = "reset|alert"
+"""With TLS 1.3 a client is turned away after its own part of the handshake: it hears the alert, or finds the link gone."""
+
+
 @pytest.mark.parametrize(
     ("files", "broker_says", "database_says"),
     [
-        ({"certificate": False}, "reset", "access refused"),
-        ({"files": "strange"}, "reset", ""),
+        ({"certificate": False}, _TURNED_AWAY, "access refused"),
+        ({"files": "strange"}, _TURNED_AWAY, ""),
         ({"ca": "strange"}, "certificate verify failed", "TLS failed"),
     ],
 )
@@ -111,7 +116,7 @@ async def test_who_is_not_trusted_does_not_get_in(
     found = await findings(load({**urls, **secured.settings(**files)}))  # type: ignore[arg-type]  # as it is called
     broken = {one.what: one.found for one in found if one.verdict == "broken"}
     assert set(broken) == {"broker", "database"}
-    assert broker_says in broken["broker"]
+    assert re.search(broker_says, broken["broker"])
     assert database_says in broken["database"]
 
 
