@@ -5,6 +5,7 @@ needs them, and all processes of pytest-xdist share them. A service that cannot 
 says what to do, never a skip.
 """
 
+import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import wait
 from functools import partial
@@ -20,9 +21,14 @@ OWNER = pytest.StashKey[sharing.Owner]()
 
 _T = TypeVar("_T")
 
-# Speed is judged in benchmarks/: no test fails because the machine is busy.
+# Speed is judged in benchmarks/: no test fails because the machine is busy. In CI properties are tried with the same
+# examples each time, so that a change is judged by what it changes; at a desk with new ones, which find more.
 hypothesis.settings.register_profile(
-    "patient", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow], print_blob=True
+    "patient",
+    deadline=None,
+    derandomize="CI" in os.environ,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+    print_blob=True,
 )
 hypothesis.settings.load_profile("patient")
 
