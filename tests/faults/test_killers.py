@@ -76,7 +76,9 @@ async def test_a_killer_at_the_head_takes_nobody_with_it(
         colony.drain()
         await asyncio.gather(*living)
         assert outcomes == ["inserted"] * OTHERS + ["rejected"]
-        assert colony.deaths == 10  # from ten deliveries on it is not tried
+        # From ten deliveries on it is not tried. Before RabbitMQ 4.3 one that a busy worker of several gave back, to have
+        # it alone, counts as a delivery too.
+        assert colony.deaths == 10 if workers == 1 else 3 <= colony.deaths <= 10
         assert [message.headers["x-error-code"] for message in await talk.kept()] == ["poison_message"]
     assert await admin.fetchval("SELECT count(*) FROM task_activity_log") == OTHERS
 
