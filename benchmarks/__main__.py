@@ -71,7 +71,7 @@ async def drain_(to: Services, options: argparse.Namespace) -> object:
 
 
 async def batch(to: Services, options: argparse.Namespace) -> object:
-    """Sizes of batches; the prefetch is twice the size."""
+    """Sizes of batches; the prefetch is four of them."""
     sizes = [ours(f"batch_max {size}", WORKER_BATCH_MAX=str(size)) for size in (100, 250, 500, 1000, 2000)]
     again = [ours(name, PYTHONPATH=path) for name, _, path in (each.partition("=") for each in options.against)]
     costs = await drain.in_turn(
