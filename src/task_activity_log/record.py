@@ -23,6 +23,8 @@ def instant_text(value: datetime) -> str:
     Trailing zeros of the fraction are trimmed, and there is no fraction when it is zero.
     """
     text: str = _iso(value, mode="json")[:-1]  # without its Z
+    if value.microsecond % 10:  # the usual case: nothing to trim
+        return text + "+00:00"
     return f"{text.rstrip('0') if value.microsecond else text}+00:00"
 
 

@@ -51,7 +51,7 @@ def encode(record: TaskActivityLog, *, omit_nulls: bool = False) -> fields.Encod
 
     A stored record has all twelve, or with `omit_nulls` those that are not null; a request those that were set.
     """
-    stored = isinstance(record, StoredTaskActivityLog)
+    stored = type(record) is StoredTaskActivityLog  # pydantic's isinstance() runs Python
     # model_dump_json() does the same and takes a microsecond longer.
     body = record.__pydantic_serializer__.to_json(record, exclude_none=stored and omit_nulls, exclude_unset=not stored)
     return fields.Encoded(body, ())
