@@ -18,6 +18,13 @@ from task_activity_log.cli import app
 COMMAND = str(Path(sys.executable).parent / "task-activity-log")
 
 
+class World(NamedTuple):
+    """Where a worker runs."""
+
+    amqp_url: str
+    database_url: str
+
+
 class Said(NamedTuple):
     """How a command ended."""
 

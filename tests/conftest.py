@@ -15,6 +15,7 @@ import hypothesis
 import pytest
 
 from sandbox import PostgreSQL, RabbitMQ, SandboxError, in_background, sharing
+from tests.commands import World, worker
 
 SOURCE = pytest.StashKey[sharing.Source]()
 OWNER = pytest.StashKey[sharing.Owner]()
@@ -170,6 +171,17 @@ def own_database_url(own_postgresql: PostgreSQL) -> Iterator[str]:
     yield url
     own_postgresql.ensure_running()
     own_postgresql.drop_database(url)
+
+
+@pytest.fixture(scope="module")
+def world(rabbitmq: RabbitMQ, postgresql: PostgreSQL, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """A worker for all tests of a module: they use records of their own."""
+    amqp_url = rabbitmq.create_vhost()
+    database_url = postgresql.create_database(postgresql.template(_migrate))
+    with worker(tmp_path_factory.mktemp("worker"), amqp_url, database_url):
+        yield World(amqp_url, database_url)
+    rabbitmq.delete_vhost(amqp_url)
+    postgresql.drop_database(database_url)
 
 
 def _migrate(url: str) -> None:

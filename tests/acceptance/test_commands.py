@@ -5,9 +5,9 @@ import json
 import os
 import pty
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from uuid import uuid4
 
 import aio_pika
@@ -15,30 +15,10 @@ import asyncpg
 import pytest
 from aio_pika.abc import AbstractChannel
 
-from sandbox import PostgreSQL, RabbitMQ
 from task_activity_log.broker.topology import Topology, declare
-from tests.commands import COMMAND, command, end, environment, start, worker
-from tests.conftest import _migrate
+from tests.commands import COMMAND, World, command, end, environment, start
 
 TOPOLOGY = Topology()
-
-
-class World(NamedTuple):
-    """Where a worker runs."""
-
-    amqp_url: str
-    database_url: str
-
-
-@pytest.fixture(scope="module")
-def world(rabbitmq: RabbitMQ, postgresql: PostgreSQL, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    """A worker for all tests of this module: they use records of their own."""
-    amqp_url = rabbitmq.create_vhost()
-    database_url = postgresql.create_database(postgresql.template(_migrate))
-    with worker(tmp_path_factory.mktemp("worker"), amqp_url, database_url):
-        yield World(amqp_url, database_url)
-    rabbitmq.delete_vhost(amqp_url)
-    postgresql.drop_database(database_url)
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing, asynccontextmanager
-from typing import NamedTuple
 from uuid import UUID, uuid4
 
 import aio_pika
@@ -12,7 +11,6 @@ import asyncpg
 import pytest
 from aio_pika.abc import AbstractChannel
 
-from sandbox import PostgreSQL, RabbitMQ
 from sandbox.proxy import Proxy
 from task_activity_log.broker.link import LinkOptions
 from task_activity_log.broker.topology import Topology, declare
@@ -26,28 +24,9 @@ from task_activity_log.client import (
     UpsertRejected,
     subscribe,
 )
-from tests.commands import worker
-from tests.conftest import _migrate
+from tests.commands import World
 
 TOPOLOGY = Topology()
-
-
-class World(NamedTuple):
-    """Where a worker runs."""
-
-    amqp_url: str
-    database_url: str
-
-
-@pytest.fixture(scope="module")
-def world(rabbitmq: RabbitMQ, postgresql: PostgreSQL, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    """A worker for all tests of this module: they use records of their own."""
-    amqp_url = rabbitmq.create_vhost()
-    database_url = postgresql.create_database(postgresql.template(_migrate))
-    with worker(tmp_path_factory.mktemp("worker"), amqp_url, database_url):
-        yield World(amqp_url, database_url)
-    rabbitmq.delete_vhost(amqp_url)
-    postgresql.drop_database(database_url)
 
 
 @asynccontextmanager
