@@ -39,12 +39,12 @@ check: setup  ## lint, format, types, architecture, locks, generated documents, 
 	$(PYTHON) -m ruff format --check
 	$(PYTHON) -m mypy
 	.venv/bin/lint-imports
-	$(PYTHON) .ci/lock.py --check
-	$(PYTHON) .ci/audit.py
-	$(PYTHON) docs/settings_table.py --check
-	$(PYTHON) docs/telemetry_tables.py --check
-	$(PYTHON) docs/contract_files.py --check
-	$(PYTHON) deploy/check.py
+	$(PYTHON) tools/lock.py --check
+	$(PYTHON) tools/audit.py
+	$(PYTHON) tools/settings_table.py --check
+	$(PYTHON) tools/telemetry_tables.py --check
+	$(PYTHON) tools/contract_files.py --check
+	$(PYTHON) tools/deploy_check.py
 
 format: setup  ## format the code and mend what can be mended
 	@$(PYTHON) -m ruff check --fix
@@ -63,24 +63,24 @@ bench-wire: setup  ## measure decoding and encoding against bare pydantic
 	@$(PYTHON) -m benchmarks.wire
 
 chaos: setup  ## kill, freeze and cut everything for SECONDS (60), from SEED (random), with WORKERS; more in ARGS (--order, …)
-	@$(PYTHON) -m chaos $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED)) $(if $(WORKERS),--workers $(WORKERS)) $(ARGS)
+	@$(PYTHON) -m tests.chaos $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED)) $(if $(WORKERS),--workers $(WORKERS)) $(ARGS)
 
 fuzz: setup  ## fuzz the wire, a million inputs for each format (installs atheris, which wants Python up to 3.12)
 	@$(PYTHON) -m pip --disable-pip-version-check -q install atheris
-	@$(PYTHON) -m fuzz.wire json -runs=1000000
-	@$(PYTHON) -m fuzz.wire xml -runs=1000000
+	@$(PYTHON) -m tests.fuzz.wire json -runs=1000000
+	@$(PYTHON) -m tests.fuzz.wire xml -runs=1000000
 
 docs: setup  ## write the generated parts of the documents
-	@$(PYTHON) docs/settings_table.py
-	@$(PYTHON) docs/telemetry_tables.py
-	@$(PYTHON) docs/contract_files.py
-	@$(PYTHON) deploy/check.py --write
+	@$(PYTHON) tools/settings_table.py
+	@$(PYTHON) tools/telemetry_tables.py
+	@$(PYTHON) tools/contract_files.py
+	@$(PYTHON) tools/deploy_check.py --write
 
 sandbox: setup  ## start a private RabbitMQ and PostgreSQL and keep them until Ctrl-C
 	@$(PYTHON) -m sandbox
 
 lock: setup  ## resolve the dependencies anew into requirements.lock and requirements-dev.lock
-	@$(PYTHON) .ci/lock.py
+	@$(PYTHON) tools/lock.py
 
 clean:  ## remove what was built and cached, the environment too
 	rm -rf .venv dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -15,7 +15,7 @@ import aio_pika
 from benchmarks import show
 from benchmarks.load import TOPOLOGY, publishing, request
 from benchmarks.workers import Services, Worker, running
-from task_activity_log.broker.publisher import Publisher
+from task_activity_log.rabbitmq.publisher import Publisher
 
 _WARM_UP = 0.2
 """The part of the messages whose time does not count: the worker has just been started."""

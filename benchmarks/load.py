@@ -14,10 +14,10 @@ from random import randint
 from uuid import UUID, uuid4
 
 from benchmarks.show import Progress
-from task_activity_log.broker.link import LinkOptions
-from task_activity_log.broker.properties import Properties
-from task_activity_log.broker.publisher import Outgoing, Publisher
-from task_activity_log.broker.topology import Topology
+from task_activity_log.message import Properties
+from task_activity_log.rabbitmq.link import LinkOptions
+from task_activity_log.rabbitmq.publisher import Outgoing, Publisher
+from task_activity_log.rabbitmq.topology import Topology
 
 TOPOLOGY = Topology()
 BATCH = 1000

@@ -16,19 +16,20 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 from benchmarks.load import requests
-from task_activity_log import reply
-from task_activity_log.batch import Waiting, waves
-from task_activity_log.broker import properties
-from task_activity_log.broker.consumer import Consumer, RabbitDelivery
-from task_activity_log.broker.frames import Inbound, Tap
-from task_activity_log.broker.publisher import Outgoing, _Channel
-from task_activity_log.broker.replies import Replies
-from task_activity_log.broker.topology import Topology
-from task_activity_log.ports import Answer
+from task_activity_log.aio import Waiting
+from task_activity_log.pipeline import reply
+from task_activity_log.pipeline.ports import Answer
+from task_activity_log.pipeline.request import Rules, UpdateMode, decode
+from task_activity_log.pipeline.suspects import part
+from task_activity_log.pipeline.waves import waves
+from task_activity_log.postgresql.store import _arguments
+from task_activity_log.rabbitmq import headers
+from task_activity_log.rabbitmq.consumer import Consumer, RabbitDelivery
+from task_activity_log.rabbitmq.frames import Inbound, Tap
+from task_activity_log.rabbitmq.publisher import Outgoing, _Channel
+from task_activity_log.rabbitmq.replies import Replies
+from task_activity_log.rabbitmq.topology import Topology
 from task_activity_log.record import Applied, Outcome, StoredTaskActivityLog
-from task_activity_log.request import Rules, UpdateMode, decode
-from task_activity_log.store import _arguments
-from task_activity_log.suspects import part
 from task_activity_log.telemetry.metrics import Metrics
 
 SIZE = 500
@@ -42,7 +43,7 @@ def deliveries(messages: list[Outgoing]) -> bytes:
     pieces: list[bytes] = []
     for tag, message in enumerate(messages, start=1):
         method = _METHOD + tag.to_bytes(8, "big") + b"\0" + b"\x11task_activity_log\6upsert"
-        header = properties.encode(message.properties, len(message.body))
+        header = headers.encode(message.properties, len(message.body))
         for kind, payload in ((1, method), (2, header), (3, message.body)):
             pieces += (_FRAME.pack(kind, 1, len(payload)), payload, b"\xce")
     return b"".join(pieces)

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from datetime import datetime
 from uuid import UUID
 
 from pydantic import BaseModel
 
-from task_activity_log import reply, request, wire
+from task_activity_log import wire
+from task_activity_log.message import Delivery, Properties
+from task_activity_log.pipeline import reply, request
 from task_activity_log.record import Applied, Outcome, StoredTaskActivityLog
 
 ROUNDS = 60
@@ -55,25 +56,21 @@ class Plain(BaseModel):
     modified_dateutc: datetime | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Sent:
+def sent_as(body: bytes, content_type: str) -> Delivery:
     """A delivery of the usual sort."""
-
-    body: bytes
-    content_type: str | None
-    content_encoding: str | None = None
-    correlation_id: str | None = "4d0c9b0e-7ad5-4a39-8d5c-5c3c0a2a77d1"
-    reply_to: str | None = None
-    message_id: str | None = "0b0a0a5e-3d5c-4f0a-9c83-3f8f6e7f4a10"
-    headers: dict[str, object] = field(default_factory=dict)
-    unreadable: str | None = None
-    timestamp: int | None = None
-    attempts: int = 0
+    return Delivery(
+        body,
+        Properties(
+            content_type=content_type,
+            correlation_id="4d0c9b0e-7ad5-4a39-8d5c-5c3c0a2a77d1",
+            message_id="0b0a0a5e-3d5c-4f0a-9c83-3f8f6e7f4a10",
+        ),
+    )
 
 
-def record_of(sent: Sent) -> object:
+def record_of(sent: Delivery) -> object:
     """Charset, syntax, duplicates, fields: what the wire does, without headers and key."""
-    media = wire.media_type(sent.content_type)
+    media = wire.media_type(sent.properties.content_type)
     return wire.decode(wire.text(sent.body, media), media.name)
 
 
@@ -96,9 +93,9 @@ def main() -> None:
     xml = wire.encode(stored, wire.XML).body.replace(b"><", b">\n  <").replace(b".720Z", b".7203833Z")
     plain = Plain.model_validate_json(JSON)
     sent = {
-        "JSON": Sent(JSON, "application/json"),
-        "JSON, names in other case": Sent(JSON.replace(b'"subject"', b'"Subject"'), "application/json"),
-        "XML": Sent(xml, "application/xml"),
+        "JSON": sent_as(JSON, "application/json"),
+        "JSON, names in other case": sent_as(JSON.replace(b'"subject"', b'"Subject"'), "application/json"),
+        "XML": sent_as(xml, "application/xml"),
     }
     row = dict(stored)
     requests = {name: request.decode(delivery, rules) for name, delivery in sent.items()}

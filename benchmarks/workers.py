@@ -20,7 +20,7 @@ import asyncpg
 
 from benchmarks.load import TOPOLOGY
 from benchmarks.show import Progress
-from task_activity_log.broker.topology import declare
+from task_activity_log.rabbitmq.topology import declare
 
 PEERS = Path(__file__).parent / "peers"
 OURS = "task-activity-log"

@@ -16,7 +16,7 @@ import sandbox
 from sandbox.processes import Processes
 from sandbox.service import free_port
 
-SAMPLES = [Path("sandbox", "samples", name) for name in ("record.json", "record.xml", "bad.json")]
+SAMPLES = [Path("docs", "examples", "samples", name) for name in ("record.json", "record.xml", "bad.json")]
 _SOME_REJECTED = 3  # the exit status of `publish` when it was answered with a problem
 _READY_LIMIT_SECONDS = 30.0
 

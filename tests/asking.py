@@ -7,9 +7,10 @@ from uuid import UUID, uuid4
 
 import asyncpg
 
+from task_activity_log.message import Delivery
+from task_activity_log.pipeline.request import Request, UpdateMode
 from task_activity_log.record import Applied, TaskActivityLog
-from task_activity_log.request import Request, UpdateMode
-from tests.fakes import FakeDelivery
+from tests.fakes import delivered
 
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 
@@ -21,10 +22,10 @@ def ask(
     version: int | None = None,
     mode: UpdateMode = UpdateMode.REPLACE,
     **fields: Any,
-) -> Request[FakeDelivery]:
+) -> Request[Delivery]:
     """A request with a key of its own or with none. The fields are not validated."""
     return Request(
-        delivery=FakeDelivery(b""),
+        delivery=delivered(b""),
         record=TaskActivityLog.model_construct(id=identifier or uuid4(), **fields),
         media_type="application/json",
         mode=mode,
@@ -33,7 +34,7 @@ def ask(
     )
 
 
-def merge(identifier: UUID | None = None, **fields: Any) -> Request[FakeDelivery]:
+def merge(identifier: UUID | None = None, **fields: Any) -> Request[Delivery]:
     """A request that merges."""
     return ask(identifier, mode=UpdateMode.MERGE, **fields)
 

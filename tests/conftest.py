@@ -185,6 +185,6 @@ def world(rabbitmq: RabbitMQ, postgresql: PostgreSQL, tmp_path_factory: pytest.T
 
 
 def _migrate(url: str) -> None:
-    from task_activity_log import migrations  # noqa: PLC0415  # Alembic is slow to import, and few tests need it
+    from task_activity_log.postgresql import migrations  # noqa: PLC0415  # Alembic is slow to import, and few tests need it
 
     migrations.migrate(url)

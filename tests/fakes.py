@@ -6,73 +6,73 @@ tests.
 
 import asyncio
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Literal
+from typing import Any, Literal
 from uuid import UUID, uuid4
 
-from task_activity_log.batch import Waiting
-from task_activity_log.ports import Answer, D
+from task_activity_log.aio import Waiting
+from task_activity_log.message import Delivery, Properties
+from task_activity_log.pipeline.ports import Answer, D
+from task_activity_log.pipeline.reply import Reply
+from task_activity_log.pipeline.request import Request, UpdateMode
 from task_activity_log.problem import TIMEOUT, Problem, Refused, Unavailable
 from task_activity_log.record import FIELDS, Applied, Outcome, StoredTaskActivityLog
-from task_activity_log.reply import Reply
-from task_activity_log.request import Delivery, Request, UpdateMode
 
 
-@dataclass(frozen=True, slots=True)
-class FakeDelivery:
+def delivered(
+    body: bytes,
+    message_id: str | None = None,
+    content_type: str | None = "application/json",
+    *,
+    attempts: int = 0,
+    **properties: Any,
+) -> Delivery:
     """A delivery made of what a test says."""
-
-    body: bytes
-    message_id: str | None = None
-    content_type: str | None = "application/json"
-    content_encoding: str | None = None
-    correlation_id: str | None = None
-    reply_to: str | None = None
-    timestamp: int | None = None
-    headers: Mapping[str, object] = field(default_factory=dict)
-    unreadable: str | None = None
-    attempts: int = 0
-
-    def carry(self, context: Mapping[str, str]) -> None:
-        object.__setattr__(self, "headers", {**self.headers, **context})
+    return Delivery(body, Properties(content_type=content_type, message_id=message_id, **properties), attempts)
 
 
-def upsert(identifier: UUID | None = None, *, message_id: str | None = None, **fields: object) -> FakeDelivery:
+def upsert(
+    identifier: UUID | None = None,
+    *,
+    message_id: str | None = None,
+    reply_to: str | None = None,
+    attempts: int = 0,
+    **fields: object,
+) -> Delivery:
     """A delivery with a JSON record."""
     body = json.dumps({"id": str(identifier or uuid4()), **fields}).encode()
-    return FakeDelivery(body, message_id=message_id or str(uuid4()))
+    return delivered(body, message_id or str(uuid4()), reply_to=reply_to, attempts=attempts)
 
 
 class FakeIntake:
     """Gives out what it was given; knows what was accepted, in order."""
 
     def __init__(self) -> None:
-        self.waiting: Waiting[FakeDelivery] = Waiting()
-        self.accepted: list[FakeDelivery] = []
-        self.on_loan: list[FakeDelivery] = []
-        self.given_back: list[FakeDelivery] = []
-        self.vouched_for: list[FakeDelivery] = []
+        self.waiting: Waiting[Delivery] = Waiting()
+        self.accepted: list[Delivery] = []
+        self.on_loan: list[Delivery] = []
+        self.given_back: list[Delivery] = []
+        self.vouched_for: list[Delivery] = []
         self.comes_again_one_by_one = False
         self.paused_by: set[str] = set()
         self.resumed = asyncio.Event()
 
-    def put(self, *deliveries: FakeDelivery) -> None:
+    def put(self, *deliveries: Delivery) -> None:
         for delivery in deliveries:
             self.waiting.put(delivery)
 
-    async def take(self, most: int) -> list[FakeDelivery]:
+    async def take(self, most: int) -> list[Delivery]:
         taken = await self.waiting.take(most)
         self.on_loan += taken
         return taken
 
-    def take_waiting(self, most: int) -> list[FakeDelivery]:
+    def take_waiting(self, most: int) -> list[Delivery]:
         taken = self.waiting.take_waiting(most)
         self.on_loan += taken
         return taken
 
-    async def accept(self, deliveries: Sequence[FakeDelivery]) -> None:
+    async def accept(self, deliveries: Sequence[Delivery]) -> None:
         self.accepted += deliveries
         self.on_loan = [delivery for delivery in self.on_loan if delivery not in deliveries]
 
@@ -80,7 +80,7 @@ class FakeIntake:
     def in_hand(self) -> int:
         return len(self.on_loan) + len(self.waiting)
 
-    async def vouch(self, deliveries: Sequence[FakeDelivery]) -> None:
+    async def vouch(self, deliveries: Sequence[Delivery]) -> None:
         self.vouched_for += deliveries
 
     async def pause(self, by: str) -> None:
@@ -204,11 +204,11 @@ class FakeDeadLetters:
     """Keeps what was rejected; while `away` is set it is unavailable."""
 
     def __init__(self, log: list[str]) -> None:
-        self.kept: list[tuple[FakeDelivery, Problem]] = []
+        self.kept: list[tuple[Delivery, Problem]] = []
         self.away: str | None = None
         self._log = log
 
-    async def keep(self, rejected: Sequence[tuple[FakeDelivery, Problem]]) -> None:
+    async def keep(self, rejected: Sequence[tuple[Delivery, Problem]]) -> None:
         await asyncio.sleep(0)
         if self.away is not None:
             raise Unavailable(self.away)

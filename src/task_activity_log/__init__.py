@@ -1,24 +1,21 @@
 """task-activity-log-worker: task_activity_log upserts from RabbitMQ into PostgreSQL, answered with the stored record.
 
-The house, from the ground up:
+A map, from the bottom up:
 
+aio         three asyncio tools: a queue taken from in batches, backoff, the end of tasks
+message     an AMQP message: body, properties, attempts                          pure
 record      the record as asked for and as stored                                pure
-problem     what can go wrong, named by what is done about it                    pure
+problem     what can go wrong, typed by what is done about it                    pure
 tls         certificates, by files
-wire/       bytes to record and back, by media type                              pure
-request     delivery to request: media type, update mode, version, key           pure
-reply       outcome to reply: body and properties                                pure
-batch       take what is waiting; split into waves; halve
-suspects    messages that may have killed a worker
-hold        wait out an outage
-ports       what the worker needs of the world
-worker      the pipeline: take, decode, store, reply, settle. Start reading here
-store       PostgreSQL: waves in, outcomes out; with sql/ and migrations/
-database    PostgreSQL's connections, and what its errors mean
-broker/     RabbitMQ
-telemetry/  names (all that is shown), metrics, logs, watch, tracing, health
-service     puts it together; signals, drain
+wire/       bytes to record and problem and back, by media type                  pure
+pipeline/   the path of a message: take, decode, store, reply, settle. Start reading here
+rabbitmq/   RabbitMQ: connections, deliveries, publishing, topology
+postgresql/ PostgreSQL: statements, connections, migrations
+telemetry/  names (all that is shown), metrics, logs, tracing, health
 settings    all that can be set
+wiring      settings to parts
+status      readiness, liveness, /status, gauges
+service     runs a worker: start, signals, drain
 client/     for publishers, subscribers and the person with the dead letters
 cli/        the commands
 """

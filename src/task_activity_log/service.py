@@ -6,36 +6,33 @@ import asyncio
 import gc
 import os
 import signal
-import time
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import structlog
 
 from task_activity_log import __version__
-from task_activity_log.broker.consumer import RabbitDelivery
-from task_activity_log.broker.dead_letters import DeadLetters
-from task_activity_log.broker.intake import Intake
-from task_activity_log.broker.link import LinkOptions, end
-from task_activity_log.broker.publisher import Publisher
-from task_activity_log.broker.replies import Replies
-from task_activity_log.broker.topology import Topology
-from task_activity_log.hold import Hold
+from task_activity_log.aio import end
+from task_activity_log.pipeline.hold import Hold
+from task_activity_log.pipeline.worker import Worker
 from task_activity_log.problem import Unavailable
-from task_activity_log.request import Rules, UpdateMode
-from task_activity_log.settings import BATCHES_IN_HAND, SECRETS, Settings
-from task_activity_log.store import Store
+from task_activity_log.rabbitmq.consumer import RabbitDelivery
+from task_activity_log.rabbitmq.dead_letters import DeadLetters
+from task_activity_log.rabbitmq.intake import Intake
+from task_activity_log.rabbitmq.publisher import Publisher
+from task_activity_log.rabbitmq.replies import Replies
+from task_activity_log.settings import BATCHES_IN_HAND, Settings
+from task_activity_log.status import Status
 from task_activity_log.telemetry import logs, tracing
 from task_activity_log.telemetry.health import Health, HealthServer
 from task_activity_log.telemetry.metrics import Metrics
 from task_activity_log.telemetry.tracing import Tracing
 from task_activity_log.telemetry.watch import Watch
-from task_activity_log.worker import Worker
+from task_activity_log.wiring import link_of, rules_of, secrets_of, store_of, topology_of
 
 log = structlog.get_logger(__name__)
 
-_NOT_CONSUMING_SECONDS = 60.0
 _TRIM_EVERY_SECONDS = 60.0
 _TRIM_CHUNK = 5_000
 
@@ -48,7 +45,6 @@ class Service:
         self._traces = traces
         self.metrics = Metrics()
         self._watch = Watch(self.metrics)
-        self._started = datetime.now(UTC)
         self._start_hold = Hold("start")
         topology = topology_of(settings)
         link = link_of(settings)
@@ -90,39 +86,21 @@ class Service:
         )
         self._draining = asyncio.Event()
         self._http_port = settings.http_port
-        self._show_gauges()
-
-    def _show_gauges(self) -> None:
-        intake, publisher, show = self._intake, self._publisher, self.metrics.gauge
-        show("task_activity_log_consuming", lambda: intake.consuming)
-        show("task_activity_log_in_hand", lambda: intake.in_hand)
-        show("task_activity_log_prefetch", lambda: self._settings.prefetch)
-        show("task_activity_log_connected", lambda: intake.connected_since is not None, "intake")
-        show("task_activity_log_connected", lambda: publisher.connected, "replies")
-        show("task_activity_log_connected", lambda: self._store.connected, "database")
-        show("task_activity_log_publisher_blocked", lambda: publisher.blocked is not None)
-        show("task_activity_log_holding", lambda: self._hold_reason is not None)
-        show("task_activity_log_hold_age_seconds", lambda: max(hold.seconds for hold in self._holds))
-        show("task_activity_log_draining", self._draining.is_set)
-        show("task_activity_log_build_info", lambda: 1, __version__)
-
-    @property
-    def _holds(self) -> tuple[Hold, ...]:
-        return (self._start_hold, self._worker.store_hold, self._worker.reply_hold)
+        self.status = Status(
+            settings,
+            intake=self._intake,
+            publisher=self._publisher,
+            store=self._store,
+            worker=self._worker,
+            start_hold=self._start_hold,
+            watch=self._watch,
+        )
+        self.status.show_gauges(self.metrics)
 
     @property
     def in_hand(self) -> int:
         """How many deliveries are not settled."""
         return self._intake.in_hand
-
-    @property
-    def _hold_reason(self) -> str | None:
-        blocked = self._publisher.blocked
-        return (
-            self._start_hold.reason
-            or self._worker.hold_reason
-            or (None if blocked is None else f"the broker blocks publishers: {blocked}")
-        )
 
     @property
     def http_port(self) -> int:
@@ -137,6 +115,7 @@ class Service:
         """Begin to stop: take nothing more, finish what is under way."""
         if not self._draining.is_set():
             log.info("draining", in_hand=self._intake.in_hand, limit_seconds=self._settings.drain_limit_seconds)
+        self.status.draining = True
         self._draining.set()
 
     async def run(self) -> None:
@@ -146,9 +125,9 @@ class Service:
             OSError: HTTP_HOST and HTTP_PORT cannot be served on.
         """
         health = Health(
-            ready=self.not_ready,
-            alive=self.not_alive,
-            status=self._status,
+            ready=self.status.not_ready,
+            alive=self.status.not_alive,
+            status=self.status.report,
             metrics=self.metrics.exposition,
             redact=logs.Redaction(secrets_of(self._settings)).text,
         )
@@ -221,103 +200,6 @@ class Service:
                     trimmed = await self._store.trim(keep, _TRIM_CHUNK)
                     self.metrics.inbox_trimmed(trimmed)
             await asyncio.sleep(_TRIM_EVERY_SECONDS)
-
-    def not_ready(self) -> list[str]:
-        """Why the worker does not take messages at present; empty when it does."""
-        reasons = []
-        if self._draining.is_set():
-            reasons.append("draining")
-        if self._hold_reason:
-            reasons.append(f"holding: {self._hold_reason}")
-        if not self._publisher.connected:
-            reasons.append("no publisher connection")
-        if not self._intake.consuming:
-            reasons.append("not consuming")
-        return reasons
-
-    def not_alive(self) -> list[str]:
-        """Why the process should be restarted; empty while it may go on."""
-        since = self._intake.connected_since
-        idle = 0.0 if since is None or self._intake.consuming else time.monotonic() - since
-        if idle > _NOT_CONSUMING_SECONDS and not self._draining.is_set() and self._hold_reason is None:
-            return [f"connected but not consuming for {idle:.0f} s"]
-        return []
-
-    def _status(self) -> dict[str, object]:
-        settings = self._settings
-        broker, waiting = logs.address(settings.amqp_url.get_secret_value()), self._intake.waiting
-        return {
-            "version": __version__,
-            "started": self._started.isoformat(timespec="seconds"),
-            "not_ready": self.not_ready(),
-            "not_alive": self.not_alive(),
-            "connections": {
-                "intake": {"address": broker, "connected": self._intake.connected_since is not None},
-                "replies": {
-                    "address": broker, "connected": self._publisher.connected, "blocked": self._publisher.blocked
-                },
-                "database": {
-                    "address": logs.address(settings.database_url.get_secret_value()), "connected": self._store.connected
-                },
-            },
-            "consuming": self._intake.consuming,
-            "in_hand": {"waiting": waiting, "under_way": self._intake.in_hand - waiting, "prefetch": settings.prefetch},
-            "last_batch": self._watch.last_batch,
-            "holds": [
-                {"place": hold.place, "reason": hold.reason, "seconds": round(hold.seconds, 1)}
-                for hold in self._holds if hold.reason is not None
-            ],
-            "draining": self._draining.is_set(),
-            "settings": settings.model_dump(mode="json", exclude=set(SECRETS)),
-        }  # fmt: skip
-
-
-def secrets_of(settings: Settings) -> set[str]:
-    """What must never be shown."""
-    return {secret for url in settings.secret_urls for secret in logs.secrets_in(url)}
-
-
-def topology_of(settings: Settings) -> Topology:
-    """The names that the settings give to queues and exchanges."""
-    return Topology(
-        requests_queue=settings.requests_queue,
-        replies_queue=settings.replies_queue,
-        dead_letters_queue=settings.dead_letters_queue,
-        requests_exchange=settings.requests_exchange,
-        replies_exchange=settings.replies_exchange,
-        single_active_consumer=settings.single_active_consumer,
-    )
-
-
-def rules_of(settings: Settings) -> Rules:
-    """What the settings say of requests."""
-    return Rules(
-        body_limit=settings.body_limit_bytes,
-        default_media_type=None if settings.default_media_type == "none" else settings.default_media_type,
-        naive_dates=settings.naive_dates,
-        update_mode=UpdateMode(settings.update_mode),
-    )
-
-
-def link_of(settings: Settings) -> LinkOptions:
-    """How the settings say the broker is reached."""
-    return LinkOptions(
-        url=settings.amqp_url.get_secret_value(),
-        tls=settings.amqp_tls,
-        heartbeat_seconds=settings.amqp_heartbeat_seconds,
-        connect_timeout_seconds=settings.amqp_connect_timeout_seconds,
-    )
-
-
-def store_of(settings: Settings) -> Store:
-    """How the settings say the database is reached."""
-    return Store(
-        settings.database_url.get_secret_value(),
-        connect_timeout=settings.database_connect_timeout_seconds,
-        command_timeout=settings.database_command_timeout_seconds,
-        statement_cache_size=settings.database_statement_cache,
-        tls=settings.database_tls,
-    )
 
 
 def run(settings: Settings) -> None:

@@ -5,10 +5,10 @@ import secrets
 
 import pytest
 
-from chaos.__main__ import report
-from chaos.plan import Journal, Plan
-from chaos.run import run
 from sandbox import PostgreSQL, RabbitMQ
+from tests.chaos.__main__ import report
+from tests.chaos.plan import Journal, Plan
+from tests.chaos.run import run
 
 
 # The driver's finalizer, of a connection that a killed broker has left: it is the publishers', not the worker's.

@@ -15,7 +15,7 @@ import asyncpg
 import pytest
 from aio_pika.abc import AbstractChannel
 
-from task_activity_log.broker.topology import Topology, declare
+from task_activity_log.rabbitmq.topology import Topology, declare
 from tests.commands import COMMAND, World, command, end, environment, start
 
 TOPOLOGY = Topology()

@@ -14,7 +14,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-SAMPLES = Path(__file__).parent.parent.parent / "sandbox" / "samples"
+SAMPLES = Path(__file__).parents[2] / "docs" / "examples" / "samples"
 COMMAND = str(Path(sys.executable).parent / "task-activity-log")
 SAMPLE_ID = "9652e68c-7b6d-4598-bbbd-4e933126c994"
 

@@ -14,7 +14,7 @@ import aio_pika
 import pytest
 
 from sandbox import PostgreSQL, RabbitMQ, say_on_stderr
-from task_activity_log.broker.topology import REQUEST_KEY, Topology
+from task_activity_log.rabbitmq.topology import REQUEST_KEY, Topology
 from tests import queries
 from tests.deploy.prometheus import Prometheus
 from tests.serving import serving

@@ -16,10 +16,11 @@ from zoneinfo import ZoneInfo
 import aio_pika
 import pytest
 
-from task_activity_log import reply
+from task_activity_log.message import Delivery
+from task_activity_log.pipeline import reply
+from task_activity_log.pipeline.request import Rules, decode
 from task_activity_log.problem import Code, FieldError, Problem, Rejected
 from task_activity_log.record import FIELDS, Applied, Outcome, StoredTaskActivityLog
-from task_activity_log.request import Rules, decode
 from task_activity_log.wire import JSON, XML, Nulls
 from tests.acceptance.test_process import running
 from tests.dotnet import mono
@@ -41,7 +42,7 @@ from tests.dotnet.values import (
     to_net,
 )
 from tests.dotnet.writers import REFUSED, WRITERS, Writer
-from tests.fakes import FakeDelivery
+from tests.fakes import delivered
 
 ZONES = ("Europe/Brussels", "America/New_York", "UTC")
 
@@ -59,12 +60,12 @@ class DotNet:
         """The zone that they run in."""
         return ZoneInfo(self.program.zone)
 
-    def write(self, setting: str, values: dict[str, Any]) -> FakeDelivery | str:
+    def write(self, setting: str, values: dict[str, Any]) -> Delivery | str:
         """A request as the setting writes it, or what it throws."""
         (answer,) = self.program.ask([{"write": setting, "values": to_net(values)}])
         if "error" in answer:
             return str(answer["error"])
-        return FakeDelivery(base64.b64decode(answer["body"]), content_type=answer["content_type"])
+        return delivered(base64.b64decode(answer["body"]), content_type=answer["content_type"])
 
     def read(self, setting: str, body: bytes) -> dict[str, Any] | str:
         """What the setting finds in a reply, dates as moments, or what it throws."""
@@ -157,7 +158,7 @@ def test_every_field_of_a_request_is_decoded(dotnet: DotNet, setting: str) -> No
     wrong = {}
     for name, values in [*whole_records(writer), *dates(writer, zone)]:
         delivery = dotnet.write(setting, {**EMPTY, **values})
-        assert isinstance(delivery, FakeDelivery), (name, delivery)
+        assert isinstance(delivery, Delivery), (name, delivery)
         record = decode(delivery, Rules()).record
         found = (record.model_dump(), set(record.model_fields_set))
         expected = (writer.expected({**EMPTY, **values}, dotnet.zone), writer.fields_set({**EMPTY, **values}))
@@ -171,7 +172,7 @@ def test_an_echoed_date_of_modification_is_passed_over(in_brussels: DotNet, sett
     """Old records can be sent back as they are."""
     kind: Kind | int = 0 if WRITERS[setting].offsets else "Unspecified"
     delivery = in_brussels.write(setting, {"id": ID, "modified_dateutc": Net(TICKS["7 digits"], kind)})
-    assert isinstance(delivery, FakeDelivery), delivery
+    assert isinstance(delivery, Delivery), delivery
     assert b"odified" in delivery.body.replace(b"\0", b"")
     record = decode(delivery, Rules()).record
     assert record.id == ID
@@ -182,7 +183,7 @@ def test_an_echoed_date_of_modification_is_passed_over(in_brussels: DotNet, sett
 def test_a_default_guid_as_id_is_refused(in_brussels: DotNet, setting: str) -> None:
     """The careless publisher who never set the id is told, by whatever serializer."""
     delivery = in_brussels.write(setting, {"id": ZERO})
-    assert isinstance(delivery, FakeDelivery), delivery
+    assert isinstance(delivery, Delivery), delivery
     with pytest.raises(Rejected) as rejected:
         decode(delivery, Rules())
     assert rejected.value.problem.code is Code.MISSING_ID
@@ -216,12 +217,12 @@ def test_what_means_no_date_is_refused_and_not_lost(in_brussels: DotNet, setting
     """Serializers that do not write dates as such are answered with an error; without a date they are understood."""
     kind: Kind | int = "Utc" if "javascript" in setting else 0
     delivery = in_brussels.write(setting, {"id": ID, "due_date": Net(TICKS["7 digits"], kind)})
-    assert isinstance(delivery, FakeDelivery), delivery
+    assert isinstance(delivery, Delivery), delivery
     with pytest.raises(Rejected) as rejected:
         decode(delivery, Rules())
     assert rejected.value.problem.code == REFUSED[setting]
     dateless = in_brussels.write(setting, {"id": ID, "subject": "s"})
-    assert isinstance(dateless, FakeDelivery), dateless
+    assert isinstance(dateless, Delivery), dateless
     assert decode(dateless, Rules()).record.subject == "s"
 
 
@@ -244,7 +245,7 @@ EXTREMES = {
 def answer(values: dict[str, Any], media_type: str, nulls: Nulls = "emit") -> bytes:
     """The body that answers a request in this format with this stored record."""
     body = b'{"id":"%b"}' if media_type == JSON else b"<task_activity_log><id>%b</id></task_activity_log>"
-    request = decode(FakeDelivery(body % str(ID).encode(), content_type=media_type), Rules())
+    request = decode(delivered(body % str(ID).encode(), content_type=media_type), Rules())
     applied = Applied(Outcome.UPDATED, StoredTaskActivityLog(**values))
     return reply.stored(request, applied, nulls).body
 
@@ -315,7 +316,7 @@ def test_a_problem_is_read_back(in_brussels: DotNet, content_type: str) -> None:
         "Send <id> & a date, é.",
         (FieldError("id", Code.INVALID_UUID, "one"), FieldError("due_date", Code.INVALID_DATE, "two")),
     )
-    rejected = reply.rejected(FakeDelivery(b"", content_type=content_type), problem)
+    rejected = reply.rejected(delivered(b"", content_type=content_type), problem)
     question = {"problem": rejected.content_type, "body": base64.b64encode(rejected.body).decode()}
     assert in_brussels.program.ask([question]) == [
         {
@@ -395,10 +396,10 @@ async def test_through_the_running_worker(in_brussels: DotNet, amqp_url: str, da
                 identifier, message_id = uuid4(), str(uuid4())
                 requests[message_id] = (setting, {**values, "id": identifier})
                 delivery = in_brussels.write(setting, requests[message_id][1])
-                assert isinstance(delivery, FakeDelivery), delivery
+                assert isinstance(delivery, Delivery), delivery
                 message = aio_pika.Message(
                     delivery.body,
-                    content_type=delivery.content_type,
+                    content_type=delivery.properties.content_type,
                     message_id=message_id,
                     reply_to=queue.name,
                     delivery_mode=aio_pika.DeliveryMode.PERSISTENT,

@@ -10,7 +10,7 @@ from uuid import UUID, uuid4
 import aio_pika
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 
-from task_activity_log.broker.topology import Topology, declare
+from task_activity_log.rabbitmq.topology import Topology, declare
 
 TOPOLOGY = Topology()
 

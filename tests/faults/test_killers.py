@@ -7,9 +7,10 @@ from uuid import UUID
 import aio_pika
 import pytest
 
-from task_activity_log import worker
-from task_activity_log.broker.consumer import RabbitDelivery
-from task_activity_log.request import Delivery, Request, Rules, decode
+from task_activity_log.message import Delivery
+from task_activity_log.pipeline import worker
+from task_activity_log.pipeline.request import Request, Rules, decode
+from task_activity_log.rabbitmq.consumer import RabbitDelivery
 from task_activity_log.service import Service
 from task_activity_log.settings import load
 from tests.asking import Connection

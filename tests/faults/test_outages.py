@@ -20,7 +20,7 @@ QUICK: dict[str, Any] = {
 
 
 def ready(service: Service) -> bool:
-    return not service.not_ready()
+    return not service.status.not_ready()
 
 
 async def test_a_database_that_is_away_is_waited_out(amqp_url: str, database_url: str) -> None:
@@ -30,8 +30,8 @@ async def test_a_database_that_is_away_is_waited_out(amqp_url: str, database_url
             proxy.refuse()
             proxy.cut()
             await talk.send(subject="during")
-            await until(lambda: any("holding" in reason for reason in service.not_ready()))
-            assert service.not_alive() == []
+            await until(lambda: any("holding" in reason for reason in service.status.not_ready()))
+            assert service.status.not_alive() == []
             proxy.accept()
             assert await talk.outcomes(1) == ["inserted"]
             await until(lambda: ready(service))
@@ -44,7 +44,7 @@ async def test_a_silent_database_is_an_outage_not_a_fault_of_the_row(amqp_url: s
             proxy.hold()
             for _ in range(5):
                 await talk.send()
-            await until(lambda: any("holding" in reason for reason in service.not_ready()))
+            await until(lambda: any("holding" in reason for reason in service.status.not_ready()))
             proxy.strand()
             proxy.resume()
             assert await talk.outcomes(5) == ["inserted"] * 5
@@ -61,7 +61,7 @@ async def test_a_read_only_database_is_waited_out(amqp_url: str, database_url: s
             name,
         )
         await talk.send()
-        await until(lambda: any("read-only" in reason for reason in service.not_ready()))
+        await until(lambda: any("read-only" in reason for reason in service.status.not_ready()))
         await admin.execute("SET default_transaction_read_only = off")
         await admin.execute(f'ALTER DATABASE "{name}" RESET default_transaction_read_only')
         await admin.execute(
@@ -112,8 +112,8 @@ async def test_past_the_hold_limit_everything_is_given_back_once(amqp_url: str, 
             proxy.refuse()
             proxy.cut()
             await talk.send()
-            await until(lambda: "not consuming" in service.not_ready())
-            assert service.not_alive() == []
+            await until(lambda: "not consuming" in service.status.not_ready())
+            assert service.status.not_alive() == []
             proxy.accept()
             assert await talk.outcomes(1) == ["inserted"]
             await until(lambda: ready(service))
@@ -126,7 +126,7 @@ async def test_a_start_in_an_outage_registers_no_consumer(amqp_url: str, databas
         await talk.send()
         for _ in range(3):
             async with serving(amqp_url, proxy.url, consuming=False, **QUICK) as service:
-                await until(lambda: any("holding" in reason for reason in service.not_ready()))
+                await until(lambda: any("holding" in reason for reason in service.status.not_ready()))
         queue = await talk.channel.get_queue(TOPOLOGY.requests_queue)
         message = await queue.get()
         assert message.headers.get("x-delivery-count", 0) == 0
@@ -182,7 +182,7 @@ async def test_missing_replies_queue_holds_until_it_is_back(amqp_url: str, datab
     async with conversing(amqp_url) as talk, serving(amqp_url, database_url) as service:
         await talk.channel.queue_delete(TOPOLOGY.replies_queue)
         await talk.send()
-        await until(lambda: any("replies returned" in reason for reason in service.not_ready()))
+        await until(lambda: any("replies returned" in reason for reason in service.status.not_ready()))
         queue = await talk.channel.declare_queue(
             TOPOLOGY.replies_queue, durable=True, arguments=TOPOLOGY.queues()[TOPOLOGY.replies_queue]
         )

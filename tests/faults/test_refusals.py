@@ -34,7 +34,7 @@ def role_of(url: str) -> str:
 
 
 def holding(service: Service, reason: str) -> bool:
-    return any(reason in line for line in service.not_ready())
+    return any(reason in line for line in service.status.not_ready())
 
 
 async def test_row_security_against_one_row_is_that_rows(amqp_url: str, role_url: str, admin: Connection) -> None:

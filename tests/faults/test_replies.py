@@ -70,14 +70,14 @@ async def test_direct_reply_to_answers_and_a_client_that_has_gone_harms_nobody(
             assert answer.headers["x-outcome"] == "inserted"
             await talk.channel.queue_delete(TOPOLOGY.replies_queue)  # holds what comes next, until the client has gone
             await talk.send()
-            await until(lambda: any("replies returned" in reason for reason in service.not_ready()))
+            await until(lambda: any("replies returned" in reason for reason in service.status.not_ready()))
             await exchange.publish(request, "upsert")
         queue = await talk.channel.declare_queue(
             TOPOLOGY.replies_queue, durable=True, arguments=TOPOLOGY.queues()[TOPOLOGY.replies_queue]
         )
         await queue.bind(TOPOLOGY.replies_exchange, "#")
         await until(lambda: service.in_hand == 0)
-        assert service.not_alive() == []
+        assert service.status.not_alive() == []
 
 
 @pytest.mark.parametrize("overflow", ["drop-head", "reject-publish"])
@@ -94,7 +94,7 @@ async def test_replies_that_nobody_reads_are_bounded_by_a_policy(
         if overflow == "drop-head":
             await until(lambda: service.in_hand == 0)
         else:
-            await until(lambda: any("replies refused" in reason for reason in service.not_ready()))
+            await until(lambda: any("replies refused" in reason for reason in service.status.not_ready()))
             replies = await talk.channel.get_queue(TOPOLOGY.replies_queue)
             await replies.consume(talk.answers.put, no_ack=True)
             await until(lambda: service.in_hand == 0)
@@ -109,16 +109,16 @@ async def test_an_alarm_of_the_broker_is_an_outage_like_others(amqp_url: str, da
         tap.data_received(_frame(b"\0\x0a\0\x3c" + b"\x04disk"))
         for _ in range(3):
             await talk.send()
-        await until(lambda: any("the broker blocks publishers" in reason for reason in service.not_ready()))
+        await until(lambda: any("the broker blocks publishers" in reason for reason in service.status.not_ready()))
         await until(lambda: service._intake._paused_by == {"reply"} and service.in_hand == 0)
-        assert service.not_alive() == []
+        assert service.status.not_alive() == []
         tap.data_received(_frame(b"\0\x0a\0\x3d"))
         # what was stored before is answered by the reply that was held, and as a duplicate when it comes again
         outcomes: list[str] = []
         while outcomes.count("inserted") < 3:
             outcomes += await talk.outcomes(1)
         assert set(outcomes) <= {"inserted", "duplicate"}
-        await until(lambda: not service.not_ready())
+        await until(lambda: not service.status.not_ready())
 
 
 def _frame(method: bytes) -> bytes:

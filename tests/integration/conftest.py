@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 import asyncpg
 import pytest
 
-from task_activity_log.store import Store
+from task_activity_log.postgresql.store import Store
 from tests.asking import Connection
 
 

@@ -13,8 +13,8 @@ import pytest
 import structlog
 
 from sandbox import RabbitMQ
-from task_activity_log import migrations
 from task_activity_log.cli.check import Finding, check, findings
+from task_activity_log.postgresql import migrations
 from task_activity_log.settings import load
 from tests.asking import Connection
 from tests.serving import serving

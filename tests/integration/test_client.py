@@ -12,8 +12,6 @@ import pytest
 from aio_pika.abc import AbstractChannel
 
 from sandbox.proxy import Proxy
-from task_activity_log.broker.link import LinkOptions
-from task_activity_log.broker.topology import Topology, declare
 from task_activity_log.client import (
     ClientError,
     NoAnswer,
@@ -24,6 +22,8 @@ from task_activity_log.client import (
     UpsertRejected,
     subscribe,
 )
+from task_activity_log.rabbitmq.link import LinkOptions
+from task_activity_log.rabbitmq.topology import Topology, declare
 from tests.commands import World
 
 TOPOLOGY = Topology()

@@ -9,12 +9,12 @@ import pytest
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 
 from sandbox.proxy import Proxy
-from task_activity_log.broker.link import LinkOptions
-from task_activity_log.broker.properties import Properties
-from task_activity_log.broker.publisher import Outgoing
-from task_activity_log.broker.topology import Topology, declare
 from task_activity_log.client import ClientError
 from task_activity_log.client.dead_letters import DeadLetter, look, publishing, replay
+from task_activity_log.message import Properties
+from task_activity_log.rabbitmq.link import LinkOptions
+from task_activity_log.rabbitmq.publisher import Outgoing
+from task_activity_log.rabbitmq.topology import Topology, declare
 
 TOPOLOGY = Topology()
 

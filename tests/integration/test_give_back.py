@@ -5,9 +5,9 @@ import asyncio
 import aio_pika
 import pytest
 
-from task_activity_log.broker.intake import Intake
-from task_activity_log.broker.link import LinkOptions
-from task_activity_log.broker.topology import Topology
+from task_activity_log.rabbitmq.intake import Intake
+from task_activity_log.rabbitmq.link import LinkOptions
+from task_activity_log.rabbitmq.topology import Topology
 
 
 @pytest.mark.parametrize("count", [1, 32, 33, 64, 1000])

@@ -11,9 +11,9 @@ from urllib.parse import urlsplit, urlunsplit
 import asyncpg
 import pytest
 
-from task_activity_log import migrations
+from task_activity_log.postgresql import migrations
+from task_activity_log.postgresql.store import Store
 from task_activity_log.problem import Unavailable
-from task_activity_log.store import Store
 from tests.asking import Connection, ask, merge, outcomes, until_blocked
 
 

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from task_activity_log.broker.frames import publish_frames, write
-from task_activity_log.broker.topology import Topology
+from task_activity_log.rabbitmq.frames import publish_frames, write
+from task_activity_log.rabbitmq.topology import Topology
 from task_activity_log.service import Service
 from tests.serving import serving
 

@@ -8,11 +8,11 @@ from uuid import UUID, uuid4
 
 import pytest
 
+from task_activity_log.message import Delivery
+from task_activity_log.pipeline.request import Request, UpdateMode
+from task_activity_log.postgresql.store import Store
 from task_activity_log.record import FIELDS, Applied, Outcome
-from task_activity_log.request import Request, UpdateMode
-from task_activity_log.store import Store
 from tests.asking import Connection, ask, merge, outcomes, subjects
-from tests.fakes import FakeDelivery
 
 FULL: dict[str, Any] = {
     "task_id": UUID("ec77bdfe-882b-4254-84a2-979f5c2b20a9"),
@@ -311,7 +311,7 @@ async def test_nothing_of_a_wave_is_stored_or_remembered_when_one_row_is_refused
 
 async def test_big_waves_stay_linear(store: Store) -> None:
     """5,000 rows with repeats, merges and versions pass in seconds; a quadratic plan would take minutes."""
-    wave: list[Request[FakeDelivery]] = [merge(version=1, subject="s" * 100) for _ in range(5000)]
+    wave: list[Request[Delivery]] = [merge(version=1, subject="s" * 100) for _ in range(5000)]
     assert set(outcomes(await store.apply(wave))) == {"inserted"}
     assert set(outcomes(await store.apply(wave))) == {"duplicate"}
     stale = [merge(request.record.id, version=1, subject="t") for request in wave]

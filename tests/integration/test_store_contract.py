@@ -8,14 +8,15 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from task_activity_log.batch import waves
-from task_activity_log.ports import Store as StorePort
+from task_activity_log.message import Delivery
+from task_activity_log.pipeline.ports import Store as StorePort
+from task_activity_log.pipeline.request import Request, UpdateMode
+from task_activity_log.pipeline.waves import waves
+from task_activity_log.postgresql.store import Store
 from task_activity_log.problem import Refused
 from task_activity_log.record import FIELDS, Applied, Outcome
-from task_activity_log.request import Request, UpdateMode
-from task_activity_log.store import Store
 from tests.asking import Connection, ask, merge, outcomes, subjects
-from tests.fakes import FakeDelivery, FakeStore
+from tests.fakes import FakeStore
 
 REFUSED = "refuse me"
 FULL: dict[str, Any] = {
@@ -36,7 +37,7 @@ class Held:
         self.store = store
         self._database = database
 
-    async def apply(self, *wave: Request[FakeDelivery]) -> list[Applied]:
+    async def apply(self, *wave: Request[Delivery]) -> list[Applied]:
         """One wave."""
         return await self.store.apply(wave)
 
@@ -183,7 +184,7 @@ async def test_both_stores_answer_alike(store: Store, seed: int) -> None:
     """Three hundred random requests of all kinds, repeats among them, in waves: the same outcomes and the same records."""
     random = Random(seed)  # noqa: S311 - the same tests each time
     ids = [UUID(int=random.getrandbits(128)) for _ in range(5)]
-    asked: list[Request[FakeDelivery]] = []
+    asked: list[Request[Delivery]] = []
     for number in range(300):
         if asked and random.random() < 0.2:
             asked.append(random.choice(asked))

@@ -12,10 +12,10 @@ from urllib.parse import quote, urlsplit, urlunsplit
 import pytest
 
 from sandbox.proxy import Proxy
-from task_activity_log import migrations
-from task_activity_log.database import CLIENT, NOT_MIGRATED, TIMEOUT, Link
+from task_activity_log.postgresql import migrations
+from task_activity_log.postgresql.session import CLIENT, NOT_MIGRATED, TIMEOUT, Link
+from task_activity_log.postgresql.store import Store
 from task_activity_log.problem import Refused, Unavailable
-from task_activity_log.store import Store
 from tests.asking import Connection, ask, merge, outcomes, until_blocked
 
 

@@ -5,9 +5,9 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from task_activity_log import database as driver
+from task_activity_log.postgresql import session as driver
+from task_activity_log.postgresql.store import Store
 from task_activity_log.record import Outcome
-from task_activity_log.store import Store
 from tests.asking import Connection, ask, merge, outcomes, subjects, until_blocked
 
 ROUNDS = 15

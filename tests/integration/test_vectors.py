@@ -9,7 +9,7 @@ from aio_pika.abc import AbstractIncomingMessage, AbstractQueue
 from lxml import etree
 
 from task_activity_log import wire
-from task_activity_log.broker.topology import Topology
+from task_activity_log.rabbitmq.topology import Topology
 from tests.serving import serving
 from tests.vectors import Vector, load
 

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from task_activity_log.broker.topology import Topology
 from task_activity_log.cli.check import Finding, table
 from task_activity_log.cli.check_broker import _allows, _judge_kept, _judge_requests, _Limits, needed
+from task_activity_log.rabbitmq.topology import Topology
 from task_activity_log.settings import Settings, load
 
 URLS = {"AMQP_URL": "amqp://guest:guest@broker/", "DATABASE_URL": "postgresql://me:secret@database/app"}

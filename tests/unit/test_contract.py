@@ -14,12 +14,12 @@ from lxml import etree
 from typer.testing import CliRunner
 
 from task_activity_log import wire
-from task_activity_log.broker.dead_letters import copied
-from task_activity_log.broker.properties import Properties
-from task_activity_log.broker.topology import Topology
 from task_activity_log.cli import app
 from task_activity_log.cli.contract import FILES, describe
+from task_activity_log.message import Properties
 from task_activity_log.problem import Code, Problem
+from task_activity_log.rabbitmq.dead_letters import copied
+from task_activity_log.rabbitmq.topology import Topology
 from task_activity_log.record import FIELDS, STORED_FIELDS
 from task_activity_log.settings import Settings, variable
 from task_activity_log.wire import as_xml

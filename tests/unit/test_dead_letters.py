@@ -8,11 +8,12 @@ from typing import cast
 
 import pytest
 
-from task_activity_log.broker.consumer import RabbitDelivery
-from task_activity_log.broker.dead_letters import DeadLetters, copied
-from task_activity_log.broker.properties import Properties, decode, encode
-from task_activity_log.broker.publisher import Fate, Outgoing, Publisher
+from task_activity_log.message import Properties
 from task_activity_log.problem import Code, Problem, Unavailable
+from task_activity_log.rabbitmq.consumer import RabbitDelivery
+from task_activity_log.rabbitmq.dead_letters import DeadLetters, copied
+from task_activity_log.rabbitmq.headers import decode, encode
+from task_activity_log.rabbitmq.publisher import Fate, Outgoing, Publisher
 
 PROBLEM = Problem(Code.EMPTY_BODY, "Send the record in the body, which was empty.")
 FRAME = 131_064

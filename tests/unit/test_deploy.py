@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
-from task_activity_log.broker.topology import Topology
 from task_activity_log.cli import WRONG_USE
+from task_activity_log.rabbitmq.topology import Topology
 from task_activity_log.settings import Settings, load
 from task_activity_log.telemetry.metrics import Metrics
 from task_activity_log.telemetry.names import METRICS

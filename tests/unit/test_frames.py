@@ -13,10 +13,10 @@ from pamqp.body import ContentBody
 from pamqp.commands import Basic
 from pamqp.header import ContentHeader
 
-from task_activity_log.broker import properties
-from task_activity_log.broker.frames import Inbound, Tap, publish_frames
-from task_activity_log.broker.properties import Properties
-from task_activity_log.broker.publisher import Fate, Outgoing, _Batch, _Channel
+from task_activity_log.message import Properties
+from task_activity_log.rabbitmq import headers
+from task_activity_log.rabbitmq.frames import Inbound, Tap, publish_frames
+from task_activity_log.rabbitmq.publisher import Fate, Outgoing, _Batch, _Channel
 
 OURS, OTHER = 1, 2
 BEAT = frame.marshal(heartbeat.Heartbeat(), 0)
@@ -45,9 +45,9 @@ class Seen:
         self.reader = asyncio.StreamReader(loop=cast("Any", _NoLoop()))
         self.tap = Tap(self.reader, cast("Any", _NoLoop()))
         self.tap.channels[OURS] = Inbound(
-            deliver=lambda tag, again, header, body: self.taken.append((tag, again, properties.decode(header), body)),
+            deliver=lambda tag, again, header, body: self.taken.append((tag, again, headers.decode(header), body)),
             confirm=lambda tag, multiple, took: self.taken.append((tag, multiple, took)),
-            returned=lambda exchange, key, header: self.taken.append((exchange, key, properties.decode(header))),
+            returned=lambda exchange, key, header: self.taken.append((exchange, key, headers.decode(header))),
         )
 
     @property
@@ -123,7 +123,7 @@ def test_a_delivery_is_what_the_driver_would_read() -> None:
 
 def test_published_frames_are_what_the_driver_would_write() -> None:
     """Method, header and a body over several frames, read back by the driver's library."""
-    header = properties.encode(Properties(content_type="text/json", delivery_mode=2, message_id="é"), 10)
+    header = headers.encode(Properties(content_type="text/json", delivery_mode=2, message_id="é"), 10)
     data = b"".join(
         publish_frames(OURS, "exchange", "key", mandatory=True, header=header, body=b"0123456789", frame_max=8 + 4)
     )
@@ -187,7 +187,7 @@ async def test_a_return_finds_its_message(channel: _Channel) -> None:
     channel.confirm(1, False, True)
 
     def header(name: str) -> bytes:
-        return properties.encode(Properties(message_id=name), 0)
+        return headers.encode(Properties(message_id=name), 0)
 
     channel.returned("", "q0", header("m0"))  # 1 has been confirmed: it is 4, which has the same name
     channel.returned("", "q1", header("m2"))  # nobody's

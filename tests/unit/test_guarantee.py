@@ -21,16 +21,17 @@ import structlog
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from task_activity_log import hold
+from task_activity_log.message import Delivery
+from task_activity_log.pipeline import hold
+from task_activity_log.pipeline.reply import Reply
+from task_activity_log.pipeline.request import Request, Rules, decode
+from task_activity_log.pipeline.suspects import SUSPICIOUS_FROM
+from task_activity_log.pipeline.worker import Worker
 from task_activity_log.problem import TIMEOUT, Problem, Refused, Unavailable
 from task_activity_log.record import FIELDS, Applied, Outcome
-from task_activity_log.reply import Reply
-from task_activity_log.request import Delivery, Request, Rules, decode
-from task_activity_log.suspects import SUSPICIOUS_FROM
-from task_activity_log.worker import Worker
 from tests import virtual_time
-from tests.fakes import FakeDatabase, FakeDelivery, FakeWatch
-from tests.world import Loan, MemoryBroker, MemoryIntake
+from tests.fakes import FakeDatabase, FakeWatch, delivered
+from tests.memory_broker import Loan, MemoryBroker, MemoryIntake
 
 POISON_FROM = 10
 HOLD_LIMIT_SECONDS = 20.0
@@ -94,7 +95,7 @@ class Sent:
     repeats: int | None = None
     """Sent again instead: which of those before it."""
 
-    def message(self, marker: str) -> FakeDelivery:
+    def message(self, marker: str) -> Delivery:
         """The message; `marker` names it in the answer and in the row."""
         version = (self.version or 1) if self.record == 1 else self.version if self.record == 3 else None
         keyed = self.record == 0 or (self.keyed and self.record != 2)
@@ -102,7 +103,7 @@ class Sent:
         headers |= {} if version is None else {"x-version": version}
         part = {"description": marker} if self.merges and len(marker) % 2 else {"user_id": None}
         body = json.dumps({"id": str(UUID(int=self.record + 1)), "subject": marker, **part}).encode()
-        return FakeDelivery(
+        return delivered(
             b"{" if self.kind is Kind.BAD else body,
             message_id=marker if keyed else None,
             correlation_id=marker,
@@ -167,8 +168,8 @@ class Ledger:
             assert marker in self.dead, f"{marker}: who reads the problem does not find the dead letter"
         self.answers[marker].append(reply)
 
-    def settled(self, message: FakeDelivery) -> None:
-        marker = str(message.correlation_id)
+    def settled(self, message: Delivery) -> None:
+        marker = str(message.properties.correlation_id)
         assert marker in self.answers or marker in self.given_up, f"{marker}: accepted without an answer"
         if self.kinds[marker] is not Kind.GOOD:
             assert marker in self.dead, f"{marker}: accepted without a dead letter"
@@ -181,7 +182,7 @@ class World:
         self.ledger = Ledger()
         self.broker = MemoryBroker(self.ledger.settled, by_position=by_position)
         self.database = FakeDatabase()
-        self.published: list[FakeDelivery] = []
+        self.published: list[Delivery] = []
         self.batch_max = schedule.batch_max
         self.interruptions = 0
         self._schedule = schedule
@@ -232,8 +233,8 @@ class World:
             self.published.append(message)
             self.broker.publish(message)
 
-    def _messages(self) -> Iterator[FakeDelivery]:
-        first: list[FakeDelivery] = []
+    def _messages(self) -> Iterator[Delivery]:
+        first: list[Delivery] = []
         for number, sent in enumerate(self._schedule.sent):
             if sent.repeats is not None and first:
                 yield first[sent.repeats % len(first)]
@@ -348,7 +349,7 @@ class Process:
         return applied
 
     def _kind(self, request: Request[Delivery]) -> Kind:
-        return self.world.ledger.kinds[str(request.delivery.correlation_id)]
+        return self.world.ledger.kinds[str(request.delivery.properties.correlation_id)]
 
     def _check_suspects(self, wave: Sequence[Request[Delivery]]) -> None:
         for request in wave:
@@ -368,7 +369,7 @@ class Process:
             raise Unavailable("no publisher connection")
         done = rejected[: len(rejected) // 2] if trouble is Trouble.HALF_DONE else rejected
         for loan, problem in done:
-            self.world.ledger.dead[str(loan.correlation_id)].append(problem)
+            self.world.ledger.dead[str(loan.properties.correlation_id)].append(problem)
         await self.stumble(Trouble.KILLED if trouble is Trouble.KILLED_AFTER else Trouble.NONE)
         if trouble in (Trouble.HALF_DONE, Trouble.DONE_BUT_LOST, Trouble.SLOW_BUT_DONE):
             raise Unavailable("replies not confirmed in time")
@@ -425,7 +426,7 @@ def play(schedule: Schedule, *, workers: int, by_position: bool) -> World:
 def poisoned(world: World) -> set[str]:
     """Those that were given up after too many deliveries."""
     return {m for m, problems in world.ledger.dead.items() if any(p.code == "poison_message" for p in problems)} | {
-        str(message.correlation_id) for message in world.broker.dead
+        str(message.properties.correlation_id) for message in world.broker.dead
     }
 
 
@@ -435,7 +436,7 @@ def check_answers(world: World) -> None:
     # Twenty are made of ten deliveries at the least.
     assert not world.broker.dead, "the broker gave up what the worker should have"
     for message in world.published:
-        marker = str(message.correlation_id)
+        marker = str(message.properties.correlation_id)
         kind, answers = world.ledger.kinds[marker], world.ledger.answers[marker]
         assert answers or marker in world.ledger.given_up, f"{marker}: never answered"
         rejected = [reply for reply in answers if reply.outcome is Outcome.REJECTED]
@@ -444,7 +445,7 @@ def check_answers(world: World) -> None:
         elif marker not in poison:
             assert not rejected, f"{marker}: rejected, because of its neighbours"
             assert marker not in world.ledger.dead, f"{marker}: dead-lettered, because of its neighbours"
-        if message.message_id is not None:
+        if message.properties.message_id is not None:
             for same in (rejected, [reply for reply in answers if reply not in rejected]):
                 assert len({reply.message_id for reply in same}) <= 1, f"{marker}: repeats under several message_ids"
         for reply in answers:
@@ -459,7 +460,7 @@ def check_applied_once(world: World) -> None:
     writes = Counter(request.key for request in world.database.writes if request.key is not None)
     assert max(writes.values(), default=1) == 1, "applied twice"
     for message in world.published:
-        marker = str(message.correlation_id)
+        marker = str(message.properties.correlation_id)
         if world.ledger.kinds[marker] is Kind.GOOD and marker not in poisoned(world):
             outcomes = {reply.outcome for reply in world.ledger.answers[marker]}
             written = any(request.record.subject == marker for request in world.database.writes)
@@ -478,13 +479,14 @@ def check_versions(world: World) -> None:
             assert highest[request.record.id] >= request.version, "the newest was lost"
 
 
-def good_requests(world: World) -> list[Request[FakeDelivery]]:
+def good_requests(world: World) -> list[Request[Delivery]]:
     """What was to be stored, in the order published."""
     poison = poisoned(world)
     return [
         decode(message, Rules())
         for message in world.published
-        if world.ledger.kinds[str(message.correlation_id)] is Kind.GOOD and message.correlation_id not in poison
+        if world.ledger.kinds[str(message.properties.correlation_id)] is Kind.GOOD
+        and message.properties.correlation_id not in poison
     ]
 
 

@@ -2,7 +2,8 @@ import asyncio
 
 import pytest
 
-from task_activity_log.hold import Abandoned, Backoff, Hold
+from task_activity_log.aio import Backoff
+from task_activity_log.pipeline.hold import Abandoned, Hold
 
 
 def test_delays_double_up_to_the_most_and_are_jittered() -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from task_activity_log.broker.link import end
+from task_activity_log.aio import end
 
 
 async def test_a_task_that_loses_a_cancellation_is_ended_all_the_same() -> None:

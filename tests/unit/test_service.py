@@ -18,7 +18,7 @@ async def test_status_says_what_it_waits_for_and_hides_what_is_secret() -> None:
     """Connections with their addresses, holds with reason and duration, settings without those that hold passwords."""
     worker = Service(load({**URLS, "MANAGEMENT_URL": "http://me:hunter2hunter2@broker", "WORKER_BATCH_MAX": "7"}))
     worker._start_hold.reason, worker._start_hold.since = "disk full (53100)", 0.0
-    status: dict[str, Any] = worker._status()
+    status: dict[str, Any] = worker.status.report()
     assert status["connections"] == {
         "intake": {"address": "broker:5673/v", "connected": False},
         "replies": {"address": "broker:5673/v", "connected": False, "blocked": None},

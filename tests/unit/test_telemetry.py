@@ -5,18 +5,19 @@ import json
 import pytest
 import structlog
 
-from task_activity_log import reply
-from task_activity_log.ports import Answer
+from task_activity_log.message import Delivery
+from task_activity_log.pipeline import reply
+from task_activity_log.pipeline.ports import Answer
+from task_activity_log.pipeline.request import Rules, decode
 from task_activity_log.problem import Code, Problem
 from task_activity_log.record import Applied, Outcome
-from task_activity_log.request import Rules, decode
 from task_activity_log.telemetry import logs
 from task_activity_log.telemetry.metrics import HoldSeconds, Metrics
 from task_activity_log.telemetry.watch import Watch
-from tests.fakes import FakeDelivery, upsert
+from tests.fakes import delivered, upsert
 
 
-def answered(delivery: FakeDelivery, problem: Problem | None = None) -> Answer[FakeDelivery]:
+def answered(delivery: Delivery, problem: Problem | None = None) -> Answer[Delivery]:
     """An answer to a delivery: rejected with a problem, or else that its record is gone."""
     if problem is not None:
         return Answer(delivery, reply.rejected(delivery, problem), problem)
@@ -79,7 +80,7 @@ def test_rejections_are_counted_by_the_code_that_was_answered() -> None:
 def test_age_is_measured_from_seconds_and_milliseconds(timestamp: int | None, at_most: float | None) -> None:
     """Java publishers send milliseconds; without a timestamp there is no age."""
     metrics = Metrics()
-    delivery = FakeDelivery(b'{"id": "9652e68c-7b6d-4598-bbbd-4e933126c994"}', message_id="m", timestamp=timestamp)
+    delivery = delivered(b'{"id": "9652e68c-7b6d-4598-bbbd-4e933126c994"}', message_id="m", timestamp=timestamp)
     metrics.answered([answered(delivery)])
     count, total = (value(metrics, f"task_activity_log_age_seconds_{part}") for part in ("count", "sum"))
     assert count == (0 if at_most == 0 else 1)
@@ -96,7 +97,7 @@ def test_a_batch_is_one_event_and_a_message_another_at_debug() -> None:
     message, batch = events
     assert batch == {"event": "batch", "log_level": "info", "size": 1, "rejected": 1}
     assert (message["event"], message["log_level"]) == ("message", "debug")
-    assert message["message_id"] == delivery.message_id
+    assert message["message_id"] == delivery.properties.message_id
     assert message["code"] == "record_gone"
     assert "a secret subject" not in str(events)
 

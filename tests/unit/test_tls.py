@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives import serialization
 
-from task_activity_log.service import link_of
 from task_activity_log.settings import load
 from task_activity_log.tls import Tls
+from task_activity_log.wiring import link_of
 from tests.tls.authority import Authority
 
 

@@ -17,11 +17,12 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
-from task_activity_log.request import Rules
+from task_activity_log.message import Delivery
+from task_activity_log.pipeline.request import Rules
+from task_activity_log.pipeline.worker import Worker
 from task_activity_log.telemetry import tracing
 from task_activity_log.telemetry.tracing import Tracing
-from task_activity_log.worker import Worker
-from tests.fakes import FakeDeadLetters, FakeDelivery, FakeIntake, FakeReplies, FakeStore, FakeWatch, upsert
+from tests.fakes import FakeDeadLetters, FakeIntake, FakeReplies, FakeStore, FakeWatch, delivered, upsert
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 PARENT = f"00-{TRACE}-b7ad6b7169203331-01"
@@ -39,7 +40,7 @@ class Traced:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        worker: Worker[FakeDelivery] = Worker(
+        worker: Worker[Delivery] = Worker(
             intake=self.tracing.intake(self.intake),
             store=self.tracing.store(self.store),
             dead_letters=FakeDeadLetters([]),
@@ -56,7 +57,7 @@ class Traced:
             self.intake.waiting.close()
             await asyncio.wait_for(running, 5)
 
-    async def work(self, *deliveries: FakeDelivery) -> None:
+    async def work(self, *deliveries: Delivery) -> None:
         self.intake.put(*deliveries)
         async with self.running():
             await self.watch.settled(len(deliveries))
@@ -65,8 +66,8 @@ class Traced:
         return [span for span in self.exporter.get_finished_spans() if span.name == name]
 
 
-def with_parent(delivery: FakeDelivery, parent: str = PARENT) -> FakeDelivery:
-    delivery.carry({"traceparent": parent, "tracestate": "vendor=1"})
+def with_parent(delivery: Delivery, parent: str = PARENT) -> Delivery:
+    delivery.properties.headers = {"traceparent": parent, "tracestate": "vendor=1"}
     return delivery
 
 
@@ -114,7 +115,7 @@ async def test_what_goes_wrong_is_on_the_spans() -> None:
     """A rejected message has its code, a wave that the database refused its SQLSTATE."""
     traced = Traced()
     traced.store.refuses = {"bad"}
-    await traced.work(FakeDelivery(b"{"), upsert(subject="bad"))
+    await traced.work(delivered(b"{"), upsert(subject="bad"))
     assert errors(traced.spans("process requests")) == ["malformed_json", "refused_by_database"]
     assert errors(traced.spans("INSERT task_activity_log")) == ["23514"]
 

@@ -1,8 +1,8 @@
 import pytest
 
+from task_activity_log.pipeline.request import Rules, decode
 from task_activity_log.problem import Rejected
-from task_activity_log.request import Rules, decode
-from tests.fakes import FakeDelivery
+from tests.fakes import delivered
 from tests.vectors import Vector, load
 
 VECTORS = load()
@@ -16,7 +16,7 @@ def test_all_are_there() -> None:
 @pytest.mark.parametrize("vector", VECTORS, ids=lambda vector: vector.id)
 def test_a_body_is_taken_or_rejected_as_the_contract_says(vector: Vector) -> None:
     """The fields of what is accepted, the code of what is not."""
-    delivery = FakeDelivery(vector.body, content_type=vector.content_type)
+    delivery = delivered(vector.body, content_type=vector.content_type)
     if vector.code is None:
         assert vector.holds(decode(delivery, Rules()).record)
     else:

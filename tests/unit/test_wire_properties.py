@@ -10,13 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from task_activity_log import reply, wire
+from task_activity_log import wire
+from task_activity_log.message import Delivery
+from task_activity_log.pipeline import reply
+from task_activity_log.pipeline.request import Request, Rules, decode
 from task_activity_log.problem import Code, Rejected
 from task_activity_log.record import FIELDS, Applied, Outcome, StoredTaskActivityLog, TaskActivityLog
-from task_activity_log.request import Request, Rules, decode
 from task_activity_log.wire import as_json, as_xml
 from task_activity_log.wire import fields as wire_fields
-from tests.fakes import FakeDelivery
+from tests.fakes import delivered
 from tests.vectors import load
 
 in_xml = st.characters(codec="utf-8", exclude_categories=["Cs"], exclude_characters="\0").filter(
@@ -41,8 +43,8 @@ records = st.fixed_dictionaries(
 ).map(lambda values: TaskActivityLog(**values))
 
 
-def received(body: bytes, media_type: str) -> Request[FakeDelivery]:
-    return decode(FakeDelivery(body, content_type=media_type), Rules())
+def received(body: bytes, media_type: str) -> Request[Delivery]:
+    return decode(delivered(body, content_type=media_type), Rules())
 
 
 @given(records)
@@ -111,7 +113,7 @@ def test_whatever_comes_is_a_request_or_a_listed_problem(
 ) -> None:
     """No other exception, and what is rejected can be answered in words that are no payload."""
     content_type, body = message
-    delivery = FakeDelivery(body, content_type=content_type, content_encoding=encoding, headers=headers)
+    delivery = delivered(body, content_type=content_type, content_encoding=encoding, headers=headers)
     try:
         request = decode(delivery, Rules())
     except Rejected as error:
@@ -170,7 +172,7 @@ def _xml(children: str, before: str = "") -> tuple[str, bytes]:
 def test_hostile_bodies_cost_bounded_time_and_memory(hostile: Callable[[], tuple[str, bytes]]) -> None:
     """Memory of at most thirty times the body (or 8 MiB), and no time that grows with its square."""
     content_type, body = hostile()
-    delivery = FakeDelivery(body, content_type=content_type)
+    delivery = delivered(body, content_type=content_type)
     tracemalloc.start()
     try:
         decode(delivery, LARGE)

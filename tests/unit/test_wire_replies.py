@@ -11,13 +11,15 @@ from uuid import UUID
 import pytest
 from pydantic import ValidationError
 
-from task_activity_log import reply, wire
-from task_activity_log.broker.replies import routing_key
+from task_activity_log import wire
+from task_activity_log.message import Delivery
+from task_activity_log.pipeline import reply
+from task_activity_log.pipeline.reply import Reply
+from task_activity_log.pipeline.request import Request, Rules, decode
 from task_activity_log.problem import Code, FieldError, Problem, Rejected
+from task_activity_log.rabbitmq.replies import routing_key
 from task_activity_log.record import Applied, Outcome, StoredTaskActivityLog, TaskActivityLog
-from task_activity_log.reply import Reply
-from task_activity_log.request import Request, Rules, decode
-from tests.fakes import FakeDelivery
+from tests.fakes import delivered
 
 ID = "9652e68c-7b6d-4598-bbbd-4e933126c994"
 BODY = f'{{"id":"{ID}"}}'.encode()
@@ -25,18 +27,18 @@ XML_BODY = f"<task_activity_log><id>{ID}</id></task_activity_log>".encode()
 STORED = StoredTaskActivityLog(id=UUID(ID), modified_dateutc=datetime(2026, 1, 11, 20, 58, 34, 720383, UTC))
 
 
-def request(delivery: FakeDelivery) -> Request[FakeDelivery]:
+def request(delivery: Delivery) -> Request[Delivery]:
     return decode(delivery, Rules())
 
 
-def rejection(delivery: FakeDelivery) -> Reply:
+def rejection(delivery: Delivery) -> Reply:
     """The answer to what is no request."""
     with pytest.raises(Rejected) as caught:
         decode(delivery, Rules())
     return reply.rejected(delivery, caught.value.problem)
 
 
-def stored(delivery: FakeDelivery, record: StoredTaskActivityLog = STORED) -> Reply:
+def stored(delivery: Delivery, record: StoredTaskActivityLog = STORED) -> Reply:
     return reply.stored(request(delivery), Applied(Outcome.INSERTED, record), "emit")
 
 
@@ -45,14 +47,14 @@ def stored(delivery: FakeDelivery, record: StoredTaskActivityLog = STORED) -> Re
 HEADERS = {"x-update-mode": "merge", "x-version": "-007"}
 KEYED = [
     pytest.param(
-        FakeDelivery(BODY, message_id="m-1"),
+        delivered(BODY, message_id="m-1"),
         "a05b9dcf-b8cf-8cd5-5ea6-38fb782abe6c",
         "13ef3415-6839-1085-b107-17cef1af369a",
         "7ec0a68d-7bf1-7aab-f312-f569f09fd65d",
         id="plain",
     ),
     pytest.param(
-        FakeDelivery(BODY, message_id="é", headers=HEADERS),
+        delivered(BODY, message_id="é", headers=HEADERS),
         "c825c505-edd6-7c28-11f9-e80cfb02e14d",
         "02bdc09d-7010-5a47-d9bc-9117ff387317",
         "d89ed722-8573-ff73-c76f-23259001dbcd",
@@ -63,7 +65,7 @@ KEYED = [
 
 @pytest.mark.parametrize(("delivery", "key", "when_stored", "when_rejected"), KEYED)
 def test_the_key_is_made_of_message_id_mode_version_and_body(
-    delivery: FakeDelivery, key: str, when_stored: str, when_rejected: str
+    delivery: Delivery, key: str, when_stored: str, when_rejected: str
 ) -> None:
     """And the reply's message_id of the key and of what became of it."""
     asked = request(delivery)
@@ -75,15 +77,15 @@ def test_the_key_is_made_of_message_id_mode_version_and_body(
 
 def test_what_is_no_request_is_known_by_message_id_and_body() -> None:
     """Its problem has the same message_id each time."""
-    assert rejection(FakeDelivery(b"[]", message_id="m-1")).message_id == "5600c37a-8b40-6b4e-cccc-71c1227372c6"
+    assert rejection(delivered(b"[]", message_id="m-1")).message_id == "5600c37a-8b40-6b4e-cccc-71c1227372c6"
 
 
 def test_the_header_messageid_stands_in() -> None:
     """Where the property is absent or empty; a byte array is text too."""
     for headers in ({"MessageId": "m-1"}, {"MessageId": b"m-1"}):
         for message_id in (None, ""):
-            assert request(FakeDelivery(BODY, message_id=message_id, headers=headers)).key == UUID(KEYED[0].values[1])  # type: ignore[arg-type]
-    assert request(FakeDelivery(BODY, message_id="m-1", headers={"MessageId": "other"})).key == UUID(KEYED[0].values[1])  # type: ignore[arg-type]
+            assert request(delivered(BODY, message_id=message_id, headers=headers)).key == UUID(KEYED[0].values[1])  # type: ignore[arg-type]
+    assert request(delivered(BODY, message_id="m-1", headers={"MessageId": "other"})).key == UUID(KEYED[0].values[1])  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -91,7 +93,7 @@ def test_the_header_messageid_stands_in() -> None:
 )
 def test_without_a_message_id_of_its_own_there_is_no_key(message_id: str | None) -> None:
     """None, or the record's id in any form, which is an entity's name. Each reply then has a message_id of its own."""
-    delivery = FakeDelivery(BODY, message_id=message_id)
+    delivery = delivered(BODY, message_id=message_id)
     assert request(delivery).key is None
     assert stored(delivery).message_id != stored(delivery).message_id
     assert UUID(stored(delivery).message_id).version == 4
@@ -100,7 +102,7 @@ def test_without_a_message_id_of_its_own_there_is_no_key(message_id: str | None)
 @pytest.mark.parametrize("headers", [{}, {"MessageId": 7}, {"MessageId": ""}, {"MessageId": None}])
 def test_rejections_without_message_id_cannot_be_told_apart(headers: dict[str, object]) -> None:
     """A random one each time."""
-    delivery = FakeDelivery(b"[]", headers=headers)
+    delivery = delivered(b"[]", headers=headers)
     assert rejection(delivery).message_id != rejection(delivery).message_id
     assert rejection(delivery).correlation_id is None
 
@@ -126,11 +128,11 @@ def test_correlation_ids(
     correlation_id: str | None, message_id: str | None, headers: dict[str, object], expected: str | None
 ) -> None:
     """The request's, else its message_id; a header can hold what the property cannot."""
-    delivery = FakeDelivery(BODY, correlation_id=correlation_id, message_id=message_id, headers=headers)
+    delivery = delivered(BODY, correlation_id=correlation_id, message_id=message_id, headers=headers)
     assert stored(delivery).correlation_id == expected
-    assert rejection(
-        FakeDelivery(b"[]", message_id, correlation_id=correlation_id, headers=headers)
-    ).correlation_id == (expected)
+    assert rejection(delivered(b"[]", message_id, correlation_id=correlation_id, headers=headers)).correlation_id == (
+        expected
+    )
 
 
 @pytest.mark.parametrize(
@@ -145,12 +147,12 @@ def test_correlation_ids(
 )
 def test_content_types(content_type: str | None, body: bytes, problem_type: str) -> None:
     """The request's bare media type, or the problem's of the same format."""
-    found = stored(FakeDelivery(body, content_type=content_type))
+    found = stored(delivered(body, content_type=content_type))
     assert found.content_type == (content_type or "application/json").partition(";")[0].lower()
     assert (found.type, found.outcome, found.headers) == (
         "task_activity_log.stored", Outcome.INSERTED, {"x-outcome": "inserted"},
     )  # fmt: skip
-    bad = rejection(FakeDelivery(b"", content_type=content_type, reply_to="r"))
+    bad = rejection(delivered(b"", content_type=content_type, reply_to="r"))
     assert bad.content_type == problem_type
     assert (bad.type, bad.outcome, bad.reply_to) == ("task_activity_log.rejected", Outcome.REJECTED, "r")
     assert bad.headers == {"x-outcome": "rejected", "x-error-code": "empty_body"}
@@ -159,42 +161,40 @@ def test_content_types(content_type: str | None, body: bytes, problem_type: str)
 @pytest.mark.parametrize("outcome", ["inserted", "updated", "duplicate", "stale"])
 def test_outcomes_are_said_in_a_header(outcome: str) -> None:
     """And in the routing key."""
-    found = reply.stored(request(FakeDelivery(BODY)), Applied(Outcome(outcome), STORED), "emit")
+    found = reply.stored(request(delivered(BODY)), Applied(Outcome(outcome), STORED), "emit")
     assert found.headers == {"x-outcome": outcome}
     assert routing_key(found) == f"stored.{outcome}"
-    assert routing_key(rejection(FakeDelivery(b""))) == "rejected"
+    assert routing_key(rejection(delivered(b""))) == "rejected"
 
 
 @pytest.mark.parametrize("content_type", ["text/plain", "application/soap+xml", "xml"])
 def test_a_problem_is_in_json_where_the_format_is_not_known(content_type: str) -> None:
     """Also where its name looks like XML."""
-    assert rejection(FakeDelivery(BODY, content_type=content_type)).content_type == "application/problem+json"
+    assert rejection(delivered(BODY, content_type=content_type)).content_type == "application/problem+json"
 
 
 def test_a_problem_has_the_default_format_where_none_is_named() -> None:
     """The setting; where it says that there is none, JSON."""
-    delivery, problem = FakeDelivery(b"", content_type=None), Problem(Code.EMPTY_BODY, "d")
+    delivery, problem = delivered(b"", content_type=None), Problem(Code.EMPTY_BODY, "d")
     assert reply.rejected(delivery, problem, "application/xml").content_type == "application/problem+xml"
     assert reply.rejected(delivery, problem, None).content_type == "application/problem+json"
 
 
 def test_a_message_with_unreadable_properties_is_answered_by_what_could_be_read() -> None:
     """In its format and with its correlation_id; in JSON where content_type may be what was unreadable."""
-    delivery = FakeDelivery(
-        XML_BODY, None, "text/xml", correlation_id="c", reply_to="r", unreadable="type is not UTF-8"
-    )
+    delivery = delivered(XML_BODY, None, "text/xml", correlation_id="c", reply_to="r", unreadable="type is not UTF-8")
     found = rejection(delivery)
     assert (found.content_type, found.correlation_id, found.reply_to) == ("application/problem+xml", "c", "r")
     assert found.headers["x-error-code"] == "invalid_properties"
     assert b"<detail>Send properties and headers that AMQP can hold: type is not UTF-8.</detail>" in found.body
-    unknown = FakeDelivery(XML_BODY, content_type=None, unreadable="content_type is not UTF-8")
+    unknown = delivered(XML_BODY, content_type=None, unreadable="content_type is not UTF-8")
     problem = Problem(Code.INVALID_PROPERTIES, "d")
     assert reply.rejected(unknown, problem, "application/xml").content_type == "application/problem+json"
 
 
 def test_a_repeat_of_what_was_deleted_since_is_answered_with_a_problem() -> None:
     """In the request's format."""
-    found = reply.stored(request(FakeDelivery(XML_BODY, "m", "text/xml")), Applied(Outcome.DUPLICATE, None), "emit")
+    found = reply.stored(request(delivered(XML_BODY, "m", "text/xml")), Applied(Outcome.DUPLICATE, None), "emit")
     assert found.headers == {"x-outcome": "rejected", "x-error-code": "record_gone"}
     assert found.content_type == "application/problem+xml"
     assert b"<status>410</status>" in found.body
@@ -203,18 +203,18 @@ def test_a_repeat_of_what_was_deleted_since_is_answered_with_a_problem() -> None
 def test_replaced_characters_are_named() -> None:
     """In XML alone: JSON has a form for every character."""
     record = STORED.model_copy(update={"subject": "a\x01", "reference_back_office": "\uffff", "description": "\r"})
-    assert stored(FakeDelivery(XML_BODY, content_type="text/xml"), record).headers == {
+    assert stored(delivered(XML_BODY, content_type="text/xml"), record).headers == {
         "x-outcome": "inserted",
         "x-replaced-characters": "subject, reference_back_office",
     }
-    assert stored(FakeDelivery(BODY), record).headers == {"x-outcome": "inserted"}
+    assert stored(delivered(BODY), record).headers == {"x-outcome": "inserted"}
 
 
 @pytest.mark.parametrize("point", [*range(1, 9), 0xB, 0xC, *range(0xE, 0x20), 0xFFFE, 0xFFFF])
 def test_characters_that_xml_has_no_form_for_are_replaced(point: int) -> None:
     """Each of them; the others are written as they are, CR as a reference."""
     record = STORED.model_copy(update={"subject": f"\t\n\r\x7f\x85\u2028\ufffd😀{chr(point)}"})
-    body = stored(FakeDelivery(XML_BODY, content_type="text/xml"), record).body.decode()
+    body = stored(delivered(XML_BODY, content_type="text/xml"), record).body.decode()
     assert "<subject>\t\n&#xD;\x7f\x85\u2028\ufffd😀\ufffd</subject>" in body
 
 
@@ -240,8 +240,8 @@ def test_characters_that_xml_has_no_form_for_are_replaced(point: int) -> None:
 def test_instants(instant: datetime, in_json: str, in_xml: str) -> None:
     """Trimmed in JSON; three digits in XML, cut, so that no day begins early."""
     record = STORED.model_copy(update={"due_date": instant})
-    assert json.loads(stored(FakeDelivery(BODY), record).body)["due_date"] == in_json
-    assert f"<due_date>{in_xml}</due_date>" in stored(FakeDelivery(XML_BODY, None, "text/xml"), record).body.decode()
+    assert json.loads(stored(delivered(BODY), record).body)["due_date"] == in_json
+    assert f"<due_date>{in_xml}</due_date>" in stored(delivered(XML_BODY, None, "text/xml"), record).body.decode()
 
 
 def test_an_xml_reply_has_every_value() -> None:
@@ -249,7 +249,7 @@ def test_an_xml_reply_has_every_value() -> None:
     fields = {name: UUID(int=number) for number, name in enumerate(("task_id", "task_activity_id", "user_id"), 10)}
     for closed, text in ((True, "true"), (False, "false")):
         record = STORED.model_copy(update={**fields, "is_closed": closed, "subject": ""})
-        body = stored(FakeDelivery(XML_BODY, None, "text/xml"), record).body.decode()
+        body = stored(delivered(XML_BODY, None, "text/xml"), record).body.decode()
         assert f"<is_closed>{text}</is_closed>" in body
         assert "<subject></subject>" in body
         assert "<task_id>00000000-0000-0000-0000-00000000000a</task_id>" in body
@@ -261,7 +261,7 @@ def test_an_xml_reply_has_every_value() -> None:
 def test_a_json_reply_is_one_line_whatever_is_in_it() -> None:
     """UTF-8 without byte order mark, not escaped where it need not be."""
     record = STORED.model_copy(update={"subject": 'é😀"\\\n\r\x01'})
-    body = stored(FakeDelivery(BODY), record).body
+    body = stored(delivered(BODY), record).body
     assert b'"subject":"\xc3\xa9\xf0\x9f\x98\x80\\"\\\\\\n\\r\\u0001"' in body
     assert body.startswith(b'{"id":')
     assert b"\n" not in body
@@ -280,7 +280,7 @@ def test_a_record_of_python_values_holds_to_the_same_rules(bad: dict[str, object
 
 def test_a_problem_in_json_has_the_members_of_rfc_9457() -> None:
     """And code and errors: one for every bad field."""
-    body = rejection(FakeDelivery(b'{"id":"x","due_date":"x","is_closed":2}')).body
+    body = rejection(delivered(b'{"id":"x","due_date":"x","is_closed":2}')).body
     assert json.loads(body) == {
         "type": "urn:task-activity-log:problem:invalid_uuid",
         "title": "Invalid uuid",
@@ -306,7 +306,7 @@ def test_a_problem_in_json_has_the_members_of_rfc_9457() -> None:
 def test_a_problem_in_xml_is_after_appendix_b() -> None:
     """Its namespace, an element for each member, `i` for each item; escaped."""
     problem = Problem(Code.DUPLICATE_FIELD, "a<b>&\r", (FieldError("id", Code.DUPLICATE_FIELD, "m"),))
-    assert reply.rejected(FakeDelivery(b"", content_type="text/xml"), problem).body.decode() == (
+    assert reply.rejected(delivered(b"", content_type="text/xml"), problem).body.decode() == (
         '<problem xmlns="urn:ietf:rfc:7807"><type>urn:task-activity-log:problem:duplicate_field</type>'
         "<title>Duplicate field</title><status>400</status><detail>a&lt;b&gt;&amp;&#xD;</detail>"
         "<code>duplicate_field</code><errors><i><name>id</name><code>duplicate_field</code><message>m</message></i>"
@@ -317,7 +317,7 @@ def test_a_problem_in_xml_is_after_appendix_b() -> None:
 def test_one_and_many_more_bad_fields() -> None:
     """The detail counts them in English."""
     details = [
-        json.loads(rejection(FakeDelivery(body)).body)["detail"]
+        json.loads(rejection(delivered(body)).body)["detail"]
         for body in (b'{"id":1,"user_id":1}', b'{"user_id":1}', b'{"id":1,"ID":1}')
     ]
     assert details[0].endswith(". 1 more field is bad too: see errors.")

@@ -7,9 +7,10 @@ from uuid import UUID
 import pytest
 
 from task_activity_log import wire
+from task_activity_log.message import Delivery
+from task_activity_log.pipeline.request import Request, Rules, UpdateMode, decode
 from task_activity_log.problem import Rejected
-from task_activity_log.request import Request, Rules, UpdateMode, decode
-from tests.fakes import FakeDelivery
+from tests.fakes import delivered
 
 ID = "9652e68c-7b6d-4598-bbbd-4e933126c994"
 HEX = ID.replace("-", "")
@@ -17,7 +18,7 @@ MIN, MAX = datetime(1, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, 23, 59, 59, 999
 XSI = "http://www.w3.org/2001/XMLSchema-instance"
 
 
-def outcome(delivery: FakeDelivery, rules: Rules | None = None) -> Request[FakeDelivery] | str:
+def outcome(delivery: Delivery, rules: Rules | None = None) -> Request[Delivery] | str:
     """The request, or the code that it is rejected with."""
     try:
         return decode(delivery, rules or Rules())
@@ -25,16 +26,16 @@ def outcome(delivery: FakeDelivery, rules: Rules | None = None) -> Request[FakeD
         return str(error.problem.code)
 
 
-def json_of(members: str) -> FakeDelivery:
-    return FakeDelivery(f'{{"id":"{ID}"{members and ","}{members}}}'.encode())
+def json_of(members: str) -> Delivery:
+    return delivered(f'{{"id":"{ID}"{members and ","}{members}}}'.encode())
 
 
-def xml_of(children: str, root: str = "task_activity_log", attributes: str = "") -> FakeDelivery:
+def xml_of(children: str, root: str = "task_activity_log", attributes: str = "") -> Delivery:
     body = f'<{root} xmlns:i="{XSI}"{attributes}><id>{ID}</id>{children}</{root}>'
-    return FakeDelivery(body.encode(), content_type="application/xml")
+    return delivered(body.encode(), content_type="application/xml")
 
 
-def value_of(delivery: FakeDelivery, field: str, rules: Rules | None = None) -> object:
+def value_of(delivery: Delivery, field: str, rules: Rules | None = None) -> object:
     """The field's value in an accepted request, or the code."""
     found = outcome(delivery, rules)
     return found if isinstance(found, str) else getattr(found.record, field)
@@ -114,7 +115,7 @@ def declared(encoding: str) -> str:
 )
 def test_media_types_and_charsets(content_type: str | None, body: bytes, code: str | None) -> None:
     """What names the format and the characters, and in which order it is believed."""
-    found = outcome(FakeDelivery(body, content_type=content_type))
+    found = outcome(delivered(body, content_type=content_type))
     assert (found if isinstance(found, str) else None) == code
 
 
@@ -133,13 +134,13 @@ def test_media_types_and_charsets(content_type: str | None, body: bytes, code: s
 )
 def test_content_encodings(encoding: str | None, code: str | None) -> None:
     """kombu puts the charset there; nothing is unpacked."""
-    found = outcome(FakeDelivery(GOOD, content_encoding=encoding))
+    found = outcome(delivered(GOOD, content_encoding=encoding))
     assert (found if isinstance(found, str) else None) == code
 
 
 def test_an_absent_content_type_can_be_refused() -> None:
     """The setting."""
-    assert outcome(FakeDelivery(GOOD, content_type=None), Rules(default_media_type=None)) == "unsupported_media_type"
+    assert outcome(delivered(GOOD, content_type=None), Rules(default_media_type=None)) == "unsupported_media_type"
 
 
 def test_checks_run_in_the_order_of_the_contract() -> None:
@@ -163,7 +164,7 @@ def test_checks_run_in_the_order_of_the_contract() -> None:
         faults: dict[str, object] = {"body": GOOD}
         for _, fault in reversed(ladder[index:]):
             faults |= fault
-        assert outcome(FakeDelivery(**faults), Rules(body_limit=1000)) == code  # type: ignore[arg-type]
+        assert outcome(delivered(**faults), Rules(body_limit=1000)) == code  # type: ignore[arg-type]
 
 
 # ---- section 3: JSON
@@ -216,7 +217,7 @@ def test_checks_run_in_the_order_of_the_contract() -> None:
 )
 def test_json_syntax_and_members(text: str, code: str | None) -> None:
     """Strict in syntax, lenient in names and unknown members."""
-    found = outcome(FakeDelivery(text.encode()))
+    found = outcome(delivered(text.encode()))
     assert (found if isinstance(found, str) else None) == code
 
 
@@ -405,7 +406,7 @@ STRUCT = "<DateTime>2026-01-11T00:00:00Z</DateTime><OffsetMinutes>60</OffsetMinu
     [
         (xml_of(""), None),
         (xml_of("", root="Task_Activity_Log"), "wrong_root"),
-        (FakeDelivery(f'<a:task_activity_log xmlns:a="urn:a"><id>{ID}</id></a:task_activity_log>'.encode()), None),
+        (delivered(f'<a:task_activity_log xmlns:a="urn:a"><id>{ID}</id></a:task_activity_log>'.encode()), None),
         (xml_of("<x><y/></x><?pi?><!-- c -->", attributes=' unknown="1"'), None),
         (xml_of("<subject>a</subject><subject>a</subject>"), "duplicate_field"),
         (xml_of("<b:subject xmlns:b='urn:b'>a</b:subject><subject>a</subject>"), None),
@@ -420,12 +421,12 @@ STRUCT = "<DateTime>2026-01-11T00:00:00Z</DateTime><OffsetMinutes>60</OffsetMinu
         (xml_of("<subject><x></subject>", attributes=' xmlns="http://x/Société"'), "malformed_xml"),
         (xml_of("<subject><![CDATA[<!DOCTYPE a>]]></subject>"), None),
         (xml_of("<!DOCTYPE a>"), "malformed_xml"),
-        (FakeDelivery(b"<!-- <!DOCTYPE a> --><?p <!DOCTYPE a> ?>" + GOOD_XML), None),
-        (FakeDelivery(b"<!-- c --><?p?>\n<!DOCTYPE a>" + GOOD_XML), "dtd_forbidden"),
-        (FakeDelivery(b" <?xml version='1.0'?>" + GOOD_XML), "malformed_xml"),
-        (FakeDelivery(GOOD_XML * 2), "malformed_xml"),
-        (FakeDelivery(b"<task>text</task>"), "wrong_root"),
-        (FakeDelivery(b"<task>"), "malformed_xml"),
+        (delivered(b"<!-- <!DOCTYPE a> --><?p <!DOCTYPE a> ?>" + GOOD_XML), None),
+        (delivered(b"<!-- c --><?p?>\n<!DOCTYPE a>" + GOOD_XML), "dtd_forbidden"),
+        (delivered(b" <?xml version='1.0'?>" + GOOD_XML), "malformed_xml"),
+        (delivered(GOOD_XML * 2), "malformed_xml"),
+        (delivered(b"<task>text</task>"), "wrong_root"),
+        (delivered(b"<task>"), "malformed_xml"),
         (xml_of("<id>1</id>"), "duplicate_field"),
         (xml_of("<modified_dateutc/><modified_dateutc/>"), "duplicate_field"),
         (xml_of('<task_id i:nil="true"/><is_closed i:nil="true"/><due_date i:nil="true"/>'), None),
@@ -433,12 +434,12 @@ STRUCT = "<DateTime>2026-01-11T00:00:00Z</DateTime><OffsetMinutes>60</OffsetMinu
         (xml_of(f"<task_id>{ID}<x/></task_id>"), "invalid_uuid"),
         (xml_of("<is_closed>true<x/></is_closed>"), "invalid_boolean"),
         (xml_of("<due_date>2026-01-11<x/></due_date>"), "invalid_date"),
-        (FakeDelivery(f'<task_activity_log xmlns:i="{XSI}"><id></id></task_activity_log>'.encode()), "missing_id"),
+        (delivered(f'<task_activity_log xmlns:i="{XSI}"><id></id></task_activity_log>'.encode()), "missing_id"),
         (
-            FakeDelivery(f'<task_activity_log xmlns:i="{XSI}"><id i:nil="true"/></task_activity_log>'.encode()),
+            delivered(f'<task_activity_log xmlns:i="{XSI}"><id i:nil="true"/></task_activity_log>'.encode()),
             "missing_id",
         ),
-        (FakeDelivery(f'<task_activity_log xmlns:i="{XSI}"><id> </id></task_activity_log>'.encode()), "invalid_uuid"),
+        (delivered(f'<task_activity_log xmlns:i="{XSI}"><id> </id></task_activity_log>'.encode()), "invalid_uuid"),
         (xml_of("<subject>&#xB;</subject>"), "malformed_xml"),
         (xml_of("<subject>&other;</subject>"), "malformed_xml"),
         (xml_of("<subject><b/></subject>"), "invalid_string"),
@@ -448,16 +449,16 @@ STRUCT = "<DateTime>2026-01-11T00:00:00Z</DateTime><OffsetMinutes>60</OffsetMinu
         (xml_of("<is_closed>True</is_closed>"), "invalid_boolean"),
         (xml_of('<task_id i:nil="maybe"/>'), "invalid_boolean"),
         (xml_of("<modified_dateutc>garbage</modified_dateutc>"), None),
-        (FakeDelivery(b"<task_activity_log><id/></task_activity_log>"), "missing_id"),
-        (FakeDelivery(b"<task_activity_log/>"), "missing_id"),
-        (FakeDelivery(b"<!DOCTYPE task_activity_log>" + GOOD_XML), "dtd_forbidden"),
-        (FakeDelivery(b'<!DOCTYPE a [<!ENTITY b "c">]>' + GOOD_XML), "dtd_forbidden"),
-        (FakeDelivery(b'<!DOCTYPE a SYSTEM "file:///etc/passwd">' + GOOD_XML), "dtd_forbidden"),
+        (delivered(b"<task_activity_log><id/></task_activity_log>"), "missing_id"),
+        (delivered(b"<task_activity_log/>"), "missing_id"),
+        (delivered(b"<!DOCTYPE task_activity_log>" + GOOD_XML), "dtd_forbidden"),
+        (delivered(b'<!DOCTYPE a [<!ENTITY b "c">]>' + GOOD_XML), "dtd_forbidden"),
+        (delivered(b'<!DOCTYPE a SYSTEM "file:///etc/passwd">' + GOOD_XML), "dtd_forbidden"),
     ],
 )
-def test_xml_documents(delivery: FakeDelivery, code: str | None) -> None:
+def test_xml_documents(delivery: Delivery, code: str | None) -> None:
     """Root, namespaces, unknown parts, duplicates, empty values, DTDs."""
-    found = outcome(FakeDelivery(delivery.body, content_type="application/xml"))
+    found = outcome(delivered(delivery.body, content_type="application/xml"))
     assert (found if isinstance(found, str) else None) == code
 
 
@@ -541,9 +542,9 @@ def test_a_reference_to_itself_is_an_error() -> None:
         xml_of('<subject i:nil="true"/><modified_dateutc><x/></modified_dateutc>'),
     ],
 )
-def test_what_was_there_is_known(delivery: FakeDelivery) -> None:
+def test_what_was_there_is_known(delivery: Delivery) -> None:
     """The fields that may be set, null as well; not those that are ignored."""
-    found = outcome(FakeDelivery(delivery.body, content_type=delivery.content_type))
+    found = outcome(delivered(delivery.body, content_type=delivery.properties.content_type))
     assert not isinstance(found, str)
     assert found.record.model_fields_set == {"id", "subject"}
 
@@ -590,7 +591,7 @@ def test_xml_replies_are_in_ordinal_order_with_three_digits() -> None:
 def test_requests_are_encoded_with_the_fields_that_were_set() -> None:
     """For publishers, whatever is done with nulls in replies; instants with all their digits."""
     body = f'{{"id":"{ID}","subject":null,"due_date":"2026-01-11T20:58:34.720383+00:00","is_closed":false}}'.encode()
-    record = decode(FakeDelivery(body), Rules()).record
+    record = decode(delivered(body), Rules()).record
     for nulls in ("emit", "omit"):
         assert wire.encode(record, "application/json", nulls).body == body
         assert wire.encode(record, "application/xml", nulls).body.decode() == (
@@ -620,7 +621,7 @@ def test_a_stored_record_needs_its_instant(held: str) -> None:
 
 def test_all_bad_fields_are_named_and_the_first_gives_the_code() -> None:
     """In the record's order, whatever the order in the message; never with the values."""
-    bad = FakeDelivery(b'{"is_closed":"secret","due_date":"secret","task_id":"secret","id":"' + ID.encode() + b'"}')
+    bad = delivered(b'{"is_closed":"secret","due_date":"secret","task_id":"secret","id":"' + ID.encode() + b'"}')
     with pytest.raises(Rejected) as caught:
         decode(bad, Rules())
     problem = caught.value.problem
@@ -641,7 +642,7 @@ def test_all_bad_fields_are_named_and_the_first_gives_the_code() -> None:
 )  # fmt: skip
 def test_versions(version: object, expected: object) -> None:
     """An AMQP integer or its decimal string, within 64 bits signed."""
-    found = outcome(FakeDelivery(GOOD, headers={"x-version": version}))
+    found = outcome(delivered(GOOD, headers={"x-version": version}))
     assert (found if isinstance(found, str) else found.version) == expected
 
 
@@ -653,6 +654,6 @@ def test_versions(version: object, expected: object) -> None:
 )  # fmt: skip
 def test_update_modes(mode: object, expected: object) -> None:
     """The header goes before the setting."""
-    found = outcome(FakeDelivery(GOOD, headers={"x-update-mode": mode}))
+    found = outcome(delivered(GOOD, headers={"x-update-mode": mode}))
     assert (found if isinstance(found, str) else found.mode) == expected
-    assert outcome(FakeDelivery(GOOD), Rules(update_mode=UpdateMode.MERGE)).mode is UpdateMode.MERGE  # type: ignore[union-attr]
+    assert outcome(delivered(GOOD), Rules(update_mode=UpdateMode.MERGE)).mode is UpdateMode.MERGE  # type: ignore[union-attr]

@@ -10,10 +10,11 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from task_activity_log import worker
-from task_activity_log.request import Rules
-from task_activity_log.worker import Worker
-from tests.fakes import FakeDeadLetters, FakeDelivery, FakeIntake, FakeReplies, FakeStore, FakeWatch, upsert
+from task_activity_log.message import Delivery
+from task_activity_log.pipeline import worker
+from task_activity_log.pipeline.request import Rules
+from task_activity_log.pipeline.worker import Worker
+from tests.fakes import FakeDeadLetters, FakeIntake, FakeReplies, FakeStore, FakeWatch, delivered, upsert
 
 
 class Bench:
@@ -26,7 +27,7 @@ class Bench:
         self.replies = FakeReplies(self.log)
         self.dead_letters = FakeDeadLetters(self.log)
         self.watch = FakeWatch(self.log)
-        self.worker: Worker[FakeDelivery] = Worker(
+        self.worker: Worker[Delivery] = Worker(
             intake=self.intake,
             store=self.store,
             dead_letters=self.dead_letters,
@@ -81,7 +82,7 @@ async def test_an_id_is_applied_in_the_order_delivered() -> None:
 async def test_a_bad_message_harms_no_other() -> None:
     """It is dead-lettered and answered with its problem; its neighbours are stored in the same wave."""
     bench = Bench()
-    bad = FakeDelivery(b"{", message_id="bad")
+    bad = delivered(b"{", message_id="bad")
     bench.intake.put(upsert(), bad, upsert())
     async with bench.running():
         await bench.watch.settled(3)
@@ -93,7 +94,7 @@ async def test_a_bad_message_harms_no_other() -> None:
 async def test_dead_letters_come_before_replies_and_both_before_acceptance() -> None:
     """Who has read the problem finds the dead letter; what is accepted has been answered."""
     bench = Bench()
-    bench.intake.put(FakeDelivery(b""))
+    bench.intake.put(delivered(b""))
     async with bench.running():
         await bench.watch.settled(1)
     assert bench.log == ["dead letters", "replies", "settled"]
@@ -188,7 +189,7 @@ async def test_draining_in_an_outage_gives_up_after_one_more_try(part: str) -> N
     """What is in hand stays unaccepted: it goes back to the broker."""
     bench = Bench()
     getattr(bench, part).away = "away"
-    bench.intake.put(upsert(), FakeDelivery(b"{"))
+    bench.intake.put(upsert(), delivered(b"{"))
     async with bench.running():
         while not bench.watch.held_reasons:
             await asyncio.sleep(0)
@@ -354,7 +355,7 @@ async def test_a_reply_that_its_reply_to_refuses_holds_nobody_else() -> None:
     """The others are accepted; it is tried again, and accepted when it is taken."""
     bench = Bench()
     bench.replies.refusing = {"full"}
-    refused = replace(upsert(), reply_to="full")
+    refused = upsert(reply_to="full")
     bench.intake.put(refused, upsert())
     async with bench.running():
         await bench.watch.settled(1)
@@ -370,7 +371,7 @@ async def test_a_reply_that_is_refused_proves_the_consumer() -> None:
     """It is the first message of a new consumer, and stays in hand: others need not wait until it is given up."""
     bench = Bench()
     bench.replies.refusing = {"full"}
-    refused = replace(upsert(), reply_to="full")
+    refused = upsert(reply_to="full")
     bench.intake.put(refused)
     async with bench.running():
         while not bench.intake.vouched_for:

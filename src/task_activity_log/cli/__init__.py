@@ -73,7 +73,7 @@ def migrate(
     sql: Annotated[bool, typer.Option("--sql", help="Print the SQL for a DBA to run; connect to nothing.")] = False,
 ) -> None:
     """Bring the database schema up to date. Safe to run again, and by several at once. Needs DATABASE_URL."""
-    from task_activity_log import migrations
+    from task_activity_log.postgresql import migrations
     from task_activity_log.problem import Unavailable
 
     if sql:

@@ -7,15 +7,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from task_activity_log import migrations, store
-from task_activity_log.broker.inspection import look
 from task_activity_log.cli import check_broker
 from task_activity_log.cli.management import Management
-from task_activity_log.database import Row
+from task_activity_log.postgresql import migrations, store
+from task_activity_log.postgresql.session import Row
 from task_activity_log.problem import Unavailable
-from task_activity_log.service import link_of, secrets_of, store_of, topology_of
+from task_activity_log.rabbitmq.inspection import look
 from task_activity_log.settings import Settings
 from task_activity_log.telemetry.logs import Redaction, address, is_local
+from task_activity_log.wiring import link_of, secrets_of, store_of, topology_of
 
 Verdict = Literal["fine", "unknown", "warning", "broken"]
 _OLDEST_POSTGRESQL = 130_000

@@ -7,12 +7,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from task_activity_log.broker.inspection import Sight
-from task_activity_log.broker.topology import Topology
 from task_activity_log.cli.management import Management, ManagementError
-from task_activity_log.service import topology_of
+from task_activity_log.rabbitmq.inspection import Sight
+from task_activity_log.rabbitmq.topology import Topology
 from task_activity_log.settings import Settings
 from task_activity_log.telemetry.logs import is_local
+from task_activity_log.wiring import topology_of
 
 Row = tuple[Any, str, str, str]
 

@@ -12,15 +12,16 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from importlib import resources
 from string import Template
-from typing import Any, Final, cast
+from typing import Any, Final
 
-from task_activity_log import __version__, reply, wire
-from task_activity_log.broker.properties import Properties
-from task_activity_log.broker.replies import APP_ID, PERSISTENT, routing_key
-from task_activity_log.broker.topology import REQUEST_KEY, Topology
+from task_activity_log import __version__, wire
+from task_activity_log.message import APP_ID, PERSISTENT, Delivery
+from task_activity_log.pipeline import reply
+from task_activity_log.pipeline.request import Request, Rules, UpdateMode
 from task_activity_log.problem import Code, Problem
+from task_activity_log.rabbitmq.replies import routing_key
+from task_activity_log.rabbitmq.topology import REQUEST_KEY, Topology
 from task_activity_log.record import STORED_FIELDS, Applied, Outcome, StoredTaskActivityLog, TaskActivityLog
-from task_activity_log.request import Delivery, Request, Rules, UpdateMode
 from task_activity_log.wire import as_json, as_xml, fields, problems, values
 
 FILES: Final = {
@@ -202,7 +203,7 @@ def _messages() -> dict[str, Any]:
 def _conversation(media_type: str) -> tuple[bytes, reply.Reply, reply.Reply]:
     """The body of a request, the reply to it when it was stored, and one to it had it a bad date."""
     sample = wire.decode(_text("sample.json"), wire.JSON)
-    request = Request(cast("Delivery", Properties()), sample, media_type, UpdateMode.REPLACE, None, None)
+    request = Request(Delivery(b""), sample, media_type, UpdateMode.REPLACE, None, None)
     stored = StoredTaskActivityLog(
         **dict(sample), modified_dateutc=datetime(2026, 1, 11, 20, 58, 34, 750633, tzinfo=UTC)
     )

@@ -31,11 +31,10 @@ from task_activity_log.cli.terminal import (
 )
 from task_activity_log.client import ClientError
 from task_activity_log.client.dead_letters import DeadLetter, Look, look, publishing, replay
-from task_activity_log.client.verdict import verdict
+from task_activity_log.pipeline.request import Rules, judge
 from task_activity_log.problem import Problem, Unavailable
-from task_activity_log.request import Rules
-from task_activity_log.service import link_of, rules_of, store_of
 from task_activity_log.settings import Settings
+from task_activity_log.wiring import link_of, rules_of, store_of
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _UNSET = "postgresql://not-needed"
@@ -264,7 +263,7 @@ class Letters:
     def _edit(self, letter: DeadLetter, edits: Edits) -> None:
         """Let the person correct a body until it would pass, or they give up."""
         body = letter.body
-        found = verdict(body, letter.restored(None), rules_of(self._settings))
+        found = judge(body, letter.restored(None), rules_of(self._settings))
         for line in _told(found) if isinstance(found, Problem) else [f"{letter.code}: {letter.detail}"]:
             say(f"{letter.name}: {line}")
         while True:
@@ -272,7 +271,7 @@ class Letters:
             if body == before:
                 say(f"{letter.name}: stays, it was not changed")
                 return
-            found = verdict(body, letter.restored(None), rules_of(self._settings))
+            found = judge(body, letter.restored(None), rules_of(self._settings))
             if not isinstance(found, Problem):
                 edits.bodies[letter.key] = body
                 return
@@ -296,7 +295,7 @@ class Letters:
                 )
 
     def _would_pass(self, letter: DeadLetter, body: bytes, stay_why: list[str]) -> bool:
-        found = verdict(body, letter.restored(None), rules_of(self._settings))
+        found = judge(body, letter.restored(None), rules_of(self._settings))
         if isinstance(found, Problem):
             stay_why.append(f"{letter.name}: stays, it would be rejected again: {found.code}: {found.detail}")
             return False
@@ -334,7 +333,7 @@ class Letters:
         return kept
 
     def _id(self, letter: DeadLetter, body: bytes) -> UUID:
-        found = verdict(body, letter.restored(None), rules_of(self._settings))
+        found = judge(body, letter.restored(None), rules_of(self._settings))
         assert not isinstance(found, Problem)  # noqa: S101 - it has passed
         return found.id
 
@@ -359,7 +358,7 @@ def _told(problem: Problem) -> list[str]:
 def _whole(letter: DeadLetter, rules: Rules) -> str:
     lines = [f"message {letter.name}", f"  reason          {letter.code}: {letter.detail}"]
     lines += [f"  first rejected  {letter.since:%Y-%m-%d %H:%M:%S %Z}" if letter.since else "  first rejected  unknown"]
-    found = verdict(letter.body, letter.restored(None), rules)
+    found = judge(letter.body, letter.restored(None), rules)
     if isinstance(found, Problem):
         lines += [f"  as it is now    {one}" for one in _told(found)]
     else:

@@ -26,10 +26,10 @@ from task_activity_log.cli.terminal import (
     say,
 )
 from task_activity_log.client import Answer, ClientError, Summary, TaskActivityLogClient, Upsert
-from task_activity_log.client.verdict import verdict
+from task_activity_log.pipeline.request import judge
 from task_activity_log.problem import Problem
-from task_activity_log.service import link_of, rules_of
 from task_activity_log.settings import Settings
+from task_activity_log.wiring import link_of, rules_of
 
 _FEW = 20
 """Up to so many are shown one by one on a terminal; of more there is a bar and a summary."""
@@ -90,7 +90,7 @@ def _judge(sources: Sequence[Source], settings: Settings, options: Options) -> i
     fine = bad = 0
     rules = rules_of(settings)
     for upsert in _upserts(sources, options):
-        found = verdict(upsert.body, upsert.properties(None, ""), rules)
+        found = judge(upsert.body, upsert.properties(None, ""), rules)
         if isinstance(found, Problem):
             bad += 1
             for field, code, message in [(e.field, e.code, e.message) for e in found.errors] or [

@@ -15,8 +15,8 @@ from uuid import UUID
 from task_activity_log.cli.terminal import DONE, guarded, printable, say
 from task_activity_log.client import ClientError, Reply, subscribe
 from task_activity_log.record import Outcome
-from task_activity_log.service import link_of
 from task_activity_log.settings import Settings
+from task_activity_log.wiring import link_of
 
 _COLOURS = {"inserted": "32", "updated": "36", "rejected": "31", "duplicate": "2", "stale": "33"}
 _WIDTH = 9  # of the longest outcome

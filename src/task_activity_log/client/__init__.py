@@ -27,11 +27,11 @@ messages       what is sent and what comes back
 dead_letters   look at dead letters, replay and remove them
 """
 
-from task_activity_log.broker.link import LinkOptions
 from task_activity_log.client.bulk import Bulk, Summary
 from task_activity_log.client.messages import Answer, ClientError, FieldProblem, NoAnswer, Reply, Upsert, UpsertRejected
 from task_activity_log.client.subscription import subscribe
 from task_activity_log.client.upserts import TaskActivityLogClient
+from task_activity_log.rabbitmq.link import LinkOptions
 from task_activity_log.record import Outcome, StoredTaskActivityLog, TaskActivityLog
 from task_activity_log.tls import Tls
 

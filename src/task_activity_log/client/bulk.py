@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import AsyncIterable, AsyncIterator, Iterable
 from typing import TYPE_CHECKING, TypeAlias
 
-from task_activity_log.batch import Waiting
+from task_activity_log.aio import Waiting
 from task_activity_log.client.messages import Answer, ClientError, NoAnswer, Upsert
 from task_activity_log.record import TaskActivityLog
 

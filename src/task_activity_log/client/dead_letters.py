@@ -14,15 +14,17 @@ from typing import Any
 
 import aiormq
 
-from task_activity_log.broker.consumer import RabbitDelivery
-from task_activity_log.broker.link import LOST, LinkOptions, asking_the_driver, describe, end
-from task_activity_log.broker.properties import Properties, raw_headers
-from task_activity_log.broker.publisher import Fate, Outgoing, Publisher
-from task_activity_log.broker.reading import PREFETCH_MAX, Reader, reading
-from task_activity_log.broker.topology import REQUEST_KEY
+from task_activity_log.aio import end
 from task_activity_log.client.link import no_connection, options
 from task_activity_log.client.messages import ClientError
+from task_activity_log.message import Properties
 from task_activity_log.problem import Unavailable
+from task_activity_log.rabbitmq.consumer import RabbitDelivery
+from task_activity_log.rabbitmq.headers import raw_headers
+from task_activity_log.rabbitmq.link import LOST, LinkOptions, asking_the_driver, describe
+from task_activity_log.rabbitmq.publisher import Fate, Outgoing, Publisher
+from task_activity_log.rabbitmq.reading import PREFETCH_MAX, Reader, reading
+from task_activity_log.rabbitmq.topology import REQUEST_KEY
 
 _IDLE_SECONDS = 5.0
 """So long without another dead letter, though the broker counted more: somebody else has them in hand."""

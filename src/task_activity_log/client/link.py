@@ -7,8 +7,8 @@ from dataclasses import replace
 
 from yarl import URL
 
-from task_activity_log.broker.link import LinkOptions
 from task_activity_log.client.messages import ClientError
+from task_activity_log.rabbitmq.link import LinkOptions
 
 PROGRAM = "task-activity-log"
 

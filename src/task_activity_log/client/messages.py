@@ -13,9 +13,10 @@ from uuid import uuid4
 from lxml import etree
 
 from task_activity_log import wire
-from task_activity_log.broker.consumer import RabbitDelivery
-from task_activity_log.broker.properties import Properties, encode
+from task_activity_log.message import Properties
 from task_activity_log.problem import Rejected
+from task_activity_log.rabbitmq.consumer import RabbitDelivery
+from task_activity_log.rabbitmq.headers import encode
 from task_activity_log.record import Outcome, StoredTaskActivityLog, TaskActivityLog
 
 _PERSISTENT = 2
@@ -144,13 +145,13 @@ class Reply:
     @classmethod
     def of(cls, delivery: RabbitDelivery, **more: Any) -> Self:
         """The reply in a delivery."""
-        code = delivery.headers.get("x-error-code")
+        code = delivery.properties.headers.get("x-error-code")
         return cls(
-            outcome=str(delivery.headers.get("x-outcome", "unknown")),
+            outcome=str(delivery.properties.headers.get("x-outcome", "unknown")),
             body=delivery.body,
-            content_type=delivery.content_type or "",
-            message_id=delivery.message_id,
-            correlation_id=delivery.correlation_id,
+            content_type=delivery.properties.content_type or "",
+            message_id=delivery.properties.message_id,
+            correlation_id=delivery.properties.correlation_id,
             code=None if code is None else str(code),
             **more,
         )

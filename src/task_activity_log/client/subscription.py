@@ -12,11 +12,11 @@ from uuid import UUID
 
 import aiormq
 
-from task_activity_log.broker.link import LOST, LinkOptions, asking_the_driver, describe
-from task_activity_log.broker.reading import reading
+from task_activity_log.aio import Backoff
 from task_activity_log.client.link import no_connection, options
 from task_activity_log.client.messages import ClientError, Reply
-from task_activity_log.hold import Backoff
+from task_activity_log.rabbitmq.link import LOST, LinkOptions, asking_the_driver, describe
+from task_activity_log.rabbitmq.reading import reading
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")

@@ -10,16 +10,16 @@ from typing import Self
 
 import aiormq
 
-from task_activity_log.batch import Waiting
-from task_activity_log.broker.consumer import RabbitDelivery
-from task_activity_log.broker.link import LinkOptions, end, supervise
-from task_activity_log.broker.publisher import Fate, Outgoing, Publisher
-from task_activity_log.broker.reading import reading
-from task_activity_log.broker.topology import REQUEST_KEY
+from task_activity_log.aio import Waiting, end
 from task_activity_log.client.bulk import Bulk, Record, request_of
 from task_activity_log.client.link import PROGRAM, no_connection, options
 from task_activity_log.client.messages import Answer, ClientError, NoAnswer, Upsert
 from task_activity_log.problem import Unavailable
+from task_activity_log.rabbitmq.consumer import RabbitDelivery
+from task_activity_log.rabbitmq.link import LinkOptions, supervise
+from task_activity_log.rabbitmq.publisher import Fate, Outgoing, Publisher
+from task_activity_log.rabbitmq.reading import reading
+from task_activity_log.rabbitmq.topology import REQUEST_KEY
 
 _BATCH = 500
 _AGAIN_SECONDS = 0.2
@@ -268,7 +268,7 @@ class TaskActivityLogClient:
         return declared.queue or "", 2 * _BATCH
 
     def _answered(self, delivery: RabbitDelivery) -> None:
-        ask = self._asks.pop(delivery.correlation_id or "", None)
+        ask = self._asks.pop(delivery.properties.correlation_id or "", None)
         if ask is not None:
             ask.done(Answer.of(delivery, upsert=ask.upsert))
 

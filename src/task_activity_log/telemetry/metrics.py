@@ -22,7 +22,7 @@ from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
-from task_activity_log.ports import Answer, D
+from task_activity_log.pipeline.ports import Answer, D
 from task_activity_log.telemetry.names import METRICS
 
 _MILLISECONDS_FROM = 2**32
@@ -93,7 +93,7 @@ class Metrics:
                         self._rejected.labels(code).inc(rejected)
         now = time.time()
         for answer in answers:
-            sent = answer.delivery.timestamp
+            sent = answer.delivery.properties.timestamp
             if sent is not None:
                 self._age.observe(max(0.0, now - (sent / 1000 if sent >= _MILLISECONDS_FROM else sent)))
 

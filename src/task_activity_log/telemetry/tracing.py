@@ -13,16 +13,17 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import structlog
 
 from task_activity_log import __version__
-from task_activity_log.ports import Intake, Replies, Store
+from task_activity_log.message import Delivery
+from task_activity_log.pipeline.ports import Intake, Replies, Store
+from task_activity_log.pipeline.reply import Reply
+from task_activity_log.pipeline.request import Request, message_id
 from task_activity_log.problem import Refused, Unavailable
 from task_activity_log.record import Applied
-from task_activity_log.reply import Reply
-from task_activity_log.request import Delivery, Request, message_id
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
@@ -36,14 +37,7 @@ _COMPLAIN_EVERY_SECONDS = 60.0
 _CLOSE_SECONDS = 2.0
 
 
-class Traceable(Delivery, Protocol):
-    """A delivery that can carry another trace context than it came with."""
-
-    def carry(self, context: Mapping[str, str]) -> None:
-        """From now on, what is made of it carries this."""
-
-
-D = TypeVar("D", bound=Traceable)
+D = TypeVar("D", bound=Delivery)
 
 
 def from_environment(environment: Mapping[str, str], requests_queue: str, replies_exchange: str) -> Tracing | None:
@@ -126,11 +120,11 @@ class Tracing:
         last.start()
         last.join(_CLOSE_SECONDS)
 
-    def begin(self, delivery: Traceable) -> None:
+    def begin(self, delivery: Delivery) -> None:
         """A message is in hand."""
         from opentelemetry.trace import SpanKind, set_span_in_context  # noqa: PLC0415 - an extra
 
-        sent = {name: value for name, value in delivery.headers.items() if isinstance(value, str)}
+        sent = {name: value for name, value in delivery.properties.headers.items() if isinstance(value, str)}
         attributes: dict[str, str | int] = {
             "messaging.system": "rabbitmq",
             "messaging.operation.name": "process",
@@ -140,15 +134,15 @@ class Tracing:
         }
         if (message := message_id(delivery)) is not None:
             attributes["messaging.message.id"] = message
-        if delivery.correlation_id is not None:
-            attributes["messaging.message.conversation_id"] = delivery.correlation_id
+        if delivery.properties.correlation_id is not None:
+            attributes["messaging.message.conversation_id"] = delivery.properties.correlation_id
         span = self._tracer.start_span(
             f"process {self._queue}", self._propagator.extract(sent), kind=SpanKind.CONSUMER, attributes=attributes
         )
         context: dict[str, str] = {}
         self._propagator.inject(context, set_span_in_context(span))
-        delivery.carry(context)
-        self._open[delivery.headers.get("traceparent")] = span
+        delivery.properties.headers = {**delivery.properties.headers, **context}
+        self._open[delivery.properties.headers.get("traceparent")] = span
 
     def answered(self, reply: Reply) -> None:
         """A message has an answer."""
@@ -163,7 +157,7 @@ class Tracing:
     def end(self, deliveries: Sequence[Delivery]) -> None:
         """These are settled."""
         for delivery in deliveries:
-            if (span := self._open.pop(delivery.headers.get("traceparent"), None)) is not None:
+            if (span := self._open.pop(delivery.properties.headers.get("traceparent"), None)) is not None:
                 span.end()
 
     def end_all(self) -> None:
@@ -206,7 +200,7 @@ class Tracing:
             "db.collection.name": "task_activity_log",
             "db.operation.batch.size": len(wave),
         }
-        headers = [request.delivery.headers for request in wave]
+        headers = [request.delivery.properties.headers for request in wave]
         with self.batch("INSERT task_activity_log", SpanKind.CLIENT, headers, attributes):
             return await store.apply(wave)
 

@@ -10,7 +10,7 @@ from typing import Literal
 
 import structlog
 
-from task_activity_log.ports import Answer, D
+from task_activity_log.pipeline.ports import Answer, D
 from task_activity_log.telemetry.metrics import Metrics
 
 log = structlog.get_logger(__name__)
@@ -66,8 +66,8 @@ def _tell(answer: Answer[D]) -> None:
         more["trace_id"] = headers["traceparent"][3:35]
     log.debug(
         "message",
-        message_id=answer.delivery.message_id,
-        correlation_id=answer.delivery.correlation_id,
+        message_id=answer.delivery.properties.message_id,
+        correlation_id=answer.delivery.properties.correlation_id,
         outcome=answer.reply.outcome.value,
         reply_message_id=answer.reply.message_id,
         attempts=answer.delivery.attempts,

@@ -1,0 +1,35 @@
+"""Split a batch into waves, and a wave into halves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+from task_activity_log.message import Delivery
+from task_activity_log.pipeline.request import Request, UpdateMode
+
+D = TypeVar("D", bound=Delivery)
+
+
+def waves(requests: Sequence[Request[D]]) -> list[list[Request[D]]]:
+    """Split a batch into waves: each holds an id once and one update mode, and an id's requests stay in order.
+
+    One statement can neither touch a row twice (SQLSTATE 21000) nor both replace and merge.
+    """
+    split: list[tuple[UpdateMode, list[Request[D]]]] = []
+    earliest: dict[object, int] = {}
+    for request in requests:
+        index = earliest.get(request.record.id, 0)
+        while index < len(split) and split[index][0] is not request.mode:
+            index += 1
+        if index == len(split):
+            split.append((request.mode, []))
+        split[index][1].append(request)
+        earliest[request.record.id] = index + 1
+    return [wave for _, wave in split]
+
+
+def halve(wave: Sequence[Request[D]]) -> tuple[Sequence[Request[D]], Sequence[Request[D]]]:
+    """The two halves of a wave of at least two: a guilty row among n is found in O(log n) statements."""
+    middle = len(wave) // 2
+    return wave[:middle], wave[middle:]

@@ -1,0 +1,96 @@
+"""Dead letters: a copy of each rejected message, with the reason (contract, section 6)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+
+from pamqp import decode
+
+from task_activity_log.message import PERSISTENT, Properties
+from task_activity_log.problem import Problem, Unavailable
+from task_activity_log.rabbitmq.consumer import RabbitDelivery
+from task_activity_log.rabbitmq.headers import encode, raw_headers
+from task_activity_log.rabbitmq.publisher import Fate, Outgoing, Publisher
+
+_DROPPED = frozenset((b"CC", b"BCC", b"x-death", b"x-delivery-count"))
+"""Not copied: the first two would send the copy elsewhere too, the others are the broker's own."""
+
+_DETAIL_BYTES = 1_000
+_BROKERS_BYTES = 1_024
+"""What stays free in the frame: the broker adds headers of its own when it hands a message out again."""
+_FIRST_SEEN_BYTES = 100
+"""What a time takes at most, with its name: a longer `x-first-seen` is none, and could fill a frame by itself."""
+
+
+class DeadLetters:
+    """Keeps a copy of each rejected message in the dead-letter queue."""
+
+    def __init__(self, publisher: Publisher, queue: str) -> None:
+        self._publisher = publisher
+        self._queue = queue
+
+    async def keep(self, rejected: Sequence[tuple[RabbitDelivery, Problem]]) -> None:
+        """Publish a copy of each and return when all are confirmed.
+
+        Raises:
+            Unavailable: the broker is away, or the queue is missing or takes nothing. Keep all of them again.
+        """
+        copies = [
+            Outgoing("", self._queue, copied(delivery.properties, problem, self._publisher.header_max), delivery.body)
+            for delivery, problem in rejected
+        ]
+        for fate in await self._publisher.publish(copies):
+            if fate is not Fate.CONFIRMED:
+                raise Unavailable(f"dead letters {fate.name.lower()}: {self._queue} does not take them")
+
+
+def copied(original: Properties, problem: Problem, header_max: int) -> Properties:
+    """The properties of a copy: the original's, what the broker would act on moved aside, and the reason.
+
+    The publisher's headers are left out where the content header with them would leave too little of `header_max` bytes.
+    """
+    headers: dict[str, object] = {
+        "x-error-code": str(problem.code),
+        "x-error-detail": problem.detail.encode()[:_DETAIL_BYTES].decode(errors="ignore"),
+    }
+    # The broker refuses a foreign user_id, and would expire the copy.
+    if original.user_id is not None:
+        headers["x-original-user-id"] = original.user_id
+    if original.expiration is not None:
+        headers["x-original-expiration"] = original.expiration
+    now = datetime.now(UTC).isoformat(timespec="milliseconds")
+    if "x-first-seen" not in original.headers:
+        headers["x-first-seen"] = now
+    ours = {name.encode() for name in headers}  # a replayed message brings along those of its last rejection
+    entries = [
+        (name, entry)
+        for name, entry in raw_headers(original.table)
+        if name not in _DROPPED and name not in ours and _readable(entry)
+    ]
+    copy = replace(
+        original,
+        delivery_mode=PERSISTENT,
+        user_id=None,
+        expiration=None,
+        table=b"".join(entry for _, entry in entries),
+        headers=headers,
+        unreadable=None,
+    )
+    if len(encode(copy, 0)) > header_max - _BROKERS_BYTES:
+        headers["x-headers-dropped"] = True
+        seen = (entry for name, entry in entries if name == b"x-first-seen" and len(entry) <= _FIRST_SEEN_BYTES)
+        copy.table = next(seen, b"")
+        if not copy.table:
+            headers["x-first-seen"] = now
+    return copy
+
+
+def _readable(entry: bytes) -> bool:
+    """Whether the drivers of others can read this header: one that they cannot would cost them their connection."""
+    try:
+        decode.field_table(len(entry).to_bytes(4, "big") + entry)
+    except (ValueError, OverflowError, OSError, RecursionError, KeyError, IndexError):
+        return False
+    return True

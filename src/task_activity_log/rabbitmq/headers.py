@@ -1,0 +1,239 @@
+"""Content headers of AMQP 0-9-1: bytes ↔ properties, lenient in what they read.
+
+pamqp raises on strings that are not UTF-8 and on timestamps out of range, and the driver then drops the connection,
+again at each redelivery, until the broker has dead-lettered everything in hand. So deliveries are decoded here: what
+cannot be read is left out and named in `unreadable`, and nothing is ever raised for it.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from decimal import Decimal
+from functools import lru_cache
+from operator import attrgetter
+from typing import Any
+
+from task_activity_log.message import Properties
+
+_LATEST_MILLISECOND = 253_402_300_799_999
+"""The last instant of year 9999; publishers send seconds or milliseconds, anything later is out of range."""
+
+_SHORT_STRING, _TABLE, _OCTET, _TIMESTAMP = range(4)
+
+_LAYOUT = (
+    ("content_type", _SHORT_STRING),
+    ("content_encoding", _SHORT_STRING),
+    ("headers", _TABLE),
+    ("delivery_mode", _OCTET),
+    ("priority", _OCTET),
+    ("correlation_id", _SHORT_STRING),
+    ("reply_to", _SHORT_STRING),
+    ("expiration", _SHORT_STRING),
+    ("message_id", _SHORT_STRING),
+    ("timestamp", _TIMESTAMP),
+    ("type", _SHORT_STRING),
+    ("user_id", _SHORT_STRING),
+    ("app_id", _SHORT_STRING),
+    ("cluster_id", _SHORT_STRING),
+)
+"""The properties in the order of their flag bits, from bit 15 down (AMQP 0-9-1, section 4.2.6.1)."""
+
+
+@lru_cache(maxsize=256)
+def _plan(flags: int) -> tuple[tuple[str, int], ...]:
+    return tuple(entry for bit, entry in zip(range(15, 1, -1), _LAYOUT, strict=True) if flags & 1 << bit)
+
+
+def decode(payload: bytes) -> Properties:
+    """The properties in the payload of a content header frame (class, weight, body size, flags, values)."""
+    found = Properties()
+    unreadable: list[str] = []
+    offset = 14
+    try:
+        for name, kind in _plan(payload[12] << 8 | payload[13]):
+            if kind == _SHORT_STRING:
+                end = offset + 1 + payload[offset]
+                try:
+                    setattr(found, name, payload[offset + 1 : end].decode())
+                except UnicodeDecodeError:
+                    unreadable.append(f"{name} is not UTF-8")
+                offset = end
+            elif kind == _TABLE:
+                end = offset + 4 + int.from_bytes(payload[offset : offset + 4], "big")
+                found.table = payload[offset + 4 : end]
+                found.headers = _headers(found.table, unreadable)
+                offset = end
+            elif kind == _OCTET:
+                setattr(found, name, payload[offset])
+                offset += 1
+            else:
+                instant = int.from_bytes(payload[offset : offset + 8], "big")
+                if instant > _LATEST_MILLISECOND:
+                    unreadable.append("timestamp is out of range")
+                else:
+                    found.timestamp = instant
+                offset += 8
+    except IndexError:
+        unreadable.append("the content header is cut short")
+    if unreadable:
+        found.unreadable = "; ".join(unreadable)
+    return found
+
+
+def _headers(table: bytes, unreadable: list[str]) -> dict[str, object]:
+    headers: dict[str, object] = {}
+    try:
+        for name, kind, start, end in _entries(table):
+            try:
+                headers[name.decode()] = _VALUES[kind](table[start:end])
+            except UnicodeDecodeError:
+                unreadable.append("the name of a header is not UTF-8")
+            except ValueError:
+                unreadable.append("a timestamp among the headers is out of range")
+    except (IndexError, KeyError, struct.error):
+        unreadable.append("the header table is not well-formed")
+    return headers
+
+
+def _entries(table: bytes) -> Iterator[tuple[bytes, int, int, int]]:
+    """Each header's name, kind, and where its value starts and ends."""
+    offset, end = 0, len(table)
+    while offset < end:
+        named = offset + 1 + table[offset]
+        kind = table[named]
+        start = named + 1
+        size = _SIZES[kind]
+        if size < 0:
+            start += 4
+            size = int.from_bytes(table[named + 1 : start], "big")
+        if start + size > end:
+            raise IndexError
+        yield table[offset + 1 : named], kind, start, start + size
+        offset = start + size
+
+
+def raw_headers(table: bytes) -> list[tuple[bytes, bytes]]:
+    """The entries of a header table as (name, the whole entry's bytes), as far as they are well-formed."""
+    entries: list[tuple[bytes, bytes]] = []
+    begin = 0
+    with suppress(IndexError, KeyError):
+        for name, _, _, end in _entries(table):
+            entries.append((name, table[begin:end]))
+            begin = end
+    return entries
+
+
+def _long_string(value: bytes) -> str | bytes:
+    # .NET writes a byte[] header as a long string: bytes that are no text are a value, not an error.
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value
+
+
+def _decimal(value: bytes) -> Decimal:
+    return Decimal(int.from_bytes(value[1:], "big", signed=True)).scaleb(-value[0])
+
+
+def _instant(value: bytes) -> int:
+    instant = int.from_bytes(value, "big")
+    if instant > _LATEST_MILLISECOND:
+        raise ValueError
+    return instant
+
+
+def _signed(value: bytes) -> int:
+    return int.from_bytes(value, "big", signed=True)
+
+
+def _unsigned(value: bytes) -> int:
+    return int.from_bytes(value, "big")
+
+
+_FIELDS: dict[str, tuple[int, Callable[[bytes], object]]] = {
+    "t": (1, lambda value: value != b"\0"),
+    "b": (1, _signed),
+    "B": (1, _unsigned),
+    "s": (2, _signed),
+    "u": (2, _unsigned),
+    "I": (4, _signed),
+    "i": (4, _unsigned),
+    "l": (8, _signed),
+    "L": (8, _signed),
+    "f": (4, lambda value: struct.unpack(">f", value)[0]),
+    "d": (8, lambda value: struct.unpack(">d", value)[0]),
+    "D": (5, _decimal),
+    "T": (8, _instant),
+    "V": (0, lambda _: None),
+    "S": (-1, _long_string),
+    "x": (-1, lambda value: value),
+    "A": (-1, lambda value: value),
+    "F": (-1, lambda value: value),
+}
+"""Field types: size in bytes (-1: a length of four bytes comes first) and how the value is read. The letters are
+RabbitMQ's, which differ from the specification's (its errata, section 3)."""
+_SIZES = {ord(letter): size for letter, (size, _) in _FIELDS.items()}
+_VALUES = {ord(letter): read for letter, (_, read) in _FIELDS.items()}
+
+
+def encode(properties: Properties, body_size: int) -> bytes:
+    """The payload of a content header frame.
+
+    Raises:
+        ValueError: a short string is longer than 255 bytes.
+    """
+    flags = 0
+    parts = [b""]  # the place of what comes first
+    for flag, write, value in zip(_FLAGS, _WRITERS, _in_order(properties), strict=True):
+        if value is not None:
+            flags |= flag
+            parts.append(write(value))
+    if properties.table or properties.headers:
+        flags |= _TABLE_FLAG
+        table = properties.table + b"".join(map(encode_header, properties.headers.items()))
+        parts.insert(1 + (flags & ~(_TABLE_FLAG * 2 - 1)).bit_count(), len(table).to_bytes(4, "big") + table)
+    parts[0] = _START.pack(60, 0, body_size, flags)
+    return b"".join(parts)
+
+
+def _short_string(text: str) -> bytes:
+    raw = text.encode()
+    if len(raw) > _SHORT_STRING_MAX:
+        raise ValueError("too long for a short string")
+    return _OCTETS[len(raw)] + raw
+
+
+_SHORT_STRING_MAX = 255
+_START = struct.Struct(">HHQH")
+_OCTETS = [bytes((number,)) for number in range(256)]
+_WRITE: dict[int, Callable[[Any], bytes]] = {
+    _SHORT_STRING: _short_string,
+    _OCTET: lambda number: bytes((number,)),
+    _TIMESTAMP: lambda instant: instant.to_bytes(8, "big"),
+}
+_TABLE_FLAG = 0x2000
+_FLAGS, _WRITERS, _NAMES = zip(
+    *(
+        (1 << bit, _WRITE[kind], name)
+        for bit, (name, kind) in zip(range(15, 1, -1), _LAYOUT, strict=True)
+        if kind != _TABLE
+    ),
+    strict=True,
+)
+_in_order = attrgetter(*_NAMES)
+
+
+def encode_header(item: tuple[str, object]) -> bytes:
+    """One entry of a header table: text, a boolean or an integer of at most 64 bits."""
+    name, value = item
+    raw = name.encode()
+    if isinstance(value, bool):
+        written = b"t" + bytes((value,))
+    elif isinstance(value, int):
+        written = b"l" + value.to_bytes(8, "big", signed=True)
+    else:
+        text = str(value).encode()
+        written = b"S" + len(text).to_bytes(4, "big") + text
+    return bytes((len(raw),)) + raw + written

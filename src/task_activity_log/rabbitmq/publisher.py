@@ -1,0 +1,244 @@
+"""Confirmed publishing in batches, over a connection of its own.
+
+Its own connection, because a broker that blocks publishers must not block acknowledgements.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from enum import Enum, auto
+
+import aiormq
+
+from task_activity_log.message import Properties
+from task_activity_log.problem import Unavailable
+from task_activity_log.rabbitmq import headers
+from task_activity_log.rabbitmq.frames import Inbound, Tap, publish_frames, write
+from task_activity_log.rabbitmq.link import LOST, LinkOptions, asking_the_driver, connect, describe, supervise
+
+_FRAME_MAX = 131_072
+"""Bytes, where the broker names no limit."""
+
+
+@dataclass(slots=True)  # not frozen, which would take three times as long to make
+class Outgoing:
+    """A message to be published. It is not changed."""
+
+    exchange: str
+    routing_key: str
+    properties: Properties
+    body: bytes
+    mandatory: bool = True
+
+
+class Fate(Enum):
+    """What the broker did with a published message."""
+
+    CONFIRMED = auto()
+    RETURNED = auto()
+    """No queue takes messages at that address."""
+    REFUSED = auto()
+    """Nacked: a queue is full, or could not write."""
+
+
+class _Batch:
+    """Messages that were published together, with sequence numbers from `first` on."""
+
+    __slots__ = ("done", "fates", "first", "messages", "unconfirmed")
+
+    def __init__(self, first: int, messages: Sequence[Outgoing]) -> None:
+        self.first = first
+        self.messages = messages
+        self.fates = [Fate.CONFIRMED] * len(messages)
+        self.unconfirmed = set(range(first, first + len(messages)))
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def settle(self, tags: Iterable[int], taken: bool) -> None:
+        """The broker's word on these sequence numbers, as far as they are of this batch."""
+        if not taken:
+            for tag in self.unconfirmed.intersection(tags):
+                self.fates[tag - self.first] = Fate.REFUSED
+        self.unconfirmed.difference_update(tags)
+        if not self.unconfirmed and not self.done.done():
+            self.done.set_result(None)
+
+
+class _Channel:
+    """A channel in confirm mode whose sequence numbers are counted here."""
+
+    def __init__(self, channel: aiormq.abc.AbstractChannel, frame_max: int) -> None:
+        self.channel = channel
+        self.frame_max = frame_max
+        self.broken = asyncio.Event()
+        self._sequence = 0
+        self._confirmed_to = 0
+        self._batches: list[_Batch] = []  # the oldest first
+
+    async def publish(self, messages: Sequence[Outgoing]) -> list[Fate]:
+        pieces: list[bytes] = []
+        for message in messages:
+            pieces += publish_frames(
+                self.channel.number,
+                message.exchange,
+                message.routing_key,
+                mandatory=message.mandatory,
+                header=headers.encode(message.properties, len(message.body)),
+                body=message.body,
+                frame_max=self.frame_max,
+            )
+        batch = _Batch(self._sequence + 1, messages)
+        self._sequence += len(messages)
+        self._batches.append(batch)
+        await write(self.channel, pieces)
+        await batch.done
+        return batch.fates
+
+    def confirm(self, tag: int, multiple: bool, taken: bool) -> None:
+        tags = range(self._confirmed_to + 1 if multiple else tag, tag + 1)
+        for batch in self._batches:
+            if batch.first > tag:
+                break
+            batch.settle(tags, taken)
+        if multiple:
+            self._confirmed_to = max(self._confirmed_to, tag)
+        while self._batches and not self._batches[0].unconfirmed:
+            del self._batches[0]
+
+    def returned(self, exchange: str, routing_key: str, header: bytes) -> None:
+        # A return does not say which publish it answers. Several in flight with one address and message_id are
+        # repeats of one message: then the queue is gone for all of them.
+        address = (exchange, routing_key, headers.decode(header).message_id)
+        for batch in self._batches:
+            for tag in batch.unconfirmed:
+                message = batch.messages[tag - batch.first]
+                if (message.exchange, message.routing_key, message.properties.message_id) == address:
+                    batch.fates[tag - batch.first] = Fate.RETURNED
+
+    def lose(self, error: BaseException) -> None:
+        """End every wait for a confirm: none comes any more."""
+        for batch in self._batches:
+            if not batch.done.done():
+                batch.done.set_exception(error)
+                batch.done.exception()  # so that a batch whose publisher was cancelled is not reported as unread
+        self._batches.clear()
+
+
+class Publisher:
+    """Publishes batches and waits for the broker's word on every message."""
+
+    def __init__(
+        self,
+        options: LinkOptions,
+        *,
+        purpose: str = "replies",
+        confirm_timeout_seconds: float = 30.0,
+        on_lost: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._options = options
+        self._purpose = purpose
+        self._confirm_timeout = confirm_timeout_seconds
+        self._on_lost = on_lost
+        self._channel: _Channel | None = None
+        self._tap: Tap | None = None
+        self._connected = asyncio.Event()
+        self._lost = asyncio.Event()
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a channel to publish on."""
+        return self._channel is not None
+
+    @property
+    def header_max(self) -> int:
+        """How many bytes a content header may take: as many as fit the broker's frame, with its 8 bytes around them."""
+        return (_FRAME_MAX if self._channel is None else self._channel.frame_max) - 8
+
+    @property
+    def blocked(self) -> str | None:
+        """Why the broker takes no publishes at present (a resource alarm); None if it does."""
+        return None if self._tap is None else self._tap.blocked
+
+    async def wait_connected(self) -> None:
+        """Return once there is a channel to publish on."""
+        await self._connected.wait()
+
+    async def wait_lost(self) -> None:
+        """Return once the channel that there was is gone."""
+        await self._lost.wait()
+
+    async def run(self) -> None:
+        """Keep a channel open until cancelled."""
+        await supervise(self._purpose, self._session, self._on_lost, self._options.on_outage)
+
+    async def _session(self, established: Callable[[], None]) -> None:
+        async with connect(self._options, self._purpose) as (connection, tap):
+            opened = await connection.channel(publisher_confirms=True)  # held: the driver only has it weakly
+            underlay = await opened.get_underlay_channel()
+            frame_max = underlay.connection.connection_tune.frame_max or _FRAME_MAX
+            channel = _Channel(underlay, frame_max)
+            tap.channels[underlay.number] = Inbound(confirm=channel.confirm, returned=channel.returned)
+            self._channel, self._tap = channel, tap
+            self._lost.clear()
+            self._connected.set()
+            established()
+            broken = asyncio.ensure_future(channel.broken.wait())
+            closing = underlay.closing  # a lost connection closes its channels
+            reason = "closed"
+            try:
+                await asyncio.wait({broken, closing}, return_when=asyncio.FIRST_COMPLETED)
+                if closing.done() and not closing.cancelled() and (error := closing.exception()) is not None:
+                    reason = describe(error)
+                    raise ConnectionError(reason)
+            finally:
+                broken.cancel()
+                self._channel = self._tap = None
+                self._connected.clear()
+                self._lost.set()
+                channel.lose(Unavailable(f"publisher connection lost: {reason}"))
+
+    async def publish(self, messages: Sequence[Outgoing]) -> list[Fate]:
+        """Publish `messages` in one write and wait until the broker has answered for each.
+
+        Raises:
+            Unavailable: there is no connection, it was lost, or no answer came in time. Any of the messages may have
+                been taken: publish them again with the same message_id.
+        """
+        channel, tap = self._channel, self._tap
+        if channel is None or tap is None:
+            raise Unavailable("no publisher connection")
+        if not messages:
+            return []
+        if tap.blocked is not None:
+            raise Unavailable(_BLOCKED)
+        published = asyncio.ensure_future(channel.publish(messages))
+        blocked = False
+        try:
+            with asking_the_driver():
+                if (await asyncio.wait({published}, timeout=self._confirm_timeout))[0]:
+                    return published.result()
+            if self.blocked is None:
+                raise Unavailable(f"{self._purpose} not confirmed in time")
+            # The broker takes what is written when the alarm is over: the channel is as good as before.
+            blocked = True
+            published.add_done_callback(_read)
+        except LOST as error:
+            channel.broken.set()
+            raise Unavailable(describe(error)) from error
+        finally:
+            if not published.done() and not blocked:
+                # Cut off in the middle: whether the write happened is not known, so the sequence numbers are not
+                # either, and the channel is of no more use.
+                published.cancel()
+                channel.broken.set()
+        raise Unavailable(_BLOCKED)
+
+
+_BLOCKED = "the broker blocks publishers"
+
+
+def _read(published: asyncio.Task[list[Fate]]) -> None:
+    """So that a failure that nobody waits for any more is not reported as unread."""
+    if not published.cancelled():
+        published.exception()

@@ -1,0 +1,114 @@
+"""Replies: where each goes, and what becomes of one that cannot be placed (contract, section 6)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
+
+import structlog
+
+from task_activity_log.message import Properties
+from task_activity_log.pipeline.reply import Reply
+from task_activity_log.problem import Unavailable
+from task_activity_log.rabbitmq.publisher import Fate, Outgoing, Publisher
+from task_activity_log.rabbitmq.topology import Topology
+from task_activity_log.record import Outcome
+
+log = structlog.get_logger(__name__)
+
+APP_ID = "task-activity-log-worker"
+PERSISTENT = 2
+_DIRECT_REPLY_TO = "amq.rabbitmq.reply-to."
+
+
+class Replies:
+    """Publishes replies to the `reply_to` of their requests, and to the replies exchange where there is none."""
+
+    def __init__(
+        self,
+        publisher: Publisher,
+        topology: Topology,
+        *,
+        reply_to_allowed: Sequence[str] = ("*",),
+        also_to_exchange: bool = False,
+        give_up_seconds: float = 30.0,
+        on_given_up: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self._publisher = publisher
+        self._exchange = topology.replies_exchange
+        self._own_queues = topology.own_queues
+        self._allowed = tuple(reply_to_allowed)
+        self._also_to_exchange = also_to_exchange
+        self._give_up_seconds = give_up_seconds
+        self._on_given_up = on_given_up
+        self._refusing: dict[str, float] = {}  # since when a reply_to refuses
+
+    async def publish(self, replies: Sequence[Reply]) -> list[Reply]:
+        """Publish `replies` and return when each is confirmed, or given up because its `reply_to` is gone.
+
+        Returns those that their `reply_to` refuses at present (its queue is full): try them again soon. After
+        `give_up_seconds` of refusals it is given up, and what follows to it at once, until it takes one again.
+
+        Raises:
+            Unavailable: the broker is away, or the replies exchange leads to no queue that takes them. Publish all of
+                them again: a repeat carries the same message_id.
+        """
+        asked = [(reply, self._outgoing(reply)) for reply in replies]
+        fates = iter(await self._publisher.publish([message for _, messages in asked for message in messages]))
+        refused: list[Reply] = []
+        for reply, messages in asked:
+            placed = [self._placed(message, next(fates)) for message in messages]
+            if not all(placed):
+                refused.append(reply)
+        return refused
+
+    def _outgoing(self, reply: Reply) -> list[Outgoing]:
+        properties = Properties(
+            content_type=reply.content_type,
+            headers=reply.headers,
+            delivery_mode=PERSISTENT,
+            correlation_id=reply.correlation_id,
+            message_id=reply.message_id,
+            timestamp=int(time.time()),
+            type=reply.type,
+            app_id=APP_ID,
+        )
+        outgoing = []
+        address = self._address(reply.reply_to)
+        if address is not None:
+            # RabbitMQ returns mandatory messages to direct reply-to although it delivers them.
+            mandatory = not address.startswith(_DIRECT_REPLY_TO)
+            outgoing.append(Outgoing("", address, properties, reply.body, mandatory=mandatory))
+        if address is None or self._also_to_exchange:
+            outgoing.append(Outgoing(self._exchange, routing_key(reply), properties, reply.body))
+        return outgoing
+
+    def _placed(self, message: Outgoing, fate: Fate) -> bool:
+        """Whether nothing more is to be done for this message."""
+        if fate is Fate.CONFIRMED:
+            if not message.exchange:
+                self._refusing.pop(message.routing_key, None)
+            return True
+        if message.exchange:
+            raise Unavailable(f"replies {fate.name.lower()}: no queue takes what {message.exchange} is sent")
+        if fate is Fate.REFUSED:
+            since = self._refusing.setdefault(message.routing_key, time.monotonic())
+            if time.monotonic() - since < self._give_up_seconds:
+                return False
+        self._on_given_up(fate.name.lower())
+        log.warning("reply_given_up", reply_to=message.routing_key, why=fate.name.lower())
+        return True
+
+    def _address(self, reply_to: str | None) -> str | None:
+        if not reply_to:
+            return None
+        if reply_to in self._own_queues or not any(fnmatchcase(reply_to, pattern) for pattern in self._allowed):
+            self._on_given_up("not_allowed")
+            return None
+        return reply_to
+
+
+def routing_key(reply: Reply) -> str:
+    """The routing key of a reply on the replies exchange: `stored.<outcome>` or `rejected`."""
+    return "rejected" if reply.outcome is Outcome.REJECTED else f"stored.{reply.outcome}"

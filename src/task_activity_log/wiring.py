@@ -1,0 +1,58 @@
+"""Settings to parts: what the service and the commands make of one set of settings."""
+
+from __future__ import annotations
+
+from task_activity_log.pipeline.request import Rules, UpdateMode
+from task_activity_log.postgresql.store import Store
+from task_activity_log.rabbitmq.link import LinkOptions
+from task_activity_log.rabbitmq.topology import Topology
+from task_activity_log.settings import Settings
+from task_activity_log.telemetry import logs
+
+
+def secrets_of(settings: Settings) -> set[str]:
+    """What must never be shown."""
+    return {secret for url in settings.secret_urls for secret in logs.secrets_in(url)}
+
+
+def topology_of(settings: Settings) -> Topology:
+    """The names that the settings give to queues and exchanges."""
+    return Topology(
+        requests_queue=settings.requests_queue,
+        replies_queue=settings.replies_queue,
+        dead_letters_queue=settings.dead_letters_queue,
+        requests_exchange=settings.requests_exchange,
+        replies_exchange=settings.replies_exchange,
+        single_active_consumer=settings.single_active_consumer,
+    )
+
+
+def rules_of(settings: Settings) -> Rules:
+    """What the settings say of requests."""
+    return Rules(
+        body_limit=settings.body_limit_bytes,
+        default_media_type=None if settings.default_media_type == "none" else settings.default_media_type,
+        naive_dates=settings.naive_dates,
+        update_mode=UpdateMode(settings.update_mode),
+    )
+
+
+def link_of(settings: Settings) -> LinkOptions:
+    """How the settings say the broker is reached."""
+    return LinkOptions(
+        url=settings.amqp_url.get_secret_value(),
+        tls=settings.amqp_tls,
+        heartbeat_seconds=settings.amqp_heartbeat_seconds,
+        connect_timeout_seconds=settings.amqp_connect_timeout_seconds,
+    )
+
+
+def store_of(settings: Settings) -> Store:
+    """How the settings say the database is reached."""
+    return Store(
+        settings.database_url.get_secret_value(),
+        connect_timeout=settings.database_connect_timeout_seconds,
+        command_timeout=settings.database_command_timeout_seconds,
+        statement_cache_size=settings.database_statement_cache,
+        tls=settings.database_tls,
+    )

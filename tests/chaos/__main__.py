@@ -1,0 +1,79 @@
+"""`python -m tests.chaos`: one run on services of its own; exit code 1 when the account does not add up."""
+
+from __future__ import annotations
+
+import argparse
+import secrets
+import sys
+
+from sandbox import SandboxError, close, in_background, say_on_stderr
+from sandbox.choice import POSTGRESQL, RABBITMQ, Choice, ways
+from tests.chaos.plan import Journal, Plan
+from tests.chaos.run import Result, run
+
+
+def main() -> int:
+    """Parse the arguments, start the services, run, and print the account."""
+    plan = _plan()
+    broker = in_background(lambda: Choice(RABBITMQ, ways(private=True)).start(say_on_stderr, durable=True))
+    database = in_background(lambda: Choice(POSTGRESQL, ways(private=True)).start(say_on_stderr, durable=True))
+    try:
+        services = broker.result(), database.result()
+    except SandboxError as error:
+        print(f"chaos: {error}", file=sys.stderr)
+        return 1
+    try:
+        result = run(plan, *services, Journal())
+    finally:
+        close(*services)
+    print(report(plan, result))
+    return 1 if result.failures else 0
+
+
+def report(plan: Plan, result: Result) -> str:
+    """The account in words: what happened, what there was of each, and everything that is wrong."""
+    faults = result.journal.faults
+    lines = [
+        plan.command(),
+        f"{sum(faults.values())} faults: " + ", ".join(f"{count} {kind}" for kind, count in faults.most_common()),
+        *(f"{count:8} {name}" for name, count in result.figures.items()),
+    ]
+    if result.failures:
+        lines += [
+            f"THE ACCOUNT DOES NOT ADD UP ({len(result.failures)} failures, seed {plan.seed}); logs: {result.directory}",
+            *result.failures[:100],
+            "The timeline:",
+            *result.journal.lines,
+        ]
+    else:
+        lines.append("every message is accounted for")
+    return "\n".join(lines)
+
+
+def _plan() -> Plan:
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
+    parser.add_argument("--seconds", type=float, default=60, help="how long faults happen (60)")
+    parser.add_argument("--seed", type=int, default=secrets.randbelow(10_000), help="repeats a run (random)")
+    parser.add_argument("--workers", type=int, default=0, help="how many (2 with versions, 1 without)")
+    parser.add_argument("--rate", type=float, default=60, help="messages a second (60)")
+    parser.add_argument("--gap", type=float, default=2.5, help="mean seconds between faults (2.5)")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--versions", action="store_true", help="requests have versions, the newest wins (the default)")
+    what.add_argument("--order", action="store_true", help="requests have no versions, their order holds")
+    parser.add_argument("--single-active", action="store_true", help="single active consumer; links half-open, too")
+    parser.add_argument("--pgbouncer", action="store_true", help="through pgbouncer in transaction mode")
+    given = parser.parse_args()
+    return Plan(
+        seconds=given.seconds,
+        seed=given.seed,
+        workers=given.workers or (1 if given.order else 2),
+        versions=not given.order,
+        single_active=given.single_active,
+        pgbouncer=given.pgbouncer,
+        rate=given.rate,
+        gap_seconds=given.gap,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

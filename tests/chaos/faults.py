@@ -1,0 +1,354 @@
+"""What can go wrong: each fault happens to one worker or service, lasts for a while, and is undone."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from random import Random
+from typing import TypeAlias
+
+import asyncpg
+
+from sandbox.postgresql import PostgreSQL
+from sandbox.proxy import Proxy
+from sandbox.rabbitmq import RabbitMQ
+from tests.chaos.fleet import Fleet, WorkerProcess
+from tests.chaos.plan import Journal, Plan
+from tests.chaos.pooler import Pooler
+
+Fault: TypeAlias = Callable[["Faults"], Awaitable[None]]
+DATABASE_TROUBLE = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError)
+
+
+@dataclass
+class Faults:
+    """Makes faults until it is told to stop. Two may overlap, but each service and worker has one at a time."""
+
+    plan: Plan
+    journal: Journal
+    fleet: Fleet
+    broker: RabbitMQ
+    database: PostgreSQL
+    database_url: str
+    pooler: Pooler | None
+    all_taken: Callable[[], Awaitable[bool]]
+    """Whether no message waits in the requests queue, in nobody's hands."""
+
+    def __post_init__(self) -> None:
+        self.random = Random(f"{self.plan.seed}/faults")  # noqa: S311 - to be repeated, not to be secret
+        self._busy: dict[object, asyncio.Lock] = {}
+        self._under_way: set[asyncio.Task[None]] = set()
+
+    async def run(self, seconds: float) -> None:
+        """Make faults for so many seconds, and return when all are undone."""
+        kinds, weights = zip(*((fault, weight) for fault, weight in self._kinds() if weight), strict=True)
+        try:
+            async with asyncio.timeout(seconds):
+                while True:
+                    await asyncio.sleep(self.random.expovariate(1 / self.plan.gap_seconds))
+                    if len(self._under_way) > 1:
+                        continue  # more would leave no time in which anything works
+                    [fault] = self.random.choices(kinds, weights)
+                    task = asyncio.ensure_future(fault(self))
+                    self._under_way.add(task)
+                    task.add_done_callback(self._over)
+                    if self.plan.in_order:
+                        await self._recovered(task)
+        except TimeoutError:
+            self.journal.note("no more faults")
+        if self._under_way:
+            await asyncio.wait(self._under_way)
+
+    async def _recovered(self, fault: asyncio.Task[None]) -> None:
+        """Wait until a fault is over and the workers have all there is in hand again.
+
+        A message that is interrupted alone, while others that were interrupted before still wait, comes again after
+        them: a quorum queue hands out what was returned in the order returned. So order without versions survives
+        interruptions one at a time.
+        """
+        await asyncio.wait({fault})
+        await asyncio.sleep(1)  # the workers may have to find out first
+        while not await self.all_taken():
+            await asyncio.sleep(0.1)
+        await asyncio.sleep(0.5)  # and most of it settled
+
+    def _over(self, task: asyncio.Task[None]) -> None:
+        self._under_way.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.fleet.failures.append(f"the harness itself failed: {error!r}")
+
+    def _kinds(self) -> list[tuple[Fault, float]]:
+        half_opens = 3.0 if self.plan.half_opens else 0.0
+        return [
+            (worker_killed, 6),
+            (worker_terminated, 4),
+            (worker_frozen, 3),
+            (broker_killed, 0.7),
+            (broker_restarted, 0.7),
+            (broker_frozen, half_opens / 2),
+            (database_killed, 2),
+            (database_restarted, 2),
+            (database_frozen, 2),
+            (database_read_only, 3),
+            (database_sessions_ended, 3),
+            (table_locked, 2),
+            (rows_locked, 3),
+            (pooler_killed, 4 if self.pooler else 0),
+            (amqp_cut, 4),
+            (amqp_refused, 2),
+            (amqp_half_open, half_opens),
+            (amqp_stranded, half_opens),
+            (amqp_slow, 2),
+            (sql_cut, 4),
+            (sql_half_open, 3),
+            (sql_stranded, 3),
+            (sql_slow, 2),
+        ]
+
+    def alone(self, what: object) -> asyncio.Lock:
+        """Held while something is wrong with `what`."""
+        return self._busy.setdefault(what, asyncio.Lock())
+
+    def worker(self) -> WorkerProcess:
+        """Any worker."""
+        return self.random.choice(self.fleet.workers)
+
+    def seconds(self, least: float, most: float) -> float:
+        """A length of time; short ones are as likely to be twice as long as long ones are."""
+        return float(least * (most / least) ** self.random.random())
+
+
+async def worker_killed(faults: Faults) -> None:
+    """SIGKILL, at any point."""
+    worker = faults.worker()
+    async with faults.alone(worker):
+        if worker.send(signal.SIGKILL):
+            faults.journal.fault("worker killed", worker.name)
+            await asyncio.sleep(faults.seconds(0.1, 3))
+
+
+async def worker_terminated(faults: Faults) -> None:
+    """SIGTERM: it drains."""
+    worker = faults.worker()
+    async with faults.alone(worker):
+        faults.journal.fault("worker terminated", worker.name)
+        await worker.terminate(faults.journal, faults.fleet.failures)
+
+
+async def worker_frozen(faults: Faults) -> None:
+    """SIGSTOP for a while: the broker may give its connections up; it wakes with what it had in hand."""
+    worker, seconds = faults.worker(), faults.seconds(0.3, 9)
+    async with faults.alone(worker):
+        if worker.send(signal.SIGSTOP):
+            faults.journal.fault("worker frozen", f"{worker.name} for {seconds:.1f} s")
+            await asyncio.sleep(seconds)
+            worker.send(signal.SIGCONT)
+
+
+async def broker_killed(faults: Faults) -> None:
+    """As by a power cut."""
+    async with faults.alone(faults.broker):
+        faults.journal.fault("broker killed")
+        await asyncio.to_thread(faults.broker.kill)
+        await asyncio.to_thread(faults.broker.start)
+        faults.journal.note("  broker is back")
+
+
+async def broker_restarted(faults: Faults) -> None:
+    """In good order."""
+    async with faults.alone(faults.broker):
+        faults.journal.fault("broker restarted")
+        await asyncio.to_thread(faults.broker.restart)
+        faults.journal.note("  broker is back")
+
+
+async def broker_frozen(faults: Faults) -> None:
+    """Connections stay, nothing answers."""
+    seconds = faults.seconds(0.3, 9)
+    async with faults.alone(faults.broker):
+        faults.journal.fault("broker frozen", f"for {seconds:.1f} s")
+        await asyncio.to_thread(faults.broker.pause)
+        await asyncio.sleep(seconds)
+        await asyncio.to_thread(faults.broker.resume)
+
+
+async def database_killed(faults: Faults) -> None:
+    """As by a power cut; it recovers."""
+    async with faults.alone(faults.database):
+        faults.journal.fault("database killed")
+        await asyncio.to_thread(faults.database.kill)
+        await asyncio.sleep(faults.seconds(0.1, 4))
+        await asyncio.to_thread(faults.database.start)
+
+
+async def database_restarted(faults: Faults) -> None:
+    """In good order, sessions ended."""
+    async with faults.alone(faults.database):
+        faults.journal.fault("database restarted")
+        await asyncio.to_thread(faults.database.restart)
+
+
+async def database_frozen(faults: Faults) -> None:
+    """Connections stay, nothing answers."""
+    seconds = faults.seconds(0.3, 9)
+    async with faults.alone(faults.database):
+        faults.journal.fault("database frozen", f"for {seconds:.1f} s")
+        await asyncio.to_thread(faults.database.pause)
+        await asyncio.sleep(seconds)
+        await asyncio.to_thread(faults.database.resume)
+
+
+async def database_read_only(faults: Faults) -> None:
+    """As one that is failing over."""
+    seconds = faults.seconds(0.3, 9)
+    async with faults.alone(faults.database):
+        faults.journal.fault("database read-only", f"for {seconds:.1f} s")
+        await _execute(faults, "ALTER SYSTEM SET default_transaction_read_only = on", "SELECT pg_reload_conf()")
+        await asyncio.sleep(seconds)
+        await _execute(faults, "ALTER SYSTEM RESET default_transaction_read_only", "SELECT pg_reload_conf()")
+
+
+async def database_sessions_ended(faults: Faults) -> None:
+    """pg_terminate_backend of everybody else, in the middle of whatever they do."""
+    async with faults.alone(faults.database):
+        faults.journal.fault("database sessions ended")
+        await _execute(
+            faults,
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND pid <> pg_backend_pid()",
+        )
+
+
+async def table_locked(faults: Faults) -> None:
+    """Every statement waits, and those that wait too long time out."""
+    await _locked(faults, "table locked", "LOCK TABLE task_activity_log IN SHARE MODE", faults.seconds(0.3, 10))
+
+
+async def rows_locked(faults: Faults) -> None:
+    """Statements that hold one of some rows wait, others pass."""
+    some = "SELECT FROM task_activity_log WHERE id::text >= '8' ORDER BY random() LIMIT 3 FOR UPDATE SKIP LOCKED"
+    await _locked(faults, "rows locked", some, faults.seconds(0.3, 10))
+
+
+async def _locked(faults: Faults, kind: str, statement: str, seconds: float) -> None:
+    async with faults.alone(faults.database):
+        faults.journal.fault(kind, f"for {seconds:.1f} s")
+        with suppress(*DATABASE_TROUBLE):
+            connection = await asyncpg.connect(faults.database_url, timeout=5)
+            try:
+                async with connection.transaction():
+                    await connection.execute("SET LOCAL lock_timeout = '3s'")
+                    await connection.execute(statement)
+                    await asyncio.sleep(seconds)
+            finally:
+                await connection.close(timeout=5)
+
+
+async def pooler_killed(faults: Faults) -> None:
+    """The pooler is gone for a moment, and with it every connection."""
+    pooler = faults.pooler
+    assert pooler is not None
+    # starting it takes a database that answers
+    async with faults.alone(faults.database):
+        faults.journal.fault("pgbouncer killed")
+        await asyncio.to_thread(pooler.kill)
+        await asyncio.sleep(faults.seconds(0.1, 3))
+        await asyncio.to_thread(pooler.start)
+
+
+async def amqp_cut(faults: Faults) -> None:
+    """Both connections of one worker are reset."""
+    await _on_link(faults, "AMQP cut", _amqp, lambda proxy: proxy.cut())
+
+
+async def amqp_refused(faults: Faults) -> None:
+    """Reset, and refused for a while."""
+    await _on_link(faults, "AMQP cut and refused", _amqp, _cut_and_refuse, lambda proxy: proxy.accept(), 8)
+
+
+async def amqp_half_open(faults: Faults) -> None:
+    """Nothing passes, no FIN; then all of it does."""
+    await _on_link(faults, "AMQP half-open", _amqp, lambda proxy: proxy.hold(), lambda proxy: proxy.resume(), 12)
+
+
+async def amqp_stranded(faults: Faults) -> None:
+    """Nothing passes over the old connections, ever; new ones work."""
+    await _on_link(faults, "AMQP stranded", _amqp, lambda proxy: proxy.strand())
+
+
+async def amqp_slow(faults: Faults) -> None:
+    """Every byte is late."""
+    await _on_link(faults, "AMQP slow", _amqp, lambda proxy: proxy.delay(0.2), lambda proxy: proxy.delay(0), 8)
+
+
+async def sql_cut(faults: Faults) -> None:
+    """The connections of one worker to the database are reset: was it committed?"""
+    await _on_link(faults, "SQL cut", _sql, lambda proxy: proxy.cut())
+
+
+async def sql_half_open(faults: Faults) -> None:
+    """Nothing passes; then all of it does."""
+    await _on_link(faults, "SQL half-open", _sql, lambda proxy: proxy.hold(), lambda proxy: proxy.resume(), 12)
+
+
+async def sql_stranded(faults: Faults) -> None:
+    """Nothing passes over the old connections, ever; new ones work."""
+    await _on_link(faults, "SQL stranded", _sql, lambda proxy: proxy.strand())
+
+
+async def sql_slow(faults: Faults) -> None:
+    """Every byte is late."""
+    await _on_link(faults, "SQL slow", _sql, lambda proxy: proxy.delay(0.2), lambda proxy: proxy.delay(0), 8)
+
+
+def _amqp(worker: WorkerProcess) -> Proxy:
+    return worker.amqp
+
+
+def _sql(worker: WorkerProcess) -> Proxy:
+    return worker.database
+
+
+def _cut_and_refuse(proxy: Proxy) -> None:
+    proxy.refuse()
+    proxy.cut()
+
+
+async def _on_link(
+    faults: Faults,
+    kind: str,
+    link: Callable[[WorkerProcess], Proxy],
+    begin: Callable[[Proxy], object],
+    end: Callable[[Proxy], object] | None = None,
+    most: float = 0.0,
+) -> None:
+    worker = faults.worker()
+    proxy = link(worker)
+    seconds = faults.seconds(0.3, most) if end else 0.0
+    async with faults.alone(proxy):
+        faults.journal.fault(kind, f"{worker.name}" + (f" for {seconds:.1f} s" if end else ""))
+        begin(proxy)
+        if end is not None:
+            await asyncio.sleep(seconds)
+            end(proxy)
+
+
+async def _execute(faults: Faults, *statements: str) -> None:
+    """Execute statements on the server itself; those that undo something are tried until they pass."""
+    while True:
+        try:
+            connection = await asyncpg.connect(
+                faults.database_url, timeout=5, server_settings={"default_transaction_read_only": "off"}
+            )
+            try:
+                for statement in statements:
+                    await connection.execute(statement)
+            finally:
+                await connection.close(timeout=5)
+        except DATABASE_TROUBLE:
+            await asyncio.sleep(0.3)
+        else:
+            return

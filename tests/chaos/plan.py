@@ -1,0 +1,73 @@
+"""What a run is asked to do, and what everybody in it writes down."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One run; the same plan makes the same messages and the same faults in the same order."""
+
+    seconds: float
+    """How long faults happen. Healing and the account come on top."""
+    seed: int
+    workers: int
+    versions: bool
+    """True: requests have versions, and the newest must win. False: they have none, and order alone must hold."""
+    single_active: bool = False
+    pgbouncer: bool = False
+    rate: float = 60.0
+    """Messages a second, of all publishers together: two cores must suffice."""
+    publishers: int = 4
+    gap_seconds: float = 2.5
+    """Mean time between two faults."""
+
+    @property
+    def in_order(self) -> bool:
+        """Whether requests of one id must be applied in the order sent."""
+        return not self.versions
+
+    @property
+    def half_opens(self) -> bool:
+        """Whether links may look alive to one side only: without versions only a single active consumer bears it."""
+        return self.versions or self.single_active
+
+    def command(self) -> str:
+        """The command line that repeats this run."""
+        flags = ["--versions" if self.versions else "--order"]
+        flags += ["--single-active"] if self.single_active else []
+        flags += ["--pgbouncer"] if self.pgbouncer else []
+        return (
+            f"python -m tests.chaos --seconds {self.seconds:g} --seed {self.seed} --workers {self.workers}"
+            f" --rate {self.rate:g} --gap {self.gap_seconds:g} {' '.join(flags)}"
+        )
+
+
+@dataclass
+class Journal:
+    """The timeline: what was done to whom, and when."""
+
+    quiet: bool = False
+    lines: list[str] = field(default_factory=list)
+    faults: Counter[str] = field(default_factory=Counter)
+    _began: float = field(default_factory=time.monotonic)
+
+    @property
+    def now(self) -> float:
+        """Seconds since the run began."""
+        return time.monotonic() - self._began
+
+    def note(self, line: str) -> None:
+        """Write down that something happened now."""
+        self.lines.append(f"{self.now:8.2f}  {line}")
+        if not self.quiet:
+            print(self.lines[-1], file=sys.stderr, flush=True)
+
+    def fault(self, kind: str, detail: str = "") -> None:
+        """Write down a fault, and count it."""
+        self.faults[kind] += 1
+        self.note(f"{kind} {detail}".rstrip())

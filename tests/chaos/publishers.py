@@ -1,0 +1,118 @@
+"""Publishers that do not lose anything themselves: each message is sent again until the broker has confirmed it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+
+import aio_pika
+from aio_pika.abc import AbstractConnection, AbstractExchange
+from aiormq.exceptions import AMQPError
+from yarl import URL
+
+from tests.chaos.messages import Author, Message
+
+TROUBLE = (AMQPError, aio_pika.exceptions.AMQPException, OSError, TimeoutError, RuntimeError, asyncio.InvalidStateError)
+"""What the driver raises when the broker goes away under it."""
+
+EXCHANGE = "task_activity_log"
+QUEUE = "task_activity_log.upsert"
+_CONFIRM_SECONDS = 10.0
+_PAUSE_SECONDS = 0.3
+
+
+async def connect(url: str) -> AbstractConnection:
+    """A plain connection that notices within seconds that the broker is gone."""
+    connection = aio_pika.Connection(URL(url).update_query(heartbeat=3))
+    await connection.connect(timeout=5)
+    return connection
+
+
+async def leave(connection: AbstractConnection | None) -> None:
+    """Close a connection, whatever state it is in."""
+    if connection is not None:
+        with suppress(*TROUBLE):
+            async with asyncio.timeout(2):
+                await connection.close()
+
+
+class Publisher:
+    """Sends what its author writes, at a rate, until it is told to stop."""
+
+    def __init__(self, url: str, author: Author, rate: float, sent: Callable[[Message], None]) -> None:
+        """`sent` is told of each message once the broker has confirmed it."""
+        self._url = url
+        self._author = author
+        self._rate = rate
+        self._sent = sent
+        self._connection: AbstractConnection | None = None
+        self._to_exchange: AbstractExchange | None = None
+        self._to_queue: AbstractExchange | None = None
+        self.resent = 0
+        """How many were sent again because no confirm came."""
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Publish until `stop` is set, and then the rest."""
+        try:
+            while not stop.is_set():
+                burst = self._author.burst()
+                await self._publish(burst)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(len(burst) / self._rate):
+                        await stop.wait()
+            await self._publish(self._author.last_words())
+        finally:
+            await leave(self._connection)
+
+    async def _publish(self, burst: Sequence[Message]) -> None:
+        unconfirmed = list(burst)
+        while unconfirmed:
+            try:
+                await self._open()
+            except TROUBLE:
+                await self._part()
+                continue
+            answers = await asyncio.gather(*map(self._send, unconfirmed), return_exceptions=True)
+            failed: list[Message] = []
+            for message, answer in zip(unconfirmed, answers, strict=True):
+                if answer is None:
+                    self._sent(message)
+                elif isinstance(answer, TROUBLE):
+                    failed.append(message)
+                else:
+                    raise answer
+            if failed:
+                self.resent += len(failed)
+                await self._part()
+            unconfirmed = failed
+
+    async def _open(self) -> None:
+        if self._connection is None:
+            self._connection = await connect(self._url)
+            channel = await self._connection.channel(publisher_confirms=True, on_return_raises=True)
+            self._to_exchange = await channel.get_exchange(EXCHANGE, ensure=False)
+            self._to_queue = channel.default_exchange
+
+    async def _part(self) -> None:
+        connection, self._connection = self._connection, None
+        await leave(connection)
+        await asyncio.sleep(_PAUSE_SECONDS)
+
+    async def _send(self, message: Message) -> None:
+        exchange, key = (self._to_exchange, "upsert") if message.number % 2 else (self._to_queue, QUEUE)
+        assert exchange is not None
+        await exchange.publish(
+            aio_pika.Message(
+                message.body,
+                content_type=message.content_type,
+                headers=dict(message.headers),
+                delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
+                correlation_id=str(message.number),
+                message_id=message.message_id,
+                reply_to=message.reply_to,
+            ),
+            key,
+            mandatory=True,
+            timeout=_CONFIRM_SECONDS,
+        )

@@ -1,0 +1,191 @@
+"""One run: services, workers, publishers, faults; then healing, and the account."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import tempfile
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, unquote, urlsplit
+from uuid import UUID
+
+from sandbox.postgresql import PostgreSQL
+from sandbox.rabbitmq import RabbitMQ
+from task_activity_log.postgresql import migrations
+from task_activity_log.rabbitmq.topology import Topology, declare
+from tests.chaos import audit
+from tests.chaos.account import Account
+from tests.chaos.collector import Collector
+from tests.chaos.faults import Faults
+from tests.chaos.fleet import Fleet
+from tests.chaos.messages import FULL_QUEUE, REPLY_QUEUE, Author, Message
+from tests.chaos.plan import Journal, Plan
+from tests.chaos.pooler import Pooler
+from tests.chaos.publishers import QUEUE, TROUBLE, Publisher, connect, leave
+
+_SETTLE_SECONDS = 180.0
+"""How long the workers may take, after the last fault, to work off what is left."""
+_HEAL_SECONDS = 60.0
+
+
+@dataclass
+class Result:
+    """What became of a run."""
+
+    failures: list[str]
+    figures: dict[str, int]
+    journal: Journal
+    directory: Path
+    """Where the workers' logs are."""
+
+
+def run(plan: Plan, broker: RabbitMQ, database: PostgreSQL, journal: Journal) -> Result:
+    """Run `plan` on services that may be killed, on a virtual host and a database of its own."""
+    for driver in ("aio_pika", "aiormq", "asyncio"):
+        logging.getLogger(driver).setLevel(logging.CRITICAL)  # our own links are lost all the time
+    amqp_url, database_url = broker.create_vhost(), database.create_database()
+    migrations.migrate(database_url)
+    with _pooler(plan, database_url) as pooler:
+        return asyncio.run(_run(plan, broker, database, journal, amqp_url, database_url, pooler))
+
+
+@contextmanager
+def _pooler(plan: Plan, database_url: str) -> Iterator[Pooler | None]:
+    if not plan.pgbouncer:
+        yield None
+        return
+    pooler = Pooler(database_url)
+    try:
+        yield pooler
+    finally:
+        pooler.close()
+
+
+async def _run(
+    plan: Plan,
+    broker: RabbitMQ,
+    database: PostgreSQL,
+    journal: Journal,
+    amqp_url: str,
+    database_url: str,
+    pooler: Pooler | None,
+) -> Result:
+    directory = Path(tempfile.mkdtemp(prefix="task-activity-log-chaos-"))
+    journal.note(f"{plan.command()}; RabbitMQ {broker.version}, PostgreSQL {database.version}; logs in {directory}")
+    await audit.install(database_url)
+    await _declare(plan, amqp_url)
+    settings = {"WORKER_SINGLE_ACTIVE_CONSUMER": "true"} if plan.single_active else {}
+    if pooler is not None:
+        settings["WORKER_DATABASE_STATEMENT_CACHE"] = "0"
+    fleet = Fleet(plan.workers, amqp_url, pooler.url if pooler else database_url, directory, **settings)
+    sent: dict[int, Message] = {}
+
+    def note_sent(message: Message) -> None:
+        sent[message.number] = message
+
+    versions: defaultdict[UUID, int] = defaultdict(int)
+    publishers = [
+        Publisher(amqp_url, Author(plan, index, versions), plan.rate / plan.publishers, note_sent)
+        for index in range(plan.publishers)
+    ]
+    collector = Collector(amqp_url)
+    collecting = asyncio.create_task(collector.run())
+    faults = Faults(plan, journal, fleet, broker, database, database_url, pooler, lambda: _all_taken(amqp_url))
+    publishing_over = asyncio.Event()
+    try:
+        await fleet.start(journal)
+        publishing = [asyncio.create_task(publisher.run(publishing_over)) for publisher in publishers]
+        await faults.run(plan.seconds)
+        await _heal(fleet, broker, database)
+        publishing_over.set()
+        async with asyncio.timeout(_HEAL_SECONDS):
+            await asyncio.gather(*publishing)
+        journal.note(f"all healed; {len(sent)} sent, {sum(p.resent for p in publishers)} of them again")
+
+        async def account() -> Account:
+            return Account(plan, sent, collector.collected, *await audit.read(database_url))
+
+        left = await _settled(account, broker, amqp_url)
+        journal.note("not all are settled" if left else "all settled")
+        await fleet.stop()
+        journal.note(
+            f"workers stopped; {sum(w.starts for w in fleet.workers)} starts, ends by status {dict(fleet.exits)}"
+        )
+        await _quiet(collector)
+        over = await account()
+        failures = [*fleet.failures, *left, *over.failures()]
+        if back := await _count(amqp_url, QUEUE):
+            failures.append(f"{back} messages are back in the requests queue after all workers have stopped")
+    finally:
+        collecting.cancel()
+        await fleet.close()
+    return Result(failures, over.figures(), journal, directory)
+
+
+async def _declare(plan: Plan, amqp_url: str) -> None:
+    connection = await connect(amqp_url)
+    try:
+        await declare(connection, Topology(single_active_consumer=plan.single_active))
+        async with connection.channel() as channel:
+            await channel.declare_queue(REPLY_QUEUE, durable=True, arguments={"x-queue-type": "quorum"})
+            full: dict[str, Any] = {"x-queue-type": "quorum", "x-max-length": 0, "x-overflow": "reject-publish"}
+            await channel.declare_queue(FULL_QUEUE, durable=True, arguments=full)
+    finally:
+        await leave(connection)
+
+
+async def _heal(fleet: Fleet, broker: RabbitMQ, database: PostgreSQL) -> None:
+    await asyncio.to_thread(broker.ensure_running)
+    await asyncio.to_thread(database.ensure_running)
+    for worker in fleet.workers:
+        worker.send(signal.SIGCONT)
+        for proxy in (worker.amqp, worker.database):
+            proxy.delay(0)
+            proxy.resume()
+            proxy.accept()
+
+
+async def _settled(account: Callable[[], Awaitable[Account]], broker: RabbitMQ, amqp_url: str) -> list[str]:
+    """Wait until nothing is missing and the requests queue is empty; what is left after the limit."""
+    queue = f"/queues/{quote(unquote(urlsplit(amqp_url).path[1:]), safe='')}/{QUEUE}"
+    left: object = None
+    try:
+        async with asyncio.timeout(_SETTLE_SECONDS):
+            while (missing := (await account()).missing()) or left != 0:
+                await asyncio.sleep(1)
+                # Those in the hands of workers, too; the broker counts every five seconds.
+                left = (await asyncio.to_thread(broker.api, "GET", queue)).get("messages")
+    except TimeoutError:
+        return [f"after {_SETTLE_SECONDS:.0f} s without faults {len(missing)} are missing, {left} wait to be settled"]
+    return []
+
+
+async def _quiet(collector: Collector) -> None:
+    """Wait until nothing more comes in: the replies of the last drain."""
+    known = -1
+    while (now := sum(map(len, collector.collected.answers.values()))) != known:
+        known = now
+        await asyncio.sleep(1)
+
+
+async def _all_taken(amqp_url: str) -> bool:
+    try:
+        return await _count(amqp_url, QUEUE) == 0
+    except TROUBLE:
+        return False
+
+
+async def _count(amqp_url: str, name: str) -> int:
+    connection = await connect(amqp_url)
+    try:
+        async with connection.channel() as channel:
+            queue = await channel.declare_queue(name, passive=True)
+            return queue.declaration_result.message_count or 0
+    finally:
+        await leave(connection)

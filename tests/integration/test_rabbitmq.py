@@ -1,0 +1,555 @@
+"""Intake, publisher, replies and dead letters on a real RabbitMQ, held against what the ordinary driver sees."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from unittest.mock import AsyncMock
+
+import aio_pika
+import aiormq
+import pytest
+from aio_pika.abc import AbstractChannel
+from yarl import URL
+
+from sandbox.proxy import Proxy
+from task_activity_log.message import Properties
+from task_activity_log.pipeline.reply import Reply
+from task_activity_log.problem import Code, Problem, Unavailable
+from task_activity_log.rabbitmq.consumer import RabbitDelivery
+from task_activity_log.rabbitmq.dead_letters import DeadLetters
+from task_activity_log.rabbitmq.intake import Intake
+from task_activity_log.rabbitmq.link import LinkOptions, asking_the_driver
+from task_activity_log.rabbitmq.publisher import Fate, Outgoing, Publisher
+from task_activity_log.rabbitmq.replies import Replies
+from task_activity_log.rabbitmq.topology import Topology, declare
+from task_activity_log.record import Outcome
+
+TOPOLOGY = Topology()
+REPLY = Reply(
+    outcome=Outcome.INSERTED,
+    body=b"{}",
+    content_type="application/json",
+    correlation_id="c",
+    message_id="m",
+    type="task_activity_log.stored",
+    headers={"x-outcome": "inserted"},
+    reply_to=None,
+)
+
+
+@asynccontextmanager
+async def consuming(amqp_url: str, prefetch: int = 100) -> AsyncIterator[Intake]:
+    intake = Intake(LinkOptions(amqp_url), TOPOLOGY, prefetch=prefetch)
+    task = asyncio.create_task(intake.run())
+    try:
+        await intake.wait_consuming()
+        yield intake
+    finally:
+        task.cancel()
+        await asyncio.wait({task})
+
+
+@asynccontextmanager
+async def publishing(amqp_url: str) -> AsyncIterator[Publisher]:
+    publisher = Publisher(LinkOptions(amqp_url))
+    task = asyncio.create_task(publisher.run())
+    try:
+        await publisher.wait_connected()
+        yield publisher
+    finally:
+        task.cancel()
+        await asyncio.wait({task})
+
+
+@pytest.fixture
+async def driver(amqp_url: str) -> AsyncIterator[AbstractChannel]:
+    async with await aio_pika.connect(amqp_url) as connection:
+        yield await connection.channel()
+
+
+async def drain(channel: AbstractChannel, queue: str, count: int) -> list[aio_pika.abc.AbstractIncomingMessage]:
+    """The next `count` messages of a queue, in order."""
+    messages: asyncio.Queue[aio_pika.abc.AbstractIncomingMessage] = asyncio.Queue()
+    tag = await (await channel.get_queue(queue)).consume(messages.put, no_ack=True)
+    found = [await messages.get() for _ in range(count)]
+    await (await channel.get_queue(queue)).cancel(tag)
+    return found
+
+
+def to_requests(body: bytes, properties: Properties | None = None) -> Outgoing:
+    return Outgoing(TOPOLOGY.requests_exchange, "upsert", properties or Properties(), body)
+
+
+@pytest.mark.parametrize("size", [0, 1, 131_064, 131_065, 400_000])
+async def test_a_delivery_is_what_the_driver_would_deliver(amqp_url: str, driver: AbstractChannel, size: int) -> None:
+    """Bodies of no, one and several frames, and every property, arrive as they were sent by the driver."""
+    async with consuming(amqp_url) as intake:
+        body = bytes(range(256)) * (size // 256) + bytes(size % 256)
+        exchange = await driver.get_exchange(TOPOLOGY.requests_exchange)
+        await exchange.publish(
+            aio_pika.Message(
+                body,
+                content_type="application/json",
+                content_encoding="utf-8",
+                correlation_id="c",
+                reply_to="r",
+                message_id="m",
+                timestamp=1_768_165_114,
+                headers={"x-version": 7, "text": "é", "yes": True},
+            ),
+            "upsert",
+        )
+        (delivery,) = await intake.take(10)
+        assert delivery.body == body
+        assert (delivery.properties.content_type, delivery.properties.content_encoding) == ("application/json", "utf-8")
+        assert (delivery.properties.correlation_id, delivery.properties.reply_to, delivery.properties.message_id) == (
+            "c",
+            "r",
+            "m",
+        )
+        assert delivery.properties.timestamp == 1_768_165_114
+        assert delivery.properties.headers == {"x-version": 7, "text": "é", "yes": True}
+        assert delivery.properties.unreadable is None
+
+
+@pytest.mark.parametrize("size", [0, 1, 131_064, 131_065, 400_000])
+async def test_a_publish_is_what_the_driver_would_publish(amqp_url: str, driver: AbstractChannel, size: int) -> None:
+    """The driver reads what we wrote, whatever number of frames it took."""
+    body = bytes(range(256)) * (size // 256) + bytes(size % 256)
+    queue = await driver.declare_queue(exclusive=True)
+    async with publishing(amqp_url) as publisher:
+        sent = Properties(content_type="a/b", message_id="é", headers={"x-outcome": "inserted"}, delivery_mode=2)
+        assert await publisher.publish([Outgoing("", queue.name, sent, body)]) == [Fate.CONFIRMED]
+    (message,) = await drain(driver, queue.name, 1)
+    assert message.body == body
+    assert (message.content_type, message.message_id) == ("a/b", "é")
+    assert message.headers == {"x-outcome": "inserted"}
+
+
+async def test_batches_arrive_in_order_and_are_accepted_together(amqp_url: str, driver: AbstractChannel) -> None:
+    """A thousand messages, published and taken in batches, settled: none is left and none came twice."""
+    async with consuming(amqp_url, prefetch=200) as intake, publishing(amqp_url) as publisher:
+        for start in range(0, 1000, 250):
+            await publisher.publish([to_requests(b"%d" % number) for number in range(start, start + 250)])
+        taken: list[bytes] = []
+        while len(taken) < 1000:
+            batch = await intake.take(150)
+            taken += [delivery.body for delivery in batch]
+            await intake.accept(batch)
+        assert taken == [b"%d" % number for number in range(1000)]
+        assert intake.in_hand == 0
+    await until_waiting(driver, TOPOLOGY.requests_queue, 0)
+
+
+async def prove(intake: Intake, publisher: Publisher) -> None:
+    """Settle one message: from then on the consumer has its full prefetch."""
+    await publisher.publish([to_requests(b"first")])
+    await intake.accept(await intake.take(1))
+
+
+async def until_waiting(channel: AbstractChannel, queue: str, count: int) -> None:
+    """Return once that many messages are ready in a queue: a quorum queue counts some milliseconds behind."""
+    async with asyncio.timeout(60):
+        while (await channel.declare_queue(queue, passive=True)).declaration_result.message_count != count:
+            pass
+
+
+async def test_accepting_out_of_order_leaves_the_others(amqp_url: str) -> None:
+    """Acknowledging the second of three must not acknowledge the first with it."""
+    async with publishing(amqp_url) as publisher:
+        async with consuming(amqp_url) as intake:
+            await prove(intake, publisher)
+            await publisher.publish([to_requests(b"a"), to_requests(b"b"), to_requests(b"c")])
+            taken = await take_all(intake, 3)
+            await intake.accept(taken[1:2])
+            await intake.stop()
+            assert await intake.give_back() == 2
+        async with consuming(amqp_url) as intake:
+            first = await intake.take(1)
+            await intake.accept(first)
+            assert [delivery.body for delivery in (*first, *await intake.take(1))] == [b"a", b"c"]
+
+
+async def take_all(intake: Intake, count: int) -> list[RabbitDelivery]:
+    taken: list[RabbitDelivery] = []
+    while len(taken) < count:
+        taken += await intake.take(count - len(taken))
+    return taken
+
+
+async def test_stopping_gives_back_what_was_not_begun(amqp_url: str, driver: AbstractChannel) -> None:
+    """After stop and give_back every message that was not accepted is in the queue again."""
+    async with publishing(amqp_url) as publisher, consuming(amqp_url) as intake:
+        await prove(intake, publisher)
+        await publisher.publish([to_requests(b"%d" % number) for number in range(10)])
+        begun = await take_all(intake, 4)
+        await intake.stop()
+        assert await intake.take(10) == []
+        await intake.accept(begun)
+        assert await intake.give_back() == 6
+        await until_waiting(driver, TOPOLOGY.requests_queue, 6)
+
+
+async def test_a_new_consumer_has_one_message_in_hand_until_one_is_settled(amqp_url: str) -> None:
+    """If the first message kills the process, no other was in hand and none counts a failed delivery."""
+    async with publishing(amqp_url) as publisher, consuming(amqp_url, prefetch=50) as intake:
+        await publisher.publish([to_requests(b"%d" % number) for number in range(100)])
+        first = await intake.take(100)
+        assert (len(first), intake.in_hand) == (1, 1)
+        await intake.accept(first)
+        await take_all(intake, 50)
+        assert 50 <= intake.in_hand <= 51  # the old consumer may have been sent one more before it was cancelled
+
+
+async def test_a_suspicious_message_does_not_prove_the_consumer(amqp_url: str) -> None:
+    """Settling one that was twice in lost hands says nothing about the next: still one at a time."""
+    async with publishing(amqp_url) as publisher:
+        async with await aio_pika.connect(amqp_url) as connection:
+            await declare(connection, TOPOLOGY)
+        await publisher.publish([to_requests(b"%d" % number) for number in range(3)])
+        for _ in range(2):
+            async with consuming(amqp_url) as intake:
+                await intake.take(1)
+        async with consuming(amqp_url, prefetch=50) as intake:
+            (suspect,) = await intake.take(1)
+            assert (suspect.body, suspect.attempts) == (b"0", 2)
+            await intake.accept([suspect])
+            await intake.take(1)
+            assert intake.in_hand == 1
+
+
+async def test_pausing_lets_nothing_come_and_resuming_begins_with_one(amqp_url: str, driver: AbstractChannel) -> None:
+    """Everything goes back, and nothing comes before everybody has resumed; then it comes in its order."""
+    async with publishing(amqp_url) as publisher, consuming(amqp_url) as intake:
+        await prove(intake, publisher)
+        await publisher.publish([to_requests(b"%d" % number) for number in range(5)])
+        await take_all(intake, 5)
+        await intake.pause("store")
+        await intake.pause("reply")
+        assert await intake.give_back() == 5
+        assert intake.in_hand == 0
+        await intake.resume("store")
+        assert not intake.consuming
+        await until_waiting(driver, TOPOLOGY.requests_queue, 5)
+        await intake.resume("reply")
+        assert [delivery.body for delivery in await intake.take(10)] == [b"0"]
+
+
+async def test_accepting_what_was_given_back_is_late(amqp_url: str) -> None:
+    """An unknown tag would close the channel: it is not sent."""
+    late: list[int] = []
+    intake = Intake(LinkOptions(amqp_url), TOPOLOGY, prefetch=10, on_late=late.append)
+    task = asyncio.create_task(intake.run())
+    await intake.wait_consuming()
+    async with publishing(amqp_url) as publisher:
+        await publisher.publish([to_requests(b"x")])
+        taken = await intake.take(1)
+        await intake.pause("store")
+        await intake.give_back()
+        await intake.accept(taken)
+        assert late == [1]
+        await intake.resume("store")
+        await intake.accept(await intake.take(1))
+        assert intake.in_hand == 0
+    task.cancel()
+    await asyncio.wait({task})
+
+
+async def test_nothing_is_consumed_before_the_gate_opens(amqp_url: str) -> None:
+    """While the database is away no consumer is registered: restarts in an outage burn no delivery counts."""
+    gate = asyncio.Event()
+    intake = Intake(LinkOptions(amqp_url), TOPOLOGY, prefetch=10, before_consuming=gate.wait)
+    task = asyncio.create_task(intake.run())
+    async with publishing(amqp_url) as publisher:
+        while intake.connected_since is None:
+            await asyncio.sleep(0.01)
+        assert not intake.consuming
+        gate.set()
+        await intake.wait_consuming()
+        await publisher.publish([to_requests(b"x")])
+        assert [delivery.attempts for delivery in await intake.take(1)] == [0]
+    task.cancel()
+    await asyncio.wait({task})
+
+
+async def test_a_cancelled_consumer_consumes_again(amqp_url: str, driver: AbstractChannel) -> None:
+    """The queue is deleted under the consumer: it is declared and consumed again."""
+    async with consuming(amqp_url) as intake, publishing(amqp_url) as publisher:
+        await driver.queue_delete(TOPOLOGY.requests_queue)
+        await intake.wait_lost()
+        await intake.wait_consuming()
+        await publisher.publish([to_requests(b"again")])
+        assert [delivery.body for delivery in await intake.take(1)] == [b"again"]
+
+
+async def test_accepting_after_the_link_was_lost_is_late_not_an_error(amqp_url: str, driver: AbstractChannel) -> None:
+    """Tags die with their channel: the message comes again."""
+    late: list[int] = []
+    intake = Intake(LinkOptions(amqp_url), TOPOLOGY, prefetch=10, on_late=late.append)
+    task = asyncio.create_task(intake.run())
+    await intake.wait_consuming()
+    async with publishing(amqp_url) as publisher:
+        await publisher.publish([to_requests(b"x")])
+        taken = await intake.take(1)
+        await driver.queue_delete(TOPOLOGY.requests_queue)
+        await intake.wait_lost()
+        await intake.accept(taken)
+    assert late == [1]
+    task.cancel()
+    await asyncio.wait({task})
+
+
+async def test_a_returned_message_is_told_from_its_neighbours(amqp_url: str, driver: AbstractChannel) -> None:
+    """Of two messages with one message_id the one without a queue is returned, the other confirmed."""
+    queue = await driver.declare_queue(exclusive=True)
+    same = Properties(message_id="m")
+    async with publishing(amqp_url) as publisher:
+        fates = await publisher.publish(
+            [Outgoing("", "nowhere", same, b"1"), Outgoing("", queue.name, same, b"2"), Outgoing("", "no", same, b"3")]
+        )
+    assert fates == [Fate.RETURNED, Fate.CONFIRMED, Fate.RETURNED]
+
+
+async def test_a_nacked_message_is_refused(amqp_url: str, driver: AbstractChannel) -> None:
+    """A queue that is full and rejects publishes nacks; the neighbour in the other queue is confirmed."""
+    full = await driver.declare_queue(exclusive=True, arguments={"x-max-length": 1, "x-overflow": "reject-publish"})
+    free = await driver.declare_queue(exclusive=True)
+    async with publishing(amqp_url) as publisher:
+        assert await publisher.publish([Outgoing("", full.name, Properties(), b"")]) == [Fate.CONFIRMED]
+        fates = await publisher.publish([Outgoing("", name, Properties(), b"") for name in (full.name, free.name)])
+    assert fates == [Fate.REFUSED, Fate.CONFIRMED]
+
+
+async def test_a_closed_channel_ends_the_wait_and_is_rebuilt(amqp_url: str, driver: AbstractChannel) -> None:
+    """An exchange that does not exist closes the channel: the publisher says so, and publishes again later."""
+    queue = await driver.declare_queue(exclusive=True)
+    async with publishing(amqp_url) as publisher:
+        with pytest.raises(Unavailable):
+            await publisher.publish([Outgoing("no such exchange", "", Properties(), b"")])
+        await publisher.wait_connected()
+        assert await publisher.publish([Outgoing("", queue.name, Properties(), b"")]) == [Fate.CONFIRMED]
+
+
+async def test_a_cancelled_publish_does_not_confuse_the_next(amqp_url: str, driver: AbstractChannel) -> None:
+    """Cut off in the middle, the sequence numbers are not known any more: a new channel counts from one."""
+    queue = await driver.declare_queue(exclusive=True)
+    async with publishing(amqp_url) as publisher:
+        messages = [Outgoing("", queue.name, Properties(), b"x" * 1000)] * 200
+        cut_off = asyncio.create_task(publisher.publish(messages))
+        await asyncio.sleep(0)
+        cut_off.cancel()
+        await asyncio.wait({cut_off})
+        await publisher.wait_lost()
+        await publisher.wait_connected()
+        assert await publisher.publish(messages) == [Fate.CONFIRMED] * 200
+
+
+async def test_replies_go_to_reply_to_or_the_exchange(amqp_url: str, driver: AbstractChannel) -> None:
+    """With reply_to there alone, without one to the replies exchange, with every property of the contract."""
+    mine = await driver.declare_queue(exclusive=True)
+    async with consuming(amqp_url), publishing(amqp_url) as publisher:
+        await Replies(publisher, TOPOLOGY).publish([replace(REPLY, reply_to=mine.name), REPLY])
+    (direct,) = await drain(driver, mine.name, 1)
+    (shared,) = await drain(driver, TOPOLOGY.replies_queue, 1)
+    for message in (direct, shared):
+        assert (message.content_type, message.correlation_id, message.message_id) == (
+            "application/json",
+            "c",
+            "m",
+        )
+        assert (message.type, message.app_id) == ("task_activity_log.stored", "task-activity-log-worker")
+        assert message.delivery_mode == aio_pika.DeliveryMode.PERSISTENT
+        assert message.properties.timestamp is not None
+        assert message.headers == {"x-outcome": "inserted"}
+    assert shared.routing_key == "stored.inserted"
+
+
+async def test_a_reply_to_that_is_gone_is_given_up(amqp_url: str, driver: AbstractChannel) -> None:
+    """It is counted, and the next reply is published all the same."""
+    given_up: list[str] = []
+    async with consuming(amqp_url), publishing(amqp_url) as publisher:
+        replies = Replies(publisher, TOPOLOGY, on_given_up=given_up.append)
+        await replies.publish([replace(REPLY, reply_to="gone"), REPLY])
+    assert given_up == ["returned"]
+    assert len(await drain(driver, TOPOLOGY.replies_queue, 1)) == 1
+
+
+@pytest.mark.parametrize("reply_to", [TOPOLOGY.requests_queue, TOPOLOGY.dead_letters_queue, "not-allowed"])
+async def test_a_reply_to_that_is_not_allowed_counts_as_absent(
+    amqp_url: str, driver: AbstractChannel, reply_to: str
+) -> None:
+    """One of our own queues would be a loop or a forged reply; the reply goes to the exchange."""
+    given_up: list[str] = []
+    async with consuming(amqp_url), publishing(amqp_url) as publisher:
+        replies = Replies(publisher, TOPOLOGY, reply_to_allowed=("app.*", "task*"), on_given_up=given_up.append)
+        await replies.publish([replace(REPLY, reply_to=reply_to)])
+    assert given_up == ["not_allowed"]
+    assert len(await drain(driver, TOPOLOGY.replies_queue, 1)) == 1
+
+
+async def test_direct_reply_to_is_answered(amqp_url: str, driver: AbstractChannel) -> None:
+    """RabbitMQ returns mandatory messages to amq.rabbitmq.reply-to although it delivers them: ours arrives once."""
+    answers: asyncio.Queue[aio_pika.abc.AbstractIncomingMessage] = asyncio.Queue()
+    given_up: list[str] = []
+    direct = await driver.get_queue("amq.rabbitmq.reply-to", ensure=False)
+    await direct.consume(answers.put, no_ack=True)
+    async with consuming(amqp_url) as intake, publishing(amqp_url) as publisher:
+        exchange = await driver.get_exchange(TOPOLOGY.requests_exchange)
+        await exchange.publish(aio_pika.Message(b"", reply_to="amq.rabbitmq.reply-to"), "upsert")
+        (delivery,) = await intake.take(1)
+        replies = Replies(publisher, TOPOLOGY, on_given_up=given_up.append)
+        await replies.publish([replace(REPLY, reply_to=delivery.properties.reply_to)])
+        assert (await answers.get()).body == b"{}"
+    assert given_up == []
+
+
+async def test_replies_without_a_queue_are_held(amqp_url: str, driver: AbstractChannel) -> None:
+    """The worker's own exchange leads nowhere: nothing is given up."""
+    async with consuming(amqp_url), publishing(amqp_url) as publisher:
+        await driver.queue_delete(TOPOLOGY.replies_queue)
+        with pytest.raises(Unavailable, match="returned"):
+            await Replies(publisher, TOPOLOGY).publish([REPLY])
+
+
+async def test_a_dead_letter_is_the_original_with_the_reason(amqp_url: str, driver: AbstractChannel) -> None:
+    """Body, properties and headers are kept; what the broker would act on is moved aside; the reason is added."""
+    user = URL(amqp_url).user
+    async with consuming(amqp_url) as intake, publishing(amqp_url) as publisher:
+        exchange = await driver.get_exchange(TOPOLOGY.requests_exchange)
+        await exchange.publish(
+            aio_pika.Message(
+                b"\xff\0body",
+                content_type="text/plain",
+                message_id="m",
+                reply_to="r",
+                user_id=user,
+                expiration=60,
+                priority=3,
+                headers={"mine": 1, "BCC": ["elsewhere"], "x-error-code": "old", "x-first-seen": "earlier"},
+            ),
+            "upsert",
+        )
+        (delivery,) = await intake.take(1)
+        problem = Problem(Code.UNSUPPORTED_MEDIA_TYPE, "é" * 600)
+        await DeadLetters(publisher, TOPOLOGY.dead_letters_queue).keep([(delivery, problem)])
+    (kept,) = await drain(driver, TOPOLOGY.dead_letters_queue, 1)
+    assert kept.body == b"\xff\0body"
+    assert (kept.content_type, kept.message_id, kept.reply_to, kept.priority) == ("text/plain", "m", "r", 3)
+    assert (kept.user_id, kept.expiration) == (None, None)
+    assert kept.delivery_mode == aio_pika.DeliveryMode.PERSISTENT
+    assert kept.headers == {
+        "mine": 1,
+        "x-error-code": "unsupported_media_type",
+        "x-error-detail": "é" * 500,
+        "x-original-user-id": user,
+        "x-original-expiration": "60000",
+        "x-first-seen": "earlier",
+    }
+
+
+async def test_headers_that_would_not_fit_are_left_out(amqp_url: str, driver: AbstractChannel) -> None:
+    """A publisher's headers near the frame limit and ours together would not fit one frame."""
+    async with consuming(amqp_url) as intake, publishing(amqp_url) as publisher:
+        exchange = await driver.get_exchange(TOPOLOGY.requests_exchange)
+        await exchange.publish(aio_pika.Message(b"", headers={"large": "x" * 130_500}), "upsert")
+        (delivery,) = await intake.take(1)
+        await DeadLetters(publisher, TOPOLOGY.dead_letters_queue).keep([(delivery, Problem(Code.EMPTY_BODY, "d"))])
+    (kept,) = await drain(driver, TOPOLOGY.dead_letters_queue, 1)
+    assert kept.headers["x-headers-dropped"] is True
+    assert "large" not in kept.headers
+    assert kept.headers["x-error-code"] == "empty_body"
+
+
+async def test_a_queue_with_other_arguments_is_used_as_it_is(amqp_url: str, driver: AbstractChannel) -> None:
+    """A classic queue under our name: one warning that names the argument, and messages flow."""
+    await driver.declare_queue(TOPOLOGY.requests_queue, durable=True)
+    async with consuming(amqp_url) as intake, publishing(amqp_url) as publisher:
+        await publisher.publish([to_requests(b"x")])
+        assert len(await intake.take(1)) == 1
+
+
+async def test_checked_topology_declares_nothing(amqp_url: str, driver: AbstractChannel) -> None:
+    """Where operators own the queues a missing one is reported, and consumed once it is there."""
+    intake = Intake(LinkOptions(amqp_url), TOPOLOGY, prefetch=1, declare_topology=False)
+    task = asyncio.create_task(intake.run())
+    for name, kind in TOPOLOGY.exchanges().items():
+        await driver.declare_exchange(name, kind, durable=True)
+    for name, arguments in TOPOLOGY.queues().items():
+        await driver.declare_queue(name, durable=True, arguments=arguments)
+    await intake.wait_consuming()
+    task.cancel()
+    await asyncio.wait({task})
+
+
+async def test_a_driver_that_ends_a_call_with_its_own_cancellation_has_lost_the_connection(
+    amqp_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It does when its reader is cancelled meanwhile. It is no cancellation of ours: the link is rebuilt, nothing ends."""
+    calls = 0
+    consume = aiormq.Channel.basic_consume
+
+    async def cancelled_once(*arguments: object, **options: object) -> object:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise asyncio.CancelledError
+        return await consume(*arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(aiormq.Channel, "basic_consume", cancelled_once)
+    async with publishing(amqp_url) as publisher, consuming(amqp_url) as intake:
+        monkeypatch.setattr(aiormq.Channel, "basic_qos", AsyncMock(side_effect=asyncio.CancelledError))
+        await publisher.publish([to_requests(b"first")])
+        await intake.accept(await intake.take(1))  # proving the consumer meets it, too
+    assert calls == 2
+
+
+async def test_our_own_cancellation_stays_one() -> None:
+    """A task that is cancelled while it waits for the driver ends as cancelled."""
+
+    async def ask() -> None:
+        with asking_the_driver():
+            await asyncio.Event().wait()
+
+    asking = asyncio.create_task(ask())
+    await asyncio.sleep(0)
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+
+
+async def test_the_first_message_of_a_consumer_may_wait_for_its_reply(amqp_url: str) -> None:
+    """Vouched for it proves the consumer, though it stays in hand; all come again in order when they are given back."""
+    async with publishing(amqp_url) as publisher, consuming(amqp_url, prefetch=10) as intake:
+        await publisher.publish([to_requests(b"%d" % number) for number in range(5)])
+        first = await intake.take(10)
+        await intake.vouch(first)
+        rest = await take_all(intake, 4)
+        await intake.accept(rest)
+        assert intake.in_hand == 1
+        await intake.accept(first)
+        assert intake.in_hand == 0
+
+
+async def test_a_blocked_publisher_keeps_its_channel(amqp_url: str, driver: AbstractChannel) -> None:
+    """While the alarm lasts nothing more is written; what was written when it came is taken when it is over."""
+    queue = await driver.declare_queue(exclusive=True)
+    async with Proxy.to(amqp_url) as proxy:
+        publisher = Publisher(LinkOptions(proxy.url), confirm_timeout_seconds=0.2)
+        task = asyncio.create_task(publisher.run())
+        await publisher.wait_connected()
+        proxy.hold()
+        assert publisher._tap is not None
+        first = asyncio.create_task(publisher.publish([Outgoing("", queue.name, Properties(), b"1")]))
+        await asyncio.sleep(0)
+        publisher._tap.blocked = "disk"
+        with pytest.raises(Unavailable, match="blocks publishers"):
+            await first
+        with pytest.raises(Unavailable, match="blocks publishers"):
+            await publisher.publish([Outgoing("", queue.name, Properties(), b"not sent")])
+        proxy.resume()
+        publisher._tap.blocked = None
+        assert await publisher.publish([Outgoing("", queue.name, Properties(), b"2")]) == [Fate.CONFIRMED]
+    assert [message.body for message in await drain(driver, queue.name, 2)] == [b"1", b"2"]
+    task.cancel()
+    await asyncio.wait({task})

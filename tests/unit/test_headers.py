@@ -1,0 +1,220 @@
+"""Content headers: what is read is what the driver's library reads, and what it chokes on is read around."""
+
+import struct
+from datetime import UTC, datetime
+from decimal import Decimal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pamqp.commands import Basic
+from pamqp.header import ContentHeader
+
+from task_activity_log.message import Properties
+from task_activity_log.rabbitmq.headers import decode, encode, encode_header, raw_headers
+
+short = st.text(max_size=40).filter(lambda text: len(text.encode()) <= 255)
+integers = st.integers(-(2**63), 2**63 - 1)
+
+
+def by_the_library(properties: Basic.Properties, size: int = 0) -> bytes:
+    return ContentHeader(body_size=size, properties=properties).marshal()
+
+
+@given(
+    content_type=st.none() | short,
+    correlation_id=st.none() | short,
+    reply_to=st.none() | short,
+    message_id=st.none() | short,
+    priority=st.none() | st.integers(0, 255),
+    seconds=st.none() | st.integers(1, 2**32 - 1),
+    headers=st.dictionaries(short, st.booleans() | integers | short, max_size=5),
+)
+def test_what_the_library_writes_is_read(
+    content_type: str | None,
+    correlation_id: str | None,
+    reply_to: str | None,
+    message_id: str | None,
+    priority: int | None,
+    seconds: int | None,
+    headers: dict[str, object],
+) -> None:
+    """Every property that pamqp writes comes back as it was."""
+    written = by_the_library(
+        Basic.Properties(
+            content_type=content_type,
+            correlation_id=correlation_id,
+            reply_to=reply_to,
+            message_id=message_id,
+            priority=priority,
+            timestamp=None if seconds is None else datetime.fromtimestamp(seconds, UTC),
+            headers=headers,  # type: ignore[arg-type]
+        )
+    )
+    found = decode(written)
+    # pamqp leaves empty strings out.
+    assert (found.content_type or None) == (content_type or None)
+    assert (found.correlation_id or None) == (correlation_id or None)
+    assert (found.reply_to or None) == (reply_to or None)
+    assert (found.message_id or None) == (message_id or None)
+    assert found.priority == priority
+    assert found.timestamp == seconds
+    assert found.headers == headers
+    assert found.unreadable is None
+
+
+@given(
+    message_id=st.none() | short,
+    seconds=st.none() | st.integers(0, 2**32 - 1),
+    size=st.integers(0, 2**40),
+    headers=st.dictionaries(short, st.booleans() | integers | short, max_size=5),
+)
+def test_what_we_write_is_read_by_the_library(
+    message_id: str | None, seconds: int | None, size: int, headers: dict[str, object]
+) -> None:
+    """pamqp reads every property that we write."""
+    header = ContentHeader()
+    header.unmarshal(encode(Properties(message_id=message_id, timestamp=seconds, headers=headers), size))
+    assert header.body_size == size
+    assert header.properties.message_id == message_id
+    assert header.properties.headers == (headers or None)
+    assert header.properties.timestamp == (None if seconds is None else datetime.fromtimestamp(seconds, UTC))
+
+
+@given(payload=st.binary(min_size=14, max_size=400))
+def test_no_bytes_raise(payload: bytes) -> None:
+    """Whatever a content header holds, decoding returns: the connection of every other message hangs on it."""
+    decode(payload)
+
+
+def header_of(flags: int, values: bytes) -> bytes:
+    return struct.pack(">HHQH", 60, 0, 0, flags) + values
+
+
+def test_a_string_that_is_not_utf8_is_left_out_and_named() -> None:
+    """A Latin-1 correlation_id does not hide the message_id behind it."""
+    found = decode(header_of(1 << 10 | 1 << 7, b"\x03caf\x03abc".replace(b"\x03caf", b"\x04caf\xe9")))
+    assert found.correlation_id is None
+    assert found.message_id == "abc"
+    assert found.unreadable == "correlation_id is not UTF-8"
+
+
+@pytest.mark.parametrize(
+    "instant",
+    [639_000_000_000_000_000, 1_768_165_114_720_383, 2**64 - 1],
+    ids=["dotnet_ticks", "microseconds", "largest"],
+)
+def test_a_timestamp_out_of_range_is_left_out_and_named(instant: int) -> None:
+    """Neither .NET ticks nor microseconds are seconds or milliseconds of this era."""
+    found = decode(header_of(1 << 6, instant.to_bytes(8, "big")))
+    assert found.timestamp is None
+    assert found.unreadable == "timestamp is out of range"
+
+
+def table(*entries: bytes) -> bytes:
+    body = b"".join(entries)
+    return header_of(1 << 13, len(body).to_bytes(4, "big") + body)
+
+
+@pytest.mark.parametrize(
+    ("entry", "value"),
+    [
+        (b"\x01at\x01", True),
+        (b"\x01ab\xff", -1),
+        (b"\x01aB\xff", 255),
+        (b"\x01as\xff\xfe", -2),
+        (b"\x01au\xff\xfe", 65534),
+        (b"\x01aI\xff\xff\xff\xff", -1),
+        (b"\x01ai\xff\xff\xff\xff", 2**32 - 1),
+        (b"\x01al" + b"\xff" * 8, -1),
+        (b"\x01at\0", False),
+        (b"\x01aL" + b"\xff" * 8, -1),
+        (b"\x01aT" + (7).to_bytes(8, "big"), 7),
+        (b"\x01aD\x02\0\0\x04\xd2", Decimal("12.34")),
+        (b"\x01aD\0\xff\xff\xff\xff", Decimal(-1)),
+        (b"\x01aA\0\0\0\x02t\x01", b"t\x01"),
+        (b"\x01aS\0\0\x01\0" + b"x" * 256, "x" * 256),
+        (b"\x01ad" + struct.pack(">d", 1.5), 1.5),
+        (b"\x01af" + struct.pack(">f", 0.5), 0.5),
+        (b"\x01aV", None),
+        (b"\x01aS\0\0\0\x02hi", "hi"),
+        (b"\x01aS\0\0\0\x02\xff\xfe", b"\xff\xfe"),
+        (b"\x01ax\0\0\0\x01\x00", b"\0"),
+        (b"\x01aF\0\0\0\x00", b""),
+    ],
+)
+def test_every_field_type_is_read(entry: bytes, value: object) -> None:
+    """The types of RabbitMQ's tables; a byte[] header of .NET (a long string that is no text) is a value too."""
+    found = decode(table(entry, b"\x04nextt\x01"))
+    assert found.headers == {"a": value, "next": True}
+    assert found.unreadable is None
+
+
+def test_a_header_name_that_is_not_utf8_is_left_out_and_named() -> None:
+    """Its neighbours are read."""
+    found = decode(table(b"\x01\xfft\x01", b"\x01bt\x01"))
+    assert found.headers == {"b": True}
+    assert found.unreadable == "the name of a header is not UTF-8"
+
+
+def test_a_header_timestamp_out_of_range_is_left_out_and_named() -> None:
+    """As for the timestamp property."""
+    found = decode(table(b"\x01aT" + (2**63).to_bytes(8, "big"), b"\x01bt\x01"))
+    assert found.headers == {"b": True}
+    assert found.unreadable is not None
+
+
+def test_the_last_instant_is_read() -> None:
+    """The end of the year 9999 in milliseconds; a millisecond later is out of range."""
+    for late, unreadable in ((0, None), (1, "timestamp is out of range")):
+        instant = (253_402_300_799_999 + late).to_bytes(8, "big")
+        assert decode(header_of(1 << 6, instant)).unreadable == unreadable
+        found = decode(table(b"\x01aT" + instant))
+        assert found.headers == ({} if late else {"a": 253_402_300_799_999})
+        assert (found.unreadable is None) is (unreadable is None)
+
+
+@pytest.mark.parametrize("entry", [b"\x01aS\0\0\0\x02x", b"\x01al\0", b"\x01a", b"\x09a", b"\x01a?\0"])
+def test_a_table_that_is_cut_short_or_of_unknown_types_is_named(entry: bytes) -> None:
+    """What comes before is read."""
+    found = decode(table(b"\x01bt\x01", entry))
+    assert found.headers == {"b": True}
+    assert found.unreadable == "the header table is not well-formed"
+    assert raw_headers(found.table) == [(b"b", b"\x01bt\x01")]
+
+
+@pytest.mark.parametrize(
+    ("value", "written"),
+    [
+        (True, b"\x01at\x01"),
+        (False, b"\x01at\0"),
+        (-1, b"\x01al" + b"\xff" * 8),
+        ("é", b"\x01aS\0\0\0\x02\xc3\xa9"),
+    ],
+)
+def test_headers_are_written_with_their_types(value: object, written: bytes) -> None:
+    """A boolean is no integer, though Python takes it for one."""
+    assert encode_header(("a", value)) == written
+
+
+def test_deep_nesting_costs_nothing() -> None:
+    """Tables in tables are not descended into."""
+    nested = b""
+    for _ in range(20_000):
+        nested = b"\x01aF" + len(nested).to_bytes(4, "big") + nested
+        if len(nested) > 100_000:
+            break
+    assert set(decode(table(nested)).headers) == {"a"}
+
+
+def test_raw_entries_are_the_bytes_as_sent() -> None:
+    """A dead-letter copy carries headers byte for byte, with their types."""
+    entries = (b"\x01as\0\x01", b"\x02bbS\0\0\0\x01x")
+    assert raw_headers(decode(table(*entries)).table) == [(b"a", entries[0]), (b"bb", entries[1])]
+
+
+def test_ours_follow_the_copied_ones() -> None:
+    """A table given as bytes comes before the headers given as values."""
+    found = decode(encode(Properties(table=b"\x01as\0\x01", headers={"b": "x"}), 0))
+    assert found.headers == {"a": 1, "b": "x"}
+    assert found.table == b"\x01as\0\x01" + encode_header(("b", "x"))

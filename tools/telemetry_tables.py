@@ -1,0 +1,55 @@
+"""Writes the tables of docs/telemetry.md, between their markers; with --check only says whether they are current."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from task_activity_log.telemetry.names import EVENTS, METRICS, SPANS
+
+DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "telemetry.md"
+
+
+def metrics() -> Iterator[str]:
+    """The metrics as a Markdown table."""
+    yield from ("| metric | kind | labels | meaning |", "| --- | --- | --- | --- |")
+    for name, metric in METRICS.items():
+        labels = "; ".join(
+            f"`{label}`: {', '.join(values)}" if values else f"`{label}`" for label, values in metric.labels.items()
+        )
+        yield f"| `{name}` | {metric.kind} | {labels} | {metric.help} |"
+
+
+def events() -> Iterator[str]:
+    """The log events as a Markdown table."""
+    yield from ("| event | level | fields | meaning |", "| --- | --- | --- | --- |")
+    for name, event in EVENTS.items():
+        yield f"| `{name}` | {event.level} | {', '.join(f'`{field}`' for field in event.fields)} | {event.meaning} |"
+
+
+def spans() -> Iterator[str]:
+    """The spans as a Markdown table."""
+    yield from ("| span | kind | meaning |", "| --- | --- | --- |")
+    for name, span in SPANS.items():
+        yield f"| `{name}` | {span.kind} | {span.meaning} |"
+
+
+def main() -> int:
+    """Rewrite the tables, or check them."""
+    text = fresh = DOCUMENT.read_text(encoding="utf-8")
+    for table in (metrics, events, spans):
+        begin, end = f"<!-- {table.__name__}: begin (make docs) -->", f"<!-- {table.__name__}: end -->"
+        block = "\n".join((begin, "", *table(), "", end))
+        fresh = re.sub(f"{re.escape(begin)}.*?{re.escape(end)}", block.replace("\\", r"\\"), fresh, flags=re.DOTALL)
+    if "--check" in sys.argv:
+        if fresh != text:
+            sys.stderr.write("docs/telemetry.md: the tables are not current; run `make docs`\n")
+        return int(fresh != text)
+    DOCUMENT.write_text(fresh, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
