@@ -138,7 +138,7 @@ async def test_a_context_that_is_none_begins_a_trace(parent: object) -> None:
     """Whatever publishers write there."""
     traced = Traced()
     delivery = upsert()
-    object.__setattr__(delivery, "headers", {"traceparent": parent})
+    delivery.properties.headers = {"traceparent": parent}
     await traced.work(delivery)
     [span] = traced.spans("process requests")
     assert span.parent is None
