@@ -1,23 +1,25 @@
-"""Writes the table of settings into README.md, between its markers; with --check only says whether it is current."""
+"""Writes the table of settings into docs/settings.md; with --check it only reports whether the table is current."""
 
 from __future__ import annotations
 
+import inspect
 import re
 import sys
 from pathlib import Path
 from typing import Any, get_args
 
-from task_activity_log.settings import Settings, variable
+from task_activity_log.settings import Settings, load, variable
 
-README = Path(__file__).parent.parent / "README.md"
+DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "settings.md"
 BEGIN, END = "<!-- settings: begin (make docs) -->", "<!-- settings: end -->"
 
 
 def table() -> str:
     """The settings as a Markdown table."""
-    rows = ["| variable | default | what it does |", "| --- | --- | --- |"]
+    required = inspect.signature(load).parameters["needed"].default
+    rows = ["| variable | default | meaning |", "| --- | --- | --- |"]
     for name, field in Settings.model_fields.items():
-        default = "(needed)" if field.is_required() else "" if field.default is None else f"`{_shown(field.default)}`"
+        default = "(required)" if name in required else "" if field.default is None else f"`{_shown(field.default)}`"
         choices = ", ".join(f"`{choice}`" for choice in get_args(field.annotation) if isinstance(choice, str))
         text = f"{field.description} One of {choices}." if choices else field.description
         rows.append(f"| `{variable(name)}` | {default} | {text} |")
@@ -32,13 +34,14 @@ def _shown(value: Any) -> str:
 
 def main() -> int:
     """Rewrite the table, or check it."""
-    text = README.read_text(encoding="utf-8")
-    fresh = re.sub(f"{re.escape(BEGIN)}.*?{re.escape(END)}", f"{BEGIN}\n\n{table()}\n\n{END}", text, flags=re.DOTALL)
+    text = DOCUMENT.read_text(encoding="utf-8")
+    block = f"{BEGIN}\n\n{table()}\n\n{END}"
+    fresh = re.sub(f"{re.escape(BEGIN)}.*?{re.escape(END)}", block.replace("\\", r"\\"), text, flags=re.DOTALL)
     if "--check" in sys.argv:
         if fresh != text:
-            sys.stderr.write("README.md: the table of settings is not current; run `make docs`\n")
+            sys.stderr.write("docs/settings.md: the table of settings is not current; run `make docs`\n")
         return int(fresh != text)
-    README.write_text(fresh, encoding="utf-8")
+    DOCUMENT.write_text(fresh, encoding="utf-8")
     return 0
 
 

@@ -71,10 +71,10 @@ def test_the_dashboard_asks_four_questions_in_order_and_explains_its_answers() -
     """Whoever looks at night reads from the top; each panel says what it means."""
     panels = json.loads(queries.DASHBOARD.read_text(encoding="utf-8"))["panels"]
     assert [panel["title"] for panel in panels if panel["type"] == "row"] == [
-        "Is it well?",
+        "Is it healthy?",
         "Is it keeping up?",
-        "What is it refusing?",
-        "Where is the time?",
+        "What does it reject?",
+        "Where does the time go?",
     ]
     assert [panel["title"] for panel in panels if panel["type"] != "row" and not panel["description"]] == []
     assert len({panel["id"] for panel in panels}) == len(panels)
