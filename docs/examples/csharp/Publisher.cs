@@ -9,7 +9,7 @@ using RabbitMQ.Client.Exceptions;
 
 namespace TaskActivityLogs
 {
-    /// <summary>What the worker said to one request: the record as it is stored now, or why it was rejected.</summary>
+    /// <summary>The answer to one request: the record as it is stored now, or why the request was rejected.</summary>
     public class Answer
     {
         public TaskActivityLog Record;
@@ -23,18 +23,18 @@ namespace TaskActivityLogs
 
         public Publisher(Uri broker)
         {
-            // No automatic recovery: what was under way is sent again from here, with a new queue for its answers.
+            // No automatic recovery: PublishAsync sends unanswered upserts again, with a new queue for their answers.
             factory = new ConnectionFactory { Uri = broker, AutomaticRecoveryEnabled = false };
         }
 
         /// <summary>
-        /// Send upserts and return their answers, both by message_id; some hundreds at a time.
+        /// Send upserts and return their answers, both keyed by message_id; a few hundred at a time.
         ///
-        /// Make the message_id when you make the change, one for each, and keep the two together until the answer is
-        /// there. Sent again under the same message_id, after a lost connection or a restart, an upsert is not applied
+        /// Create one message_id per change, together with the change, and keep both until the answer has arrived. An
+        /// upsert that is sent again with the same message_id, after a lost connection or a restart, is not applied
         /// twice: the answer is then the record as it is stored now.
         /// </summary>
-        /// <exception cref="PublishException">The broker does not take one, or has no queue for it.</exception>
+        /// <exception cref="PublishException">The broker refuses an upsert, or has no queue for it.</exception>
         public async Task<IDictionary<string, Answer>> PublishAsync(IDictionary<string, TaskActivityLog> upserts)
         {
             var answers = new ConcurrentDictionary<string, Answer>();
@@ -57,7 +57,7 @@ namespace TaskActivityLogs
         private async Task ExchangeAsync(
             ICollection<KeyValuePair<string, TaskActivityLog>> upserts, ConcurrentDictionary<string, Answer> answers)
         {
-            // Each publish returns when the broker has confirmed it, and throws when it is refused or returned.
+            // Each publish returns once the broker has confirmed it, and throws if it is refused or returned.
             var confirming = new CreateChannelOptions(
                 publisherConfirmationsEnabled: true, publisherConfirmationTrackingEnabled: true);
             using (var connection = await factory.CreateConnectionAsync())
@@ -71,7 +71,7 @@ namespace TaskActivityLogs
                     return Task.CompletedTask;
                 };
 
-                var replies = await channel.QueueDeclareAsync(); // exclusive, and gone with the connection
+                var replies = await channel.QueueDeclareAsync(); // exclusive: deleted when the connection closes
                 var consumer = new AsyncEventingBasicConsumer(channel);
                 consumer.ReceivedAsync += (sender, reply) =>
                 {
@@ -110,7 +110,7 @@ namespace TaskActivityLogs
         private static Answer Read(BasicDeliverEventArgs reply)
         {
             var contentType = reply.BasicProperties.ContentType;
-            var body = reply.Body.ToArray(); // the memory is the client's own once this returns
+            var body = reply.Body.ToArray(); // a copy: the client reuses the memory after this method returns
             return reply.BasicProperties.Type == "task_activity_log.stored"
                 ? new Answer { Record = Body.ReadRecord(contentType, body) }
                 : new Answer { Problem = Body.ReadProblem(contentType, body) };

@@ -7,25 +7,25 @@ using RabbitMQ.Client.Events;
 namespace TaskActivityLogs
 {
     /// <summary>
-    /// Where a subscriber keeps what it is told. What is written has to be durable when the task is done: the message
-    /// is acknowledged then. Both may be told the same more than once.
+    /// Where a subscriber stores what it receives. The data must be durable when the task completes, because the message is
+    /// acknowledged then. Both methods may receive the same content more than once.
     /// </summary>
     public interface ICopies
     {
         /// <summary>
-        /// Keep the record if none is kept under its id, or one whose ModifiedDateUtc is not later; in one statement:
+        /// Store the record if there is none with its id, or one whose ModifiedDateUtc is not later; in one statement:
         /// INSERT … ON CONFLICT (id) DO UPDATE … WHERE excluded.modified_dateutc >= copies.modified_dateutc.
         ///
-        /// ModifiedDateUtc grows with each write of a record, and replies can come again or late. In JSON it has
-        /// microseconds, in XML milliseconds: where your publishers send both, compare with milliseconds.
+        /// ModifiedDateUtc grows with each write of a record, and replies can be repeated or late. It has microseconds in
+        /// JSON and milliseconds in XML: if your publishers send both, compare milliseconds.
         /// </summary>
         Task KeepIfNotOlderAsync(TaskActivityLog record);
 
-        /// <summary>Keep the problem, once for each messageId, which repeats of a reply share.</summary>
+        /// <summary>Store the problem once per messageId; repeats of a reply have the same one.</summary>
         Task KeepAsync(string messageId, string correlationId, Problem problem);
     }
 
-    /// <summary>Follows the replies queue. RabbitMQ.Client 7, which reconnects by itself and consumes again.</summary>
+    /// <summary>Consumes the replies queue. RabbitMQ.Client 7 reconnects and consumes again by itself.</summary>
     public static class Subscriber
     {
         public static async Task RunAsync(Uri broker, ICopies copies, CancellationToken stop)
@@ -44,7 +44,7 @@ namespace TaskActivityLogs
                     }
                     catch (Exception error)
                     {
-                        Console.Error.WriteLine("not handled, to be tried again: " + error.Message);
+                        Console.Error.WriteLine("not handled, will be tried again: " + error.Message);
                         await Task.Delay(1000);
                         await channel.BasicNackAsync(reply.DeliveryTag, multiple: false, requeue: true);
                     }

@@ -9,14 +9,14 @@ using Newtonsoft.Json;
 namespace TaskActivityLogs
 {
     /// <summary>
-    /// A task_activity_log, as it is asked for and as it is answered. The attributes serve Newtonsoft.Json,
-    /// DataContractSerializer and XmlSerializer alike. The XML of a reply has no namespace.
+    /// A task_activity_log, in requests and in replies. The attributes work with Newtonsoft.Json,
+    /// DataContractSerializer and XmlSerializer. The XML of a reply has no namespace.
     /// </summary>
     [DataContract(Name = "task_activity_log", Namespace = "")]
     [XmlRoot("task_activity_log")]
     public class TaskActivityLog
     {
-        /// <summary>Never Guid.Empty: that is rejected.</summary>
+        /// <summary>Required. Guid.Empty is rejected.</summary>
         [DataMember(Name = "id"), XmlElement("id")]
         public Guid Id { get; set; }
 
@@ -39,8 +39,8 @@ namespace TaskActivityLogs
         [DataMember(Name = "description"), XmlElement("description", IsNullable = true)]
         public string Description { get; set; }
 
-        // DateTime, in UTC. A DateTimeOffset is written as nothing by XmlSerializer, and DataContractSerializer,
-        // which writes it as two elements, cannot read it from a reply.
+        // DateTime, in UTC. XmlSerializer writes nothing for a DateTimeOffset, and DataContractSerializer, which writes
+        // it as two elements, cannot read it from a reply.
         [DataMember(Name = "due_date"), XmlElement("due_date")]
         public DateTime? DueDate { get; set; }
 
@@ -53,7 +53,7 @@ namespace TaskActivityLogs
         [DataMember(Name = "reference_back_office"), XmlElement("reference_back_office", IsNullable = true)]
         public string ReferenceBackOffice { get; set; }
 
-        /// <summary>Set by the database at each write; in a request it is ignored.</summary>
+        /// <summary>Set by the database at each write; ignored in a request.</summary>
         [DataMember(Name = "modified_dateutc"), XmlElement("modified_dateutc")]
         public DateTime? ModifiedDateUtc { get; set; }
     }
@@ -74,7 +74,7 @@ namespace TaskActivityLogs
         [JsonProperty("detail"), XmlElement("detail")]
         public string Detail { get; set; }
 
-        /// <summary>What programs decide by, such as invalid_uuid.</summary>
+        /// <summary>The error code for programs, such as invalid_uuid.</summary>
         [JsonProperty("code"), XmlElement("code")]
         public string Code { get; set; }
 
@@ -95,12 +95,12 @@ namespace TaskActivityLogs
         public string Message { get; set; }
     }
 
-    /// <summary>Bodies of messages. A reply is in the format of its request: a subscriber may meet both.</summary>
+    /// <summary>Bodies of messages. A reply is in the format of its request, so a subscriber may receive both.</summary>
     public static class Body
     {
         private static readonly JsonSerializerSettings Json = new JsonSerializerSettings
         {
-            // All in UTC; the default makes what is read local time.
+            // Keep all dates in UTC; by default, dates that are read become local time.
             DateTimeZoneHandling = DateTimeZoneHandling.Utc,
         };
 
@@ -119,8 +119,8 @@ namespace TaskActivityLogs
         }
 
         /// <summary>
-        /// The record in a reply of type task_activity_log.stored. By DataContractSerializer and not XmlSerializer,
-        /// which reads a string of blanks as "".
+        /// The record in a reply of type task_activity_log.stored. Read with DataContractSerializer, because XmlSerializer
+        /// reads a string of blanks as "".
         /// </summary>
         public static TaskActivityLog ReadRecord(string contentType, byte[] body)
         {

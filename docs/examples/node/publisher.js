@@ -12,12 +12,12 @@ const record = {
   due_date: new Date("2026-01-11T20:58:34.720Z").toISOString(),
   is_closed: false,
 };
-// Made once for each change, and kept: sent again under the same messageId it is not applied twice.
+// Create one messageId per change and keep it: a change sent again with the same messageId is not applied twice.
 const messageId = randomUUID();
 
 const answered = new Promise((resolve, reject) => {
-  // A message that no queue takes comes back instead of being lost in silence.
-  channel.on("return", () => reject(new Error("no queue takes upserts: is the worker's topology there?")));
+  // A mandatory message that reaches no queue is returned instead of being lost silently.
+  channel.on("return", () => reject(new Error("no queue receives upserts: has the worker declared its queues?")));
   channel.consume(
     replies,
     (answer) => answer?.properties.correlationId === messageId && resolve(answer),

@@ -1,24 +1,26 @@
-// Follow the replies: node subscriber.js (AMQP_URL names the broker). Ends with Ctrl-C.
+// Follow the replies: node subscriber.js (AMQP_URL names the broker). Stop it with Ctrl-C.
 import amqp from "amqplib";
 
-const newest = new Map(); // modified_dateutc by id; a real subscriber keeps it with its data
+const newest = new Map(); // modified_dateutc by id; a real subscriber stores it with its data
 const connection = await amqp.connect(process.env.AMQP_URL);
 const channel = await connection.createChannel();
 await channel.prefetch(100);
 
 await channel.consume("task_activity_log.replies", (reply) => {
   if (reply === null) throw new Error("the queue was deleted");
-  // Problems, and replies to requests in XML, are passed over here.
-  if (reply.properties.contentType === "application/json") {
+  const { contentType, correlationId, headers } = reply.properties;
+  if (headers["x-outcome"] === "rejected") {
+    console.log("rejected", headers["x-error-code"], correlationId);
+  } else if (contentType === "application/json") { // replies to requests in XML are not read by this example
     const record = JSON.parse(reply.content.toString());
-    // Microseconds: Date has milliseconds only, so the texts are compared, the fraction filled up.
+    // Date has milliseconds only, so the texts are compared, with the fraction padded to microseconds.
     const [seconds, fraction = ""] = record.modified_dateutc.replace("+00:00", "").split(".");
     const stamp = `${seconds}.${fraction.padEnd(6, "0")}`;
-    // It grows with every write of a row, so repeats and stragglers are those that are not newer.
+    // modified_dateutc grows with each write of a row: a repeated or late reply is not newer.
     if (stamp > (newest.get(record.id) ?? "")) {
       newest.set(record.id, stamp);
-      console.log(reply.properties.headers["x-outcome"], record.id, record.subject);
+      console.log(headers["x-outcome"], record.id, record.subject);
     }
   }
-  channel.ack(reply); // after the work: what fails comes again
+  channel.ack(reply); // after the work, so that a reply whose handling fails is delivered again
 });

@@ -1,4 +1,4 @@
-"""Publish a few records and follow what became of them: python client.py (AMQP_URL names the broker)."""
+"""Publish a few records and follow their replies: python client.py (AMQP_URL names the broker)."""
 
 import asyncio
 import os
@@ -17,13 +17,16 @@ BROKER = os.environ["AMQP_URL"]
 
 
 async def follow(connected: asyncio.Event) -> None:
-    """Print each reply that goes to the subscribers; a queue of its own takes none from others."""
+    """Print each reply that goes to the subscribers, through a private queue, so that other subscribers get them too."""
     async for reply in subscribe(BROKER, routing_keys=["#"], most=2, on_connected=connected.set):
-        print("subscriber:", reply.outcome, reply.record.subject)
+        if reply.rejected:
+            print("subscriber:", reply.problem.code, reply.correlation_id)
+        else:
+            print("subscriber:", reply.outcome, reply.record.subject)
 
 
 async def main() -> None:
-    """One record, a bad one, and several."""
+    """Publish one record, an invalid one, and several."""
     connected = asyncio.Event()
     following = asyncio.create_task(follow(connected))
     await connected.wait()
@@ -39,7 +42,7 @@ async def main() -> None:
             if answer.rejected:
                 print("publisher:", answer.problem)
         print("publisher:", bulk.summary)
-        # Without waiting for answers: these go to the subscribers.
+        # Without waiting for answers: the replies to these go to the subscribers.
         await client.send_many(TaskActivityLog(id=uuid.uuid4(), subject=subject) for subject in ("one", "two"))
     await following
 

@@ -9,10 +9,10 @@ import aio_pika
 
 
 async def main() -> None:
-    """Publish, wait, print the stored record or the problem."""
+    """Publish, wait, and print the stored record or the problem."""
     connection = await aio_pika.connect(os.environ["AMQP_URL"])
     async with connection:
-        # A message that no queue takes raises instead of being lost in silence.
+        # With on_return_raises, a message that reaches no queue raises an exception instead of being lost silently.
         channel = await connection.channel(publisher_confirms=True, on_return_raises=True)
         replies = await channel.declare_queue(exclusive=True)
         exchange = await channel.get_exchange("task_activity_log")
@@ -23,7 +23,7 @@ async def main() -> None:
             "due_date": "2026-01-11T20:58:34.7203833+00:00",
             "is_closed": False,
         }
-        # Made once for each change, and kept: sent again under the same message_id it is not applied twice.
+        # Create one message_id per change and keep it: a change sent again with the same message_id is not applied twice.
         message_id = str(uuid.uuid4())
         await exchange.publish(
             aio_pika.Message(

@@ -1,4 +1,4 @@
-"""Follow the replies: python subscriber.py (AMQP_URL names the broker; needs aio-pika). Ends with Ctrl-C."""
+"""Follow the replies: python subscriber.py (AMQP_URL names the broker; needs aio-pika). Stop it with Ctrl-C."""
 
 import asyncio
 import json
@@ -9,8 +9,8 @@ import aio_pika
 
 
 async def main() -> None:
-    """Print each new state of a record, once, and never an older one after a newer."""
-    newest: dict[str, datetime] = {}  # modified_dateutc by id; a real subscriber keeps it with its data
+    """Print each new state of a record once, and never an older state after a newer one."""
+    newest: dict[str, datetime] = {}  # modified_dateutc by id; a real subscriber stores it with its data
     connection = await aio_pika.connect_robust(os.environ["AMQP_URL"])
     async with connection:
         channel = await connection.channel()
@@ -18,12 +18,15 @@ async def main() -> None:
         queue = await channel.get_queue("task_activity_log.replies")
         async with queue.iterator() as replies:
             async for reply in replies:
-                # Acknowledged when the block is left without an error: what fails comes again.
+                # Acknowledged when the block ends without an exception; otherwise requeued and delivered again.
                 async with reply.process(requeue=True):
+                    if reply.headers["x-outcome"] == "rejected":
+                        print("rejected", reply.headers["x-error-code"], reply.correlation_id, flush=True)
+                        continue
                     if reply.content_type != "application/json":
-                        continue  # problems, and replies to requests in XML
+                        continue  # the reply to a request in XML, which this example does not read
                     record = json.loads(reply.body)
-                    # It grows with every write of a row, so repeats and stragglers are those that are not newer.
+                    # modified_dateutc grows with each write of a row: a repeated or late reply is not newer.
                     stamp = datetime.fromisoformat(record["modified_dateutc"])
                     if record["id"] in newest and stamp <= newest[record["id"]]:
                         continue
