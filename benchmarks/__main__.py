@@ -173,8 +173,12 @@ async def main() -> None:
             CHART,
             "Drain of waiting messages",
             {
-                "Messages a second": {name: some["messages_per_second"] for name, some in medians.items()},
-                "CPU of the worker, µs a message": {name: some["worker_cpu_us"] for name, some in medians.items()},
+                "Messages per second (more is better)": {
+                    name: some["messages_per_second"] for name, some in medians.items()
+                },
+                "CPU of the worker, µs per message (less is better)": {
+                    name: some["worker_cpu_us"] for name, some in medians.items()
+                },
             },
         )
 
