@@ -10,7 +10,7 @@ from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 
 from sandbox.proxy import Proxy
 from task_activity_log.client import ClientError
-from task_activity_log.client.dead_letters import DeadLetter, look, publishing, replay
+from task_activity_log.client.dead_letters import DeadLetter, borrow_dead_letters, publishing, replay
 from task_activity_log.message import Properties
 from task_activity_log.rabbitmq.link import LinkOptions
 from task_activity_log.rabbitmq.publisher import Outgoing
@@ -59,7 +59,7 @@ async def taken(channel: AbstractChannel, name: str) -> list[AbstractIncomingMes
 
 
 async def all_of(amqp_url: str) -> list[DeadLetter]:
-    async with look(amqp_url) as found:
+    async with borrow_dead_letters(amqp_url) as found:
         return [letter async for letter in found]
 
 
@@ -92,7 +92,7 @@ async def test_a_replay_is_the_request_that_it_was(amqp_url: str) -> None:
     """Same body, message_id, properties and headers; only what the rejection added is gone."""
     async with queues(amqp_url) as channel:
         await reject(channel, 1)
-        async with look(amqp_url) as found, publishing(amqp_url) as publisher:
+        async with borrow_dead_letters(amqp_url) as found, publishing(amqp_url) as publisher:
             (letter,) = [letter async for letter in found]
             assert await replay(found, [(letter, letter.body)], publisher) == 1
         assert await taken(channel, TOPOLOGY.dead_letters_queue) == []
@@ -114,7 +114,7 @@ async def test_what_the_broker_does_not_take_stays(amqp_url: str) -> None:
         await reject(channel, 1)
         await (await channel.get_queue(TOPOLOGY.requests_queue)).unbind(TOPOLOGY.requests_exchange, "upsert")
         with pytest.raises(ClientError, match="took no more"):
-            async with look(amqp_url) as found, publishing(amqp_url) as publisher:
+            async with borrow_dead_letters(amqp_url) as found, publishing(amqp_url) as publisher:
                 await replay(found, [(letter, letter.body) async for letter in found], publisher)
         assert len(await taken(channel, TOPOLOGY.dead_letters_queue)) == 1
 
@@ -129,7 +129,7 @@ async def test_a_replay_that_is_interrupted_loses_nothing(amqp_url: str, how: st
         link = LinkOptions(proxy.url, heartbeat_seconds=1)
 
         async def work() -> None:
-            async with look(link) as found, publishing(link) as publisher:
+            async with borrow_dead_letters(link) as found, publishing(link) as publisher:
                 letters = [(letter, letter.body) async for letter in found]
                 await replay(found, letters, publisher, rate=20, on_replayed=lambda _: going.set())
 
@@ -157,7 +157,7 @@ async def test_others_get_at_once_what_is_not_chosen(amqp_url: str) -> None:
     async with queues(amqp_url) as channel:
         for number in range(3):
             await reject(channel, number)
-        async with look(amqp_url) as found:
+        async with borrow_dead_letters(amqp_url) as found:
             letters = [letter async for letter in found]
             await found.give_back([letters[0], letters[2]])
             assert [letter.name for letter in await all_of(amqp_url)] == ["0", "2"]

@@ -1,8 +1,21 @@
-"""The link to the broker, without one."""
+"""The link to the broker, without a broker: its end, and what its failures are called."""
 
 import asyncio
+import errno
+
+import pytest
+from aiormq.exceptions import (
+    ChannelAccessRefused,
+    ChannelNotFoundEntity,
+    ConnectionClosed,
+    ConnectionNotAllowed,
+    InvalidFrameError,
+    ProbableAuthenticationError,
+)
 
 from task_activity_log.aio import end
+from task_activity_log.problem import Unavailable
+from task_activity_log.rabbitmq.link import LOST, LinkOptions, Missing, OutageKind, connect, describe
 
 
 async def test_a_task_that_loses_a_cancellation_is_ended_all_the_same() -> None:
@@ -30,3 +43,51 @@ async def test_what_has_ended_is_left_alone() -> None:
     await task
     await end(task)
     await end()
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "text"),
+    [
+        (
+            ConnectionRefusedError(errno.ECONNREFUSED, "Connect call failed"),
+            OutageKind.CONNECTION_REFUSED,
+            "111 Connect",
+        ),
+        (ProbableAuthenticationError("ACCESS_REFUSED - Login was refused"), OutageKind.LOGIN_REFUSED, "user name or"),
+        (ConnectionNotAllowed(530, "NOT_ALLOWED - access to vhost"), OutageKind.VHOST_REFUSED, "this virtual host"),
+        (
+            InvalidFrameError("Expected one of ['Connection.OpenOk'], got"),
+            OutageKind.VHOST_REFUSED,
+            "this virtual host",
+        ),
+        (Missing("queue 'x' does not exist"), OutageKind.NOT_FOUND, "queue 'x' does not exist"),
+        (ChannelNotFoundEntity(404, "NOT_FOUND - no queue 'x'"), OutageKind.NOT_FOUND, "404 NOT_FOUND - no queue 'x'"),
+        (ChannelAccessRefused(403, "ACCESS_REFUSED - 'x'"), OutageKind.ACCESS_REFUSED, "403 ACCESS_REFUSED - 'x'"),
+        (TimeoutError(), OutageKind.TIMEOUT, "no answer in time"),
+        (ConnectionClosed(320, "CONNECTION_FORCED - stopped"), OutageKind.LOST, "320 CONNECTION_FORCED - stopped"),
+        (Unavailable("no publisher connection"), OutageKind.LOST, "no publisher connection"),
+        (RuntimeError(), OutageKind.LOST, "RuntimeError"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
+)
+def test_an_outage_has_a_kind_and_one_line(error: Exception, kind: OutageKind, text: str) -> None:
+    """The kind comes from the exception's type or its code; the line is for people."""
+    outage = describe(error)
+    assert outage.kind is kind
+    assert text in outage.text
+    assert "\n" not in outage.text
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+async def test_a_port_that_nobody_listens_on_refuses_the_connection(host: str) -> None:
+    """Also when a name has several addresses, whose failures come as one text."""
+    with pytest.raises(LOST) as refused:
+        async with connect(LinkOptions(f"amqp://{host}:1/"), "test"):
+            pass
+    assert describe(refused.value).kind is OutageKind.CONNECTION_REFUSED
+
+
+def test_the_refusals_of_several_addresses_are_one_refusal() -> None:
+    """Where a name has but one address here, so that the test above cannot show it."""
+    several = OSError(f"Multiple exceptions: [Errno {errno.ECONNREFUSED}] first, [Errno {errno.ECONNREFUSED}] second")
+    assert describe(several).kind is OutageKind.CONNECTION_REFUSED

@@ -1,0 +1,77 @@
+"""Which queue a reader reads: one that exists, all of one, or one of its own. For those who know no driver."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import aiormq
+from aiormq.exceptions import ChannelNotFoundEntity
+
+from task_activity_log.rabbitmq.link import Missing
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A queue to read, and what the broker said of it."""
+
+    queue: str
+    prefetch: int
+    """How many deliveries may be unsettled at a time; 0 consumes nothing."""
+    messages: int = 0
+    """How many were waiting."""
+    consumers: int = 0
+
+
+Choice: TypeAlias = Callable[[aiormq.abc.AbstractChannel], Awaitable[Found]]
+"""Finds or declares the queue, on the channel that will read it."""
+
+
+def existing_queue(queue: str, prefetch: int) -> Choice:
+    """A queue that a worker or an operator has declared."""
+
+    async def choose(channel: aiormq.abc.AbstractChannel) -> Found:
+        return Found(queue, prefetch, *await _inspect(channel, queue))
+
+    return choose
+
+
+def whole_queue(queue: str) -> Choice:
+    """A queue that exists, with a prefetch of as many messages as are waiting: nothing that arrives later is delivered."""
+
+    async def choose(channel: aiormq.abc.AbstractChannel) -> Found:
+        messages, consumers = await _inspect(channel, queue)
+        return Found(queue, messages, messages, consumers)
+
+    return choose
+
+
+def own_queue(exchange: str, prefetch: int, routing_keys: Sequence[str] = ()) -> Choice:
+    """A new queue of this connection alone, bound to an exchange that exists by these keys; deleted with the connection."""
+
+    async def choose(channel: aiormq.abc.AbstractChannel) -> Found:
+        async with _must_exist(f"exchange '{exchange}'"):
+            await channel.exchange_declare(exchange, passive=True)
+        queue = (await channel.queue_declare(exclusive=True, auto_delete=True)).queue or ""
+        for key in routing_keys:
+            await channel.queue_bind(queue, exchange, key)
+        return Found(queue, prefetch)
+
+    return choose
+
+
+async def _inspect(channel: aiormq.abc.AbstractChannel, queue: str) -> tuple[int, int]:
+    """How many messages wait in a queue, and how many consumers it has."""
+    async with _must_exist(f"queue '{queue}'"):
+        ok = await channel.queue_declare(queue, passive=True)
+    return ok.message_count or 0, ok.consumer_count or 0
+
+
+@asynccontextmanager
+async def _must_exist(what: str) -> AsyncIterator[None]:
+    try:
+        yield
+    except ChannelNotFoundEntity:
+        raise Missing(f"{what} does not exist on this broker") from None
