@@ -13,7 +13,8 @@ import pytest
 import structlog
 
 from sandbox import RabbitMQ
-from task_activity_log.cli.check import Finding, check, findings
+from task_activity_log.cli.check.command import check, findings
+from task_activity_log.cli.check.finding import Finding
 from task_activity_log.postgresql import migrations
 from task_activity_log.settings import load
 from tests.asking import Connection
@@ -67,7 +68,9 @@ async def test_before_the_first_start_the_schema_alone_is_broken_and_nothing_is_
     """What the worker will declare is fine; looking for it does not make it."""
     found = await look(amqp_url, empty_database_url, rabbitmq)
     assert worst(found) == [("schema", "not migrated yet")]
-    assert [one.found for one in found if one.what == f"queue {UPSERT}"] == ["is not there; will be declared"]
+    assert [one.found for one in found if one.what == f"queue {UPSERT}"] == [
+        "does not exist yet; the worker declares it when it starts"
+    ]
     vhost = urlsplit(amqp_url).path[1:]
     assert rabbitmq.api("GET", f"/queues/{vhost}") == []
     assert not [one for one in rabbitmq.api("GET", f"/exchanges/{vhost}") if one["name"].startswith("task")]
@@ -96,7 +99,7 @@ async def test_a_worker_that_owns_no_topology_misses_it(amqp_url: str, database_
         "queue task_activity_log.replies",
         f"queue {UPSERT}",
     ]
-    assert worst(found, "unknown") == [("limits and permissions", "AMQP does not show them")]
+    assert worst(found, "unknown") == [("limits and permissions", "not visible over AMQP")]
 
 
 async def test_a_queue_without_delivery_limit_and_binding_is_broken(
@@ -115,7 +118,7 @@ async def test_a_queue_without_delivery_limit_and_binding_is_broken(
     assert found == [
         (f"queue {UPSERT}", "has no delivery limit"),
         (f"queue {UPSERT}", "does not dead-letter"),
-        (f"binding task_activity_log → {UPSERT}", "is not there"),
+        (f"binding task_activity_log → {UPSERT}", "does not exist"),
     ]
 
 

@@ -4,8 +4,10 @@ from typing import Any
 
 import pytest
 
-from task_activity_log.cli.check import Finding, table
-from task_activity_log.cli.check_broker import _allows, _judge_kept, _judge_requests, _Limits, needed
+from task_activity_log.cli.check.command import table
+from task_activity_log.cli.check.finding import Finding
+from task_activity_log.cli.check.limits import Limits, judge_kept, judge_requests
+from task_activity_log.cli.check.permissions import allows, needed
 from task_activity_log.rabbitmq.topology import Topology
 from task_activity_log.settings import Settings, load
 
@@ -28,8 +30,8 @@ def judged(
 ) -> dict[str, str]:
     """The verdict on each thing that was found of the requests queue, but for what is fine or unknown."""
     details = {"type": kind, "arguments": arguments, "effective_policy_definition": policy or {}}
-    rows = _judge_requests("queue", _Limits(details, version), settings())
-    return {found: verdict for verdict, _, found, _ in rows if verdict not in ("fine", "unknown")}
+    rows = judge_requests("queue", Limits(details, version), settings())
+    return {row.found: row.verdict for row in rows if row.verdict not in ("fine", "unknown")}
 
 
 @pytest.mark.parametrize(
@@ -72,12 +74,12 @@ def test_a_classic_queue_is_broken() -> None:
 
 def test_a_single_active_consumer_that_the_queue_does_not_have_is_broken() -> None:
     """Arguments of a queue that is there do not change with the setting."""
-    rows = _judge_requests(
+    rows = judge_requests(
         "queue",
-        _Limits({"type": "quorum", "arguments": GOOD}, "4.0.5"),
+        Limits({"type": "quorum", "arguments": GOOD}, "4.0.5"),
         settings(WORKER_SINGLE_ACTIVE_CONSUMER="true"),
     )
-    assert [verdict for verdict, what, _, _ in rows if what == "order per record"] == ["broken"]
+    assert [row.verdict for row in rows if row.what == "order per record"] == ["broken"]
 
 
 @pytest.mark.parametrize(
@@ -93,17 +95,17 @@ def test_kept_messages_must_survive_being_looked_at(
     kind: str, arguments: dict[str, Any], version: str, expected: list[str]
 ) -> None:
     """RabbitMQ 4 deletes a dead letter that was listed 21 times."""
-    rows = _judge_kept("queue", _Limits({"type": kind, "arguments": arguments}, version), settings())
-    assert [found for _, _, found, _ in rows] == expected
+    rows = judge_kept("queue", Limits({"type": kind, "arguments": arguments}, version), settings())
+    assert [row.found for row in rows] == expected
 
 
 @pytest.mark.parametrize(
-    ("pattern", "allows"),
+    ("pattern", "allowed"),
     [("", False), ("^$", False), (".*", True), (r"^task_activity_log\.", True), ("other", False), ("(", True)],
 )
-def test_permissions_are_read_as_rabbitmq_reads_them(pattern: str, allows: bool) -> None:
+def test_permissions_are_read_as_rabbitmq_reads_them(pattern: str, allowed: bool) -> None:
     """A pattern is searched for anywhere; an empty one allows nothing; one that only Erlang understands is trusted."""
-    assert _allows(pattern, "task_activity_log.replies") is allows
+    assert allows(pattern, "task_activity_log.replies") is allowed
 
 
 def test_a_worker_that_owns_nothing_needs_three_permissions() -> None:
