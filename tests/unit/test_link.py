@@ -1,4 +1,4 @@
-"""The link to the broker, without a broker: its end, and what its failures are called."""
+"""Ending tasks, and the kinds of failed connections. Needs no broker."""
 
 import asyncio
 import errno
@@ -18,8 +18,8 @@ from task_activity_log.problem import Unavailable
 from task_activity_log.rabbitmq.link import LOST, LinkOptions, Missing, OutageKind, connect, describe
 
 
-async def test_a_task_that_loses_a_cancellation_is_ended_all_the_same() -> None:
-    """asyncio.wait_for returns what it waited for when the cancellation comes in the same moment, and drops it."""
+async def test_a_task_that_loses_a_cancellation_is_ended_nevertheless() -> None:
+    """If the result comes at the same time as the cancellation, asyncio.wait_for returns it and drops the cancellation."""
     answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     lost = asyncio.Event()
 
@@ -38,7 +38,7 @@ async def test_a_task_that_loses_a_cancellation_is_ended_all_the_same() -> None:
 
 
 async def test_what_has_ended_is_left_alone() -> None:
-    """Also where nothing was started."""
+    """Also if nothing was started."""
     task = asyncio.create_task(asyncio.sleep(0))
     await task
     await end(task)
@@ -71,7 +71,7 @@ async def test_what_has_ended_is_left_alone() -> None:
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
 )
 def test_an_outage_has_a_kind_and_one_line(error: Exception, kind: OutageKind, text: str) -> None:
-    """The kind comes from the exception's type or its code; the line is for people."""
+    """The kind follows from the exception's type or code; the line is for people."""
     outage = describe(error)
     assert outage.kind is kind
     assert text in outage.text
@@ -79,8 +79,8 @@ def test_an_outage_has_a_kind_and_one_line(error: Exception, kind: OutageKind, t
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
-async def test_a_port_that_nobody_listens_on_refuses_the_connection(host: str) -> None:
-    """Also when a name has several addresses, whose failures come as one text."""
+async def test_a_port_without_a_listener_refuses_the_connection(host: str) -> None:
+    """Given by address and by name: a name may have several addresses, whose failures become one text."""
     with pytest.raises(LOST) as refused:
         async with connect(LinkOptions(f"amqp://{host}:1/"), "test"):
             pass
@@ -88,6 +88,6 @@ async def test_a_port_that_nobody_listens_on_refuses_the_connection(host: str) -
 
 
 def test_the_refusals_of_several_addresses_are_one_refusal() -> None:
-    """Where a name has but one address here, so that the test above cannot show it."""
+    """For machines where localhost has one address only, so that the test above does not show it."""
     several = OSError(f"Multiple exceptions: [Errno {errno.ECONNREFUSED}] first, [Errno {errno.ECONNREFUSED}] second")
     assert describe(several).kind is OutageKind.CONNECTION_REFUSED

@@ -53,7 +53,7 @@ class Source:
                 raise Unreadable(f"{self.path}:{getattr(error, 'lineno', 1)}: {getattr(error, 'msg', error)}") from None
             yield Upsert(content, wire.XML, self._message_id(content, self.path), source=self.path)
         else:
-            self._content()  # whether it exists comes first
+            self._content()  # a missing file is reported as missing
             raise Unreadable(f"{self.path}: is neither .json, .jsonl nor .xml")
 
     def _lines(self) -> Iterator[Upsert]:

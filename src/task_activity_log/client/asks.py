@@ -1,4 +1,4 @@
-"""Upserts that wait for their answers: sent in batches, sent again on a new connection, answered through a queue of ours."""
+"""Upserts that wait for their answers: sent in batches, and sent again on a new connection until each is answered."""
 
 from __future__ import annotations
 
@@ -81,19 +81,19 @@ class Asks:
         self._asks.clear()
 
     def ask(self, upsert: Upsert, done: Callable[[Answer | ClientError], None]) -> Ask:
-        """Send an upsert; `done` is called once with its answer, or with why there will be none.
+        """Send an upsert; `done` is called with its answer, or with the reason why there will not be one.
 
         Raises:
             ClientError: one with its message_id is waiting already.
         """
         if upsert.message_id in self._asks:
-            raise ClientError(f"message_id {upsert.message_id} is under way already")
+            raise ClientError(f"an upsert with message_id {upsert.message_id} is already waiting for its answer")
         ask = self._asks[upsert.message_id] = Ask(upsert, done)
         self._outbox.put(ask)
         return ask
 
     def forget(self, ask: Ask) -> None:
-        """Wait for its answer no longer, and do not send it again."""
+        """Stop waiting for its answer, and do not send it again."""
         if self._asks.get(ask.upsert.message_id) is ask:
             del self._asks[ask.upsert.message_id]
 
@@ -125,7 +125,7 @@ class Asks:
 
     def why_unconfirmed(self, timeout: float | None) -> str:
         """What to say when the broker has confirmed nothing for `timeout` seconds."""
-        return f"nothing confirmed for {timeout or 0:g} s: {self._reason or 'no reason known'}"
+        return f"the broker confirmed nothing for {timeout or 0:g} s: {self._reason or 'no reason known'}"
 
     async def _ready(self) -> None:
         await self._publisher.wait_connected()
@@ -169,7 +169,7 @@ class Asks:
 
     def _no_queue(self) -> ClientError:
         return ClientError(
-            f"exchange {self._exchange} leads to no queue: a worker declares and binds it when it starts"
+            f"exchange {self._exchange} routes upserts to no queue: a worker declares and binds its queue when it starts"
         )
 
     # ---- back
@@ -179,7 +179,7 @@ class Asks:
         async with reading(self._connections.options, "answers", choice) as reader:
             self._reply_to = reader.found.queue
             self._outbox.clear()
-            self._send_again(self._asks.values())  # the queue that they named is gone, and with it their answers
+            self._send_again(self._asks.values())  # the queue of their reply_to was deleted with its connection
             self._listening.set()
             established()
             try:

@@ -1,4 +1,4 @@
-"""Which queue a reader reads: one that exists, all of one, or one of its own. For those who know no driver."""
+"""Which queue a reader reads: an existing one, all of an existing one, or a new one of its own. No driver shows outside."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Found:
 
 
 Choice: TypeAlias = Callable[[aiormq.abc.AbstractChannel], Awaitable[Found]]
-"""Finds or declares the queue, on the channel that will read it."""
+"""Inspects or declares the queue, on the channel that will read it."""
 
 
 def existing_queue(queue: str, prefetch: int) -> Choice:
@@ -49,7 +49,7 @@ def whole_queue(queue: str) -> Choice:
 
 
 def own_queue(exchange: str, prefetch: int, routing_keys: Sequence[str] = ()) -> Choice:
-    """A new queue of this connection alone, bound to an exchange that exists by these keys; deleted with the connection."""
+    """A new exclusive queue, bound to an existing exchange by these keys, and deleted when its connection closes."""
 
     async def choose(channel: aiormq.abc.AbstractChannel) -> Found:
         async with _must_exist(f"exchange '{exchange}'"):

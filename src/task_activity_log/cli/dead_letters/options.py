@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # each command imports what it needs when it runs
     from task_activity_log.settings import Settings
 
 app = typer.Typer(
-    help="List and show rejected messages; correct, replay, export or discard them. Listing and showing changes nothing.",
+    help="List and show rejected messages; correct, replay, export or discard them. Listing and showing change nothing.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -30,10 +30,10 @@ Publishers = Annotated[
     list[str] | None, typer.Option("--publisher", help="Only those sent by this app_id or user.", show_default=False)
 ]
 Older = Annotated[
-    str, typer.Option(help="Only those first rejected longer ago than 30s, 15m, 2h or 7d.", show_default=False)
+    str, typer.Option(help="Only those first rejected more than this long ago: 30s, 15m, 2h or 7d.", show_default=False)
 ]
 Newer = Annotated[
-    str, typer.Option(help="Only those first rejected within the last 30s, 15m, 2h or 7d.", show_default=False)
+    str, typer.Option(help="Only those first rejected less than this long ago: 30s, 15m, 2h or 7d.", show_default=False)
 ]
 All = Annotated[bool, typer.Option("--all", help="All dead letters.")]
 
