@@ -13,7 +13,7 @@ import pytest
 import structlog
 
 from sandbox import RabbitMQ
-from task_activity_log.cli.check.command import check, findings
+from task_activity_log.cli.check import check, findings
 from task_activity_log.cli.check.finding import Finding
 from task_activity_log.postgresql import migrations
 from task_activity_log.settings import load

@@ -19,7 +19,7 @@ import pytest
 
 from sandbox import PostgreSQL, RabbitMQ, close, in_background, postgresql, rabbitmq
 from sandbox.service import ServerTls
-from task_activity_log.cli.check.command import findings
+from task_activity_log.cli.check import findings
 from task_activity_log.postgresql import migrations
 from task_activity_log.settings import load
 from task_activity_log.tls import Tls

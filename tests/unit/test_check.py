@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
-from task_activity_log.cli.check.command import table
+from task_activity_log.cli.check import table
+from task_activity_log.cli.check.broker import allows, needed
 from task_activity_log.cli.check.finding import Finding
 from task_activity_log.cli.check.limits import Limits, judge_kept, judge_requests
-from task_activity_log.cli.check.permissions import allows, needed
 from task_activity_log.rabbitmq.topology import Topology
 from task_activity_log.settings import Settings, load
 

@@ -70,10 +70,8 @@ def run() -> None:
     try:
         service.run(settings)
     except OSError as error:
-        fail(
-            f"HTTP_HOST={settings.http_host} HTTP_PORT={settings.http_port}: {error.strerror or error}",
-            WRONG_USE,
-        )
+        where = f"HTTP_HOST={settings.http_host} HTTP_PORT={settings.http_port}"
+        fail(f"{where}: {error.strerror or error}", WRONG_USE)
 
 
 @app.command()
@@ -221,7 +219,7 @@ def check(
     broken.
     """
     settings = settings_or_exit("amqp_url", "database_url")
-    from task_activity_log.cli.check.command import check as check_all
+    from task_activity_log.cli.check import check as check_all
     from task_activity_log.telemetry.logs import quiet_drivers
 
     quiet_drivers()

@@ -36,12 +36,7 @@ def is_message(parsed: object) -> bool:
 
 
 def upsert(parsed: dict[str, Any], message_id: str, source: str) -> Upsert:
-    """The request in such a line.
-
-    Args:
-        parsed: the line.
-        message_id: used if the line has none.
-        source: where the line is, for error messages.
+    """The request in such a line; `message_id` is used if the line has none.
 
     Raises:
         ValueError: a member has the wrong type, or does not fit into AMQP; the text says which.

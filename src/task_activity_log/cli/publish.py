@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Self
+from typing import IO
 from uuid import uuid4
 
 from task_activity_log.cli import exported
@@ -147,12 +147,12 @@ class _Publication:
     async def _ask(self, client: TaskActivityLogClient) -> None:
         bulk = client.upsert_many(_upserts(self._sources, self._options), timeout=self._options.timeout)
         self._summary = bulk.summary
-        with progress(0 if self._few else self._total) as bar, _Report(self._options.rejected) as report:
+        with progress(0 if self._few else self._total) as bar, _report(self._options.rejected) as report:
             async for answer in bulk:
                 if not self._few:
                     bar.update(bar.task_ids[0], advance=1, description=_outcomes(self._summary))
                 if answer.rejected:
-                    report.add(answer)
+                    report(answer)
                 self._show(answer)
 
     async def _send(self, client: TaskActivityLogClient) -> None:
@@ -197,48 +197,37 @@ class _Publication:
         )
 
 
-class _Report:
-    """Rejected records, in a file to correct and publish. It is created when the first is written."""
+@contextmanager
+def _report(path: Path | None) -> Iterator[Callable[[Answer], None]]:
+    """A function that adds a rejected record to the file to correct and publish, which the first call creates.
 
-    def __init__(self, path: Path | None) -> None:
-        self._path = path
-        self._file: IO[str] | None = None
+    The function raises `ClientError` if the file exists already, or cannot be written.
+    """
+    with ExitStack() as stack:
+        file: IO[str] | None = None
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._file is not None:
-            self._file.close()
-
-    def add(self, answer: Answer) -> None:
-        """Write one.
-
-        Raises:
-            ClientError: the file exists already, or cannot be written.
-        """
-        if self._path is None:
-            return
-        upsert = answer.upsert
-        try:
-            self._file = self._file or self._path.open("x", encoding="utf-8")
-            self._file.write(
-                exported.line(
-                    upsert.body,
-                    upsert.content_type,
-                    upsert.message_id,
-                    upsert.headers,
-                    content_encoding=upsert.content_encoding,
-                    source=upsert.source,
-                    problems=reasons(answer.problem),
-                )
-                + "\n"
+        def add(answer: Answer) -> None:
+            nonlocal file
+            if path is None:
+                return
+            upsert = answer.upsert
+            line = exported.line(
+                upsert.body,
+                upsert.content_type,
+                upsert.message_id,
+                upsert.headers,
+                content_encoding=upsert.content_encoding,
+                source=upsert.source,
+                problems=reasons(answer.problem),
             )
-            self._file.flush()
-        except OSError as error:
-            raise ClientError(f"{self._path}: {error.strerror}") from None
+            try:
+                file = file or stack.enter_context(path.open("x", encoding="utf-8"))
+                file.write(f"{line}\n")
+                file.flush()
+            except OSError as error:
+                raise ClientError(f"{path}: {error.strerror}") from None
+
+        yield add
 
 
 def _outcomes(summary: Summary) -> str:

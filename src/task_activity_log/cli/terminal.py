@@ -64,28 +64,20 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
 def progress(total: int) -> AbstractContextManager[Progress]:
     """A progress bar with one task, on standard error. It is hidden if `total` is 0 or standard error is not a terminal."""
+    from rich import progress as parts
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        ProgressColumn,
-        Task,
-        TextColumn,
-        TimeRemainingColumn,
-    )
     from rich.text import Text
 
-    class Rate(ProgressColumn):
-        def render(self, task: Task) -> Text:
+    class Rate(parts.ProgressColumn):
+        def render(self, task: parts.Task) -> Text:
             return Text(f"{task.finished_speed or task.speed or 0:,.0f}/s")
 
-    shown = Progress(
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
+    shown = parts.Progress(
+        parts.BarColumn(bar_width=24),
+        parts.MofNCompleteColumn(),
         Rate(),
-        TimeRemainingColumn(),
-        TextColumn("{task.description}"),
+        parts.TimeRemainingColumn(),
+        parts.TextColumn("{task.description}"),
         console=Console(stderr=True),
         disable=not total or not sys.stderr.isatty(),
         transient=True,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
 from task_activity_log.aio import Waiting
@@ -24,14 +25,12 @@ _AGAIN_SECONDS = 0.2
 T = TypeVar("T")
 
 
+@dataclass(eq=False, slots=True)
 class Ask:
     """An upsert that waits for its answer."""
 
-    __slots__ = ("done", "upsert")
-
-    def __init__(self, upsert: Upsert, done: Callable[[Answer | ClientError], None]) -> None:
-        self.upsert = upsert
-        self.done = done
+    upsert: Upsert
+    done: Callable[[Answer | ClientError], None]
 
 
 class Asks:
@@ -98,11 +97,7 @@ class Asks:
             del self._asks[ask.upsert.message_id]
 
     async def send(self, upserts: Sequence[Upsert], on_sent: Callable[[int], None]) -> None:
-        """Send upserts without asking for answers, and return when the broker has confirmed each.
-
-        Args:
-            upserts: what to send.
-            on_sent: called with how many more are confirmed.
+        """Send upserts without asking for answers; `on_sent` is called with how many more the broker has confirmed.
 
         Raises:
             ClientError: no queue takes upserts.
@@ -207,14 +202,8 @@ class Asks:
 
 def by_fate(messages: Sequence[T], fates: Sequence[Fate]) -> tuple[list[T], list[T], list[T]]:
     """Published messages in three lists: confirmed; returned, as no queue takes them; nacked, to be sent again."""
-    confirmed: list[T] = []
-    returned: list[T] = []
-    nacked: list[T] = []
-    for message, fate in zip(messages, fates, strict=True):
-        if fate is Fate.CONFIRMED:
-            confirmed.append(message)
-        elif fate is Fate.RETURNED:
-            returned.append(message)
-        else:
-            nacked.append(message)
+    pairs = list(zip(messages, fates, strict=True))
+    confirmed = [message for message, fate in pairs if fate is Fate.CONFIRMED]
+    returned = [message for message, fate in pairs if fate is Fate.RETURNED]
+    nacked = [message for message, fate in pairs if fate not in (Fate.CONFIRMED, Fate.RETURNED)]
     return confirmed, returned, nacked

@@ -19,7 +19,7 @@ from task_activity_log.rabbitmq.consumer import RabbitDelivery
 from task_activity_log.rabbitmq.headers import raw_headers
 from task_activity_log.rabbitmq.link import LOST, LinkOptions, asking_the_driver, describe
 from task_activity_log.rabbitmq.publisher import Fate, Outgoing, Publisher
-from task_activity_log.rabbitmq.queues import whole_queue
+from task_activity_log.rabbitmq.queues import existing_queue
 from task_activity_log.rabbitmq.reading import PREFETCH_MAX, Reader, reading
 from task_activity_log.rabbitmq.topology import REQUEST_KEY
 
@@ -154,7 +154,7 @@ async def borrow_dead_letters(
         try:
             with asking_the_driver():
                 reader = await stack.enter_async_context(
-                    reading(link, "dead letters", whole_queue(queue), until_back=True)
+                    reading(link, "dead letters", existing_queue(queue), until_back=True)
                 )
         except LOST as error:
             raise no_connection(link, describe(error)) from error

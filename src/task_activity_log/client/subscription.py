@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Callable, Hashable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from datetime import datetime
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 from uuid import UUID
 
 from task_activity_log.aio import Backoff
@@ -16,7 +16,7 @@ from task_activity_log.rabbitmq.link import LOST, LinkOptions, asking_the_driver
 from task_activity_log.rabbitmq.queues import existing_queue, own_queue
 from task_activity_log.rabbitmq.reading import reading
 
-K = TypeVar("K", bound=Hashable)
+K = TypeVar("K")
 V = TypeVar("V")
 
 
@@ -86,32 +86,16 @@ async def subscribe(
         await asyncio.sleep(backoff.delay())
 
 
-class _Recent(Generic[K, V]):
-    """A mapping that keeps its latest entries."""
+class _News:
+    """Recognizes what was yielded before, by message_id and by record. Remembers the latest `most` of each."""
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._items: OrderedDict[K, V] = OrderedDict()
-
-    def get(self, key: K) -> V | None:
-        return self._items.get(key)
-
-    def put(self, key: K, value: V) -> None:
-        self._items[key] = value
-        self._items.move_to_end(key)
-        if len(self._items) > self._most:
-            self._items.popitem(last=False)
-
-
-class _News:
-    """Recognizes what was yielded before, by message_id and by record."""
-
-    def __init__(self, most: int) -> None:
-        self._seen: _Recent[str, bool] = _Recent(most)
-        self._newest: _Recent[UUID, datetime] = _Recent(most)
+        self._seen: OrderedDict[str, None] = OrderedDict()
+        self._newest: OrderedDict[UUID, datetime] = OrderedDict()
 
     def is_news(self, reply: Reply) -> bool:
-        if reply.message_id is not None and self._seen.get(reply.message_id):
+        if reply.message_id in self._seen:
             return False
         record = _record(reply)
         newest = record and self._newest.get(record.id)
@@ -119,9 +103,15 @@ class _News:
 
     def note(self, reply: Reply) -> None:
         if reply.message_id is not None:
-            self._seen.put(reply.message_id, True)
+            self._remember(self._seen, reply.message_id, None)
         if (record := _record(reply)) is not None:
-            self._newest.put(record.id, record.modified_dateutc)
+            self._remember(self._newest, record.id, record.modified_dateutc)
+
+    def _remember(self, known: OrderedDict[K, V], key: K, value: V) -> None:
+        known[key] = value
+        known.move_to_end(key)
+        if len(known) > self._most:
+            known.popitem(last=False)
 
 
 def _record(reply: Reply) -> Any:

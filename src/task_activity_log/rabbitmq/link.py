@@ -11,7 +11,7 @@ import errno
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
-from enum import Enum, auto
+from enum import Enum
 
 import aio_pika
 import structlog
@@ -40,27 +40,21 @@ _CLOSE_SECONDS = 2.0
 class OutageKind(Enum):
     """Why there is no connection, as far as the driver's exceptions and the broker's reply codes tell."""
 
-    CONNECTION_REFUSED = auto()
-    """Nothing listens at that address."""
-    LOGIN_REFUSED = auto()
-    VHOST_REFUSED = auto()
-    """There is no such virtual host, or the user has no access to it."""
-    NOT_FOUND = auto()
-    """A queue or an exchange does not exist."""
-    ACCESS_REFUSED = auto()
-    """The user lacks a permission on a queue or an exchange."""
-    TIMEOUT = auto()
-    LOST = auto()
-    """Anything else: the connection was closed, or broke."""
+    CONNECTION_REFUSED = "nothing listens at that address"
+    LOGIN_REFUSED = "the broker refuses the user name or password"
+    VHOST_REFUSED = "the broker does not know this virtual host, or the user may not use it"
+    NOT_FOUND = "a queue or an exchange does not exist"
+    ACCESS_REFUSED = "the user lacks a permission"
+    TIMEOUT = "no answer in time"
+    LOST = "closed"
 
 
 @dataclass(frozen=True, slots=True)
 class Outage:
-    """Why there is no connection: the kind, for programs, and one line for people."""
+    """Why there is no connection: the kind, for programs, and one line for people, which contains no URL."""
 
     kind: OutageKind
     text: str
-    """Holds neither the URL nor anything that was in a message."""
 
 
 class Missing(ConnectionError):
@@ -156,7 +150,7 @@ async def supervise(
         try:
             with asking_the_driver():
                 await session(on_established)
-            outage = Outage(OutageKind.LOST, "closed")
+            outage = Outage(OutageKind.LOST, OutageKind.LOST.value)
         except LOST as error:
             outage = describe(error)
         if established:
@@ -172,24 +166,23 @@ async def supervise(
 def describe(error: BaseException) -> Outage:
     """One of `LOST` as an outage."""
     kind = _kind(error)
-    text = error.reason if isinstance(error, Unavailable) else _TEXTS.get(kind)
-    if text is None:
-        text = " ".join(str(argument) for argument in error.args if argument)[:200] or type(error).__name__
-    return Outage(kind, text)
+    if isinstance(error, Unavailable):
+        return Outage(kind, error.reason)
+    if kind in (OutageKind.LOGIN_REFUSED, OutageKind.VHOST_REFUSED, OutageKind.TIMEOUT):
+        return Outage(kind, kind.value)  # the driver's own text says less, or too much
+    text = " ".join(str(argument) for argument in error.args if argument)[:200]
+    return Outage(kind, text or type(error).__name__)
 
 
 def _kind(error: BaseException) -> OutageKind:
-    if isinstance(error, OSError) and error.errno == errno.ECONNREFUSED:
-        return OutageKind.CONNECTION_REFUSED
-    for types, kind in _KINDS:
-        if isinstance(error, types):
-            return kind
-    # The two that come as text alone. asyncio joins the failures of a name's several addresses into one text without
-    # an errno; and the driver reads the broker's "connection.close" as a malformed answer to "connection.open".
+    # Two come as text alone: asyncio joins the failures of a name's several addresses into one text without an errno,
+    # and the driver reports the broker's `connection.close` as a malformed answer to `connection.open`.
     text = str(error)
-    if f"[Errno {errno.ECONNREFUSED}]" in text:
+    if getattr(error, "errno", None) == errno.ECONNREFUSED or f"[Errno {errno.ECONNREFUSED}]" in text:
         return OutageKind.CONNECTION_REFUSED
-    return OutageKind.VHOST_REFUSED if "Connection.OpenOk" in text else OutageKind.LOST
+    if "Connection.OpenOk" in text:
+        return OutageKind.VHOST_REFUSED
+    return next((kind for types, kind in _KINDS if isinstance(error, types)), OutageKind.LOST)
 
 
 _KINDS: tuple[tuple[type[Exception] | tuple[type[Exception], ...], OutageKind], ...] = (
@@ -199,10 +192,3 @@ _KINDS: tuple[tuple[type[Exception] | tuple[type[Exception], ...], OutageKind], 
     (ChannelAccessRefused, OutageKind.ACCESS_REFUSED),
     (TimeoutError, OutageKind.TIMEOUT),
 )
-
-_TEXTS = {
-    OutageKind.LOGIN_REFUSED: "the broker refuses the user name or password",
-    OutageKind.VHOST_REFUSED: "the broker does not know this virtual host, or the user may not use it",
-    OutageKind.TIMEOUT: "no answer in time",
-}
-"""Where the driver's own text says less, or too much."""

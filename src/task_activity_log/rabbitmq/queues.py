@@ -1,4 +1,4 @@
-"""Which queue a reader reads: an existing one, all of an existing one, or a new one of its own. No driver shows outside."""
+"""Which queue a reader reads: an existing one, or a new one of its own. No driver shows outside."""
 
 from __future__ import annotations
 
@@ -29,21 +29,14 @@ Choice: TypeAlias = Callable[[aiormq.abc.AbstractChannel], Awaitable[Found]]
 """Inspects or declares the queue, on the channel that will read it."""
 
 
-def existing_queue(queue: str, prefetch: int) -> Choice:
-    """A queue that a worker or an operator has declared."""
+def existing_queue(queue: str, prefetch: int | None = None) -> Choice:
+    """A queue that a worker or an operator has declared; without a prefetch, as many messages as are waiting now."""
 
     async def choose(channel: aiormq.abc.AbstractChannel) -> Found:
-        return Found(queue, prefetch, *await _inspect(channel, queue))
-
-    return choose
-
-
-def whole_queue(queue: str) -> Choice:
-    """A queue that exists, with a prefetch of as many messages as are waiting: nothing that arrives later is delivered."""
-
-    async def choose(channel: aiormq.abc.AbstractChannel) -> Found:
-        messages, consumers = await _inspect(channel, queue)
-        return Found(queue, messages, messages, consumers)
+        async with _must_exist(f"queue '{queue}'"):
+            ok = await channel.queue_declare(queue, passive=True)
+        messages = ok.message_count or 0
+        return Found(queue, messages if prefetch is None else prefetch, messages, ok.consumer_count or 0)
 
     return choose
 
@@ -60,13 +53,6 @@ def own_queue(exchange: str, prefetch: int, routing_keys: Sequence[str] = ()) ->
         return Found(queue, prefetch)
 
     return choose
-
-
-async def _inspect(channel: aiormq.abc.AbstractChannel, queue: str) -> tuple[int, int]:
-    """How many messages wait in a queue, and how many consumers it has."""
-    async with _must_exist(f"queue '{queue}'"):
-        ok = await channel.queue_declare(queue, passive=True)
-    return ok.message_count or 0, ok.consumer_count or 0
 
 
 @asynccontextmanager

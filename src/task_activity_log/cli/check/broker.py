@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Iterator
 from urllib.parse import unquote, urlsplit
 
-from task_activity_log.cli.check import permissions
 from task_activity_log.cli.check.finding import Finding
 from task_activity_log.cli.check.limits import Limits, judge_kept, judge_requests, number
 from task_activity_log.cli.check.management import Management, ManagementError
 from task_activity_log.problem import Unavailable
 from task_activity_log.rabbitmq.inspection import Sight, look
+from task_activity_log.rabbitmq.topology import Topology
 from task_activity_log.settings import Settings
 from task_activity_log.telemetry.logs import address, is_local
 from task_activity_log.wiring import link_of, topology_of
 
 _OLDEST = (3, 10)
+_DEFAULT_EXCHANGE = "amq.default"
+"""The name of the default exchange in permissions."""
 
 
 async def findings(settings: Settings) -> list[Finding]:
@@ -81,7 +84,7 @@ def _judge_management(management: Management, sight: Sight, settings: Settings) 
         advice = "check MANAGEMENT_URL: its user needs the tag monitoring and access to the virtual host"
         yield Finding("unknown", "management", str(error), advice)
         return
-    yield permissions.judge(management, vhost, topology, settings)
+    yield _judge_permissions(management, vhost, topology, settings)
 
 
 def _judge_bindings(management: Management, vhost: str, sight: Sight, settings: Settings) -> Iterator[Finding]:
@@ -106,3 +109,45 @@ def _missing(what: str, settings: Settings, remedy: str = "create it") -> Findin
     if settings.topology == "declare":
         return Finding("fine", what, "does not exist yet; the worker declares it when it starts")
     return Finding("broken", what, "does not exist", f"{remedy}, or set WORKER_TOPOLOGY=declare")
+
+
+def needed(topology: Topology, *, declare: bool) -> list[tuple[str, str]]:
+    """The permissions that a worker needs: `configure`, `write` or `read`, and on what."""
+    rights = [
+        ("read", topology.requests_queue),
+        ("write", topology.replies_exchange),
+        ("write", _DEFAULT_EXCHANGE),  # dead letters, and replies to reply_to
+    ]
+    if declare:
+        rights += [("configure", name) for name in (*topology.exchanges(), *topology.queues())]
+        for queue, exchange, _ in topology.bindings():
+            rights += [("write", queue), ("read", exchange)]
+    return rights
+
+
+def _judge_permissions(management: Management, vhost: str, topology: Topology, settings: Settings) -> Finding:
+    """Whether the user of AMQP_URL has what is needed."""
+    user = unquote(urlsplit(settings.amqp_url.get_secret_value()).username or "guest")
+    what = f"user {user}"
+    try:
+        granted = management.get("permissions", vhost, user)
+    except ManagementError:
+        advice = "only the MANAGEMENT_URL of an administrator shows them; docs/operations.md lists the ones needed"
+        return Finding("unknown", what, "its permissions are not shown", advice)
+    lacking = [
+        f"{kind} on {name}"
+        for kind, name in needed(topology, declare=settings.topology == "declare")
+        if not allows((granted or {}).get(kind, ""), name)
+    ]
+    if lacking:
+        advice = "docs/operations.md lists the permissions of a worker"
+        return Finding("broken", what, f"lacks {', '.join(lacking)}", advice)
+    return Finding("fine", what, "has the permissions that it needs")
+
+
+def allows(pattern: str, name: str) -> bool:
+    """Whether a permission's pattern covers a name, as RabbitMQ reads it."""
+    try:
+        return bool(pattern and re.search(pattern, name))  # an empty pattern allows nothing
+    except re.error:
+        return True  # Erlang's own syntax, which the broker understands

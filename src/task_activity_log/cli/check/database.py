@@ -18,11 +18,11 @@ _OLDEST = 130_000
 async def findings(settings: Settings) -> list[Finding]:
     """Connect, ask, and judge what the database answers."""
     where = address(settings.database_url.get_secret_value())
-    looking = store_of(settings)
+    database = store_of(settings)
     try:
-        row = await looking.look()
+        row = await database.look()
         try:
-            schema = _judge_revision(await looking.schema_version())
+            schema = _judge_revision(await database.schema_version())
         except Unavailable as error:
             advice = f"run as the role that migrated: psql … -f {store.GRANTS}"
             schema = Finding("broken", "schema", error.reason, advice)
@@ -30,7 +30,7 @@ async def findings(settings: Settings) -> list[Finding]:
         advice = "check that it is running and that DATABASE_URL is correct"
         return [Finding("broken", "database", f"{where}: {error.reason}", advice)]
     finally:
-        await looking.close()
+        await database.close()
     local = is_local(settings.database_url.get_secret_value())
     return [*_judge_server(row, where, local=local), schema, *_judge_rights(row)]
 

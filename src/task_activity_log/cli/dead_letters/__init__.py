@@ -5,6 +5,5 @@ commands    what each command does
 selection   which dead letters are meant, and how they are borrowed from the queue
 candidates  which of them may be replayed, and why the others may not
 editing     a body in the user's editor
-listing     dead letters as a table, as JSON, or in full
-exporting   dead letters as a file that `publish` reads
+listing     dead letters as a table, as JSON, in full, or as a file that `publish` reads
 """

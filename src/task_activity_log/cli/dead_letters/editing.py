@@ -73,9 +73,9 @@ class Edits:
             if not sys.stdin.isatty() or input("Edit it again? [Y/n] ").strip().lower() in ("n", "no"):
                 return
 
-    def applied(self, letters: Iterable[DeadLetter]) -> list[Candidate]:
-        """The edited dead letters, on a later loan."""
-        return [replace(self.accepted[letter.key], letter=letter) for letter in letters]
+    def applied(self, letters: Iterable[DeadLetter]) -> tuple[list[Candidate], list[str]]:
+        """The edited dead letters on a later loan: all may be replayed, so that there is no reason to keep one."""
+        return [replace(self.accepted[letter.key], letter=letter) for letter in letters], []
 
     def _in_editor(self, letter: DeadLetter, body: bytes) -> bytes:
         """The body as the editor leaves it: bytes, since editors know about encodings."""

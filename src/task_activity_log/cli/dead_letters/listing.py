@@ -1,13 +1,17 @@
-"""Dead letters as a table, as lines of JSON, or in full."""
+"""Dead letters as a table, as lines of JSON, in full, or as a file that `publish` reads."""
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
+from pathlib import Path
 
+from task_activity_log.cli import exported
 from task_activity_log.cli.dead_letters.candidates import judged
 from task_activity_log.cli.dead_letters.selection import Selector
 from task_activity_log.cli.terminal import printable, readable, reasons, table
+from task_activity_log.client import ClientError
 from task_activity_log.client.dead_letters import DeadLetter
 from task_activity_log.pipeline.request import Rules
 from task_activity_log.problem import Problem
@@ -64,3 +68,32 @@ def in_full(letter: DeadLetter, rules: Rules) -> str:
             lines.append(f"  {name:14}  {value}")
     lines += [f"  header          {name}: {value!r}" for name, value in sorted(letter.properties.headers.items())]
     return printable("\n".join([*lines, readable(letter.body), ""]))
+
+
+def export_line(letter: DeadLetter) -> str:
+    """One dead letter as a line of JSON."""
+    return exported.line(
+        letter.body,
+        letter.properties.content_type or "",
+        letter.properties.message_id,
+        letter.headers,
+        content_encoding=letter.properties.content_encoding,
+        publisher=letter.publisher,
+        since=letter.since and letter.since.isoformat(timespec="milliseconds"),
+        problems=[f"{letter.code}: {letter.detail}"],
+    )
+
+
+def export(file: Path, letters: Sequence[DeadLetter]) -> None:
+    """Write a new file, and return once it is on disk.
+
+    Raises:
+        ClientError: it exists already, or cannot be written.
+    """
+    try:
+        with file.open("x", encoding="utf-8") as written:
+            written.writelines(f"{export_line(letter)}\n" for letter in letters)
+            written.flush()
+            os.fsync(written.fileno())
+    except OSError as error:
+        raise ClientError(f"{file}: {error.strerror}") from None

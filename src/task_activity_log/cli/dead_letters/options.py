@@ -12,8 +12,7 @@ import typer
 from task_activity_log.cli.exit_codes import WRONG_USE, fail, guarded, settings_or_exit
 
 if TYPE_CHECKING:  # each command imports what it needs when it runs
-    from task_activity_log.cli.dead_letters.selection import Selector
-    from task_activity_log.settings import Settings
+    from task_activity_log.cli.dead_letters.commands import Commands
 
 app = typer.Typer(
     help="List and show rejected messages; correct, replay, export or discard them. Listing and showing change nothing.",
@@ -58,10 +57,8 @@ def list_(
       task-activity-log dead-letters list --each --code invalid_date
       task-activity-log dead-letters list --json | jq .message_id
     """
-    from task_activity_log.cli.dead_letters import commands
-
-    selection = _selection((), codes, publishers, older_than, newer_than, everything=True)
-    sys.exit(guarded(lambda: commands.list_(*selection, each=each, as_json=as_json)))
+    commands = _commands((), codes, publishers, older_than, newer_than, everything=True)
+    sys.exit(guarded(lambda: commands.list_(each=each, as_json=as_json)))
 
 
 @app.command(short_help="Print dead letters in full.")
@@ -81,10 +78,8 @@ def show(
       task-activity-log dead-letters show 6f1c8e0e-3a5b-4f8b-9d57-0d7f3f6f9b11
       task-activity-log dead-letters show --code refused_by_database | less
     """
-    from task_activity_log.cli.dead_letters import commands
-
-    selection = _selection(ids, codes, publishers, older_than, newer_than, everything=everything)
-    sys.exit(guarded(lambda: commands.show(*selection)))
+    commands = _commands(ids, codes, publishers, older_than, newer_than, everything=everything)
+    sys.exit(guarded(commands.show))
 
 
 @app.command(short_help="Send dead letters again.")
@@ -119,13 +114,11 @@ def replay(
       task-activity-log dead-letters replay --code refused_by_database --rate 20
       task-activity-log dead-letters replay --edit 6f1c8e0e-3a5b-4f8b-9d57-0d7f3f6f9b11
     """
-    from task_activity_log.cli.dead_letters import commands
-
-    selection = _selection(ids, codes, publishers, older_than, newer_than, everything=everything)
+    commands = _commands(ids, codes, publishers, older_than, newer_than, everything=everything)
     sys.exit(
         guarded(
-            lambda: commands.replay(*selection, dry_run=dry_run, edit=edit, rate=rate, over_newer=over_newer),
-            interrupted=lambda: "interrupted; dead letters that were not replayed are still in the queue",
+            lambda: commands.replay(dry_run=dry_run, edit=edit, rate=rate, over_newer=over_newer),
+            lambda: "interrupted; dead letters that were not replayed are still in the queue",
         )
     )
 
@@ -149,13 +142,11 @@ def discard(
       task-activity-log dead-letters discard --older-than 30d --export old.jsonl
       task-activity-log dead-letters discard --publisher crm-test --yes
     """
-    from task_activity_log.cli.dead_letters import commands
-
-    selection = _selection(ids, codes, publishers, older_than, newer_than, everything=everything)
+    commands = _commands(ids, codes, publishers, older_than, newer_than, everything=everything)
     sys.exit(
         guarded(
-            lambda: commands.discard(*selection, export, yes=yes),
-            interrupted=lambda: "interrupted; dead letters that were not discarded are still in the queue",
+            lambda: commands.discard(export, yes=yes),
+            lambda: "interrupted; dead letters that were not discarded are still in the queue",
         )
     )
 
@@ -178,13 +169,11 @@ def export(
       task-activity-log dead-letters export rejected.jsonl --code invalid_date
       task-activity-log publish rejected.jsonl
     """
-    from task_activity_log.cli.dead_letters import commands
-
-    selection = _selection(ids, codes, publishers, older_than, newer_than, everything=everything)
-    sys.exit(guarded(lambda: commands.export(*selection, file)))
+    commands = _commands(ids, codes, publishers, older_than, newer_than, everything=everything)
+    sys.exit(guarded(lambda: commands.export(file)))
 
 
-def _selection(
+def _commands(
     ids: Sequence[str] | None,
     codes: Sequence[str] | None,
     publishers: Sequence[str] | None,
@@ -192,8 +181,9 @@ def _selection(
     newer_than: str,
     *,
     everything: bool,
-) -> tuple[Settings, Selector]:
-    """The settings, and which dead letters are meant; exits if none were selected."""
+) -> Commands:
+    """The commands for these dead letters; exits if none were selected."""
+    from task_activity_log.cli.dead_letters.commands import Commands
     from task_activity_log.cli.dead_letters.selection import Selector, seconds
 
     try:
@@ -207,4 +197,4 @@ def _selection(
             "select dead letters by message id, --code, --publisher, --older-than or --newer-than, or pass --all",
             WRONG_USE,
         )
-    return settings, selector
+    return Commands(settings, selector)

@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator, Container, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import NamedTuple
 
 from task_activity_log.cli.terminal import say
 from task_activity_log.client.dead_letters import DeadLetter, Loan, borrow_dead_letters
@@ -70,35 +69,22 @@ class Selector:
         return f"{age / _UNITS[unit]:.0f} {unit}"
 
 
-class Selected(NamedTuple):
-    """The selected dead letters, on loan."""
-
-    loan: Loan
-    letters: list[DeadLetter]
-
-
 @asynccontextmanager
 async def borrowed(settings: Settings) -> AsyncIterator[Loan]:
     """All dead letters, on loan; prints a line if other consumers may have some."""
     async with borrow_dead_letters(link_of(settings), settings.dead_letters_queue) as loan:
         if loan.others:
-            say(
-                f"{settings.dead_letters_queue} has other consumers ({loan.others}):"
-                " dead letters delivered to them are not seen here"
-            )
+            say(f"{settings.dead_letters_queue} has other consumers ({loan.others}): what they have is not seen here")
         yield loan
 
 
 @asynccontextmanager
 async def selected(
     settings: Settings, selector: Selector, keys: Container[tuple[str, bytes]] | None = None
-) -> AsyncIterator[Selected]:
-    """The selected dead letters; all others have been returned to the queue.
+) -> AsyncIterator[tuple[Loan, list[DeadLetter]]]:
+    """The selected dead letters, on loan; all others have been returned to the queue.
 
-    Args:
-        settings: where they are.
-        selector: which are meant; what it does not find is printed.
-        keys: those found before, of which `selector` selects again; nothing is printed then.
+    Prints what `selector` does not find, unless it selects again among the `keys` of those that it found before.
     """
     async with borrowed(settings) as loan:
         letters: list[DeadLetter] = []
@@ -109,7 +95,7 @@ async def selected(
         if keys is None:
             _say_what_is_missing(selector, letters, others)
         await loan.give_back(others)
-        yield Selected(loan, letters)
+        yield loan, letters
 
 
 async def copies(settings: Settings, selector: Selector) -> list[DeadLetter]:
