@@ -50,7 +50,7 @@ class Sandbox:
         """The variables that point the worker, and another sandbox, at these services."""
         return {
             "AMQP_URL": self.rabbitmq.url,
-            "AMQP_MANAGEMENT_URL": self.rabbitmq.management_url,
+            "MANAGEMENT_URL": self.rabbitmq.management_url,
             "DATABASE_URL": self.postgresql.url,
         }
 

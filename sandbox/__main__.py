@@ -16,7 +16,7 @@ def main() -> int:
     options = argparse.ArgumentParser(
         prog="python -m sandbox",
         description="Start a private RabbitMQ and PostgreSQL. Without COMMAND keep them until Ctrl-C; with it, run "
-        "it with AMQP_URL, AMQP_MANAGEMENT_URL and DATABASE_URL set and stop them when it ends.",
+        "it with AMQP_URL, MANAGEMENT_URL and DATABASE_URL set and stop them when it ends.",
     )
     options.add_argument("--fast", action="store_true", help="do not sync PostgreSQL's files to the disk")
     options.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND", help="the command and its arguments")

@@ -45,13 +45,13 @@ class _Part(NotOurs):
 def rabbitmq() -> RabbitMQ:
     """Make a virtual host of our own on the broker that AMQP_URL names.
 
-    The management API does that; it is looked for beside the broker or where AMQP_MANAGEMENT_URL says.
+    The management API does that; it is looked for beside the broker or where MANAGEMENT_URL says.
     """
     url = os.environ["AMQP_URL"]
-    management = os.environ.get("AMQP_MANAGEMENT_URL") or _management_url(url)
+    management = os.environ.get("MANAGEMENT_URL") or _management_url(url)
     given = RabbitMQ(NotOurs("AMQP_URL", "it is not ours"), url, management)
     name = _PREFIX + secrets.token_hex(6)
-    part = _Part("AMQP_URL", AMQP_URL=url, AMQP_MANAGEMENT_URL=management, NAME=name)
+    part = _Part("AMQP_URL", AMQP_URL=url, MANAGEMENT_URL=management, NAME=name)
     try:
         given.check()
         ours = RabbitMQ(part, given.create_vhost(name), management)
@@ -61,7 +61,7 @@ def rabbitmq() -> RabbitMQ:
         raise SandboxError(
             f"cannot make a virtual host on the broker that AMQP_URL names ({error}), and the sandbox does not touch "
             "existing ones. It needs the management API and a user with the tag `administrator`: enable "
-            "rabbitmq_management, name its address in AMQP_MANAGEMENT_URL, or unset AMQP_URL"
+            "rabbitmq_management, name its address in MANAGEMENT_URL, or unset AMQP_URL"
         ) from None
     return ours
 
@@ -127,9 +127,7 @@ def main() -> None:
         if url := os.environ.get("DATABASE_URL"):
             _remove_databases(url, prefix)
         if url := os.environ.get("AMQP_URL"):
-            _remove_vhosts(
-                RabbitMQ(NotOurs("AMQP_URL", "it is not ours"), url, os.environ["AMQP_MANAGEMENT_URL"]), prefix
-            )
+            _remove_vhosts(RabbitMQ(NotOurs("AMQP_URL", "it is not ours"), url, os.environ["MANAGEMENT_URL"]), prefix)
 
 
 if __name__ == "__main__":

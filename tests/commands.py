@@ -68,7 +68,7 @@ async def command(*arguments: str, stdin: bytes = b"", **variables: str) -> Said
     """Run a command to its end, within this process: signals and editors need one of their own."""
 
     def invoke() -> Said:
-        hidden: dict[str, str | None] = dict.fromkeys(("AMQP_URL", "AMQP_MANAGEMENT_URL", "DATABASE_URL"))
+        hidden: dict[str, str | None] = dict.fromkeys(("AMQP_URL", "MANAGEMENT_URL", "DATABASE_URL"))
         result = CliRunner().invoke(app, arguments, input=stdin, env={**hidden, **variables})
         if result.exception is not None and not isinstance(result.exception, SystemExit):
             raise result.exception

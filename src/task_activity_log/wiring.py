@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from task_activity_log.pipeline.request import Rules, UpdateMode
-from task_activity_log.postgresql.store import Store
 from task_activity_log.rabbitmq.link import LinkOptions
 from task_activity_log.rabbitmq.topology import Topology
 from task_activity_log.settings import Settings
 from task_activity_log.telemetry import logs
+
+if TYPE_CHECKING:
+    from task_activity_log.postgresql.store import Store
 
 
 def secrets_of(settings: Settings) -> set[str]:
@@ -49,6 +53,8 @@ def link_of(settings: Settings) -> LinkOptions:
 
 def store_of(settings: Settings) -> Store:
     """How the settings say the database is reached."""
+    from task_activity_log.postgresql.store import Store  # noqa: PLC0415 - asyncpg, which most commands do not need
+
     return Store(
         settings.database_url.get_secret_value(),
         connect_timeout=settings.database_connect_timeout_seconds,

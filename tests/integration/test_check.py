@@ -1,4 +1,4 @@
-"""`check` against real services, as they should be and otherwise."""
+"""`check` against real services, in order and otherwise."""
 
 import json
 import secrets
@@ -13,7 +13,8 @@ import pytest
 import structlog
 
 from sandbox import RabbitMQ
-from task_activity_log.cli.check import Finding, check, findings
+from task_activity_log.cli.check import check, findings
+from task_activity_log.cli.check.finding import Finding
 from task_activity_log.postgresql import migrations
 from task_activity_log.settings import load
 from tests.asking import Connection
@@ -57,24 +58,26 @@ async def look(amqp_url: str, database_url: str, rabbitmq: RabbitMQ | None = Non
 
 
 def worst(found: Sequence[Finding], *verdicts: str) -> list[tuple[str, str]]:
-    """What is broken (or has another of the `verdicts`), and how."""
+    """What is broken, or has one of the `verdicts`, and what was found."""
     return [(one.what, one.found) for one in found if one.verdict in (verdicts or ("broken",))]
 
 
-async def test_before_the_first_start_the_schema_alone_is_broken_and_nothing_is_changed(
+async def test_before_the_first_start_only_the_schema_is_broken_and_nothing_is_changed(
     rabbitmq: RabbitMQ, amqp_url: str, empty_database_url: str
 ) -> None:
-    """What the worker will declare is fine; looking for it does not make it."""
+    """What the worker will declare is fine; checking for it does not declare it."""
     found = await look(amqp_url, empty_database_url, rabbitmq)
     assert worst(found) == [("schema", "not migrated yet")]
-    assert [one.found for one in found if one.what == f"queue {UPSERT}"] == ["is not there; will be declared"]
+    assert [one.found for one in found if one.what == f"queue {UPSERT}"] == [
+        "does not exist yet; the worker declares it when it starts"
+    ]
     vhost = urlsplit(amqp_url).path[1:]
     assert rabbitmq.api("GET", f"/queues/{vhost}") == []
     assert not [one for one in rabbitmq.api("GET", f"/exchanges/{vhost}") if one["name"].startswith("task")]
 
 
-async def test_beside_a_running_worker_nothing_is_broken(rabbitmq: RabbitMQ, amqp_url: str, database_url: str) -> None:
-    """All is there, and with a second worker the order per record is a warning, of its own at its start too."""
+async def test_next_to_a_running_worker_nothing_is_broken(rabbitmq: RabbitMQ, amqp_url: str, database_url: str) -> None:
+    """Everything exists. With a second worker there is a warning about order, which that worker also logs at its start."""
     async with serving(amqp_url, database_url):
         found = await look(amqp_url, database_url, rabbitmq)
         assert worst(found) == []
@@ -86,8 +89,8 @@ async def test_beside_a_running_worker_nothing_is_broken(rabbitmq: RabbitMQ, amq
         assert [event["count"] for event in events if event["event"] == "other_consumers"] == [1]
 
 
-async def test_a_worker_that_owns_no_topology_misses_it(amqp_url: str, database_url: str) -> None:
-    """It will not declare what is not there; without management what it cannot see is unknown."""
+async def test_without_declaring_what_does_not_exist_is_broken(amqp_url: str, database_url: str) -> None:
+    """Such a worker will not declare it. Without the management API, limits and permissions are unknown."""
     found = await look(amqp_url, database_url, WORKER_TOPOLOGY="check")
     assert [what for what, _ in worst(found)] == [
         "exchange task_activity_log",
@@ -96,13 +99,13 @@ async def test_a_worker_that_owns_no_topology_misses_it(amqp_url: str, database_
         "queue task_activity_log.replies",
         f"queue {UPSERT}",
     ]
-    assert worst(found, "unknown") == [("limits and permissions", "AMQP does not show them")]
+    assert worst(found, "unknown") == [("limits and permissions", "not visible over AMQP")]
 
 
 async def test_a_queue_without_delivery_limit_and_binding_is_broken(
     rabbitmq: RabbitMQ, amqp_url: str, database_url: str
 ) -> None:
-    """Somebody made it by hand; the policy that mends the limit is seen as well."""
+    """As when somebody declared the queue by hand."""
     vhost = urlsplit(amqp_url).path[1:]
     async with serving(amqp_url, database_url):
         pass
@@ -115,14 +118,14 @@ async def test_a_queue_without_delivery_limit_and_binding_is_broken(
     assert found == [
         (f"queue {UPSERT}", "has no delivery limit"),
         (f"queue {UPSERT}", "does not dead-letter"),
-        (f"binding task_activity_log → {UPSERT}", "is not there"),
+        (f"binding task_activity_log → {UPSERT}", "does not exist"),
     ]
 
 
 async def test_the_permissions_that_are_documented_are_enough(
     rabbitmq: RabbitMQ, user: User, amqp_url: str, database_url: str
 ) -> None:
-    """A user with just those runs a worker that declares, and one that checks; with one fewer `check` names it."""
+    """With just those, a user runs a worker that declares, and one that checks; `check` names one that is missing."""
     user.may(
         configure=r"^task_activity_log(\..+)?$",
         write=r"^(task_activity_log(\..+)?|amq\.default)$",
@@ -140,10 +143,10 @@ async def test_the_permissions_that_are_documented_are_enough(
     assert found == [(f"user {user.name}", "lacks write on amq.default")]
 
 
-async def test_one_who_monitors_sees_all_but_the_permissions(
+async def test_a_monitoring_user_sees_everything_but_permissions(
     rabbitmq: RabbitMQ, user: User, amqp_url: str, database_url: str
 ) -> None:
-    """Limits need no administrator; who may what is shown to one alone."""
+    """Limits need no administrator; permissions do."""
     rabbitmq.api("PUT", f"/users/{user.name}", {"password": "secret", "tags": "monitoring"})
     user.may(read=".*")
     async with serving(amqp_url, database_url):
@@ -155,7 +158,7 @@ async def test_one_who_monitors_sees_all_but_the_permissions(
 
 
 async def exchanged(amqp_url: str) -> list[str]:
-    """The outcomes of a good message with `reply_to` and a bad one without, as their replies tell."""
+    """The outcomes in the replies to a valid message with `reply_to` and an invalid one without."""
     outcomes = []
     async with await aio_pika.connect(amqp_url) as connection:
         channel = await connection.channel()
@@ -173,10 +176,10 @@ async def exchanged(amqp_url: str) -> list[str]:
     ("host", "found"),
     [("127.0.0.1:1", "127.0.0.1:1/: "), (None, ": the broker refuses the user name or password")],
 )
-async def test_a_broker_that_does_not_let_us_in_is_one_line(
+async def test_a_broker_that_refuses_the_connection_is_one_line(
     amqp_url: str, database_url: str, host: str | None, found: str
 ) -> None:
-    """And the database is looked at all the same."""
+    """The database is checked nevertheless."""
     url = f"amqp://nobody:wrong-password@{host}/" if host else login(amqp_url, "nobody", "wrong-password")
     [broken] = [one for one in await look(url, database_url) if one.verdict == "broken"]
     assert broken.what == "broker"
@@ -184,18 +187,18 @@ async def test_a_broker_that_does_not_let_us_in_is_one_line(
     assert "wrong-password" not in broken.found
 
 
-async def test_a_management_api_that_is_away_leaves_unknown(amqp_url: str, database_url: str) -> None:
-    """It is no reason to call anything broken."""
+async def test_without_an_answer_of_the_management_api_limits_are_unknown(amqp_url: str, database_url: str) -> None:
+    """Nothing is called broken for that."""
     async with serving(amqp_url, database_url):
         found = await look(amqp_url, database_url, MANAGEMENT_URL="http://a:b@127.0.0.1:1")
     assert worst(found) == []
     assert "management" in [what for what, _ in worst(found, "unknown")]
 
 
-async def test_a_role_that_lacks_rights_is_broken_until_they_are_granted(
+async def test_a_role_that_lacks_privileges_is_broken_until_they_are_granted(
     amqp_url: str, database_url: str, database: Connection
 ) -> None:
-    """With what grants.sql grants it is fine, and no superuser's warning is left."""
+    """With the privileges of grants.sql it is fine, without the warning about a superuser."""
     role = f"worker_{secrets.token_hex(4)}"
     await database.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'secret'")
     try:
@@ -211,8 +214,8 @@ async def test_a_role_that_lacks_rights_is_broken_until_they_are_granted(
         await database.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
 
 
-async def test_what_was_done_to_the_database_is_seen(amqp_url: str, database_url: str, database: Connection) -> None:
-    """A trigger that was switched off, a role that is read-only, a schema of another release."""
+async def test_changes_to_the_schema_are_found(amqp_url: str, database_url: str, database: Connection) -> None:
+    """A disabled trigger, and the schema of another release."""
     await database.execute("ALTER TABLE task_activity_log DISABLE TRIGGER task_activity_log_modified")
     assert worst(await look(amqp_url, database_url)) == [("trigger", "modified_dateutc is not set")]
     await database.execute("ALTER TABLE task_activity_log ENABLE TRIGGER task_activity_log_modified")
@@ -222,10 +225,10 @@ async def test_what_was_done_to_the_database_is_seen(amqp_url: str, database_url
     assert ("schema", "revision ffff: made by a newer release") in worst(found, "warning")
 
 
-def test_the_exit_code_says_the_worst(
+def test_the_exit_code_is_that_of_the_worst_finding(
     amqp_url: str, database_url: str, empty_database_url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """0 also with warnings unless they count; 1 if something is broken."""
+    """1 if something is broken, or with `strict` for a warning; otherwise 0."""
     urls = {"AMQP_URL": amqp_url, "DATABASE_URL": database_url}
     assert check(load(urls), strict=False) == 0
     assert check(load(urls), strict=True) == 1  # a superuser

@@ -31,7 +31,7 @@ TOPOLOGY = Topology()
 
 @asynccontextmanager
 async def no_worker(amqp_url: str) -> AsyncIterator[AbstractChannel]:
-    """The queues, and nobody who works."""
+    """The queues, and no worker."""
     async with await aio_pika.connect(amqp_url) as connection:
         await declare(connection, TOPOLOGY)
         yield await connection.channel()
@@ -42,7 +42,7 @@ def record(subject: str = "", identifier: UUID | None = None) -> TaskActivityLog
 
 
 async def test_an_upsert_returns_the_stored_record_and_a_repeat_is_not_applied(world: World) -> None:
-    """Sent again with its message_id it is a duplicate; the record stays as it was stored."""
+    """Sent again with its message_id it is a duplicate, and the stored record stays as it is."""
     async with TaskActivityLogClient(world.amqp_url) as client:
         mine = record("Call back")
         stored = await client.upsert(mine, message_id="first")
@@ -88,7 +88,7 @@ async def test_a_rejection_has_its_code_and_every_bad_field(world: World, upsert
 
 @pytest.mark.parametrize("kind", ["iterable", "async iterable"])
 async def test_many_are_answered_through_a_small_window(world: World, kind: str) -> None:
-    """Each once, rejected ones among them; the summary counts; no more than the window is under way."""
+    """Each is answered once, rejected ones too; the summary counts them; never more than the window are unanswered."""
     upserts = [Upsert(b"{}", source=str(n)) if n == 7 else Upsert.of(record(str(n))) for n in range(100)]
 
     async def coming() -> AsyncIterator[Upsert]:
@@ -122,7 +122,7 @@ async def test_a_failing_source_ends_the_bulk_with_its_own_error(world: World) -
 
 @pytest.mark.parametrize("how", ["cut", "strand"])
 async def test_connections_lost_in_a_bulk_lose_nothing_and_apply_nothing_twice(world: World, how: str) -> None:
-    """What is unanswered is sent again with its message_id, its answers come to a new reply queue."""
+    """What is unanswered is sent again with its message_id, and answered through a new reply queue."""
     count = 600
     async with Proxy.to(world.amqp_url) as proxy:
         outages: list[str] = []
@@ -145,22 +145,24 @@ def _quick(url: str) -> LinkOptions:
     return LinkOptions(url, heartbeat_seconds=1)
 
 
-async def test_nobody_who_works_is_said_and_what_was_sent_can_be_sent_again(amqp_url: str) -> None:
-    """The exception carries the request; a bulk carries all that are unanswered."""
+async def test_a_missing_worker_is_reported_and_what_was_sent_can_be_sent_again(amqp_url: str) -> None:
+    """The exception has the request; a bulk has all that are unanswered."""
     async with no_worker(amqp_url) as channel, TaskActivityLogClient(amqp_url) as client:
-        with pytest.raises(NoAnswer, match=r"no answer for 0\.3 s to 1: is a worker running") as nobody:
+        with pytest.raises(
+            NoAnswer, match=r"no answer for 0\.3 s \(1 upsert unanswered\): is a worker running"
+        ) as nobody:
             await client.upsert(record("late"), timeout=0.3)
         queue = await channel.get_queue(TOPOLOGY.requests_queue)
         message = await queue.get()
         assert (message.message_id, message.body) == (nobody.value.upsert.message_id, nobody.value.upsert.body)
         bulk = client.upsert_many([record(), record()], timeout=0.3)
-        with pytest.raises(NoAnswer, match="to 2: is a worker"):
+        with pytest.raises(NoAnswer, match=r"\(2 upserts unanswered\): is a worker"):
             [answer async for answer in bulk]
         assert len(bulk.unanswered) == 2
 
 
 async def test_many_can_be_sent_without_waiting_for_answers(amqp_url: str) -> None:
-    """Confirmed by the broker, in their order, and the connection may be lost in between."""
+    """The broker confirms them in their order, even if the connection is lost in between."""
     async with no_worker(amqp_url) as channel, Proxy.to(amqp_url) as proxy:
         async with TaskActivityLogClient(_quick(proxy.url)) as client:
             sent = 0
@@ -187,7 +189,7 @@ async def test_many_can_be_sent_without_waiting_for_answers(amqp_url: str) -> No
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda _: "amqp://guest:secret@127.0.0.1:1/", "no connection to 127.0.0.1:1: nobody listens there"),
+        (lambda _: "amqp://guest:secret@127.0.0.1:1/", "no connection to 127.0.0.1:1: connection refused"),
         (lambda url: url.replace("://", "://x", 1), "the broker refuses the user name or password"),
         (lambda url: url + "-not", "does not know this virtual host"),
         (lambda _: "localhost", "should be one such as amqp://"),
@@ -195,10 +197,8 @@ async def test_many_can_be_sent_without_waiting_for_answers(amqp_url: str) -> No
     ],
     ids=["nobody", "password", "vhost", "url", "exchange"],
 )
-async def test_what_is_wrong_with_the_broker_is_one_line(
-    amqp_url: str, change: Callable[[str], str], words: str
-) -> None:
-    """At once, without secrets."""
+async def test_a_failed_connection_is_one_line(amqp_url: str, change: Callable[[str], str], words: str) -> None:
+    """Immediately, and without secrets."""
     with pytest.raises(ClientError, match=words) as refusal:
         async with TaskActivityLogClient(change(amqp_url)):
             pass
@@ -206,18 +206,18 @@ async def test_what_is_wrong_with_the_broker_is_one_line(
     assert "\n" not in str(refusal.value)
 
 
-async def test_an_exchange_that_leads_nowhere_is_said(amqp_url: str) -> None:
+async def test_an_exchange_without_a_queue_is_reported(amqp_url: str) -> None:
     """An unroutable upsert is an error, not a success."""
     async with no_worker(amqp_url) as channel, TaskActivityLogClient(amqp_url) as client:
         await channel.queue_delete(TOPOLOGY.requests_queue)
-        with pytest.raises(ClientError, match="leads to no queue"):
+        with pytest.raises(ClientError, match="routes upserts to no queue"):
             await client.upsert(record())
-        with pytest.raises(ClientError, match="leads to no queue"):
+        with pytest.raises(ClientError, match="routes upserts to no queue"):
             await client.send_many([record()])
 
 
-def test_what_amqp_cannot_hold_is_refused_before_it_is_sent() -> None:
-    """Otherwise it would cost the connection, again at each attempt."""
+def test_what_amqp_cannot_represent_is_refused_before_it_is_sent() -> None:
+    """Otherwise each attempt to send it would close the connection."""
     with pytest.raises(ValueError, match="does not fit"):
         Upsert(b"", message_id="x" * 256)
     with pytest.raises(ValueError, match="does not fit"):
@@ -241,8 +241,8 @@ async def publish_reply(
     await exchange.publish(message, f"stored.{key}")
 
 
-async def test_a_subscriber_sees_each_reply_that_is_news_once(amqp_url: str) -> None:
-    """Repeats, and records not newer than the last one seen for their id, are passed over."""
+async def test_a_subscriber_sees_each_new_reply_once(amqp_url: str) -> None:
+    """Repeated replies, and records no newer than the last one seen for their id, are skipped."""
     one, other = uuid4(), uuid4()
     async with no_worker(amqp_url) as channel:
         for message_id, id_, second in [
@@ -256,7 +256,7 @@ async def test_a_subscriber_sees_each_reply_that_is_news_once(amqp_url: str) -> 
 
 
 async def test_a_reply_is_acknowledged_after_the_body(amqp_url: str) -> None:
-    """A loop that is left in the middle of one leaves that one in the queue, and takes those before off it."""
+    """If the loop is left in the middle of its body, that reply stays in the queue, and the earlier ones do not."""
     async with no_worker(amqp_url) as channel:
         for message_id in "abc":
             await publish_reply(channel, message_id, id_=uuid4(), second=1)
@@ -267,8 +267,8 @@ async def test_a_reply_is_acknowledged_after_the_body(amqp_url: str) -> None:
         assert [reply.message_id async for reply in subscribe(amqp_url, most=2)] == ["b", "c"]
 
 
-async def test_a_subscriber_goes_on_after_a_lost_connection(amqp_url: str) -> None:
-    """What it has not finished comes again; what it has finished does not come to its loop again."""
+async def test_a_subscriber_continues_after_a_lost_connection(amqp_url: str) -> None:
+    """An unfinished reply is delivered again; a finished one does not reach the loop again."""
     async with no_worker(amqp_url) as channel, Proxy.to(amqp_url) as proxy:
         for number in range(20):
             await publish_reply(channel, str(number), id_=uuid4(), second=1)
@@ -281,7 +281,7 @@ async def test_a_subscriber_goes_on_after_a_lost_connection(amqp_url: str) -> No
 
 
 async def test_a_queue_of_its_own_takes_nothing_from_others(amqp_url: str) -> None:
-    """It gets what is published while it is there, by routing key."""
+    """It gets what is published while it is connected, by routing key."""
     async with no_worker(amqp_url) as channel:
         bound = asyncio.Event()
 
@@ -297,14 +297,14 @@ async def test_a_queue_of_its_own_takes_nothing_from_others(amqp_url: str) -> No
         assert [reply.message_id async for reply in subscribe(amqp_url, most=2)] == ["a", "b"]
 
 
-async def test_subscribing_to_a_queue_that_is_not_there_is_said(amqp_url: str) -> None:
-    """At once."""
+async def test_subscribing_to_a_queue_that_does_not_exist_is_an_error(amqp_url: str) -> None:
+    """Immediately."""
     with pytest.raises(ClientError, match=r"queue 'task_activity_log\.replies' does not exist"):
         [reply async for reply in subscribe(amqp_url)]
 
 
-def test_a_reply_that_cannot_be_read_says_so() -> None:
-    """A reader who asks for what is not there gets one clear error."""
+def test_a_reply_that_cannot_be_read_is_an_error() -> None:
+    """Whoever asks for its record or its problem gets one clear error."""
     odd = Reply("inserted", b"<", "application/xml", None, None)
     with pytest.raises(ClientError, match="cannot be read"):
         _ = odd.record

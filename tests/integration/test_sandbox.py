@@ -164,7 +164,7 @@ class TestEnvironment:
     @pytest.fixture(autouse=True)
     def _named(self, monkeypatch: pytest.MonkeyPatch, rabbitmq: RabbitMQ, postgresql: PostgreSQL) -> None:
         monkeypatch.setenv("AMQP_URL", rabbitmq.url)
-        monkeypatch.setenv("AMQP_MANAGEMENT_URL", rabbitmq.management_url)
+        monkeypatch.setenv("MANAGEMENT_URL", rabbitmq.management_url)
         monkeypatch.setenv("DATABASE_URL", postgresql.url)
         monkeypatch.delenv("SANDBOX", raising=False)
 
@@ -196,7 +196,7 @@ class TestEnvironment:
 
     def test_a_broker_without_management_is_not_used(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Without the management API there can be no virtual host of our own, and the message says what would help."""
-        monkeypatch.setenv("AMQP_MANAGEMENT_URL", f"http://127.0.0.1:{free_port()}")
+        monkeypatch.setenv("MANAGEMENT_URL", f"http://127.0.0.1:{free_port()}")
         with pytest.raises(SandboxError, match=r"Connection refused.*rabbitmq_management.*unset AMQP_URL"):
             environment.rabbitmq()
 

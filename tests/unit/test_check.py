@@ -4,8 +4,10 @@ from typing import Any
 
 import pytest
 
-from task_activity_log.cli.check import Finding, table
-from task_activity_log.cli.check_broker import _allows, _judge_kept, _judge_requests, _Limits, needed
+from task_activity_log.cli.check import table
+from task_activity_log.cli.check.broker import allows, needed
+from task_activity_log.cli.check.finding import Finding
+from task_activity_log.cli.check.limits import Limits, judge_kept, judge_requests
 from task_activity_log.rabbitmq.topology import Topology
 from task_activity_log.settings import Settings, load
 
@@ -26,10 +28,10 @@ def settings(**variables: str) -> Settings:
 def judged(
     arguments: dict[str, Any], policy: dict[str, Any] | None = None, version: str = "3.13.1", kind: str = "quorum"
 ) -> dict[str, str]:
-    """The verdict on each thing that was found of the requests queue, but for what is fine or unknown."""
+    """The verdict on each finding about the requests queue, without those that are fine or unknown."""
     details = {"type": kind, "arguments": arguments, "effective_policy_definition": policy or {}}
-    rows = _judge_requests("queue", _Limits(details, version), settings())
-    return {found: verdict for verdict, _, found, _ in rows if verdict not in ("fine", "unknown")}
+    rows = judge_requests("queue", Limits(details, version), settings())
+    return {row.found: row.verdict for row in rows if row.verdict not in ("fine", "unknown")}
 
 
 @pytest.mark.parametrize(
@@ -51,15 +53,15 @@ def judged(
     ],
 )
 def test_limits_that_matter(changes: dict[str, Any], policy: dict[str, Any], expected: dict[str, str]) -> None:
-    """Arguments and policies together are judged, the stricter number of both."""
+    """Arguments and policies are judged together; of two numbers, the stricter one counts."""
     arguments = {name: value for name, value in {**GOOD, **changes}.items() if value is not None}
     found = judged(arguments, policy)
     assert {name: verdict for name, verdict in found.items() if name in expected or not expected} == expected
 
 
 @pytest.mark.parametrize(("version", "verdict"), [("3.13.7", "broken"), ("4.0.5", None), ("4.3.0", None)])
-def test_without_an_argument_the_limit_is_the_versions_own(version: str, verdict: str | None) -> None:
-    """RabbitMQ 4 limits deliveries to 20 by itself, 3 does not; -1 is no limit on either."""
+def test_without_an_argument_the_limit_is_that_of_the_version(version: str, verdict: str | None) -> None:
+    """RabbitMQ 4 limits deliveries to 20 by default, 3 does not; -1 means no limit on both."""
     without = {name: value for name, value in GOOD.items() if name != "x-delivery-limit"}
     assert judged(without, version=version).get("has no delivery limit") == verdict
     assert judged({**GOOD, "x-delivery-limit": -1}, version=version) == {"has no delivery limit": "broken"}
@@ -70,14 +72,14 @@ def test_a_classic_queue_is_broken() -> None:
     assert judged(GOOD, kind="classic") == {"is a classic queue": "broken"}
 
 
-def test_a_single_active_consumer_that_the_queue_does_not_have_is_broken() -> None:
-    """Arguments of a queue that is there do not change with the setting."""
-    rows = _judge_requests(
+def test_a_queue_declared_without_the_single_active_consumer_of_the_settings_is_broken() -> None:
+    """The arguments of an existing queue do not change with the setting."""
+    rows = judge_requests(
         "queue",
-        _Limits({"type": "quorum", "arguments": GOOD}, "4.0.5"),
+        Limits({"type": "quorum", "arguments": GOOD}, "4.0.5"),
         settings(WORKER_SINGLE_ACTIVE_CONSUMER="true"),
     )
-    assert [verdict for verdict, what, _, _ in rows if what == "order per record"] == ["broken"]
+    assert [row.verdict for row in rows if row.what == "order per record"] == ["broken"]
 
 
 @pytest.mark.parametrize(
@@ -89,31 +91,31 @@ def test_a_single_active_consumer_that_the_queue_does_not_have_is_broken() -> No
         ("classic", {}, "4.0.5", ["is a classic queue"]),
     ],
 )
-def test_kept_messages_must_survive_being_looked_at(
+def test_kept_messages_must_survive_being_inspected(
     kind: str, arguments: dict[str, Any], version: str, expected: list[str]
 ) -> None:
     """RabbitMQ 4 deletes a dead letter that was listed 21 times."""
-    rows = _judge_kept("queue", _Limits({"type": kind, "arguments": arguments}, version), settings())
-    assert [found for _, _, found, _ in rows] == expected
+    rows = judge_kept("queue", Limits({"type": kind, "arguments": arguments}, version), settings())
+    assert [row.found for row in rows] == expected
 
 
 @pytest.mark.parametrize(
-    ("pattern", "allows"),
+    ("pattern", "allowed"),
     [("", False), ("^$", False), (".*", True), (r"^task_activity_log\.", True), ("other", False), ("(", True)],
 )
-def test_permissions_are_read_as_rabbitmq_reads_them(pattern: str, allows: bool) -> None:
-    """A pattern is searched for anywhere; an empty one allows nothing; one that only Erlang understands is trusted."""
-    assert _allows(pattern, "task_activity_log.replies") is allows
+def test_permissions_are_read_as_rabbitmq_reads_them(pattern: str, allowed: bool) -> None:
+    """A pattern may match anywhere; an empty one allows nothing; one that only Erlang understands is trusted."""
+    assert allows(pattern, "task_activity_log.replies") is allowed
 
 
 def test_a_worker_that_owns_nothing_needs_three_permissions() -> None:
-    """One that declares needs the right to configure, too."""
+    """A worker that declares needs the permission to configure as well."""
     assert len(needed(Topology(), declare=False)) == 3
     assert ("configure", "task_activity_log.upsert") in needed(Topology(), declare=True)
 
 
-def test_the_table_says_what_to_do_and_sums_up() -> None:
-    """Verdict, subject and find in columns, the advice below."""
+def test_the_table_has_advice_and_a_summary() -> None:
+    """Verdict, subject and finding in columns, the advice below them."""
     rows = [Finding("fine", "broker", "RabbitMQ 4"), Finding("broken", "schema", "not migrated yet", "migrate")]
     assert list(table(rows)) == [
         "fine     broker  RabbitMQ 4",

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from task_activity_log.cli import WRONG_USE
+from task_activity_log.cli.exit_codes import WRONG_USE
 from task_activity_log.rabbitmq.topology import Topology
 from task_activity_log.settings import Settings, load
 from task_activity_log.telemetry.metrics import Metrics

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from task_activity_log.cli import exported
-from task_activity_log.cli.letters import seconds
+from task_activity_log.cli.dead_letters.selection import seconds
 from task_activity_log.cli.sources import Source, Unreadable, line_of
 from task_activity_log.cli.terminal import printable
 

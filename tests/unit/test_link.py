@@ -1,12 +1,25 @@
-"""The link to the broker, without one."""
+"""Ending tasks, and the kinds of failed connections. Needs no broker."""
 
 import asyncio
+import errno
+
+import pytest
+from aiormq.exceptions import (
+    ChannelAccessRefused,
+    ChannelNotFoundEntity,
+    ConnectionClosed,
+    ConnectionNotAllowed,
+    InvalidFrameError,
+    ProbableAuthenticationError,
+)
 
 from task_activity_log.aio import end
+from task_activity_log.problem import Unavailable
+from task_activity_log.rabbitmq.link import LOST, LinkOptions, Missing, OutageKind, connect, describe
 
 
-async def test_a_task_that_loses_a_cancellation_is_ended_all_the_same() -> None:
-    """asyncio.wait_for returns what it waited for when the cancellation comes in the same moment, and drops it."""
+async def test_a_task_that_loses_a_cancellation_is_ended_nevertheless() -> None:
+    """If the result comes at the same time as the cancellation, asyncio.wait_for returns it and drops the cancellation."""
     answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     lost = asyncio.Event()
 
@@ -25,8 +38,56 @@ async def test_a_task_that_loses_a_cancellation_is_ended_all_the_same() -> None:
 
 
 async def test_what_has_ended_is_left_alone() -> None:
-    """Also where nothing was started."""
+    """Also if nothing was started."""
     task = asyncio.create_task(asyncio.sleep(0))
     await task
     await end(task)
     await end()
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "text"),
+    [
+        (
+            ConnectionRefusedError(errno.ECONNREFUSED, "Connect call failed"),
+            OutageKind.CONNECTION_REFUSED,
+            "111 Connect",
+        ),
+        (ProbableAuthenticationError("ACCESS_REFUSED - Login was refused"), OutageKind.LOGIN_REFUSED, "user name or"),
+        (ConnectionNotAllowed(530, "NOT_ALLOWED - access to vhost"), OutageKind.VHOST_REFUSED, "this virtual host"),
+        (
+            InvalidFrameError("Expected one of ['Connection.OpenOk'], got"),
+            OutageKind.VHOST_REFUSED,
+            "this virtual host",
+        ),
+        (Missing("queue 'x' does not exist"), OutageKind.NOT_FOUND, "queue 'x' does not exist"),
+        (ChannelNotFoundEntity(404, "NOT_FOUND - no queue 'x'"), OutageKind.NOT_FOUND, "404 NOT_FOUND - no queue 'x'"),
+        (ChannelAccessRefused(403, "ACCESS_REFUSED - 'x'"), OutageKind.ACCESS_REFUSED, "403 ACCESS_REFUSED - 'x'"),
+        (TimeoutError(), OutageKind.TIMEOUT, "no answer in time"),
+        (ConnectionClosed(320, "CONNECTION_FORCED - stopped"), OutageKind.LOST, "320 CONNECTION_FORCED - stopped"),
+        (Unavailable("no publisher connection"), OutageKind.LOST, "no publisher connection"),
+        (RuntimeError(), OutageKind.LOST, "RuntimeError"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
+)
+def test_an_outage_has_a_kind_and_one_line(error: Exception, kind: OutageKind, text: str) -> None:
+    """The kind follows from the exception's type or code; the line is for people."""
+    outage = describe(error)
+    assert outage.kind is kind
+    assert text in outage.text
+    assert "\n" not in outage.text
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+async def test_a_port_without_a_listener_refuses_the_connection(host: str) -> None:
+    """Given by address and by name: a name may have several addresses, whose failures become one text."""
+    with pytest.raises(LOST) as refused:
+        async with connect(LinkOptions(f"amqp://{host}:1/"), "test"):
+            pass
+    assert describe(refused.value).kind is OutageKind.CONNECTION_REFUSED
+
+
+def test_the_refusals_of_several_addresses_are_one_refusal() -> None:
+    """For machines where localhost has one address only, so that the test above does not show it."""
+    several = OSError(f"Multiple exceptions: [Errno {errno.ECONNREFUSED}] first, [Errno {errno.ECONNREFUSED}] second")
+    assert describe(several).kind is OutageKind.CONNECTION_REFUSED

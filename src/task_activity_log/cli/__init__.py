@@ -1,6 +1,14 @@
-"""The command line. Each command imports what it needs when it runs: `run` starts without the others' weight.
+"""The command line: the commands and their options. Each command imports what it needs when it runs.
 
-Exit codes: 0 done, 1 failed, 2 wrong use or setting, 3 some records were rejected, 130 interrupted.
+publish        sends records from files and prints the replies
+sources        files, folders and standard input as upserts
+exported       messages as lines of JSON, which `publish` reads again
+replies        follows the replies
+dead_letters/  inspects, replays, exports and discards rejected messages
+check/         checks that everything a worker needs is in place
+contract/      prints the wire contract for machines
+exit_codes     how a command ends
+terminal       tables, progress bars and plain lines
 """
 
 from __future__ import annotations
@@ -8,30 +16,30 @@ from __future__ import annotations
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated, Literal, NoReturn
+from typing import Annotated, Literal
 from uuid import UUID
 
 import typer
 
 from task_activity_log import __version__
-from task_activity_log.cli import dead_letters
+from task_activity_log.cli.dead_letters.options import app as dead_letters_app
+from task_activity_log.cli.exit_codes import INTERRUPTED, WRONG_USE, fail, settings_or_exit
 from task_activity_log.record import Outcome
-from task_activity_log.settings import Settings, SettingsError, load
-
-FAILED, WRONG_USE, INTERRUPTED = 1, 2, 130
 
 app = typer.Typer(
-    help="Keeps task_activity_log records: takes upserts from RabbitMQ, stores them in PostgreSQL, answers with the"
-    " stored record. Settings come from the environment; AMQP_URL and DATABASE_URL are enough to begin.",
+    help="Consumes task_activity_log upserts from RabbitMQ, stores them in PostgreSQL and answers with the stored record."
+    " Settings are environment variables; AMQP_URL and DATABASE_URL are enough to start.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-app.add_typer(dead_letters.app, name="dead-letters", short_help="Look at rejected messages; replay, export, discard.")
+app.add_typer(
+    dead_letters_app, name="dead-letters", short_help="List, show, replay, export and discard rejected messages."
+)
 
 
 def main() -> None:
-    """The entry point of `task-activity-log`."""
+    """Run `task-activity-log`."""
     try:
         app()
     except KeyboardInterrupt:
@@ -49,37 +57,36 @@ def _options(
 
 @app.command(short_help="Consume, store and answer: the worker.")
 def run() -> None:
-    """Consume, store and answer until SIGTERM or SIGINT; then finish what is under way and exit 0.
+    """Consume, store and answer until SIGTERM or SIGINT; then finish the batches under way and exit 0.
 
     Needs AMQP_URL and DATABASE_URL. Health and metrics are served on HTTP_PORT (8080).
     """
-    # Until the worker has its own handlers nothing is in hand; process 1 of a container would not get the signal at all.
+    # The worker installs its own handlers once it is started. Until then it has no deliveries; but without a handler,
+    # process 1 of a container would ignore the signal.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    settings = _settings("amqp_url", "database_url")
+    settings = settings_or_exit("amqp_url", "database_url")
     from task_activity_log import service
 
     try:
         service.run(settings)
     except OSError as error:
-        _fail(
-            f"HTTP_HOST={settings.http_host} HTTP_PORT={settings.http_port}: {error.strerror or error}",
-            WRONG_USE,
-        )
+        where = f"HTTP_HOST={settings.http_host} HTTP_PORT={settings.http_port}"
+        fail(f"{where}: {error.strerror or error}", WRONG_USE)
 
 
 @app.command()
 def migrate(
     *,
-    sql: Annotated[bool, typer.Option("--sql", help="Print the SQL for a DBA to run; connect to nothing.")] = False,
+    sql: Annotated[bool, typer.Option("--sql", help="Print the SQL for a DBA to run, without connecting.")] = False,
 ) -> None:
-    """Bring the database schema up to date. Safe to run again, and by several at once. Needs DATABASE_URL."""
+    """Bring the database schema up to date. Safe to run again, and to run concurrently. Needs DATABASE_URL."""
     from task_activity_log.postgresql import migrations
     from task_activity_log.problem import Unavailable
 
     if sql:
         print(migrations.as_sql(), end="")
         return
-    settings = _settings("database_url")
+    settings = settings_or_exit("database_url")
     try:
         revision = migrations.migrate(
             settings.database_url.get_secret_value(),
@@ -87,7 +94,7 @@ def migrate(
             tls=settings.database_tls,
         )
     except Unavailable as error:
-        _fail(f"not migrated: {error.reason}")
+        fail(f"not migrated: {error.reason}")
     print(f"The schema is at revision {revision}.")
 
 
@@ -97,32 +104,37 @@ def publish(
         list[str],
         typer.Argument(
             metavar="PATH",
-            help="Files and folders: .json (one record, or a list), .jsonl (one a line), .xml (one). - is standard input.",
+            help="Files and folders: .json (one record, or a list), .jsonl (one record per line), .xml (one record)."
+            " - is standard input.",
         ),
     ],
     *,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only say what would be rejected; connect to nothing.")
+        bool, typer.Option("--dry-run", help="Only print what would be rejected, without connecting.")
     ] = False,
     rejected: Annotated[
         Path | None,
-        typer.Option(help="Write the rejected to this file, to correct and publish it.", show_default=False),
+        typer.Option(
+            help="Write rejected records to this new file, so that you can correct and publish it.", show_default=False
+        ),
     ] = None,
     run: Annotated[
         str,
         typer.Option(
-            help="The name of this run. Again under the same name, nothing is applied twice.", show_default=False
+            help="Name of this run. Publishing again under the same name applies nothing twice.", show_default=False
         ),
     ] = "",
-    wait: Annotated[bool, typer.Option(help="Wait for the replies, or only until the broker has it.")] = True,
-    merge: Annotated[bool, typer.Option("--merge", help="Fields that are absent keep their values.")] = False,
-    stdin: Annotated[Literal["json", "jsonl", "xml"], typer.Option(help="What standard input holds.")] = "jsonl",
-    timeout: Annotated[float, typer.Option(min=0.1, help="Longest time in seconds without any reply.")] = 60.0,
+    wait: Annotated[bool, typer.Option(help="Wait for the replies, or only for the broker to confirm.")] = True,
+    merge: Annotated[
+        bool, typer.Option("--merge", help="Keep the values of fields that a record does not have.")
+    ] = False,
+    stdin: Annotated[Literal["json", "jsonl", "xml"], typer.Option(help="Format of standard input.")] = "jsonl",
+    timeout: Annotated[float, typer.Option(min=0.1, help="Give up after this many seconds without a reply.")] = 60.0,
 ) -> None:
     """Publish records, wait for the replies and print them: the stored record, or the problem.
 
-    Replies go to standard output, one a line (of more than 20, on a terminal, only a summary); what becomes of each goes
-    to standard error. Needs AMQP_URL. Exits 3 when some were rejected. Interrupted, it says how to go on.
+    Replies go to standard output, one per line; for more than 20, a terminal shows only a summary. The outcome of each
+    goes to standard error. Needs AMQP_URL. Exits 3 if some were rejected. When interrupted, it prints how to continue.
 
     \b
     Examples:
@@ -131,7 +143,7 @@ def publish(
       task-activity-log publish records.jsonl --rejected to-correct.jsonl > stored.jsonl
       zcat records.jsonl.gz | task-activity-log publish -
     """
-    settings = _settings() if dry_run else _settings("amqp_url")
+    settings = settings_or_exit() if dry_run else settings_or_exit("amqp_url")
     from task_activity_log.cli.publish import Options
     from task_activity_log.cli.publish import publish as publish_all
 
@@ -144,25 +156,29 @@ def publish(
 @app.command(short_help="Follow the replies.")
 def replies(
     *,
-    ids: Annotated[list[UUID] | None, typer.Option("--id", help="Only of this record.", show_default=False)] = None,
+    ids: Annotated[
+        list[UUID] | None, typer.Option("--id", help="Only replies for this record.", show_default=False)
+    ] = None,
     outcomes: Annotated[
-        list[Outcome] | None, typer.Option("--outcome", help="Only with this outcome.", show_default=False)
+        list[Outcome] | None, typer.Option("--outcome", help="Only replies with this outcome.", show_default=False)
     ] = None,
     codes: Annotated[
-        list[str] | None, typer.Option("--code", help="Only rejected for this.", show_default=False)
+        list[str] | None, typer.Option("--code", help="Only rejections with this error code.", show_default=False)
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="A line of JSON for each.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON per reply.")] = False,
     take: Annotated[
-        bool, typer.Option("--take", help="Take them from the replies queue: nobody else gets them.")
+        bool, typer.Option("--take", help="Remove them from the replies queue: no other subscriber gets them.")
     ] = False,
-    count: Annotated[int, typer.Option("-n", "--count", min=0, help="End after so many; 0: never.")] = 0,
+    count: Annotated[
+        int, typer.Option("-n", "--count", min=0, help="Exit after this many replies; 0 means never.")
+    ] = 0,
     seconds: Annotated[
-        float | None, typer.Option("--seconds", min=0.1, help="End after so many seconds.", show_default=False)
+        float | None, typer.Option("--seconds", min=0.1, help="Exit after this many seconds.", show_default=False)
     ] = None,
 ) -> None:
-    """Follow the worker's replies until Ctrl-C, without taking them from their subscribers.
+    """Print the worker's replies until Ctrl-C, without taking them from their subscribers.
 
-    Replies to requests with a reply_to are not among them, unless the worker has WORKER_REPLIES=both. Needs AMQP_URL.
+    Replies to requests with a reply_to are only shown if the worker runs with WORKER_REPLIES=both. Needs AMQP_URL.
 
     \b
     Examples:
@@ -170,53 +186,41 @@ def replies(
       task-activity-log replies --outcome rejected --json
       task-activity-log replies --take -n 10
     """
-    settings = _settings("amqp_url")
+    settings = settings_or_exit("amqp_url")
     if take and (ids or outcomes or codes):
-        _fail("--take takes all: what --id, --outcome or --code leave out would be lost", WRONG_USE)
+        fail("--take removes every reply: those that --id, --outcome or --code exclude would be lost", WRONG_USE)
     from task_activity_log.cli.replies import Wanted, follow
 
     wanted = Wanted(frozenset(ids or ()), frozenset(outcomes or ()), frozenset(codes or ()))
     sys.exit(follow(settings, wanted, take=take, as_json=as_json, count=count, seconds=seconds))
 
 
-@app.command(short_help="Print the wire contract for machines.")
+@app.command(short_help="Print the wire contract in a machine-readable form.")
 def contract(
     description: Annotated[
         Literal["asyncapi", "json-schema", "xsd", "xsd-reply", "xsd-problem"],
-        typer.Argument(help="asyncapi: channels, operations and messages. json-schema and xsd: what a request holds."),
+        typer.Argument(help="asyncapi: channels, operations and messages. json-schema and xsd: the body of a request."),
     ],
 ) -> None:
-    """Print the wire contract for machines, with the default names of queues and exchanges. Needs no settings."""
+    """Print the wire contract in a machine-readable form, with the default names of queues and exchanges."""
     from task_activity_log.cli.contract import describe
 
     print(describe(description), end="")
 
 
-@app.command()
+@app.command(short_help="Check that everything a worker needs is in place.")
 def check(
     *,
     strict: Annotated[bool, typer.Option("--strict", help="Exit 1 for warnings as well.")] = False,
 ) -> None:
-    """Look whether everything is there that a worker needs, and say what to do about what is not. Changes nothing.
+    """Check that everything a worker needs is in place, and say how to fix what is not. Changes nothing.
 
-    Needs AMQP_URL and DATABASE_URL; MANAGEMENT_URL shows limits and permissions, too. Exits 1 if something is broken.
+    Needs AMQP_URL and DATABASE_URL; with MANAGEMENT_URL it also checks limits and permissions. Exits 1 if something is
+    broken.
     """
-    settings = _settings("amqp_url", "database_url")
-    from task_activity_log.cli.check import check as look
+    settings = settings_or_exit("amqp_url", "database_url")
+    from task_activity_log.cli.check import check as check_all
     from task_activity_log.telemetry.logs import quiet_drivers
 
     quiet_drivers()
-    sys.exit(look(settings, strict=strict))
-
-
-def _settings(*needed: str) -> Settings:
-    try:
-        return load(needed=needed)
-    except SettingsError as error:
-        _fail(str(error), WRONG_USE)
-
-
-def _fail(message: str, code: int = FAILED) -> NoReturn:
-    for line in message.splitlines():
-        print(f"task-activity-log: {line}", file=sys.stderr)
-    raise SystemExit(code)
+    sys.exit(check_all(settings, strict=strict))

@@ -1,8 +1,8 @@
-"""Messages as lines of JSON: what `publish --rejected` and `dead-letters export` write and `publish` takes again.
+"""Messages as lines of JSON: `publish --rejected` and `dead-letters export` write them, `publish` reads them again.
 
-A line has the members `content_type`, `message_id`, `headers`, and the body: as `record` where it is JSON that stays the
-same when written anew, as `body` where it is text, else as `body_base64`. `problem` and what else there is, is for the
-person who corrects it.
+A line has the members `content_type`, `message_id`, `headers`, and the body: as `record` if it is JSON that survives
+being parsed and written again, as `body` if it is other text, or else as `body_base64`. `problems` and any other member
+is for whoever corrects it.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ def line(body: bytes, content_type: str, message_id: str | None, headers: Mappin
 
 
 def is_message(parsed: object) -> bool:
-    """Whether parsed JSON is such a line, and not a record: a record has an id."""
+    """Whether parsed JSON is such a line, and not a record."""
     return isinstance(parsed, dict) and any(name in parsed for name in _BODIES) and "content_type" in parsed
 
 
 def upsert(parsed: dict[str, Any], message_id: str, source: str) -> Upsert:
-    """The request in such a line; `message_id` is for one that has none.
+    """The request in such a line; `message_id` is used if the line has none.
 
     Raises:
-        ValueError: a member is not what it should be; the text says which.
+        ValueError: a member has the wrong type, or does not fit into AMQP; the text says which.
     """
     given = {name: parsed.get(name) for name in ("content_type", "message_id", "headers", "content_encoding")}
     for name, kinds in (("content_type", str), ("message_id", str), ("headers", dict), ("content_encoding", str)):
@@ -85,5 +85,5 @@ def _body(body: bytes) -> tuple[str, Any]:
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     members = dict(pairs)
     if len(members) != len(pairs):
-        raise ValueError("a member is there twice")
+        raise ValueError("duplicate member")
     return members

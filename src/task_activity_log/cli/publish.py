@@ -1,43 +1,31 @@
-"""`task-activity-log publish`: files → upserts, and their replies → the terminal."""
+"""`task-activity-log publish`: sends records from files, and prints the replies."""
 
 from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Self
+from typing import IO
 from uuid import uuid4
 
 from task_activity_log.cli import exported
+from task_activity_log.cli.exit_codes import DONE, FAILED, SOME_REJECTED, WRONG_USE, guarded
 from task_activity_log.cli.sources import Source, Unreadable, expand, line_of
-from task_activity_log.cli.terminal import (
-    DONE,
-    FAILED,
-    SOME_REJECTED,
-    WRONG_USE,
-    guarded,
-    printable,
-    progress,
-    readable,
-    say,
-)
+from task_activity_log.cli.terminal import FEW, printable, progress, readable, reasons, say
 from task_activity_log.client import Answer, ClientError, Summary, TaskActivityLogClient, Upsert
 from task_activity_log.pipeline.request import judge
 from task_activity_log.problem import Problem
 from task_activity_log.settings import Settings
 from task_activity_log.wiring import link_of, rules_of
 
-_FEW = 20
-"""Up to so many are shown one by one on a terminal; of more there is a bar and a summary."""
-
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What a person can say."""
+    """The options of the command line."""
 
     timeout: float | None = 60.0
     dry_run: bool = False
@@ -49,17 +37,17 @@ class Options:
 
 
 def publish(paths: Sequence[str], settings: Settings, options: Options) -> int:
-    """Publish what the files hold, print the replies, return the exit code. Nothing is sent from an unreadable file."""
+    """Publish what the files contain, print the replies, return the exit code. Nothing is sent from an unreadable file."""
     options = replace(options, run=options.run or uuid4().hex[:12])
     if options.rejected is not None and options.rejected.exists():
-        say(f"{options.rejected} is there already: name another file for the rejected, or remove it")
+        say(f"{options.rejected} already exists: name another file for the rejected records, or remove it")
         return WRONG_USE
     work = _Publication(settings, options)
     return guarded(lambda: work.carry_out(paths), interrupted=lambda: work.explained("interrupted"))
 
 
 def _readable(paths: Sequence[str], options: Options) -> tuple[list[Source], int, bool]:
-    """The sources that can be read to their ends, how many records they hold, and whether there were others."""
+    """The sources that can be read to their end, the number of their records, and whether there are unreadable ones."""
     found: list[Source] = []
     total, unreadable = 0, False
     for path in paths:
@@ -86,7 +74,7 @@ def _upserts(sources: Sequence[Source], options: Options) -> Iterator[Upsert]:
 
 
 def _judge(sources: Sequence[Source], settings: Settings, options: Options) -> int:
-    """Print what the worker would reject."""
+    """Print what the worker would reject, and return the exit code."""
     fine = bad = 0
     rules = rules_of(settings)
     for upsert in _upserts(sources, options):
@@ -104,7 +92,7 @@ def _judge(sources: Sequence[Source], settings: Settings, options: Options) -> i
 
 
 class _Publication:
-    """One run: sends, counts, and says what happens."""
+    """One run: sends, counts, and reports."""
 
     def __init__(self, settings: Settings, options: Options) -> None:
         self._settings = settings
@@ -116,7 +104,7 @@ class _Publication:
         self._outage = ""
 
     def carry_out(self, paths: Sequence[str]) -> int:
-        """Read, then judge or send; the exit code."""
+        """Read the sources, then judge or send their records; returns the exit code."""
         self._sources, self._total, unreadable = _readable(paths, self._options)
         failed = FAILED if unreadable else DONE
         if self._options.dry_run:
@@ -124,12 +112,12 @@ class _Publication:
         if self._total:
             return max(asyncio.run(self._publish()), failed)
         if not unreadable:
-            say("there are no records in it")
+            say("no records found")
         return FAILED
 
     @property
     def _few(self) -> bool:
-        return self._total <= _FEW
+        return self._total <= FEW
 
     async def _publish(self) -> int:
         try:
@@ -151,20 +139,20 @@ class _Publication:
             )
         rejected = self._summary.outcomes["rejected"]
         if rejected and self._options.rejected is not None:
-            say(f"the rejected are in {self._options.rejected}: correct them there and publish that file")
+            say(f"rejected records are in {self._options.rejected}: correct them there, then publish that file")
         elif rejected and not self._few:
-            say("the rejected are dead letters now: task-activity-log dead-letters list")
+            say("rejected records are now dead letters: see task-activity-log dead-letters list")
         return SOME_REJECTED if rejected else DONE
 
     async def _ask(self, client: TaskActivityLogClient) -> None:
         bulk = client.upsert_many(_upserts(self._sources, self._options), timeout=self._options.timeout)
         self._summary = bulk.summary
-        with progress(0 if self._few else self._total) as bar, _Report(self._options.rejected) as report:
+        with progress(0 if self._few else self._total) as bar, _report(self._options.rejected) as report:
             async for answer in bulk:
                 if not self._few:
                     bar.update(bar.task_ids[0], advance=1, description=_outcomes(self._summary))
                 if answer.rejected:
-                    report.add(answer)
+                    report(answer)
                 self._show(answer)
 
     async def _send(self, client: TaskActivityLogClient) -> None:
@@ -179,13 +167,13 @@ class _Publication:
     def _show(self, answer: Answer) -> None:
         if answer.rejected:
             count = self._summary.outcomes["rejected"]
-            if count <= _FEW:
+            if count <= FEW:
                 for bad in answer.problem.errors or (answer.problem,):
                     name = getattr(bad, "name", "")
                     where = line_of(answer.upsert, name) if name else answer.upsert.source
                     say(f"{where}: rejected: {bad.code}: {getattr(bad, 'message', answer.problem.detail)}")
-            elif count == _FEW + 1:
-                say("more are rejected")
+            elif count == FEW + 1:
+                say("further rejections are not shown")
         elif self._few:
             say(f"{answer.upsert.source}: {answer.outcome}")
         if not sys.stdout.isatty():
@@ -199,55 +187,47 @@ class _Publication:
         self._outage = reason
 
     def explained(self, why: str) -> str:
-        """Why it ended, how far it came, and how to go on."""
+        """Why the run ended, how far it came, and how to continue."""
         if not (self._summary.sent or self._confirmed):
             return why
         done, what = (self._summary.answered, "answered") if self._options.wait else (self._confirmed, "confirmed")
         return (
             f"{why}; {done:,} of {self._total:,} were {what}."
-            f" To go on, add --run {self._options.run}: what was applied is not applied again"
+            f" To continue, add --run {self._options.run}: records that were applied are not applied again"
         )
 
 
-class _Report:
-    """The rejected, as a file to correct and publish. It is made when there is something to write."""
+@contextmanager
+def _report(path: Path | None) -> Iterator[Callable[[Answer], None]]:
+    """A function that adds a rejected record to the file to correct and publish, which the first call creates.
 
-    def __init__(self, path: Path | None) -> None:
-        self._path = path
-        self._file: IO[str] | None = None
+    The function raises `ClientError` if the file exists already, or cannot be written.
+    """
+    with ExitStack() as stack:
+        file: IO[str] | None = None
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._file is not None:
-            self._file.close()
-
-    def add(self, answer: Answer) -> None:
-        """Write one. Raises `ClientError` where that is not possible."""
-        if self._path is None:
-            return
-        upsert, problem = answer.upsert, answer.problem
-        errors = [f"{bad.code}: {bad.message}" for bad in problem.errors] or [f"{problem.code}: {problem.detail}"]
-        try:
-            self._file = self._file or self._path.open("x", encoding="utf-8")
-            self._file.write(
-                exported.line(
-                    upsert.body,
-                    upsert.content_type,
-                    upsert.message_id,
-                    upsert.headers,
-                    content_encoding=upsert.content_encoding,
-                    source=upsert.source,
-                    problems=errors,
-                )
-                + "\n"
+        def add(answer: Answer) -> None:
+            nonlocal file
+            if path is None:
+                return
+            upsert = answer.upsert
+            line = exported.line(
+                upsert.body,
+                upsert.content_type,
+                upsert.message_id,
+                upsert.headers,
+                content_encoding=upsert.content_encoding,
+                source=upsert.source,
+                problems=reasons(answer.problem),
             )
-            self._file.flush()
-        except OSError as error:
-            raise ClientError(f"{self._path}: {error.strerror}") from None
+            try:
+                file = file or stack.enter_context(path.open("x", encoding="utf-8"))
+                file.write(f"{line}\n")
+                file.flush()
+            except OSError as error:
+                raise ClientError(f"{path}: {error.strerror}") from None
+
+        yield add
 
 
 def _outcomes(summary: Summary) -> str:

@@ -1,4 +1,4 @@
-"""`task-activity-log replies`: follow what the worker answers."""
+"""`task-activity-log replies`: print the worker's replies as they come."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from task_activity_log.cli.terminal import DONE, guarded, printable, say
+from task_activity_log.cli.exit_codes import DONE, guarded
+from task_activity_log.cli.terminal import printable, say
 from task_activity_log.client import ClientError, Reply, subscribe
 from task_activity_log.record import Outcome
 from task_activity_log.settings import Settings
@@ -24,19 +25,14 @@ _WIDTH = 9  # of the longest outcome
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """Which replies to show: all that every given choice lets through."""
+    """Which replies to show: those that match every criterion that was given."""
 
     ids: frozenset[UUID] = frozenset()
     outcomes: frozenset[Outcome] = frozenset()
     codes: frozenset[str] = frozenset()
 
-    @property
-    def all(self) -> bool:
-        """Whether nothing is left out."""
-        return not (self.ids or self.outcomes or self.codes)
-
     def routing_keys(self) -> Sequence[str]:
-        """What to bind so that at least the wanted ones come."""
+        """Bindings that deliver at least the replies that are wanted."""
         if self.codes:
             return ("rejected",)
         if not self.outcomes:
@@ -52,7 +48,7 @@ class Wanted:
 
 
 def follow(settings: Settings, wanted: Wanted, *, take: bool, as_json: bool, count: int, seconds: float | None) -> int:
-    """Print replies until there were `count` (0: until interrupted) or `seconds` are over."""
+    """Print replies until there were `count` of them (0: until interrupted), or until `seconds` have passed."""
     return guarded(
         lambda: asyncio.run(_follow(settings, wanted, take=take, as_json=as_json, count=count, seconds=seconds))
     )
@@ -69,7 +65,7 @@ async def _follow(
         everything=True,
         on_outage=lambda reason: say(f"waiting for the broker: {reason}"),
         most=count if take and count else None,
-        on_connected=lambda: say(f"{'taking' if take else 'following'} replies; Ctrl-C ends it"),
+        on_connected=lambda: say(f"{'taking' if take else 'following'} replies; press Ctrl-C to stop"),
     )
     shown = 0
     try:
@@ -79,7 +75,7 @@ async def _follow(
                     continue
                 print(_json(reply) if as_json else _line(reply), flush=True)
                 shown += 1
-                if shown == count and not take:  # one that is taken is acknowledged when the loop asks for the next
+                if shown == count and not take:  # a taken reply is acknowledged when the loop asks for the next
                     break
     except TimeoutError:
         pass
@@ -109,7 +105,7 @@ def _json(reply: Reply) -> str:
 
 
 def _line(reply: Reply) -> str:
-    """Time of receipt, outcome, and the record's id and subject, or the request's id and the problem."""
+    """Time of receipt, outcome, and the record's id and subject; for a problem, the request's message_id and the reason."""
     try:
         if reply.rejected:
             named, told = reply.correlation_id or "-", f"{reply.code}: {reply.problem.detail}"

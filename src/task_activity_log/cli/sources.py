@@ -1,4 +1,4 @@
-"""Files, folders and standard input → upserts."""
+"""Files, folders and standard input as upserts."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ KNOWN = (".json", *_LINES, ".xml")
 
 
 class Unreadable(Exception):
-    """A file holds no records that could be sent; the text is one line with file, line and reason."""
+    """A file cannot be read as records; the text is one line with file, line and reason."""
 
 
 class Source:
-    """One file, or standard input, whose records can be gone through more than once."""
+    """One file, or standard input, whose records can be iterated over more than once."""
 
     def __init__(self, path: str, suffix: str, run: str) -> None:
-        """`run` goes into the message_ids: the same file in the same run has the same ones."""
+        """`run` is part of the message_ids: the same file in the same run has the same ones."""
         self.path = path
         self._suffix = suffix
         self._run = run
         self._piped: bytes | None = None
 
     def upserts(self) -> Iterator[Upsert]:
-        """The records as they will be sent. Only the syntax is looked at: the worker judges the fields.
+        """The records as they will be sent. Only the syntax is checked: the worker judges the fields.
 
         Raises:
-            Unreadable: it is missing, of another kind, or malformed.
+            Unreadable: the file is missing, of an unknown kind, or malformed.
         """
         if self._suffix in _LINES:
             yield from self._lines()
@@ -53,7 +53,7 @@ class Source:
                 raise Unreadable(f"{self.path}:{getattr(error, 'lineno', 1)}: {getattr(error, 'msg', error)}") from None
             yield Upsert(content, wire.XML, self._message_id(content, self.path), source=self.path)
         else:
-            self._content()  # one that is not there is said to be that
+            self._content()  # a missing file is reported as missing
             raise Unreadable(f"{self.path}: is neither .json, .jsonl nor .xml")
 
     def _lines(self) -> Iterator[Upsert]:
@@ -82,7 +82,9 @@ class Source:
         except UnicodeDecodeError:
             raise Unreadable(f"{self.path}:{first_line}: is not UTF-8") from None
         except (ValueError, RecursionError):
-            raise Unreadable(f"{self.path}:{first_line}: is nested too deeply, or holds a number too long") from None
+            raise Unreadable(
+                f"{self.path}:{first_line}: is nested too deeply, or contains a number that is too long"
+            ) from None
         if isinstance(parsed, list):
             for number, piece in enumerate(_elements(content), 1):
                 name = f"{source}[{number}]"
@@ -96,7 +98,7 @@ class Source:
             yield Upsert(content, message_id=self._message_id(content, source), source=source)
 
     def _message_id(self, body: bytes, source: str) -> str:
-        # Not of the content alone: a record that is changed and changed back would be taken for a repeat.
+        # The source is part of it: otherwise a record that is changed, and later changed back, would count as a repeat.
         return str(uuid5(NAMESPACE_URL, f"{self._run}\n{source}\n{sha256(body).hexdigest()}"))
 
     def _content(self) -> bytes:
@@ -111,10 +113,10 @@ class Source:
 
 
 def expand(paths: Sequence[str], stdin_format: str, run: str) -> Iterator[Source]:
-    """A source for each path; folders are gone through, in the order of their names.
+    """A source for each path, and for each file below a folder, in the order of their names.
 
     Raises:
-        Unreadable: a folder holds no file of a known kind.
+        Unreadable: a folder contains no file of a known kind.
     """
     for path in paths:
         if path == STANDARD_INPUT:
@@ -122,14 +124,14 @@ def expand(paths: Sequence[str], stdin_format: str, run: str) -> Iterator[Source
         elif Path(path).is_dir():
             found = sorted(file for file in Path(path).rglob("*") if file.suffix.lower() in KNOWN and file.is_file())
             if not found:
-                raise Unreadable(f"{path}: holds no .json, .jsonl or .xml")
+                raise Unreadable(f"{path}: contains no .json, .jsonl or .xml file")
             yield from (Source(str(file), file.suffix.lower(), run) for file in found)
         else:
             yield Source(path, Path(path).suffix.lower(), run)
 
 
 def line_of(upsert: Upsert, field: str) -> str:
-    """Where a field of an upsert stands: `file:line`, or only its source if that is a line already or it is not found."""
+    """`file:line` of a field of an upsert. The source alone if it names a line or a list element already."""
     if upsert.source.rpartition(":")[2].isdecimal() or upsert.source.endswith("]"):
         return upsert.source
     found = re.search(rf'["<:]{re.escape(field)}["\s/>]'.encode(), upsert.body, re.IGNORECASE)

@@ -1,64 +1,50 @@
-"""What all commands print with: tables and bars on a terminal, plain lines anywhere else."""
+"""Output of all commands: tables and progress bars on a terminal, plain lines anywhere else."""
 
 from __future__ import annotations
 
 import json
-import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
-from task_activity_log.client import ClientError
-
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # `--help` and `run` load neither
     from rich.progress import Progress
 
-DONE, FAILED, WRONG_USE, SOME_REJECTED, INTERRUPTED = 0, 1, 2, 3, 130
+    from task_activity_log.client import UpsertRejected
+    from task_activity_log.problem import Problem
+
+FEW = 20
+"""At most this many records or dead letters are reported one by one."""
 
 
 def say(line: str) -> None:
-    """Tell the person, on standard error: standard output is for results."""
+    """Print a line on standard error: standard output is for results."""
     print(f"task-activity-log: {printable(line)}", file=sys.stderr, flush=True)
 
 
 def printable(text: str) -> str:
-    """The text with control characters spelt out: what publishers send must not steer a terminal."""
+    """The text with its control characters escaped: what publishers send must not control the terminal."""
     if text.isprintable():
         return text
     return "".join(one if one.isprintable() or one in "\n\t" else repr(one)[1:-1] for one in text)
 
 
 def readable(body: bytes) -> str:
-    """A body for people: JSON over several lines, anything else as it is."""
+    """A body for people: JSON is indented, anything else is left as it is."""
     try:
         return json.dumps(json.loads(body), indent=2, ensure_ascii=False)
     except (ValueError, RecursionError):
         return body.decode(errors="backslashreplace")
 
 
-def guarded(command: Callable[[], int], interrupted: Callable[[], str] = lambda: "interrupted") -> int:
-    """Carry out a command and return its exit code. What it raises is said in one line."""
-    from task_activity_log.telemetry.logs import quiet_drivers
-
-    quiet_drivers()
-    try:
-        code = command()
-        sys.stdout.flush()
-    except ClientError as error:
-        say(str(error))
-        return FAILED
-    except BrokenPipeError:  # `| head` has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return DONE
-    except KeyboardInterrupt:
-        say(interrupted())
-        return INTERRUPTED
-    return code
+def reasons(problem: Problem | UpsertRejected) -> list[str]:
+    """A line for each bad field, or one for the whole message."""
+    return [f"{bad.code}: {bad.message}" for bad in problem.errors] or [f"{problem.code}: {problem.detail}"]
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print a table: with columns aligned on a terminal, separated by tabs elsewhere."""
+    """Print a table: columns are aligned on a terminal, and separated by tabs elsewhere."""
     if not sys.stdout.isatty():
         for row in (columns, *rows):
             print("\t".join(" ".join(printable(cell).split()) for cell in row))
@@ -77,33 +63,25 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
 
 def progress(total: int) -> AbstractContextManager[Progress]:
-    """A bar with count and rate, and one task, on standard error; unseen for no total, or where that is no terminal."""
+    """A progress bar with one task, on standard error. It is hidden if `total` is 0 or standard error is not a terminal."""
+    from rich import progress as parts
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        ProgressColumn,
-        Task,
-        TextColumn,
-        TimeRemainingColumn,
-    )
     from rich.text import Text
 
-    class Rate(ProgressColumn):
-        def render(self, task: Task) -> Text:
+    class Rate(parts.ProgressColumn):
+        def render(self, task: parts.Task) -> Text:
             return Text(f"{task.finished_speed or task.speed or 0:,.0f}/s")
 
-    shown = Progress(
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
+    shown = parts.Progress(
+        parts.BarColumn(bar_width=24),
+        parts.MofNCompleteColumn(),
         Rate(),
-        TimeRemainingColumn(),
-        TextColumn("{task.description}"),
+        parts.TimeRemainingColumn(),
+        parts.TextColumn("{task.description}"),
         console=Console(stderr=True),
         disable=not total or not sys.stderr.isatty(),
         transient=True,
-        redirect_stdout=False,  # results go where the person sends them
+        redirect_stdout=False,  # results are not part of the bar
     )
     shown.add_task("", total=total)
     return shown

@@ -1,4 +1,4 @@
-"""For publishers, subscribers and the person with the dead letters.
+"""For publishers, for subscribers, and for whoever takes care of the dead letters.
 
 A publisher:
 
@@ -14,23 +14,25 @@ A publisher:
 A subscriber:
 
     async for reply in subscribe("amqp://user:password@host/"):
-        ...  # acknowledged when the body is left at its end
+        ...  # acknowledged once the body completes
 
-Both take a `LinkOptions` in place of the URL, for an authority of your own or a client certificate:
+Both take `LinkOptions` instead of the URL, for a private certificate authority or a client certificate:
 
     LinkOptions("amqps://host/", tls=Tls(ca=Path("ca.pem"), certificate=Path("mine.pem")))
 
-upserts        the publisher's client
-bulk           many upserts through a window
+client         the publisher's client
+bulk           many upserts, a limited number of them unanswered at a time
+asks           upserts that wait for their answers: sent, sent again, answered
 subscription   the subscriber's loop
-messages       what is sent and what comes back
-dead_letters   look at dead letters, replay and remove them
+dead_letters   borrow the dead letters, replay and remove them
+connections    the first connection succeeds or fails at once; later ones are opened again
+messages       what is sent and what is received
 """
 
 from task_activity_log.client.bulk import Bulk, Summary
+from task_activity_log.client.client import TaskActivityLogClient
 from task_activity_log.client.messages import Answer, ClientError, FieldProblem, NoAnswer, Reply, Upsert, UpsertRejected
 from task_activity_log.client.subscription import subscribe
-from task_activity_log.client.upserts import TaskActivityLogClient
 from task_activity_log.rabbitmq.link import LinkOptions
 from task_activity_log.record import Outcome, StoredTaskActivityLog, TaskActivityLog
 from task_activity_log.tls import Tls

@@ -1,4 +1,4 @@
-"""Many upserts through a window, and what became of them."""
+"""Many upserts, a limited number of them unanswered at a time, and their outcomes."""
 
 from __future__ import annotations
 
@@ -6,48 +6,34 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import AsyncIterable, AsyncIterator, Iterable
-from typing import TYPE_CHECKING, TypeAlias
 
 from task_activity_log.aio import Waiting
-from task_activity_log.client.messages import Answer, ClientError, NoAnswer, Upsert
-from task_activity_log.record import TaskActivityLog
-
-if TYPE_CHECKING:
-    from task_activity_log.client.upserts import Ask, TaskActivityLogClient
-
-_BATCH = 500
-
-Record: TypeAlias = TaskActivityLog | Upsert
-"""What can be sent: a record, or a request made by hand (`Upsert.of`), for one with a version or a mode."""
-
-
-def request_of(record: Record) -> Upsert:
-    """The request for it."""
-    return record if isinstance(record, Upsert) else Upsert.of(record)
+from task_activity_log.client.asks import BATCH, Ask, Asks
+from task_activity_log.client.messages import Answer, ClientError, NoAnswer, Record, Upsert, request_of
 
 
 class Summary:
-    """What became of a bulk so far."""
+    """How far a bulk has come."""
 
     def __init__(self) -> None:
         self.sent = 0
         self.outcomes: Counter[str] = Counter()
-        """How many were answered with each outcome."""
+        """Answers by outcome."""
         self._began = time.monotonic()
 
     @property
     def answered(self) -> int:
-        """How many were answered."""
+        """How many answers have come."""
         return self.outcomes.total()
 
     @property
     def seconds(self) -> float:
-        """Since it began."""
+        """How long ago it began."""
         return time.monotonic() - self._began
 
     def __str__(self) -> str:
-        outcomes = ", ".join(f"{count:,} {outcome}" for outcome, count in sorted(self.outcomes.items())) or "none"
-        return f"{self.answered:,} answered in {self.seconds:.1f} s: {outcomes}"
+        outcomes = ", ".join(f"{count:,} {outcome}" for outcome, count in sorted(self.outcomes.items()))
+        return f"{self.answered:,} answered in {self.seconds:.1f} s" + (f": {outcomes}" if outcomes else "")
 
 
 class Bulk:
@@ -55,23 +41,25 @@ class Bulk:
 
     def __init__(
         self,
-        client: TaskActivityLogClient,
+        asks: Asks,
         records: Iterable[Record] | AsyncIterable[Record],
+        *,
+        window: int,
         timeout: float | None,
     ) -> None:
-        self._client = client
+        self._asks = asks
         self._records = records
         self._timeout = timeout
-        self._asks: dict[str, Ask] = {}
+        self._unanswered: dict[str, Ask] = {}
         self._arrived: Waiting[Answer | ClientError | None] = Waiting()
-        self._room = asyncio.Semaphore(client.window)
+        self._window = asyncio.Semaphore(window)
         self._answered = asyncio.Event()
         self.summary = Summary()
 
     @property
     def unanswered(self) -> list[Upsert]:
-        """What was sent and not answered: after an error, send these again; nothing is applied twice."""
-        return [ask.upsert for ask in self._asks.values()]
+        """The upserts without an answer. After an error, send these again: nothing is applied twice."""
+        return [ask.upsert for ask in self._unanswered.values()]
 
     async def __aiter__(self) -> AsyncIterator[Answer]:
         """Send and yield.
@@ -82,45 +70,45 @@ class Bulk:
         """
         feeding = asyncio.create_task(self._feed())
         try:
-            while not feeding.done() or self._asks:
+            while not feeding.done() or self._unanswered:
                 for answer in await self._next():
                     if answer is None:
-                        continue  # something has changed: look again
+                        continue  # only a wake-up: what is waited for may have changed
                     if isinstance(answer, ClientError):
                         raise answer
-                    del self._asks[answer.upsert.message_id]
+                    del self._unanswered[answer.upsert.message_id]
                     self._answered.set()
                     self.summary.outcomes[answer.outcome] += 1
-                    self._room.release()
+                    self._window.release()
                     yield answer
             await feeding
         finally:
             feeding.cancel()
-            for ask in self._asks.values():
-                self._client._forget(ask)  # noqa: SLF001 - two halves of one thing
+            for ask in self._unanswered.values():
+                self._asks.forget(ask)
 
     async def _next(self) -> list[Answer | ClientError | None]:
         try:
-            async with asyncio.timeout(self._timeout if self._asks else None):
-                return await self._arrived.take(_BATCH)
+            async with asyncio.timeout(self._timeout if self._unanswered else None):
+                return await self._arrived.take(BATCH)
         except TimeoutError:
-            text = self._client._no_answer(self._timeout, len(self._asks))  # noqa: SLF001
+            text = self._asks.why_silent(self._timeout, len(self._unanswered))
             raise NoAnswer(text, next(iter(self.unanswered))) from None
 
     async def _feed(self) -> None:
         try:
             async for record in _each(self._records):
-                await self._room.acquire()
+                await self._window.acquire()
                 upsert = request_of(record)
-                while upsert.message_id in self._asks:  # a copy: an answer does not say which of two it answers
+                while upsert.message_id in self._unanswered:  # an answer does not say which of two it belongs to
                     self._answered.clear()
                     await self._answered.wait()
-                self._asks[upsert.message_id] = self._client._ask(upsert, self._arrived.put)  # noqa: SLF001
+                self._unanswered[upsert.message_id] = self._asks.ask(upsert, self._arrived.put)
                 self.summary.sent += 1
-                if len(self._asks) == 1:
-                    self._arrived.put(None)  # from now on there is an answer to wait for
+                if len(self._unanswered) == 1:
+                    self._arrived.put(None)  # the waiter must wait with a timeout from now on
         finally:
-            # When this task is done: whoever waits shall see it so.
+            # Scheduled for after this task ends, so that the waiter sees `feeding.done()`.
             asyncio.get_running_loop().call_soon(self._arrived.put, None)
 
 

@@ -1,4 +1,4 @@
-"""Dead letters: looked at without changing the queue, and removed only when what follows them is safe."""
+"""Dead letters: read without removing them, and removed only when whatever replaces them is safe."""
 
 from __future__ import annotations
 
@@ -10,12 +10,8 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from hashlib import sha256
-from typing import Any
 
-import aiormq
-
-from task_activity_log.aio import end
-from task_activity_log.client.link import no_connection, options
+from task_activity_log.client.connections import Connections, no_connection, options
 from task_activity_log.client.messages import ClientError
 from task_activity_log.message import Properties
 from task_activity_log.problem import Unavailable
@@ -23,11 +19,12 @@ from task_activity_log.rabbitmq.consumer import RabbitDelivery
 from task_activity_log.rabbitmq.headers import raw_headers
 from task_activity_log.rabbitmq.link import LOST, LinkOptions, asking_the_driver, describe
 from task_activity_log.rabbitmq.publisher import Fate, Outgoing, Publisher
+from task_activity_log.rabbitmq.queues import existing_queue
 from task_activity_log.rabbitmq.reading import PREFETCH_MAX, Reader, reading
 from task_activity_log.rabbitmq.topology import REQUEST_KEY
 
 _IDLE_SECONDS = 5.0
-"""So long without another dead letter, though the broker counted more: somebody else has them in hand."""
+"""If no dead letter arrives for this long although the broker counted more, another consumer has them."""
 
 _REJECTIONS = (b"x-error-", b"x-original-", b"x-headers-dropped", b"x-first-death-", b"x-last-death-")
 _BROKERS = frozenset((b"x-death", b"x-delivery-count"))
@@ -35,7 +32,7 @@ _BROKERS = frozenset((b"x-death", b"x-delivery-count"))
 
 @dataclass(frozen=True)
 class DeadLetter:
-    """A rejected message, and why."""
+    """A rejected message, and why it was rejected."""
 
     body: bytes
     properties: Properties
@@ -43,7 +40,7 @@ class DeadLetter:
 
     @property
     def code(self) -> str:
-        """The worker's code, or the broker's reason where that dead-lettered it (`delivery_limit`)."""
+        """The worker's code, or the broker's reason if the broker dead-lettered it (`delivery_limit`)."""
         return self._text("x-error-code") or self._text("x-first-death-reason") or "unknown"
 
     @property
@@ -55,23 +52,23 @@ class DeadLetter:
 
     @property
     def publisher(self) -> str:
-        """Who sent it: app_id, else the user, else `-`."""
+        """Who sent it: app_id, or else the user, or else `-`."""
         properties = self.properties
         return properties.app_id or properties.user_id or self._text("x-original-user-id") or "-"
 
     @cached_property
     def name(self) -> str:
-        """Its message_id; one made of the content where it has none."""
+        """Its message_id, or a digest of the body where it has none."""
         return self.properties.message_id or "@" + sha256(self.body).hexdigest()[:12]
 
     @cached_property
     def key(self) -> tuple[str, bytes]:
-        """What tells it from others, but for its own copies."""
+        """Identifies it; copies of one message have the same."""
         return self.name, sha256(self.body).digest()
 
     @cached_property
     def since(self) -> datetime | None:
-        """When it was first rejected, else when it was sent; None where nothing says."""
+        """When it was first rejected, or else when it was sent; None when neither is known."""
         with suppress(ValueError):
             seen = datetime.fromisoformat(self._text("x-first-seen") or "")
             return seen if seen.tzinfo else seen.replace(tzinfo=UTC)
@@ -106,15 +103,15 @@ def _is_publishers(header: bytes) -> bool:
     return header not in _BROKERS and not header.startswith(_REJECTIONS)
 
 
-class Look:
-    """The dead letters that are in the queue now, on loan. All that was not removed goes back at the end, in its order."""
+class Loan:
+    """The dead letters that were in the queue, delivered to us. Those that are not removed are returned, in their order."""
 
-    def __init__(self, reader: Reader, waiting: int, others: int) -> None:
+    def __init__(self, reader: Reader) -> None:
         self._reader = reader
-        self.waiting = waiting
-        """How many there are; at most 65,535 of them are looked at, the oldest."""
-        self.others = others
-        """How many others consume the queue: what they have in hand is not seen here."""
+        self.waiting = reader.found.messages
+        """How many dead letters there were; at most 65,535 of them are delivered, the oldest."""
+        self.others = reader.found.consumers
+        """How many others consume the queue: what was delivered to them is not seen here."""
 
     async def __aiter__(self) -> AsyncIterator[DeadLetter]:
         """Each dead letter, oldest first."""
@@ -131,41 +128,37 @@ class Look:
             await self._reader.cancel()
 
     async def give_back(self, letters: Iterable[DeadLetter]) -> None:
-        """Return these at once, for others to see."""
+        """Return these now, so that others can see them."""
         with _explained():
             await self._reader.give_back_some([letter.delivery for letter in letters])
 
     async def remove(self, letters: Iterable[DeadLetter]) -> int:
-        """Take these off the queue for good; returns how many were still in hand."""
+        """Remove these for good; returns how many were still on loan."""
         with _explained():
             return await self._reader.remove([letter.delivery for letter in letters])
 
 
 @asynccontextmanager
-async def look(broker: str | LinkOptions, queue: str = "task_activity_log.dead-letters") -> AsyncIterator[Look]:
-    """Take the dead letters on loan, and return at the end what was not removed. A lost connection returns them too.
+async def borrow_dead_letters(
+    broker: str | LinkOptions, queue: str = "task_activity_log.dead-letters"
+) -> AsyncIterator[Loan]:
+    """Have the dead letters delivered, and return at the end what was not removed. A lost connection returns them too.
 
-    Each look counts as one return of each: the queue is declared with a limit of a million.
+    Each loan counts as one delivery of each: the queue is declared with a delivery limit of a million.
 
     Raises:
         ClientError: no connection, no such queue, or the connection was lost: what was not removed is in the queue.
     """
-    link = options(broker, lambda _: None)
-    found = (0, 0)
-
-    async def choose(channel: aiormq.abc.AbstractChannel) -> tuple[str, int]:
-        nonlocal found
-        ok = await channel.queue_declare(queue, passive=True)
-        found = (ok.message_count or 0, ok.consumer_count or 0)
-        return queue, found[0]
-
+    link = options(broker)
     async with AsyncExitStack() as stack:
         try:
             with asking_the_driver():
-                reader = await stack.enter_async_context(reading(link, "dead letters", choose, until_back=True))
+                reader = await stack.enter_async_context(
+                    reading(link, "dead letters", existing_queue(queue), until_back=True)
+                )
         except LOST as error:
             raise no_connection(link, describe(error)) from error
-        yield Look(reader, *found)
+        yield Loan(reader)
 
 
 @contextmanager
@@ -175,7 +168,7 @@ def _explained() -> Iterator[None]:
             yield
     except LOST as error:
         raise ClientError(
-            f"connection lost ({describe(error)}): what was not removed before is in the queue; run it again"
+            f"connection lost ({describe(error).text}): dead letters that were not removed are in the queue; run it again"
         ) from error
 
 
@@ -186,23 +179,17 @@ async def publishing(broker: str | LinkOptions) -> AsyncIterator[Publisher]:
     Raises:
         ClientError: no connection.
     """
-    refused: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-    link = options(broker, lambda reason: None if refused.done() else refused.set_result(reason))
-    publisher = Publisher(link, purpose="replays")
-    running = asyncio.create_task(publisher.run())
-    connected = asyncio.create_task(publisher.wait_connected())
-    either: set[asyncio.Future[Any]] = {connected, refused}
+    connections = Connections(broker, on_outage=lambda _: None)
+    publisher = Publisher(connections.options, purpose="replays")
+    await connections.open(publisher.run(), ready=publisher.wait_connected())
     try:
-        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-        if not connected.done():
-            raise no_connection(link, refused.result())
         yield publisher
     finally:
-        await end(running, connected)
+        await connections.close()
 
 
 async def replay(
-    taken: Look,
+    loan: Loan,
     letters: Sequence[tuple[DeadLetter, bytes]],
     publisher: Publisher,
     *,
@@ -211,24 +198,24 @@ async def replay(
     rate: float = 100.0,
     on_replayed: Callable[[DeadLetter], None] = lambda _: None,
 ) -> int:
-    """Publish each as the request that it was, and remove it from the dead letters when the broker has confirmed that.
+    """Publish each as the request that it was, and remove it from the dead letters once the broker has confirmed that.
 
-    Interrupted in between a request can be there twice: with a message_id it is applied once.
+    If this is interrupted in between, the request is in both queues: with a message_id it is applied once.
 
     Args:
-        taken: the look that they come from.
+        loan: the loan that they come from.
         letters: each with the body to send, its own or a corrected one.
         publisher: see `publishing`.
-        exchange: where the worker takes its requests from.
+        exchange: the exchange that the worker takes its requests from.
         user: the user of the connection.
-        rate: at most so many a second.
-        on_replayed: told of each that is done.
+        rate: how many to publish per second, at most.
+        on_replayed: called with each that has been replayed.
 
     Returns:
         How many were replayed.
 
     Raises:
-        ClientError: the broker does not take them, or is gone: those that are not done are in the queue.
+        ClientError: the broker refuses them, or is away: those that were not replayed are in the queue.
     """
     size = max(1, min(500, int(rate / 10)))
     began, count = time.monotonic(), 0
@@ -242,7 +229,7 @@ async def replay(
         except Unavailable as error:
             raise ClientError(f"{count} replayed, then: {error.reason}; the others are in the queue") from error
         done = [letter for (letter, _), fate in zip(chunk, fates, strict=True) if fate is Fate.CONFIRMED]
-        await taken.remove(done)
+        await loan.remove(done)
         count += len(done)
         for letter in done:
             on_replayed(letter)

@@ -1,4 +1,4 @@
-"""What is sent and what comes back: upserts, replies, and what can go wrong between them."""
+"""What is sent and what is received: upserts, replies, and the errors in between."""
 
 from __future__ import annotations
 
@@ -7,19 +7,18 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeAlias
 from uuid import uuid4
 
 from lxml import etree
 
 from task_activity_log import wire
-from task_activity_log.message import Properties
+from task_activity_log.message import PERSISTENT, Properties
 from task_activity_log.problem import Rejected
 from task_activity_log.rabbitmq.consumer import RabbitDelivery
 from task_activity_log.rabbitmq.headers import encode
 from task_activity_log.record import Outcome, StoredTaskActivityLog, TaskActivityLog
 
-_PERSISTENT = 2
 _SURELY_SHORT = 60
 _HEADER_MAX = 100_000
 """Bytes that fit one frame, with what the broker adds."""
@@ -27,13 +26,13 @@ _PROBLEM = "{urn:ietf:rfc:7807}"
 
 
 class ClientError(Exception):
-    """The broker is out of reach, refuses, or what came cannot be read. Its text is one line and says what to do."""
+    """The broker is away or refuses, or what it delivered cannot be read. The text is one line and says what to do."""
 
 
 class NoAnswer(ClientError):
-    """Nobody answered in time. What was sent is in the worker's queue, or was applied.
+    """No answer came in time. What was sent is waiting in the worker's queue, or was applied.
 
-    Send `upsert` again and it is applied once: it has the same message_id and body.
+    It is safe to send `upsert` again: with the same message_id and body it is applied once.
     """
 
     def __init__(self, text: str, upsert: Upsert) -> None:
@@ -63,7 +62,7 @@ class UpsertRejected(ClientError):
 
 @dataclass(frozen=True, slots=True)
 class Upsert:
-    """A request as it is sent. The same one sent again is applied once."""
+    """A request. Sent twice, it is applied once."""
 
     body: bytes
     content_type: str = wire.JSON
@@ -72,10 +71,10 @@ class Upsert:
     """Text, integers and booleans."""
     content_encoding: str | None = None
     source: str = ""
-    """Where it came from, for the person who reads the answer. Not sent."""
+    """Where it came from, for whoever reads the answer. Not sent."""
 
     def __post_init__(self) -> None:
-        """Refuse what AMQP has no form for.
+        """Refuse what AMQP cannot represent.
 
         Raises:
             ValueError: message_id, content type or headers are too long, or a header's number is too big.
@@ -102,7 +101,7 @@ class Upsert:
         Args:
             record: what to store.
             message_id: that of an earlier attempt; None makes a new one.
-            version: applied only if higher than every version of this record before (`x-version`).
+            version: applied only if higher than every earlier version of this record (`x-version`).
             mode: whether a field that was not set becomes null (`replace`) or keeps its value (`merge`); None leaves
                 it to the worker's setting.
         """
@@ -114,12 +113,12 @@ class Upsert:
         return cls(wire.encode(record, wire.JSON).body, message_id=message_id or str(uuid4()), headers=headers)
 
     def properties(self, reply_to: str | None, app_id: str) -> Properties:
-        """The AMQP properties that it is sent with."""
+        """The AMQP properties to send it with."""
         return Properties(
             content_type=self.content_type,
             content_encoding=self.content_encoding,
             headers=self.headers,
-            delivery_mode=_PERSISTENT,
+            delivery_mode=PERSISTENT,
             reply_to=reply_to,
             message_id=self.message_id,
             timestamp=int(time.time()),
@@ -127,9 +126,18 @@ class Upsert:
         )
 
 
+Record: TypeAlias = TaskActivityLog | Upsert
+"""What can be sent: a record, or a request made by hand (`Upsert.of`), which can have a version or a mode."""
+
+
+def request_of(record: Record) -> Upsert:
+    """The request for it."""
+    return record if isinstance(record, Upsert) else Upsert.of(record)
+
+
 @dataclass(frozen=True)
 class Reply:
-    """What the worker says of one request."""
+    """The worker's reply to one request."""
 
     outcome: str
     """`inserted`, `updated`, `duplicate`, `stale` or `rejected` (`Outcome`)."""
@@ -140,7 +148,7 @@ class Reply:
     correlation_id: str | None
     """The request's correlation_id, else its message_id."""
     code: str | None = None
-    """Why it was rejected; None when it was not."""
+    """The error code of a rejection; None for a stored record."""
 
     @classmethod
     def of(cls, delivery: RabbitDelivery, **more: Any) -> Self:
@@ -158,7 +166,7 @@ class Reply:
 
     @property
     def rejected(self) -> bool:
-        """Whether it is a problem, not a record."""
+        """Whether it holds a problem instead of a record."""
         return self.outcome == Outcome.REJECTED
 
     @cached_property
@@ -166,7 +174,7 @@ class Reply:
         """The record as the database has it.
 
         Raises:
-            UpsertRejected: there is none, and why.
+            UpsertRejected: there is no record, because the request was rejected.
             ClientError: the body cannot be read.
         """
         if self.rejected:
@@ -174,17 +182,17 @@ class Reply:
         try:
             return wire.decode_stored(self.body, self.content_type)
         except Rejected as unreadable:
-            raise ClientError(f"a reply that cannot be read: {unreadable.problem.detail}") from None
+            raise ClientError(f"this reply cannot be read: {unreadable.problem.detail}") from None
 
     @cached_property
     def problem(self) -> UpsertRejected:
         """Why the request was rejected.
 
         Raises:
-            ClientError: it was not, or the body cannot be read.
+            ClientError: it was not rejected, or the body cannot be read.
         """
         if not self.rejected:
-            raise ClientError("a stored record is no problem")
+            raise ClientError("this reply holds a stored record, not a problem")
         try:
             members = _xml(self.body) if wire.is_xml(self.content_type) else json.loads(self.body)
             return UpsertRejected(
@@ -193,7 +201,7 @@ class Reply:
                 tuple(FieldProblem(bad["name"], bad["code"], bad["message"]) for bad in members["errors"]),
             )
         except (ValueError, KeyError, TypeError, etree.XMLSyntaxError):
-            raise ClientError("a problem that cannot be read") from None
+            raise ClientError("this problem cannot be read") from None
 
 
 @dataclass(frozen=True)

@@ -1,24 +1,22 @@
-"""The subscriber's loop: each reply that is news, once, acknowledged after the body of the loop."""
+"""The subscriber's loop: each new reply once, acknowledged after the body of the loop."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Callable, Hashable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from datetime import datetime
-from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 from uuid import UUID
 
-import aiormq
-
 from task_activity_log.aio import Backoff
-from task_activity_log.client.link import no_connection, options
+from task_activity_log.client.connections import no_connection, options
 from task_activity_log.client.messages import ClientError, Reply
 from task_activity_log.rabbitmq.link import LOST, LinkOptions, asking_the_driver, describe
+from task_activity_log.rabbitmq.queues import existing_queue, own_queue
 from task_activity_log.rabbitmq.reading import reading
 
-K = TypeVar("K", bound=Hashable)
+K = TypeVar("K")
 V = TypeVar("V")
 
 
@@ -37,45 +35,45 @@ async def subscribe(
 ) -> AsyncGenerator[Reply, None]:
     """Yield the replies of a queue, and acknowledge each when the loop asks for the next.
 
-    A loop that is left in the middle of its body (`break`, `return`, an exception) leaves that reply unacknowledged:
-    it comes again. A lost connection is made again for as long as it takes.
+    If the loop is left in the middle of its body (`break`, `return`, an exception), that reply is not acknowledged and
+    is delivered again. A lost connection is opened again, however long that takes.
 
     Args:
         broker: the URL.
-        queue: whose replies to take.
-        exchange: where the routing keys are bound.
-        routing_keys: such as `stored.*` or `rejected`: read these through a queue of this subscriber alone instead, and
-            take nothing from others. What is published while it is away, or between two connections, is not seen.
-        everything: yield repeats, and records that are not newer than the last one yielded for their id, as well.
-        prefetch: how many may wait here.
-        remember: how many message_ids, and how many records' times, are remembered to tell those.
-        most: end after so many; None: never.
-        on_connected: told each time that it reads the queue from then on.
-        on_outage: told why there is no connection.
+        queue: the queue of the replies.
+        exchange: the exchange that a queue of this subscriber's own is bound to.
+        routing_keys: such as `stored.*` or `rejected`: read the replies with these keys through a queue of this
+            subscriber's own, and take nothing from others. Replies that are published while it is not connected are
+            missed.
+        everything: also yield repeated replies, and records no newer than the last one yielded for their id.
+        prefetch: how many replies may be delivered ahead.
+        remember: how many message_ids, and how many records' times, are remembered to recognize those.
+        most: end after this many; None: never.
+        on_connected: called each time that it begins to read the queue.
+        on_outage: called with the reason each time that the connection is lost or cannot be opened again.
 
     Raises:
-        ClientError: the first connection cannot be made, or there is no such queue.
+        ClientError: the first connection cannot be opened, or the queue does not exist.
     """
-    link = options(broker, on_outage)
-    fresh = _Fresh(remember)
+    link = options(broker)
+    choice = own_queue(exchange, prefetch, routing_keys) if routing_keys else existing_queue(queue, prefetch)
+    news = _News(remember)
     backoff = Backoff(first=0.5)
 
     connected = False
     while True:
         try:
             with asking_the_driver():
-                async with reading(
-                    link, "subscriber", partial(_choose, queue, exchange, routing_keys, prefetch)
-                ) as reader:
+                async with reading(link, "subscriber", choice) as reader:
                     connected = True
                     backoff.reset()
                     on_connected()
                     while most is None or most > 0:
                         for delivery in await reader.take(prefetch):
                             reply = Reply.of(delivery)
-                            if everything or fresh.is_news(reply):
+                            if everything or news.is_news(reply):
                                 yield reply
-                                fresh.note(reply)
+                                news.note(reply)
                                 most = most and most - 1
                             await reader.accept([delivery.tag])
                             if most == 0:
@@ -84,49 +82,20 @@ async def subscribe(
         except LOST as error:
             if not connected:
                 raise no_connection(link, describe(error)) from error
-            on_outage(describe(error))
+            on_outage(describe(error).text)
         await asyncio.sleep(backoff.delay())
 
 
-async def _choose(
-    queue: str, exchange: str, routing_keys: Sequence[str], prefetch: int, channel: aiormq.abc.AbstractChannel
-) -> tuple[str, int]:
-    if not routing_keys:
-        await channel.queue_declare(queue, passive=True)
-        return queue, prefetch
-    await channel.exchange_declare(exchange, passive=True)
-    own = (await channel.queue_declare(exclusive=True, auto_delete=True)).queue or ""
-    for key in routing_keys:
-        await channel.queue_bind(own, exchange, key)
-    return own, prefetch
-
-
-class _Recent(Generic[K, V]):
-    """The last few of a mapping."""
+class _News:
+    """Recognizes what was yielded before, by message_id and by record. Remembers the latest `most` of each."""
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._items: OrderedDict[K, V] = OrderedDict()
-
-    def get(self, key: K) -> V | None:
-        return self._items.get(key)
-
-    def put(self, key: K, value: V) -> None:
-        self._items[key] = value
-        self._items.move_to_end(key)
-        if len(self._items) > self._most:
-            self._items.popitem(last=False)
-
-
-class _Fresh:
-    """What was yielded, by message_id and by record."""
-
-    def __init__(self, most: int) -> None:
-        self._seen: _Recent[str, bool] = _Recent(most)
-        self._newest: _Recent[UUID, datetime] = _Recent(most)
+        self._seen: OrderedDict[str, None] = OrderedDict()
+        self._newest: OrderedDict[UUID, datetime] = OrderedDict()
 
     def is_news(self, reply: Reply) -> bool:
-        if reply.message_id is not None and self._seen.get(reply.message_id):
+        if reply.message_id in self._seen:
             return False
         record = _record(reply)
         newest = record and self._newest.get(record.id)
@@ -134,13 +103,19 @@ class _Fresh:
 
     def note(self, reply: Reply) -> None:
         if reply.message_id is not None:
-            self._seen.put(reply.message_id, True)
+            self._remember(self._seen, reply.message_id, None)
         if (record := _record(reply)) is not None:
-            self._newest.put(record.id, record.modified_dateutc)
+            self._remember(self._newest, record.id, record.modified_dateutc)
+
+    def _remember(self, known: OrderedDict[K, V], key: K, value: V) -> None:
+        known[key] = value
+        known.move_to_end(key)
+        if len(known) > self._most:
+            known.popitem(last=False)
 
 
 def _record(reply: Reply) -> Any:
-    """The stored record; None for a problem, and for what cannot be read, which its reader shall see."""
+    """The stored record; None for a problem, and for a body that cannot be read: both are always yielded."""
     try:
         return None if reply.rejected else reply.record
     except ClientError:

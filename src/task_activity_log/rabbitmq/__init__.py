@@ -5,6 +5,7 @@ topology        queues and exchanges: declared or checked
 inspection      a look at them that changes nothing, for `check`
 intake          deliveries in, at the pace that is safe
 reading         a queue read by a subscriber, or by a person who looks at it
+queues          which queue a reader reads
 consumer        one channel: what is out on loan, and how it is settled
 publisher       confirmed publishing in batches
 replies         where each reply goes, and what becomes of one that cannot be placed

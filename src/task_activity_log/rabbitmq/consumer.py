@@ -132,7 +132,7 @@ class Consumer:
         if self.closed:
             raise ConnectionError("what was in hand was given back")
         error = None if closing.cancelled() else closing.exception()
-        raise ConnectionError("closed" if error is None else describe(error))
+        raise ConnectionError("closed" if error is None else describe(error).text)
 
 
 async def _taken_by_the_tap(_: DeliveredMessage) -> None:

@@ -51,7 +51,7 @@ async def look(options: LinkOptions, topology: Topology) -> Sight:
                 queues={name: await _queue(connection, name) for name in topology.queues()},
             )
     except LOST as error:
-        raise Unavailable(describe(error)) from None
+        raise Unavailable(describe(error).text) from None
 
 
 async def _exchange(connection: AbstractConnection, name: str) -> bool:

@@ -7,13 +7,21 @@ that is rebuilt from nothing has no half-restored state.
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
+from enum import Enum
 
 import aio_pika
 import structlog
-from aiormq.exceptions import AMQPError, ConnectionClosed, ProbableAuthenticationError
+from aiormq.exceptions import (
+    AMQPError,
+    ChannelAccessRefused,
+    ChannelNotFoundEntity,
+    ConnectionNotAllowed,
+    ProbableAuthenticationError,
+)
 from yarl import URL
 
 from task_activity_log.aio import Backoff
@@ -27,6 +35,30 @@ LOST = (AMQPError, OSError, TimeoutError, Unavailable, aio_pika.exceptions.AMQPE
 """What a lost or refused link raises. RuntimeError: aiormq's word for "connection closed" when opening a channel."""
 
 _CLOSE_SECONDS = 2.0
+
+
+class OutageKind(Enum):
+    """Why there is no connection, as far as the driver's exceptions and the broker's reply codes tell."""
+
+    CONNECTION_REFUSED = "nothing listens at that address"
+    LOGIN_REFUSED = "the broker refuses the user name or password"
+    VHOST_REFUSED = "the broker does not know this virtual host, or the user may not use it"
+    NOT_FOUND = "a queue or an exchange does not exist"
+    ACCESS_REFUSED = "the user lacks a permission"
+    TIMEOUT = "no answer in time"
+    LOST = "closed"
+
+
+@dataclass(frozen=True, slots=True)
+class Outage:
+    """Why there is no connection: the kind, for programs, and one line for people, which contains no URL."""
+
+    kind: OutageKind
+    text: str
+
+
+class Missing(ConnectionError):
+    """A queue or an exchange does not exist; the text says so."""
 
 
 @contextmanager
@@ -58,8 +90,8 @@ class LinkOptions:
     connect_timeout_seconds: float = 10.0
     program: str = "task-activity-log-worker"
     """What the broker's management shows as the connection's owner."""
-    on_outage: Callable[[str], None] | None = None
-    """Told why there is no connection, instead of the log: for programs that are no service."""
+    on_outage: Callable[[Outage], None] | None = None
+    """Called with each outage, which is not logged then: for programs that are not a service."""
 
 
 @asynccontextmanager
@@ -93,7 +125,7 @@ async def supervise(
     purpose: str,
     session: Callable[[Callable[[], None]], Awaitable[None]],
     lost: Callable[[], None],
-    on_outage: Callable[[str], None] | None = None,
+    on_outage: Callable[[Outage], None] | None = None,
 ) -> None:
     """Run `session` again and again, with jittered pauses, until cancelled.
 
@@ -101,7 +133,7 @@ async def supervise(
         purpose: the link's name in logs.
         session: connects, calls what it is given once it is established, and ends when the link is lost.
         lost: called after each session that was established and has ended.
-        on_outage: told why each session ended; nothing is logged then.
+        on_outage: called with the reason each time that a session ends; nothing is logged then.
     """
     backoff = Backoff(first=0.5, most=10.0)
     established = False
@@ -118,29 +150,45 @@ async def supervise(
         try:
             with asking_the_driver():
                 await session(on_established)
-            reason = "closed"
+            outage = Outage(OutageKind.LOST, OutageKind.LOST.value)
         except LOST as error:
-            reason = describe(error)
+            outage = describe(error)
         if established:
             lost()
         delay = backoff.delay()
         if on_outage is None:
-            log.warning("broker_unavailable", link=purpose, reason=reason, retry_in_seconds=round(delay, 1))
+            log.warning("broker_unavailable", link=purpose, reason=outage.text, retry_in_seconds=round(delay, 1))
         else:
-            on_outage(reason)
+            on_outage(outage)
         await asyncio.sleep(delay)
 
 
-def describe(error: BaseException) -> str:
-    """An error in few words, without the URL or anything that was in a message."""
+def describe(error: BaseException) -> Outage:
+    """One of `LOST` as an outage."""
+    kind = _kind(error)
     if isinstance(error, Unavailable):
-        return error.reason
-    if isinstance(error, ProbableAuthenticationError):
-        return "the broker refuses the user name or password"
-    if isinstance(error, TimeoutError):
-        return "no answer in time"
-    # The driver's words where the broker closes instead of opening: "Expected one of ['Connection.OpenOk'] …".
-    if (isinstance(error, ConnectionClosed) and "vhost" in str(error)) or "Connection.OpenOk" in str(error):
-        return "the broker does not know this virtual host, or the user may not use it"
+        return Outage(kind, error.reason)
+    if kind in (OutageKind.LOGIN_REFUSED, OutageKind.VHOST_REFUSED, OutageKind.TIMEOUT):
+        return Outage(kind, kind.value)  # the driver's own text says less, or too much
     text = " ".join(str(argument) for argument in error.args if argument)[:200]
-    return text or type(error).__name__
+    return Outage(kind, text or type(error).__name__)
+
+
+def _kind(error: BaseException) -> OutageKind:
+    # Two come as text alone: asyncio joins the failures of a name's several addresses into one text without an errno,
+    # and the driver reports the broker's `connection.close` as a malformed answer to `connection.open`.
+    text = str(error)
+    if getattr(error, "errno", None) == errno.ECONNREFUSED or f"[Errno {errno.ECONNREFUSED}]" in text:
+        return OutageKind.CONNECTION_REFUSED
+    if "Connection.OpenOk" in text:
+        return OutageKind.VHOST_REFUSED
+    return next((kind for types, kind in _KINDS if isinstance(error, types)), OutageKind.LOST)
+
+
+_KINDS: tuple[tuple[type[Exception] | tuple[type[Exception], ...], OutageKind], ...] = (
+    (ProbableAuthenticationError, OutageKind.LOGIN_REFUSED),
+    (ConnectionNotAllowed, OutageKind.VHOST_REFUSED),
+    ((Missing, ChannelNotFoundEntity), OutageKind.NOT_FOUND),
+    (ChannelAccessRefused, OutageKind.ACCESS_REFUSED),
+    (TimeoutError, OutageKind.TIMEOUT),
+)

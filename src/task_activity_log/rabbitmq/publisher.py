@@ -189,7 +189,7 @@ class Publisher:
             try:
                 await asyncio.wait({broken, closing}, return_when=asyncio.FIRST_COMPLETED)
                 if closing.done() and not closing.cancelled() and (error := closing.exception()) is not None:
-                    reason = describe(error)
+                    reason = describe(error).text
                     raise ConnectionError(reason)
             finally:
                 broken.cancel()
@@ -225,7 +225,7 @@ class Publisher:
             published.add_done_callback(_read)
         except LOST as error:
             channel.broken.set()
-            raise Unavailable(describe(error)) from error
+            raise Unavailable(describe(error).text) from error
         finally:
             if not published.done() and not blocked:
                 # Cut off in the middle: whether the write happened is not known, so the sequence numbers are not

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager, suppress
 
 import aio_pika
@@ -13,6 +13,7 @@ from task_activity_log.aio import Waiting
 from task_activity_log.rabbitmq.consumer import Consumer, RabbitDelivery
 from task_activity_log.rabbitmq.frames import Inbound
 from task_activity_log.rabbitmq.link import LOST, LinkOptions, asking_the_driver, connect
+from task_activity_log.rabbitmq.queues import Choice, Found
 
 PREFETCH_MAX = 65_535
 """AMQP has two bytes for it."""
@@ -23,10 +24,11 @@ _BACK_SECONDS = 2.0
 class Reader(Consumer):
     """A consumer whose deliveries are taken here."""
 
-    def __init__(self, channel: aiormq.abc.AbstractChannel, queue: str) -> None:
-        self.queue = queue
+    def __init__(self, channel: aiormq.abc.AbstractChannel, found: Found) -> None:
+        self.found = found
+        """The queue, as it was before this reader consumed it."""
         self._arrived: Waiting[RabbitDelivery] = Waiting()
-        super().__init__(channel, queue, self._arrived)
+        super().__init__(channel, found.queue, self._arrived)
         self._ended = asyncio.ensure_future(self.wait_lost())
         self._ended.add_done_callback(self._close)
 
@@ -76,7 +78,7 @@ class Reader(Consumer):
 async def reading(
     options: LinkOptions,
     purpose: str,
-    choose: Callable[[aiormq.abc.AbstractChannel], Awaitable[tuple[str, int]]],
+    choose: Choice,
     *,
     until_back: bool = False,
 ) -> AsyncIterator[Reader]:
@@ -85,7 +87,7 @@ async def reading(
     Args:
         options: how to reach the broker.
         purpose: the link's name in the broker's management.
-        choose: declares or looks at the queue, and says its name and how many may be on loan; 0 for none at all.
+        choose: which queue, and with which prefetch: see `rabbitmq.queues`.
         until_back: end only when what was returned is in the queue, or after two seconds: others may have taken it.
 
     Raises:
@@ -94,17 +96,17 @@ async def reading(
     async with connect(options, purpose) as (connection, tap):
         opened = await connection.channel(publisher_confirms=False)  # held: the driver only has it weakly
         channel = await opened.get_underlay_channel()
-        queue, prefetch = await choose(channel)
-        reader = Reader(channel, queue)
+        found = await choose(channel)
+        reader = Reader(channel, found)
         tap.channels[channel.number] = Inbound(deliver=reader.deliver)
         try:
-            if prefetch:
-                await reader.register(min(prefetch, PREFETCH_MAX))
+            if found.prefetch:
+                await reader.register(min(found.prefetch, PREFETCH_MAX))
             yield reader
         finally:
             back = await reader.end()
             if until_back and back:
-                await _until_back(connection, queue, back)
+                await _until_back(connection, found.queue, back)
 
 
 async def _until_back(connection: aio_pika.Connection, queue: str, count: int) -> None:

@@ -1,7 +1,7 @@
-"""`task-activity-log contract`: the wire contract for machines, generated from the code that decodes and answers.
+"""`task-activity-log contract`: the wire contract in machine-readable forms, generated from the code that implements it.
 
-What only a new contract would change stands in `templates/`, with `@name` where the code has the say: fields, forms of
-values, codes, names of queues. The examples come out of the worker's own encoders.
+`templates/` has what changes only with the contract; `@name` stands for what comes from the code: fields, forms of
+values, codes, names of queues. The examples are written by the worker's own encoders.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ FILES: Final = {
 
 
 def describe(name: str) -> str:
-    """One of the descriptions in `FILES`, for the default settings, as text that ends with a line end."""
+    """One of the descriptions in `FILES`, for the default settings. It ends with a newline."""
     file = FILES[name]
     if file.endswith(".xsd"):
-        return _fill(file, _forms() | _elements()).replace("(?:", "(")  # XML Schema has no other groups
+        return _fill(file, _forms() | _elements()).replace("(?:", "(")  # XML Schema has no non-capturing groups
     facts = {"schemas": _schemas("#/$defs/")}
     if name == "asyncapi":
         facts = _messages() | {"schemas": _schemas("#/components/schemas/")}
@@ -50,7 +50,7 @@ class _Template(Template):
 
 
 def _fill(file: str, facts: Mapping[str, Any]) -> str:
-    """A template with its facts. In JSON a string stands between the template's own quotes."""
+    """A template with its facts filled in. In JSON, strings are without quotes: the template has them."""
     if not file.endswith(".xsd"):
         facts = {
             name: json.dumps(fact)[1:-1] if isinstance(fact, str) else json.dumps(fact) for name, fact in facts.items()
@@ -59,20 +59,20 @@ def _fill(file: str, facts: Mapping[str, Any]) -> str:
 
 
 def _text(file: str) -> str:
-    return resources.files("task_activity_log.cli").joinpath("templates", file).read_text(encoding="utf-8")
+    return resources.files(__name__).joinpath("templates", file).read_text(encoding="utf-8")
 
 
-# ---- the forms of values, in what Python, ECMAScript and XML Schema have in common
+# ---- the forms of values, as patterns that Python, ECMAScript and XML Schema all understand
 
 _DIGIT = "[0-9A-Fa-f]"
 _HYPHENATED = "-".join(f"{_DIGIT}{{{digits}}}" for digits in (8, 4, 4, 4, 12))
 _YEAR = "(?:[0-9]{3}[1-9]|[0-9]{2}[1-9]0|[0-9][1-9]00|[1-9]000)"
 _LEAP = "(?:0[48]|[2468][048]|[13579][26])"
-_DAY = (  # of the calendar, which the decoder looks at when it makes a date
+_DAY = (  # only days that exist: the decoder rejects others when it makes a date
     f"(?:{_YEAR}-(?:(?:0[13578]|1[02])-(?:0[1-9]|[12][0-9]|3[01])|(?:0[469]|11)-(?:0[1-9]|[12][0-9]|30)"
     f"|02-(?:0[1-9]|1[0-9]|2[0-8]))|(?:[0-9]{{2}}{_LEAP}|{_LEAP}00)-02-29)"
 )
-# A pattern is no range: of the instants with 14 digits before 1970 and with 15 after, .NET's first and last alone.
+# A pattern cannot express a range: of the instants with 14 digits before 1970 and 15 after it, only .NET's first and last.
 _COUNT = "(?:[0-9]{1,14}|-[0-9]{1,13}|-62135596800000|253402300799999)"
 
 
@@ -108,7 +108,7 @@ _NEEDED, _STORED_NEEDED = _required(TaskActivityLog), _required(StoredTaskActivi
 
 
 def _schemas(at: str) -> Any:
-    """The types in JSON Schema, for a document that has them at this JSON pointer."""
+    """The types in JSON Schema, for a document that defines them at this JSON pointer."""
     asked = {name: "id" if name in _NEEDED else _FIELDS.get(name, "unread") for name in _STORED}
     stored = {name: f"{'present' if name in _STORED_NEEDED else 'stored'}_{kind}" for name, kind in _STORED.items()}
     facts = {
@@ -156,7 +156,7 @@ def _element(name: str, kind: str, needed: bool, may_lack: str = "") -> str:
     )
 
 
-# ---- messages and where they go
+# ---- messages, and the exchanges and queues they go to
 
 
 def _messages() -> dict[str, Any]:
@@ -201,7 +201,7 @@ def _messages() -> dict[str, Any]:
 
 
 def _conversation(media_type: str) -> tuple[bytes, reply.Reply, reply.Reply]:
-    """The body of a request, the reply to it when it was stored, and one to it had it a bad date."""
+    """The body of a request, the reply once it is stored, and the reply if it had an invalid date."""
     sample = wire.decode(_text("sample.json"), wire.JSON)
     request = Request(Delivery(b""), sample, media_type, UpdateMode.REPLACE, None, None)
     stored = StoredTaskActivityLog(

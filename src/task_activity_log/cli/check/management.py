@@ -1,4 +1,4 @@
-"""RabbitMQ's management API, read only."""
+"""The management API of RabbitMQ, read only."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _SECONDS = 10
 
 
 class ManagementError(Exception):
-    """No answer of use; the text is one line without secrets."""
+    """The API gave no usable answer; the text is one line without secrets."""
 
 
 class Management:
-    """Asks the API that a URL names."""
+    """The management API at a URL."""
 
     def __init__(self, url: str, tls: Tls | None) -> None:
         self._parts = urlsplit(url)
@@ -28,10 +28,10 @@ class Management:
         self._headers = {"Authorization": "Basic " + base64.b64encode(login.encode()).decode()}
 
     def get(self, *path: str) -> Any:
-        """The answer to a path below `/api`; None where there is no such thing.
+        """The answer to a path below `/api`; None if what is asked about does not exist.
 
         Raises:
-            ManagementError: nobody answers, or the user may not ask that.
+            ManagementError: there is no answer, or the user may not ask this.
         """
         where = "/".join(quote(part, safe="") for part in path)
         connection = self._connection()
@@ -46,13 +46,13 @@ class Management:
         if answer.status == HTTPStatus.NOT_FOUND:
             return None
         if answer.status == HTTPStatus.UNAUTHORIZED:
-            raise ManagementError("this user may not ask")
+            raise ManagementError("this user has no access")
         if answer.status != HTTPStatus.OK:
             raise ManagementError(f"answered with {answer.status}")
         try:
             return json.loads(text)
         except ValueError:
-            raise ManagementError("this is not RabbitMQ's management API") from None
+            raise ManagementError("this is not the management API of RabbitMQ") from None
 
     def _connection(self) -> http.client.HTTPConnection:
         host, port = self._parts.hostname or "localhost", self._parts.port

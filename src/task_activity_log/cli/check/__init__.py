@@ -1,0 +1,51 @@
+"""`task-activity-log check`: is everything in place that a worker needs, and is it safe? It changes nothing.
+
+finding     one line of the table
+broker      RabbitMQ, as AMQP and the management API show it
+limits      the limits of its queues, by arguments and policies
+management  the management API, read only
+database    PostgreSQL: server, schema, privileges
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Sequence
+
+from task_activity_log.cli.check import broker, database
+from task_activity_log.cli.check.finding import Finding, Verdict
+from task_activity_log.settings import Settings
+from task_activity_log.telemetry.logs import Redaction
+from task_activity_log.wiring import secrets_of
+
+
+def check(settings: Settings, *, strict: bool) -> int:
+    """Check everything, print the table, and return the exit code: 1 if something is broken, otherwise 0.
+
+    With `strict`, also 1 for a warning.
+    """
+    found = asyncio.run(findings(settings))
+    redaction = Redaction(secrets_of(settings))
+    for line in table(found):
+        print(redaction.text(line))
+    bad: set[Verdict] = {"broken", "warning"} if strict else {"broken"}
+    return int(any(finding.verdict in bad for finding in found))
+
+
+def table(findings: Sequence[Finding]) -> Iterator[str]:
+    """The findings in columns, each with its advice below it, and a line that sums them up."""
+    width = max(len(finding.what) for finding in findings)
+    for finding in findings:
+        yield f"{finding.verdict:<8} {finding.what:<{width}}  {finding.found}"
+        if finding.advice:
+            yield f"{'':<8} {'':<{width}}  → {finding.advice}"
+    counted = (
+        (sum(finding.verdict == kind for finding in findings), kind) for kind in ("broken", "warning", "unknown")
+    )
+    yield ", ".join(f"{count} {kind}" for count, kind in counted if count) or "all fine"
+
+
+async def findings(settings: Settings) -> list[Finding]:
+    """What is found, the broker first."""
+    of_database, of_broker = await asyncio.gather(database.findings(settings), broker.findings(settings))
+    return [*of_broker, *of_database]

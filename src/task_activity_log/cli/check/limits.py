@@ -1,0 +1,124 @@
+"""The limits of queues, by their arguments and policies: are messages kept, and given up in time?"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from task_activity_log.cli.check.finding import Finding
+from task_activity_log.settings import Settings
+
+_LIMITED_BY_DEFAULT, _DEFAULT_LIMIT = (4, 0), 20
+"""From this version on, quorum queues have a delivery limit of their own: this one."""
+_KEPT_LIMIT = 1000
+"""Inspecting kept messages returns them, and each return counts: a smaller delivery limit is soon reached."""
+
+_DECLARE_AGAIN = "drain the queue, delete it, and let the worker declare it again"
+
+
+class Limits:
+    """The arguments and policies of a queue. Of two numbers for one limit, RabbitMQ applies the smaller."""
+
+    def __init__(self, details: Mapping[str, Any], version: str) -> None:
+        self.kind = details.get("type", "unknown")
+        self._arguments = details.get("arguments") or {}
+        self._policy = details.get("effective_policy_definition") or {}
+        self._version = version
+
+    def get(self, name: str) -> Any:
+        """The value in force; None if there is none."""
+        values = [value for value in (self._arguments.get(f"x-{name}"), self._policy.get(name)) if value is not None]
+        numbers = [value for value in values if isinstance(value, int) and not isinstance(value, bool)]
+        return min(numbers) if len(numbers) > 1 else next(iter(values), None)
+
+    @property
+    def deliveries(self) -> int | None:
+        """How often a message may be delivered; None without a limit."""
+        limit = self.get("delivery-limit")
+        if limit is None and self.kind == "quorum" and number(self._version) >= _LIMITED_BY_DEFAULT:
+            return _DEFAULT_LIMIT
+        return limit if isinstance(limit, int) and limit >= 0 else None
+
+
+def judge_requests(what: str, limits: Limits, settings: Settings) -> Iterator[Finding]:
+    """The queue of the requests."""
+    if limits.kind != "quorum":
+        advice = f"only quorum queues count deliveries: {_DECLARE_AGAIN}"
+        yield Finding("broken", what, f"is a {limits.kind} queue", advice)
+        return
+    yield _delivery_limit(what, limits, settings)
+    yield _dead_lettering(what, limits, settings)
+    full = any(limits.get(name) for name in ("max-length", "max-length-bytes"))
+    if full and limits.get("overflow") in (None, "drop-head"):
+        advice = "set overflow reject-publish in the policy that limits its length"
+        yield Finding("broken", what, "drops requests when it is full", advice)
+    if limits.get("message-ttl") is not None:
+        advice = "remove message-ttl from its policy: an expired request is never answered"
+        yield Finding("warning", what, "requests expire", advice)
+    if settings.single_active_consumer and not limits.get("single-active-consumer"):
+        found = "WORKER_SINGLE_ACTIVE_CONSUMER is set, but the queue was declared without it"
+        yield Finding("broken", "order per record", found, _DECLARE_AGAIN)
+    yield _consumer_timeout(limits, settings)
+
+
+def judge_kept(what: str, limits: Limits, _settings: Settings) -> Iterator[Finding]:
+    """A queue of replies or dead letters, which people inspect."""
+    deliveries = limits.deliveries
+    if limits.kind == "quorum" and deliveries is not None and deliveries < _KEPT_LIMIT:
+        advice = (
+            "inspecting a message counts as a delivery, and beyond the limit the broker deletes it:"
+            " set a policy with delivery-limit 1000000"
+        )
+        yield Finding("warning", what, f"delivery limit {deliveries}", advice)
+    elif limits.kind != "quorum":
+        advice = "its messages are lost with its node: use a quorum queue"
+        yield Finding("warning", what, f"is a {limits.kind} queue", advice)
+
+
+def number(version: str) -> tuple[int, ...]:
+    """Major and minor version, to compare."""
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:2])
+
+
+def _delivery_limit(what: str, limits: Limits, settings: Settings) -> Finding:
+    deliveries = limits.deliveries
+    if deliveries is None:
+        advice = "a message that crashes workers would be delivered without end: set a policy with delivery-limit 20"
+        return Finding("broken", what, "has no delivery limit", advice)
+    if deliveries <= settings.poison_from:
+        advice = (
+            f"set it above WORKER_POISON_FROM ({settings.poison_from}): otherwise the broker gives a message up before"
+            " a worker rejects it with a reason"
+        )
+        return Finding("warning", what, f"delivery limit {deliveries}", advice)
+    return Finding("fine", what, f"delivery limit {deliveries}")
+
+
+def _dead_lettering(what: str, limits: Limits, settings: Settings) -> Finding:
+    exchange, key = limits.get("dead-letter-exchange"), limits.get("dead-letter-routing-key")
+    if exchange is None:
+        advice = (
+            "messages that exceed the delivery limit are lost: set a policy that dead-letters to"
+            f" {settings.dead_letters_queue}"
+        )
+        return Finding("broken", what, "does not dead-letter", advice)
+    if (exchange, key) != ("", settings.dead_letters_queue):
+        found = f"dead-letters to {exchange or 'default'}/{key}"
+        return Finding("warning", what, found, "make sure that messages sent there are kept")
+    if limits.get("dead-letter-strategy") != "at-least-once" or limits.get("overflow") != "reject-publish":
+        advice = "set dead-letter-strategy at-least-once and overflow reject-publish, or dead letters can be lost"
+        return Finding("warning", what, "dead-letters at most once", advice)
+    return Finding("fine", what, "dead-letters at least once")
+
+
+def _consumer_timeout(limits: Limits, settings: Settings) -> Finding:
+    timeout = limits.get("consumer-timeout")
+    hold = f"WORKER_HOLD_LIMIT_SECONDS is {settings.hold_limit_seconds:g}"
+    if timeout is None:
+        found, advice = "that of the broker, 30 minutes by default", f"keep it above the hold limit: {hold}"
+        return Finding("unknown", "consumer timeout", found, advice)
+    if timeout <= settings.hold_limit_seconds * 1000:
+        advice = f"raise it above the hold limit, or lower the hold limit: {hold}"
+        return Finding("broken", "consumer timeout", f"{timeout / 1000:g} s", advice)
+    return Finding("fine", "consumer timeout", f"{timeout / 1000:g} s")

@@ -1,0 +1,99 @@
+"""Dead letters as a table, as lines of JSON, in full, or as a file that `publish` reads."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from task_activity_log.cli import exported
+from task_activity_log.cli.dead_letters.candidates import judged
+from task_activity_log.cli.dead_letters.selection import Selector
+from task_activity_log.cli.terminal import printable, readable, reasons, table
+from task_activity_log.client import ClientError
+from task_activity_log.client.dead_letters import DeadLetter
+from task_activity_log.pipeline.request import Rules
+from task_activity_log.problem import Problem
+
+
+def print_each(letters: Sequence[DeadLetter], selector: Selector) -> None:
+    """Print a table with a row for each."""
+    table(
+        ("age", "code", "publisher", "message id", "reason"),
+        [(selector.age(letter), letter.code, letter.publisher, letter.name, letter.detail) for letter in letters],
+    )
+
+
+def print_groups(letters: Sequence[DeadLetter], selector: Selector) -> None:
+    """Print a table with a row for each code and publisher, the largest group first."""
+    groups: dict[tuple[str, str], list[DeadLetter]] = {}
+    for letter in letters:
+        groups.setdefault((letter.code, letter.publisher), []).append(letter)
+    ordered = sorted(groups.items(), key=lambda group: -len(group[1]))
+    table(
+        ("count", "code", "publisher", "oldest", "newest", "reason of the oldest"),
+        [
+            (f"{len(group)}", *key, selector.age(group[0]), selector.age(group[-1]), group[0].detail)
+            for key, group in ordered
+        ],
+    )
+
+
+def as_json(letter: DeadLetter) -> str:
+    """A line of JSON, without the body."""
+    members = {
+        "message_id": letter.name,
+        "code": letter.code,
+        "detail": letter.detail,
+        "publisher": letter.publisher,
+        "since": letter.since and letter.since.isoformat(timespec="seconds"),
+        "content_type": letter.properties.content_type,
+        "bytes": len(letter.body),
+    }
+    return json.dumps(members, ensure_ascii=False)
+
+
+def in_full(letter: DeadLetter, rules: Rules) -> str:
+    """The reason, properties and headers, and the body."""
+    lines = [f"message {letter.name}", f"  reason          {letter.code}: {letter.detail}"]
+    lines += [f"  first rejected  {letter.since:%Y-%m-%d %H:%M:%S %Z}" if letter.since else "  first rejected  unknown"]
+    found = judged(letter, letter.body, rules)
+    if isinstance(found, Problem):
+        lines += [f"  if sent today   rejected: {reason}" for reason in reasons(found)]
+    else:
+        lines.append("  if sent today   accepted by the contract")
+    for name in ("content_type", "content_encoding", "correlation_id", "reply_to", "app_id", "type", "timestamp"):
+        if (value := getattr(letter.properties, name)) is not None:
+            lines.append(f"  {name:14}  {value}")
+    lines += [f"  header          {name}: {value!r}" for name, value in sorted(letter.properties.headers.items())]
+    return printable("\n".join([*lines, readable(letter.body), ""]))
+
+
+def export_line(letter: DeadLetter) -> str:
+    """One dead letter as a line of JSON."""
+    return exported.line(
+        letter.body,
+        letter.properties.content_type or "",
+        letter.properties.message_id,
+        letter.headers,
+        content_encoding=letter.properties.content_encoding,
+        publisher=letter.publisher,
+        since=letter.since and letter.since.isoformat(timespec="milliseconds"),
+        problems=[f"{letter.code}: {letter.detail}"],
+    )
+
+
+def export(file: Path, letters: Sequence[DeadLetter]) -> None:
+    """Write a new file, and return once it is on disk.
+
+    Raises:
+        ClientError: it exists already, or cannot be written.
+    """
+    try:
+        with file.open("x", encoding="utf-8") as written:
+            written.writelines(f"{export_line(letter)}\n" for letter in letters)
+            written.flush()
+            os.fsync(written.fileno())
+    except OSError as error:
+        raise ClientError(f"{file}: {error.strerror}") from None

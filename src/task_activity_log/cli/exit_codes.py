@@ -1,0 +1,49 @@
+"""How a command ends: its exit code, and a line on standard error for whatever went wrong."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from task_activity_log.cli.terminal import say
+from task_activity_log.settings import Settings, SettingsError, load
+
+DONE, FAILED, WRONG_USE, SOME_REJECTED, INTERRUPTED = 0, 1, 2, 3, 130
+
+
+def fail(message: str, code: int = FAILED) -> NoReturn:
+    """Print a message, which may have several lines, and exit."""
+    for line in message.splitlines():
+        say(line)
+    raise SystemExit(code)
+
+
+def settings_or_exit(*needed: str) -> Settings:
+    """The settings; exit if one is wrong, or one of the URLs in `needed` is not set."""
+    try:
+        return load(needed=needed)
+    except SettingsError as error:
+        fail(str(error), WRONG_USE)
+
+
+def guarded(command: Callable[[], int], interrupted: Callable[[], str] = lambda: "interrupted") -> int:
+    """Run a command and return its exit code. An error becomes one line, as does Ctrl-C: the text of `interrupted`."""
+    from task_activity_log.client import ClientError
+    from task_activity_log.telemetry.logs import quiet_drivers
+
+    quiet_drivers()
+    try:
+        code = command()
+        sys.stdout.flush()
+    except ClientError as error:
+        say(str(error))
+        return FAILED
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
+    except KeyboardInterrupt:
+        say(interrupted())
+        return INTERRUPTED
+    return code

@@ -1,0 +1,137 @@
+"""The publisher's client: sends upserts, and receives the answer to each."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterable, Callable, Iterable
+from itertools import islice
+from types import TracebackType
+from typing import Self
+
+from task_activity_log.client.asks import BATCH, Asks
+from task_activity_log.client.bulk import Bulk
+from task_activity_log.client.connections import PROGRAM
+from task_activity_log.client.messages import Answer, ClientError, NoAnswer, Record, Upsert, request_of
+from task_activity_log.rabbitmq.link import LinkOptions
+
+
+class TaskActivityLogClient:
+    """Sends upserts and receives their answers, through a reply queue of its own.
+
+    A lost connection is opened again, and what is unanswered is then sent again with the same message_id: the worker's
+    inbox ensures that nothing is applied twice, and answers `duplicate`. Upserts are sent in the order in which they are
+    given. Where the order of two upserts of one record must hold even if the broker refuses one for a moment, await the
+    first before sending the second, or give them versions.
+    """
+
+    def __init__(
+        self,
+        broker: str | LinkOptions,
+        *,
+        exchange: str = "task_activity_log",
+        app_id: str = PROGRAM,
+        window: int = 2_000,
+        on_outage: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """Connect to nothing yet.
+
+        Args:
+            broker: the URL, `amqp://user:password@host:5672/vhost`.
+            exchange: the exchange that the worker takes its requests from.
+            app_id: who publishes, for those who read the dead letters.
+            window: how many upserts of a bulk may be unanswered.
+            on_outage: called with the reason each time that a connection is lost or cannot be opened again.
+
+        Raises:
+            ClientError: the URL is not that of a broker.
+        """
+        self._asks = Asks(broker, exchange=exchange, app_id=app_id, on_outage=on_outage)
+        self.window = window
+
+    async def __aenter__(self) -> Self:
+        """Connect.
+
+        Raises:
+            ClientError: nothing answers, the broker refuses, or the worker's exchange does not exist.
+        """
+        await self._asks.open()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Disconnect; the reply queue is deleted. Upserts that the worker has not answered yet are applied all the same."""
+        await self._asks.close()
+
+    async def upsert(
+        self, record: Record, *, message_id: str | None = None, version: int | None = None, timeout: float | None = 30.0
+    ) -> Answer:
+        """Send a record and return the answer: `.record` as the database has it now, and `.outcome`.
+
+        Args:
+            record: a record, or a request made by hand.
+            message_id: that of an earlier attempt, to send a record again; None makes a new one.
+            version: applied only if higher than every earlier version of this record.
+            timeout: how many seconds to wait for the answer, outages included; None waits without limit.
+
+        Raises:
+            UpsertRejected: the worker rejects it: `.code`, `.detail`, `.errors` for each bad field.
+            NoAnswer: no answer came in time: send `.upsert` of the exception again.
+            ClientError: no queue takes upserts.
+        """
+        upsert = record if isinstance(record, Upsert) else Upsert.of(record, message_id=message_id, version=version)
+        answered: asyncio.Future[Answer | ClientError] = asyncio.get_running_loop().create_future()
+        ask = self._asks.ask(upsert, lambda answer: None if answered.done() else answered.set_result(answer))
+        try:
+            async with asyncio.timeout(timeout):
+                answer = await answered
+        except TimeoutError:
+            raise NoAnswer(self._asks.why_silent(timeout, 1), upsert) from None
+        finally:
+            self._asks.forget(ask)
+        if isinstance(answer, ClientError):
+            raise answer
+        if answer.rejected:
+            raise answer.problem
+        return answer
+
+    def upsert_many(self, records: Iterable[Record] | AsyncIterable[Record], *, timeout: float | None = 30.0) -> Bulk:
+        """Send many, `window` of them unanswered at a time, and iterate over the answers as they come.
+
+        `timeout` is the longest time in seconds without any answer, outages included; None waits without limit.
+        A rejected one is an answer like any other: see `Answer.rejected` and `Answer.problem`.
+        """
+        return Bulk(self._asks, records, window=self.window, timeout=timeout)
+
+    async def send_many(
+        self,
+        records: Iterable[Record],
+        *,
+        timeout: float | None = 30.0,
+        on_sent: Callable[[int], None] = lambda _: None,
+    ) -> int:
+        """Send without asking for answers, which go to the replies exchange; returns how many the broker has confirmed.
+
+        Args:
+            records: what to send.
+            timeout: the longest time in seconds without a confirmation, outages included.
+            on_sent: called with how many more are confirmed.
+
+        Raises:
+            ClientError: no queue takes upserts, or nothing was confirmed in time. Those before were.
+        """
+        count = 0
+
+        def sent(more: int) -> None:
+            nonlocal count
+            count += more
+            on_sent(more)
+
+        coming = map(request_of, records)
+        while batch := list(islice(coming, BATCH)):
+            try:
+                async with asyncio.timeout(timeout):
+                    await self._asks.send(batch, sent)
+            except TimeoutError:
+                raise ClientError(self._asks.why_unconfirmed(timeout)) from None
+        return count

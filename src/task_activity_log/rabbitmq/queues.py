@@ -1,0 +1,63 @@
+"""Which queue a reader reads: an existing one, or a new one of its own. No driver shows outside."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import aiormq
+from aiormq.exceptions import ChannelNotFoundEntity
+
+from task_activity_log.rabbitmq.link import Missing
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A queue to read, and what the broker said of it."""
+
+    queue: str
+    prefetch: int
+    """How many deliveries may be unsettled at a time; 0 consumes nothing."""
+    messages: int = 0
+    """How many were waiting."""
+    consumers: int = 0
+
+
+Choice: TypeAlias = Callable[[aiormq.abc.AbstractChannel], Awaitable[Found]]
+"""Inspects or declares the queue, on the channel that will read it."""
+
+
+def existing_queue(queue: str, prefetch: int | None = None) -> Choice:
+    """A queue that a worker or an operator has declared; without a prefetch, as many messages as are waiting now."""
+
+    async def choose(channel: aiormq.abc.AbstractChannel) -> Found:
+        async with _must_exist(f"queue '{queue}'"):
+            ok = await channel.queue_declare(queue, passive=True)
+        messages = ok.message_count or 0
+        return Found(queue, messages if prefetch is None else prefetch, messages, ok.consumer_count or 0)
+
+    return choose
+
+
+def own_queue(exchange: str, prefetch: int, routing_keys: Sequence[str] = ()) -> Choice:
+    """A new exclusive queue, bound to an existing exchange by these keys, and deleted when its connection closes."""
+
+    async def choose(channel: aiormq.abc.AbstractChannel) -> Found:
+        async with _must_exist(f"exchange '{exchange}'"):
+            await channel.exchange_declare(exchange, passive=True)
+        queue = (await channel.queue_declare(exclusive=True, auto_delete=True)).queue or ""
+        for key in routing_keys:
+            await channel.queue_bind(queue, exchange, key)
+        return Found(queue, prefetch)
+
+    return choose
+
+
+@asynccontextmanager
+async def _must_exist(what: str) -> AsyncIterator[None]:
+    try:
+        yield
+    except ChannelNotFoundEntity:
+        raise Missing(f"{what} does not exist on this broker") from None

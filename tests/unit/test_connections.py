@@ -1,0 +1,105 @@
+"""The client's first connection and later ones, without a broker."""
+
+import asyncio
+
+import pytest
+
+from task_activity_log.client import ClientError
+from task_activity_log.client.connections import Connections
+from task_activity_log.rabbitmq.link import LinkOptions, Outage, OutageKind
+
+URL = "amqp://guest:secret@broker.example/"
+
+
+def away(kind: OutageKind = OutageKind.LOST, text: str = "away") -> Outage:
+    return Outage(kind, text)
+
+
+def report(connections: Connections, outage: Outage) -> None:
+    """What a supervised session does when it ends."""
+    assert connections.options.on_outage is not None
+    connections.options.on_outage(outage)
+
+
+async def until_cancelled() -> None:
+    await asyncio.Event().wait()
+
+
+async def test_outages_after_the_first_connection_are_only_reported() -> None:
+    """The tasks go on, until the connections are closed."""
+    outages: list[Outage] = []
+    connections = Connections(URL, on_outage=outages.append)
+    ended = asyncio.Event()
+
+    async def run() -> None:
+        try:
+            await until_cancelled()
+        finally:
+            ended.set()
+
+    await connections.open(run(), ready=asyncio.sleep(0))
+    report(connections, away())
+    assert outages == [away()]
+    assert not ended.is_set()
+    await connections.close()
+    assert ended.is_set()
+
+
+@pytest.mark.parametrize(
+    ("outage", "text"),
+    [
+        (away(), "no connection to broker.example:5672: away"),
+        (away(OutageKind.CONNECTION_REFUSED, "111"), "no connection to broker.example:5672: connection refused"),
+        (away(OutageKind.NOT_FOUND, "queue 'x' does not exist"), "queue 'x' does not exist: a worker declares it when"),
+    ],
+)
+async def test_an_outage_of_the_first_connection_is_raised(outage: Outage, text: str) -> None:
+    """It is not reported as well, and no task is left."""
+    connections = Connections(URL, on_outage=lambda _: pytest.fail("reported"))
+    ended = asyncio.Event()
+
+    async def run() -> None:
+        try:
+            report(connections, outage)
+            await until_cancelled()
+        finally:
+            ended.set()
+
+    with pytest.raises(ClientError) as refusal:
+        await connections.open(run(), ready=until_cancelled())
+    assert str(refusal.value).startswith(text)
+    assert ended.is_set()
+
+
+async def test_a_fault_of_the_client_is_raised_before_the_first_connection_and_reported_after_it() -> None:
+    """Without it, whoever waits for a connection or an answer would wait without end."""
+    failures: list[ClientError] = []
+    connections = Connections(URL, on_outage=lambda _: None, on_failure=failures.append)
+    go_on = asyncio.Event()
+
+    async def run() -> None:
+        await go_on.wait()
+        raise ZeroDivisionError
+
+    go_on.set()
+    with pytest.raises(ClientError, match="the client failed: ZeroDivisionError"):
+        await connections.open(run(), ready=until_cancelled())
+    failures.clear()
+    go_on.clear()
+    await connections.open(run(), until_cancelled(), ready=asyncio.sleep(0))
+    assert failures == []
+    go_on.set()
+    while not failures:
+        await asyncio.sleep(0)
+    assert [str(failure) for failure in failures] == ["the client failed: ZeroDivisionError"]
+    await connections.close()
+
+
+@pytest.mark.parametrize(
+    "url", ["localhost", "http://broker/", "amqp:///", "amqp://broker:port/", "amqp://broker:99999/"]
+)
+def test_a_url_that_is_not_that_of_a_broker_is_refused(url: str) -> None:
+    """Before anything is connected, given alone or in options."""
+    for broker in (url, LinkOptions(url)):
+        with pytest.raises(ClientError, match="should be one such as amqp://"):
+            Connections(broker, on_outage=lambda _: None)

@@ -1,0 +1,43 @@
+"""Commands start fast: each imports only what it needs."""
+
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = {
+    "aiormq", "alembic", "asyncpg", "lxml", "opentelemetry", "prometheus_client", "pydantic", "rich.progress",
+    "sqlalchemy", "typer",
+}  # fmt: skip
+_LOADED = "import sys; sys.stdout.write(' '.join(name for name in sys.argv[1:] if name in sys.modules))"
+
+
+def loaded(statement: str) -> set[str]:
+    """Which heavy modules a fresh interpreter has loaded after a statement."""
+    said = subprocess.run(  # noqa: S603 - our own interpreter
+        [sys.executable, "-c", f"{statement}; {_LOADED}", *sorted(HEAVY)], capture_output=True, text=True, check=True
+    )
+    return set(said.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("statement", "expected"),
+    [
+        ("import task_activity_log.cli", {"pydantic", "typer"}),
+        ("import task_activity_log.cli.publish", {"aiormq", "lxml", "pydantic", "typer"}),
+        ("import task_activity_log.client", {"aiormq", "lxml", "pydantic"}),
+        (
+            "import task_activity_log.cli, task_activity_log.service",
+            {"aiormq", "asyncpg", "lxml", "prometheus_client", "pydantic", "typer"},
+        ),
+    ],
+    ids=["--help", "publish", "client", "run"],
+)
+def test_a_command_loads_only_what_it_needs(statement: str, expected: set[str]) -> None:
+    """No database for a publisher or a client, and neither migrations nor tables for a worker."""
+    assert loaded(statement) == expected
+
+
+def test_a_dry_run_and_a_list_of_dead_letters_need_no_database() -> None:
+    """Only a replay that compares rows does, and it imports the driver then."""
+    assert "asyncpg" not in loaded("import task_activity_log.cli.publish, task_activity_log.cli.dead_letters.commands")
