@@ -62,7 +62,8 @@ def run() -> None:
         service.run(settings)
     except OSError as error:
         _fail(
-            f"HTTP_HOST={settings.http_host} HTTP_PORT={settings.http_port}: {error.strerror or error}",
+            f"cannot listen on HTTP_HOST={settings.http_host} HTTP_PORT={settings.http_port}: {error.strerror or error};"
+            " set HTTP_PORT to a free port",
             WRONG_USE,
         )
 
