@@ -33,7 +33,7 @@ from task_activity_log.rabbitmq.topology import Topology
 from task_activity_log.record import Applied, Outcome, StoredTaskActivityLog
 from task_activity_log.telemetry.metrics import Metrics
 
-SIZE = 500
+SIZE = 500  # messages in the batch
 ROUNDS = 40
 _FRAME = struct.Struct(">BHI")
 _METHOD = b"\0\x3c\0\x3c\4tag1"

@@ -33,13 +33,13 @@ VECTORS = [
     json.loads(line) for line in (Path(__file__).parent / "vectors.jsonl").read_text(encoding="utf-8").splitlines()
 ]
 NARROWER = {
-    "J54": "JSON Schema does not tell 0 from 0.0, which is no boolean",
-    "X28": "in XML Schema 1.0 children in any order (xs:all) go with no wildcard: nothing unknown beside them",
-    "X62": "as X28",
-    "X64": "as X28: Subject is unknown, names of elements are case-sensitive",
-    "X33": "fields are simple types, so that generated classes are simple: no attributes on them but nil",
-    "X63": "as X33",
-    "X53": "an xs:dateTime has a time, and generated classes have a DateTime for it",
+    "J54": "JSON Schema does not distinguish 0 from 0.0, which is not a boolean",
+    "X28": "XML Schema 1.0 does not allow unknown elements next to children in any order (xs:all)",
+    "X62": "see X28",
+    "X64": "see X28: Subject is unknown, because names of elements are case-sensitive",
+    "X33": "fields have simple types, so that generated classes are simple; these allow no attributes but nil",
+    "X63": "see X33",
+    "X53": "an xs:dateTime must have a time; the schema uses it so that generated classes have a DateTime",
 }
 """Vectors that the worker accepts and a schema does not, each with the reason."""
 
