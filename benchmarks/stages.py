@@ -73,7 +73,7 @@ async def main() -> None:
     tap.channels[1] = Inbound(deliver=consumer.deliver)
     parts = [data[start : start + 65536] for start in range(0, len(data), 65536)]
 
-    took["read: bytes → deliveries"] = best(lambda: [*map(tap.data_received, parts)], waiting.clear)
+    took["take in: bytes → deliveries"] = best(lambda: [*map(tap.data_received, parts)], waiting.clear)
     batch = waiting.take_waiting(SIZE)
     rules = Rules()
     took["suspects"] = best(lambda: part(batch, 10))

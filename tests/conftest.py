@@ -22,8 +22,8 @@ OWNER = pytest.StashKey[sharing.Owner]()
 
 _T = TypeVar("_T")
 
-# No test fails because the machine is busy: benchmarks/ measure speed. In CI, hypothesis uses the same examples in each
-# run, so that a failure is due to the change under test; on a developer's machine it uses new ones, which find more.
+# Speed is judged in benchmarks/: no test fails because the machine is busy. In CI properties are tried with the same
+# examples each time, so that a change is judged by what it changes; at a desk with new ones, which find more.
 hypothesis.settings.register_profile(
     "patient",
     deadline=None,
@@ -35,7 +35,7 @@ hypothesis.settings.load_profile("patient")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Own the services or, in a worker of pytest-xdist, remember how to ask their owner for them."""
+    """Own the services, or as a worker of pytest-xdist know whom to ask for them."""
     if hasattr(config, "workerinput"):
         config.stash[SOURCE] = sharing.Visitor(config.workerinput["sandbox"])
         return

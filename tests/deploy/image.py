@@ -1,7 +1,4 @@
-"""The image, built and run as it is deployed: read-only and without privileges, against real services.
-
-`make test-image` runs these tests; they need Docker.
-"""
+"""The image, built and run as deployed: locked up, beside real services. `make test-image` runs it; it needs Docker."""
 
 import asyncio
 import json

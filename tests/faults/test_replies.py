@@ -111,7 +111,7 @@ async def test_an_alarm_of_the_broker_is_an_outage_like_others(amqp_url: str, da
         await until(lambda: service._intake._paused_by == {"reply"} and service.in_hand == 0)
         assert service.status.not_alive() == []
         tap.data_received(_frame(b"\0\x0a\0\x3d"))
-        # A message that was stored during the alarm is answered by the held reply, and as a duplicate when it comes again.
+        # what was stored before is answered by the reply that was held, and as a duplicate when it comes again
         outcomes: list[str] = []
         while outcomes.count("inserted") < 3:
             outcomes += await talk.outcomes(1)

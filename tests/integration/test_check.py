@@ -1,4 +1,4 @@
-"""`check` against real services that are set up correctly, and against others."""
+"""`check` against real services, as they should be and otherwise."""
 
 import json
 import secrets
@@ -23,14 +23,14 @@ UPSERT = "task_activity_log.upsert"
 
 
 def login(url: str, user: str, password: str) -> str:
-    """The URL with another user and password."""
+    """The URL with another user."""
     parts = urlsplit(url)
     return urlunsplit(parts._replace(netloc=f"{user}:{password}@{parts.netloc.rpartition('@')[2]}"))
 
 
 @dataclass
 class User:
-    """A user of the broker who has no permissions yet."""
+    """A user of the broker who may do nothing yet."""
 
     rabbitmq: RabbitMQ
     url: str
@@ -57,14 +57,14 @@ async def look(amqp_url: str, database_url: str, rabbitmq: RabbitMQ | None = Non
 
 
 def worst(found: Sequence[Finding], *verdicts: str) -> list[tuple[str, str]]:
-    """What is broken (or has another of the `verdicts`), and the finding."""
+    """What is broken (or has another of the `verdicts`), and how."""
     return [(one.what, one.found) for one in found if one.verdict in (verdicts or ("broken",))]
 
 
 async def test_before_the_first_start_the_schema_alone_is_broken_and_nothing_is_changed(
     rabbitmq: RabbitMQ, amqp_url: str, empty_database_url: str
 ) -> None:
-    """`check` finds nothing wrong with what the worker will declare, and declares nothing itself."""
+    """What the worker will declare is fine; looking for it does not make it."""
     found = await look(amqp_url, empty_database_url, rabbitmq)
     assert worst(found) == [("schema", "not migrated yet")]
     assert [one.found for one in found if one.what == f"queue {UPSERT}"] == ["is not there; will be declared"]
@@ -73,8 +73,8 @@ async def test_before_the_first_start_the_schema_alone_is_broken_and_nothing_is_
     assert not [one for one in rabbitmq.api("GET", f"/exchanges/{vhost}") if one["name"].startswith("task")]
 
 
-async def test_nothing_is_broken_while_a_worker_runs(rabbitmq: RabbitMQ, amqp_url: str, database_url: str) -> None:
-    """With a second worker, `check` and the second worker itself warn about the order per record."""
+async def test_beside_a_running_worker_nothing_is_broken(rabbitmq: RabbitMQ, amqp_url: str, database_url: str) -> None:
+    """All is there, and with a second worker the order per record is a warning, of its own at its start too."""
     async with serving(amqp_url, database_url):
         found = await look(amqp_url, database_url, rabbitmq)
         assert worst(found) == []
@@ -86,8 +86,8 @@ async def test_nothing_is_broken_while_a_worker_runs(rabbitmq: RabbitMQ, amqp_ur
         assert [event["count"] for event in events if event["event"] == "other_consumers"] == [1]
 
 
-async def test_a_worker_that_only_checks_its_topology_misses_it(amqp_url: str, database_url: str) -> None:
-    """It will not declare what is missing; limits that AMQP does not show are unknown."""
+async def test_a_worker_that_owns_no_topology_misses_it(amqp_url: str, database_url: str) -> None:
+    """It will not declare what is not there; without management what it cannot see is unknown."""
     found = await look(amqp_url, database_url, WORKER_TOPOLOGY="check")
     assert [what for what, _ in worst(found)] == [
         "exchange task_activity_log",
@@ -102,7 +102,7 @@ async def test_a_worker_that_only_checks_its_topology_misses_it(amqp_url: str, d
 async def test_a_queue_without_delivery_limit_and_binding_is_broken(
     rabbitmq: RabbitMQ, amqp_url: str, database_url: str
 ) -> None:
-    """A queue that somebody has created by hand lacks its limit, its dead-lettering and its binding."""
+    """Somebody made it by hand; the policy that mends the limit is seen as well."""
     vhost = urlsplit(amqp_url).path[1:]
     async with serving(amqp_url, database_url):
         pass
@@ -119,10 +119,10 @@ async def test_a_queue_without_delivery_limit_and_binding_is_broken(
     ]
 
 
-async def test_the_documented_permissions_are_enough(
+async def test_the_permissions_that_are_documented_are_enough(
     rabbitmq: RabbitMQ, user: User, amqp_url: str, database_url: str
 ) -> None:
-    """They let a worker run that declares or only checks its topology, and `check` names a missing one."""
+    """A user with just those runs a worker that declares, and one that checks; with one fewer `check` names it."""
     user.may(
         configure=r"^task_activity_log(\..+)?$",
         write=r"^(task_activity_log(\..+)?|amq\.default)$",
@@ -140,10 +140,10 @@ async def test_the_documented_permissions_are_enough(
     assert found == [(f"user {user.name}", "lacks write on amq.default")]
 
 
-async def test_a_monitoring_user_sees_everything_but_the_permissions(
+async def test_one_who_monitors_sees_all_but_the_permissions(
     rabbitmq: RabbitMQ, user: User, amqp_url: str, database_url: str
 ) -> None:
-    """Limits need no administrator, but only an administrator is shown the permissions."""
+    """Limits need no administrator; who may what is shown to one alone."""
     rabbitmq.api("PUT", f"/users/{user.name}", {"password": "secret", "tags": "monitoring"})
     user.may(read=".*")
     async with serving(amqp_url, database_url):
@@ -155,7 +155,7 @@ async def test_a_monitoring_user_sees_everything_but_the_permissions(
 
 
 async def exchanged(amqp_url: str) -> list[str]:
-    """The outcomes of a good message with `reply_to` and a bad one without, taken from their replies."""
+    """The outcomes of a good message with `reply_to` and a bad one without, as their replies tell."""
     outcomes = []
     async with await aio_pika.connect(amqp_url) as connection:
         channel = await connection.channel()
@@ -173,10 +173,10 @@ async def exchanged(amqp_url: str) -> list[str]:
     ("host", "found"),
     [("127.0.0.1:1", "127.0.0.1:1/: "), (None, ": the broker refuses the user name or password")],
 )
-async def test_a_broker_that_refuses_the_connection_is_one_line(
+async def test_a_broker_that_does_not_let_us_in_is_one_line(
     amqp_url: str, database_url: str, host: str | None, found: str
 ) -> None:
-    """The finding has no password, and the database is checked as well."""
+    """And the database is looked at all the same."""
     url = f"amqp://nobody:wrong-password@{host}/" if host else login(amqp_url, "nobody", "wrong-password")
     [broken] = [one for one in await look(url, database_url) if one.verdict == "broken"]
     assert broken.what == "broker"
@@ -184,18 +184,18 @@ async def test_a_broker_that_refuses_the_connection_is_one_line(
     assert "wrong-password" not in broken.found
 
 
-async def test_an_unreachable_management_api_makes_limits_unknown(amqp_url: str, database_url: str) -> None:
-    """It does not make anything broken."""
+async def test_a_management_api_that_is_away_leaves_unknown(amqp_url: str, database_url: str) -> None:
+    """It is no reason to call anything broken."""
     async with serving(amqp_url, database_url):
         found = await look(amqp_url, database_url, MANAGEMENT_URL="http://a:b@127.0.0.1:1")
     assert worst(found) == []
     assert "management" in [what for what, _ in worst(found, "unknown")]
 
 
-async def test_a_role_without_privileges_is_broken_until_they_are_granted(
+async def test_a_role_that_lacks_rights_is_broken_until_they_are_granted(
     amqp_url: str, database_url: str, database: Connection
 ) -> None:
-    """After grants.sql it is fine, and without the warning that a superuser gets."""
+    """With what grants.sql grants it is fine, and no superuser's warning is left."""
     role = f"worker_{secrets.token_hex(4)}"
     await database.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'secret'")
     try:
@@ -211,10 +211,8 @@ async def test_a_role_without_privileges_is_broken_until_they_are_granted(
         await database.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
 
 
-async def test_a_disabled_trigger_and_a_newer_schema_are_reported(
-    amqp_url: str, database_url: str, database: Connection
-) -> None:
-    """A disabled trigger is broken, and a schema of a newer release is a warning."""
+async def test_what_was_done_to_the_database_is_seen(amqp_url: str, database_url: str, database: Connection) -> None:
+    """A trigger that was switched off, a role that is read-only, a schema of another release."""
     await database.execute("ALTER TABLE task_activity_log DISABLE TRIGGER task_activity_log_modified")
     assert worst(await look(amqp_url, database_url)) == [("trigger", "modified_dateutc is not set")]
     await database.execute("ALTER TABLE task_activity_log ENABLE TRIGGER task_activity_log_modified")
@@ -224,12 +222,12 @@ async def test_a_disabled_trigger_and_a_newer_schema_are_reported(
     assert ("schema", "revision ffff: made by a newer release") in worst(found, "warning")
 
 
-def test_the_exit_code_is_that_of_the_worst_finding(
+def test_the_exit_code_says_the_worst(
     amqp_url: str, database_url: str, empty_database_url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It is 1 if something is broken, and with `strict` also if there is a warning."""
+    """0 also with warnings unless they count; 1 if something is broken."""
     urls = {"AMQP_URL": amqp_url, "DATABASE_URL": database_url}
     assert check(load(urls), strict=False) == 0
-    assert check(load(urls), strict=True) == 1  # a superuser is a warning
+    assert check(load(urls), strict=True) == 1  # a superuser
     assert check(load({**urls, "DATABASE_URL": empty_database_url}), strict=False) == 1
     assert "not migrated yet" in capsys.readouterr().out

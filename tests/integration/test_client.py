@@ -31,7 +31,7 @@ TOPOLOGY = Topology()
 
 @asynccontextmanager
 async def no_worker(amqp_url: str) -> AsyncIterator[AbstractChannel]:
-    """A channel to a virtual host that has the queues but no worker."""
+    """The queues, and nobody who works."""
     async with await aio_pika.connect(amqp_url) as connection:
         await declare(connection, TOPOLOGY)
         yield await connection.channel()
@@ -42,7 +42,7 @@ def record(subject: str = "", identifier: UUID | None = None) -> TaskActivityLog
 
 
 async def test_an_upsert_returns_the_stored_record_and_a_repeat_is_not_applied(world: World) -> None:
-    """A record sent again with its message_id is a duplicate, and the stored record stays the same."""
+    """Sent again with its message_id it is a duplicate; the record stays as it was stored."""
     async with TaskActivityLogClient(world.amqp_url) as client:
         mine = record("Call back")
         stored = await client.upsert(mine, message_id="first")
@@ -53,7 +53,7 @@ async def test_an_upsert_returns_the_stored_record_and_a_repeat_is_not_applied(w
 
 
 async def test_versions_and_modes_are_sent(world: World) -> None:
-    """A lower version is stale, and a merge keeps absent fields."""
+    """A lower version is stale, and a merge keeps what is absent."""
     async with TaskActivityLogClient(world.amqp_url) as client:
         mine = record("kept")
         assert (await client.upsert(mine, version=5)).outcome == "inserted"
@@ -75,7 +75,7 @@ async def test_versions_and_modes_are_sent(world: World) -> None:
     ids=["json", "xml"],
 )
 async def test_a_rejection_has_its_code_and_every_bad_field(world: World, upsert: Upsert) -> None:
-    """UpsertRejected has them in both formats."""
+    """In both formats."""
     async with TaskActivityLogClient(world.amqp_url) as client:
         with pytest.raises(UpsertRejected, match="invalid_uuid: Send id") as rejection:
             await client.upsert(upsert)
@@ -88,7 +88,7 @@ async def test_a_rejection_has_its_code_and_every_bad_field(world: World, upsert
 
 @pytest.mark.parametrize("kind", ["iterable", "async iterable"])
 async def test_many_are_answered_through_a_small_window(world: World, kind: str) -> None:
-    """Each is answered once, including rejected ones, and no more than `window` are unanswered at a time."""
+    """Each once, rejected ones among them; the summary counts; no more than the window is under way."""
     upserts = [Upsert(b"{}", source=str(n)) if n == 7 else Upsert.of(record(str(n))) for n in range(100)]
 
     async def coming() -> AsyncIterator[Upsert]:
@@ -109,7 +109,7 @@ async def test_many_are_answered_through_a_small_window(world: World, kind: str)
 
 
 async def test_a_failing_source_ends_the_bulk_with_its_own_error(world: World) -> None:
-    """An error of the iterable ends `upsert_many` and is not replaced."""
+    """After the answers to what was sent before."""
 
     def coming() -> Iterator[TaskActivityLog]:
         yield record()
@@ -122,7 +122,7 @@ async def test_a_failing_source_ends_the_bulk_with_its_own_error(world: World) -
 
 @pytest.mark.parametrize("how", ["cut", "strand"])
 async def test_connections_lost_in_a_bulk_lose_nothing_and_apply_nothing_twice(world: World, how: str) -> None:
-    """Unanswered upserts are sent again with their message_ids, and answered in a new reply queue."""
+    """What is unanswered is sent again with its message_id, its answers come to a new reply queue."""
     count = 600
     async with Proxy.to(world.amqp_url) as proxy:
         outages: list[str] = []
@@ -145,8 +145,8 @@ def _quick(url: str) -> LinkOptions:
     return LinkOptions(url, heartbeat_seconds=1)
 
 
-async def test_without_a_worker_no_answer_has_the_upserts_to_send_again(amqp_url: str) -> None:
-    """The exception has the unanswered upsert, and a bulk has all that are unanswered."""
+async def test_nobody_who_works_is_said_and_what_was_sent_can_be_sent_again(amqp_url: str) -> None:
+    """The exception carries the request; a bulk carries all that are unanswered."""
     async with no_worker(amqp_url) as channel, TaskActivityLogClient(amqp_url) as client:
         with pytest.raises(NoAnswer, match=r"no answer for 0\.3 s to 1: is a worker running") as nobody:
             await client.upsert(record("late"), timeout=0.3)
@@ -160,7 +160,7 @@ async def test_without_a_worker_no_answer_has_the_upserts_to_send_again(amqp_url
 
 
 async def test_many_can_be_sent_without_waiting_for_answers(amqp_url: str) -> None:
-    """`send_many` waits for confirms only, keeps the order, and survives a lost connection."""
+    """Confirmed by the broker, in their order, and the connection may be lost in between."""
     async with no_worker(amqp_url) as channel, Proxy.to(amqp_url) as proxy:
         async with TaskActivityLogClient(_quick(proxy.url)) as client:
             sent = 0
@@ -195,10 +195,10 @@ async def test_many_can_be_sent_without_waiting_for_answers(amqp_url: str) -> No
     ],
     ids=["nobody", "password", "vhost", "url", "exchange"],
 )
-async def test_an_unusable_broker_is_reported_in_one_line(
+async def test_what_is_wrong_with_the_broker_is_one_line(
     amqp_url: str, change: Callable[[str], str], words: str
 ) -> None:
-    """The client fails at once, without secrets in the message."""
+    """At once, without secrets."""
     with pytest.raises(ClientError, match=words) as refusal:
         async with TaskActivityLogClient(change(amqp_url)):
             pass
@@ -206,8 +206,8 @@ async def test_an_unusable_broker_is_reported_in_one_line(
     assert "\n" not in str(refusal.value)
 
 
-async def test_an_unroutable_upsert_is_an_error(amqp_url: str) -> None:
-    """An upsert that no queue takes is an error, not a success."""
+async def test_an_exchange_that_leads_nowhere_is_said(amqp_url: str) -> None:
+    """An unroutable upsert is an error, not a success."""
     async with no_worker(amqp_url) as channel, TaskActivityLogClient(amqp_url) as client:
         await channel.queue_delete(TOPOLOGY.requests_queue)
         with pytest.raises(ClientError, match="leads to no queue"):
@@ -217,7 +217,7 @@ async def test_an_unroutable_upsert_is_an_error(amqp_url: str) -> None:
 
 
 def test_what_amqp_cannot_hold_is_refused_before_it_is_sent() -> None:
-    """Otherwise the broker would close the connection, again at each attempt."""
+    """Otherwise it would cost the connection, again at each attempt."""
     with pytest.raises(ValueError, match="does not fit"):
         Upsert(b"", message_id="x" * 256)
     with pytest.raises(ValueError, match="does not fit"):
@@ -241,8 +241,8 @@ async def publish_reply(
     await exchange.publish(message, f"stored.{key}")
 
 
-async def test_a_subscriber_sees_each_new_reply_once(amqp_url: str) -> None:
-    """Repeated replies, and records no newer than the last one seen for their id, are skipped."""
+async def test_a_subscriber_sees_each_reply_that_is_news_once(amqp_url: str) -> None:
+    """Repeats, and records not newer than the last one seen for their id, are passed over."""
     one, other = uuid4(), uuid4()
     async with no_worker(amqp_url) as channel:
         for message_id, id_, second in [
@@ -255,8 +255,8 @@ async def test_a_subscriber_sees_each_new_reply_once(amqp_url: str) -> None:
         assert await queue.get(fail=False) is None
 
 
-async def test_a_reply_is_acknowledged_after_the_loop_body(amqp_url: str) -> None:
-    """If the loop is left in the middle of a reply, that reply stays in the queue and earlier ones do not."""
+async def test_a_reply_is_acknowledged_after_the_body(amqp_url: str) -> None:
+    """A loop that is left in the middle of one leaves that one in the queue, and takes those before off it."""
     async with no_worker(amqp_url) as channel:
         for message_id in "abc":
             await publish_reply(channel, message_id, id_=uuid4(), second=1)
@@ -267,8 +267,8 @@ async def test_a_reply_is_acknowledged_after_the_loop_body(amqp_url: str) -> Non
         assert [reply.message_id async for reply in subscribe(amqp_url, most=2)] == ["b", "c"]
 
 
-async def test_a_subscriber_continues_after_a_lost_connection(amqp_url: str) -> None:
-    """Unfinished replies are delivered again, and finished ones do not reach the loop again."""
+async def test_a_subscriber_goes_on_after_a_lost_connection(amqp_url: str) -> None:
+    """What it has not finished comes again; what it has finished does not come to its loop again."""
     async with no_worker(amqp_url) as channel, Proxy.to(amqp_url) as proxy:
         for number in range(20):
             await publish_reply(channel, str(number), id_=uuid4(), second=1)
@@ -280,8 +280,8 @@ async def test_a_subscriber_continues_after_a_lost_connection(amqp_url: str) -> 
         assert sorted(seen, key=lambda name: int(name or 0)) == [str(number) for number in range(20)]
 
 
-async def test_a_subscription_by_routing_key_takes_nothing_from_others(amqp_url: str) -> None:
-    """It gets matching replies while it is subscribed, and they also stay in the worker's queue."""
+async def test_a_queue_of_its_own_takes_nothing_from_others(amqp_url: str) -> None:
+    """It gets what is published while it is there, by routing key."""
     async with no_worker(amqp_url) as channel:
         bound = asyncio.Event()
 
@@ -297,14 +297,14 @@ async def test_a_subscription_by_routing_key_takes_nothing_from_others(amqp_url:
         assert [reply.message_id async for reply in subscribe(amqp_url, most=2)] == ["a", "b"]
 
 
-async def test_subscribing_to_a_missing_queue_is_an_error(amqp_url: str) -> None:
-    """The subscription fails at once and names the queue."""
+async def test_subscribing_to_a_queue_that_is_not_there_is_said(amqp_url: str) -> None:
+    """At once."""
     with pytest.raises(ClientError, match=r"queue 'task_activity_log\.replies' does not exist"):
         [reply async for reply in subscribe(amqp_url)]
 
 
 def test_a_reply_that_cannot_be_read_says_so() -> None:
-    """Reading a record or problem that the reply does not have raises a clear error."""
+    """A reader who asks for what is not there gets one clear error."""
     odd = Reply("inserted", b"<", "application/xml", None, None)
     with pytest.raises(ClientError, match="cannot be read"):
         _ = odd.record

@@ -1,4 +1,4 @@
-"""Dead letters are listed, replayed and removed, on a real broker without a worker."""
+"""Dead letters looked at, replayed and removed, on a real broker without a worker."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -27,7 +27,7 @@ async def queues(amqp_url: str) -> AsyncIterator[AbstractChannel]:
 
 
 async def reject(channel: AbstractChannel, number: int) -> None:
-    """Publish a dead letter to the queue where the worker would publish it."""
+    """Put a dead letter where the worker would."""
     message = aio_pika.Message(
         b'{"number": %d}' % number,
         content_type="application/json",
@@ -50,7 +50,7 @@ async def reject(channel: AbstractChannel, number: int) -> None:
 
 
 async def taken(channel: AbstractChannel, name: str) -> list[AbstractIncomingMessage]:
-    """Take everything from a queue."""
+    """Everything in a queue, off it."""
     queue = await channel.get_queue(name)
     found = []
     while (message := await queue.get(no_ack=True, fail=False)) is not None:
@@ -63,8 +63,8 @@ async def all_of(amqp_url: str) -> list[DeadLetter]:
         return [letter async for letter in found]
 
 
-async def test_listing_dead_letters_fifty_times_changes_nothing(amqp_url: str) -> None:
-    """Not even the order changes, although RabbitMQ 4 deletes what is returned 20 times to a queue without limit."""
+async def test_looking_fifty_times_changes_nothing(amqp_url: str) -> None:
+    """Not even the order, though RabbitMQ 4 deletes what is returned 20 times from a queue without limit."""
     async with queues(amqp_url) as channel:
         for number in range(40):
             await reject(channel, number)
@@ -74,11 +74,11 @@ async def test_listing_dead_letters_fifty_times_changes_nothing(amqp_url: str) -
         assert [letter.message_id for letter in letters] == [str(number) for number in range(40)]
 
 
-async def test_a_dead_letter_has_reason_publisher_and_time(amqp_url: str) -> None:
-    """They come from the headers of the worker's copy, or of the broker's if it dead-lettered the message."""
+async def test_a_letter_tells_why_who_and_since_when(amqp_url: str) -> None:
+    """Out of the headers of the worker's copy, or of the broker's where that dead-lettered it."""
     async with queues(amqp_url) as channel:
         await reject(channel, 1)
-        async with publishing(amqp_url) as publisher:  # aio-pika would add a message_id
+        async with publishing(amqp_url) as publisher:  # the driver would give it a message_id
             theirs_is = Properties(timestamp=1_767_225_600, headers={"x-first-death-reason": "delivery_limit"})
             await publisher.publish([Outgoing("", TOPOLOGY.dead_letters_queue, theirs_is, b"{}")])
         mine, theirs = await all_of(amqp_url)
@@ -88,8 +88,8 @@ async def test_a_dead_letter_has_reason_publisher_and_time(amqp_url: str) -> Non
     assert theirs.name.startswith("@")
 
 
-async def test_a_replay_is_the_original_request(amqp_url: str) -> None:
-    """Body, message_id, properties and headers are the same; only what the rejection added is gone."""
+async def test_a_replay_is_the_request_that_it_was(amqp_url: str) -> None:
+    """Same body, message_id, properties and headers; only what the rejection added is gone."""
     async with queues(amqp_url) as channel:
         await reject(channel, 1)
         async with look(amqp_url) as found, publishing(amqp_url) as publisher:
@@ -100,7 +100,7 @@ async def test_a_replay_is_the_original_request(amqp_url: str) -> None:
     assert (request.body, request.message_id, request.correlation_id) == (b'{"number": 1}', "1", "correlation")
     assert (request.content_encoding, request.app_id, request.user_id) == ("utf-8", "crm", None)
     assert request.expiration == 600
-    assert {**request.headers, "x-delivery-count": 0} == {  # RabbitMQ 3.10 adds it to the first delivery already
+    assert {**request.headers, "x-delivery-count": 0} == {  # 3.10 adds it at the first delivery already
         "x-delivery-count": 0,
         "x-first-seen": "2026-01-01T00:00:00.000+00:00",
         "x-version": 7,
@@ -108,8 +108,8 @@ async def test_a_replay_is_the_original_request(amqp_url: str) -> None:
     }
 
 
-async def test_a_dead_letter_that_the_broker_does_not_take_stays(amqp_url: str) -> None:
-    """If no queue takes requests, the replay fails and the dead letter is still in its queue."""
+async def test_what_the_broker_does_not_take_stays(amqp_url: str) -> None:
+    """No queue takes requests: an error, and the dead letter is where it was."""
     async with queues(amqp_url) as channel:
         await reject(channel, 1)
         await (await channel.get_queue(TOPOLOGY.requests_queue)).unbind(TOPOLOGY.requests_exchange, "upsert")
@@ -121,7 +121,7 @@ async def test_a_dead_letter_that_the_broker_does_not_take_stays(amqp_url: str) 
 
 @pytest.mark.parametrize("how", ["cancelled", "cut"])
 async def test_a_replay_that_is_interrupted_loses_nothing(amqp_url: str, how: str) -> None:
-    """Each letter is replayed or still in its queue; after a lost connection it may be both, with one message_id."""
+    """Each letter is replayed, or still in the queue; after a lost connection possibly both, under one message_id."""
     async with queues(amqp_url) as channel, Proxy.to(amqp_url) as proxy:
         for number in range(20):
             await reject(channel, number)
@@ -146,14 +146,14 @@ async def test_a_replay_that_is_interrupted_loses_nothing(amqp_url: str, how: st
                 await working
         async with asyncio.timeout(20):
             names: set[str | None] = set()
-            while len(names) < 20:  # until the broker has noticed that the connection is lost
+            while len(names) < 20:  # until the broker has noticed that the link is gone
                 names |= {one.message_id for one in await taken(channel, TOPOLOGY.dead_letters_queue)}
                 names |= {one.message_id for one in await taken(channel, TOPOLOGY.requests_queue)}
         assert names == {str(number) for number in range(20)}
 
 
-async def test_dead_letters_that_are_not_chosen_are_visible_to_others_at_once(amqp_url: str) -> None:
-    """While some letters are worked on, others can see the rest."""
+async def test_others_get_at_once_what_is_not_chosen(amqp_url: str) -> None:
+    """While some are worked on, the rest can be seen."""
     async with queues(amqp_url) as channel:
         for number in range(3):
             await reject(channel, number)

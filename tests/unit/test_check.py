@@ -1,4 +1,4 @@
-"""The rules by which `check` judges queues and permissions, and the table that it prints."""
+"""The rules of `check` about queues and permissions, and its table."""
 
 from typing import Any
 
@@ -26,7 +26,7 @@ def settings(**variables: str) -> Settings:
 def judged(
     arguments: dict[str, Any], policy: dict[str, Any] | None = None, version: str = "3.13.1", kind: str = "quorum"
 ) -> dict[str, str]:
-    """The verdict on each finding about the requests queue, except those that are fine or unknown."""
+    """The verdict on each thing that was found of the requests queue, but for what is fine or unknown."""
     details = {"type": kind, "arguments": arguments, "effective_policy_definition": policy or {}}
     rows = _judge_requests("queue", _Limits(details, version), settings())
     return {found: verdict for verdict, _, found, _ in rows if verdict not in ("fine", "unknown")}
@@ -50,30 +50,28 @@ def judged(
         ({}, {"consumer-timeout": 700_000}, {}),
     ],
 )
-def test_limits_are_judged_from_arguments_and_policies(
-    changes: dict[str, Any], policy: dict[str, Any], expected: dict[str, str]
-) -> None:
-    """`check` judges arguments and policies together; of two numbers, the stricter one counts."""
+def test_limits_that_matter(changes: dict[str, Any], policy: dict[str, Any], expected: dict[str, str]) -> None:
+    """Arguments and policies together are judged, the stricter number of both."""
     arguments = {name: value for name, value in {**GOOD, **changes}.items() if value is not None}
     found = judged(arguments, policy)
     assert {name: verdict for name, verdict in found.items() if name in expected or not expected} == expected
 
 
 @pytest.mark.parametrize(("version", "verdict"), [("3.13.7", "broken"), ("4.0.5", None), ("4.3.0", None)])
-def test_without_an_argument_the_delivery_limit_depends_on_the_version(version: str, verdict: str | None) -> None:
-    """RabbitMQ 4 has a default delivery limit of 20, RabbitMQ 3 has none, and -1 means no limit on both."""
+def test_without_an_argument_the_limit_is_the_versions_own(version: str, verdict: str | None) -> None:
+    """RabbitMQ 4 limits deliveries to 20 by itself, 3 does not; -1 is no limit on either."""
     without = {name: value for name, value in GOOD.items() if name != "x-delivery-limit"}
     assert judged(without, version=version).get("has no delivery limit") == verdict
     assert judged({**GOOD, "x-delivery-limit": -1}, version=version) == {"has no delivery limit": "broken"}
 
 
 def test_a_classic_queue_is_broken() -> None:
-    """A classic queue is reported as broken, because it does not count deliveries."""
+    """It counts no deliveries."""
     assert judged(GOOD, kind="classic") == {"is a classic queue": "broken"}
 
 
-def test_a_queue_without_the_configured_single_active_consumer_is_broken() -> None:
-    """The arguments of an existing queue do not change with the setting, so `check` must report the difference."""
+def test_a_single_active_consumer_that_the_queue_does_not_have_is_broken() -> None:
+    """Arguments of a queue that is there do not change with the setting."""
     rows = _judge_requests(
         "queue",
         _Limits({"type": "quorum", "arguments": GOOD}, "4.0.5"),
@@ -91,10 +89,10 @@ def test_a_queue_without_the_configured_single_active_consumer_is_broken() -> No
         ("classic", {}, "4.0.5", ["is a classic queue"]),
     ],
 )
-def test_a_queue_whose_messages_do_not_survive_being_listed_is_reported(
+def test_kept_messages_must_survive_being_looked_at(
     kind: str, arguments: dict[str, Any], version: str, expected: list[str]
 ) -> None:
-    """With its default delivery limit, RabbitMQ 4 deletes a dead letter after it has been listed 21 times."""
+    """RabbitMQ 4 deletes a dead letter that was listed 21 times."""
     rows = _judge_kept("queue", _Limits({"type": kind, "arguments": arguments}, version), settings())
     assert [found for _, _, found, _ in rows] == expected
 
@@ -104,18 +102,18 @@ def test_a_queue_whose_messages_do_not_survive_being_listed_is_reported(
     [("", False), ("^$", False), (".*", True), (r"^task_activity_log\.", True), ("other", False), ("(", True)],
 )
 def test_permissions_are_read_as_rabbitmq_reads_them(pattern: str, allows: bool) -> None:
-    """A pattern matches anywhere in a name, an empty one allows nothing, and one that only Erlang reads is trusted."""
+    """A pattern is searched for anywhere; an empty one allows nothing; one that only Erlang understands is trusted."""
     assert _allows(pattern, "task_activity_log.replies") is allows
 
 
-def test_a_worker_that_only_checks_its_topology_needs_three_permissions() -> None:
-    """A worker that declares its topology also needs permission to configure."""
+def test_a_worker_that_owns_nothing_needs_three_permissions() -> None:
+    """One that declares needs the right to configure, too."""
     assert len(needed(Topology(), declare=False)) == 3
     assert ("configure", "task_activity_log.upsert") in needed(Topology(), declare=True)
 
 
-def test_the_table_gives_advice_and_a_summary() -> None:
-    """The table has columns for verdict, subject and finding, the advice below a finding, and a summary at the end."""
+def test_the_table_says_what_to_do_and_sums_up() -> None:
+    """Verdict, subject and find in columns, the advice below."""
     rows = [Finding("fine", "broker", "RabbitMQ 4"), Finding("broken", "schema", "not migrated yet", "migrate")]
     assert list(table(rows)) == [
         "fine     broker  RabbitMQ 4",

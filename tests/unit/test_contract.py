@@ -1,4 +1,4 @@
-"""The descriptions in docs/contract are up to date, valid by their own standards, and consistent with the code."""
+"""The descriptions in docs/contract: current, valid by their own standards, and at one with the code."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ MESSAGES: dict[str, Any] = ASYNCAPI["components"]["messages"]
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_the_file_in_docs_is_up_to_date(name: str) -> None:
-    """The file in docs/contract is what the code generates."""
+def test_the_file_in_docs_is_current(name: str) -> None:
+    """What is checked in is what the code says today."""
     assert (DOCS / FILES[name]).read_text(encoding="utf-8") == describe(name), "run `make docs`"
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_the_command_prints_each_description(name: str) -> None:
-    """`task-activity-log contract` prints each description and nothing else."""
+def test_the_command_prints_it(name: str) -> None:
+    """`task-activity-log contract` prints each description, and nothing beside it."""
     result = CliRunner().invoke(app, ["contract", name])
 
     assert (result.exit_code, result.stdout) == (0, describe(name))
 
 
 def test_an_unknown_description_is_wrong_use() -> None:
-    """An unknown name exits with 2 and lists the known names."""
+    """Any other name exits with 2 and says which there are."""
     result = CliRunner().invoke(app, ["contract", "wsdl"])
 
     assert result.exit_code == 2
@@ -55,15 +55,15 @@ def test_an_unknown_description_is_wrong_use() -> None:
 
 
 def test_asyncapi_is_valid() -> None:
-    """The document is valid by the official schema of AsyncAPI 3.0.0."""
+    """The document holds to the official schema of AsyncAPI 3.0.0."""
     official = json.loads((Path(__file__).parent / "asyncapi-3.0.0.json").read_text(encoding="utf-8"))
 
     assert [error.message for error in Draft7Validator(official).iter_errors(ASYNCAPI)] == []
 
 
 @pytest.mark.parametrize("document", [ASYNCAPI, json.loads(describe("json-schema"))], ids=["asyncapi", "json-schema"])
-def test_every_reference_can_be_resolved(document: dict[str, Any]) -> None:
-    """Each `$ref` refers to something in the same document."""
+def test_every_reference_leads_somewhere(document: dict[str, Any]) -> None:
+    """Each `$ref` is to something in the same document."""
     references = list(_references(document))
 
     assert references
@@ -75,7 +75,7 @@ def test_every_reference_can_be_resolved(document: dict[str, Any]) -> None:
 
 
 def test_operations_name_messages_of_their_channel() -> None:
-    """AsyncAPI requires that an operation, and its reply, uses only messages of its channel."""
+    """AsyncAPI asks that an operation, or its reply, sends or receives what its channel holds."""
     operations = list(ASYNCAPI["operations"].values())
     for operation in [*operations, *(operation["reply"] for operation in operations if "reply" in operation)]:
         channel = operation["channel"]["$ref"]
@@ -83,7 +83,7 @@ def test_operations_name_messages_of_their_channel() -> None:
 
 
 def test_json_schema_is_valid() -> None:
-    """The JSON Schema is valid by draft 2020-12, and its types in the AsyncAPI document by draft 7."""
+    """It is a JSON Schema of 2020-12; in the AsyncAPI document the same types are one of draft 7, as there."""
     Draft202012Validator.check_schema(json.loads(describe("json-schema")))
     for schema in ASYNCAPI["components"]["schemas"].values():
         Draft7Validator.check_schema(schema)
@@ -91,12 +91,12 @@ def test_json_schema_is_valid() -> None:
 
 @pytest.mark.parametrize("name", ["xsd", "xsd-reply", "xsd-problem"])
 def test_xsd_is_valid(name: str) -> None:
-    """An XML Schema processor can compile it."""
+    """An XML Schema processor compiles it."""
     etree.XMLSchema(etree.fromstring(describe(name).encode()))
 
 
-def test_patterns_work_in_every_regex_dialect() -> None:
-    """Patterns use nothing that ECMAScript or XML Schema lack, such as look-arounds, named groups and anchors."""
+def test_patterns_are_in_every_dialect() -> None:
+    """No pattern has what ECMAScript or XML Schema lacks: possessive quantifiers, look-arounds, named groups, anchors."""
     patterns = re.findall(r'"pattern": (".*")', describe("json-schema"))
     assert len(patterns) > 5
     for pattern in map(json.loads, patterns):
@@ -110,8 +110,8 @@ def test_patterns_work_in_every_regex_dialect() -> None:
 
 
 @pytest.mark.parametrize("message", [name for name in MESSAGES if name != "deadLetter"])
-def test_examples_are_valid_by_their_schemas(message: str) -> None:
-    """Each example and its headers are valid by their schemas, and the worker accepts those of requests."""
+def test_examples_hold_to_their_schemas(message: str) -> None:
+    """Each example is valid by the schema beside it, headers as well; those of requests are accepted."""
     described = MESSAGES[message]
     trait = ASYNCAPI["components"]["messageTraits"][described["traits"][0]["$ref"].rpartition("/")[2]]
     assert described["examples"]
@@ -129,7 +129,7 @@ def test_examples_are_valid_by_their_schemas(message: str) -> None:
 
 
 def test_dead_letter_headers_are_described() -> None:
-    """A dead-letter copy has only described headers, and all required ones."""
+    """A copy has only headers that are described, and all that are required."""
     schema = MESSAGES["deadLetter"]["headers"]
     problem = Problem(Code.EMPTY_BODY, "Send the record in the body, which was empty.")
     for properties in (
@@ -142,11 +142,11 @@ def test_dead_letter_headers_are_described() -> None:
     assert headers.keys() == schema["properties"].keys()
 
 
-# ---- consistent with the code
+# ---- at one with the code
 
 
-def test_descriptions_name_everything_in_the_code() -> None:
-    """Each field, code, status, media type, queue and exchange in the code is in the descriptions."""
+def test_everything_is_named() -> None:
+    """Every field, code, status, media type, queue and exchange of the code is in the descriptions."""
     topology = Topology()
     names = {*topology.queues(), *topology.exchanges(), *wire.MEDIA_TYPES, wire.PROBLEM_JSON, wire.PROBLEM_XML}
     assert all(f'"{name}"' in describe("asyncapi") for name in names)
@@ -159,7 +159,7 @@ def test_descriptions_name_everything_in_the_code() -> None:
 
 
 def test_the_readme_has_the_fields_and_the_codes() -> None:
-    """The tables in the contract name the same fields, codes and statuses, in the same order."""
+    """The tables that people read name the same fields, codes and statuses, in the same order."""
     text = (DOCS / "README.md").read_text(encoding="utf-8")
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
     fields = [name for row in rows for name in re.findall(r"`(\w+)`", row[0]) if name in STORED_FIELDS]
@@ -170,7 +170,7 @@ def test_the_readme_has_the_fields_and_the_codes() -> None:
 
 
 def test_the_readme_has_the_sample_reply() -> None:
-    """The XML reply in the contract is what the encoder writes."""
+    """The XML reply that people read is what the encoder writes."""
     text = (DOCS / "README.md").read_text(encoding="utf-8")
     reply = MESSAGES["storedXml"]["examples"][0]["payload"]
 
@@ -179,7 +179,7 @@ def test_the_readme_has_the_sample_reply() -> None:
 
 
 def test_the_readme_names_settings_that_exist() -> None:
-    """Each variable that the contract names is a setting."""
+    """Each variable that people read of can be set."""
     named = re.findall(r"WORKER_[A-Z_]+", (DOCS / "README.md").read_text(encoding="utf-8"))
 
     assert named

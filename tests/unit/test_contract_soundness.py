@@ -1,4 +1,4 @@
-"""The worker accepts what a schema in docs/contract accepts, and the schemas accept what the worker writes."""
+"""What a schema in docs/contract accepts, the worker accepts; and what the worker writes, the schemas accept."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ VECTORS = [
     json.loads(line) for line in (Path(__file__).parent / "vectors.jsonl").read_text(encoding="utf-8").splitlines()
 ]
 NARROWER = {
-    "J54": "JSON Schema does not distinguish 0 from 0.0, which is not a boolean",
-    "X28": "XML Schema 1.0 does not allow unknown elements next to children in any order (xs:all)",
-    "X62": "see X28",
-    "X64": "see X28: Subject is unknown, because names of elements are case-sensitive",
-    "X33": "fields have simple types, so that generated classes are simple; these allow no attributes but nil",
-    "X63": "see X33",
-    "X53": "an xs:dateTime must have a time; the schema uses it so that generated classes have a DateTime",
+    "J54": "JSON Schema does not tell 0 from 0.0, which is no boolean",
+    "X28": "in XML Schema 1.0 children in any order (xs:all) go with no wildcard: nothing unknown beside them",
+    "X62": "as X28",
+    "X64": "as X28: Subject is unknown, names of elements are case-sensitive",
+    "X33": "fields are simple types, so that generated classes are simple: no attributes on them but nil",
+    "X63": "as X33",
+    "X53": "an xs:dateTime has a time, and generated classes have a DateTime for it",
 }
 """Vectors that the worker accepts and a schema does not, each with the reason."""
 
@@ -50,13 +50,13 @@ ID = "9652e68c-7b6d-4598-bbbd-4e933126c994"
 
 
 @pytest.mark.parametrize("vector", VECTORS, ids=lambda vector: str(vector["id"]))
-def test_a_vector_is_valid_exactly_when_the_worker_accepts_it(vector: dict[str, Any]) -> None:
-    """For each vector schema and worker agree, except for the listed exceptions."""
+def test_vectors(vector: dict[str, Any]) -> None:
+    """A vector is valid by its schema exactly when the worker accepts it, but for the exceptions that are listed."""
     try:
         media = wire.media_type(vector["content_type"])
         text = wire.text(b64decode(vector["body_base64"]), media)
         valid = _valid_xml(text) if wire.is_xml(media.name) else _valid_json(text)
-    except (Rejected, ValueError, etree.XMLSyntaxError):  # nothing that a schema could validate
+    except (Rejected, ValueError, etree.XMLSyntaxError):  # before there is anything that a schema could look at
         valid = False
     accepted = vector["expect"]["outcome"] == "accept" and vector["id"] not in NARROWER
 
@@ -68,10 +68,10 @@ def _valid_json(text: str) -> bool:
 
 
 def _once_each(members: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Build an object; ValueError if a name occurs twice, which a JSON Schema validator would not see."""
+    """An object, which JSON Schema sees when each name is there once."""
     found = dict(members)
     if len(found) < len(members):
-        raise ValueError("a name occurs twice")
+        raise ValueError("a name is there twice")
     return found
 
 
@@ -84,7 +84,7 @@ def _valid_xml(text: str) -> bool:
 
 
 def _documents(schema: Mapping[str, Any]) -> st.SearchStrategy[Any]:
-    """JSON values that are valid by a part of `SCHEMA`, as far as that uses JSON Schema."""
+    """JSON values that are valid by a part of `SCHEMA`: as much of JSON Schema as is used there."""
     if "$ref" in schema:
         return _documents(SCHEMA["$defs"][schema["$ref"].rpartition("/")[2]])
     if "allOf" in schema:
@@ -128,7 +128,7 @@ def _of_type(kind: str, schema: Mapping[str, Any]) -> st.SearchStrategy[Any]:
     return _SCALARS[kind]
 
 
-_TEXT = st.text(st.characters(exclude_categories=()))  # lone surrogates, too
+_TEXT = st.text(st.characters(exclude_categories=()))  # halves of surrogate pairs as well
 _SCALARS: dict[str, st.SearchStrategy[Any]] = {
     "string": _TEXT,
     "number": st.integers() | st.floats(allow_nan=False, allow_infinity=False),
@@ -138,8 +138,8 @@ _SCALARS: dict[str, st.SearchStrategy[Any]] = {
 
 
 @given(_documents(SCHEMA))
-def test_the_worker_accepts_what_is_generated_from_the_json_schema(document: dict[str, Any]) -> None:
-    """Any JSON generated from the schema decodes to a record with exactly the fields that it has."""
+def test_the_worker_accepts_what_is_made_from_the_json_schema(document: dict[str, Any]) -> None:
+    """Any JSON that the schema describes decodes, with just the fields that it has."""
     REQUEST.validate(document)
 
     record = wire.decode(json.dumps(document), wire.JSON)
@@ -169,7 +169,7 @@ _PADDED = st.builds(lambda before, text, after: before + text + after, _SPACE, _
     _PADDED | st.sampled_from([None, True, False, 0, 1, 1.0, 0.0, -0.0, 2, [], {}, [[[[]]]]]),
 )
 def test_the_worker_accepts_what_the_json_schema_accepts(field: str, value: Any) -> None:
-    """If the schema accepts an unusual value in a field, so does the worker."""
+    """An odd value in a field: if the schema lets it pass, the worker does."""
     document = {"id": ID, field: value}
 
     assert _accepted(json.dumps(document), wire.JSON) or not REQUEST.is_valid(document)
@@ -188,7 +188,7 @@ def test_the_worker_accepts_what_the_json_schema_accepts(field: str, value: Any)
 def test_the_worker_accepts_what_the_xml_schema_accepts(
     field: str, content: str, attribute: str, root_attribute: str, beside: str
 ) -> None:
-    """If the schema accepts an unusual value, attribute or sibling of a field, so does the worker."""
+    """An odd value, attribute or neighbour of a field: if the schema lets it pass, the worker does."""
     text = (
         f'<task_activity_log xmlns:i="http://www.w3.org/2001/XMLSchema-instance"{root_attribute}>'
         f"<{field}{attribute}>{content}</{field}>{beside}{'' if field == 'id' else f'<id>{ID}</id>'}</task_activity_log>"
@@ -224,7 +224,7 @@ def _accepted(text: str, media_type: str) -> bool:
     ],
 )
 def test_the_xml_schema_accepts_what_serializers_write(field: str, text: str) -> None:
-    """The schema accepts the usual forms, in any order and with nulls, so the test above is not vacuous."""
+    """The test above is not true for want of anything valid: the usual forms pass, in any order, and null."""
     assert _valid_xml(f"<task_activity_log><{field}>{text}</{field}><id>{ID}</id></task_activity_log>")
     assert _valid_xml(f"<task_activity_log><id>{ID}</id><{field}>{text}</{field}></task_activity_log>")
     nil = 'i:nil="true" xmlns:i="http://www.w3.org/2001/XMLSchema-instance"'
@@ -244,8 +244,8 @@ _ZEROS = "00000000-0000-0000-0000-000000000000"
         *(("is_closed", text) for text in (" ", "yes", "2")),
     ],
 )
-def test_no_schema_accepts_what_the_worker_rejects(field: str, text: str) -> None:
-    """The worker and both schemas reject edge values, which random generation seldom finds."""
+def test_what_the_worker_refuses_no_schema_accepts(field: str, text: str) -> None:
+    """Values at the edges, which chance finds seldom: refused by the worker and by both schemas."""
     members = {"id": ID, field: text}
     xml = "".join(f"<{name}>{held}</{name}>" for name, held in members.items())
 
@@ -280,8 +280,8 @@ _RECORDS = st.fixed_dictionaries(
 
 
 @given(_RECORDS)
-def test_replies_are_valid_by_their_schemas(record: StoredTaskActivityLog) -> None:
-    """Any stored record is written in valid form: in JSON with and without nulls, and in XML."""
+def test_replies_hold_to_their_schemas(record: StoredTaskActivityLog) -> None:
+    """Any stored record is valid as it is written: in JSON with and without nulls, and in XML."""
     REPLY.validate(json.loads(wire.encode(record, wire.JSON, "emit").body))
     REPLY.validate(json.loads(wire.encode(record, wire.JSON, "omit").body))
     REPLY_XSD.assertValid(etree.fromstring(wire.encode(record, wire.XML).body))
@@ -289,7 +289,7 @@ def test_replies_are_valid_by_their_schemas(record: StoredTaskActivityLog) -> No
 
 @given(_RECORDS)
 def test_a_reply_is_a_valid_request(record: StoredTaskActivityLog) -> None:
-    """A subscriber can send a reply back as a request that the schemas accept."""
+    """Who sends back what was answered sends what the schemas of requests accept."""
     REQUEST.validate(json.loads(wire.encode(record, wire.JSON).body))
     REQUEST_XSD.assertValid(etree.fromstring(wire.encode(record, wire.XML).body))
 
@@ -307,8 +307,8 @@ def test_a_reply_is_a_valid_request(record: StoredTaskActivityLog) -> None:
         max_size=3,
     ),
 )
-def test_problems_are_valid_by_their_schemas(code: Code, detail: str, errors: list[FieldError]) -> None:
-    """Any problem is written in valid form, in JSON and in XML."""
+def test_problems_hold_to_their_schemas(code: Code, detail: str, errors: list[FieldError]) -> None:
+    """Any problem is valid as it is written, in JSON and in XML."""
     problem = Problem(code, detail, tuple(errors))
 
     PROBLEM.validate(json.loads(wire.encode_problem(problem, wire.JSON)))
@@ -324,8 +324,8 @@ def test_a_problem_with_another_status_is_not_valid() -> None:
 
 
 @pytest.mark.parametrize("field", STORED_FIELDS)
-def test_the_xml_schema_requires_all_fields_of_a_reply_in_order(field: str) -> None:
-    """The children of a reply are complete and in order, because DataContractSerializer loses any other."""
+def test_a_reply_lacks_no_field_in_xml(field: str) -> None:
+    """Children of a reply are all there and in order: a DataContractSerializer loses any that are not."""
     record = StoredTaskActivityLog(id=UUID(ID), modified_dateutc=datetime(2026, 1, 11, tzinfo=UTC))
     root = etree.fromstring(wire.encode(record, wire.XML).body)
     child = root.find(field)

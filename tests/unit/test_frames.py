@@ -1,4 +1,4 @@
-"""Frames of deliveries, confirms and returns are read wherever the stream is cut; the driver gets all others."""
+"""The tap: whatever the cuts between reads, deliveries, confirms and returns are taken, and the driver gets the rest."""
 
 import asyncio
 from types import SimpleNamespace
@@ -38,7 +38,7 @@ def delivered(tag: int, *bodies: bytes, channel: int = OURS, redelivered: bool =
 
 
 class Seen:
-    """What the frame reader has read, and what it has passed on to the driver."""
+    """What a tap took, and what it handed on to the driver."""
 
     def __init__(self) -> None:
         self.taken: list[object] = []

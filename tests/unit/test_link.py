@@ -1,12 +1,12 @@
-"""Ending tasks, without a broker."""
+"""The link to the broker, without one."""
 
 import asyncio
 
 from task_activity_log.aio import end
 
 
-async def test_a_task_that_loses_a_cancellation_is_ended_anyway() -> None:
-    """asyncio.wait_for drops a cancellation that comes in the same moment as its result, so one is not enough."""
+async def test_a_task_that_loses_a_cancellation_is_ended_all_the_same() -> None:
+    """asyncio.wait_for returns what it waited for when the cancellation comes in the same moment, and drops it."""
     answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     lost = asyncio.Event()
 
@@ -24,8 +24,8 @@ async def test_a_task_that_loses_a_cancellation_is_ended_anyway() -> None:
     assert task.cancelled()
 
 
-async def test_a_task_that_has_ended_or_was_never_started_is_left_alone() -> None:
-    """Ending it again, or ending nothing, does no harm."""
+async def test_what_has_ended_is_left_alone() -> None:
+    """Also where nothing was started."""
     task = asyncio.create_task(asyncio.sleep(0))
     await task
     await end(task)

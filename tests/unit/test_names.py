@@ -1,4 +1,4 @@
-"""The declared events and metrics are exactly those that the code emits."""
+"""What is shown is what is declared, and the other way round."""
 
 import ast
 import re
@@ -14,7 +14,7 @@ SOURCE = Path(__file__).parents[2] / "src" / "task_activity_log"
 
 
 def logged() -> Iterator[tuple[str, str, list[str]]]:
-    """The level, event and fields of every call of `log` in the source."""
+    """Level, event and fields of every call of `log` in the source."""
     for path in SOURCE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             match node:
@@ -27,7 +27,7 @@ def logged() -> Iterator[tuple[str, str, list[str]]]:
 
 
 def test_every_event_is_declared_with_its_level_and_fields() -> None:
-    """The table of events, which operators search by, has every event of the source and no other."""
+    """What an operator may search the log for stands in the table, and nothing else does."""
     found = list(logged())
     assert {event for _, event, _ in found} == set(EVENTS)
     for level, event, fields in found:
@@ -36,7 +36,7 @@ def test_every_event_is_declared_with_its_level_and_fields() -> None:
 
 
 def test_every_metric_is_shown_with_its_help_and_its_labels_from_the_start() -> None:
-    """Series start at 0, because `increase()` sees the first event only if there was a 0 before it."""
+    """`increase()` sees the first event only if there was a 0 before."""
     metrics = Metrics()
     metrics.held("store", "disk full (53100)")
     metrics.gauge("task_activity_log_build_info", lambda: 1, "1.2.3")
@@ -54,8 +54,8 @@ def test_every_metric_is_shown_with_its_help_and_its_labels_from_the_start() -> 
             assert seen >= {str(value) for value in values} if name != "task_activity_log_hold_seconds_total" else seen
 
 
-def test_metrics_follow_the_naming_conventions_of_prometheus() -> None:
-    """Units are base units, and only counters end in _total."""
+def test_metrics_are_named_as_prometheus_would_have_it() -> None:
+    """Units in names are base units, counters end in _total."""
     for name, metric in METRICS.items():
         assert re.fullmatch(r"task_activity_log_[a-z_]+", name)
         assert name.endswith("_total") == (metric.kind == "counter")

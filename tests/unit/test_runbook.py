@@ -1,4 +1,4 @@
-"""The alerts and the runbook fit together."""
+"""Alerts and runbook know each other."""
 
 import re
 from pathlib import Path
@@ -13,7 +13,7 @@ def read(path: str) -> str:
 
 
 def test_every_alert_has_its_section_and_every_section_its_alert() -> None:
-    """The link in an alert leads to the section about it."""
+    """The link that an alert carries leads to what to do about it."""
     rules = read("deploy/prometheus/rules.yaml")
     alerts = re.findall(r"- alert: (\w+)", rules)
     assert alerts
@@ -22,8 +22,8 @@ def test_every_alert_has_its_section_and_every_section_its_alert() -> None:
     assert re.findall(r"runbook\.md#(\w+)", read("docs/operations.md")) == [alert.lower() for alert in alerts]
 
 
-def test_the_runbook_names_existing_metrics_and_events() -> None:
-    """A name that changes in the code must change in the runbook, too."""
+def test_the_runbook_speaks_of_metrics_and_events_that_are_there() -> None:
+    """A name that was changed must be changed here, too."""
     text = read("docs/runbook.md") + read("docs/operations.md")
     for name in re.findall(r"task_activity_log_[a-z_]+", text):
         assert name in METRICS or name in ("task_activity_log_inbox", "task_activity_log_worker"), name
