@@ -1,4 +1,4 @@
-"""Requests for tests of the store, short forms of its answers, and waiting for locks."""
+"""What tests of the store ask: requests made of what a test says, and what the database is doing."""
 
 import asyncio
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ def ask(
     mode: UpdateMode = UpdateMode.REPLACE,
     **fields: Any,
 ) -> Request[Delivery]:
-    """A request, by default with a random request key. Its fields are not validated."""
+    """A request with a key of its own or with none. The fields are not validated."""
     return Request(
         delivery=delivered(b""),
         record=TaskActivityLog.model_construct(id=identifier or uuid4(), **fields),
@@ -40,21 +40,19 @@ def merge(identifier: UUID | None = None, **fields: Any) -> Request[Delivery]:
 
 
 def outcomes(applied: Sequence[Applied]) -> list[str]:
-    """The outcomes of the answers."""
+    """The outcomes alone."""
     return [str(one.outcome) for one in applied]
 
 
 def subjects(applied: Sequence[Applied]) -> list[str | None]:
-    """The subjects of the records in the answers."""
+    """The subjects of the records, which must be there."""
     return [one.record.subject if one.record else "no record" for one in applied]
 
 
 async def until_blocked(database: Connection, sessions: int = 1) -> None:
-    """Wait until this many sessions on the database wait for a lock; the database has no event for that."""
+    """Wait until so many sessions on this database wait for a lock. The database has no event for that."""
     query = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
     async with asyncio.timeout(60):
         while await database.fetchval(query) != sessions:
             await asyncio.sleep(0.005)
-            await database.execute(
-                "SELECT pg_stat_clear_snapshot()"
-            )  # a transaction would see its first snapshot again
+            await database.execute("SELECT pg_stat_clear_snapshot()")  # a transaction sees what it has seen before

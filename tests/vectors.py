@@ -1,4 +1,4 @@
-"""The contract's 113 request bodies with their expected results, as .NET serializers write and read them."""
+"""The 113 request bodies of the contract with what must become of them, made of what .NET serializers write and read."""
 
 import base64
 import json
@@ -14,18 +14,18 @@ _FILE = Path(__file__).parent / "unit" / "vectors.jsonl"
 
 @dataclass(frozen=True)
 class Vector:
-    """A request body and the expected result."""
+    """One body, and what is expected of it."""
 
     id: str
     content_type: str | None
     body: bytes
     code: str | None
-    """The error code; None if the body is accepted."""
+    """The error code; None where it is accepted."""
     fields: dict[str, Any]
-    """The expected fields of the record if the body is accepted; instants are text."""
+    """What the record must have, of what was accepted; instants as text."""
 
     def holds(self, record: TaskActivityLog) -> bool:
-        """Whether a record has every expected field."""
+        """Whether a record has every field as expected."""
         return all(_shown(getattr(record, name)) == value for name, value in self.fields.items())
 
 

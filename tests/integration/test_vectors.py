@@ -1,4 +1,4 @@
-"""The contract's vectors are published to a running worker and answered."""
+"""The contract's vectors through a running worker: published, stored or dead-lettered, answered."""
 
 import asyncio
 import json
@@ -17,7 +17,7 @@ TOPOLOGY = Topology()
 
 
 async def test_every_vector_is_answered_as_the_contract_says(amqp_url: str, database_url: str) -> None:
-    """An accepted vector is answered with the stored record, and a rejected one with its code and a dead letter."""
+    """What is accepted is answered with the stored record in its own format; what is not with its code, and is kept."""
     vectors = {vector.id: vector for vector in load()}
     async with serving(amqp_url, database_url), await aio_pika.connect(amqp_url) as connection:
         channel = await connection.channel()
@@ -36,7 +36,7 @@ async def test_every_vector_is_answered_as_the_contract_says(amqp_url: str, data
 
 
 async def gather(queue: AbstractQueue, count: int) -> dict[str, AbstractIncomingMessage]:
-    """Take `count` messages from a queue, by correlation_id."""
+    """So many messages of a queue, by correlation_id."""
     messages: asyncio.Queue[AbstractIncomingMessage] = asyncio.Queue()
     await queue.consume(messages.put, no_ack=True)
     async with asyncio.timeout(30):

@@ -1,5 +1,3 @@
-"""The HTTP port: pages and probes, and clients that are slow or send too much."""
-
 import asyncio
 import socket
 import time
@@ -37,27 +35,27 @@ def get(url: str) -> tuple[int, str]:
 @pytest.mark.parametrize(
     ("path", "text"), [("/livez", "ok\n"), ("/readyz?verbose", "ok\n"), ("/metrics", "m 1\n"), ("/status", '{"a": 1}')]
 )
-def test_a_healthy_worker_returns_200(path: str, text: str) -> None:
+def test_a_well_worker_answers_200(path: str, text: str) -> None:
     """Each page has its content."""
     with serving() as (_, url):
         assert get(url + path) == (200, text)
 
 
 def test_reasons_are_503_each_on_a_line() -> None:
-    """A worker that is not ready returns 503 with one reason a line, and is still alive."""
+    """Unready is not dead."""
     with serving(ready=["holding: database down", "not consuming"]) as (_, url):
         assert get(f"{url}/readyz") == (503, "holding: database down\nnot consuming\n")
         assert get(f"{url}/livez")[0] == 200
 
 
 def test_an_unknown_path_is_404() -> None:
-    """An unknown path is not found."""
+    """It says which there are."""
     with serving() as (_, url):
         assert get(f"{url}/secrets")[0] == 404
 
 
-def test_a_blocked_event_loop_is_not_alive(monkeypatch: pytest.MonkeyPatch) -> None:
-    """While the event loop is blocked, the pages are still served and return 503 with the reason."""
+def test_a_loop_that_does_not_move_is_not_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loop has beaten once and then stands still: 503 with the reason, served while it stands."""
     monkeypatch.setattr("task_activity_log.telemetry.health._STUCK_SECONDS", 0.05)
     with serving() as (health, url):
 
@@ -73,8 +71,8 @@ def test_a_blocked_event_loop_is_not_alive(monkeypatch: pytest.MonkeyPatch) -> N
         asyncio.run(stand_still())
 
 
-def test_no_page_shows_a_secret() -> None:
-    """Passwords in the reasons, the status and the metrics are redacted."""
+def test_what_a_driver_said_is_shown_without_secrets() -> None:
+    """On each page that gives reasons."""
     health = Health(
         ready=lambda: ["holding: hunter2hunter2 is wrong"],
         alive=list,
@@ -86,8 +84,8 @@ def test_no_page_shows_a_secret() -> None:
     assert pages == [b"holding: *** is wrong\n", b'{"holds": "amqp://***@c"}', b'reason="***"']
 
 
-def test_slow_clients_do_not_delay_a_probe() -> None:
-    """With twice as many unfinished requests as are served at once, the oldest are cut off."""
+def test_clients_that_dawdle_do_not_keep_a_probe_waiting() -> None:
+    """Twice as many as are served at once, each with half a request: the oldest are cut off for it."""
     with serving() as (_, url), ExitStack() as stack:
         address = ("127.0.0.1", int(url.rpartition(":")[2]))
         for _ in range(32):
@@ -99,7 +97,7 @@ def test_slow_clients_do_not_delay_a_probe() -> None:
 
 
 def test_a_client_that_sends_a_byte_now_and_then_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The time limit is for the whole request and not for each read."""
+    """The limit is for the whole of a request, not for each read."""
     monkeypatch.setattr("task_activity_log.telemetry.health._CLIENT_SECONDS", 0.2)
     with serving() as (_, url):
         address = ("127.0.0.1", int(url.rpartition(":")[2]))
@@ -116,7 +114,7 @@ def test_a_client_that_sends_a_byte_now_and_then_is_cut_off(monkeypatch: pytest.
 
 @pytest.mark.parametrize("request_", [b"GET /" + b"a" * 1_000_000, b"GET /livez HTTP/1.1\r\n" + b"a: b\r\n" * 200_000])
 def test_a_huge_request_is_not_read_to_its_end(request_: bytes) -> None:
-    """The server closes a connection whose request is too large, and goes on to serve others."""
+    """Sixteen kilobytes of it at most."""
     with serving() as (_, url):
         address = ("127.0.0.1", int(url.rpartition(":")[2]))
         with socket.create_connection(address, timeout=5) as client:
@@ -128,7 +126,7 @@ def test_a_huge_request_is_not_read_to_its_end(request_: bytes) -> None:
 
 
 def test_a_taken_port_is_an_oserror() -> None:
-    """A port that is in use raises OSError, which the command reports in one line."""
+    """The command turns it into one line."""
     with serving() as (_, url), pytest.raises(OSError, match="in use"):
         HealthServer(
             Health(ready=list, alive=list, status=dict, metrics=bytes), "127.0.0.1", int(url.rpartition(":")[2])

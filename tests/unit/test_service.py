@@ -1,4 +1,4 @@
-"""The status of a worker that has not connected yet, and the exit of one that crashes."""
+"""What a worker that has connected to nothing yet says of itself, and how it ends when it is broken."""
 
 import json
 from typing import Any
@@ -14,8 +14,8 @@ from task_activity_log.telemetry import logs
 URLS = {"AMQP_URL": "amqp://me:hunter2hunter2@broker:5673/v", "DATABASE_URL": "postgresql://me:hunter2hunter2@db/app"}
 
 
-async def test_status_shows_what_the_worker_waits_for_and_no_secrets() -> None:
-    """It has connections with addresses, holds with reason and duration, and settings without passwords."""
+async def test_status_says_what_it_waits_for_and_hides_what_is_secret() -> None:
+    """Connections with their addresses, holds with reason and duration, settings without those that hold passwords."""
     worker = Service(load({**URLS, "MANAGEMENT_URL": "http://me:hunter2hunter2@broker", "WORKER_BATCH_MAX": "7"}))
     worker._start_hold.reason, worker._start_hold.since = "disk full (53100)", 0.0
     status: dict[str, Any] = worker.status.report()
@@ -36,14 +36,14 @@ async def test_status_shows_what_the_worker_waits_for_and_no_secrets() -> None:
 def test_a_defect_ends_with_1_and_without_its_text(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The error's text may quote a message, so only its type and place are logged."""
+    """The text of an error may quote a message; where it happened is told."""
 
     async def broken(_: Service) -> None:
         raise RuntimeError("pay" + "load")
 
     def configure(*arguments: Any) -> None:
         really_configure(*arguments)
-        structlog.configure(cache_logger_on_first_use=False)  # a cached logger would keep writing to this test's stderr
+        structlog.configure(cache_logger_on_first_use=False)  # what is kept would write into this test's own stderr
 
     really_configure = logs.configure
     monkeypatch.setattr(logs, "configure", configure)

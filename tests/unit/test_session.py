@@ -1,4 +1,4 @@
-"""How errors of PostgreSQL are classified and labelled, and how a DSN with several hosts is split."""
+"""Whose fault an error is, in what words it is told, and how a DSN with several hosts is taken apart."""
 
 import pytest
 
@@ -35,8 +35,8 @@ from task_activity_log.postgresql.session import TIMEOUT, Fault, _each_host, fau
         ("XX000", Fault.DATABASE),
     ],
 )
-def test_an_sqlstate_is_classified_by_whose_fault_it_is(sqlstate: str, expected: Fault) -> None:
-    """The class decides or, for some errors, the whole SQLSTATE; unknown ones are doubtful."""
+def test_whose_fault_it_is(sqlstate: str, expected: Fault) -> None:
+    """The class decides, and for some the whole SQLSTATE; what is not known is doubtful."""
     assert fault(sqlstate) is expected
 
 
@@ -53,7 +53,7 @@ def test_an_sqlstate_is_classified_by_whose_fault_it_is(sqlstate: str, expected:
     ],
 )
 def test_an_outage_has_a_short_label(sqlstate: str, expected: str) -> None:
-    """The label is that of the class, or a better one for the error; all timeouts have the same one."""
+    """Words for the class, or better ones for a single error; timeouts are all alike."""
     assert reason(sqlstate) == expected
 
 
@@ -66,7 +66,7 @@ def test_an_outage_has_a_short_label(sqlstate: str, expected: str) -> None:
     ],
 )
 def test_hosts_are_tried_one_by_one(dsn: str, hosts: list[str]) -> None:
-    """Each host has the same login, database and options."""
+    """Each with the same login, database and options."""
     assert _each_host(dsn) == [f"postgresql://{host}/d?x=1" for host in hosts]
 
 
@@ -74,5 +74,5 @@ def test_hosts_are_tried_one_by_one(dsn: str, hosts: list[str]) -> None:
     "dsn", ["postgresql://u:p@a/d", "postgresql:///d?host=/run/postgresql", "postgresql://[/d", ""]
 )
 def test_one_host_is_left_as_it_is(dsn: str) -> None:
-    """A DSN with one host, with a socket, or that is not a URL is passed to the driver unchanged."""
+    """Also a socket, and what is no URL at all: the driver says so."""
     assert _each_host(dsn) == [dsn]

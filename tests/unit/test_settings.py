@@ -1,5 +1,3 @@
-"""Settings: defaults, errors that say what to change, secrets from files, and files for TLS."""
-
 import ssl
 from pathlib import Path
 
@@ -18,22 +16,22 @@ def errors_of(environment: dict[str, str]) -> list[str]:
 
 
 def test_two_urls_are_enough() -> None:
-    """Every setting but the two URLs has a default."""
+    """Everything but the two URLs has a default."""
     settings = load(URLS)
     assert settings.amqp_url.get_secret_value() == URLS["AMQP_URL"]
     assert settings.http_port == 8080
 
 
-def test_a_missing_setting_is_reported_with_an_example() -> None:
-    """Each missing URL is reported in one line that shows what to set."""
+def test_what_is_missing_is_named_with_an_example() -> None:
+    """A newcomer learns in one line a URL what to set."""
     assert errors_of({}) == [
         "AMQP_URL: is not set; for example AMQP_URL=amqp://guest:guest@localhost:5672/",
         "DATABASE_URL: is not set; for example DATABASE_URL=postgresql://postgres@localhost:5432/postgres",
     ]
 
 
-def test_an_unknown_setting_is_refused_with_a_suggestion() -> None:
-    """A misspelled setting must not silently leave the default in force."""
+def test_an_unknown_setting_is_refused_with_the_likely_one() -> None:
+    """A typing error must not silently leave a default in force."""
     assert errors_of({**URLS, "WORKER_BATCHMAX": "3"}) == [
         "WORKER_BATCHMAX: unknown setting; did you mean WORKER_BATCH_MAX?"
     ]
@@ -52,7 +50,7 @@ def test_an_unknown_setting_is_refused_with_a_suggestion() -> None:
     ],
 )
 def test_a_wrong_value_is_one_line_without_the_value(name: str, value: str, reason: str) -> None:
-    """The line has the variable and the reason, but not the value, which may be a secret."""
+    """The line names the variable and the reason; the value, which may be a secret, is not in it."""
     (line,) = errors_of({**URLS, name: value})
     assert line.startswith(f"{name}: ")
     assert reason in line
@@ -60,7 +58,7 @@ def test_a_wrong_value_is_one_line_without_the_value(name: str, value: str, reas
 
 
 def test_a_secret_can_come_from_a_file(tmp_path: Path) -> None:
-    """AMQP_URL_FILE is the path of a file with the URL; a newline at its end is ignored."""
+    """AMQP_URL_FILE holds the path of a file with the URL; a newline at its end does not matter."""
     file = tmp_path / "url"
     file.write_text("amqp://from-a-file/\n")
     settings = load({"DATABASE_URL": URLS["DATABASE_URL"], "AMQP_URL_FILE": str(file)})
@@ -68,34 +66,34 @@ def test_a_secret_can_come_from_a_file(tmp_path: Path) -> None:
 
 
 def test_an_unreadable_secret_file_is_one_line() -> None:
-    """The line has the variable and the reason."""
+    """The variable and the reason."""
     assert "AMQP_URL_FILE: cannot be read (No such file or directory)" in errors_of({**URLS, "AMQP_URL_FILE": "/no"})
 
 
 def test_empty_means_not_set() -> None:
-    """Compose files pass unset variables as empty ones."""
+    """Compose files pass variables that are not set as empty ones."""
     assert load({**URLS, "HTTP_PORT": "", "WORKER_BATCH_MAX": ""}).batch_max == 500
 
 
-def test_a_command_requires_only_the_settings_that_it_uses() -> None:
+def test_a_command_asks_only_for_what_it_uses() -> None:
     """`migrate` needs no broker."""
     assert load({"DATABASE_URL": URLS["DATABASE_URL"]}, needed=("database_url",)).database_url
 
 
 def test_secrets_are_not_shown() -> None:
-    """Neither repr nor JSON of the settings has a password."""
+    """Neither repr nor JSON of the settings holds a password."""
     settings = load(URLS)
     assert "secret" not in repr(settings) + settings.model_dump_json()
 
 
 def test_prefetch_is_four_batches_within_the_memory_limit() -> None:
-    """At worst the worker holds prefetch times the body limit, which the memory limit bounds."""
+    """The worst case in hand is prefetch times the body limit; the memory limit bounds it."""
     assert load({**URLS, "WORKER_BATCH_MAX": "100"}).prefetch == 400
     assert load({**URLS, "WORKER_MEMORY_LIMIT_BYTES": str(3 * 2**20)}).prefetch == 12
 
 
-def test_every_setting_has_a_description() -> None:
-    """The table of settings in the documentation is generated from the descriptions."""
+def test_every_setting_says_what_it_does() -> None:
+    """The table in the README is made of these."""
     assert all(field.description for field in Settings.model_fields.values())
     assert variable("http_port") == "HTTP_PORT"
     assert variable("batch_max") == "WORKER_BATCH_MAX"
@@ -110,8 +108,10 @@ def test_every_setting_has_a_description() -> None:
         ({"WORKER_DATABASE_CERTIFICATE_FILE": "{garbage}"}, "WORKER_DATABASE_…_FILE: not the PEM files"),
     ],
 )
-def test_unusable_tls_files_are_refused_at_the_start(tmp_path: Path, variables: dict[str, str], error: str) -> None:
-    """They are reported in one line at the start, and not at the first connection."""
+def test_files_for_tls_that_are_of_no_use_are_refused_at_start(
+    tmp_path: Path, variables: dict[str, str], error: str
+) -> None:
+    """Not at the first connection, and in one line."""
     (tmp_path / "garbage").write_text("garbage")
     files = {"garbage": tmp_path / "garbage", "absent": tmp_path / "absent"}
     secure = {**URLS, "AMQP_URL": "amqps://guest:guest@broker/"}
@@ -119,8 +119,8 @@ def test_unusable_tls_files_are_refused_at_the_start(tmp_path: Path, variables: 
     assert said.startswith(error)
 
 
-def test_tls_files_without_a_tls_url_are_refused() -> None:
-    """Whoever sets a certificate authority expects the connection to be encrypted."""
+def test_files_for_tls_without_tls_are_refused() -> None:
+    """Who names a certificate authority believes the link encrypted."""
     authorities = ssl.get_default_verify_paths().cafile or certifi.where()
     assert errors_of({**URLS, "WORKER_AMQP_CA_FILE": authorities}) == [
         "AMQP_URL: should begin with amqps://, as there are files for TLS"
@@ -128,6 +128,6 @@ def test_tls_files_without_a_tls_url_are_refused() -> None:
 
 
 @pytest.mark.parametrize("value", ["amqp://broker", "http://", "not a url"])
-def test_an_invalid_management_url_is_refused(value: str) -> None:
-    """It is validated like the other URLs."""
+def test_a_management_url_that_is_none_is_refused(value: str) -> None:
+    """Like the other URLs."""
     assert errors_of({**URLS, "MANAGEMENT_URL": value})[0].startswith("MANAGEMENT_URL: should")

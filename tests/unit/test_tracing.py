@@ -1,4 +1,4 @@
-"""Traces of a worker with in-memory stand-ins; if traces are off, nothing of them is imported."""
+"""Traces of a worker with stand-ins around it, kept in memory; that nothing of them is there when they are off."""
 
 import asyncio
 import logging
@@ -29,7 +29,7 @@ PARENT = f"00-{TRACE}-b7ad6b7169203331-01"
 
 
 class Traced:
-    """A worker whose spans are collected in memory."""
+    """A worker whose spans are kept."""
 
     def __init__(self) -> None:
         self.exporter = InMemorySpanExporter()
@@ -77,7 +77,7 @@ def id_of(span: ReadableSpan) -> str:
 
 
 async def test_a_trace_goes_from_the_publisher_through_the_worker_to_the_reply() -> None:
-    """The message's span is a child of the publisher's, and the reply has its context and the vendor's state."""
+    """The message's span is a child of the publisher's, and the reply carries it on, with the vendor's state."""
     traced = Traced()
     await traced.work(with_parent(upsert(message_id="m-1")))
     [span] = traced.spans("process requests")
@@ -99,7 +99,7 @@ async def test_a_trace_goes_from_the_publisher_through_the_worker_to_the_reply()
 
 
 async def test_batches_link_to_every_one_of_their_messages() -> None:
-    """A batch links to more than the 128 spans that OpenTelemetry allows by default."""
+    """To more than the 128 that OpenTelemetry keeps by default; database and replies are spans of their own."""
     traced = Traced()
     await traced.work(*(upsert() for _ in range(300)))
     messages = {id_of(span) for span in traced.spans("process requests")}
@@ -111,8 +111,8 @@ async def test_batches_link_to_every_one_of_their_messages() -> None:
         assert {format(link.context.span_id, "016x") for link in span.links} == messages
 
 
-async def test_errors_are_recorded_on_the_spans() -> None:
-    """A rejected message has its code, and a wave that the database refused has its SQLSTATE."""
+async def test_what_goes_wrong_is_on_the_spans() -> None:
+    """A rejected message has its code, a wave that the database refused its SQLSTATE."""
     traced = Traced()
     traced.store.refuses = {"bad"}
     await traced.work(delivered(b"{"), upsert(subject="bad"))
@@ -126,7 +126,7 @@ def errors(spans: Sequence[ReadableSpan]) -> list[str]:
 
 
 async def test_a_message_that_its_publisher_does_not_sample_is_not_recorded() -> None:
-    """Its context is still in the reply, and a batch of such messages has no span."""
+    """Its context still goes on to the reply; a batch of such messages has no span."""
     traced = Traced()
     await traced.work(with_parent(upsert(), PARENT[:-2] + "00"))
     assert not traced.exporter.get_finished_spans()
@@ -134,8 +134,8 @@ async def test_a_message_that_its_publisher_does_not_sample_is_not_recorded() ->
 
 
 @pytest.mark.parametrize("parent", ["", "garbage", f"00-{'0' * 32}-b7ad6b7169203331-01", "x" * 10_000, 7])
-async def test_an_invalid_context_starts_a_new_trace(parent: object) -> None:
-    """Publishers may send anything in the header traceparent."""
+async def test_a_context_that_is_none_begins_a_trace(parent: object) -> None:
+    """Whatever publishers write there."""
     traced = Traced()
     delivery = upsert()
     delivery.properties.headers = {"traceparent": parent}
@@ -144,8 +144,8 @@ async def test_an_invalid_context_starts_a_new_trace(parent: object) -> None:
     assert span.parent is None
 
 
-async def test_requeued_messages_end_their_spans() -> None:
-    """No span is kept for a message that is not answered."""
+async def test_what_is_given_back_ends_its_spans() -> None:
+    """Nothing is kept for ever of what never gets an answer."""
     traced = Traced()
     traced.intake.put(upsert(), upsert())
     intake = traced.tracing.intake(traced.intake)
@@ -168,12 +168,12 @@ async def test_requeued_messages_end_their_spans() -> None:
     ],
 )
 def test_traces_are_off_unless_configured(environment: dict[str, str]) -> None:
-    """An OTLP endpoint turns them on, and OpenTelemetry's own switches turn them off."""
+    """A receiver turns them on, and OpenTelemetry's own switches off."""
     assert tracing.from_environment(environment, "q", "x") is None
 
 
 def test_traces_that_are_off_are_not_even_imported() -> None:
-    """Without traces the worker does not load OpenTelemetry."""
+    """The worker starts without the weight of OpenTelemetry."""
     program = (
         "import sys; from task_activity_log import service; from task_activity_log.telemetry import tracing;"
         " assert tracing.from_environment({}, 'q', 'x') is None;"
@@ -182,8 +182,8 @@ def test_traces_that_are_off_are_not_even_imported() -> None:
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0  # noqa: S603 - our own program
 
 
-def test_an_unreachable_receiver_delays_nothing_and_is_reported_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its traces are dropped, and the worker does not wait for them when it stops."""
+def test_a_receiver_that_is_away_delays_nothing_and_is_told_of_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Traces are dropped then; the worker's end does not wait for them."""
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
     with structlog.testing.capture_logs() as events:
         traces = tracing.from_environment(os.environ, "q", "x")
@@ -197,12 +197,12 @@ def test_an_unreachable_receiver_delays_nothing_and_is_reported_once(monkeypatch
             logging.getLogger("opentelemetry.exporter").warning("nobody there")
         for thread in threading.enumerate():
             if thread.name.startswith(("traces", "Otel")):
-                thread.join(60)  # threads that still run would disturb later tests
+                thread.join(60)  # what goes on behind would disturb the tests that follow
     assert [event["event"] for event in events].count("traces_not_exported") == 1
 
 
-def test_without_the_packages_the_worker_works_without_traces(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If the packages for traces are missing, one line says what to install."""
+def test_without_the_packages_the_worker_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Traces that are asked for and cannot be had are one line that says what to install."""
     monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
     with structlog.testing.capture_logs() as events:
         asked = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"}

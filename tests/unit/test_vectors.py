@@ -1,5 +1,3 @@
-"""The contract's 113 test vectors."""
-
 import pytest
 
 from task_activity_log.pipeline.request import Rules, decode
@@ -10,14 +8,14 @@ from tests.vectors import Vector, load
 VECTORS = load()
 
 
-def test_all_vectors_are_there() -> None:
-    """A lost vector would otherwise not be noticed."""
+def test_all_are_there() -> None:
+    """A vector that is lost would not be missed otherwise."""
     assert len({vector.id for vector in VECTORS}) == 113
 
 
 @pytest.mark.parametrize("vector", VECTORS, ids=lambda vector: vector.id)
-def test_a_body_is_accepted_or_rejected_as_the_contract_says(vector: Vector) -> None:
-    """An accepted body has the expected fields, and a rejected one has the expected code."""
+def test_a_body_is_taken_or_rejected_as_the_contract_says(vector: Vector) -> None:
+    """The fields of what is accepted, the code of what is not."""
     delivery = delivered(vector.body, content_type=vector.content_type)
     if vector.code is None:
         assert vector.holds(decode(delivery, Rules()).record)

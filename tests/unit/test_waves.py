@@ -1,5 +1,3 @@
-"""Splitting a batch into waves, and the queue from which batches are taken."""
-
 import asyncio
 from uuid import UUID
 
@@ -30,14 +28,14 @@ batches = st.lists(st.builds(request, st.integers(0, 5), st.sampled_from(UpdateM
 
 @given(batches)
 def test_waves_hold_each_request_once(batch: list[Request[Delivery]]) -> None:
-    """Splitting a batch neither loses nor repeats a request."""
+    """Nothing is lost and nothing is doubled by splitting."""
     split = [id(one) for wave in waves(batch) for one in wave]
     assert sorted(split) == sorted(id(one) for one in batch)
 
 
 @given(batches)
 def test_a_wave_holds_an_id_once_and_one_mode(batch: list[Request[Delivery]]) -> None:
-    """One statement can neither write a row twice nor both replace and merge."""
+    """One statement can neither touch a row twice nor both replace and merge."""
     for wave in waves(batch):
         assert len({one.record.id for one in wave}) == len(wave)
         assert len({one.mode for one in wave}) == 1
@@ -45,7 +43,7 @@ def test_a_wave_holds_an_id_once_and_one_mode(batch: list[Request[Delivery]]) ->
 
 @given(batches)
 def test_the_requests_of_an_id_stay_in_order(batch: list[Request[Delivery]]) -> None:
-    """The requests of an id are in successive waves, in the order in which they were delivered."""
+    """Across all waves an id's requests come as they were delivered."""
     flat = [one for wave in waves(batch) for one in wave]
     for identifier in {one.record.id for one in batch}:
         assert [id(one) for one in flat if one.record.id == identifier] == [
@@ -54,18 +52,18 @@ def test_the_requests_of_an_id_stay_in_order(batch: list[Request[Delivery]]) -> 
 
 
 def test_distinct_ids_are_one_wave() -> None:
-    """The usual batch is written with one statement."""
+    """The common batch is one statement."""
     assert len(waves([request(number) for number in range(500)])) == 1
 
 
-def test_two_halves_make_up_the_whole() -> None:
-    """Neither half is empty, and together they are the whole."""
+def test_halves_are_the_whole() -> None:
+    """Both halves have something, and together everything."""
     first, second = halve([request(number) for number in range(7)])
     assert (len(first), len(second)) == (3, 4)
 
 
 async def test_taking_waits_for_the_first_and_takes_what_is_there() -> None:
-    """There is no timer: one waiting message makes a batch of one, three make a batch of three."""
+    """No timer: one message is a batch of one, three that wait are a batch of three."""
     waiting: Waiting[int] = Waiting()
     taking = asyncio.create_task(waiting.take(10))
     await asyncio.sleep(0)
@@ -78,7 +76,7 @@ async def test_taking_waits_for_the_first_and_takes_what_is_there() -> None:
 
 
 async def test_closing_wakes_the_taker_and_gives_nothing_more() -> None:
-    """Items that still wait are not taken; they are requeued."""
+    """What waits stays untaken: it is given back."""
     waiting: Waiting[int] = Waiting()
     taking = asyncio.create_task(waiting.take(10))
     await asyncio.sleep(0)
@@ -90,7 +88,7 @@ async def test_closing_wakes_the_taker_and_gives_nothing_more() -> None:
 
 
 async def test_cleared_items_are_not_taken() -> None:
-    """Messages of a lost channel are delivered again by the broker."""
+    """What belonged to a lost channel comes again from the broker."""
     waiting: Waiting[int] = Waiting()
     waiting.put(1)
     waiting.clear()

@@ -1,4 +1,4 @@
-"""Properties that hold for every record and for any bytes."""
+"""What holds for every record and for all bytes."""
 
 import json
 import tracemalloc
@@ -48,23 +48,23 @@ def received(body: bytes, media_type: str) -> Request[Delivery]:
 
 
 @given(records)
-def test_a_request_in_json_is_decoded_unchanged(record: TaskActivityLog) -> None:
-    """Every value is the same, and so is the set of fields that are present."""
+def test_a_request_in_json_comes_back_as_it_was(record: TaskActivityLog) -> None:
+    """Every value, and which fields were there."""
     found = received(wire.encode(record, wire.JSON).body, wire.JSON).record
     assert found == record
     assert found.model_fields_set == record.model_fields_set
 
 
 @given(records)
-def test_a_stored_record_in_json_is_decoded_unchanged(record: TaskActivityLog) -> None:
-    """Every value is the same, instants to the microsecond."""
+def test_a_stored_record_in_json_comes_back_as_it_was(record: TaskActivityLog) -> None:
+    """To the microsecond."""
     stored = StoredTaskActivityLog(**record.model_dump(), modified_dateutc=datetime(2026, 1, 1, 0, 0, 0, 1, UTC))
     assert wire.decode_stored(wire.encode(stored, wire.JSON).body, wire.JSON).model_dump() == stored.model_dump()
 
 
 @given(records, st.lists(in_xml, max_size=20).map("".join))
-def test_a_stored_record_in_xml_is_decoded_to_the_millisecond(record: TaskActivityLog, text: str) -> None:
-    """Texts have every character that XML can hold, including CR; instants are truncated."""
+def test_a_stored_record_in_xml_comes_back_to_the_millisecond(record: TaskActivityLog, text: str) -> None:
+    """Texts with all that XML can hold, CR too; instants cut."""
     record = record.model_copy(update={"subject": text, "description": text})
     stored = StoredTaskActivityLog(**record.model_dump(), modified_dateutc=datetime(2026, 1, 1, tzinfo=UTC))
     encoded = wire.encode(stored, wire.XML)
@@ -74,8 +74,8 @@ def test_a_stored_record_in_xml_is_decoded_to_the_millisecond(record: TaskActivi
 
 
 @given(records)
-def test_a_request_in_xml_is_decoded_unchanged_or_refused(record: TaskActivityLog) -> None:
-    """Values and the set of fields are the same, unless a text has a character that XML cannot hold."""
+def test_a_request_in_xml_comes_back_as_it_was(record: TaskActivityLog) -> None:
+    """Every value to the microsecond, and which fields were there; or it is refused."""
     try:
         body = wire.encode(record, wire.XML).body
     except Rejected as error:
@@ -108,10 +108,10 @@ anything = st.tuples(st.none() | st.text(max_size=60), st.binary(max_size=300))
 @given(
     mutated | anything, st.none() | st.text(max_size=12), st.dictionaries(st.text(max_size=12), st.none() | st.text())
 )
-def test_any_message_is_a_request_or_a_known_problem(
+def test_whatever_comes_is_a_request_or_a_listed_problem(
     message: tuple[str | None, bytes], encoding: str | None, headers: dict[str, object]
 ) -> None:
-    """Decoding raises nothing else, and a rejected message can be answered."""
+    """No other exception, and what is rejected can be answered in words that are no payload."""
     content_type, body = message
     delivery = delivered(body, content_type=content_type, content_encoding=encoding, headers=headers)
     try:
@@ -168,9 +168,9 @@ def _xml(children: str, before: str = "") -> tuple[str, bytes]:
         ),
     ],
 )
-@pytest.mark.timeout(20)  # quadratic time would exceed this
+@pytest.mark.timeout(20)  # what grows with its square does not end here
 def test_hostile_bodies_cost_bounded_time_and_memory(hostile: Callable[[], tuple[str, bytes]]) -> None:
-    """They use at most thirty times their size in memory (or 8 MiB), and no quadratic time."""
+    """Memory of at most thirty times the body (or 8 MiB), and no time that grows with its square."""
     content_type, body = hostile()
     delivery = delivered(body, content_type=content_type)
     tracemalloc.start()
@@ -184,15 +184,15 @@ def test_hostile_bodies_cost_bounded_time_and_memory(hostile: Callable[[], tuple
 
 
 @pytest.mark.parametrize("many", ["[]", "{}"])
-def test_the_fast_reader_of_json_leaves_many_arrays_to_the_full_one(many: str) -> None:
-    """They would need a hundred times the memory of the text, which no Python tool sees."""
+def test_many_arrays_are_not_for_the_quick_reader_of_json(many: str) -> None:
+    """It would take a hundred times the memory of the text for them, where no Python tool sees it."""
     _, body = _json(f'"x":[{",".join([many] * 1000)}]')
     assert as_json._usual(body.decode(), "utc") is None
     assert received(body, wire.JSON).record.model_fields_set == {"id"}
 
 
 def test_every_field_is_generated() -> None:
-    """A field that is added to the record must be added here, too."""
+    """A field that is added to the record must be added here."""
     assert {"id", *fields} == set(FIELDS)
 
 
@@ -252,8 +252,10 @@ def _edited(body: bytes, changes: list[tuple[int, int, str]]) -> str:
 
 @settings(max_examples=800)
 @given(xml_bodies, edits)
-def test_the_fast_reader_of_xml_agrees_with_the_full_one(body: bytes, changes: list[tuple[int, int, str]]) -> None:
-    """Whatever the fast reader accepts, it reads as the full one does."""
+def test_the_quick_reader_of_xml_takes_nothing_that_the_whole_one_does_not(
+    body: bytes, changes: list[tuple[int, int, str]]
+) -> None:
+    """What it takes at all, it takes as the whole one does."""
     text = _edited(body, changes)
     quick = as_xml._usual(text)
     if quick is not None:
@@ -263,8 +265,10 @@ def test_the_fast_reader_of_xml_agrees_with_the_full_one(body: bytes, changes: l
 
 @settings(max_examples=800)
 @given(json_bodies, edits)
-def test_the_fast_reader_of_json_agrees_with_the_full_one(body: bytes, changes: list[tuple[int, int, str]]) -> None:
-    """Whatever the fast reader accepts gives the same record with the same fields."""
+def test_the_quick_reader_of_json_takes_nothing_that_the_whole_one_does_not(
+    body: bytes, changes: list[tuple[int, int, str]]
+) -> None:
+    """The same record, with the same fields in it."""
     text = _edited(body, changes)
     quick = as_json._usual(text, "utc")
     if quick is not None:

@@ -1,7 +1,7 @@
 """Replies, problems and request keys (contract, sections 6 and 7), byte by byte.
 
-The identifiers were computed by hand with sha256sum and not by the code. Inboxes and subscribers remember them, so
-they must never change.
+The identifiers were worked out by hand with sha256sum's arithmetic, not by the code: inboxes and subscribers remember
+them, so they never change.
 """
 
 import json
@@ -32,7 +32,7 @@ def request(delivery: Delivery) -> Request[Delivery]:
 
 
 def rejection(delivery: Delivery) -> Reply:
-    """The reply to a message that is rejected."""
+    """The answer to what is no request."""
     with pytest.raises(Rejected) as caught:
         decode(delivery, Rules())
     return reply.rejected(delivery, caught.value.problem)
@@ -67,7 +67,7 @@ KEYED = [
 def test_the_key_is_made_of_message_id_mode_version_and_body(
     delivery: Delivery, key: str, when_stored: str, when_rejected: str
 ) -> None:
-    """The reply's message_id is derived from that key and from the outcome."""
+    """And the reply's message_id of the key and of what became of it."""
     asked = request(delivery)
     assert asked.key == UUID(key)
     assert stored(delivery).message_id == when_stored
@@ -75,13 +75,13 @@ def test_the_key_is_made_of_message_id_mode_version_and_body(
     assert reply.stored(asked, Applied(Outcome.DUPLICATE, None), "emit").message_id == when_rejected
 
 
-def test_the_problem_of_a_rejected_message_always_has_the_same_message_id() -> None:
-    """It is derived from the message's message_id and body."""
+def test_what_is_no_request_is_known_by_message_id_and_body() -> None:
+    """Its problem has the same message_id each time."""
     assert rejection(delivered(b"[]", message_id="m-1")).message_id == "5600c37a-8b40-6b4e-cccc-71c1227372c6"
 
 
-def test_the_header_messageid_replaces_a_missing_property() -> None:
-    """It is used if the property is absent or empty, and may also be a byte array."""
+def test_the_header_messageid_stands_in() -> None:
+    """Where the property is absent or empty; a byte array is text too."""
     for headers in ({"MessageId": "m-1"}, {"MessageId": b"m-1"}):
         for message_id in (None, ""):
             assert request(delivered(BODY, message_id=message_id, headers=headers)).key == UUID(KEYED[0].values[1])  # type: ignore[arg-type]
@@ -92,7 +92,7 @@ def test_the_header_messageid_replaces_a_missing_property() -> None:
     "message_id", [None, "", ID, ID.upper(), ID.replace("-", ""), f"{{{ID}}}", f"({ID})", f" {ID} "]
 )
 def test_without_a_message_id_of_its_own_there_is_no_key(message_id: str | None) -> None:
-    """A missing message_id, or one that is the record's id, gives no key, and each reply a new message_id."""
+    """None, or the record's id in any form, which is an entity's name. Each reply then has a message_id of its own."""
     delivery = delivered(BODY, message_id=message_id)
     assert request(delivery).key is None
     assert stored(delivery).message_id != stored(delivery).message_id
@@ -100,8 +100,8 @@ def test_without_a_message_id_of_its_own_there_is_no_key(message_id: str | None)
 
 
 @pytest.mark.parametrize("headers", [{}, {"MessageId": 7}, {"MessageId": ""}, {"MessageId": None}])
-def test_problems_of_messages_without_message_id_have_random_ids(headers: dict[str, object]) -> None:
-    """Repeated problems of such a message cannot be recognised."""
+def test_rejections_without_message_id_cannot_be_told_apart(headers: dict[str, object]) -> None:
+    """A random one each time."""
     delivery = delivered(b"[]", headers=headers)
     assert rejection(delivery).message_id != rejection(delivery).message_id
     assert rejection(delivery).correlation_id is None
@@ -124,10 +124,10 @@ def test_problems_of_messages_without_message_id_have_random_ids(headers: dict[s
         (None, "\ud800", {}, None),
     ],
 )
-def test_a_reply_has_the_correlation_id_or_the_message_id_of_the_request(
+def test_correlation_ids(
     correlation_id: str | None, message_id: str | None, headers: dict[str, object], expected: str | None
 ) -> None:
-    """A value from the header MessageId is used only if it fits into the property."""
+    """The request's, else its message_id; a header can hold what the property cannot."""
     delivery = delivered(BODY, correlation_id=correlation_id, message_id=message_id, headers=headers)
     assert stored(delivery).correlation_id == expected
     assert rejection(delivered(b"[]", message_id, correlation_id=correlation_id, headers=headers)).correlation_id == (
@@ -145,8 +145,8 @@ def test_a_reply_has_the_correlation_id_or_the_message_id_of_the_request(
         ("TEXT/XML; charset=utf-8", XML_BODY, "application/problem+xml"),
     ],
 )
-def test_a_reply_has_the_media_type_of_its_request(content_type: str | None, body: bytes, problem_type: str) -> None:
-    """It has the request's media type without parameters, and a problem has the type of the same format."""
+def test_content_types(content_type: str | None, body: bytes, problem_type: str) -> None:
+    """The request's bare media type, or the problem's of the same format."""
     found = stored(delivered(body, content_type=content_type))
     assert found.content_type == (content_type or "application/json").partition(";")[0].lower()
     assert (found.type, found.outcome, found.headers) == (
@@ -159,8 +159,8 @@ def test_a_reply_has_the_media_type_of_its_request(content_type: str | None, bod
 
 
 @pytest.mark.parametrize("outcome", ["inserted", "updated", "duplicate", "stale"])
-def test_the_outcome_is_in_a_header_and_in_the_routing_key(outcome: str) -> None:
-    """Both name the outcome of a stored record; the key of a problem is `rejected`."""
+def test_outcomes_are_said_in_a_header(outcome: str) -> None:
+    """And in the routing key."""
     found = reply.stored(request(delivered(BODY)), Applied(Outcome(outcome), STORED), "emit")
     assert found.headers == {"x-outcome": outcome}
     assert routing_key(found) == f"stored.{outcome}"
@@ -168,20 +168,20 @@ def test_the_outcome_is_in_a_header_and_in_the_routing_key(outcome: str) -> None
 
 
 @pytest.mark.parametrize("content_type", ["text/plain", "application/soap+xml", "xml"])
-def test_a_problem_is_in_json_if_the_format_is_unknown(content_type: str) -> None:
-    """That also holds for a format whose name looks like XML."""
+def test_a_problem_is_in_json_where_the_format_is_not_known(content_type: str) -> None:
+    """Also where its name looks like XML."""
     assert rejection(delivered(BODY, content_type=content_type)).content_type == "application/problem+json"
 
 
-def test_a_problem_has_the_default_format_if_the_message_has_none() -> None:
-    """The setting decides or, if it allows no default, the problem is in JSON."""
+def test_a_problem_has_the_default_format_where_none_is_named() -> None:
+    """The setting; where it says that there is none, JSON."""
     delivery, problem = delivered(b"", content_type=None), Problem(Code.EMPTY_BODY, "d")
     assert reply.rejected(delivery, problem, "application/xml").content_type == "application/problem+xml"
     assert reply.rejected(delivery, problem, None).content_type == "application/problem+json"
 
 
-def test_unreadable_properties_are_answered_according_to_the_readable_ones() -> None:
-    """The problem has the message's format and correlation_id, or JSON if content_type may be unreadable."""
+def test_a_message_with_unreadable_properties_is_answered_by_what_could_be_read() -> None:
+    """In its format and with its correlation_id; in JSON where content_type may be what was unreadable."""
     delivery = delivered(XML_BODY, None, "text/xml", correlation_id="c", reply_to="r", unreadable="type is not UTF-8")
     found = rejection(delivery)
     assert (found.content_type, found.correlation_id, found.reply_to) == ("application/problem+xml", "c", "r")
@@ -192,8 +192,8 @@ def test_unreadable_properties_are_answered_according_to_the_readable_ones() -> 
     assert reply.rejected(unknown, problem, "application/xml").content_type == "application/problem+json"
 
 
-def test_a_repeat_whose_record_was_deleted_is_answered_with_a_problem() -> None:
-    """The problem is record_gone, in the request's format."""
+def test_a_repeat_of_what_was_deleted_since_is_answered_with_a_problem() -> None:
+    """In the request's format."""
     found = reply.stored(request(delivered(XML_BODY, "m", "text/xml")), Applied(Outcome.DUPLICATE, None), "emit")
     assert found.headers == {"x-outcome": "rejected", "x-error-code": "record_gone"}
     assert found.content_type == "application/problem+xml"
@@ -201,7 +201,7 @@ def test_a_repeat_whose_record_was_deleted_is_answered_with_a_problem() -> None:
 
 
 def test_replaced_characters_are_named() -> None:
-    """Only XML needs it: JSON can represent every character."""
+    """In XML alone: JSON has a form for every character."""
     record = STORED.model_copy(update={"subject": "a\x01", "reference_back_office": "\uffff", "description": "\r"})
     assert stored(delivered(XML_BODY, content_type="text/xml"), record).headers == {
         "x-outcome": "inserted",
@@ -211,8 +211,8 @@ def test_replaced_characters_are_named() -> None:
 
 
 @pytest.mark.parametrize("point", [*range(1, 9), 0xB, 0xC, *range(0xE, 0x20), 0xFFFE, 0xFFFF])
-def test_characters_that_xml_cannot_represent_are_replaced(point: int) -> None:
-    """All others are written as they are, and CR as a reference."""
+def test_characters_that_xml_has_no_form_for_are_replaced(point: int) -> None:
+    """Each of them; the others are written as they are, CR as a reference."""
     record = STORED.model_copy(update={"subject": f"\t\n\r\x7f\x85\u2028\ufffd😀{chr(point)}"})
     body = stored(delivered(XML_BODY, content_type="text/xml"), record).body.decode()
     assert "<subject>\t\n&#xD;\x7f\x85\u2028\ufffd😀\ufffd</subject>" in body
@@ -237,15 +237,15 @@ def test_characters_that_xml_cannot_represent_are_replaced(point: int) -> None:
         ),
     ],
 )
-def test_instants_have_the_precision_of_their_format(instant: datetime, in_json: str, in_xml: str) -> None:
-    """JSON trims trailing zeros; XML truncates to three digits, so that no instant moves to the next day."""
+def test_instants(instant: datetime, in_json: str, in_xml: str) -> None:
+    """Trimmed in JSON; three digits in XML, cut, so that no day begins early."""
     record = STORED.model_copy(update={"due_date": instant})
     assert json.loads(stored(delivered(BODY), record).body)["due_date"] == in_json
     assert f"<due_date>{in_xml}</due_date>" in stored(delivered(XML_BODY, None, "text/xml"), record).body.decode()
 
 
 def test_an_xml_reply_has_every_value() -> None:
-    """Uuids and booleans are in lower case, as .NET reads them."""
+    """As .NET reads them: uuids in lower case with hyphens, booleans in lower case."""
     fields = {name: UUID(int=number) for number, name in enumerate(("task_id", "task_activity_id", "user_id"), 10)}
     for closed, text in ((True, "true"), (False, "false")):
         record = STORED.model_copy(update={**fields, "is_closed": closed, "subject": ""})
@@ -258,8 +258,8 @@ def test_an_xml_reply_has_every_value() -> None:
         }
 
 
-def test_a_json_reply_is_always_one_line() -> None:
-    """It is UTF-8 without byte order mark, and escapes only what must be escaped."""
+def test_a_json_reply_is_one_line_whatever_is_in_it() -> None:
+    """UTF-8 without byte order mark, not escaped where it need not be."""
     record = STORED.model_copy(update={"subject": 'é😀"\\\n\r\x01'})
     body = stored(delivered(BODY), record).body
     assert b'"subject":"\xc3\xa9\xf0\x9f\x98\x80\\"\\\\\\n\\r\\u0001"' in body
@@ -268,8 +268,8 @@ def test_a_json_reply_is_always_one_line() -> None:
 
 
 @pytest.mark.parametrize("bad", [{"id": UUID(int=0)}, {"subject": "\0"}, {"description": "\ud800"}])
-def test_a_record_made_in_python_is_validated_by_the_same_rules(bad: dict[str, object]) -> None:
-    """A publisher in Python gets the error at once, and not as a dead letter."""
+def test_a_record_of_python_values_holds_to_the_same_rules(bad: dict[str, object]) -> None:
+    """Who makes a request in code learns it at once, not from a dead letter."""
     with pytest.raises(ValidationError):
         TaskActivityLog(**{"id": UUID(ID), **bad})
     assert TaskActivityLog(id=UUID(ID), subject="é😀").subject == "é😀"
@@ -279,7 +279,7 @@ def test_a_record_made_in_python_is_validated_by_the_same_rules(bad: dict[str, o
 
 
 def test_a_problem_in_json_has_the_members_of_rfc_9457() -> None:
-    """It also has the members code and errors, with one entry for each bad field."""
+    """And code and errors: one for every bad field."""
     body = rejection(delivered(b'{"id":"x","due_date":"x","is_closed":2}')).body
     assert json.loads(body) == {
         "type": "urn:task-activity-log:problem:invalid_uuid",
@@ -303,8 +303,8 @@ def test_a_problem_in_json_has_the_members_of_rfc_9457() -> None:
     }
 
 
-def test_a_problem_in_xml_follows_appendix_b_of_rfc_9457() -> None:
-    """It has the namespace, an element for each member, `i` for each item, and escaped text."""
+def test_a_problem_in_xml_is_after_appendix_b() -> None:
+    """Its namespace, an element for each member, `i` for each item; escaped."""
     problem = Problem(Code.DUPLICATE_FIELD, "a<b>&\r", (FieldError("id", Code.DUPLICATE_FIELD, "m"),))
     assert reply.rejected(delivered(b"", content_type="text/xml"), problem).body.decode() == (
         '<problem xmlns="urn:ietf:rfc:7807"><type>urn:task-activity-log:problem:duplicate_field</type>'
@@ -314,8 +314,8 @@ def test_a_problem_in_xml_follows_appendix_b_of_rfc_9457() -> None:
     )
 
 
-def test_the_detail_counts_further_bad_fields() -> None:
-    """It says how many further fields are bad, in correct English."""
+def test_one_and_many_more_bad_fields() -> None:
+    """The detail counts them in English."""
     details = [
         json.loads(rejection(delivered(body)).body)["detail"]
         for body in (b'{"id":1,"user_id":1}', b'{"user_id":1}', b'{"id":1,"ID":1}')
@@ -326,7 +326,7 @@ def test_the_detail_counts_further_bad_fields() -> None:
 
 
 def test_every_code_has_its_status() -> None:
-    """The statuses are those of the table in section 6."""
+    """The table of section 6."""
     statuses = {
         415: "unsupported_media_type unsupported_charset unsupported_encoding",
         413: "body_too_large",

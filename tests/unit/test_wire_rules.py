@@ -1,4 +1,4 @@
-"""The rules of the contract's sections 2 to 7: each row of a table fails if its rule is removed."""
+"""The contract's sections 2 to 5, rule by rule: each row fails if its rule is removed."""
 
 import codecs
 from datetime import UTC, datetime
@@ -19,7 +19,7 @@ XSI = "http://www.w3.org/2001/XMLSchema-instance"
 
 
 def outcome(delivery: Delivery, rules: Rules | None = None) -> Request[Delivery] | str:
-    """The request, or the code with which the message is rejected."""
+    """The request, or the code that it is rejected with."""
     try:
         return decode(delivery, rules or Rules())
     except Rejected as error:
@@ -36,7 +36,7 @@ def xml_of(children: str, root: str = "task_activity_log", attributes: str = "")
 
 
 def value_of(delivery: Delivery, field: str, rules: Rules | None = None) -> object:
-    """The field's value in the accepted request, or the code."""
+    """The field's value in an accepted request, or the code."""
     found = outcome(delivery, rules)
     return found if isinstance(found, str) else getattr(found.record, field)
 
@@ -113,10 +113,8 @@ def declared(encoding: str) -> str:
         ("application/xml; charset=iso-8859-1", declared("utf-8").encode(), "unsupported_charset"),
     ],
 )
-def test_media_type_and_charset_are_chosen_by_precedence(
-    content_type: str | None, body: bytes, code: str | None
-) -> None:
-    """The table shows what determines format and charset, and what takes precedence."""
+def test_media_types_and_charsets(content_type: str | None, body: bytes, code: str | None) -> None:
+    """What names the format and the characters, and in which order it is believed."""
     found = outcome(delivered(body, content_type=content_type))
     assert (found if isinstance(found, str) else None) == code
 
@@ -134,19 +132,19 @@ def test_media_type_and_charset_are_chosen_by_precedence(
         ("identity, gzip", "unsupported_encoding"),
     ],
 )
-def test_a_content_encoding_may_only_name_a_charset(encoding: str | None, code: str | None) -> None:
-    """kombu sends the charset there; compressed bodies are not accepted."""
+def test_content_encodings(encoding: str | None, code: str | None) -> None:
+    """kombu puts the charset there; nothing is unpacked."""
     found = outcome(delivered(GOOD, content_encoding=encoding))
     assert (found if isinstance(found, str) else None) == code
 
 
 def test_an_absent_content_type_can_be_refused() -> None:
-    """A setting refuses messages without content_type."""
+    """The setting."""
     assert outcome(delivered(GOOD, content_type=None), Rules(default_media_type=None)) == "unsupported_media_type"
 
 
 def test_checks_run_in_the_order_of_the_contract() -> None:
-    """Properties, media type, size, encoding, charset, empty, bytes, syntax, root, duplicates, headers, fields."""
+    """Properties, media type, size, content encoding, charset, empty, bytes, syntax, root, duplicates, headers, fields."""
     ladder: list[tuple[str, dict[str, object]]] = [
         ("invalid_properties", {"unreadable": "message_id is not UTF-8"}),
         ("unsupported_media_type", {"content_type": "text/plain; charset=x"}),
@@ -217,14 +215,14 @@ def test_checks_run_in_the_order_of_the_contract() -> None:
         ('{"id":" "}', "invalid_uuid"),
     ],
 )
-def test_json_is_strict_in_syntax_and_lenient_in_names(text: str, code: str | None) -> None:
-    """Case and unknown members do not matter, and syntax errors do."""
+def test_json_syntax_and_members(text: str, code: str | None) -> None:
+    """Strict in syntax, lenient in names and unknown members."""
     found = outcome(delivered(text.encode()))
     assert (found if isinstance(found, str) else None) == code
 
 
 BESIDE = "", '"x":[],'
-"""Nothing, or an unknown member, which makes the full reader read the body."""
+"""Nothing, or an unknown member that makes the whole reader read it all."""
 
 
 @pytest.mark.parametrize(
@@ -252,8 +250,8 @@ BESIDE = "", '"x":[],'
         ("[]", "invalid_uuid"),
     ],
 )
-def test_uuids_in_json_have_one_of_four_forms(value: str, expected: object) -> None:
-    """The forms are N, D, B and P; other forms that Python or PostgreSQL would accept are rejected."""
+def test_json_uuids(value: str, expected: object) -> None:
+    """Forms N, D, B and P; nothing else that uuid.UUID or PostgreSQL would take."""
     for beside in BESIDE:
         assert value_of(json_of(f'{beside}"task_id":{value}'), "task_id") == expected
 
@@ -279,8 +277,8 @@ def test_uuids_in_json_have_one_of_four_forms(value: str, expected: object) -> N
         ("{}", "invalid_boolean"),
     ],
 )
-def test_booleans_in_json_have_the_forms_of_dotnet_serializers(value: str, expected: object) -> None:
-    """The forms that .NET serializers write are accepted."""
+def test_json_booleans(value: str, expected: object) -> None:
+    """What .NET serializers write."""
     for beside in BESIDE:
         assert value_of(json_of(f'{beside}"is_closed":{value}'), "is_closed") == expected
 
@@ -300,8 +298,8 @@ def test_booleans_in_json_have_the_forms_of_dotnet_serializers(value: str, expec
         ("{}", "invalid_string"),
     ],
 )
-def test_strings_in_json_are_taken_verbatim(value: str, expected: object) -> None:
-    """Only JSON strings are accepted, and they are not changed."""
+def test_json_strings(value: str, expected: object) -> None:
+    """Strings only, verbatim."""
     for beside in BESIDE:
         assert value_of(json_of(f'{beside}"subject":{value}'), "subject") == expected
 
@@ -309,7 +307,7 @@ def test_strings_in_json_are_taken_verbatim(value: str, expected: object) -> Non
 # ---- section 4: dates
 
 BEFORE = "", "<x/>"
-"""Nothing, or an unknown child, which makes the full reader read the body."""
+"""Nothing, or an unknown child that makes the whole reader read it all."""
 
 
 @pytest.mark.parametrize(
@@ -347,7 +345,7 @@ BEFORE = "", "<x/>"
     ],
 )
 def test_dates_in_both_formats(text: str, expected: object) -> None:
-    """The forms that .NET writes are accepted, truncated to microseconds and clamped to the years 1 to 9999."""
+    """The forms that .NET writes, truncated to microseconds and clamped to the years 1 to 9999."""
     for beside in BESIDE:
         assert value_of(json_of(f'{beside}"due_date":"{text}"'), "due_date") == expected
     for before in BEFORE:
@@ -374,18 +372,18 @@ def test_dates_in_both_formats(text: str, expected: object) -> None:
     ],
 )
 def test_dates_in_json(value: str, expected: object) -> None:
-    """Only JSON has Microsoft's date form, and takes an empty string as null."""
+    """Microsoft's form is JSON's alone, and an empty string is null there."""
     for beside in BESIDE:
         assert value_of(json_of(f'{beside}"due_date":{value}'), "due_date") == expected
 
 
-def test_microsofts_date_form_is_rejected_in_xml() -> None:
-    """Only JSON has that form."""
+def test_microsofts_form_is_no_date_in_xml() -> None:
+    """JSON's alone."""
     assert value_of(xml_of("<due_date>/Date(0)/</due_date>"), "due_date") == "invalid_date"
 
 
 def test_dates_without_offset_can_be_refused() -> None:
-    """A setting refuses dates without an offset."""
+    """The setting."""
     rules = Rules(naive_dates="reject")
     for text in ("2026-01-11", "2026-01-11T20:58:34"):
         assert value_of(json_of(f'"due_date":"{text}"'), "due_date", rules) == "invalid_date"
@@ -458,8 +456,8 @@ STRUCT = "<DateTime>2026-01-11T00:00:00Z</DateTime><OffsetMinutes>60</OffsetMinu
         (delivered(b'<!DOCTYPE a SYSTEM "file:///etc/passwd">' + GOOD_XML), "dtd_forbidden"),
     ],
 )
-def test_xml_documents_are_accepted_or_rejected_by_the_contract(delivery: Delivery, code: str | None) -> None:
-    """The table has roots, namespaces, unknown parts, duplicates, empty values and DTDs."""
+def test_xml_documents(delivery: Delivery, code: str | None) -> None:
+    """Root, namespaces, unknown parts, duplicates, empty values, DTDs."""
     found = outcome(delivered(delivery.body, content_type="application/xml"))
     assert (found if isinstance(found, str) else None) == code
 
@@ -500,15 +498,15 @@ def test_xml_documents_are_accepted_or_rejected_by_the_contract(delivery: Delive
         (f"<subject>{STRUCT}</subject>", "subject", "invalid_string"),
     ],
 )
-def test_xml_values_are_read_by_the_contract(child: str, field: str, expected: object) -> None:
-    """The table has nil, empty strings, verbatim text, trimmed values and the DateTimeOffset struct."""
+def test_xml_values(child: str, field: str, expected: object) -> None:
+    """nil, empty strings, verbatim text, trimmed values, the DateTimeOffset struct."""
     assert value_of(xml_of(child), field) == expected
 
 
 @pytest.mark.parametrize("namespace", ["", "urn:a:b", "a}b", "}", "*", "http://x/Société"])
 @pytest.mark.parametrize("before", [0, 100])
-def test_the_root_may_have_any_namespace(namespace: str, before: int) -> None:
-    """If the parser would misread a namespace, the fields in it are refused and never lost."""
+def test_any_namespace_may_be_the_roots(namespace: str, before: int) -> None:
+    """Also with many children; but in one that the parser would take for a pattern they are refused, never lost."""
     others = "<x/><q:subject xmlns:q='urn:q'/>" * before
     found = xml_of(f"{others}<subject>mine</subject>", attributes=f' xmlns="{namespace}"' if namespace else "")
     assert value_of(found, "subject") == ("wrong_root" if before and namespace in {"a}b", "}", "*"} else "mine")
@@ -530,7 +528,7 @@ def test_a_preserved_reference_is_not_null(number: str, expected: str) -> None:
 
 
 def test_a_reference_to_itself_is_an_error() -> None:
-    """A circular reference is rejected and does not loop for ever."""
+    """Nobody goes round in circles."""
     loop = 'xmlns:z="http://schemas.microsoft.com/2003/10/Serialization/" z:Id="2" z:Ref="2" i:nil="true"'
     assert value_of(xml_of(f"<subject {loop}/>"), "subject") == "invalid_string"
 
@@ -544,15 +542,15 @@ def test_a_reference_to_itself_is_an_error() -> None:
         xml_of('<subject i:nil="true"/><modified_dateutc><x/></modified_dateutc>'),
     ],
 )
-def test_the_set_fields_are_those_present_in_the_message(delivery: Delivery) -> None:
-    """They include nulls, but not fields that are ignored."""
+def test_what_was_there_is_known(delivery: Delivery) -> None:
+    """The fields that may be set, null as well; not those that are ignored."""
     found = outcome(delivered(delivery.body, content_type=delivery.properties.content_type))
     assert not isinstance(found, str)
     assert found.record.model_fields_set == {"id", "subject"}
 
 
-def test_absent_and_nil_are_distinguished() -> None:
-    """A merge keeps an absent field and clears a nil one."""
+def test_absent_and_nil_are_told_apart() -> None:
+    """A merge keeps what is absent and clears what is nil."""
     found = outcome(xml_of('<subject i:nil="true"/>'))
     assert not isinstance(found, str)
     assert found.record.model_fields_set == {"id", "subject"}
@@ -562,7 +560,7 @@ def test_absent_and_nil_are_distinguished() -> None:
 
 
 def test_json_replies_have_all_members_in_order_and_trimmed_instants() -> None:
-    """Members are in the sample's order, trailing zeros are trimmed, and nulls are written or omitted."""
+    """The sample's order; trailing zeros trimmed; nulls as null or left out."""
     body = f'{{"id":"{ID}","due_date":"2026-01-11T20:58:34.72","modified_dateutc":"2026-01-11T20:58:34Z"}}'
     stored = wire.decode_stored(body.encode(), "application/json")
     assert wire.encode(stored, "text/json").body.decode() == (
@@ -576,7 +574,7 @@ def test_json_replies_have_all_members_in_order_and_trimmed_instants() -> None:
 
 
 def test_xml_replies_are_in_ordinal_order_with_three_digits() -> None:
-    """DataContractSerializer loses fields in any other order; CR is escaped and invalid characters are replaced."""
+    """A DataContractSerializer reader loses any other order; CR is escaped; XML's impossible characters are replaced."""
     body = f'{{"id":"{ID}","subject":"a\\r\\n<&\\u000b","modified_dateutc":"2026-01-11T20:58:34.7209Z"}}'
     stored = wire.decode_stored(body.encode(), "application/json")
     encoded = wire.encode(stored, "application/xml")
@@ -591,7 +589,7 @@ def test_xml_replies_are_in_ordinal_order_with_three_digits() -> None:
 
 
 def test_requests_are_encoded_with_the_fields_that_were_set() -> None:
-    """A request keeps nulls and all digits of instants, whatever the settings for replies are."""
+    """For publishers, whatever is done with nulls in replies; instants with all their digits."""
     body = f'{{"id":"{ID}","subject":null,"due_date":"2026-01-11T20:58:34.720383+00:00","is_closed":false}}'.encode()
     record = decode(delivered(body), Rules()).record
     for nulls in ("emit", "omit"):
@@ -602,7 +600,7 @@ def test_requests_are_encoded_with_the_fields_that_were_set() -> None:
         )
 
 
-def test_a_request_that_xml_cannot_represent_is_refused() -> None:
+def test_a_request_that_xml_has_no_form_for_is_refused() -> None:
     """Replaced characters would be stored."""
     record = decode(json_of('"subject":"\\u0001","description":"\\u0002"'), Rules()).record
     assert wire.encode(record, "application/json").replaced == ()
@@ -615,14 +613,14 @@ def test_a_request_that_xml_cannot_represent_is_refused() -> None:
 
 
 @pytest.mark.parametrize("held", ["", ',"modified_dateutc":null', ',"modified_dateutc":""'])
-def test_a_stored_record_needs_its_modification_instant(held: str) -> None:
-    """A reply without modified_dateutc cannot be decoded."""
+def test_a_stored_record_needs_its_instant(held: str) -> None:
+    """Of a reply."""
     with pytest.raises(Rejected, match="invalid_date"):
         wire.decode_stored(f'{{"id":"{ID}"{held}}}'.encode(), "application/json")
 
 
 def test_all_bad_fields_are_named_and_the_first_gives_the_code() -> None:
-    """Errors are in the record's order, whatever the order in the message, and never have the values."""
+    """In the record's order, whatever the order in the message; never with the values."""
     bad = delivered(b'{"is_closed":"secret","due_date":"secret","task_id":"secret","id":"' + ID.encode() + b'"}')
     with pytest.raises(Rejected) as caught:
         decode(bad, Rules())
@@ -642,8 +640,8 @@ def test_all_bad_fields_are_named_and_the_first_gives_the_code() -> None:
      (None, "invalid_version"), (-(2**63) - 1, "invalid_version"), ("9223372036854775808", "invalid_version"), (b"7", 7),
      (1.0, "invalid_version"), ("+7", "invalid_version"), (" 7", "invalid_version"), ("\u0667", "invalid_version")],
 )  # fmt: skip
-def test_a_version_is_a_64_bit_integer_or_its_decimal_string(version: object, expected: object) -> None:
-    """Any other header x-version is rejected as invalid_version."""
+def test_versions(version: object, expected: object) -> None:
+    """An AMQP integer or its decimal string, within 64 bits signed."""
     found = outcome(delivered(GOOD, headers={"x-version": version}))
     assert (found if isinstance(found, str) else found.version) == expected
 
@@ -654,8 +652,8 @@ def test_a_version_is_a_64_bit_integer_or_its_decimal_string(version: object, ex
      ("Merge", "unsupported_update_mode"), ("", "unsupported_update_mode"), (None, "unsupported_update_mode"),
      (b"merge", UpdateMode.MERGE), (1, "unsupported_update_mode")],
 )  # fmt: skip
-def test_the_update_mode_header_overrides_the_setting(mode: object, expected: object) -> None:
-    """The header x-update-mode takes precedence over the setting."""
+def test_update_modes(mode: object, expected: object) -> None:
+    """The header goes before the setting."""
     found = outcome(delivered(GOOD, headers={"x-update-mode": mode}))
     assert (found if isinstance(found, str) else found.mode) == expected
     assert outcome(delivered(GOOD), Rules(update_mode=UpdateMode.MERGE)).mode is UpdateMode.MERGE  # type: ignore[union-attr]
