@@ -2,7 +2,7 @@
 
 PYTHON := .venv/bin/python
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run test test-dotnet test-tls test-examples test-deploy test-image check format bench bench-quick bench-rooms bench-wire chaos fuzz docs sandbox lock clean
+.PHONY: help setup demo run test test-dotnet test-tls test-examples test-deploy test-image check format bench bench-quick bench-stages bench-wire chaos fuzz docs sandbox lock clean
 
 help:  ## show what there is
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
@@ -56,8 +56,8 @@ bench: setup  ## measure the worker beside its peers, and how it grows (an hour;
 bench-quick: setup  ## the same in under two minutes: one short round of drain, latency and publish
 	@$(PYTHON) -m sandbox -- sh -c '.venv/bin/task-activity-log migrate && exec $(PYTHON) -m benchmarks --quick $(ARGS)'
 
-bench-rooms: setup  ## measure where the worker's CPU goes, without services
-	@$(PYTHON) -m benchmarks.rooms
+bench-stages: setup  ## measure the worker's CPU time stage by stage, without services
+	@$(PYTHON) -m benchmarks.stages
 
 bench-wire: setup  ## measure decoding and encoding against bare pydantic
 	@$(PYTHON) -m benchmarks.wire

@@ -1,1 +1,1 @@
-"""Where speed is judged. Each module is run with `python -m`, against the services that the environment names."""
+"""Benchmarks of the worker. `python -m benchmarks` needs AMQP_URL and DATABASE_URL, which `make bench` provides."""

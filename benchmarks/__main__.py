@@ -1,7 +1,7 @@
-"""`python -m benchmarks`, against the services that the environment names: `make bench` gives it the sandbox's.
+"""`python -m benchmarks`: measures the worker and its peers, with the services in AMQP_URL and DATABASE_URL.
 
-Without names of scenarios all are run. Raw figures go to benchmarks/results.json, the chart to docs/performance.svg,
-if the drain was among them and the run was no quick one.
+`make bench` provides services from the sandbox. Without arguments it runs all scenarios. Unless the run is a quick
+one, it writes the raw figures to benchmarks/results.json and the chart to docs/performance.svg.
 """
 
 from __future__ import annotations
@@ -26,31 +26,33 @@ CHART = ROOT / "docs" / "performance.svg"
 
 
 def arguments() -> argparse.Namespace:
-    """What the command line asks for."""
+    """The parsed command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks", description="Measure the worker and its peers, by turns."
+        prog="python -m benchmarks", description="Measure the worker and its peers in turn."
     )
-    parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", help=f"which: {', '.join(SCENARIOS)} (all)")
-    parser.add_argument("--quick", action="store_true", help="drain, latency and publish alone, one short round")
+    parser.add_argument(
+        "scenarios", nargs="*", metavar="SCENARIO", help=f"any of {', '.join(SCENARIOS)} (default: all of them)"
+    )
+    parser.add_argument("--quick", action="store_true", help="only drain, latency and publish, in one short round")
     parser.add_argument("--messages", type=int, default=20_000, help="messages to drain (20,000)")
-    parser.add_argument("--rounds", type=int, default=3, help="rounds of which the median counts (3)")
-    parser.add_argument("--seconds", type=float, default=15.0, help="most seconds for one drain (15)")
-    parser.add_argument("--waiting", type=int, default=1_000_000, help="messages in the long queue (1,000,000)")
-    parser.add_argument("--backlog-seconds", type=float, default=300.0, help="most seconds for the long queue (300)")
-    parser.add_argument("--rows", type=int, default=10_000_000, help="rows in the big table (10,000,000)")
-    parser.add_argument("--keys", type=int, default=50_000_000, help="keys in the big inbox (50,000,000)")
-    parser.add_argument("--memory-seconds", type=float, default=600.0, help="length of the long run (600)")
+    parser.add_argument("--rounds", type=int, default=3, help="number of rounds; results are medians (3)")
+    parser.add_argument("--seconds", type=float, default=15.0, help="time limit of one drain (15)")
+    parser.add_argument("--waiting", type=int, default=1_000_000, help="backlog: messages in the queue (1,000,000)")
+    parser.add_argument("--backlog-seconds", type=float, default=300.0, help="backlog: time limit of the drain (300)")
+    parser.add_argument("--rows", type=int, default=10_000_000, help="table: rows in the big table (10,000,000)")
+    parser.add_argument("--keys", type=int, default=50_000_000, help="inbox: keys in the big inbox (50,000,000)")
+    parser.add_argument("--memory-seconds", type=float, default=600.0, help="memory: length of the run (600)")
     parser.add_argument(
         "--against",
         action="append",
         default=[],
         metavar="NAME=SRC",
-        help="another checkout's src/, as one more worker in drain and batch",
+        help="also measure the worker of another checkout's src/ directory, in drain and batch",
     )
     chosen = parser.parse_args()
     unknown = set(chosen.scenarios) - set(SCENARIOS)
     if unknown:
-        parser.error(f"no such scenario: {', '.join(sorted(unknown))}; there are {', '.join(SCENARIOS)}")
+        parser.error(f"unknown scenario: {', '.join(sorted(unknown))}; choose from {', '.join(SCENARIOS)}")
     if chosen.quick:
         chosen.rounds, chosen.messages, chosen.seconds = 1, 10_000, 4.0
         chosen.scenarios = chosen.scenarios or ["drain", "latency", "publish"]
@@ -58,50 +60,50 @@ def arguments() -> argparse.Namespace:
 
 
 async def drain_(to: Services, options: argparse.Namespace) -> object:
-    """This worker and its peers."""
+    """This worker and its peers process waiting messages."""
     others, left_out = peers()
     for name, why in left_out.items():
-        show.say(f"{name} is left out: {why}")
+        show.say(f"{name} is not measured: {why}")
     again = [ours(name, PYTHONPATH=path) for name, _, path in (each.partition("=") for each in options.against)]
     costs = await drain.in_turn(
         to, [ours(), *again, *others], waiting=options.messages, rounds=options.rounds, seconds=options.seconds
     )
-    medians = drain.table(f"Drain of {options.messages:,} waiting messages", costs, beside=OURS)
+    medians = drain.table(f"Drain of {options.messages:,} waiting messages", costs, baseline=OURS)
     return {"medians": medians, "left_out": left_out, "rounds": _raw(costs)}
 
 
 async def batch(to: Services, options: argparse.Namespace) -> object:
-    """Sizes of batches; the prefetch is four of them."""
+    """Different batch sizes, each with a prefetch of four batches."""
     sizes = [ours(f"batch_max {size}", WORKER_BATCH_MAX=str(size)) for size in (100, 250, 500, 1000, 2000)]
     again = [ours(name, PYTHONPATH=path) for name, _, path in (each.partition("=") for each in options.against)]
     costs = await drain.in_turn(
         to, [*sizes, *again], waiting=options.messages, rounds=options.rounds, seconds=options.seconds
     )
-    return {"medians": drain.table("Sizes of batches", costs, beside="batch_max 500"), "rounds": _raw(costs)}
+    return {"medians": drain.table("Batch sizes", costs, baseline="batch_max 500"), "rounds": _raw(costs)}
 
 
 async def scale(to: Services, options: argparse.Namespace) -> object:
-    """Several workers at one queue."""
+    """Several workers on one queue."""
     costs = await drain.several(to, waiting=options.messages * 2, rounds=options.rounds, seconds=options.seconds)
-    return {"medians": drain.table("Several workers", costs, beside=f"1 × {OURS}"), "rounds": _raw(costs)}
+    return {"medians": drain.table("Several workers", costs, baseline=f"1 × {OURS}"), "rounds": _raw(costs)}
 
 
 async def latency_(to: Services, options: argparse.Namespace) -> object:
-    """From publish to reply."""
+    """Time from publish to reply."""
     rates = (100,) if options.quick else (100, 1000)
     seconds = 5.0 if options.quick else 15.0
-    return await latency.by_turns(to, [ours(), plain()], rates=rates, rounds=options.rounds, seconds=seconds)
+    return await latency.in_turn(to, [ours(), plain()], rates=rates, rounds=options.rounds, seconds=seconds)
 
 
 async def publish(to: Services, options: argparse.Namespace) -> object:
-    """Confirmed publishing."""
+    """Publishing with publisher confirms."""
     return await publishing.compare(to, messages=options.messages, rounds=options.rounds)
 
 
 async def backlog(to: Services, options: argparse.Namespace) -> object:
     """A long queue."""
     costs = await growth.backlog(to, waiting=options.waiting, rounds=options.rounds, seconds=options.backlog_seconds)
-    return {"medians": drain.table("A long queue", costs, beside=next(iter(costs))), "rounds": _raw(costs)}
+    return {"medians": drain.table("A long queue", costs, baseline=next(iter(costs))), "rounds": _raw(costs)}
 
 
 async def table(to: Services, options: argparse.Namespace) -> object:
@@ -109,7 +111,7 @@ async def table(to: Services, options: argparse.Namespace) -> object:
     costs = await growth.table(
         to, rows=options.rows, waiting=options.messages, rounds=options.rounds, seconds=options.seconds
     )
-    return {"medians": drain.table("A big table", costs, beside="empty table"), "rounds": _raw(costs)}
+    return {"medians": drain.table("A big table", costs, baseline="empty table"), "rounds": _raw(costs)}
 
 
 async def inbox(to: Services, options: argparse.Namespace) -> object:
@@ -117,19 +119,19 @@ async def inbox(to: Services, options: argparse.Namespace) -> object:
     costs = await growth.inbox(
         to, keys=options.keys, waiting=options.messages, rounds=options.rounds, seconds=options.seconds
     )
-    return {"medians": drain.table("A big inbox", costs, beside="empty inbox"), "rounds": _raw(costs)}
+    return {"medians": drain.table("A big inbox", costs, baseline="empty inbox"), "rounds": _raw(costs)}
 
 
 async def database(to: Services, options: argparse.Namespace) -> object:
-    """Settings of PostgreSQL and the fillfactor."""
+    """Different settings of PostgreSQL, and different fillfactors."""
     costs = await growth.database(
         to, rows=options.rows // 50, waiting=options.messages, rounds=options.rounds, seconds=options.seconds
     )
-    return {"medians": drain.table("PostgreSQL", costs, beside="as shipped"), "rounds": _raw(costs)}
+    return {"medians": drain.table("PostgreSQL settings", costs, baseline="as shipped"), "rounds": _raw(costs)}
 
 
 async def memory(to: Services, options: argparse.Namespace) -> object:
-    """A long run."""
+    """The worker's memory during a long run."""
     return await growth.memory(to, seconds=options.memory_seconds)
 
 
@@ -152,7 +154,7 @@ def _raw(costs: drain.Costs) -> dict[str, list[dict[str, float]]]:
 
 
 async def main() -> None:
-    """Run the scenarios, and keep the figures of each as soon as it is done."""
+    """Run the scenarios, and save the figures of each one as soon as it is finished."""
     options = arguments()
     known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     async with services() as to:

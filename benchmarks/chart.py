@@ -1,4 +1,4 @@
-"""The chart in the documentation: bars, as SVG."""
+"""Draws the documentation's bar chart as SVG."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _WIDTH, _ROW, _LABEL, _BARS = 760, 28, 190, 440
 
 
 def write(path: Path, title: str, panels: Mapping[str, Mapping[str, float]]) -> None:
-    """Write panels of horizontal bars, each with a heading and a value by label; the first bar stands out."""
+    """Write panels of horizontal bars, by heading and then by label. The first bar of each panel is highlighted."""
     parts: list[str] = []
     y = 34
     for heading, values in panels.items():

@@ -1,4 +1,4 @@
-"""How fast and at what cost workers drain waiting messages: this one, its peers, and several of this one."""
+"""Measures how fast, and at what cost, workers process waiting messages: this one, its peers, and several of this one."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ Costs = dict[str, list[Cost]]
 
 
 async def in_turn(services: Services, workers: Sequence[Worker], *, waiting: int, rounds: int, seconds: float) -> Costs:
-    """Each worker drains a queue of `waiting` messages in each round, the workers by turns."""
+    """Measure the workers in turn. In each round each worker drains a queue of `waiting` messages."""
     costs: Costs = {worker.name: [] for worker in workers}
     for number in range(rounds):
-        # every second round the other way round: what changes with time then falls on all alike
+        # Every second round runs in reverse order, so that slow changes of the machine affect all workers alike.
         for worker in workers if number % 2 == 0 else reversed(workers):
             costs[worker.name].append(await once(services, worker, waiting=waiting, seconds=seconds))
     return costs
 
 
 async def several(services: Services, *, waiting: int, rounds: int, seconds: float) -> Costs:
-    """One, two and four processes of this worker."""
+    """Measure one, two and four processes of this worker on one queue."""
     costs: Costs = {f"{number} × {OURS}": [] for number in (1, 2, 4)}
     for _ in range(rounds):
         for number, some in zip((1, 2, 4), costs.values(), strict=True):
@@ -35,7 +35,7 @@ async def several(services: Services, *, waiting: int, rounds: int, seconds: flo
 async def once(
     services: Services, worker: Worker, *, waiting: int, seconds: float, processes: int = 1, rows: int | None = None
 ) -> Cost:
-    """Fill the queue, drain it. The tables are empty, or with `rows` as they are: updates are of these."""
+    """Fill the queue and drain it once. The tables are emptied first, unless `rows` is set: then updates are of them."""
     await services.empty(tables=rows is None)
     name = worker.name if processes == 1 else f"{processes} × {worker.name}"
     with show.bar(f"filling the queue with {waiting:,} messages") as progress:
@@ -43,14 +43,14 @@ async def once(
     with show.bar(f"{name} drains {waiting:,} messages") as progress:
         cost = await measure(services, worker, waiting, seconds=seconds, processes=processes, progress=progress)
     show.say(
-        f"{name:24} {cost.rate:7.0f} messages/s; CPU µs a message: {cost.worker_us:5.0f} worker,"
+        f"{name:24} {cost.rate:7.0f} messages/s; CPU µs/message: {cost.worker_us:5.0f} worker,"
         f" {cost.broker_us:4.0f} broker, {cost.database_us:4.0f} database; {cost.memory_bytes / 2**20:4.0f} MiB"
     )
     return cost
 
 
 def summary(costs: Costs) -> dict[str, dict[str, float]]:
-    """Medians by worker."""
+    """The medians of all rounds, by worker."""
     return {
         name: {
             "messages_per_second": median(cost.rate for cost in some),
@@ -63,13 +63,13 @@ def summary(costs: Costs) -> dict[str, dict[str, float]]:
     }
 
 
-def table(title: str, costs: Costs, *, beside: str) -> dict[str, dict[str, float]]:
-    """Show the medians, and how often as fast and as cheap as each the worker named `beside` is; returns them."""
+def table(title: str, costs: Costs, *, baseline: str) -> dict[str, dict[str, float]]:
+    """Print the medians and compare each worker with the one named `baseline`: its speed and its CPU. Return the medians."""
     medians = summary(costs)
-    first = medians[beside]
+    first = medians[baseline]
     show.table(
-        title,
-        ("", "messages/s", f"{beside} is", "worker CPU µs", f"{beside} takes", "broker µs", "database µs", "MiB"),
+        f"{title} (µs: CPU time a message)",
+        ("", "messages/s", f"{baseline} is", "worker µs", f"{baseline} needs", "broker µs", "database µs", "MiB"),
         [
             (
                 name,

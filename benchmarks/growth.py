@@ -1,4 +1,4 @@
-"""What grows with what there is already: a long queue, a big table, a big inbox, a long run."""
+"""Measures how speed and memory depend on what exists already: a long queue, a big table, a big inbox, a long run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SECOND = 1.0
 
 
 async def backlog(services: Services, *, waiting: int, rounds: int, seconds: float) -> Costs:
-    """A queue of 20,000 messages, then one of `waiting`, then 20,000 again."""
+    """Drain a queue of 20,000 messages, then one of `waiting` messages, then one of 20,000 again."""
     few, many = f"{_USUAL:,} waiting", f"{waiting:,} waiting"
     costs: Costs = {few: [], many: []}
     for name, count, times in ((few, _USUAL, rounds), (many, waiting, 1), (few, _USUAL, rounds)):
@@ -28,12 +28,12 @@ async def backlog(services: Services, *, waiting: int, rounds: int, seconds: flo
 
 
 async def table(services: Services, *, rows: int, waiting: int, rounds: int, seconds: float) -> Costs:
-    """An empty table, then one of `rows` whose rows the updates are of, then an empty one again."""
+    """Drain into an empty table, then into one of `rows` rows, which half of the requests update, then an empty one."""
     empty, full = "empty table", f"{rows:,} rows"
     costs: Costs = {empty: [], full: []}
     for name, there in ((empty, None), (full, rows), (empty, None)):
         if there:
-            with show.bar(f"putting {rows:,} rows into the table"):
+            with show.bar(f"inserting {rows:,} rows into the table"):
                 await _fill_table(services, rows)
         for _ in range(rounds):
             costs[name].append(await drain.once(services, ours(), waiting=waiting, seconds=seconds, rows=there))
@@ -41,22 +41,22 @@ async def table(services: Services, *, rows: int, waiting: int, rounds: int, sec
 
 
 async def inbox(services: Services, *, keys: int, waiting: int, rounds: int, seconds: float) -> Costs:
-    """An empty inbox, then one that remembers `keys` requests, then an empty one again."""
+    """Drain with an empty inbox, then with one of `keys` request keys, then with an empty one again."""
     empty, full = "empty inbox", f"{keys:,} keys"
     costs: Costs = {empty: [], full: []}
     for name in (empty, full, empty):
         if name == full:
-            with show.bar(f"putting {keys:,} keys into the inbox"):
+            with show.bar(f"inserting {keys:,} keys into the inbox"):
                 await _fill_inbox(services, keys)
         for _ in range(rounds):
-            rows = 0 if name == full else None  # the tables are left as they are
+            rows = 0 if name == full else None  # 0: do not empty the tables, and update no existing rows
             costs[name].append(await drain.once(services, ours(), waiting=waiting, seconds=seconds, rows=rows))
     await services.empty()
     return costs
 
 
 def _for_database(what: str) -> str:
-    """A statement that sets something for all who connect to this database from then on."""
+    """A statement that changes a setting of this database for all later connections."""
     return f"DO $$ BEGIN EXECUTE format('ALTER DATABASE %I {what}', current_database()); END $$"
 
 
@@ -80,7 +80,7 @@ _AS_SHIPPED = (
 
 
 async def database(services: Services, *, rows: int, waiting: int, rounds: int, seconds: float) -> Costs:
-    """PostgreSQL's settings and the table's fillfactor, each by itself, with a table of `rows`; and updates in place."""
+    """Drain with one changed setting at a time, into a table of `rows` rows; also print the share of HOT updates."""
     costs: Costs = {name: [] for name in _VARIANTS}
     for _ in range(rounds):
         for name, statement in _VARIANTS.items():
@@ -91,7 +91,7 @@ async def database(services: Services, *, rows: int, waiting: int, rounds: int, 
             await _fill_table(services, rows)
             await services.database.execute("SELECT pg_stat_reset()")
             costs[name].append(await drain.once(services, ours(name), waiting=waiting, seconds=seconds, rows=rows))
-            show.say(f"    updates that stayed in their page: {await _in_place(services):.0%}")
+            show.say(f"    HOT updates, which need no new index entry: {await _hot_share(services):.0%}")
     await _as_shipped(services)
     return costs
 
@@ -101,9 +101,9 @@ async def _as_shipped(services: Services) -> None:
         await services.database.execute(statement)
 
 
-async def _in_place(services: Services) -> float:
-    """The part of the updates that needed no new entry in the index."""
-    await asyncio.sleep(_SECOND)  # a backend tells its figures when it ends, or a second later
+async def _hot_share(services: Services) -> float:
+    """The share of heap-only tuple (HOT) updates, from 0 to 1."""
+    await asyncio.sleep(_SECOND)  # a backend reports its statistics when it ends, or up to a second later
     share = await services.database.fetchval(
         "SELECT n_tup_hot_upd::float8 / greatest(n_tup_upd, 1) FROM pg_stat_user_tables"
         " WHERE relname = 'task_activity_log'"
@@ -112,7 +112,7 @@ async def _in_place(services: Services) -> float:
 
 
 async def _fill_table(services: Services, rows: int) -> None:
-    async with services.database.transaction():  # so that the trigger is back whatever happens
+    async with services.database.transaction():  # so that the trigger is enabled again even after an error
         await services.database.execute("ALTER TABLE task_activity_log DISABLE TRIGGER USER")
         await services.database.execute(
             "INSERT INTO task_activity_log SELECT md5(number::text)::uuid, gen_random_uuid(), gen_random_uuid(),"
@@ -125,7 +125,7 @@ async def _fill_table(services: Services, rows: int) -> None:
 
 
 async def _fill_inbox(services: Services, keys: int) -> None:
-    # the indexes are made afterwards: keys are random, and each would be looked up on the disk
+    # The indexes are created afterwards: keys are random, and inserting each one would read the index from disk.
     await services.empty()
     await services.database.execute("SET maintenance_work_mem = '1GB'")
     async with services.database.transaction():
@@ -144,7 +144,7 @@ async def _fill_inbox(services: Services, keys: int) -> None:
 
 
 async def memory(services: Services, *, seconds: float) -> dict[str, float]:
-    """What one worker has resident while it takes 1,000 messages a second, after a minute (or a tenth) and at the end."""
+    """One worker's resident memory at 1,000 messages a second, after a minute (or a tenth of the time) and at the end."""
     await services.empty()
     settled = min(60.0, seconds / 10)
     samples: list[tuple[float, int]] = []
@@ -168,6 +168,6 @@ async def memory(services: Services, *, seconds: float) -> dict[str, float]:
     }
     show.say(
         f"memory: {found['settled_mib']:.1f} MiB after {settled:.0f} s, {found['end_mib']:.1f} MiB after {seconds:.0f} s,"
-        f" at most {found['most_mib']:.1f} MiB; {found['messages']:,.0f} messages"
+        f" {found['most_mib']:.1f} MiB at most; {found['messages']:,.0f} messages"
     )
     return found

@@ -1,4 +1,4 @@
-"""From publish to reply at a steady rate, this worker and the plain one by turns."""
+"""Measures the time from publish to reply at a steady rate, for this worker and the plain aio-pika one in turn."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from benchmarks.workers import Services, Worker, running
 from task_activity_log.rabbitmq.publisher import Publisher
 
 _WARM_UP = 0.2
-"""The part of the messages whose time does not count: the worker has just been started."""
+"""The first messages, as a share of all, whose times are ignored because the worker has just started."""
 _LAST_REPLY_SECONDS = 30.0
 
 
-async def by_turns(
+async def in_turn(
     services: Services, workers: Sequence[Worker], *, rates: Sequence[int], rounds: int, seconds: float
 ) -> dict[str, dict[str, float]]:
-    """Medians of the rounds' p50 and p99 in milliseconds, by rate and worker."""
+    """The medians of all rounds' p50 and p99, in milliseconds, by worker and rate."""
     found: dict[str, dict[str, list[float]]] = {}
     for rate in rates:
         for _ in range(rounds):
@@ -40,7 +40,7 @@ async def by_turns(
                 )
     medians = {name: {cut: median(values) for cut, values in some.items()} for name, some in found.items()}
     show.table(
-        "From publish to reply",
+        "Time from publish to reply",
         ("", "p50 ms", "p99 ms"),
         [(name, f"{some['p50_ms']:.1f}", f"{some['p99_ms']:.1f}") for name, some in medians.items()],
     )
@@ -48,7 +48,7 @@ async def by_turns(
 
 
 async def once(services: Services, worker: Worker, *, rate: int, seconds: float) -> list[float]:
-    """The seconds from publish to reply of each message, sent at random moments, `rate` a second."""
+    """The seconds from publish to reply of each message. They are sent at random moments, on average `rate` a second."""
     await services.empty()
     count = int(rate * seconds)
     sent: dict[str, float] = {}
@@ -68,7 +68,7 @@ async def once(services: Services, worker: Worker, *, rate: int, seconds: float)
             await queue.consume(on_reply, no_ack=True)
             sending = []
             random = Random(rate)  # noqa: S311 - the same moments for every worker
-            at = time.perf_counter() + 2.0  # the worker is started by then; were it not, the warm-up takes it
+            at = time.perf_counter() + 2.0  # the worker has started by then; if not, the delay falls into the warm-up
             for number in range(count):
                 at += random.expovariate(rate)
                 await asyncio.sleep(max(0.0, at - time.perf_counter()))

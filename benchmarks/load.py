@@ -1,4 +1,4 @@
-"""The load: requests of the sample's shape, one in ten of them XML, every second one an update."""
+"""The load: requests like the sample record. Every tenth is XML, and every second is an update."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from task_activity_log.rabbitmq.topology import Topology
 
 TOPOLOGY = Topology()
 BATCH = 1000
-"""Messages in one write."""
+"""How many messages are published at a time."""
 UPDATES_AFTER = 1000
-"""So many records lie between one and its update: an update comes a while after."""
+"""How many new records come between a record and its update."""
 XML_EVERY = 10
 
 _MOMENT = "2026-01-11T20:58:34.7203833+00:00"
@@ -34,7 +34,7 @@ _XML = (
 
 
 def body(identifier: UUID, *, xml: bool) -> bytes:
-    """A request of the sample's shape, indented as the sample is."""
+    """The body of a request, with the fields and the indentation of the sample record."""
     members: dict[str, object] = {
         "id": str(identifier),
         "task_id": str(uuid4()),
@@ -56,13 +56,13 @@ def body(identifier: UUID, *, xml: bool) -> bytes:
 
 
 def row_id(number: int) -> UUID:
-    """The id of one of the rows that `growth` puts into the table: what PostgreSQL's md5(number::text)::uuid is."""
+    """The id of a row that `growth` inserts into the table: the value of PostgreSQL's md5(number::text)::uuid."""
     return UUID(md5(str(number).encode(), usedforsecurity=False).hexdigest())
 
 
 def requests(count: int, *, rows: int = 0) -> Iterator[Outgoing]:
-    """`count` persistent requests. Updates are of records that came before, or of some among `rows` in the table."""
-    earlier = deque(uuid4() for _ in range(UPDATES_AFTER))  # the updates of these insert, too
+    """`count` persistent requests. Updates are of records sent before or, with `rows`, of that many existing rows."""
+    earlier = deque(uuid4() for _ in range(UPDATES_AFTER))  # not sent before, so the first updates insert, too
     for number in range(count):
         if number % 2:
             identifier = row_id(randint(1, rows)) if rows else earlier.popleft()  # noqa: S311 - not cryptography
@@ -90,7 +90,7 @@ def request(identifier: UUID, *, xml: bool = False) -> Outgoing:
 
 @asynccontextmanager
 async def publishing(url: str) -> AsyncIterator[Publisher]:
-    """A publisher that is connected."""
+    """A connected publisher."""
     publisher = Publisher(LinkOptions(url), purpose="benchmark")
     running = asyncio.create_task(publisher.run())
     await publisher.wait_connected()
@@ -102,7 +102,7 @@ async def publishing(url: str) -> AsyncIterator[Publisher]:
 
 
 async def fill(url: str, count: int, progress: Progress, *, rows: int = 0) -> None:
-    """Put `count` requests into the queue."""
+    """Publish `count` requests to the queue."""
     coming = requests(count, rows=rows)
     async with publishing(url) as publisher:
         for done in range(0, count, BATCH):

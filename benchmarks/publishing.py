@@ -1,4 +1,4 @@
-"""How fast messages are published with the broker's confirm for each: `Publisher`, and aio-pika as it is documented."""
+"""Measures publishing with a confirm for each message: `Publisher`, and aio-pika used as its documentation suggests."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Publish = Callable[[Sequence[Outgoing]], Awaitable[object]]
 
 
 async def compare(services: Services, *, messages: int, rounds: int) -> dict[str, dict[str, float]]:
-    """Medians of messages a second and of CPU microseconds a message in the publishing process, by way."""
+    """The medians of messages a second and of the publishing process's CPU microseconds a message, by way to publish."""
     url = os.environ["AMQP_URL"]
     async with publishing(url) as publisher, await aio_pika.connect(url) as connection:
         channel = await connection.channel()
@@ -65,7 +65,7 @@ async def compare(services: Services, *, messages: int, rounds: int) -> dict[str
     medians = {way: {name: median(values) for name, values in some.items()} for way, some in found.items()}
     first = next(iter(medians.values()))["messages_per_second"]
     show.table(
-        "Publishing, each message confirmed",
+        "Publishing, with a confirm for each message",
         ("", "messages/s", "Publisher is", "CPU µs"),
         [
             (

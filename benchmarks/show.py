@@ -1,4 +1,4 @@
-"""What people see meanwhile and afterwards: a progress bar, and tables."""
+"""Output for people: a progress bar during the run, and tables of results."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 Progress = Callable[..., None]
-"""Told how far it is, from 0 to 1; of several such numbers the greatest counts."""
+"""Takes the progress, from 0 to 1. If it is given several numbers, it shows the greatest."""
 
 _on_screen = Console(stderr=True)
 _results = Console(width=130)
@@ -18,7 +18,7 @@ _results = Console(width=130)
 
 @contextmanager
 def bar(label: str) -> Iterator[Progress]:
-    """A progress bar on standard error, where that is a terminal; else a line when it begins."""
+    """A progress bar on standard error if that is a terminal; otherwise one line at the beginning."""
     if not _on_screen.is_terminal:
         _on_screen.print(label)
         yield lambda *_: None
@@ -29,12 +29,12 @@ def bar(label: str) -> Iterator[Progress]:
 
 
 def say(line: str) -> None:
-    """One line of results."""
+    """Print one line of results."""
     _results.print(line, highlight=False)
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table; the first column is text, the others numbers."""
+    """Print a table. The first column is text, the others are numbers."""
     shown = Table(title=title, title_justify="left")
     for number, column in enumerate(columns):
         shown.add_column(column, justify="right" if number else "left")

@@ -1,9 +1,9 @@
-"""What the wire costs beside bare pydantic: `make bench-wire`.
+"""Compares decoding and encoding with bare pydantic: `make bench-wire`.
 
-One message is a body decoded to a record (charset, syntax, duplicates, fields) and a stored record encoded; what a
-request needs besides (headers, request key) stands in the table. Bare pydantic is `model_validate_json` and
-`model_dump_json` of a plain model with the same twelve members. All take turns in one run, and the fastest of many
-rounds counts: on a shared machine the slower ones measure the neighbours.
+Decoding a body to a record checks charset, syntax, duplicate members and fields. Encoding writes a stored record. The
+table also shows what a whole request needs (headers, request key). Bare pydantic is `model_validate_json` and
+`model_dump_json` of a plain model with the same twelve fields. The tasks take turns in one run. The result is the
+fastest of many rounds, because on a shared machine the slower ones measure other processes.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ JSON = b"""{
 
 
 class Plain(BaseModel):
-    """The same record, with pydantic's own ideas of uuids and dates."""
+    """The same record, with pydantic's own rules for uuids and dates."""
 
     id: UUID
     task_id: UUID | None = None
@@ -57,7 +57,7 @@ class Plain(BaseModel):
 
 
 def sent_as(body: bytes, content_type: str) -> Delivery:
-    """A delivery of the usual sort."""
+    """A typical delivery of a body."""
     return Delivery(
         body,
         Properties(
@@ -69,13 +69,13 @@ def sent_as(body: bytes, content_type: str) -> Delivery:
 
 
 def record_of(sent: Delivery) -> object:
-    """Charset, syntax, duplicates, fields: what the wire does, without headers and key."""
+    """Decode the body of a delivery (charset, syntax, duplicate members, fields), without headers and request key."""
     media = wire.media_type(sent.properties.content_type)
     return wire.decode(wire.text(sent.body, media), media.name)
 
 
 def best(tasks: dict[str, Callable[[], object]]) -> dict[str, float]:
-    """Microseconds a call of each task, the fastest of all rounds; the tasks take turns."""
+    """The microseconds a call that each task takes: the fastest of all rounds. The tasks take turns."""
     fastest = dict.fromkeys(tasks, float("inf"))
     for _ in range(ROUNDS):
         for name, task in tasks.items():
@@ -87,7 +87,7 @@ def best(tasks: dict[str, Callable[[], object]]) -> dict[str, float]:
 
 
 def main() -> None:
-    """Print the table."""
+    """Measure all tasks, and print a line for each and a comparison with pydantic."""
     rules = request.Rules()
     stored = wire.decode_stored(JSON, wire.JSON)
     xml = wire.encode(stored, wire.XML).body.replace(b"><", b">\n  <").replace(b".720Z", b".7203833Z")
@@ -120,7 +120,7 @@ def main() -> None:
     whole = took["JSON: decode"] + took["JSON: reply"]
     print(f"\nJSON, bytes to record and back: {json:.1f} µs, {json / bare:.2f} × bare pydantic ({bare:.1f} µs)")
     print(f"XML, bytes to record and back: {xml_both:.1f} µs, {xml_both / json:.2f} × JSON")
-    print(f"With all that a message needs besides (headers, request key, reply): {whole:.1f} µs for JSON")
+    print(f"JSON, with everything else that a message needs (headers, request key, reply): {whole:.1f} µs")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The workers that take turns, and what one run of a worker costs: time, CPU and memory."""
+"""The measured workers, and what a run of one costs: time, CPU and memory."""
 
 from __future__ import annotations
 
@@ -44,17 +44,17 @@ class Worker:
 
 
 def ours(name: str = OURS, **environment: str) -> Worker:
-    """This worker, with these variables."""
+    """This worker, with additional environment variables."""
     return Worker(name, _RUN, environment)
 
 
 def plain() -> Worker:
-    """The worker that one would write from the documentation of aio-pika and asyncpg."""
+    """The peer that is written as the documentation of aio-pika and asyncpg suggests."""
     return Worker(PLAIN, (sys.executable, "-m", "benchmarks.peers.plain"))
 
 
 def peers() -> tuple[list[Worker], dict[str, str]]:
-    """The workers that others would write, made ready; and why some are left out, by name."""
+    """The peers, built and ready to start; and the reasons why some cannot be measured, by name."""
     found = [plain(), Worker("FastStream", (sys.executable, "-m", "benchmarks.peers.faststream_app"))]
     left_out: dict[str, str] = {}
     if find_spec("faststream") is None:
@@ -63,28 +63,27 @@ def peers() -> tuple[list[Worker], dict[str, str]]:
         subprocess.run(["npm", "ci", "--silent", "--no-audit", "--no-fund"], cwd=PEERS / "node", check=True)
         found.append(Worker("Node, amqplib and pg", ("node", str(PEERS / "node" / "worker.js"))))
     else:
-        left_out["Node, amqplib and pg"] = "no node and npm here"
+        left_out["Node, amqplib and pg"] = "node or npm is not installed"
     if shutil.which("go") and all((_DEBIAN_GO / "src/github.com" / name).is_dir() for name in _GO_LIBRARIES):
         environment = {**os.environ, "GO111MODULE": "off", "GOPATH": str(_DEBIAN_GO), "GOFLAGS": ""}
         subprocess.run(["go", "build", "-o", "worker", "worker.go"], cwd=PEERS / "go", env=environment, check=True)
         found.append(Worker("Go, amqp091 and pgx", (str(PEERS / "go" / "worker"),)))
     else:
-        left_out["Go, amqp091 and pgx"] = f"needs Debian's {_GO_PACKAGES}"
+        left_out["Go, amqp091 and pgx"] = f"it needs Debian's packages {_GO_PACKAGES}"
     return found, left_out
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What it took to handle messages."""
+    """What it took to process messages. CPU times are in seconds."""
 
     messages: int
     seconds: float
     worker_cpu: float
-    """Seconds."""
     broker_cpu: float
     database_cpu: float
     memory_bytes: int
-    """The most that the worker processes had resident, together."""
+    """The peak resident memory of all worker processes together."""
 
     @property
     def rate(self) -> float:
@@ -93,23 +92,23 @@ class Cost:
 
     @property
     def worker_us(self) -> float:
-        """CPU of the worker, microseconds a message."""
+        """The worker's CPU time, in microseconds a message."""
         return self.worker_cpu / self.messages * 1e6
 
     @property
     def broker_us(self) -> float:
-        """CPU of the broker, microseconds a message."""
+        """The broker's CPU time, in microseconds a message."""
         return self.broker_cpu / self.messages * 1e6
 
     @property
     def database_us(self) -> float:
-        """CPU of the database, microseconds a message."""
+        """The database's CPU time, in microseconds a message."""
         return self.database_cpu / self.messages * 1e6
 
 
 @contextmanager
 def running(worker: Worker, count: int = 1) -> Iterator[list[subprocess.Popen[bytes]]]:
-    """`count` processes of a worker, stopped at the end."""
+    """Run `count` processes of a worker, and stop them at the end."""
     environment = {**os.environ, "HTTP_PORT": "0", "LOG_FORMAT": "json", **worker.environment}
     processes: list[subprocess.Popen[bytes]] = []
     try:
@@ -125,7 +124,7 @@ def running(worker: Worker, count: int = 1) -> Iterator[list[subprocess.Popen[by
 
 
 class Services:
-    """The broker and the database that the environment names."""
+    """The broker and the database in AMQP_URL and DATABASE_URL."""
 
     def __init__(self, channel: aio_pika.abc.AbstractChannel, database: asyncpg.Connection[asyncpg.Record]) -> None:
         self._channel = channel
@@ -134,12 +133,12 @@ class Services:
         self._postmaster = _listener(os.environ["DATABASE_URL"], 5432, "postgres")
 
     async def replies(self) -> int:
-        """How many replies there are."""
+        """The number of replies in their queue."""
         queue = await self._channel.declare_queue(TOPOLOGY.replies_queue, passive=True)
         return queue.declaration_result.message_count or 0
 
     async def empty(self, *, tables: bool = True) -> None:
-        """Leave nothing in the queues nor, with `tables`, in the tables."""
+        """Empty the queues and, with `tables`, the tables."""
         for name in (TOPOLOGY.requests_queue, TOPOLOGY.replies_queue, TOPOLOGY.dead_letters_queue):
             await (await self._channel.get_queue(name)).purge()
         if tables:
@@ -147,18 +146,18 @@ class Services:
         await self.database.execute("CHECKPOINT")
 
     async def take_replies(self) -> None:
-        """Throw away the replies that there are."""
+        """Discard all replies in the queue."""
         await (await self._channel.get_queue(TOPOLOGY.replies_queue)).purge()
 
     def cpu(self) -> tuple[float, float]:
-        """Seconds that the broker and the database have used; 0 for one that is not a process of this machine."""
+        """The CPU seconds that broker and database have used; 0 for one that is not a process of this machine."""
         broker = _cpu([self._broker]) if self._broker else 0.0
         return broker, _cpu([self._postmaster, *_children(self._postmaster)]) if self._postmaster else 0.0
 
 
 @asynccontextmanager
 async def services() -> AsyncIterator[Services]:
-    """Connect, and declare the queues and make the tables where they are not there."""
+    """Connect to both services, and declare the queues. The tables must exist already."""
     database = await asyncpg.connect(os.environ["DATABASE_URL"], command_timeout=3600)
     try:
         async with await aio_pika.connect(os.environ["AMQP_URL"]) as connection:
@@ -171,10 +170,10 @@ async def services() -> AsyncIterator[Services]:
 async def measure(
     services: Services, worker: Worker, waiting: int, *, seconds: float, processes: int = 1, progress: Progress
 ) -> Cost:
-    """Let a worker drain what is waiting, for at most so many seconds.
+    """Let a worker process the waiting messages, for at most `seconds`.
 
-    The clock runs from the 2,000th reply on, or the twentieth part: starting up is no part of it. What the worker did
-    not get to stays in the queue.
+    Timing starts after the first 2,000 replies or the first 5 % of them, whichever are fewer, so that it does not
+    include the start of the worker. Messages that the worker does not reach in time stay in the queue.
     """
     after = min(waiting // 20, 2000)
     with running(worker, processes) as started:
@@ -201,16 +200,16 @@ async def measure(
 async def _progressed(
     services: Services, done: int, moved: float, started: Sequence[subprocess.Popen[bytes]]
 ) -> tuple[int, float]:
-    """How many replies there are now, and when there were more for the last time."""
+    """The number of replies now, and the time of the last increase."""
     await asyncio.sleep(_POLL_SECONDS)
     now = await services.replies()
     if now > done:
         return now, time.perf_counter()
     for process in started:
         if process.poll() is not None:
-            raise SystemExit(f"{process.args!r} ended with {process.returncode} while it was measured")
+            raise SystemExit(f"{process.args!r} exited with status {process.returncode} while it was measured")
     if time.perf_counter() - moved > _STALLED_SECONDS:
-        raise SystemExit(f"{started[0].args!r} has not answered anything for {_STALLED_SECONDS:.0f} s")
+        raise SystemExit(f"{started[0].args!r} has published no reply for {_STALLED_SECONDS:.0f} s")
     return now, moved
 
 
@@ -219,7 +218,7 @@ def _stat(pid: int) -> list[str]:
 
 
 def _cpu(pids: Iterable[int]) -> float:
-    """Seconds of CPU that processes have used, with those of their children that have ended."""
+    """The CPU seconds that processes have used, including children that have ended."""
     return sum(sum(map(int, _stat(pid)[11:15])) for pid in pids) / _TICKS
 
 
@@ -233,7 +232,7 @@ def _children(parent: int) -> list[int]:
 
 
 def resident(pid: int, line_name: str = "VmRSS") -> int:
-    """Bytes that a process has resident; with `VmHWM` the most that it had."""
+    """The resident memory of a process in bytes; with `VmHWM`, its peak."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith(f"{line_name}:"):
             return int(line.split()[1]) * 1024
@@ -241,7 +240,7 @@ def resident(pid: int, line_name: str = "VmRSS") -> int:
 
 
 def _listener(url: str, default: int, program: str) -> int:
-    """The process that listens at the port in a URL, if it is this program; 0 when it is elsewhere or in a container."""
+    """The pid of `program` if it listens on a URL's port; 0 if it runs on another machine or in a container."""
     port = f":{urlsplit(url).port or default:04X}"
     rows = [line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()]
     sockets = {f"socket:[{row[9]}]" for row in rows if row[1].endswith(port) and row[3] == "0A"}

@@ -1,12 +1,12 @@
 """A private RabbitMQ and PostgreSQL for the demo, the tests and the benchmarks. Not part of the product.
 
-The map:
+Modules:
 
-- `choice` decides where each of the two comes from and says so;
-- `environment`, `containers`, `processes` with `leash`, and `packages` with `install.sh` are the ways;
-- `rabbitmq` and `postgresql` are the services, `service` what they have in common;
-- `sharing` lets all processes of one test run use the same two;
-- `proxy` cuts the network between a test and a service;
+- `choice` decides where each of the two services comes from, and reports the decision;
+- `environment`, `containers`, `processes` (with `reaper`) and `packages` (with `install.sh`) are the ways to get one;
+- `rabbitmq` and `postgresql` are the services; `service` is what they have in common;
+- `sharing` lets all processes of one test run use the same two services;
+- `proxy` interrupts the network between a test and a service;
 - `demo` is `make demo`; `python -m sandbox` starts both services and keeps them, or runs a command against them.
 """
 
@@ -40,7 +40,7 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class Sandbox:
-    """The two services, running."""
+    """Both services, running."""
 
     rabbitmq: RabbitMQ
     postgresql: PostgreSQL
@@ -56,20 +56,20 @@ class Sandbox:
 
 
 def say_on_stderr(line: str) -> None:
-    """Tell people how far it is, where it does not mix with results."""
+    """Report progress on standard error, so that it does not mix with results on standard output."""
     print(f"sandbox: {line}", file=sys.stderr, flush=True)
 
 
 @contextmanager
 def start(*, durable: bool = True, say: Say = say_on_stderr) -> Iterator[Sandbox]:
-    """Start both services at the same time; both are gone when the block, or this process, ends.
+    """Start both services at the same time. Both are removed when the block ends, or when this process ends.
 
     Args:
-        durable: False trades PostgreSQL's safety from power cuts for speed. Not for benchmarks.
-        say: is told where each service comes from, and what takes long.
+        durable: False makes PostgreSQL faster, at the price of losing data in a power cut. Not for benchmarks.
+        say: receives lines that report where each service comes from, and the progress of slow steps.
 
     Raises:
-        SandboxError: one cannot be had; the message says what to do.
+        SandboxError: A service is not available; the message says what to do.
     """
     broker = in_background(lambda: Choice(RABBITMQ, ways()).start(say, durable=durable))
     database = in_background(lambda: Choice(POSTGRESQL, ways()).start(say, durable=durable))
@@ -88,13 +88,13 @@ def close(*services: Service) -> None:
 
 
 def in_background(work: Callable[[], _T]) -> Future[_T]:
-    """Do something in a thread that a Ctrl-C need not wait for: the process ends, and the leashes the rest."""
+    """Run `work` in a daemon thread, so that Ctrl-C need not wait for it: the reapers clean up whatever it started."""
     future: Future[_T] = Future()
 
     def run() -> None:
         try:
             future.set_result(work())
-        except BaseException as error:  # noqa: BLE001  # the future hands it to whoever waits
+        except BaseException as error:  # noqa: BLE001  # the future passes it on to whoever waits
             future.set_exception(error)
 
     threading.Thread(target=run, daemon=True).start()

@@ -12,7 +12,7 @@ import sandbox
 
 
 def main() -> int:
-    """Start the sandbox, then wait or run; returns the exit status."""
+    """Start the sandbox, then wait for Ctrl-C or run the command; return the exit status."""
     options = argparse.ArgumentParser(
         prog="python -m sandbox",
         description="Start a private RabbitMQ and PostgreSQL. Without COMMAND keep them until Ctrl-C; with it, run "
@@ -34,7 +34,7 @@ def main() -> int:
 
 
 def _exports(services: sandbox.Sandbox) -> list[str]:
-    """Return lines for a shell: with them, another terminal reaches these services."""
+    """Return shell lines that point another terminal at these services."""
     return [f"export {name}={shlex.quote(value)}" for name, value in services.environment.items()]
 
 
@@ -50,7 +50,7 @@ def _keep(services: sandbox.Sandbox) -> int:
 
 
 def _run(command: list[str], services: sandbox.Sandbox) -> int:
-    """Run the command to its end. Ctrl-C reaches it from the terminal, and it decides; SIGTERM is passed on."""
+    """Run the command to its end. The terminal sends it Ctrl-C itself, so ignore Ctrl-C here; pass SIGTERM on."""
     for line in _exports(services):
         sandbox.say_on_stderr(line)
     signal.signal(signal.SIGINT, lambda *_: None)

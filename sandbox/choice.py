@@ -1,7 +1,8 @@
-"""Decides where RabbitMQ and PostgreSQL come from, each on its own, and says what was taken and why.
+"""Decides where RabbitMQ and PostgreSQL come from, each independently, and reports what was chosen and why.
 
-The order: what the environment names, Docker, binaries on this machine, packages installed for the purpose. The
-variable SANDBOX forces one: `environment`, `docker` or `binaries` (which may install them); `auto` is the default.
+The order: the server that the environment names, Docker, binaries on this machine, newly installed packages. The
+variable SANDBOX forces one way: `environment`, `docker` or `binaries` (which may install packages). The default is
+`auto`, which tries them in this order.
 """
 
 import os
@@ -23,7 +24,7 @@ _S = TypeVar("_S", bound=Service)
 
 @dataclass(frozen=True)
 class Kind(Generic[_S]):
-    """One of the two services, and how it is had each way."""
+    """One of the two services, and how to get it each way."""
 
     name: str
     variable: str
@@ -59,17 +60,17 @@ POSTGRESQL = Kind(
 
 @dataclass
 class Choice(Generic[_S]):
-    """Where one service comes from, and why not from where it was looked for before."""
+    """The ways that are left to try for one service, and the reasons why earlier ones did not work."""
 
     kind: Kind[_S]
     ways: tuple[Way, ...]
     reasons: list[str] = field(default_factory=list)
 
     def prepare(self, say: Say) -> Way:
-        """Return the first way that is open, after pulling or installing what it takes; nothing is started.
+        """Return the first way that is possible, after pulling or installing what it needs. Does not start anything.
 
         Raises:
-            SandboxError: none is open; the message says what to do.
+            SandboxError: No way is possible; the message says what to do.
         """
         while self.ways:
             obstacle = self._obstacle(self.ways[0], say)
@@ -82,7 +83,7 @@ class Choice(Generic[_S]):
         """Start the service the first way that works.
 
         Raises:
-            SandboxError: none did; the message says what to do.
+            SandboxError: No way worked; the message says what to do.
         """
         while True:
             way = self.prepare(say)
@@ -91,12 +92,12 @@ class Choice(Generic[_S]):
                 service = self._start(way, durable=durable)
             except SandboxError as error:
                 if way == "environment":
-                    raise  # it was asked for by name: taking something else instead would hide that
+                    raise  # it was asked for by name, and silently using another server would hide the problem
                 say(f"{self.kind.name}: {error}")
                 self._give_up(f"{way}: {str(error).splitlines()[0]}")
                 continue
             because = f" ({'; '.join(self.reasons)})" if self.reasons else ""
-            took = f"in {time.monotonic() - began:.1f} s"
+            took = f"is ready after {time.monotonic() - began:.1f} s"
             say(f"{self.kind.name} {service.version} from {service.origin} {took}{because}")
             return service
 
@@ -132,19 +133,19 @@ class Choice(Generic[_S]):
     def _what_to_do(self) -> str:
         kind = self.kind
         return (
-            f"found no {kind.name} to work with: {'; '.join(self.reasons)}. Do one of these: start Docker; install "
+            f"no {kind.name} is available: {'; '.join(self.reasons)}. Do one of the following: start Docker; install "
             f"{kind.name} (Debian, Ubuntu: apt-get install {kind.package}); or set {kind.variable}"
         )
 
 
 def ways(*, private: bool = False) -> tuple[Way, ...]:
-    """Return the ways to try, in order; a private service, which may be killed, never comes from the environment."""
+    """Return the ways to try, in order. A private service may be killed, so it never comes from the environment."""
     forced = os.environ.get("SANDBOX", "auto")
     if forced == "auto":
         return WAYS[1:] if private else WAYS
     for way in WAYS:
         if way == forced:
             if private and way == "environment":
-                raise SandboxError("SANDBOX=environment: a service that a test may kill is not taken from there")
+                raise SandboxError("SANDBOX=environment cannot provide a service that a test may kill")
             return (way,)
-    raise SandboxError(f"SANDBOX is {forced!r}; it can be auto, {', '.join(WAYS)}")
+    raise SandboxError(f"SANDBOX is {forced!r}; it must be one of auto, {', '.join(WAYS)}")

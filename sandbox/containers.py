@@ -1,7 +1,7 @@
-"""Runs a service as a container, by testcontainers, on ports of 127.0.0.1 that stay the same over restarts.
+"""Runs a service as a container, with testcontainers, on ports of 127.0.0.1 that stay the same across restarts.
 
-testcontainers has a reaper of its own, Ryuk, which is one more image to pull and one more container that needs
-the engine's socket. The leash does its work: what carries our label is removed when the owner is gone.
+testcontainers has its own resource reaper, Ryuk, but that is another image to pull and another container that needs
+the engine's socket. `sandbox.reaper` does the same: it removes the containers with our label when the owner is gone.
 """
 
 import os
@@ -19,14 +19,14 @@ from testcontainers.core.config import testcontainers_config
 from testcontainers.core.container import DockerContainer
 from testcontainers.core.docker_client import DockerClient, get_docker_host
 
-from sandbox.processes import Leash
+from sandbox.processes import ReaperClient
 from sandbox.service import SandboxError
 
 _LABEL = "task-activity-log-sandbox"
 _ANSWER_LIMIT_SECONDS = 10
-_SILENCE_LIMIT_SECONDS = 30  # of a registry, before it is taken as out of reach
+_SILENCE_LIMIT_SECONDS = 30  # a registry that is silent for longer counts as unreachable
 _PULL_LIMIT_SECONDS = 600
-_TELL_EVERY_SECONDS = 5
+_REPORT_EVERY_SECONDS = 5
 _REMOVE = f"""
 import docker, sys
 client = docker.from_env(timeout=60)
@@ -37,15 +37,15 @@ for container in client.containers.list(all=True, filters={{"label": "{_LABEL}="
 
 @cache
 def _engine() -> Any:
-    """Return a client (`docker.DockerClient`) of this machine's engine, or a string that says why there is none."""
+    """Return a client (`docker.DockerClient`) of this machine's engine, or a string that says why there is no client."""
     testcontainers_config.ryuk_disabled = True
     address = get_docker_host() or "unix:///var/run/docker.sock"
     if not address.startswith("unix://"):
         return "the Docker engine is on another machine, whose ports are not on 127.0.0.1"
     try:
-        # Docker's client leaves its socket open when nobody listens, which ends a run of tests that allow no leak.
-        with socket.socket(socket.AF_UNIX) as knock:
-            knock.connect(address.removeprefix("unix://"))
+        # Docker's client leaks its socket when nobody listens, and the tests treat a leaked socket as an error.
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.connect(address.removeprefix("unix://"))
         client = DockerClient(timeout=_ANSWER_LIMIT_SECONDS).client
         client.ping()
     except (docker.errors.DockerException, OSError):
@@ -54,9 +54,9 @@ def _engine() -> Any:
 
 
 def missing(image: str, say: Callable[[str], None]) -> str | None:
-    """Return why an image cannot be run here, or None; pulls the image if the engine does not have it.
+    """Return why an image cannot be run here, or None if it can. Pulls the image if the engine does not have it.
 
-    A registry that says nothing for half a minute is given up; `say` is told about progress.
+    A registry that is silent for half a minute counts as unreachable. `say` receives progress lines.
     """
     engine = _engine()
     if isinstance(engine, str):
@@ -92,7 +92,7 @@ def _pull(image: str, say: Callable[[str], None]) -> None:
             now = time.monotonic()
             if now - started > _PULL_LIMIT_SECONDS:
                 raise SandboxError(f"it took more than {_PULL_LIMIT_SECONDS} s")
-            if now - spoken > _TELL_EVERY_SECONDS:
+            if now - spoken > _REPORT_EVERY_SECONDS:
                 done, total = (sum(sizes) // 1_000_000 for sizes in zip(*layers.values(), strict=True))
                 say(f"pulling the Docker image {image}: {done} of {total} MB")
                 spoken = now
@@ -101,20 +101,20 @@ def _pull(image: str, say: Callable[[str], None]) -> None:
 
 
 class Container:
-    """The runner of a service that is one container."""
+    """Runs a service as one container."""
 
     def __init__(
         self, image: str, *, ports: dict[int, int], environment: dict[str, str], command: list[str] | None
     ) -> None:
-        """`ports` are the container's, each with the one of 127.0.0.1 that leads to it."""
+        """`ports` maps each port of the container to the port of 127.0.0.1 that leads to it."""
         self.origin = f"the Docker image {image}"
         label = uuid4().hex
-        self._leash = Leash()
+        self._reaper = ReaperClient()
         kept = {name: os.environ[name] for name in ("PATH", "HOME", "DOCKER_HOST") if name in os.environ}
-        self._leash.ask("last", argv=[sys.executable, "-c", _REMOVE, label], environment=kept, keep=True)
+        self._reaper.ask("set_cleanup", argv=[sys.executable, "-c", _REMOVE, label], environment=kept, save=True)
         self._described = DockerContainer(image, env=environment).with_kwargs(labels={_LABEL: label})
         for inside, outside in ports.items():
-            # the annotation knows port numbers only, the engine also takes an address with them
+            # the annotation allows port numbers only, but the engine also accepts an address with the port
             self._described.ports[f"{inside}/tcp"] = ("127.0.0.1", outside)  # type: ignore[assignment]
         if command is not None:
             self._described.with_command(command)
@@ -141,7 +141,7 @@ class Container:
         self._do(self._container.pause)
 
     def resume(self) -> None:
-        """Let them go on."""
+        """Let them continue."""
         self._do(self._container.unpause)
 
     def ended(self) -> str | None:
@@ -160,7 +160,7 @@ class Container:
 
     def close(self) -> None:
         """Remove the container and its volumes."""
-        self._leash.close()
+        self._reaper.close()
         self._described.get_docker_client().client.close()
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""`make demo`: the whole story in a quarter of a minute, with a real RabbitMQ and PostgreSQL."""
+"""`make demo`: migrate, run, publish and stop, with a real RabbitMQ and PostgreSQL."""
 
 import http.client
 import json
@@ -17,23 +17,27 @@ from sandbox.processes import Processes
 from sandbox.service import free_port
 
 SAMPLES = [Path("docs", "examples", "samples", name) for name in ("record.json", "record.xml", "bad.json")]
-_SOME_REJECTED = 3  # the exit status of `publish` when it was answered with a problem
+_SOME_REJECTED = 3  # the exit status of `publish` when the worker rejected a message
 _READY_LIMIT_SECONDS = 30.0
 
 HOW_TO_GO_ON = """
-Go on:
-  make run      the worker with a private RabbitMQ and PostgreSQL, until Ctrl-C; it prints their URLs
-  .venv/bin/task-activity-log publish FILE...   in another terminal, with AMQP_URL set to the one printed
-  .venv/bin/task-activity-log --help            everything else
-  README.md     settings, guarantees, operation"""
+Next steps:
+  make run
+      Runs the worker with a private RabbitMQ and PostgreSQL until Ctrl-C, and prints their URLs.
+  .venv/bin/task-activity-log publish FILE...
+      Publishes records from files. Run it in another terminal, with AMQP_URL set to the URL that `make run` printed.
+  .venv/bin/task-activity-log --help
+      Lists all commands.
+  README.md
+      Describes settings, guarantees and operation."""
 
 
 class DemoError(Exception):
-    """A step did not go as it should; the message says which, with the end of its log."""
+    """A step failed; the message says which one, with the end of its log."""
 
 
 def main() -> int:
-    """Show it; returns the exit status."""
+    """Run the demo; return the exit status."""
     began = time.monotonic()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
@@ -44,35 +48,38 @@ def main() -> int:
         return 1
     except KeyboardInterrupt:
         return 130
-    print(f"\nEverything is stopped and removed. That took {time.monotonic() - began:.1f} s.\n{HOW_TO_GO_ON}")
+    print(f"\nEverything was stopped and removed. The demo took {time.monotonic() - began:.1f} s.\n{HOW_TO_GO_ON}")
     return 0
 
 
 def _show(environment: Mapping[str, str]) -> None:
-    _step("task-activity-log migrate")
+    _step("Create the tables.", "task-activity-log migrate")
     for line in _finish("migrate", environment=environment):
         _print(line)
 
-    _step("task-activity-log run &")
+    _step("Start a worker in the background.", "task-activity-log run &")
     worker = Processes("the demo", user=None, stop_signal=signal.SIGTERM)
     with closing(worker):
         worker.set_main(_command("run"), environment)
         worker.start()
         _wait_until_ready(worker, int(environment["HTTP_PORT"]))
 
-        _step("task-activity-log publish " + " ".join(map(str, SAMPLES)))
+        _step(
+            "Publish a record in JSON, the same record in XML, and an invalid one, and print the replies.",
+            "task-activity-log publish " + " ".join(map(str, SAMPLES)),
+        )
         for line in _finish("publish", *map(str, SAMPLES), environment=environment, status=_SOME_REJECTED):
             _print(_pretty(line))
 
-        _step("kill %1")
+        _step("Stop the worker.", "kill %1")
         worker.stop()
         if (status := worker.status()) != 0:
-            raise DemoError(f"the worker ended with status {status}:\n{worker.log_tail()}")
-        _print("the worker finished what it had in hand and ended with status 0")
+            raise DemoError(f"the worker exited with status {status}:\n{worker.log_tail()}")
+        _print("the worker finished the messages that it had taken and exited with status 0")
 
 
 def _finish(*arguments: str, environment: Mapping[str, str], status: int = 0) -> Iterator[str]:
-    """Run a command of the product to its end and return its lines; DemoError if it ends with another status."""
+    """Run a command of the product and return its output lines; DemoError if it exits with a status other than `status`."""
     command = subprocess.run(
         _command(*arguments),
         env=environment,
@@ -84,7 +91,7 @@ def _finish(*arguments: str, environment: Mapping[str, str], status: int = 0) ->
     )
     if command.returncode != status:
         said = "\n".join(command.stdout.splitlines()[-20:])
-        raise DemoError(f"task-activity-log {arguments[0]} ended with status {command.returncode}:\n{said}")
+        raise DemoError(f"task-activity-log {arguments[0]} exited with status {command.returncode}:\n{said}")
     return iter(command.stdout.splitlines())
 
 
@@ -96,7 +103,7 @@ def _wait_until_ready(worker: Processes, port: int) -> None:
         if time.monotonic() - began > _READY_LIMIT_SECONDS:
             raise DemoError(f"the worker was not ready after {_READY_LIMIT_SECONDS:.0f} s:\n{worker.log_tail()}")
         time.sleep(0.05)
-    _print(f"/readyz answers 200 after {time.monotonic() - began:.1f} s")
+    _print(f"the worker is ready (/readyz returns 200) after {time.monotonic() - began:.1f} s")
 
 
 def _is_ready(port: int) -> bool:
@@ -113,17 +120,17 @@ def _command(*arguments: str) -> list[str]:
 
 
 def _pretty(line: str) -> str:
-    """Return a reply over several lines, and anything else as it is."""
+    """Return a reply indented over several lines, and any other line unchanged."""
     if line.startswith("{"):
         return json.dumps(json.loads(line), indent=2, ensure_ascii=False)
     if line.startswith("<"):
-        pretty = minidom.parseString(line).toprettyxml(indent="  ")  # noqa: S318  # the reply of our own worker
+        pretty = minidom.parseString(line).toprettyxml(indent="  ")  # noqa: S318  # a reply from our own worker
         return pretty.partition("\n")[2].rstrip()
     return line
 
 
-def _step(command: str) -> None:
-    print(f"\n$ {command}", flush=True)
+def _step(purpose: str, command: str) -> None:
+    print(f"\n# {purpose}\n$ {command}", flush=True)
 
 
 def _print(text: str) -> None:

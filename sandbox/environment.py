@@ -1,8 +1,9 @@
-"""Uses the RabbitMQ and PostgreSQL that AMQP_URL and DATABASE_URL name, and nothing of what they hold.
+"""Uses the RabbitMQ and PostgreSQL that AMQP_URL and DATABASE_URL name, without touching anything stored there.
 
-The sandbox makes a virtual host and a database of its own there, with names that begin with
-`task_activity_log_sandbox_`, and removes them at the end. Where it may not, it says so: sharing a virtual host or
-database with somebody's data is no way out, as the worker's queues and tables have the same names everywhere.
+The sandbox creates its own virtual host and database on them, with names that begin with
+`task_activity_log_sandbox_`, and removes both at the end. If it lacks the permission, it says so. It never falls back
+to an existing virtual host or database: the worker's queues and tables have the same names everywhere, so it would
+mix with the data there.
 """
 
 import contextlib
@@ -15,7 +16,7 @@ from urllib.parse import quote, urlsplit, urlunsplit
 import asyncpg
 
 from sandbox.postgresql import PostgreSQL, in_thread
-from sandbox.processes import Leash
+from sandbox.processes import ReaperClient
 from sandbox.rabbitmq import ManagementError, RabbitMQ
 from sandbox.service import NotOurs, NotReadyError, SandboxError
 
@@ -24,28 +25,29 @@ _MANAGEMENT_PORTS = {"amqp": 15672, "amqps": 15671}
 
 
 class _Part(NotOurs):
-    """The runner of a part of ours of a server that is not: closing it removes the part, a crash does so too."""
+    """The runner for our virtual host or database on a server that is not ours. Closing it, or a crash, removes it."""
 
     def __init__(self, variable: str, **kept: str) -> None:
         super().__init__(variable, f"{variable} names it, so it is not ours")
-        self._leash = Leash()
-        # -m needs the folder that holds this package; the URLs travel in the environment, which others cannot read
+        self._reaper = ReaperClient()
+        # -m needs the folder that holds this package. URLs go into the environment, which other users cannot read.
         folder = str(Path(__file__).parents[1])
-        self._leash.ask(
-            "last",
+        self._reaper.ask(
+            "set_cleanup",
             argv=[sys.executable, "-m", "sandbox.environment"],
             environment={"PYTHONPATH": folder, **kept},
-            keep=False,
+            save=False,
         )
 
     def close(self) -> None:
-        self._leash.close()
+        self._reaper.close()
 
 
 def rabbitmq() -> RabbitMQ:
-    """Make a virtual host of our own on the broker that AMQP_URL names.
+    """Create our own virtual host on the broker that AMQP_URL names.
 
-    The management API does that; it is looked for beside the broker or where MANAGEMENT_URL says.
+    The management API does that: at the URL that the environment names or, by default, on the usual port of the
+    broker's host.
     """
     url = os.environ["AMQP_URL"]
     management = os.environ.get("MANAGEMENT_URL") or _management_url(url)
@@ -59,7 +61,7 @@ def rabbitmq() -> RabbitMQ:
     except (NotReadyError, ManagementError) as error:
         part.close()
         raise SandboxError(
-            f"cannot make a virtual host on the broker that AMQP_URL names ({error}), and the sandbox does not touch "
+            f"cannot create a virtual host on the broker that AMQP_URL names ({error}), and the sandbox does not use "
             "existing ones. It needs the management API and a user with the tag `administrator`: enable "
             "rabbitmq_management, name its address in MANAGEMENT_URL, or unset AMQP_URL"
         ) from None
@@ -67,7 +69,7 @@ def rabbitmq() -> RabbitMQ:
 
 
 def postgresql() -> PostgreSQL:
-    """Make a database of our own on the server that DATABASE_URL names."""
+    """Create our own database on the server that DATABASE_URL names."""
     url = os.environ["DATABASE_URL"]
     given = PostgreSQL(NotOurs("DATABASE_URL", "it is not ours"), url)
     name = _PREFIX + secrets.token_hex(6)
@@ -85,8 +87,8 @@ def postgresql() -> PostgreSQL:
     except asyncpg.InsufficientPrivilegeError:
         part.close()
         raise SandboxError(
-            "the role in DATABASE_URL may not create databases, and the sandbox does not touch existing ones: "
-            "ALTER ROLE … CREATEDB, or unset DATABASE_URL"
+            "the role in DATABASE_URL may not create databases, and the sandbox does not use existing ones. Grant it "
+            "the right with ALTER ROLE … CREATEDB, or unset DATABASE_URL"
         ) from None
     return ours
 
@@ -119,15 +121,17 @@ def _remove_vhosts(broker: RabbitMQ, prefix: str) -> None:
 
 
 def main() -> None:
-    """Remove what one sandbox made; run by its leash at the end. The server may be gone, which is as good."""
+    """Remove what one sandbox created. Its reaper runs this at the end; if the server is gone, nothing is left to remove."""
     prefix = os.environ["NAME"]
     if not prefix.startswith(_PREFIX):
-        raise SystemExit("refusing to remove what is not the sandbox's")
+        raise SystemExit("refusing to remove anything that the sandbox did not create")
     with contextlib.suppress(OSError, asyncpg.PostgresError, ManagementError):
         if url := os.environ.get("DATABASE_URL"):
             _remove_databases(url, prefix)
         if url := os.environ.get("AMQP_URL"):
-            _remove_vhosts(RabbitMQ(NotOurs("AMQP_URL", "it is not ours"), url, os.environ["MANAGEMENT_URL"]), prefix)
+            _remove_vhosts(
+                RabbitMQ(NotOurs("AMQP_URL", "it is not ours"), url, os.environ["MANAGEMENT_URL"]), prefix
+            )
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
 #!/bin/sh
 # install.sh PACKAGE... - installs Debian packages without starting, or enabling, the services in them.
-# Needs root. Run in a session of its own: dpkg must not be interrupted half-way.
+# Needs root. Run it in its own session: dpkg must not be interrupted half-way.
 set -eu
 exec 9>/var/lock/task-activity-log-sandbox.lock
 flock 9
 
 # Maintainer scripts ask policy-rc.d before they start a service; 101 means "forbidden".
 policy=/usr/sbin/policy-rc.d
-# postgresql-common makes a cluster, `main`, unless it is told not to.
+# postgresql-common creates a cluster, `main`, unless this file forbids it.
 clusters=/etc/postgresql-common/createcluster.d/zz-sandbox.conf
 
 restore() {
@@ -15,7 +15,7 @@ restore() {
   rmdir "$(dirname "$clusters")" 2>/dev/null || true
   if [ -e "$policy.sandbox-saved" ]; then mv "$policy.sandbox-saved" "$policy"; fi
 }
-# left by a run that was killed
+# Clean up after a run that was killed.
 if grep -qs 'made by install.sh' "$policy"; then rm -f "$policy"; fi
 if [ -e "$policy.sandbox-saved" ]; then mv -f "$policy.sandbox-saved" "$policy"; fi
 if [ -e "$policy" ]; then mv "$policy" "$policy.sandbox-saved"; fi
@@ -42,7 +42,7 @@ esac
 echo "apt-get install$new"
 $get -y --no-install-recommends install $new
 
-# nor at the next boot: whoever wants the system's own instance enables it
+# Do not start them at the next boot either: whoever wants the system's own instance can enable it.
 if [ -d /run/systemd/system ]; then
   for package in $new; do systemctl --quiet disable "$package.service" 2>/dev/null || true; done
 fi

@@ -11,14 +11,14 @@ from pathlib import Path
 
 from sandbox.service import SandboxError
 
-_TOLD = ("apt-get ", "Need to get", "Get:", "Setting up ")
-"""How the lines of apt's output begin that tell people how far it is."""
+_PROGRESS = ("apt-get ", "Need to get", "Get:", "Setting up ")
+"""The beginnings of those lines of apt's output that report progress."""
 
 _one_at_a_time = threading.Lock()
 
 
 def cannot_install() -> str | None:
-    """Return why packages cannot be installed here without asking anybody, or None."""
+    """Return why packages cannot be installed here without a password, or None if they can."""
     if not Path("/etc/debian_version").exists() or shutil.which("apt-get") is None:
         return "this is neither Debian nor Ubuntu"
     if os.geteuid() == 0 or _sudo_asks_nothing():
@@ -27,31 +27,31 @@ def cannot_install() -> str | None:
 
 
 def install(package: str, say: Callable[[str], None]) -> None:
-    """Install a Debian package, telling the progress; SandboxError with the end of apt's output if it fails."""
+    """Install a Debian package and report progress to `say`; SandboxError with the end of apt's output if it fails."""
     program = str(Path(__file__).with_name("install.sh"))
     argv = ["sh", program, package] if os.geteuid() == 0 else ["sudo", "-n", "sh", program, package]
-    # to a file and not a pipe: should this process be killed, dpkg must not die of nobody reading
+    # A file and not a pipe: if this process is killed, a closed pipe would kill dpkg in the middle of its work.
     with _one_at_a_time, tempfile.TemporaryFile("w+", errors="replace") as output:
-        say(f"installing the package {package} (its service is not started)")
+        say(f"installing the package {package} (without starting its service)")
         process = subprocess.Popen(
             argv, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
         )
         read = 0
-        # should this process end meanwhile, the installation goes on to its own end and tidies up
+        # If this process ends meanwhile, the installation still runs to its end and cleans up after itself.
         while process.poll() is None:
             time.sleep(0.5)
-            read = _tell(output.fileno(), read, say)
+            read = _report(output.fileno(), read, say)
         if process.returncode != 0:
             output.seek(0)
             raise SandboxError(f"installing {package} failed:\n" + "".join(output.readlines()[-10:]).rstrip())
 
 
-def _tell(file: int, read: int, say: Callable[[str], None]) -> int:
-    """Tell the complete lines after the first `read` bytes that are worth it; returns how much was read."""
-    # pread leaves the position alone, which the writer shares
+def _report(file: int, read: int, say: Callable[[str], None]) -> int:
+    """Report the progress lines after the first `read` bytes; return the number of bytes read so far."""
+    # pread does not move the file position, which the writer shares
     text, end, _ = os.pread(file, 1 << 20, read).rpartition(b"\n")
     for line in text.decode(errors="replace").splitlines():
-        if line.startswith(_TOLD):
+        if line.startswith(_PROGRESS):
             say(line)
     return read + len(text) + len(end)
 

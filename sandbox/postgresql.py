@@ -1,4 +1,4 @@
-"""A private PostgreSQL: how to set it up each way, and fresh databases on it."""
+"""A private PostgreSQL: how to start it each way, and new databases on it."""
 
 import asyncio
 import secrets
@@ -18,11 +18,11 @@ from sandbox.processes import Processes, unprivileged_user
 from sandbox.service import NotOurs, NotReadyError, Runner, ServerTls, Service, free_port
 
 DATABASE = "task_activity_log"
-"""The database that `url` names in a sandbox of our own."""
+"""The database that `url` names on a server that the sandbox has started."""
 
 _T = TypeVar("_T")
-_OLDEST = 13  # the first with DROP DATABASE … WITH (FORCE)
-_COPY_BY_WAL = 15  # the first that can copy a template without two checkpoints
+_OLDEST = 13  # the first version with DROP DATABASE … WITH (FORCE)
+_COPY_BY_WAL = 15  # the first version that can copy a template without two checkpoints
 
 
 _HBA_WITH_CERTIFICATES = """\
@@ -37,10 +37,10 @@ class PostgreSQL(Service):
     name = "PostgreSQL"
 
     def __init__(self, runner: Runner, url: str) -> None:
-        """Take the runner and the DSN of the database to be used."""
+        """Take the runner and the DSN of the database to use."""
         super().__init__(runner)
         self.url = url
-        """The DSN of a database that nobody else uses. Names of more databases begin with its name."""
+        """The DSN of a database that nobody else uses. The names of further databases begin with its name."""
         self._major = 0
 
     def check(self) -> None:
@@ -57,26 +57,26 @@ class PostgreSQL(Service):
         return unquote(urlsplit(self.url).path[1:])
 
     def create_database(self, template: str | None = None) -> str:
-        """Create a database with a name of its own, empty or a copy of `template`, and return its DSN."""
+        """Create a database with a unique name, empty or as a copy of `template`, and return its DSN."""
         name = f"{self.database}_{secrets.token_hex(6)}"
         self.execute(f'CREATE DATABASE "{name}"{self._copy(template)}')
         return self.url_of(name)
 
     def drop_database(self, url: str) -> None:
-        """Drop the database that a DSN names, with whatever is still connected to it."""
+        """Drop the database that a DSN names, and disconnect whoever is still connected to it."""
         self.execute(f'DROP DATABASE IF EXISTS "{unquote(urlsplit(url).path[1:])}" WITH (FORCE)')
 
     def template(self, fill: Callable[[str], None], name: str = "template") -> str:
-        """Return the name of a database that `fill` (given its DSN) has filled; made once, also by several processes.
+        """Return the name of a template database, which `fill` fills (it takes the DSN). Concurrent processes share one.
 
-        The database is built under another name and renamed when complete, so a crash leaves no half-made one.
+        The database is built under another name and renamed when it is complete, so a crash leaves no incomplete one.
         """
         name = f"{self.database}_{name}"
 
         async def make() -> None:
             connection = await asyncpg.connect(self.url)
             try:
-                # held by this session until it ends: the others wait here, then find the template
+                # This session holds the lock until it ends: other processes wait here, then use the template.
                 await connection.execute("SELECT pg_advisory_lock(hashtext($1))", name)
                 if await connection.fetchval("SELECT 1 FROM pg_database WHERE datname = $1", name):
                     return
@@ -110,7 +110,7 @@ class PostgreSQL(Service):
 
 
 def from_url(origin: str, url: str, version: str) -> PostgreSQL:
-    """Return a server that another process of ours has started and will stop."""
+    """Return a server that another process of this test run has started and will stop."""
     server = PostgreSQL(NotOurs(origin, "it is shared by all tests; ask for `own_postgresql`"), url)
     server.version = version
     server.check()
@@ -132,7 +132,7 @@ def from_container(image: str, *, durable: bool) -> PostgreSQL:
 def from_binaries(directory: Path, *, durable: bool, tls: ServerTls | None = None) -> PostgreSQL:
     """Start the server from the binaries in `directory`, on a new and empty cluster.
 
-    With `tls` clients that want TLS must have a certificate.
+    With `tls`, clients that connect with TLS must present a certificate.
     """
     password, port = secrets.token_hex(16), free_port()
     processes = Processes(f"the binaries in {directory}", user=unprivileged_user("postgres"), stop_signal=signal.SIGINT)
@@ -148,7 +148,7 @@ def from_binaries(directory: Path, *, durable: bool, tls: ServerTls | None = Non
                 "--auth=scram-sha-256",
                 "--encoding=UTF8",
                 "--locale=C",
-                "--no-sync",  # a cluster that a power cut could damage now is not worth waiting for
+                "--no-sync",  # a cluster that was lost to a power cut now would simply be created again
             ],
             environment,
         )
@@ -167,7 +167,7 @@ def from_binaries(directory: Path, *, durable: bool, tls: ServerTls | None = Non
     except BaseException:
         processes.close()
         raise
-    # the first connection cannot be to a database that does not exist yet
+    # DATABASE does not exist yet, so the first connection is to another one
     server = _started(processes, _url(port, password, "postgres"))
     server.execute(f'CREATE DATABASE "{DATABASE}"')
     server.url = server.url_of(DATABASE)
@@ -175,7 +175,7 @@ def from_binaries(directory: Path, *, durable: bool, tls: ServerTls | None = Non
 
 
 def find_binaries() -> Path | str:
-    """Return the directory with the newest `postgres` and `initdb`, or why there is none."""
+    """Return the directory with the newest `postgres` and `initdb`, or the reason why none is usable."""
     places = [
         *Path("/usr/lib/postgresql").glob("*/bin"),  # Debian, Ubuntu
         *Path("/usr").glob("pgsql-*/bin"),  # Red Hat
@@ -191,7 +191,7 @@ def find_binaries() -> Path | str:
 
 
 def _binary_version(directory: Path) -> int:
-    """Return the major version of the server in a directory, 0 if there is no complete one."""
+    """Return the major version of the server in a directory, or 0 if it has no complete installation."""
     if not (directory / "initdb").is_file():
         return 0
     try:
@@ -235,6 +235,6 @@ async def _version(url: str) -> tuple[int, str]:
 
 
 def in_thread(work: Coroutine[Any, Any, _T]) -> _T:
-    """Run a coroutine to its end on a loop of its own, whether or not this thread has a loop already."""
+    """Run a coroutine to its end on a new event loop, even if this thread is running a loop already."""
     with ThreadPoolExecutor(max_workers=1) as pool:
         return pool.submit(asyncio.run, work).result()

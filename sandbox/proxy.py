@@ -1,4 +1,4 @@
-"""A TCP proxy in this process, to cut, hold and slow down the network between a test and a service."""
+"""A TCP proxy in this process, to cut, stall and slow down the network between a test and a service."""
 
 import asyncio
 import socket
@@ -11,15 +11,15 @@ from urllib.parse import urlsplit, urlunsplit
 from sandbox.service import free_port
 
 _CHUNK = 65_536
-_CHUNKS_UNDER_WAY = 64
-_RESET = struct.pack("ii", 1, 0)  # SO_LINGER with no time to linger: closing sends RST
+_CHUNKS_MAX = 64
+_RESET = struct.pack("ii", 1, 0)  # SO_LINGER with a time of 0: closing the socket sends RST
 
 _Chunk = tuple[float, bytes]
-"""When a chunk may be passed on, by the loop's clock, and its bytes; none at the end of the stream."""
+"""When a chunk may be forwarded, by the loop's clock, and its bytes; no bytes mark the end of the stream."""
 
 
 class Proxy:
-    """Listens on a port of 127.0.0.1 and passes bytes to and from `host`:`port`.
+    """Listens on a port of 127.0.0.1 and forwards bytes to and from `host`:`port`.
 
     Example:
         async with Proxy.to(amqp_url) as proxy:
@@ -28,12 +28,12 @@ class Proxy:
     """
 
     def __init__(self, host: str, port: int, url: str = "") -> None:
-        """Say where to; `async with` starts listening."""
+        """Set the target; `async with` starts listening."""
         self._target = (host, port)
         self._url = url
         self.port = free_port()
         self.connections = 0
-        """How many connections were accepted so far."""
+        """How many connections have been accepted so far."""
         self._listener: socket.socket | None = None
         self._accepting: asyncio.Task[None] | None = None
         self._links: dict[asyncio.Task[None], set[socket.socket]] = {}
@@ -51,13 +51,13 @@ class Proxy:
 
     @property
     def url(self) -> str:
-        """The URL given to `to`, leading through the proxy."""
+        """The URL that was given to `to`, changed to lead through the proxy."""
         parts = urlsplit(self._url)
         credentials, at, _ = parts.netloc.rpartition("@")
         return urlunsplit(parts._replace(netloc=f"{credentials}{at}127.0.0.1:{self.port}"))
 
     def cut(self) -> None:
-        """Reset all connections, on both sides; new ones are accepted."""
+        """Reset all connections, on both sides. New ones are still accepted."""
         for task, sockets in self._links.items():
             for side in sockets:
                 if side.fileno() != -1:  # not closed already
@@ -65,13 +65,13 @@ class Proxy:
             task.cancel()
 
     def refuse(self) -> None:
-        """Refuse new connections; those that are there stay."""
+        """Refuse new connections. Existing ones stay."""
         if self._accepting is not None:
             self._accepting.cancel()
             self._accepting = None
         if self._listener is not None:
-            # The task ends later. Until then the selector would take the next socket, which gets the same number, for
-            # this one: "[Errno 2] No such file or directory".
+            # The accepting task ends later. The next socket may get the same file descriptor, and if this reader were
+            # still registered, the selector would confuse the two: "[Errno 2] No such file or directory".
             asyncio.get_running_loop().remove_reader(self._listener)
             self._listener.close()
             self._listener = None
@@ -80,28 +80,29 @@ class Proxy:
         """Accept new connections again."""
         if self._listener is None:
             self._listener = socket.create_server(("127.0.0.1", self.port))
-            self._listener.setblocking(False)  # the standard library's signature
+            self._listener.setblocking(False)
             self._accepting = asyncio.create_task(self._accept_all(self._listener))
 
     def hold(self) -> None:
-        """Pass nothing on, in either direction, not even the end of a connection: a link that is half open."""
+        """Forward nothing in either direction, not even the end of a connection: the connections are half-open."""
         self._flowing.clear()
 
     def resume(self) -> None:
-        """Pass on what was held, and go on."""
+        """Forward what was held back, and continue."""
         self._flowing.set()
 
     def strand(self) -> None:
-        """Pass nothing on over the connections that are there, for good; new ones work.
+        """Forward nothing more over the existing connections, ever. New ones work.
 
-        So a link ends whose middle has forgotten it: neither side hears of the other's end, nor of its own.
+        This is what happens when a firewall or NAT between the two sides forgets a connection: neither side is told
+        when the other closes it.
         """
         self._flowing.clear()
         self._flowing = asyncio.Event()
         self._flowing.set()
 
     def delay(self, seconds: float) -> None:
-        """Pass each byte on only after `seconds`; the throughput stays."""
+        """Forward each byte only after `seconds`. The throughput stays the same."""
         self._delay = seconds
 
     async def connected(self, count: int = 1) -> None:
@@ -134,13 +135,13 @@ class Proxy:
                 self._accepted.notify_all()
 
     async def _link(self, client: socket.socket) -> None:
-        """Serve one connection until either side resets it, both have ended it, or it is cut."""
+        """Serve one connection until either side resets it, both sides have ended it, or `cut` is called."""
         flowing = self._flowing
         server = socket.socket()
         try:
             self._links[_current_task()].add(server)
             for side in (client, server):
-                side.setblocking(False)  # the standard library's signature
+                side.setblocking(False)
                 side.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             with suppress(OSError, ExceptionGroup):
                 await asyncio.get_running_loop().sock_connect(server, self._target)
@@ -152,7 +153,7 @@ class Proxy:
             server.close()
 
     async def _pass_on(self, source: socket.socket, sink: socket.socket, flowing: asyncio.Event) -> None:
-        chunks: asyncio.Queue[_Chunk] = asyncio.Queue(_CHUNKS_UNDER_WAY)
+        chunks: asyncio.Queue[_Chunk] = asyncio.Queue(_CHUNKS_MAX)
         async with asyncio.TaskGroup() as group:
             group.create_task(self._read(source, chunks))
             group.create_task(self._write(chunks, sink, flowing))
@@ -178,6 +179,6 @@ class Proxy:
 
 def _current_task() -> asyncio.Task[None]:
     task = asyncio.current_task()
-    if task is None:  # cannot be: this is only called from coroutines
+    if task is None:  # impossible: only coroutines call this
         raise RuntimeError("not in a task")
     return task

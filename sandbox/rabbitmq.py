@@ -1,4 +1,4 @@
-"""A private RabbitMQ with its management API: how to set it up each way, and fresh virtual hosts on it."""
+"""A private RabbitMQ with its management API: how to start it each way, and new virtual hosts on it."""
 
 import base64
 import http.client
@@ -22,25 +22,25 @@ _USER = "sandbox"
 
 
 class ManagementError(Exception):
-    """The management API does not answer, or not as hoped."""
+    """The management API cannot be reached, or answered with an error."""
 
 
 class RabbitMQ(Service):
-    """A RabbitMQ broker whose user may make virtual hosts."""
+    """A RabbitMQ broker whose user may create virtual hosts."""
 
     name = "RabbitMQ"
 
     def __init__(self, runner: Runner, url: str, management_url: str, metrics_address: str | None = None) -> None:
-        """Take the runner, the AMQP URL of the virtual host to be used, and the management API's with credentials."""
+        """Take the runner, the AMQP URL of the virtual host to use, and the management API's URL with credentials."""
         super().__init__(runner)
         self.url = url
-        """The AMQP URL of a virtual host that nobody else uses. Names of more of them begin with its name."""
+        """The AMQP URL of a virtual host that nobody else uses. The names of further ones begin with its name."""
         self.tls_url = ""
-        """The AMQP URL of the port for TLS, where there is one."""
+        """The AMQP URL of the TLS port, or empty if the broker has none."""
         self.management_url = management_url
         """`http://user:password@host:port`, without a path."""
         self.metrics_address = metrics_address
-        """`host:port` where its exporter for Prometheus listens; None if that is not known."""
+        """`host:port` of the broker's Prometheus endpoint; None if it is not known."""
 
     @property
     def vhost(self) -> str:
@@ -48,7 +48,7 @@ class RabbitMQ(Service):
         return unquote(urlsplit(self.url).path[1:]) or "/"
 
     def check(self) -> None:
-        """Ask the management API for the version and shake hands on the AMQP port."""
+        """Ask the management API for the version, and begin a handshake on the AMQP port."""
         try:
             self.version = self.api("GET", "/overview?columns=rabbitmq_version")["rabbitmq_version"]
         except ManagementError as error:
@@ -69,12 +69,12 @@ class RabbitMQ(Service):
         return urlunsplit(urlsplit(self.url)._replace(path="/" + quote(vhost, safe="")))
 
     def create_vhost(self, name: str | None = None) -> str:
-        """Make a virtual host, by default with a name of its own, and return its AMQP URL."""
+        """Create a virtual host, by default with a unique name, and return its AMQP URL."""
         if name is None:
             name = f"{self.vhost.strip('/') or 'test'}_{secrets.token_hex(6)}"
         quoted = quote(name, safe="")
         user = quote(unquote(urlsplit(self.url).username or "guest"), safe="")
-        # RabbitMQ 4 would let classic queues be the default; the worker names its queue types itself
+        # No default queue type is set: the worker names the type of each queue itself.
         self.api("PUT", f"/vhosts/{quoted}", {})
         self.api("PUT", f"/permissions/{quoted}/{user}", {"configure": ".*", "write": ".*", "read": ".*"})
         return self.url_of(name)
@@ -84,10 +84,10 @@ class RabbitMQ(Service):
         self.api("DELETE", f"/vhosts/{urlsplit(url).path[1:]}")
 
     def api(self, method: str, path: str, body: object = None) -> Any:
-        """Call the management API (`path` below `/api`) and return the decoded answer, None if it is empty.
+        """Call the management API (`path` below `/api`) and return the decoded answer, or None if it is empty.
 
         Raises:
-            ManagementError: it cannot be reached, or answered with a status of 400 or above.
+            ManagementError: The API cannot be reached, or answered with a status of 400 or above.
         """
         parts = urlsplit(self.management_url)
         secure = parts.scheme == "https"
@@ -113,7 +113,7 @@ class RabbitMQ(Service):
 
 
 def from_url(origin: str, url: str, management_url: str, version: str) -> RabbitMQ:
-    """Return a broker that another process of ours has started and will stop."""
+    """Return a broker that another process of this test run has started and will stop."""
     broker = RabbitMQ(NotOurs(origin, "it is shared by all tests; ask for `own_rabbitmq`"), url, management_url)
     broker.version = version
     return broker
@@ -137,9 +137,9 @@ def from_binaries(
     durable: bool,  # noqa: ARG001  # RabbitMQ has no such switch
     tls: ServerTls | None = None,
 ) -> RabbitMQ:
-    """Start the broker with the scripts in `directory`, with directories, node, cookie and epmd of its own.
+    """Start the broker with the scripts in `directory`, with its own directories, node, cookie and epmd.
 
-    With `tls` there is a second port, `tls_url`, for clients that have a certificate.
+    With `tls` it also has a TLS port, `tls_url`, for clients that present a certificate.
     """
     password = secrets.token_hex(16)
     port, management, metrics, epmd_port = free_port(), free_port(), free_port(), free_port()
@@ -175,10 +175,10 @@ def from_binaries(
             RABBITMQ_NODENAME="sandbox@localhost",
             RABBITMQ_DIST_PORT=str(free_port()),
             RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS="-kernel inet_dist_use_interface {127,0,0,1}",
-            # the script becomes the broker instead of waiting beside it, so a signal reaches the broker itself
+            # The script replaces itself with the broker instead of waiting for it, so a signal reaches the broker.
             RABBITMQ_ALLOW_INPUT="true",
             RABBITMQ_SERVER_START_ARGS="-noinput",
-            # every file that would otherwise be looked for in /etc or /var
+            # All files that the broker would otherwise look for in /etc or /var.
             RABBITMQ_CONF_ENV_FILE=str(processes.write("rabbitmq-env.conf", "")),
             RABBITMQ_CONFIG_FILE=str(processes.write("rabbitmq.conf", "\n".join(configuration) + "\n")),
             RABBITMQ_ADVANCED_CONFIG_FILE=str(processes.write("advanced.config", "[].\n")),
@@ -193,7 +193,7 @@ def from_binaries(
             RABBITMQ_PID_FILE=str(data / "pid"),
             RABBITMQ_LOGS="-",
         )
-        # otherwise the broker starts one that outlives it
+        # Without an epmd of ours the broker starts one itself, which outlives it.
         processes.serve("epmd", [_epmd(), "-address", "127.0.0.1", "-port", str(epmd_port)], environment)
         processes.set_main([str(directory / "rabbitmq-server")], environment)
     except BaseException:
@@ -205,9 +205,9 @@ def from_binaries(
 
 
 def find_binaries() -> Path | str:
-    """Return the directory with RabbitMQ's own scripts, or why there is none.
+    """Return the directory with RabbitMQ's own scripts, or the reason why there is none.
 
-    Not the `rabbitmq-server` that Debian has in /usr/sbin: it is a wrapper that insists on certain accounts.
+    Debian's `rabbitmq-server` in /usr/sbin is not used: it is a wrapper that runs only for certain accounts.
     """
     places = [
         Path("/usr/lib/rabbitmq/bin"),  # Debian, Ubuntu, Red Hat
@@ -230,7 +230,7 @@ def _epmd() -> str:
     root = subprocess.run(ask, capture_output=True, text=True, check=True).stdout
     found = sorted(Path(root).glob("erts-*/bin/epmd"))
     if not found:
-        raise SandboxError("Erlang is installed without its `epmd`")
+        raise SandboxError("Erlang is installed, but without `epmd`")
     return str(found[-1])
 
 

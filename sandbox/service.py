@@ -1,4 +1,4 @@
-"""What RabbitMQ and PostgreSQL of the sandbox have in common, however they are run."""
+"""What the sandbox's RabbitMQ and PostgreSQL have in common, in whatever way they run."""
 
 import random
 import socket
@@ -10,25 +10,25 @@ from types import TracebackType
 from typing import Protocol, Self
 
 READY_LIMIT_SECONDS = 180.0
-"""How long a service may take to answer after its process was started."""
+"""How long a service may take, after its process has started, until it answers."""
 
 
 class SandboxError(Exception):
-    """The sandbox cannot do what was asked; the message says why and what to do about it."""
+    """The sandbox cannot do what was asked; the message says why, and what to do about it."""
 
 
 class NotReadyError(Exception):
-    """A service does not answer yet; the message says what it did instead."""
+    """A service does not answer yet; the message says what happened instead."""
 
 
 class Runner(Protocol):
-    """Runs one service: as processes, as a container, or not at all because it is somebody else's."""
+    """Runs one service: as processes, as a container, or not at all if the service belongs to somebody else."""
 
     origin: str
-    """Where the service comes from, for people: "Docker image postgres:17"."""
+    """Where the service comes from, as people read it, for example "the Docker image postgres:17"."""
 
     def start(self) -> None:
-        """Start the service's process; readiness is the caller's to await."""
+        """Start the service's process, without waiting until it is ready."""
 
     def stop(self) -> None:
         """Ask the service to stop and wait until it has."""
@@ -40,21 +40,21 @@ class Runner(Protocol):
         """Freeze the service: its connections stay open and nothing answers."""
 
     def resume(self) -> None:
-        """Let a frozen service go on."""
+        """Let a frozen service continue."""
 
     def ended(self) -> str | None:
-        """Why the service no longer runs, or None while it does."""
+        """Why the service no longer runs, or None while it runs."""
 
     def log_tail(self) -> str:
         """Return the last lines of the service's log."""
 
     def close(self) -> None:
-        """Stop the service for good and remove what it kept."""
+        """Stop the service for good and remove its data."""
 
 
 @dataclass(frozen=True)
 class ServerTls:
-    """What a service shows to its clients, and by whom theirs must be signed; each as PEM."""
+    """The certificate and key of a service, and the CA that its clients' certificates must be signed by; all PEM."""
 
     ca: str
     certificate: str
@@ -65,20 +65,20 @@ class Service(ABC):
     """One running service.
 
     The methods block until they are done; a test on an event loop calls them with `asyncio.to_thread`.
-    Port and data stay the same over `stop`, `kill` and `restart`.
+    Port and data survive `stop`, `kill` and `restart`.
     """
 
     name: str
     version: str = ""
 
     def __init__(self, runner: Runner) -> None:
-        """Take the runner; nothing is started yet."""
+        """Take the runner; the service is not started yet."""
         self._runner = runner
         self._paused = False
 
     @property
     def origin(self) -> str:
-        """Where the service comes from, for people."""
+        """Where the service comes from, as people read it."""
         return self._runner.origin
 
     @abstractmethod
@@ -86,12 +86,12 @@ class Service(ABC):
         """Talk to the service as a client would and learn its version; raise `NotReadyError` if it does not answer."""
 
     def start(self) -> None:
-        """Start the service and wait until it answers; SandboxError with the log's tail if it does not."""
+        """Start the service and wait until it answers; SandboxError with the end of its log if it does not."""
         self._runner.start()
         self.wait_until_ready()
 
     def stop(self) -> None:
-        """Stop the service in good order; clients see their connections closed."""
+        """Stop the service cleanly; its clients' connections are closed."""
         self.resume()
         self._runner.stop()
 
@@ -101,7 +101,7 @@ class Service(ABC):
         self._paused = False
 
     def restart(self) -> None:
-        """Stop the service in good order and start it again."""
+        """Stop the service cleanly and start it again."""
         self.stop()
         self.start()
 
@@ -111,13 +111,13 @@ class Service(ABC):
         self._paused = True
 
     def resume(self) -> None:
-        """Let a frozen service go on; nothing happens if it is not frozen."""
+        """Let a frozen service continue; does nothing if the service is not frozen."""
         if self._paused:
             self._runner.resume()
             self._paused = False
 
     def ensure_running(self) -> None:
-        """Bring the service back if a test left it paused, stopped or killed."""
+        """Resume or start the service if a test left it paused, stopped or killed."""
         self.resume()
         if self._runner.ended() is not None:
             self.start()
@@ -130,7 +130,7 @@ class Service(ABC):
         """Wait until the service answers, at most `limit` seconds.
 
         Raises:
-            SandboxError: it ended or did not answer in time; with the tail of its log.
+            SandboxError: It ended or did not answer in time; the message has the end of its log.
         """
         deadline = time.monotonic() + limit
         while True:
@@ -158,10 +158,10 @@ class Service(ABC):
 
 
 class NotOurs:
-    """The runner of a service that this process may use and not stop."""
+    """The runner of a service that this process may use but must not stop."""
 
     def __init__(self, origin: str, reason: str) -> None:
-        """`reason` completes "cannot be stopped from here: …"."""
+        """`reason` completes the error message "cannot be stopped from here: …"."""
         self.origin = origin
         self._reason = reason
 
@@ -171,11 +171,11 @@ class NotOurs:
     start = stop = kill = pause = resume = _refuse
 
     def ended(self) -> str | None:
-        """Nothing is known of a process that is not ours."""
+        """Return None: the process is not ours, so its state is unknown."""
         return None
 
     def log_tail(self) -> str:
-        """Nothing is known of the log either."""
+        """Return nothing: the log is not ours either."""
         return ""
 
     def close(self) -> None:
@@ -185,9 +185,9 @@ class NotOurs:
 def free_port() -> int:
     """Return a loopback port that nobody listens on.
 
-    It lies below the range that systems give to outgoing connections (from 32768 on Linux). A port from that
-    range could be given away while a test has its service stopped, and a client that keeps reconnecting to it
-    can even end up connected to itself.
+    The port is below the range for outgoing connections (from 32768 on Linux). The system could assign a port of that
+    range to somebody else while a test has its service stopped, and a client that keeps reconnecting to such a port
+    can even connect to itself.
     """
     numbers = random.SystemRandom()
     for _ in range(200):
@@ -198,4 +198,4 @@ def free_port() -> int:
             except OSError:
                 continue
         return port
-    raise SandboxError("found no free loopback port between 20000 and 32000")
+    raise SandboxError("there is no free loopback port between 20000 and 32000")

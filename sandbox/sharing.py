@@ -1,7 +1,8 @@
 """Lets all processes of one test run use the same RabbitMQ and PostgreSQL, started when the first test needs them.
 
-The process that the person started owns the services (`Owner`); pytest-xdist's workers ask it (`Visitor`) over a
-Unix socket. So the services start once, tell their progress on the person's terminal, and end with that process.
+The pytest process that the user started owns the services (`Owner`). The workers of pytest-xdist ask it for them over
+a Unix socket (`Visitor`). So each service starts once, reports its progress on the user's terminal, and ends with that
+process.
 """
 
 import secrets
@@ -17,45 +18,45 @@ from sandbox.service import SandboxError, Service
 
 Name = Literal["rabbitmq", "postgresql"]
 Address = tuple[str, bytes]
-"""Path of the socket, and the key that proves that a visitor belongs to this run."""
+"""The path of the socket, and the key that proves that a visitor belongs to this test run."""
 
 _KINDS: dict[Name, Kind[Any]] = {"rabbitmq": RABBITMQ, "postgresql": POSTGRESQL}
 
 
 class Source(Protocol):
-    """Whoever can tell where the services are: their owner, or the way to it."""
+    """Gives access to the services: their owner, or a visitor that asks the owner."""
 
     def service(self, name: Name) -> Any:
-        """Return what `connect_rabbitmq` or `connect_postgresql` takes; starts the service if nobody has."""
+        """Return the arguments for `from_url` of the service's module; starts the service if it does not run yet."""
 
     def private_way(self, name: Name) -> Way:
-        """Return how a private service can be had, after pulling or installing what it takes."""
+        """Return the way to get a private service, after pulling or installing what it needs."""
 
 
 class Owner:
-    """Starts the services when they are first asked for; closes them at the end."""
+    """Starts each service when it is first asked for, and closes them all at the end."""
 
     def __init__(self, say: Say) -> None:
-        """`say` is told the progress, from other threads too."""
+        """`say` receives progress lines, also from other threads."""
         self._say = say
         self._lock = threading.Lock()
         self._futures: dict[tuple[str, Name], Future[Any]] = {}
         self._listener: Listener | None = None
 
     def service(self, name: Name) -> Any:
-        """Start the service if it does not run yet, and return how to reach it; SandboxError if it cannot be had."""
+        """Start the service if it does not run yet, and return how to reach it; SandboxError if it is not available."""
         service: Service = self._once("service", name, lambda: self._start(name)).result()
         if isinstance(service, rabbitmq.RabbitMQ):
             return service.origin, service.url, service.management_url, service.version
         return service.origin, cast("postgresql.PostgreSQL", service).url, service.version
 
     def private_way(self, name: Name) -> Way:
-        """Find the way once for all processes; SandboxError if there is none."""
+        """Determine the way once for all processes; SandboxError if there is none."""
         choose = self._once("way", name, lambda: Choice(_KINDS[name], ways(private=True)).prepare(self._say))
         return cast("Way", choose.result())
 
     def listen(self) -> Address:
-        """Answer other processes from now on, and return what they need to ask."""
+        """Start to answer other processes, and return the address and key that they need."""
         key = secrets.token_bytes(32)
         self._listener = Listener(family="AF_UNIX", authkey=key)
         threading.Thread(target=self._answer_all, args=(self._listener,), daemon=True).start()
@@ -70,7 +71,7 @@ class Owner:
             closed.result()
 
     def _start(self, name: Name) -> Service:
-        # a plain test gains speed from not syncing; faults, which cut the power, have private services
+        # Without syncing, most tests are faster. Tests that kill services have private ones, which are durable.
         return cast("Service", Choice(_KINDS[name], ways()).start(self._say, durable=False))
 
     def _once(self, what: str, name: Name, work: Callable[[], Any]) -> Future[Any]:
@@ -97,18 +98,18 @@ class Owner:
 
 
 class Visitor:
-    """Asks the owner, from another process of the same test run."""
+    """Asks the owner for services, from another process of the same test run."""
 
     def __init__(self, address: Address) -> None:
         """`address` is what the owner's `listen` returned."""
         self._path, self._key = address
 
     def service(self, name: Name) -> Any:
-        """Return how to reach the service; SandboxError if it cannot be had."""
+        """Return how to reach the service; SandboxError if it is not available."""
         return self._ask("service", name)
 
     def private_way(self, name: Name) -> Way:
-        """Return how a private service can be had; SandboxError if it cannot."""
+        """Return the way to get a private service; SandboxError if there is none."""
         return cast("Way", self._ask("way", name))
 
     def _ask(self, what: str, name: Name) -> Any:
@@ -121,24 +122,24 @@ class Visitor:
 
 
 def shared_rabbitmq(source: Source) -> rabbitmq.RabbitMQ:
-    """Return the broker that all tests share; it cannot be stopped."""
+    """Return the broker that all tests share. It cannot be stopped from here."""
     return rabbitmq.from_url(*source.service("rabbitmq"))
 
 
 def shared_postgresql(source: Source) -> postgresql.PostgreSQL:
-    """Return the server that all tests share; it cannot be stopped."""
+    """Return the server that all tests share. It cannot be stopped from here."""
     return postgresql.from_url(*source.service("postgresql"))
 
 
 def private_rabbitmq(source: Source) -> rabbitmq.RabbitMQ:
-    """Start a broker for this process alone, which may be stopped and killed."""
+    """Start a broker for this process alone, which tests may stop and kill."""
     return Choice(RABBITMQ, (source.private_way("rabbitmq"),)).start(_silent, durable=True)
 
 
 def private_postgresql(source: Source) -> postgresql.PostgreSQL:
-    """Start a server for this process alone, which may be stopped and killed; it survives that as in production."""
+    """Start a server for this process alone, which tests may stop and kill; it is durable, as in production."""
     return Choice(POSTGRESQL, (source.private_way("postgresql"),)).start(_silent, durable=True)
 
 
 def _silent(_line: str) -> None:
-    """Say nothing: the owner has said where services come from."""
+    """Report nothing: the owner has already reported where the services come from."""

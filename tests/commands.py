@@ -1,4 +1,4 @@
-"""The product's commands as its users run them, and a worker of its own process for the tests of a module."""
+"""The product's commands as users run them, and a worker process for the tests of a module."""
 
 import asyncio
 import json
@@ -19,14 +19,14 @@ COMMAND = str(Path(sys.executable).parent / "task-activity-log")
 
 
 class World(NamedTuple):
-    """Where a worker runs."""
+    """The URLs of the services that a worker uses."""
 
     amqp_url: str
     database_url: str
 
 
 class Said(NamedTuple):
-    """How a command ended."""
+    """The exit code and the output of a command."""
 
     code: int
     out: str
@@ -34,19 +34,19 @@ class Said(NamedTuple):
 
     @property
     def lines(self) -> list[str]:
-        """What it printed, and never a traceback."""
+        """The lines of standard output; fails if there is a traceback on standard error."""
         assert "Traceback" not in self.err, self.err
         return self.out.splitlines()
 
 
 def environment(**variables: str) -> dict[str, str]:
-    """The environment of a command: nothing of the tests' own but what programs need."""
+    """The environment of a command, without the variables of the test run."""
     kept = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME", "LANG", "SSL_CERT_FILE")}
     return {**kept, "HTTP_HOST": "127.0.0.1", "HTTP_PORT": "0", "LOG_FORMAT": "json", **variables}
 
 
 async def start(*arguments: str, **variables: str) -> asyncio.subprocess.Process:
-    """Start a command."""
+    """Start a command as a process."""
     return await asyncio.create_subprocess_exec(
         COMMAND,
         *arguments,
@@ -58,14 +58,14 @@ async def start(*arguments: str, **variables: str) -> asyncio.subprocess.Process
 
 
 async def end(process: asyncio.subprocess.Process, stdin: bytes = b"", err: str = "") -> Said:
-    """Wait for its end."""
+    """Wait until a process ends, and return its output."""
     async with asyncio.timeout(60):
         out, more = await process.communicate(stdin)
     return Said(process.returncode or 0, out.decode(), err + more.decode())
 
 
 async def command(*arguments: str, stdin: bytes = b"", **variables: str) -> Said:
-    """Run a command to its end, within this process: signals and editors need one of their own."""
+    """Run a command within this process. Tests of signals and editors need a process instead: see `start`."""
 
     def invoke() -> Said:
         hidden: dict[str, str | None] = dict.fromkeys(("AMQP_URL", "MANAGEMENT_URL", "DATABASE_URL"))
@@ -80,7 +80,7 @@ async def command(*arguments: str, stdin: bytes = b"", **variables: str) -> Said
 
 @contextmanager
 def worker(folder: Path, amqp_url: str, database_url: str) -> Iterator[None]:
-    """A worker, from when it consumes on."""
+    """Run a worker process; yields when it consumes."""
     log = folder / "worker.log"
     with log.open("wb") as said:
         process = subprocess.Popen(  # noqa: S603 - our own program

@@ -1,8 +1,8 @@
-"""What tests can ask for: a virtual host and a database for each test, and services that a test may kill.
+"""Fixtures for all tests: a virtual host and a database for each test, and services that a test may kill.
 
-RabbitMQ and PostgreSQL come from the sandbox. They start once for the whole run, only if a test that was selected
-needs them, and all processes of pytest-xdist share them. A service that cannot be had is an error that
-says what to do, never a skip.
+RabbitMQ and PostgreSQL come from the sandbox. They start once for the whole run, only if a selected test needs them,
+and all processes of pytest-xdist share them. If a service is not available, its tests fail with an error that says
+what to do; they are never skipped.
 """
 
 import os
@@ -51,21 +51,21 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: object) -> None:
-    """Tell a worker of pytest-xdist, before it starts, whom to ask."""
+    """Before a worker of pytest-xdist starts, tell it how to ask for the services."""
     config: pytest.Config = node.config  # type: ignore[attr-defined]  # pytest-xdist has no types
     node.workerinput["sandbox"] = config.stash[OWNER].listen()  # type: ignore[attr-defined]
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """Stop what was started."""
+    """Stop the services that were started."""
     if OWNER in config.stash:
         config.stash[OWNER].close()
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Start what the selected tests need, both at the same time and before a test's time limit runs.
+    """Start the services that the selected tests need, at the same time and before any test's time limit begins.
 
-    Failures are kept for the fixtures, where they belong to a test.
+    A failure is raised later, by the fixture, so that it belongs to a test.
     """
     if session.config.option.collectonly:
         return
@@ -79,7 +79,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 
 def _have(get: Callable[[sharing.Source], _T], config: pytest.Config) -> _T:
-    """Get a service, or fail with the sandbox's words instead of a traceback."""
+    """Get a service, or fail with the sandbox's message instead of a traceback."""
     try:
         return get(config.stash[SOURCE])
     except SandboxError as error:
@@ -136,7 +136,7 @@ def _own_postgresql(pytestconfig: pytest.Config) -> Iterator[PostgreSQL]:
 
 @pytest.fixture
 def own_rabbitmq(_own_rabbitmq: RabbitMQ) -> RabbitMQ:
-    """A broker that this test may pause, stop, kill and restart, and leave as it likes.
+    """A broker that this test may pause, stop, kill and restart, and leave in any state.
 
     Its methods block: `await asyncio.to_thread(own_rabbitmq.restart)`.
     """
@@ -146,7 +146,7 @@ def own_rabbitmq(_own_rabbitmq: RabbitMQ) -> RabbitMQ:
 
 @pytest.fixture
 def own_postgresql(_own_postgresql: PostgreSQL) -> PostgreSQL:
-    """A database server that this test may pause, stop, kill and restart, and leave as it likes.
+    """A database server that this test may pause, stop, kill and restart, and leave in any state.
 
     Its methods block: `await asyncio.to_thread(own_postgresql.restart)`.
     """
@@ -160,7 +160,7 @@ def own_amqp_url(own_rabbitmq: RabbitMQ) -> Iterator[str]:
     url = own_rabbitmq.create_vhost()
     yield url
     own_rabbitmq.ensure_running()
-    own_rabbitmq.wait_until_ready()  # its management may come later than the rest
+    own_rabbitmq.wait_until_ready()  # its management API may start later than the rest
     own_rabbitmq.delete_vhost(url)
 
 
@@ -175,7 +175,7 @@ def own_database_url(own_postgresql: PostgreSQL) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def world(rabbitmq: RabbitMQ, postgresql: PostgreSQL, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    """A worker for all tests of a module: they use records of their own."""
+    """A worker that all tests of a module share; each uses its own records."""
     amqp_url = rabbitmq.create_vhost()
     database_url = postgresql.create_database(postgresql.template(_migrate))
     with worker(tmp_path_factory.mktemp("worker"), amqp_url, database_url):

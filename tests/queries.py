@@ -1,4 +1,4 @@
-"""What the alerts and the dashboard ask Prometheus."""
+"""The queries of the alerts and the dashboard."""
 
 import json
 import re
@@ -16,20 +16,20 @@ _SELECTOR = re.compile(r"\b((?:task_activity_log|rabbitmq_detailed|process)_[a-z
 
 
 def alerts() -> dict[str, Mapping[str, Any]]:
-    """Each alert's rule by its name."""
+    """The alerts' rules by name."""
     groups = yaml.safe_load(RULES.read_text(encoding="utf-8"))["groups"]
     return {rule["alert"]: rule for group in groups for rule in group["rules"]}
 
 
 def panels() -> list[tuple[str, str]]:
-    """Title and expression of all that the dashboard draws, with its variables."""
+    """The title and the expression of each query on the dashboard, with its variables."""
     dashboard = json.loads(DASHBOARD.read_text(encoding="utf-8"))
     drawn = [(p["title"], target["expr"]) for p in dashboard["panels"] for target in p.get("targets", [])]
     return drawn + [(note["name"], note["expr"]) for note in dashboard["annotations"]["list"]]
 
 
 def as_drawn(expression: str, *, interval: str = "1m") -> str:
-    """An expression of the dashboard with its variables filled in as Grafana would, everything chosen."""
+    """An expression of the dashboard with its variables replaced as Grafana would, with everything selected."""
     for variable, value in {"$__rate_interval": interval, "$namespace": ".*", "$job": ".*"}.items():
         expression = expression.replace(variable, value)
     assert "$" not in expression, expression
@@ -37,5 +37,5 @@ def as_drawn(expression: str, *, interval: str = "1m") -> str:
 
 
 def selectors(expression: str) -> dict[str, str]:
-    """What an expression selects, labels included, and the name of its metric."""
+    """The selectors in an expression, each with the name of its metric."""
     return {found.group(): found[1] for found in _SELECTOR.finditer(expression)}

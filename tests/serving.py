@@ -1,4 +1,4 @@
-"""A worker running in the test's own process."""
+"""A worker that runs in the process of the test."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -18,7 +18,7 @@ async def serving(
     traces: Tracing | None = None,
     **variables: str,
 ) -> AsyncIterator[Service]:
-    """A worker, from when it consumes on; drained at the end."""
+    """Run a worker; yields when it consumes, and drains it at the end."""
     urls = {"AMQP_URL": amqp_url, "DATABASE_URL": database_url, "HTTP_HOST": "127.0.0.1", "HTTP_PORT": "0"}
     service = Service(load({**urls, **variables}), traces)
     running = asyncio.create_task(service.run())

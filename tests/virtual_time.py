@@ -1,4 +1,4 @@
-"""An event loop whose clock jumps: nobody waits, and what would wait for ever is an error."""
+"""An event loop with a virtual clock: waiting takes no time, and waiting for ever is an error."""
 
 import asyncio
 import selectors
@@ -9,11 +9,11 @@ T = TypeVar("T")
 
 
 class Stuck(Exception):
-    """Nothing will ever happen any more."""
+    """The loop waits for something that can never happen."""
 
 
 class _Impatient(selectors.SelectSelector):
-    """Reports what is ready now, and lets the time pass that it was asked to wait for."""
+    """Reports what is ready now; if nothing is, advances the clock by the requested timeout."""
 
     now = 0.0
 
@@ -27,18 +27,17 @@ class _Impatient(selectors.SelectSelector):
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
-    """Its `time` starts at 0 and passes only while nothing is to be done."""
+    """An event loop whose `time` starts at 0 and advances only when there is nothing to do."""
 
     def __init__(self) -> None:
         self._impatient = _Impatient()
         super().__init__(self._impatient)
 
     def time(self) -> float:
-        # a step's worth more than what the selector was asked for, which is rounded
         return self._impatient.now
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine to its end, on a clock of its own."""
+    """Run a coroutine to its end on a loop with its own virtual clock."""
     with asyncio.Runner(loop_factory=VirtualLoop) as runner:
         return runner.run(work)

@@ -1,1 +1,1 @@
-"""What others would write for the same job."""
+"""Peers: workers that others might write for the same job, used for comparison."""

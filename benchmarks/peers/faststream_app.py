@@ -1,7 +1,7 @@
-"""The application that one would write from FastStream's documentation: the second peer.
+"""The second peer: a worker written as FastStream's documentation suggests.
 
-Subscriber and publisher are decorators, the record a pydantic model, acknowledged after the handler. For XML it has a
-decoder, as the documentation has it for other formats. The rest is as in `plain`.
+Subscriber and publisher are decorators and the record is a pydantic model. A message is acknowledged after the handler
+returns. XML has its own decoder, as the documentation shows for other formats. Everything else is as in `plain`.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ database: "asyncpg.Pool[asyncpg.Record]"
 
 
 async def decode(message: RabbitMessage, original: Callable[[RabbitMessage], Awaitable[Any]]) -> Any:
-    """The members of an XML body; all else is FastStream's to decode."""
+    """The members of an XML body. FastStream decodes all other bodies."""
     if message.content_type != "application/xml":
         return await original(message)
     return {child.tag.rpartition("}")[2]: child.text for child in ElementTree.fromstring(message.body)}
@@ -31,7 +31,7 @@ async def decode(message: RabbitMessage, original: Callable[[RabbitMessage], Awa
 @app.on_startup
 async def connect() -> None:
     """Open the pool."""
-    global database  # noqa: PLW0603 - as the documentation has it
+    global database  # noqa: PLW0603 - as in the documentation
     database = await asyncpg.create_pool(os.environ["DATABASE_URL"], min_size=10, max_size=10)
 
 
@@ -42,7 +42,7 @@ async def connect() -> None:
     persist=True,
 )
 async def store(record: TaskActivityLog) -> TaskActivityLog:
-    """Upsert, and reply with what is stored."""
+    """Upsert the record, and reply with the stored one."""
     row = await database.fetchrow(UPSERT, *(getattr(record, name) for name in FIELDS))
     return TaskActivityLog.model_validate(dict(row or {}))
 

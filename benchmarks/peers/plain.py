@@ -1,7 +1,7 @@
-"""The worker that one would write from the documentation of aio-pika, pydantic and asyncpg: the first peer.
+"""The first peer: a worker written as the documentation of aio-pika, pydantic and asyncpg suggests.
 
-Prefetch 100, one upsert and one confirmed reply a message, acknowledged when both are done. It has no inbox, no
-dead letters and no waves.
+It has a prefetch of 100. For each message it does one upsert and publishes one confirmed reply, and acknowledges the
+message when both are done. It has no inbox, no dead letters and no batches.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from pydantic import BaseModel
 
 
 class TaskActivityLog(BaseModel):
-    """The record, as a reader of the API page would write it down."""
+    """The record, as a reader of the API page would define it."""
 
     id: UUID
     task_id: UUID | None = None

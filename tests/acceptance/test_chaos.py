@@ -1,4 +1,4 @@
-"""Forty-five seconds of `make chaos`: what is promised, on real services under random faults."""
+"""Forty-five seconds of `make chaos`: the promises hold on real services under random faults."""
 
 import os
 import secrets
@@ -11,12 +11,12 @@ from tests.chaos.plan import Journal, Plan
 from tests.chaos.run import run
 
 
-# The driver's finalizer, of a connection that a killed broker has left: it is the publishers', not the worker's.
+# The driver's finalizer warns about connections of a killed broker. They are the publishers', not the worker's.
 @pytest.mark.filterwarnings("ignore:coroutine 'Connection.close':RuntimeWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.timeout(420)  # 45 s of faults, then at most three minutes to work off what is left
+@pytest.mark.timeout(420)  # 45 s of faults, then at most three minutes to process the remaining messages
 def test_every_message_is_accounted_for(own_rabbitmq: RabbitMQ, own_postgresql: PostgreSQL) -> None:
-    """Two workers: sent = answered + dead-lettered, each applied once, the newest versions win.
+    """With two workers, each message is answered or dead-lettered and applied once, and the newest versions win.
 
     The seed is a new one each time; CHAOS_SEED repeats one.
     """

@@ -1,4 +1,4 @@
-"""`publish`, `replies` and `dead-letters` as people use them: as processes, with files, pipes, signals and a terminal."""
+"""`publish`, `replies` and `dead-letters` as users run them: as processes, with files, pipes, signals and a terminal."""
 
 import asyncio
 import json
@@ -23,7 +23,7 @@ TOPOLOGY = Topology()
 
 @pytest.fixture
 async def channel(amqp_url: str) -> AsyncIterator[AbstractChannel]:
-    """A virtual host with the queues, where nobody works."""
+    """A channel to a virtual host that has the queues but no worker."""
     async with await aio_pika.connect(amqp_url) as connection:
         await declare(connection, TOPOLOGY)
         yield await connection.channel()
@@ -36,8 +36,10 @@ def line(**fields: Any) -> str:
 # ---- publish
 
 
-async def test_rejected_records_become_a_file_that_is_corrected_and_published(world: World, tmp_path: Path) -> None:
-    """A folder and standard input; each bad one with file and line; the corrected file goes through."""
+async def test_rejected_records_are_written_to_a_file_that_can_be_corrected_and_published(
+    world: World, tmp_path: Path
+) -> None:
+    """`publish` reads a folder and standard input, reports each bad record with file and line, and saves them."""
     folder = tmp_path / "records"
     folder.mkdir()
     (folder / "a.jsonl").write_text(line(subject="1") + '{"id": "nope",\t"subject": "2"}\n' + line(subject="3"))
@@ -65,8 +67,8 @@ async def test_rejected_records_become_a_file_that_is_corrected_and_published(wo
     assert (said.code, [reply[0] for reply in said.lines]) == (0, ["{", "<"])
 
 
-async def test_a_dry_run_judges_without_a_broker(tmp_path: Path) -> None:
-    """Every bad field with its line, nothing connected."""
+async def test_a_dry_run_validates_without_a_broker(tmp_path: Path) -> None:
+    """A dry run reports every bad field with its line, and connects to nothing."""
     (tmp_path / "a.json").write_text('{\n "id": "nope",\n "subject": "1",\n "due_date": "tomorrow"\n}')
     (tmp_path / "b.jsonl").write_text(line() + "{}\n")
     said = await command("publish", "--dry-run", str(tmp_path))
@@ -79,16 +81,16 @@ async def test_a_dry_run_judges_without_a_broker(tmp_path: Path) -> None:
     assert "1 would be accepted, 2 rejected; nothing was sent" in said.err
 
 
-async def test_an_interrupted_run_is_gone_on_with_and_applies_nothing_twice(world: World, tmp_path: Path) -> None:
-    """It says how: under the same name the records keep their message_ids."""
+async def test_an_interrupted_run_can_be_continued_and_applies_nothing_twice(world: World, tmp_path: Path) -> None:
+    """An interrupted `publish` says how to continue: with the same --run name the records keep their message_ids."""
     file = tmp_path / "a.jsonl"
     file.write_text("".join(line(subject=str(number)) for number in range(30)))
     process = await start("publish", str(file), AMQP_URL=world.amqp_url)
     assert process.stdout is not None
-    await process.stdout.readline()  # it is at it
+    await process.stdout.readline()  # it has begun
     process.send_signal(signal.SIGINT)
     said = await end(process)
-    if said.code == 130:  # unless it was quicker
+    if said.code == 130:  # it may also have finished before the signal
         assert "of 30 were answered. To continue, add --run " in said.err
     first = await command("publish", str(file), "--run", "tonight", AMQP_URL=world.amqp_url)
     again = await command("publish", str(file), "--run", "tonight", AMQP_URL=world.amqp_url)
@@ -97,8 +99,10 @@ async def test_an_interrupted_run_is_gone_on_with_and_applies_nothing_twice(worl
     assert sorted(again.lines) == sorted(first.lines)
 
 
-async def test_interrupted_while_nobody_answers_it_tells_how_to_go_on(channel: AbstractChannel, amqp_url: str) -> None:
-    """Exit code 130, one line, and what was sent is in the queue."""
+async def test_publish_interrupted_while_no_worker_answers_says_how_to_continue(
+    channel: AbstractChannel, amqp_url: str
+) -> None:
+    """An interrupted `publish` exits with 130 and one line, and what it has sent is in the queue."""
     process = await start("publish", "-", AMQP_URL=amqp_url)
     assert process.stdin is not None
     process.stdin.write(line().encode())
@@ -114,8 +118,10 @@ async def test_interrupted_while_nobody_answers_it_tells_how_to_go_on(channel: A
     assert said.err.count("\n") == 1
 
 
-async def test_without_waiting_it_ends_when_the_broker_has_everything(channel: AbstractChannel, amqp_url: str) -> None:
-    """Merging, when it was told to."""
+async def test_publish_without_waiting_ends_when_the_broker_has_confirmed_everything(
+    channel: AbstractChannel, amqp_url: str
+) -> None:
+    """With --no-wait, `publish` asks for no replies; with --merge, its requests are merges."""
     said = await command("publish", "-", "--no-wait", "--merge", AMQP_URL=amqp_url, stdin=line().encode() * 3)
     assert (said.code, said.lines) == (0, [])
     assert "3 confirmed" in said.err
@@ -125,8 +131,8 @@ async def test_without_waiting_it_ends_when_the_broker_has_everything(channel: A
 
 
 @pytest.mark.usefixtures("channel")
-async def test_nobody_answers_and_it_says_so(amqp_url: str) -> None:
-    """After the time that was given."""
+async def test_publish_reports_that_no_worker_answers(amqp_url: str) -> None:
+    """If no answer comes within --timeout, `publish` fails with one line that asks whether a worker is running."""
     said = await command("publish", "-", "--timeout", "0.2", AMQP_URL=amqp_url, stdin=line().encode())
     assert said.code == 1
     assert "no answer for 0.2 s (1 upsert unanswered): is a worker running?" in said.err
@@ -145,8 +151,8 @@ async def test_nobody_answers_and_it_says_so(amqp_url: str) -> None:
     ],
     ids=["empty", "syntax", "encoding", "depth", "base64", "member"],
 )
-async def test_odd_input_is_one_line(stdin: bytes, words: str) -> None:
-    """And nothing is connected."""
+async def test_unreadable_input_is_reported_in_one_line(stdin: bytes, words: str) -> None:
+    """`publish` reports input that it cannot read with line and reason, and connects to nothing."""
     said = await command("publish", "-", AMQP_URL="amqp://127.0.0.1:1/", stdin=stdin)
     assert (said.code, said.lines) == (1, [])
     assert words in said.err
@@ -156,8 +162,8 @@ async def test_odd_input_is_one_line(stdin: bytes, words: str) -> None:
 # ---- replies
 
 
-async def test_replies_are_followed_and_stay_with_their_subscribers(channel: AbstractChannel, amqp_url: str) -> None:
-    """Filtered, as JSON lines; then taken, as a table; then there are none."""
+async def test_replies_can_be_followed_without_taking_them(channel: AbstractChannel, amqp_url: str) -> None:
+    """Following shows filtered replies and leaves them in the queue; --take then removes them from it."""
     following = await start("replies", "--outcome", "rejected", "--json", "-n", "1", AMQP_URL=amqp_url)
     assert following.stderr is not None
     first = (await following.stderr.readline()).decode()
@@ -184,7 +190,7 @@ async def test_replies_are_followed_and_stay_with_their_subscribers(channel: Abs
 
 
 async def test_taking_only_some_replies_is_refused(amqp_url: str) -> None:
-    """The others would be lost. And where there is no worker's queue, that is said."""
+    """--take with a filter would lose the other replies; without the worker's exchange, `replies` says so."""
     refused = await command("replies", "--take", "--code", "missing_id", AMQP_URL=amqp_url)
     missing = await command("replies", AMQP_URL=amqp_url)
     assert (refused.code, missing.code) == (2, 1)
@@ -196,7 +202,7 @@ async def test_taking_only_some_replies_is_refused(amqp_url: str) -> None:
 
 
 async def reject(channel: AbstractChannel, name: str, body: str, code: str, **headers: Any) -> None:
-    """Put a dead letter where the worker would."""
+    """Publish a dead letter to the queue where the worker would publish it."""
     message = aio_pika.Message(
         body.encode(),
         content_type="application/json",
@@ -208,7 +214,7 @@ async def reject(channel: AbstractChannel, name: str, body: str, code: str, **he
 
 
 async def names(channel: AbstractChannel, queue: str) -> list[str | None]:
-    """The message_ids of everything in a queue, off it."""
+    """Take all messages from a queue and return their message_ids."""
     found = []
     while (message := await (await channel.get_queue(queue)).get(no_ack=True, fail=False)) is not None:
         found.append(message.message_id)
@@ -218,7 +224,7 @@ async def names(channel: AbstractChannel, queue: str) -> list[str | None]:
 async def test_dead_letters_are_listed_shown_and_exported(
     channel: AbstractChannel, amqp_url: str, tmp_path: Path
 ) -> None:
-    """Grouped, each, whole, and as a file that `publish` takes; they stay where they are."""
+    """Listing, showing and exporting leave dead letters in the queue, and `publish` accepts the exported file."""
     await reject(channel, "one", '{"id": "nope", "subject": "\x1b]0;"}', "invalid_uuid")
     await reject(channel, "two", line(), "refused_by_database")
     await reject(channel, "three", line(), "refused_by_database", **{"x-version": 3})
@@ -243,8 +249,8 @@ async def test_dead_letters_are_listed_shown_and_exported(
     assert await names(channel, TOPOLOGY.dead_letters_queue) == ["one", "two", "three"]
 
 
-async def test_dead_letters_are_replayed_when_the_contract_lets_them(channel: AbstractChannel, amqp_url: str) -> None:
-    """A dry run sends nothing; the bad stay; an edit makes a bad one good, an edit without a change leaves it."""
+async def test_only_dead_letters_that_would_be_accepted_are_replayed(channel: AbstractChannel, amqp_url: str) -> None:
+    """A dry run sends nothing; an invalid dead letter stays until an edit makes it valid."""
     await reject(channel, "good", line(), "refused_by_database")
     await reject(channel, "bad", '{"id": "nope"}', "invalid_uuid")
     dry = await command("dead-letters", "replay", "--all", "--dry-run", AMQP_URL=amqp_url)
@@ -264,10 +270,10 @@ async def test_dead_letters_are_replayed_when_the_contract_lets_them(channel: Ab
     assert await names(channel, TOPOLOGY.dead_letters_queue) == []
 
 
-async def test_a_replay_over_a_newer_row_has_to_be_asked_for(
+async def test_a_replay_over_a_newer_row_needs_a_flag(
     channel: AbstractChannel, amqp_url: str, database_url: str
 ) -> None:
-    """The row was changed since the letter was rejected; one with a version is safe without asking."""
+    """If its row has changed since, a dead letter is replayed only with --over-newer, unless it has a version."""
     body = line()
     connection = await asyncpg.connect(database_url)
     await connection.execute("INSERT INTO task_activity_log (id) VALUES ($1)", json.loads(body)["id"])
@@ -282,8 +288,8 @@ async def test_a_replay_over_a_newer_row_has_to_be_asked_for(
     assert (said.code, await names(channel, TOPOLOGY.requests_queue)) == (0, ["plain"])
 
 
-async def test_an_interrupted_replay_says_where_the_others_are(channel: AbstractChannel, amqp_url: str) -> None:
-    """Exit code 130, and each is replayed or still a dead letter."""
+async def test_an_interrupted_replay_loses_nothing(channel: AbstractChannel, amqp_url: str) -> None:
+    """An interrupted replay exits with 130, and each message is either replayed or still a dead letter."""
     for number in range(5):
         await reject(channel, str(number), line(), "refused_by_database")
     process = await start("dead-letters", "replay", "--all", "--rate", "0.5", AMQP_URL=amqp_url)
@@ -299,8 +305,10 @@ async def test_an_interrupted_replay_says_where_the_others_are(channel: Abstract
     assert sorted({message.message_id, *left}, key=str) == [str(number) for number in range(5)]
 
 
-async def test_discarding_asks_and_can_keep_a_copy(channel: AbstractChannel, amqp_url: str, tmp_path: Path) -> None:
-    """Without a terminal it wants --yes; on one, a yes."""
+async def test_discarding_asks_first_and_can_export_a_copy(
+    channel: AbstractChannel, amqp_url: str, tmp_path: Path
+) -> None:
+    """`discard` asks for confirmation on a terminal, and requires --yes without one."""
     for name in ("a", "b", "c"):
         await reject(channel, name, line(), "refused_by_database")
     refused = await command("dead-letters", "discard", "--all", AMQP_URL=amqp_url)
@@ -316,7 +324,7 @@ async def test_discarding_asks_and_can_keep_a_copy(channel: AbstractChannel, amq
 
 
 def on_a_terminal(answer: str, *arguments: str, **variables: str) -> str:
-    """What a command shows on a terminal where its question is answered."""
+    """Run a command on a pseudo-terminal, answer its question, and return what it shows."""
     child, terminal = pty.fork()
     if child == 0:
         os.execve(COMMAND, [COMMAND, *arguments], environment(**variables, TERM="xterm"))  # noqa: S606 - our program
@@ -327,14 +335,14 @@ def on_a_terminal(answer: str, *arguments: str, **variables: str) -> str:
             if b"[y/N]" in part:
                 os.write(terminal, f"{answer}\n".encode())
     except OSError:
-        pass  # the end of a terminal
+        pass  # reading a closed pseudo-terminal fails with EIO
     os.waitpid(child, 0)
     os.close(terminal)
     return shown.decode()
 
 
-async def test_what_is_not_there_or_not_said_is_one_line(channel: AbstractChannel, amqp_url: str) -> None:
-    """An unknown id, no choice, an odd time, a file that is there, a broker that is not."""
+async def test_mistakes_with_dead_letters_are_reported_in_one_line(channel: AbstractChannel, amqp_url: str) -> None:
+    """An unknown id, no selection, a bad time, an existing file and an unreachable broker are one clear line each."""
     await reject(channel, "a", line(), "missing_id")
     cases = [
         (1, "12: no such dead letter", await command("dead-letters", "show", "12", AMQP_URL=amqp_url)),

@@ -1,4 +1,4 @@
-"""The whole program, as its users run it: the command, its HTTP port, its queues, its signals."""
+"""The whole program as its users run it: the command, its HTTP port, its queues and its signals."""
 
 import asyncio
 import json
@@ -20,7 +20,7 @@ SAMPLE_ID = "9652e68c-7b6d-4598-bbbd-4e933126c994"
 
 
 class Process:
-    """A running `task-activity-log run` and what it says."""
+    """A running `task-activity-log run`, and the events in its log."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
@@ -28,7 +28,7 @@ class Process:
         self.port = 0
 
     async def event(self, name: str) -> dict[str, object]:
-        """Read the log until an event of that name."""
+        """Read the log until the event `name`, and return it."""
         assert self._process.stderr is not None
         async with asyncio.timeout(30):
             while line := await self._process.stderr.readline():
@@ -39,16 +39,16 @@ class Process:
         raise AssertionError(f"ended without {name}: {self.events}")
 
     async def get(self, path: str) -> tuple[int, str]:
-        """Status and text of a page."""
+        """The status and text of a page of the worker's HTTP port."""
         return await asyncio.to_thread(fetch, f"http://127.0.0.1:{self.port}{path}")
 
     async def ready(self) -> None:
-        """Wait until it consumes: the intake's connection is the last thing to come up."""
+        """Wait until it consumes: the intake's connection is the last one to be opened."""
         while (await self.event("broker_connected"))["link"] != "intake":
             pass
 
     async def end(self, number: signal.Signals = signal.SIGTERM) -> int:
-        """Send a signal; the exit code."""
+        """Send a signal, wait for the end, and return the exit code."""
         self._process.send_signal(number)
         async with asyncio.timeout(15):
             assert self._process.stderr is not None
@@ -85,7 +85,7 @@ async def running(variables: Mapping[str, str]) -> AsyncIterator[Process]:
 
 
 async def command(*arguments: str, **variables: str) -> tuple[int, str, str]:
-    """Exit code, standard output and standard error of a command."""
+    """Run a command; return its exit code, standard output and standard error."""
     child = await asyncio.create_subprocess_exec(
         COMMAND,
         *arguments,
@@ -99,8 +99,10 @@ async def command(*arguments: str, **variables: str) -> tuple[int, str, str]:
     return child.returncode or 0, out.decode(), err.decode()
 
 
-async def test_the_main_job(amqp_url: str, empty_database_url: str, tmp_path: Path) -> None:
-    """Migrate, run, publish both samples and a bad record, read the answers, look at the pages, stop."""
+async def test_records_are_stored_and_answered_from_migration_to_shutdown(
+    amqp_url: str, empty_database_url: str, tmp_path: Path
+) -> None:
+    """Migrate, run, publish both samples and a bad record, and stop: replies, pages, metrics and row are right."""
     code, out, err = await command("migrate", DATABASE_URL=empty_database_url)
     assert (code, err) == (0, ""), err
     bad = tmp_path / "bad.json"
@@ -130,7 +132,7 @@ async def test_the_main_job(amqp_url: str, empty_database_url: str, tmp_path: Pa
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_a_signal_ends_an_idle_worker_with_0(amqp_url: str, database_url: str, number: signal.Signals) -> None:
-    """It drains and says so."""
+    """An idle worker that gets SIGTERM or SIGINT drains, logs that, and exits with 0."""
     async with running({"AMQP_URL": amqp_url, "DATABASE_URL": database_url}) as process:
         await process.ready()
         assert await process.end(number) == 0
@@ -139,7 +141,7 @@ async def test_a_signal_ends_an_idle_worker_with_0(amqp_url: str, database_url: 
 
 @pytest.mark.parametrize("missing", ["AMQP_URL", "DATABASE_URL"])
 async def test_an_unreachable_service_is_waited_for(amqp_url: str, database_url: str, missing: str) -> None:
-    """A clear event, no traceback; unready, alive, and SIGTERM still ends it with 0."""
+    """The worker logs the reason without credentials, is alive but not ready, and SIGTERM still ends it with 0."""
     nobody = {"AMQP_URL": "amqp://guest:secret@127.0.0.1:1/", "DATABASE_URL": "postgresql://me:secret@127.0.0.1:1/x"}
     urls = {"AMQP_URL": amqp_url, "DATABASE_URL": database_url}
     async with running({**urls, missing: nobody[missing]}) as process:
@@ -151,8 +153,8 @@ async def test_an_unreachable_service_is_waited_for(amqp_url: str, database_url:
         assert "secret" not in json.dumps(process.events)
 
 
-async def test_a_database_that_is_not_migrated_is_said(amqp_url: str, empty_database_url: str) -> None:
-    """The worker waits for its schema, and takes up work when it is there."""
+async def test_a_database_that_is_not_migrated_is_waited_for(amqp_url: str, empty_database_url: str) -> None:
+    """The worker says that its schema is missing, and starts to consume when it exists."""
     async with running({"AMQP_URL": amqp_url, "DATABASE_URL": empty_database_url}) as process:
         assert "not migrated" in str((await process.event("holding"))["reason"])
         await command("migrate", DATABASE_URL=empty_database_url)
@@ -169,7 +171,7 @@ async def test_a_database_that_is_not_migrated_is_said(amqp_url: str, empty_data
     ],
 )
 async def test_a_wrong_setting_is_one_line_and_exit_code_2(variables: dict[str, str], line: str) -> None:
-    """Before anything is connected."""
+    """A wrong setting is reported before the worker connects to anything."""
     code, out, err = await command("run", **variables)
     assert (code, out) == (2, "")
     assert f"task-activity-log: {line}" in err
@@ -177,7 +179,7 @@ async def test_a_wrong_setting_is_one_line_and_exit_code_2(variables: dict[str, 
 
 
 async def test_a_taken_port_is_one_line_and_exit_code_2(amqp_url: str, database_url: str) -> None:
-    """The address is named."""
+    """The error names the setting of the port."""
     server = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     code, _, err = await command("run", AMQP_URL=amqp_url, DATABASE_URL=database_url, HTTP_PORT=str(port))
@@ -201,7 +203,7 @@ async def test_a_taken_port_is_one_line_and_exit_code_2(amqp_url: str, database_
 async def test_an_unreadable_file_is_one_line_and_nothing_is_sent(
     amqp_url: str, tmp_path: Path, name: str, content: bytes | None, reason: str
 ) -> None:
-    """File, line and reason; exit code 1."""
+    """`publish` reports file, line and reason, and exits with 1."""
     if content is not None:
         (tmp_path / name).write_bytes(content)
     code, out, err = await command("publish", str(tmp_path / name), AMQP_URL=amqp_url)
@@ -211,8 +213,8 @@ async def test_an_unreadable_file_is_one_line_and_nothing_is_sent(
     assert "nothing was sent from it" in err
 
 
-async def test_publishing_without_a_worker_says_so(amqp_url: str, tmp_path: Path) -> None:
-    """No exchange has been declared yet."""
+async def test_publishing_before_a_worker_has_declared_the_exchange_says_so(amqp_url: str, tmp_path: Path) -> None:
+    """Without the exchange, `publish` fails with one line that mentions the worker."""
     (tmp_path / "a.json").write_text("{}")
     code, _, err = await command("publish", str(tmp_path / "a.json"), AMQP_URL=amqp_url)
     assert code == 1
@@ -220,8 +222,8 @@ async def test_publishing_without_a_worker_says_so(amqp_url: str, tmp_path: Path
     assert "worker" in err
 
 
-async def test_publishing_to_nobody_says_so(tmp_path: Path) -> None:
-    """The host and the reason, not the password."""
+async def test_publishing_to_an_unreachable_broker_says_so(tmp_path: Path) -> None:
+    """The error has the host and the reason, but not the password."""
     (tmp_path / "a.json").write_text("{}")
     code, _, err = await command("publish", str(tmp_path / "a.json"), AMQP_URL="amqp://u:secret@127.0.0.1:1/")
     assert code == 1

@@ -1,12 +1,12 @@
-"""Chaos: workers under random faults, and an account of every message afterwards. Not part of the product.
+"""Chaos: workers under random faults, followed by a check of what happened to every message. Not part of the product.
 
-The map:
+Modules:
 
-- `plan` says how long, how many workers, and what must hold;
-- `messages` are made at random from the seed, `publishers` send them until the broker has confirmed each;
-- `fleet` runs the workers as Kubernetes would: what ends is started again;
-- `faults` kill, stop, freeze and cut everything, at random, and undo it;
-- `collector` reads replies and dead letters, `audit` has the database write down each write of a row;
-- `account` compares what was sent with what became of it;
-- `run` puts them together; `python -m tests.chaos --help` says how to start it.
+- `plan` says how long a run lasts, how many workers it has, and what must be true afterwards;
+- `messages` generates messages from the seed; `publishers` sends each one until the broker has confirmed it;
+- `fleet` runs the workers and restarts any that end, as Kubernetes would;
+- `faults` kills, stops, freezes and disconnects workers and services at random, and undoes it;
+- `collector` reads replies and dead letters; `audit` makes the database record each write of a row;
+- `account` compares what was sent with what happened to it;
+- `run` puts the parts together; `python -m tests.chaos --help` lists the options.
 """

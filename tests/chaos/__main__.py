@@ -1,4 +1,7 @@
-"""`python -m tests.chaos`: one run on services of its own; exit code 1 when the account does not add up."""
+"""Run workers under random faults, on private services, and account for every message.
+
+The exit code is 1 if a message is not accounted for.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,7 @@ def main() -> int:
 
 
 def report(plan: Plan, result: Result) -> str:
-    """The account in words: what happened, what there was of each, and everything that is wrong."""
+    """The result as text: the faults, the counts, and every failure."""
     faults = result.journal.faults
     lines = [
         plan.command(),
@@ -40,28 +43,32 @@ def report(plan: Plan, result: Result) -> str:
     ]
     if result.failures:
         lines += [
-            f"THE ACCOUNT DOES NOT ADD UP ({len(result.failures)} failures, seed {plan.seed}); logs: {result.directory}",
+            f"FAILED with {len(result.failures)} failures (seed {plan.seed}); the workers' logs are in {result.directory}",
             *result.failures[:100],
-            "The timeline:",
+            "Timeline:",
             *result.journal.lines,
         ]
     else:
-        lines.append("every message is accounted for")
+        lines.append("PASSED: every message is accounted for")
     return "\n".join(lines)
 
 
 def _plan() -> Plan:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=60, help="how long faults happen (60)")
-    parser.add_argument("--seed", type=int, default=secrets.randbelow(10_000), help="repeats a run (random)")
-    parser.add_argument("--workers", type=int, default=0, help="how many (2 with versions, 1 without)")
-    parser.add_argument("--rate", type=float, default=60, help="messages a second (60)")
-    parser.add_argument("--gap", type=float, default=2.5, help="mean seconds between faults (2.5)")
+    parser.add_argument("--seconds", type=float, default=60, help="how long faults are injected (60)")
+    parser.add_argument("--seed", type=int, default=secrets.randbelow(10_000), help="seed of an earlier run (random)")
+    parser.add_argument("--workers", type=int, default=0, help="number of workers (2 with --versions, 1 with --order)")
+    parser.add_argument("--rate", type=float, default=60, help="messages published a second (60)")
+    parser.add_argument("--gap", type=float, default=2.5, help="mean seconds between two faults (2.5)")
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--versions", action="store_true", help="requests have versions, the newest wins (the default)")
-    what.add_argument("--order", action="store_true", help="requests have no versions, their order holds")
-    parser.add_argument("--single-active", action="store_true", help="single active consumer; links half-open, too")
-    parser.add_argument("--pgbouncer", action="store_true", help="through pgbouncer in transaction mode")
+    what.add_argument("--versions", action="store_true", help="requests have versions; the newest must win (default)")
+    what.add_argument("--order", action="store_true", help="requests have no versions; their order must be kept")
+    parser.add_argument(
+        "--single-active", action="store_true", help="single active consumer; with --order, also half-open connections"
+    )
+    parser.add_argument(
+        "--pgbouncer", action="store_true", help="put pgbouncer in transaction mode before the database"
+    )
     given = parser.parse_args()
     return Plan(
         seconds=given.seconds,

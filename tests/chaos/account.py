@@ -1,4 +1,4 @@
-"""The account: what was sent against what became of it. Each failure says exactly which message, and what happened."""
+"""Compares what was sent with what happened to it. Each failure names the message and what went wrong with it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _WROTE = ("inserted", "updated")
 
 @dataclass(frozen=True)
 class Account:
-    """Everything that is known after a run."""
+    """Everything that is known after a run, and the checks on it."""
 
     plan: Plan
     sent: Mapping[int, Message]
@@ -27,7 +27,7 @@ class Account:
     rows: Mapping[UUID, Mapping[str, object]]
 
     def missing(self) -> list[Message]:
-        """Those of which nothing is known: neither answered nor dead-lettered, nor, where nobody reads answers, stored."""
+        """The messages without any result: neither answered nor dead-lettered nor, if nobody reads the answer, stored."""
         stored = {write.subject for write in self.writes}
         return [
             message
@@ -35,14 +35,14 @@ class Account:
             if number not in self.collected.answers
             and number not in self.collected.dead_letters
             and (message.is_answered or message.fields.get("subject") not in stored)
-            and not (not message.is_answered and message.version is not None)  # may have been stale
+            and not (not message.is_answered and message.version is not None)  # it may have been stale
         ]
 
     def failures(self) -> list[str]:
-        """All that is not as promised; empty when everything is."""
+        """All broken promises; empty if everything is as promised."""
         return [
             *(f"{_name(message)}: neither answered nor dead-lettered" for message in self.missing()),
-            *self.collected.strangers,
+            *self.collected.unrelated,
             *self._answers(),
             *self._applied_once(),
             *self._each_write_follows_from_the_one_before(),
@@ -50,7 +50,7 @@ class Account:
         ]
 
     def figures(self) -> dict[str, int]:
-        """What there was of each."""
+        """Counts for the report, by what they count."""
         answers, dead = self.collected.answers, self.collected.dead_letters
         sent = self.sent.keys()
         return {
@@ -58,15 +58,15 @@ class Account:
             "answered": len(sent & answers.keys()),
             "dead-lettered": len(sent & dead.keys()),
             "answered or dead-lettered": len(sent & (answers.keys() | dead.keys())),
-            "reply queue gone or full": sum(not message.is_answered for message in self.sent.values()),
-            "answers, repeats too": sum(map(len, answers.values())),
-            "dead letters, repeats too": sum(map(len, dead.values())),
+            "sent with a reply queue that is gone or full": sum(not m.is_answered for m in self.sent.values()),
+            "answers, including repeated ones": sum(map(len, answers.values())),
+            "dead letters, including repeated ones": sum(map(len, dead.values())),
             "writes": len(self.writes),
             "rows": len(self.rows),
-            "poison": sum(POISON in codes for codes in dead.values()),
+            "rejected as poison": sum(POISON in codes for codes in dead.values()),
             "dead-lettered by the broker": sum(None in codes for codes in dead.values()),
-            "found duplicate": sum(any(a.outcome == "duplicate" for a in given) for given in answers.values()),
-            "found stale": sum(any(a.outcome == "stale" for a in given) for given in answers.values()),
+            "answered as duplicate": sum(any(a.outcome == "duplicate" for a in given) for given in answers.values()),
+            "answered as stale": sum(any(a.outcome == "stale" for a in given) for given in answers.values()),
         }
 
     def _answers(self) -> Iterator[str]:
@@ -94,12 +94,12 @@ class Account:
             outcomes = {answer.outcome for answer in self.collected.answers.get(message.number, [])}
             stale = message.version is not None and not outcomes & set(_WROTE)
             if not writes and outcomes - {"rejected"} and not stale:
-                yield f"{_name(message)}: answered {sorted(outcomes)}, and never written"
+                yield f"{_name(message)}: answered as {sorted(outcomes)}, but never written"
         for subject, writes in by_subject.items():
             yield f"record {writes[0].record}: written as {subject!r}, which was never sent"
 
     def _each_write_follows_from_the_one_before(self) -> Iterator[str]:
-        """A replace is the whole record, a merge leaves what it does not have; `modified_dateutc` grows."""
+        """A replace writes all fields, a merge leaves absent fields unchanged, and `modified_dateutc` always increases."""
         by_subject = {message.fields.get("subject"): message for message in self.sent.values()}
         before: dict[UUID, Write] = {}
         for write in self.writes:
@@ -109,14 +109,14 @@ class Account:
             if message is None:
                 continue
             if last is not None and last.modified >= write.modified:
-                yield f"{_name(message)}: modified_dateutc did not grow"
+                yield f"{_name(message)}: modified_dateutc did not increase"
             for name in ("description", "reference_back_office", "is_closed", "task_id"):
                 kept = last.row[name] if last is not None and message.merges else None
                 if write.row[name] != message.fields.get(name, kept):
                     yield f"{_name(message)}: wrote {name} as {write.row[name]!r}"
         for record, row in self.rows.items():
             if record not in before or before[record].row != row:
-                yield f"record {record}: is not what was written last"
+                yield f"record {record}: the row is not what was written last"
 
     def _newest_wins(self) -> Iterator[str]:
         applied: defaultdict[UUID, int] = defaultdict(lambda: -1)
@@ -132,7 +132,7 @@ class Account:
                 newest[message.record] = max(newest[message.record], message.version)
         for record, version in newest.items():
             if applied[record] < version:
-                yield f"record {record}: ended at version {applied[record]}, and {version} was taken"
+                yield f"record {record}: the row ended at version {applied[record]}, but version {version} was accepted"
 
     def _in_order(self) -> Iterator[str]:
         number_of = {m.fields["subject"]: m.number for m in self.sent.values() if m.ordered}
@@ -157,27 +157,27 @@ class Account:
 
 
 def _rejections(message: Message, answers: Sequence[Answer], codes: Sequence[str | None]) -> Iterator[str]:
-    """Rejected are those that must be, for their own fault or as poison: answered and dead-lettered."""
+    """A message is rejected only for its own error or as poison; if it is, it is answered and dead-lettered."""
     rejected = {answer.code for answer in answers if answer.outcome == "rejected"}
     if wrong := (rejected | set(codes)) - {message.code, POISON, None}:
         yield f"{_name(message)}: rejected as {sorted(map(str, wrong))}"
     if rejected and not codes:
-        yield f"{_name(message)}: answered as rejected, and no dead letter"
+        yield f"{_name(message)}: answered as rejected, but not dead-lettered"
     if message.is_answered and any(codes) and not rejected:
-        yield f"{_name(message)}: dead-lettered as {codes[0]}, and not answered"
+        yield f"{_name(message)}: dead-lettered as {codes[0]}, but not answered"
     if message.code is not None and any(answer.outcome != "rejected" for answer in answers):
-        yield f"{_name(message)}: answered as stored, though it must be rejected"
+        yield f"{_name(message)}: answered as stored, but it had to be rejected"
 
 
 def _address_and_name(message: Message, answers: Sequence[Answer]) -> Iterator[str]:
-    """Answers are where they were asked for; repeats have one message_id."""
+    """Answers arrive in the queue that was asked for, and repeated answers have the same message_id."""
     if message.is_answered and any(answer.queue != (message.reply_to or REPLIES) for answer in answers):
-        yield f"{_name(message)}: answered in another queue"
+        yield f"{_name(message)}: answered in the wrong queue"
     if message.message_id is not None:
         for kind in (True, False):
             names = {answer.message_id for answer in answers if (answer.outcome == "rejected") is kind}
             if len(names) > 1:
-                yield f"{_name(message)}: its repeated answers have {len(names)} message_ids"
+                yield f"{_name(message)}: its repeated answers have {len(names)} different message_ids"
 
 
 def _record_is_its_own(
@@ -187,7 +187,7 @@ def _record_is_its_own(
         if answer.outcome in _WROTE:
             subject = message.fields.get("subject")
             if answer.subject != subject:
-                yield f"{_name(message)}: answered {answer.outcome} with the record of {answer.subject!r}"
+                yield f"{_name(message)}: answered as {answer.outcome} with the record of {answer.subject!r}"
             elif answer.modified and message.message_id and modified.get(answer.subject) != answer.modified:
                 yield f"{_name(message)}: answered with modified_dateutc {answer.modified}, which the row never had"
 

@@ -1,4 +1,4 @@
-"""Has the database write down each write of a row, and reads it back for the account."""
+"""Makes the database record each write of a row, and reads the records back for the account."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _INSTALL = """
 
 @dataclass(frozen=True, slots=True)
 class Write:
-    """One write of one row. The row was locked when it was numbered: numbers of one row are in the order applied."""
+    """One write of one row. The row was locked while the write was numbered, so the numbers are in the order applied."""
 
     record: UUID
     modified: datetime
@@ -38,12 +38,12 @@ class Write:
 
     @property
     def subject(self) -> str | None:
-        """Names the message that it was written for."""
+        """The subject, which identifies the message that caused the write."""
         return None if self.row["subject"] is None else str(self.row["subject"])
 
 
 async def install(dsn: str) -> None:
-    """Add the audit, and a constraint that refuses some subjects, to a migrated database."""
+    """Add the audit trigger, and a constraint that refuses some subjects, to a migrated database."""
     connection = await asyncpg.connect(dsn)
     try:
         await connection.execute(_INSTALL.replace("REFUSED", REFUSED))
@@ -52,7 +52,7 @@ async def install(dsn: str) -> None:
 
 
 async def read(dsn: str) -> tuple[list[Write], dict[UUID, Mapping[str, object]]]:
-    """All writes in order, and the rows as they are now."""
+    """All writes in the order applied, and the current rows by id."""
     connection = await asyncpg.connect(dsn)
     try:
         writes = [

@@ -1,4 +1,4 @@
-"""Reads every reply and every dead letter, and keeps what the account needs of them."""
+"""Reads every reply and every dead letter, and keeps what the account needs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from html import unescape
 from aio_pika.abc import AbstractIncomingMessage
 
 from tests.chaos.messages import REPLY_QUEUE
-from tests.chaos.publishers import TROUBLE, connect, leave
+from tests.chaos.publishers import CONNECTION_ERRORS, connect, disconnect
 
 REPLIES = "task_activity_log.replies"
 DEAD_LETTERS = "task_activity_log.dead-letters"
@@ -22,40 +22,40 @@ DEAD_LETTERS = "task_activity_log.dead-letters"
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a reply says."""
+    """The content of one reply."""
 
     queue: str
     outcome: str
     code: str | None
     message_id: str | None
     subject: str | None
-    """Of the record in it: which message the row was last written by."""
+    """The subject of its record, which identifies the message that last wrote the row."""
     modified: datetime | None
-    """Of the record in it, where the format tells microseconds."""
+    """The modified_dateutc of its record; None for XML, which has milliseconds only."""
 
 
 @dataclass
 class Collected:
-    """By message number, in the order read."""
+    """Everything that was read, by message number, in the order read."""
 
     answers: defaultdict[int, list[Answer]] = field(default_factory=lambda: defaultdict(list))
     dead_letters: defaultdict[int, list[str | None]] = field(default_factory=lambda: defaultdict(list))
-    """Their codes; None for those that the broker has put there itself."""
+    """Error codes of the dead letters; None for those that the broker dead-lettered itself."""
     first_answers: defaultdict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
-    """By queue: the messages in the order first answered there."""
-    strangers: list[str] = field(default_factory=list)
-    """What could not be related to any message."""
+    """By reply queue: the message numbers in the order in which they were first answered there."""
+    unrelated: list[str] = field(default_factory=list)
+    """Failures: replies and dead letters that belong to no message."""
 
 
 class Collector:
-    """Consumes the queues until it is cancelled, over as many connections as it takes."""
+    """Consumes the queues until it is cancelled, and reconnects as often as necessary."""
 
     def __init__(self, url: str) -> None:
         self._url = url
         self.collected = Collected()
 
     async def run(self) -> None:
-        """Read for ever."""
+        """Read until cancelled."""
         while True:
             connection = None
             try:
@@ -67,19 +67,19 @@ class Collector:
                     await queue.consume(partial(self._take, name))
                 underlay = await channel.get_underlay_channel()
                 await asyncio.wait({underlay.closing})
-            except TROUBLE:
+            except CONNECTION_ERRORS:
                 pass
             finally:
-                await leave(connection)
+                await disconnect(connection)
             await asyncio.sleep(0.3)
 
     async def _take(self, queue: str, message: AbstractIncomingMessage) -> None:
-        # All of it before the first await: messages of a queue must be kept in its order.
+        # All of this comes before the first await, so that the messages of a queue are recorded in its order.
         number = int(message.correlation_id or "-1")
         code = message.headers.get("x-error-code")
         code = None if code is None else str(code)
         if number < 0:
-            self.collected.strangers.append(f"{queue}: {message.type or 'a message'} without correlation_id")
+            self.collected.unrelated.append(f"{queue}: {message.type or 'a message'} without correlation_id")
         elif queue == DEAD_LETTERS:
             self.collected.dead_letters[number].append(code)
         else:
@@ -88,8 +88,8 @@ class Collector:
             self.collected.answers[number].append(_answer(queue, message, code))
         try:
             await message.ack()
-        except TROUBLE:
-            return  # read again over the next connection
+        except CONNECTION_ERRORS:
+            return  # the message comes again on the next connection
 
 
 def _answer(queue: str, message: AbstractIncomingMessage, code: str | None) -> Answer:

@@ -1,4 +1,4 @@
-"""What can go wrong: each fault happens to one worker or service, lasts for a while, and is undone."""
+"""The faults. Each one happens to one worker or service, lasts for a while, and is undone."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from tests.chaos.plan import Journal, Plan
 from tests.chaos.pooler import Pooler
 
 Fault: TypeAlias = Callable[["Faults"], Awaitable[None]]
-DATABASE_TROUBLE = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError)
+DATABASE_ERRORS = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError)
 
 
 @dataclass
 class Faults:
-    """Makes faults until it is told to stop. Two may overlap, but each service and worker has one at a time."""
+    """Injects faults for a given time. Two faults may overlap, but not on the same service or worker."""
 
     plan: Plan
     journal: Journal
@@ -35,22 +35,22 @@ class Faults:
     database_url: str
     pooler: Pooler | None
     all_taken: Callable[[], Awaitable[bool]]
-    """Whether no message waits in the requests queue, in nobody's hands."""
+    """Whether every message in the requests queue has been delivered to a worker."""
 
     def __post_init__(self) -> None:
-        self.random = Random(f"{self.plan.seed}/faults")  # noqa: S311 - to be repeated, not to be secret
+        self.random = Random(f"{self.plan.seed}/faults")  # noqa: S311 - it has to be repeatable, not secret
         self._busy: dict[object, asyncio.Lock] = {}
         self._under_way: set[asyncio.Task[None]] = set()
 
     async def run(self, seconds: float) -> None:
-        """Make faults for so many seconds, and return when all are undone."""
+        """Inject faults for `seconds`, and return when all of them are undone."""
         kinds, weights = zip(*((fault, weight) for fault, weight in self._kinds() if weight), strict=True)
         try:
             async with asyncio.timeout(seconds):
                 while True:
                     await asyncio.sleep(self.random.expovariate(1 / self.plan.gap_seconds))
                     if len(self._under_way) > 1:
-                        continue  # more would leave no time in which anything works
+                        continue  # with more faults at once there would be no time in which anything works
                     [fault] = self.random.choices(kinds, weights)
                     task = asyncio.ensure_future(fault(self))
                     self._under_way.add(task)
@@ -63,22 +63,22 @@ class Faults:
             await asyncio.wait(self._under_way)
 
     async def _recovered(self, fault: asyncio.Task[None]) -> None:
-        """Wait until a fault is over and the workers have all there is in hand again.
+        """Wait until a fault is over and the workers have been delivered all messages again.
 
-        A message that is interrupted alone, while others that were interrupted before still wait, comes again after
-        them: a quorum queue hands out what was returned in the order returned. So order without versions survives
-        interruptions one at a time.
+        A quorum queue redelivers requeued messages in the order in which they were requeued. If the next fault requeued
+        some messages while others from an earlier fault were still waiting, they would be redelivered out of order.
+        Without versions, order is therefore promised for one interruption at a time only.
         """
         await asyncio.wait({fault})
-        await asyncio.sleep(1)  # the workers may have to find out first
+        await asyncio.sleep(1)  # the workers may need some time to notice the fault
         while not await self.all_taken():
             await asyncio.sleep(0.1)
-        await asyncio.sleep(0.5)  # and most of it settled
+        await asyncio.sleep(0.5)  # let most of the messages be settled, too
 
     def _over(self, task: asyncio.Task[None]) -> None:
         self._under_way.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            self.fleet.failures.append(f"the harness itself failed: {error!r}")
+            self.fleet.failures.append(f"the test harness itself failed: {error!r}")
 
     def _kinds(self) -> list[tuple[Fault, float]]:
         half_opens = 3.0 if self.plan.half_opens else 0.0
@@ -108,40 +108,40 @@ class Faults:
             (sql_slow, 2),
         ]
 
-    def alone(self, what: object) -> asyncio.Lock:
-        """Held while something is wrong with `what`."""
+    def lock_of(self, what: object) -> asyncio.Lock:
+        """The lock that a fault holds while it affects `what`."""
         return self._busy.setdefault(what, asyncio.Lock())
 
     def worker(self) -> WorkerProcess:
-        """Any worker."""
+        """A random worker."""
         return self.random.choice(self.fleet.workers)
 
     def seconds(self, least: float, most: float) -> float:
-        """A length of time; short ones are as likely to be twice as long as long ones are."""
+        """A random length of time, distributed evenly on a logarithmic scale."""
         return float(least * (most / least) ** self.random.random())
 
 
 async def worker_killed(faults: Faults) -> None:
-    """SIGKILL, at any point."""
+    """SIGKILL at a random moment."""
     worker = faults.worker()
-    async with faults.alone(worker):
+    async with faults.lock_of(worker):
         if worker.send(signal.SIGKILL):
             faults.journal.fault("worker killed", worker.name)
             await asyncio.sleep(faults.seconds(0.1, 3))
 
 
 async def worker_terminated(faults: Faults) -> None:
-    """SIGTERM: it drains."""
+    """SIGTERM: the worker drains."""
     worker = faults.worker()
-    async with faults.alone(worker):
+    async with faults.lock_of(worker):
         faults.journal.fault("worker terminated", worker.name)
         await worker.terminate(faults.journal, faults.fleet.failures)
 
 
 async def worker_frozen(faults: Faults) -> None:
-    """SIGSTOP for a while: the broker may give its connections up; it wakes with what it had in hand."""
+    """SIGSTOP for a while: the broker may close its connections, but the worker still has its unsettled deliveries."""
     worker, seconds = faults.worker(), faults.seconds(0.3, 9)
-    async with faults.alone(worker):
+    async with faults.lock_of(worker):
         if worker.send(signal.SIGSTOP):
             faults.journal.fault("worker frozen", f"{worker.name} for {seconds:.1f} s")
             await asyncio.sleep(seconds)
@@ -149,8 +149,8 @@ async def worker_frozen(faults: Faults) -> None:
 
 
 async def broker_killed(faults: Faults) -> None:
-    """As by a power cut."""
-    async with faults.alone(faults.broker):
+    """The broker ends at once, as in a power cut, and starts again."""
+    async with faults.lock_of(faults.broker):
         faults.journal.fault("broker killed")
         await asyncio.to_thread(faults.broker.kill)
         await asyncio.to_thread(faults.broker.start)
@@ -158,17 +158,17 @@ async def broker_killed(faults: Faults) -> None:
 
 
 async def broker_restarted(faults: Faults) -> None:
-    """In good order."""
-    async with faults.alone(faults.broker):
+    """The broker stops cleanly and starts again."""
+    async with faults.lock_of(faults.broker):
         faults.journal.fault("broker restarted")
         await asyncio.to_thread(faults.broker.restart)
         faults.journal.note("  broker is back")
 
 
 async def broker_frozen(faults: Faults) -> None:
-    """Connections stay, nothing answers."""
+    """The broker keeps its connections but answers nothing for a while."""
     seconds = faults.seconds(0.3, 9)
-    async with faults.alone(faults.broker):
+    async with faults.lock_of(faults.broker):
         faults.journal.fault("broker frozen", f"for {seconds:.1f} s")
         await asyncio.to_thread(faults.broker.pause)
         await asyncio.sleep(seconds)
@@ -176,8 +176,8 @@ async def broker_frozen(faults: Faults) -> None:
 
 
 async def database_killed(faults: Faults) -> None:
-    """As by a power cut; it recovers."""
-    async with faults.alone(faults.database):
+    """The database ends at once, as in a power cut, and recovers."""
+    async with faults.lock_of(faults.database):
         faults.journal.fault("database killed")
         await asyncio.to_thread(faults.database.kill)
         await asyncio.sleep(faults.seconds(0.1, 4))
@@ -185,16 +185,16 @@ async def database_killed(faults: Faults) -> None:
 
 
 async def database_restarted(faults: Faults) -> None:
-    """In good order, sessions ended."""
-    async with faults.alone(faults.database):
+    """The database stops cleanly, which ends its sessions, and starts again."""
+    async with faults.lock_of(faults.database):
         faults.journal.fault("database restarted")
         await asyncio.to_thread(faults.database.restart)
 
 
 async def database_frozen(faults: Faults) -> None:
-    """Connections stay, nothing answers."""
+    """The database keeps its connections but answers nothing for a while."""
     seconds = faults.seconds(0.3, 9)
-    async with faults.alone(faults.database):
+    async with faults.lock_of(faults.database):
         faults.journal.fault("database frozen", f"for {seconds:.1f} s")
         await asyncio.to_thread(faults.database.pause)
         await asyncio.sleep(seconds)
@@ -202,9 +202,9 @@ async def database_frozen(faults: Faults) -> None:
 
 
 async def database_read_only(faults: Faults) -> None:
-    """As one that is failing over."""
+    """The database is read-only for a while, as during a failover."""
     seconds = faults.seconds(0.3, 9)
-    async with faults.alone(faults.database):
+    async with faults.lock_of(faults.database):
         faults.journal.fault("database read-only", f"for {seconds:.1f} s")
         await _execute(faults, "ALTER SYSTEM SET default_transaction_read_only = on", "SELECT pg_reload_conf()")
         await asyncio.sleep(seconds)
@@ -212,8 +212,8 @@ async def database_read_only(faults: Faults) -> None:
 
 
 async def database_sessions_ended(faults: Faults) -> None:
-    """pg_terminate_backend of everybody else, in the middle of whatever they do."""
-    async with faults.alone(faults.database):
+    """pg_terminate_backend for every other session, whatever it is doing."""
+    async with faults.lock_of(faults.database):
         faults.journal.fault("database sessions ended")
         await _execute(
             faults,
@@ -223,20 +223,20 @@ async def database_sessions_ended(faults: Faults) -> None:
 
 
 async def table_locked(faults: Faults) -> None:
-    """Every statement waits, and those that wait too long time out."""
+    """Every statement waits for the table's lock; those that wait too long time out."""
     await _locked(faults, "table locked", "LOCK TABLE task_activity_log IN SHARE MODE", faults.seconds(0.3, 10))
 
 
 async def rows_locked(faults: Faults) -> None:
-    """Statements that hold one of some rows wait, others pass."""
+    """Statements that write one of three locked rows wait; all others pass."""
     some = "SELECT FROM task_activity_log WHERE id::text >= '8' ORDER BY random() LIMIT 3 FOR UPDATE SKIP LOCKED"
     await _locked(faults, "rows locked", some, faults.seconds(0.3, 10))
 
 
 async def _locked(faults: Faults, kind: str, statement: str, seconds: float) -> None:
-    async with faults.alone(faults.database):
+    async with faults.lock_of(faults.database):
         faults.journal.fault(kind, f"for {seconds:.1f} s")
-        with suppress(*DATABASE_TROUBLE):
+        with suppress(*DATABASE_ERRORS):
             connection = await asyncpg.connect(faults.database_url, timeout=5)
             try:
                 async with connection.transaction():
@@ -248,11 +248,11 @@ async def _locked(faults: Faults, kind: str, statement: str, seconds: float) -> 
 
 
 async def pooler_killed(faults: Faults) -> None:
-    """The pooler is gone for a moment, and with it every connection."""
+    """pgbouncer ends at once and drops every connection, and starts again."""
     pooler = faults.pooler
     assert pooler is not None
-    # starting it takes a database that answers
-    async with faults.alone(faults.database):
+    # pgbouncer starts only if the database answers, so no other fault may affect it meanwhile
+    async with faults.lock_of(faults.database):
         faults.journal.fault("pgbouncer killed")
         await asyncio.to_thread(pooler.kill)
         await asyncio.sleep(faults.seconds(0.1, 3))
@@ -260,47 +260,47 @@ async def pooler_killed(faults: Faults) -> None:
 
 
 async def amqp_cut(faults: Faults) -> None:
-    """Both connections of one worker are reset."""
+    """Both AMQP connections of one worker are reset."""
     await _on_link(faults, "AMQP cut", _amqp, lambda proxy: proxy.cut())
 
 
 async def amqp_refused(faults: Faults) -> None:
-    """Reset, and refused for a while."""
+    """Both AMQP connections of one worker are reset, and new ones are refused for a while."""
     await _on_link(faults, "AMQP cut and refused", _amqp, _cut_and_refuse, lambda proxy: proxy.accept(), 8)
 
 
 async def amqp_half_open(faults: Faults) -> None:
-    """Nothing passes, no FIN; then all of it does."""
+    """One worker's AMQP connections pass nothing for a while, not even a FIN; then everything arrives, late."""
     await _on_link(faults, "AMQP half-open", _amqp, lambda proxy: proxy.hold(), lambda proxy: proxy.resume(), 12)
 
 
 async def amqp_stranded(faults: Faults) -> None:
-    """Nothing passes over the old connections, ever; new ones work."""
+    """One worker's AMQP connections never pass anything again; new ones work."""
     await _on_link(faults, "AMQP stranded", _amqp, lambda proxy: proxy.strand())
 
 
 async def amqp_slow(faults: Faults) -> None:
-    """Every byte is late."""
+    """Every byte on one worker's AMQP connections is late."""
     await _on_link(faults, "AMQP slow", _amqp, lambda proxy: proxy.delay(0.2), lambda proxy: proxy.delay(0), 8)
 
 
 async def sql_cut(faults: Faults) -> None:
-    """The connections of one worker to the database are reset: was it committed?"""
+    """One worker's database connections are reset, so it cannot know whether its transaction was committed."""
     await _on_link(faults, "SQL cut", _sql, lambda proxy: proxy.cut())
 
 
 async def sql_half_open(faults: Faults) -> None:
-    """Nothing passes; then all of it does."""
+    """One worker's database connections pass nothing for a while; then everything arrives, late."""
     await _on_link(faults, "SQL half-open", _sql, lambda proxy: proxy.hold(), lambda proxy: proxy.resume(), 12)
 
 
 async def sql_stranded(faults: Faults) -> None:
-    """Nothing passes over the old connections, ever; new ones work."""
+    """One worker's database connections never pass anything again; new ones work."""
     await _on_link(faults, "SQL stranded", _sql, lambda proxy: proxy.strand())
 
 
 async def sql_slow(faults: Faults) -> None:
-    """Every byte is late."""
+    """Every byte on one worker's database connections is late."""
     await _on_link(faults, "SQL slow", _sql, lambda proxy: proxy.delay(0.2), lambda proxy: proxy.delay(0), 8)
 
 
@@ -328,7 +328,7 @@ async def _on_link(
     worker = faults.worker()
     proxy = link(worker)
     seconds = faults.seconds(0.3, most) if end else 0.0
-    async with faults.alone(proxy):
+    async with faults.lock_of(proxy):
         faults.journal.fault(kind, f"{worker.name}" + (f" for {seconds:.1f} s" if end else ""))
         begin(proxy)
         if end is not None:
@@ -337,7 +337,7 @@ async def _on_link(
 
 
 async def _execute(faults: Faults, *statements: str) -> None:
-    """Execute statements on the server itself; those that undo something are tried until they pass."""
+    """Execute statements on the server, without a proxy, and retry until they succeed: they must undo their fault."""
     while True:
         try:
             connection = await asyncpg.connect(
@@ -348,7 +348,7 @@ async def _execute(faults: Faults, *statements: str) -> None:
                     await connection.execute(statement)
             finally:
                 await connection.close(timeout=5)
-        except DATABASE_TROUBLE:
+        except DATABASE_ERRORS:
             await asyncio.sleep(0.3)
         else:
             return

@@ -1,4 +1,4 @@
-"""The workers, each behind proxies of its own, kept running as Kubernetes does: what ends is started again."""
+"""The workers, each behind its own proxies. A worker that ends is started again, as Kubernetes would do."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 
-from sandbox.leash import prctl
 from sandbox.proxy import Proxy
+from sandbox.reaper import prctl
 from tests.chaos.plan import Journal
 
 _RUN = "from task_activity_log.cli import main; main()"
@@ -21,14 +21,13 @@ _PDEATHSIG = 1
 _RESTART_SECONDS = 0.2
 DRAIN_LIMIT_SECONDS = 5.0
 _GRACE_SECONDS = 15.0
-"""After the drain limit: how late a process may end on a machine that is busy with restarting databases."""
-_BEGINNING_SECONDS = 4.0
-"""Until then a process may still be importing, with nothing taken and no handler for SIGTERM."""
-"""After the drain limit: how late a process may end on a machine that is busy with restarting databases."""
+"""How long after the drain limit a process may still end, on a machine that is busy restarting databases."""
+_STARTING_SECONDS = 4.0
+"""How long a process may take to start: before that it has no SIGTERM handler, and has not taken any message."""
 
 
 class WorkerProcess:
-    """One worker, over all its restarts."""
+    """One worker, across all its restarts."""
 
     def __init__(self, name: str, environment: Mapping[str, str], amqp: Proxy, database: Proxy, log: Path) -> None:
         self.name = name
@@ -42,18 +41,18 @@ class WorkerProcess:
         self._started = 0.0
 
     def send(self, number: signal.Signals) -> bool:
-        """Send a signal; whether there was a process to send it to."""
+        """Send a signal; return whether there was a process to send it to."""
         process = self._process
         if process is None or process.returncode is not None:
             return False
-        beginning = number == signal.SIGTERM and time.monotonic() - self._started < _BEGINNING_SECONDS
-        if number == signal.SIGKILL or beginning:
+        starting = number == signal.SIGTERM and time.monotonic() - self._started < _STARTING_SECONDS
+        if number == signal.SIGKILL or starting:
             self._expected.add(-number)
         process.send_signal(number)
         return True
 
     async def run(self, stop: asyncio.Event, journal: Journal, faults: list[str], exits: Counter[str]) -> None:
-        """Start it, and start it again, until `stop` is set; then end it in good order."""
+        """Start the worker, and restart it whenever it ends, until `stop` is set; then terminate it."""
         stopping = asyncio.create_task(stop.wait())
         try:
             while not stop.is_set():
@@ -76,7 +75,7 @@ class WorkerProcess:
             self.send(signal.SIGKILL)
 
     async def terminate(self, journal: Journal, faults: list[str]) -> None:
-        """SIGTERM, and wait until it has ended; one that takes too long is killed, which is a failure."""
+        """Send SIGTERM and wait until the worker has ended. If it takes too long, kill it and record a failure."""
         process = self._process
         if not self.send(signal.SIGTERM) or process is None:
             return
@@ -85,7 +84,7 @@ class WorkerProcess:
             async with asyncio.timeout(DRAIN_LIMIT_SECONDS + _GRACE_SECONDS):
                 status = await process.wait()
         except TimeoutError:
-            faults.append(f"{self.name} did not end within {DRAIN_LIMIT_SECONDS + _GRACE_SECONDS:.0f} s of SIGTERM")
+            faults.append(f"{self.name} did not end within {DRAIN_LIMIT_SECONDS + _GRACE_SECONDS:.0f} s after SIGTERM")
             self.send(signal.SIGKILL)
             return
         journal.note(f"  {self.name} drained in {time.monotonic() - began:.1f} s, exit {status}")
@@ -99,7 +98,7 @@ class WorkerProcess:
                 "run",
                 env=dict(self._environment),
                 stderr=log,
-                start_new_session=True,  # a Ctrl-C is for us
+                start_new_session=True,  # so that Ctrl-C does not reach it
                 preexec_fn=lambda: prctl(_PDEATHSIG, signal.SIGKILL),
             )
 
@@ -108,7 +107,7 @@ class Fleet:
     """All workers of a run."""
 
     def __init__(self, count: int, amqp_url: str, database_url: str, directory: Path, **settings: str) -> None:
-        """`settings` are further variables of the workers' environment."""
+        """`settings` are additional environment variables for the workers."""
         self._count = count
         self._urls = (amqp_url, database_url)
         self._directory = directory
@@ -118,12 +117,12 @@ class Fleet:
         self._tasks: list[asyncio.Task[None]] = []
         self.workers: list[WorkerProcess] = []
         self.failures: list[str] = []
-        """What no worker may do: end by itself, not end in time."""
+        """What no worker may do: end by itself, or not end in time."""
         self.exits: Counter[str] = Counter()
-        """Ends of processes, by exit status."""
+        """How many processes ended with each exit status."""
 
     async def start(self, journal: Journal) -> None:
-        """Start all workers; they are not ready when this returns."""
+        """Start all workers, without waiting until they are ready."""
         kept = {name: os.environ[name] for name in ("PATH", "HOME", "PYTHONPATH") if name in os.environ}
         for index in range(self._count):
             amqp, database = [await self._proxies.enter_async_context(Proxy.to(url)) for url in self._urls]
@@ -134,7 +133,7 @@ class Fleet:
                 "HTTP_HOST": "127.0.0.1",
                 "HTTP_PORT": "0",
                 "LOG_FORMAT": "json",
-                # Short enough that every limit is met within a run.
+                # Short enough that a run reaches every limit.
                 "WORKER_AMQP_HEARTBEAT_SECONDS": "2",
                 "WORKER_AMQP_CONNECT_TIMEOUT_SECONDS": "4",
                 "WORKER_CONFIRM_TIMEOUT_SECONDS": "5",
@@ -153,12 +152,12 @@ class Fleet:
         ]
 
     async def stop(self) -> None:
-        """End all workers in good order."""
+        """Terminate all workers and wait until they have ended."""
         self._stop.set()
         await asyncio.gather(*self._tasks)
 
     async def close(self) -> None:
-        """End what is left, at once."""
+        """Kill the workers that still run, and close the proxies."""
         for task in self._tasks:
             task.cancel()
         with suppress(asyncio.CancelledError):

@@ -1,4 +1,4 @@
-"""The messages of a run: valid ones in both formats and modes, some bad, some asking for odd reply queues, some twice."""
+"""The messages of a run: valid ones in both formats and modes, invalid ones, repeats, and some with unusable reply queues."""
 
 from __future__ import annotations
 
@@ -13,56 +13,57 @@ from xml.sax.saxutils import escape
 from tests.chaos.plan import Plan
 
 REPLY_QUEUE = "chaos.replies"
-"""A publisher's own reply queue, which is read."""
+"""A publisher's own reply queue, which the collector reads."""
 FULL_QUEUE = "chaos.full"
-"""A reply queue that takes nothing: replies to it are given up."""
+"""A reply queue that is full: replies to it are given up."""
 GONE_QUEUE = "chaos.gone"
-"""A reply queue that is not there."""
+"""A reply queue that does not exist."""
 REFUSED = "refuse"
-"""How a subject begins that the database refuses."""
+"""The beginning of each subject that the database refuses."""
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One message, and what must become of it."""
+    """One message, and what must happen to it."""
 
     number: int
-    """Its correlation_id, by which answers and dead letters are told apart."""
+    """Its correlation_id, which relates answers and dead letters to it."""
     body: bytes
     content_type: str
     headers: Mapping[str, int | str]
     message_id: str | None
     reply_to: str | None
     code: str | None
-    """The code that it must be rejected with; None when it is valid."""
+    """The error code with which it must be rejected; None if it is valid."""
     record: UUID | None
     fields: Mapping[str, object] = field(default_factory=dict)
-    """The record's fields that it has, `subject` among them, which names this message in the database."""
+    """The fields of the record that it sends. One of them is `subject`, which identifies this message in the database."""
     version: int | None = None
     ordered: bool = False
-    """Whether it must be applied after all earlier ones of the same record."""
+    """Whether it must be applied after all earlier messages about the same record."""
 
     @property
     def merges(self) -> bool:
-        """Whether fields that it does not have keep their values."""
+        """Whether it leaves fields that it does not send unchanged."""
         return self.headers.get("x-update-mode") == "merge"
 
     @property
     def is_answered(self) -> bool:
-        """Whether somebody reads the answer."""
+        """Whether somebody reads its answer."""
         return self.reply_to in (None, REPLY_QUEUE)
 
 
 class Author:
     """Writes the messages of one publisher.
 
-    With versions all publishers write about the same few records, and some messages are kept back for a while, so that
-    newer ones come before them. Without, each publisher has records of its own, and sends what is about one in order.
+    With versions, all publishers write to the same few records, and some messages are kept back for a while, so that
+    newer ones are sent before them. Without versions, each publisher has its own records and sends the messages about
+    each record in order.
     """
 
     def __init__(self, plan: Plan, publisher: int, versions: defaultdict[UUID, int]) -> None:
-        """`versions` counts the versions given out so far; all authors share it."""
-        self._random = Random(f"{plan.seed}/{publisher}")  # noqa: S311 - to be repeated, not to be secret
+        """`versions` has the last version of each record; all authors share it."""
+        self._random = Random(f"{plan.seed}/{publisher}")  # noqa: S311 - it has to be repeatable, not secret
         self._plan = plan
         self._publisher = publisher
         self._written = 0
@@ -75,7 +76,7 @@ class Author:
         self._repeatable: list[Message] = []
 
     def burst(self) -> list[Message]:
-        """A few messages to be sent together. Where order matters none of them are about the same record."""
+        """A few messages to send together. If their order matters, no two of them are about the same record."""
         messages: list[Message] = []
         about: set[UUID | None] = set()
         for _ in range(self._random.randint(1, 25)):
@@ -87,8 +88,8 @@ class Author:
             messages.append(message)
         return messages
 
-    def last_words(self) -> list[Message]:
-        """What was kept back until now."""
+    def kept_back(self) -> list[Message]:
+        """The messages that are still kept back."""
         last = [*self._too_early, *self._kept_back]
         self._too_early, self._kept_back = [], []
         return last
@@ -133,7 +134,7 @@ class Author:
             self._versions[record] += 1
             version = self._versions[record]
             headers["x-version"] = version if roll.random() < 0.5 else str(version)
-        # Without a key a message is applied each time that it comes; those are about loose records, or have versions.
+        # A message without message_id is applied on every delivery, so its record must be a loose one or have versions.
         keyed = roll.random() < 0.9 or not (loose or version)
         is_json = roll.random() < 0.7
         return Message(

@@ -1,4 +1,4 @@
-"""What a run is asked to do, and what everybody in it writes down."""
+"""The plan of a run, and its journal."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One run; the same plan makes the same messages and the same faults in the same order."""
+    """What one run does. The same plan makes the same messages and the same faults in the same order."""
 
     seconds: float
-    """How long faults happen. Healing and the account come on top."""
+    """How long faults are injected. Recovery and the account take additional time."""
     seed: int
     workers: int
     versions: bool
-    """True: requests have versions, and the newest must win. False: they have none, and order alone must hold."""
+    """True: requests have versions, and the newest must win. False: they have no versions, and order must be kept."""
     single_active: bool = False
     pgbouncer: bool = False
     rate: float = 60.0
-    """Messages a second, of all publishers together: two cores must suffice."""
+    """Messages a second, of all publishers together. Low enough for a machine with two cores."""
     publishers: int = 4
     gap_seconds: float = 2.5
     """Mean time between two faults."""
 
     @property
     def in_order(self) -> bool:
-        """Whether requests of one id must be applied in the order sent."""
+        """Whether requests about one record must be applied in the order sent."""
         return not self.versions
 
     @property
     def half_opens(self) -> bool:
-        """Whether links may look alive to one side only: without versions only a single active consumer bears it."""
+        """Whether faults may include half-open connections. Order survives them only with a single active consumer."""
         return self.versions or self.single_active
 
     def command(self) -> str:
@@ -49,7 +49,7 @@ class Plan:
 
 @dataclass
 class Journal:
-    """The timeline: what was done to whom, and when."""
+    """The timeline of a run: each fault and each step, with its time."""
 
     quiet: bool = False
     lines: list[str] = field(default_factory=list)
@@ -62,12 +62,12 @@ class Journal:
         return time.monotonic() - self._began
 
     def note(self, line: str) -> None:
-        """Write down that something happened now."""
+        """Record that something happened now."""
         self.lines.append(f"{self.now:8.2f}  {line}")
         if not self.quiet:
             print(self.lines[-1], file=sys.stderr, flush=True)
 
     def fault(self, kind: str, detail: str = "") -> None:
-        """Write down a fault, and count it."""
+        """Record a fault, and count it."""
         self.faults[kind] += 1
         self.note(f"{kind} {detail}".rstrip())

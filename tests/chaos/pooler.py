@@ -1,4 +1,4 @@
-"""A private pgbouncer in transaction mode before the database."""
+"""A private pgbouncer in transaction mode, in front of the database."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from sandbox.service import READY_LIMIT_SECONDS, SandboxError, free_port
 
 
 class Pooler:
-    """One pgbouncer; its methods block."""
+    """One pgbouncer. Its methods block."""
 
     def __init__(self, dsn: str) -> None:
-        """Start it before the server that `dsn` names; `url` leads through it."""
+        """Start it in front of the server that `dsn` names; `url` leads through it."""
         parts = urlsplit(dsn)
         port = free_port()
         path = shutil.which("pgbouncer") or "/usr/sbin/pgbouncer"
@@ -48,16 +48,16 @@ class Pooler:
         self.start()
 
     def start(self) -> None:
-        """Start it, and wait until it lets somebody in."""
+        """Start it, and wait until it accepts connections."""
         self._processes.start()
         deadline = time.monotonic() + READY_LIMIT_SECONDS
-        while not in_thread(_lets_in(self.url)):
+        while not in_thread(_accepts(self.url)):
             if self._processes.ended() is not None or time.monotonic() > deadline:
                 raise SandboxError(f"pgbouncer did not start\n{self._processes.log_tail()}")
             time.sleep(0.05)
 
     def kill(self) -> None:
-        """End it at once: all its clients lose their connections."""
+        """End it at once. All its clients lose their connections."""
         self._processes.kill()
 
     def close(self) -> None:
@@ -65,8 +65,8 @@ class Pooler:
         self._processes.close()
 
 
-async def _lets_in(url: str) -> bool:
-    import asyncpg  # noqa: PLC0415 - beside the only use
+async def _accepts(url: str) -> bool:
+    import asyncpg  # noqa: PLC0415 - next to its only use
 
     try:
         connection = await asyncpg.connect(url, timeout=5, statement_cache_size=0)

@@ -1,4 +1,4 @@
-"""Publishers that do not lose anything themselves: each message is sent again until the broker has confirmed it."""
+"""Publishers that lose nothing themselves: they send each message again until the broker has confirmed it."""
 
 from __future__ import annotations
 
@@ -13,8 +13,15 @@ from yarl import URL
 
 from tests.chaos.messages import Author, Message
 
-TROUBLE = (AMQPError, aio_pika.exceptions.AMQPException, OSError, TimeoutError, RuntimeError, asyncio.InvalidStateError)
-"""What the driver raises when the broker goes away under it."""
+CONNECTION_ERRORS = (
+    AMQPError,
+    aio_pika.exceptions.AMQPException,
+    OSError,
+    TimeoutError,
+    RuntimeError,
+    asyncio.InvalidStateError,
+)
+"""What the driver raises when it loses the broker."""
 
 EXCHANGE = "task_activity_log"
 QUEUE = "task_activity_log.upsert"
@@ -23,25 +30,25 @@ _PAUSE_SECONDS = 0.3
 
 
 async def connect(url: str) -> AbstractConnection:
-    """A plain connection that notices within seconds that the broker is gone."""
+    """A connection with a short heartbeat, which detects within seconds that the broker is gone."""
     connection = aio_pika.Connection(URL(url).update_query(heartbeat=3))
     await connection.connect(timeout=5)
     return connection
 
 
-async def leave(connection: AbstractConnection | None) -> None:
-    """Close a connection, whatever state it is in."""
+async def disconnect(connection: AbstractConnection | None) -> None:
+    """Close a connection in whatever state it is."""
     if connection is not None:
-        with suppress(*TROUBLE):
+        with suppress(*CONNECTION_ERRORS):
             async with asyncio.timeout(2):
                 await connection.close()
 
 
 class Publisher:
-    """Sends what its author writes, at a rate, until it is told to stop."""
+    """Sends the messages of its author at a steady rate."""
 
     def __init__(self, url: str, author: Author, rate: float, sent: Callable[[Message], None]) -> None:
-        """`sent` is told of each message once the broker has confirmed it."""
+        """`sent` is called with each message that the broker has confirmed."""
         self._url = url
         self._author = author
         self._rate = rate
@@ -50,10 +57,10 @@ class Publisher:
         self._to_exchange: AbstractExchange | None = None
         self._to_queue: AbstractExchange | None = None
         self.resent = 0
-        """How many were sent again because no confirm came."""
+        """How many messages were sent again because their confirm did not arrive."""
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Publish until `stop` is set, and then the rest."""
+        """Publish until `stop` is set, then publish what the author has kept back."""
         try:
             while not stop.is_set():
                 burst = self._author.burst()
@@ -61,30 +68,30 @@ class Publisher:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(len(burst) / self._rate):
                         await stop.wait()
-            await self._publish(self._author.last_words())
+            await self._publish(self._author.kept_back())
         finally:
-            await leave(self._connection)
+            await disconnect(self._connection)
 
     async def _publish(self, burst: Sequence[Message]) -> None:
         unconfirmed = list(burst)
         while unconfirmed:
             try:
                 await self._open()
-            except TROUBLE:
-                await self._part()
+            except CONNECTION_ERRORS:
+                await self._disconnect()
                 continue
             answers = await asyncio.gather(*map(self._send, unconfirmed), return_exceptions=True)
             failed: list[Message] = []
             for message, answer in zip(unconfirmed, answers, strict=True):
                 if answer is None:
                     self._sent(message)
-                elif isinstance(answer, TROUBLE):
+                elif isinstance(answer, CONNECTION_ERRORS):
                     failed.append(message)
                 else:
                     raise answer
             if failed:
                 self.resent += len(failed)
-                await self._part()
+                await self._disconnect()
             unconfirmed = failed
 
     async def _open(self) -> None:
@@ -94,9 +101,9 @@ class Publisher:
             self._to_exchange = await channel.get_exchange(EXCHANGE, ensure=False)
             self._to_queue = channel.default_exchange
 
-    async def _part(self) -> None:
+    async def _disconnect(self) -> None:
         connection, self._connection = self._connection, None
-        await leave(connection)
+        await disconnect(connection)
         await asyncio.sleep(_PAUSE_SECONDS)
 
     async def _send(self, message: Message) -> None:

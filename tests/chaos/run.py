@@ -1,4 +1,4 @@
-"""One run: services, workers, publishers, faults; then healing, and the account."""
+"""One run: start workers, publishers and faults; then undo all faults, wait for recovery, and make the account."""
 
 from __future__ import annotations
 
@@ -27,28 +27,29 @@ from tests.chaos.fleet import Fleet
 from tests.chaos.messages import FULL_QUEUE, REPLY_QUEUE, Author, Message
 from tests.chaos.plan import Journal, Plan
 from tests.chaos.pooler import Pooler
-from tests.chaos.publishers import QUEUE, TROUBLE, Publisher, connect, leave
+from tests.chaos.publishers import CONNECTION_ERRORS, QUEUE, Publisher, connect, disconnect
 
 _SETTLE_SECONDS = 180.0
-"""How long the workers may take, after the last fault, to work off what is left."""
-_HEAL_SECONDS = 60.0
+"""How long the workers may take, after the last fault, to process the remaining messages."""
+_PUBLISH_SECONDS = 60.0
+"""How long the publishers may take, after the last fault, to publish the remaining messages."""
 
 
 @dataclass
 class Result:
-    """What became of a run."""
+    """The result of a run."""
 
     failures: list[str]
     figures: dict[str, int]
     journal: Journal
     directory: Path
-    """Where the workers' logs are."""
+    """The directory with the workers' logs."""
 
 
 def run(plan: Plan, broker: RabbitMQ, database: PostgreSQL, journal: Journal) -> Result:
-    """Run `plan` on services that may be killed, on a virtual host and a database of its own."""
+    """Run `plan` on services that may be killed, with a new virtual host and a new database."""
     for driver in ("aio_pika", "aiormq", "asyncio"):
-        logging.getLogger(driver).setLevel(logging.CRITICAL)  # our own links are lost all the time
+        logging.getLogger(driver).setLevel(logging.CRITICAL)  # our own connections are lost all the time
     amqp_url, database_url = broker.create_vhost(), database.create_database()
     migrations.migrate(database_url)
     with _pooler(plan, database_url) as pooler:
@@ -102,20 +103,22 @@ async def _run(
         await fleet.start(journal)
         publishing = [asyncio.create_task(publisher.run(publishing_over)) for publisher in publishers]
         await faults.run(plan.seconds)
-        await _heal(fleet, broker, database)
+        await _undo_faults(fleet, broker, database)
         publishing_over.set()
-        async with asyncio.timeout(_HEAL_SECONDS):
+        async with asyncio.timeout(_PUBLISH_SECONDS):
             await asyncio.gather(*publishing)
-        journal.note(f"all healed; {len(sent)} sent, {sum(p.resent for p in publishers)} of them again")
+        journal.note(
+            f"all faults are undone; {len(sent)} messages sent, {sum(p.resent for p in publishers)} sent again"
+        )
 
         async def account() -> Account:
             return Account(plan, sent, collector.collected, *await audit.read(database_url))
 
         left = await _settled(account, broker, amqp_url)
-        journal.note("not all are settled" if left else "all settled")
+        journal.note("not all messages are settled" if left else "all messages are settled")
         await fleet.stop()
         journal.note(
-            f"workers stopped; {sum(w.starts for w in fleet.workers)} starts, ends by status {dict(fleet.exits)}"
+            f"workers stopped after {sum(w.starts for w in fleet.workers)} starts; exit statuses: {dict(fleet.exits)}"
         )
         await _quiet(collector)
         over = await account()
@@ -137,10 +140,10 @@ async def _declare(plan: Plan, amqp_url: str) -> None:
             full: dict[str, Any] = {"x-queue-type": "quorum", "x-max-length": 0, "x-overflow": "reject-publish"}
             await channel.declare_queue(FULL_QUEUE, durable=True, arguments=full)
     finally:
-        await leave(connection)
+        await disconnect(connection)
 
 
-async def _heal(fleet: Fleet, broker: RabbitMQ, database: PostgreSQL) -> None:
+async def _undo_faults(fleet: Fleet, broker: RabbitMQ, database: PostgreSQL) -> None:
     await asyncio.to_thread(broker.ensure_running)
     await asyncio.to_thread(database.ensure_running)
     for worker in fleet.workers:
@@ -152,22 +155,25 @@ async def _heal(fleet: Fleet, broker: RabbitMQ, database: PostgreSQL) -> None:
 
 
 async def _settled(account: Callable[[], Awaitable[Account]], broker: RabbitMQ, amqp_url: str) -> list[str]:
-    """Wait until nothing is missing and the requests queue is empty; what is left after the limit."""
+    """Wait until no result is missing and the requests queue is empty; return a failure if that takes too long."""
     queue = f"/queues/{quote(unquote(urlsplit(amqp_url).path[1:]), safe='')}/{QUEUE}"
     left: object = None
     try:
         async with asyncio.timeout(_SETTLE_SECONDS):
             while (missing := (await account()).missing()) or left != 0:
                 await asyncio.sleep(1)
-                # Those in the hands of workers, too; the broker counts every five seconds.
+                # This includes unsettled deliveries. The broker updates the figure every five seconds.
                 left = (await asyncio.to_thread(broker.api, "GET", queue)).get("messages")
     except TimeoutError:
-        return [f"after {_SETTLE_SECONDS:.0f} s without faults {len(missing)} are missing, {left} wait to be settled"]
+        return [
+            f"{_SETTLE_SECONDS:.0f} s after the last fault {len(missing)} messages have no result,"
+            f" and the requests queue still has {left}"
+        ]
     return []
 
 
 async def _quiet(collector: Collector) -> None:
-    """Wait until nothing more comes in: the replies of the last drain."""
+    """Wait until no more replies come in: those of the last drain may still be under way."""
     known = -1
     while (now := sum(map(len, collector.collected.answers.values()))) != known:
         known = now
@@ -177,7 +183,7 @@ async def _quiet(collector: Collector) -> None:
 async def _all_taken(amqp_url: str) -> bool:
     try:
         return await _count(amqp_url, QUEUE) == 0
-    except TROUBLE:
+    except CONNECTION_ERRORS:
         return False
 
 
@@ -188,4 +194,4 @@ async def _count(amqp_url: str, name: str) -> int:
             queue = await channel.declare_queue(name, passive=True)
             return queue.declaration_result.message_count or 0
     finally:
-        await leave(connection)
+        await disconnect(connection)

@@ -16,14 +16,14 @@ from tests.faults.conversation import conversing
 
 ROOT = Path(__file__).parents[2]
 IMAGE = "task-activity-log-worker:test"
-LOCKED_UP = ("--network=host", "--read-only", "--cap-drop=ALL", "--security-opt=no-new-privileges")
-"""Nothing may be written, not even below /tmp. The host's network, as the services are on its loopback."""
+RESTRICTED = ("--network=host", "--read-only", "--cap-drop=ALL", "--security-opt=no-new-privileges")
+"""Nothing may be written, not even to /tmp. It uses the host's network because the services listen on its loopback."""
 
 pytestmark = pytest.mark.timeout(600)
 
 
 async def docker(*arguments: str, fails: bool = False) -> str:
-    """Run the client; its output."""
+    """Run the Docker client and return its output."""
     if shutil.which("docker") is None:
         pytest.fail("this test needs Docker: install it, and let its engine run", pytrace=False)
     process = await asyncio.create_subprocess_exec(
@@ -36,17 +36,17 @@ async def docker(*arguments: str, fails: bool = False) -> str:
 
 @pytest.fixture
 async def image() -> str:
-    """Its name, built from the work tree; from the cache if nothing changed."""
+    """The name of the image, which is built from the working tree."""
     await docker("build", "--network=host", "--quiet", "--file=deploy/Dockerfile", f"--tag={IMAGE}", ".")
     return IMAGE
 
 
 @pytest.fixture
 async def worker(image: str, own_amqp_url: str, own_database_url: str) -> AsyncIterator[tuple[str, int]]:
-    """Name and HTTP port of a container that runs a worker."""
+    """The name and the HTTP port of a container that runs a worker."""
     name, port = f"task-activity-log-test-{uuid4().hex}", free_port()
     variables = (f"--env=AMQP_URL={own_amqp_url}", f"--env=DATABASE_URL={own_database_url}", f"--env=HTTP_PORT={port}")
-    await docker("run", "--detach", f"--name={name}", "--health-interval=1s", *LOCKED_UP, *variables, image, "run")
+    await docker("run", "--detach", f"--name={name}", "--health-interval=1s", *RESTRICTED, *variables, image, "run")
     try:
         yield name, port
     finally:
@@ -54,7 +54,7 @@ async def worker(image: str, own_amqp_url: str, own_database_url: str) -> AsyncI
 
 
 async def ready(port: int) -> None:
-    """Return once it consumes."""
+    """Wait until the worker is ready."""
     async with asyncio.timeout(60):
         while True:
             try:
@@ -64,8 +64,8 @@ async def ready(port: int) -> None:
                 await asyncio.sleep(0.02)
 
 
-async def test_the_image_has_what_it_runs_on_and_no_more(image: str) -> None:
-    """Not root by number, the command as process 1, labels, and nothing to build or install with."""
+async def test_the_image_runs_unprivileged_and_has_no_build_tools(image: str) -> None:
+    """The image has a numeric unprivileged user, the command as entry point, labels, and no compilers or installers."""
     (found,) = json.loads(await docker("inspect", image))
     assert found["Config"]["User"] == "65532:65532"
     assert found["Config"]["Entrypoint"] == ["task-activity-log"]
@@ -80,10 +80,10 @@ async def test_the_image_has_what_it_runs_on_and_no_more(image: str) -> None:
 
 
 async def test_the_image_migrates(image: str, empty_database_url: str) -> None:
-    """Once and again, and a database that is not there is one clear line."""
+    """Migrating twice succeeds, and an unreachable database is reported in one line without the password."""
 
     async def migrate(url: str, *, fails: bool = False) -> str:
-        return await docker("run", "--rm", *LOCKED_UP, f"--env=DATABASE_URL={url}", image, "migrate", fails=fails)
+        return await docker("run", "--rm", *RESTRICTED, f"--env=DATABASE_URL={url}", image, "migrate", fails=fails)
 
     for _ in range(2):
         assert "The schema is at revision" in await migrate(empty_database_url)
@@ -96,7 +96,7 @@ async def test_the_image_migrates(image: str, empty_database_url: str) -> None:
 async def test_a_container_answers_is_healthy_and_drains(
     worker: tuple[str, int], own_amqp_url: str, own_database_url: str
 ) -> None:
-    """Stopped in the middle of its work it exits with 0, and the next start finishes the rest: nothing is lost."""
+    """A container that is stopped in the middle of its work exits with 0, and finishes the rest after a restart."""
     name, port = worker
     messages = 3000
     await ready(port)

@@ -25,7 +25,7 @@ KNOWN = UUID(int=1)
 
 @asynccontextmanager
 async def load(amqp_url: str) -> AsyncIterator[None]:
-    """Ten times a second new records, an update, a repeat, an older version, a bad one, and one with nobody to answer."""
+    """Publish ten times a second: new and updated records, a repeat, a stale version, a bad one, and a lost reply_to."""
 
     def message(
         body: dict[str, Any], message_id: str, *, reply_to: str | None = None, version: int | None = None
@@ -63,17 +63,17 @@ async def load(amqp_url: str) -> AsyncIterator[None]:
 
 
 async def seen(prometheus: Prometheus, expression: str) -> None:
-    """Return once Prometheus answers an expression with something."""
+    """Wait until an expression has a result in Prometheus."""
     try:
         async with asyncio.timeout(60):
             while not await asyncio.to_thread(prometheus.now, expression):
                 await asyncio.sleep(0.2)
     except TimeoutError:
-        raise AssertionError(f"{expression} gave nothing for a minute") from None
+        raise AssertionError(f"{expression} had no result for a minute") from None
 
 
 def has_data(series: list[Any]) -> bool:
-    """Whether a range holds a number."""
+    """Whether a range has at least one number."""
     return any(not math.isnan(float(value)) for each in series for _, value in each["values"])
 
 
@@ -81,8 +81,7 @@ def has_data(series: list[Any]) -> bool:
 async def test_every_query_has_data(
     own_amqp_url: str, own_database_url: str, own_rabbitmq: RabbitMQ, own_postgresql: PostgreSQL
 ) -> None:
-    """Everything that the dashboard draws, and everything that alerts select, through load, an outage of the database
-    and a lost connection; an alert without a delay fires."""
+    """Every query of the dashboard and the alerts has data after load, a database outage and a lost connection."""
     began = time.time()
     assert own_rabbitmq.metrics_address is not None
     async with serving(own_amqp_url, own_database_url) as service:
@@ -110,7 +109,7 @@ async def test_every_query_has_data(
             for title, expression in queries.panels():
                 drawn = queries.as_drawn(expression, interval="5s")
                 found = prometheus.ask("query_range", query=drawn, start=began, end=time.time(), step="1s")["result"]
-                if not has_data(found) and title != "Restarts":  # there were none
+                if not has_data(found) and title != "Restarts":  # the worker was not restarted
                     silent.append(f"{title}: {drawn}")
             for name, rule in queries.alerts().items():
                 silent += [f"{name}: {each}" for each in queries.selectors(rule["expr"]) if not prometheus.now(each)]

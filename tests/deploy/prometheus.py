@@ -1,4 +1,4 @@
-"""A private Prometheus that runs the alerts and scrapes what a test has."""
+"""A private Prometheus that evaluates the alerts and scrapes the targets of a test."""
 
 import json
 import shutil
@@ -21,15 +21,15 @@ _SCRAPE_EVERY = "1s"
 
 
 class Prometheus(Service):
-    """Prometheus with deploy/prometheus/prometheus.yaml, but for its targets and a quicker pace."""
+    """Prometheus with deploy/prometheus/prometheus.yaml, but with the test's targets and shorter intervals."""
 
     name = "Prometheus"
 
     def __init__(self, targets: Mapping[str, str], say: Callable[[str], None]) -> None:
-        """Install Prometheus if it is not there and start it; `targets` are addresses by the name of their job.
+        """Install Prometheus if necessary, and start it. `targets` are addresses by the name of their job.
 
         Raises:
-            SandboxError: it cannot be had or does not start.
+            SandboxError: It is not available, or does not start.
         """
         binary = _binary(say)
         processes = Processes("the binary on this machine", user=unprivileged_user(), stop_signal=signal.SIGTERM)
@@ -62,7 +62,7 @@ class Prometheus(Service):
             raise NotReadyError(str(error)) from None
 
     def ask(self, path: str, **parameters: str | float) -> Any:
-        """The `data` of an answer of its API; an expression that it refuses is an AssertionError with its words."""
+        """Call its API and return the `data` of the answer; AssertionError with its message if it refuses a query."""
         try:
             with urlopen(f"http://{self.address}/api/v1/{path}?{urlencode(parameters)}", timeout=15) as answer:
                 return json.load(answer)["data"]
@@ -71,7 +71,7 @@ class Prometheus(Service):
             raise AssertionError(f"{parameters}: {error.read().decode()}") from None  # type: ignore[attr-defined]
 
     def now(self, expression: str) -> list[Any]:
-        """What an expression gives at this moment, one entry a series."""
+        """The current result of an expression, one entry for each series."""
         found: list[Any] = self.ask("query", query=expression)["result"]
         return found
 
@@ -84,4 +84,4 @@ def _binary(say: Callable[[str], None]) -> str:
     packages.install("prometheus", say)
     if (found := shutil.which("prometheus")) is not None:
         return found
-    raise SandboxError("the package prometheus brought no prometheus")
+    raise SandboxError("the package prometheus was installed but has no command prometheus")

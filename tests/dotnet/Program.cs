@@ -1,11 +1,11 @@
-// Drives the serializers: a line of JSON in, a line of JSON out, until the input ends.
+// Drives the serializers: for each line of JSON on standard input it writes one line of JSON to standard output.
 //
 //   {"list": true}               → {"write": [settings], "read": [settings]}
 //   {"write": setting, "values"} → {"content_type", "body"}      body in base64
 //   {"read": setting, "body"}    → {"values"}
 //   {"problem": content type, "body"} → {"code", "status", "detail", "errors"}
 //
-// Where the serializer throws, the line is {"error"}: the exception's type and message.
+// If a serializer throws, the line is {"error"}, with the exception's type and message.
 using System;
 using System.IO;
 using System.Linq;

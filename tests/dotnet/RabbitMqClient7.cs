@@ -1,5 +1,5 @@
-// What docs/examples/csharp uses of RabbitMQ.Client 7.2: its signatures, for the compiler alone. The package itself is
-// not in Debian (libmono-rabbitmq4.0-cil is of 2009: no confirms, no async).
+// The signatures of RabbitMQ.Client 7.2 that docs/examples/csharp uses, so that the compiler can check the examples. The
+// package itself is not in Debian (its libmono-rabbitmq4.0-cil is from 2009 and has neither confirms nor async).
 using System;
 using System.Collections.Generic;
 using System.Threading;

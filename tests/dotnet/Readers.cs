@@ -1,4 +1,4 @@
-// How .NET programs read a reply: every name is a serializer with its settings, and what it finds in the bytes.
+// How .NET programs read a reply: for each name, a serializer with certain settings that reads the bytes of a reply.
 using System;
 using System.Collections.Generic;
 using System.IO;

@@ -1,12 +1,12 @@
-// The classes that publishers and subscribers have for a record, one for each way of writing them down.
-// `Values` fills and reads them by reflection, whatever their members are called.
+// The classes that publishers and subscribers use for a record, one for each usual way to define it.
+// `Values` fills and reads them by reflection, whatever the names of their members are.
 using System;
 using System.Runtime.Serialization;
 using System.Xml.Schema;
 using System.Xml.Serialization;
 
 namespace Records {
-  // As pasted from the API page.
+  // Copied from the API page.
   public class task_activity_log {
     public Guid id { get; set; }
     public Guid? task_id { get; set; }
@@ -22,7 +22,7 @@ namespace Records {
     public DateTime? modified_dateutc { get; set; }
   }
 
-  // Capital letters, the contract's underscores.
+  // The contract's names with capital letters.
   public class Capitals {
     public Guid ID { get; set; }
     public Guid? Task_Id { get; set; }
@@ -38,7 +38,7 @@ namespace Records {
     public DateTime? Modified_DateUtc { get; set; }
   }
 
-  // .NET names in the program, the contract's on the wire. Newtonsoft.Json obeys these attributes too.
+  // .NET names in the program, the contract's names on the wire. Newtonsoft.Json follows these attributes, too.
   [DataContract(Name = "task_activity_log", Namespace = "")]
   public class Contracted {
     [DataMember(Name = "id")] public Guid Id { get; set; }
@@ -55,7 +55,7 @@ namespace Records {
     [DataMember(Name = "modified_dateutc")] public DateTime? ModifiedDateUtc { get; set; }
   }
 
-  // Written in the record's order instead of the names'.
+  // Written in the order of the record's fields instead of in the order of their names.
   [DataContract(Name = "task_activity_log", Namespace = "")]
   public class Ordered {
     [DataMember(Order = 1)] public Guid id { get; set; }
@@ -72,7 +72,7 @@ namespace Records {
     [DataMember(Order = 12)] public DateTime? modified_dateutc { get; set; }
   }
 
-  // A company's own namespace, nulls left out, object references numbered.
+  // With a company's own namespace, without nulls, and with numbered object references.
   [DataContract(Name = "task_activity_log", Namespace = "http://schemas.example.com/crm/2026", IsReference = true)]
   public class Sparse {
     [DataMember] public Guid id { get; set; }
@@ -89,7 +89,7 @@ namespace Records {
     [DataMember(EmitDefaultValue = false)] public DateTime? modified_dateutc { get; set; }
   }
 
-  // Moments with their offset.
+  // Dates with an offset.
   [DataContract(Name = "task_activity_log", Namespace = "")]
   public class Offsets {
     [DataMember] public Guid id { get; set; }
@@ -106,7 +106,7 @@ namespace Records {
     [DataMember] public DateTimeOffset? modified_dateutc { get; set; }
   }
 
-  // Members that cannot be null: what is not set is default(Guid), DateTime.MinValue, false.
+  // Members that cannot be null: those that are not set are default(Guid), DateTime.MinValue or false.
   [DataContract(Name = "task_activity_log", Namespace = "")]
   [XmlRoot("task_activity_log")]
   public class NeverNull {
@@ -124,7 +124,7 @@ namespace Records {
     [DataMember] public DateTime modified_dateutc { get; set; }
   }
 
-  // XmlSerializer with names of its own, and nil instead of nothing for the strings that are null.
+  // For XmlSerializer, with explicit element names, and with nil elements for strings that are null.
   [XmlRoot("task_activity_log")]
   public class Elements {
     [XmlElement("id")] public Guid Id { get; set; }
@@ -141,7 +141,7 @@ namespace Records {
     [XmlElement("modified_dateutc")] public DateTime? ModifiedDateUtc { get; set; }
   }
 
-  // As xsd.exe makes it from a schema whose elements may be absent, with a namespace on the root alone.
+  // As xsd.exe generates it from a schema with optional elements and a namespace on the root element only.
   [XmlType(AnonymousType = true)]
   [XmlRoot("task_activity_log", Namespace = "http://schemas.example.com/crm/2026", IsNullable = false)]
   public class Specified {
@@ -167,7 +167,7 @@ namespace Records {
     [XmlIgnore] public bool modified_dateutcSpecified { get; set; }
   }
 
-  // A member is left out when its ShouldSerialize method says so. Newtonsoft.Json asks it too.
+  // Members are omitted if their ShouldSerialize method returns false. Newtonsoft.Json calls it, too.
   [XmlRoot("task_activity_log")]
   public class Asked {
     public Guid id { get; set; }

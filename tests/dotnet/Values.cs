@@ -1,7 +1,7 @@
-// A record's values between the test and the classes in Records.cs, free of the serializers under test.
+// Converts values between the test's JSON and the classes in Records.cs, without the serializers under test.
 //
-// On a line of the test's, a Guid is its 32 digits with hyphens and a date is "<ticks> <kind>": .NET's ticks on the
-// clock that the kind names, Utc, Local or Unspecified for a DateTime, an offset in minutes for a DateTimeOffset.
+// In the test's JSON a Guid is its 32 digits with hyphens, and a date is "<ticks> <kind>". The kind says to which clock
+// .NET's ticks refer: Utc, Local or Unspecified for a DateTime, an offset in minutes for a DateTimeOffset.
 // Absent and null are the same here.
 using System;
 using System.Collections.Generic;
@@ -17,7 +17,7 @@ public static class Values {
     "date_closed", "reference_back_office", "modified_dateutc",
   };
 
-  // A line of the test's. Its dates stay strings.
+  // Parses a line of the test's JSON. Its dates stay strings.
   public static JObject Parse(string line) {
     return JObject.Load(new JsonTextReader(new System.IO.StringReader(line)) { DateParseHandling = DateParseHandling.None });
   }
@@ -64,7 +64,7 @@ public static class Values {
     return new DateTimeOffset(ticks, TimeSpan.FromMinutes(int.Parse(parts[1], CultureInfo.InvariantCulture)));
   }
 
-  // Dates as the moment that they are: local ones in UTC, offsets taken off.
+  // Dates are converted to UTC, whether they are local or have an offset.
   static JToken ToTest(object value) {
     if (value == null) return JValue.CreateNull();
     if (value is Guid) return ((Guid)value).ToString("D");

@@ -1,5 +1,5 @@
-// How .NET programs write a request: every name is a serializer with its settings, and what it makes of a record.
-// `requests.py` says what each is expected to write.
+// How .NET programs write a request: for each name, a serializer with certain settings that writes a record.
+// `writers.py` says what each is expected to write.
 using System;
 using System.Collections.Generic;
 using System.IO;
@@ -203,7 +203,7 @@ public static class Writers {
     });
   }
 
-  // The commonest hand-written publisher: into a string, whose declaration says utf-16, and from there into bytes.
+  // What most hand-written publishers do: write to a string, whose XML declaration says utf-16, and encode that to bytes.
   static Written Text(Action<XmlWriter> write, Encoding encoding, string contentType = "application/xml") {
     var text = new StringWriter();
     using (var writer = XmlWriter.Create(text)) write(writer);

@@ -1,4 +1,4 @@
-"""Real .NET serializers write requests and read replies: every field comes back, in every usual setting of theirs.
+"""Real .NET serializers, with all their usual settings, write requests and read replies without losing a field.
 
 Not named `test_…`, so that `make test` leaves it out: it needs Mono. `make test-dotnet` runs it.
 """
@@ -51,24 +51,24 @@ Case = tuple[str, dict[str, Any]]
 
 @dataclass(frozen=True)
 class DotNet:
-    """The serializers, in a time zone."""
+    """The .NET serializers, running in a time zone."""
 
     program: mono.Program
 
     @property
     def zone(self) -> ZoneInfo:
-        """The zone that they run in."""
+        """The time zone that they run in."""
         return ZoneInfo(self.program.zone)
 
     def write(self, setting: str, values: dict[str, Any]) -> Delivery | str:
-        """A request as the setting writes it, or what it throws."""
+        """A request as the serializer setting writes it, or the exception that it throws."""
         (answer,) = self.program.ask([{"write": setting, "values": to_net(values)}])
         if "error" in answer:
             return str(answer["error"])
         return delivered(base64.b64decode(answer["body"]), content_type=answer["content_type"])
 
     def read(self, setting: str, body: bytes) -> dict[str, Any] | str:
-        """What the setting finds in a reply, dates as moments, or what it throws."""
+        """The values that the serializer setting reads from a reply, or the exception that it throws."""
         (answer,) = self.program.ask([{"read": setting, "body": base64.b64encode(body).decode()}])
         if "error" in answer:
             return str(answer["error"])
@@ -76,7 +76,7 @@ class DotNet:
 
 
 def _ours(name: str, value: object) -> object:
-    """A value that C# has read, as ours. A date of no kind is `default(DateTime)`: replies name their offset."""
+    """A value that C# has read, in Python. An Unspecified date is `default(DateTime)`, as replies have offsets."""
     if value is None or isinstance(value, bool):
         return value
     text = str(value)
@@ -89,7 +89,7 @@ def _ours(name: str, value: object) -> object:
 
 @pytest.fixture(scope="session")
 def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, DotNet]]:
-    """The compiled program, running once in each zone."""
+    """The compiled program, running once in each time zone."""
     try:
         path = mono.compile_all(tmp_path_factory.mktemp("dotnet"))
     except mono.MonoError as error:
@@ -102,18 +102,18 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Dot
 
 @pytest.fixture(params=ZONES)
 def dotnet(programs: dict[str, DotNet], request: pytest.FixtureRequest) -> DotNet:
-    """.NET in one zone after the other."""
+    """.NET in each of the time zones."""
     return programs[request.param]
 
 
 @pytest.fixture
 def in_brussels(programs: dict[str, DotNet]) -> DotNet:
-    """.NET in Brussels."""
+    """.NET in the time zone of Brussels."""
     return programs["Europe/Brussels"]
 
 
 def test_every_setting_has_an_expectation(in_brussels: DotNet) -> None:
-    """The C# program has no writer and no reader that the tests below pass over."""
+    """The tests below cover each writer and each reader of the C# program."""
     (settings,) = in_brussels.program.ask([{"list": True}])
     assert set(settings["write"]) == WRITERS.keys() | REFUSED.keys()
     assert set(settings["read"]) == READERS.keys() | UNFIT
@@ -123,7 +123,7 @@ def test_every_setting_has_an_expectation(in_brussels: DotNet) -> None:
 
 
 def dates(writer: Writer, zone: str) -> Iterator[Case]:
-    """Records with a date of every kind that the writer's class can hold."""
+    """Records with dates of every kind that the writer's class can hold."""
     kinds = OFFSETS if writer.offsets else KINDS
     for name, ticks in TICKS.items():
         extreme = name in ("min", "max")
@@ -133,12 +133,12 @@ def dates(writer: Writer, zone: str) -> Iterator[Case]:
             if extreme and kind and isinstance(kind, int):
                 continue  # no such DateTimeOffset
             if (name, kind, zone) == ("min", "Local", "America/New_York"):
-                continue  # local mean time: .NET has its offset to the minute, zoneinfo to the second
+                continue  # local mean time: its offset is in minutes in .NET and in seconds in zoneinfo
             yield f"{name}, {kind}", {"id": ID, "due_date": Net(ticks, kind), "date_closed": Net(ticks, kind)}
 
 
 def whole_records(writer: Writer) -> Iterator[Case]:
-    """Every field; none; and every string."""
+    """Records with every field, with nulls only, and with every string."""
     kind: Kind | int = 0 if writer.offsets else "Utc"
     full = {name: Net(value.ticks, kind) if isinstance(value, Net) else value for name, value in FULL.items()}
     yield "full", full
@@ -152,7 +152,7 @@ def whole_records(writer: Writer) -> Iterator[Case]:
 
 @pytest.mark.parametrize("setting", WRITERS)
 def test_every_field_of_a_request_is_decoded(dotnet: DotNet, setting: str) -> None:
-    """Awkward dates, strings and nulls, as each setting of each serializer writes them, in three time zones."""
+    """Unusual dates, strings and nulls are decoded as each serializer setting writes them, in three time zones."""
     writer = WRITERS[setting]
     zone = dotnet.program.zone
     wrong = {}
@@ -168,8 +168,8 @@ def test_every_field_of_a_request_is_decoded(dotnet: DotNet, setting: str) -> No
 
 
 @pytest.mark.parametrize("setting", WRITERS)
-def test_an_echoed_date_of_modification_is_passed_over(in_brussels: DotNet, setting: str) -> None:
-    """Old records can be sent back as they are."""
+def test_a_modification_date_in_a_request_is_ignored(in_brussels: DotNet, setting: str) -> None:
+    """A stored record can be sent back as it is, including its modified_dateutc."""
     kind: Kind | int = 0 if WRITERS[setting].offsets else "Unspecified"
     delivery = in_brussels.write(setting, {"id": ID, "modified_dateutc": Net(TICKS["7 digits"], kind)})
     assert isinstance(delivery, Delivery), delivery
@@ -181,7 +181,7 @@ def test_an_echoed_date_of_modification_is_passed_over(in_brussels: DotNet, sett
 
 @pytest.mark.parametrize("setting", [*WRITERS, *REFUSED])
 def test_a_default_guid_as_id_is_refused(in_brussels: DotNet, setting: str) -> None:
-    """The careless publisher who never set the id is told, by whatever serializer."""
+    """A publisher who forgets to set the id gets the problem missing_id, with every serializer."""
     delivery = in_brussels.write(setting, {"id": ZERO})
     assert isinstance(delivery, Delivery), delivery
     with pytest.raises(Rejected) as rejected:
@@ -191,10 +191,10 @@ def test_a_default_guid_as_id_is_refused(in_brussels: DotNet, setting: str) -> N
 
 @pytest.mark.parametrize("text", NOT_IN_XML)
 @pytest.mark.parametrize("setting", [setting for setting, writer in WRITERS.items() if writer.checks is not None])
-def test_a_character_that_xml_cannot_hold_never_passes_for_another(
+def test_a_character_that_xml_cannot_hold_is_never_replaced_silently(
     in_brussels: DotNet, setting: str, text: str
 ) -> None:
-    """Either .NET throws before anything is sent, or it writes a reference that is answered with `malformed_xml`."""
+    """Either .NET throws before anything is sent, or it writes a reference that is rejected as `malformed_xml`."""
     delivery = in_brussels.write(setting, {**FULL, "subject": NOT_IN_XML[text], **_fitting(WRITERS[setting])})
     if isinstance(delivery, str):
         assert WRITERS[setting].checks, delivery
@@ -213,8 +213,8 @@ def _fitting(writer: Writer) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("setting", REFUSED)
-def test_what_means_no_date_is_refused_and_not_lost(in_brussels: DotNet, setting: str) -> None:
-    """Serializers that do not write dates as such are answered with an error; without a date they are understood."""
+def test_an_unusable_date_is_rejected_and_not_lost(in_brussels: DotNet, setting: str) -> None:
+    """Serializers that write unusable dates get a problem; their records without dates are accepted."""
     kind: Kind | int = "Utc" if "javascript" in setting else 0
     delivery = in_brussels.write(setting, {"id": ID, "due_date": Net(TICKS["7 digits"], kind)})
     assert isinstance(delivery, Delivery), delivery
@@ -243,7 +243,7 @@ EXTREMES = {
 
 
 def answer(values: dict[str, Any], media_type: str, nulls: Nulls = "emit") -> bytes:
-    """The body that answers a request in this format with this stored record."""
+    """The body of the reply to a request in this format, with this stored record."""
     body = b'{"id":"%b"}' if media_type == JSON else b"<task_activity_log><id>%b</id></task_activity_log>"
     request = decode(delivered(body % str(ID).encode(), content_type=media_type), Rules())
     applied = Applied(Outcome.UPDATED, StoredTaskActivityLog(**values))
@@ -251,7 +251,7 @@ def answer(values: dict[str, Any], media_type: str, nulls: Nulls = "emit") -> by
 
 
 def stored_records(reader: Reader, zone: str) -> Iterator[Case]:
-    """Whole records, nulls, extremes and every string that the reader can tell."""
+    """Stored records with all fields, nulls, extreme dates, and every string that the reader does not change."""
     yield "full", STORED
     if not reader.never_null:
         yield (
@@ -271,7 +271,7 @@ def stored_records(reader: Reader, zone: str) -> Iterator[Case]:
 
 
 def precise(values: dict[str, Any], *, xml: bool) -> dict[str, Any]:
-    """Values as a reply has them: in XML, dates have milliseconds."""
+    """Values with the precision of a reply: dates in XML have milliseconds."""
     if not xml:
         return values
     return {
@@ -282,7 +282,7 @@ def precise(values: dict[str, Any], *, xml: bool) -> dict[str, Any]:
 
 @pytest.mark.parametrize("setting", READERS)
 def test_every_field_of_a_reply_is_read_back(dotnet: DotNet, setting: str) -> None:
-    """Awkward dates, strings and nulls, as each setting of each serializer reads them, in three time zones."""
+    """Each serializer setting reads unusual dates, strings and nulls from replies, in three time zones."""
     reader = READERS[setting]
     wrong = {}
     for name, values in stored_records(reader, dotnet.program.zone):
@@ -295,8 +295,8 @@ def test_every_field_of_a_reply_is_read_back(dotnet: DotNet, setting: str) -> No
 
 
 @pytest.mark.parametrize("setting", [name for name, reader in READERS.items() if reader.never_null])
-def test_a_class_without_nulls_reads_none_that_are_left_out(in_brussels: DotNet, setting: str) -> None:
-    """It throws for nulls that are there, hence the setting `nulls: omit`; XML has no such setting."""
+def test_a_class_without_nulls_can_read_replies_that_omit_nulls(in_brussels: DotNet, setting: str) -> None:
+    """A class without nullable members throws on nulls, so JSON has the setting `nulls: omit`; XML has no such setting."""
     reader = READERS[setting]
     emitted = in_brussels.read(setting, answer(NULLS, XML if reader.xml else JSON, "emit"))
     defaults = {
@@ -310,7 +310,7 @@ def test_a_class_without_nulls_reads_none_that_are_left_out(in_brussels: DotNet,
 
 @pytest.mark.parametrize("content_type", [JSON, XML])
 def test_a_problem_is_read_back(in_brussels: DotNet, content_type: str) -> None:
-    """All members, and the errors of all fields, in both formats, by the class in docs/examples."""
+    """The class in docs/examples reads all members of a problem and the errors of all fields, in both formats."""
     problem = Problem(
         Code.INVALID_UUID,
         "Send <id> & a date, é.",
@@ -330,11 +330,11 @@ def test_a_problem_is_read_back(in_brussels: DotNet, content_type: str) -> None:
     ]
 
 
-# ---- what .NET does to a reply, and docs/examples warns of
+# ---- what .NET does to replies, as docs/examples warns
 
 
-def test_data_contracts_lose_what_is_not_in_name_order(in_brussels: DotNet) -> None:
-    """Why replies are in ordinal name order: in another, or by a class with another, fields go without a word."""
+def test_data_contracts_lose_fields_that_are_not_in_name_order(in_brussels: DotNet) -> None:
+    """Replies are in ordinal name order because data contracts silently lose fields in any other order."""
     body = answer(STORED, XML)
     children = re.findall(rb"<\w+(?:/>|>[^<]*</\w+>)", body)
     assert len(children) == len(STORED)
@@ -345,13 +345,13 @@ def test_data_contracts_lose_what_is_not_in_name_order(in_brussels: DotNet) -> N
 
 
 def test_a_data_contract_cannot_read_an_offset(in_brussels: DotNet) -> None:
-    """A DateTimeOffset member is two elements to DataContractSerializer; it throws, and loses nothing silently."""
+    """DataContractSerializer expects two elements for a DateTimeOffset member, so it throws and loses nothing silently."""
     assert "Encountered 'Text'" in str(in_brussels.read("data contract offsets", answer(STORED, XML)))
 
 
 @pytest.mark.parametrize("setting", [name for name, reader in READERS.items() if reader.drops_blanks])
-def test_xml_serializer_takes_blanks_for_nothing(in_brussels: DotNet, setting: str) -> None:
-    """On a stream or a TextReader; on an XmlReader it does not."""
+def test_xml_serializer_reads_white_space_as_an_empty_string(in_brussels: DotNet, setting: str) -> None:
+    """XmlSerializer does so on a stream or a TextReader, but not on an XmlReader."""
     body = answer({**STORED, "subject": " \r "}, XML)
     assert b"<subject> &#xD; </subject>" in body
     found = in_brussels.read(setting, body)
@@ -360,7 +360,7 @@ def test_xml_serializer_takes_blanks_for_nothing(in_brussels: DotNet, setting: s
 
 
 def test_local_dates_cannot_hold_the_last_hour(in_brussels: DotNet) -> None:
-    """East of Greenwich, Newtonsoft.Json clamps DateTime.MaxValue on the local clock; a DateTimeOffset keeps it."""
+    """East of Greenwich, Newtonsoft.Json clamps a DateTime near MaxValue in local time; a DateTimeOffset keeps it."""
     body = answer(EXTREMES["max"], JSON)
     found = in_brussels.read("newtonsoft", body)
     assert isinstance(found, dict)
@@ -370,8 +370,8 @@ def test_local_dates_cannot_hold_the_last_hour(in_brussels: DotNet) -> None:
     assert exact["due_date"] == datetime.max.replace(tzinfo=UTC)
 
 
-def test_jobject_rewrites_strings_like_dates(in_brussels: DotNet) -> None:
-    """JObject.Parse takes any string that looks like a date for one; the typed reader does not."""
+def test_jobject_rewrites_strings_that_look_like_dates(in_brussels: DotNet) -> None:
+    """JObject.Parse converts any string that looks like a date; the typed reader does not."""
     found = in_brussels.read("newtonsoft jobject", answer({**STORED, "subject": "2026-01-11T20:58:34Z"}, JSON))
     assert isinstance(found, dict)
     assert found["subject"] == "01/11/2026 20:58:34"
@@ -380,8 +380,8 @@ def test_jobject_rewrites_strings_like_dates(in_brussels: DotNet) -> None:
 # ---- through the worker
 
 
-async def test_through_the_running_worker(in_brussels: DotNet, amqp_url: str, database_url: str) -> None:
-    """Each setting's request is published, stored and answered, and read back by C# from the reply, every field."""
+async def test_every_field_survives_the_running_worker(in_brussels: DotNet, amqp_url: str, database_url: str) -> None:
+    """A worker stores and answers the request of each serializer setting, and C# reads every field from the reply."""
     requests: dict[str, tuple[str, dict[str, Any]]] = {}
     async with running({"AMQP_URL": amqp_url, "DATABASE_URL": database_url}) as worker:
         await worker.ready()

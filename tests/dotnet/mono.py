@@ -16,14 +16,14 @@ _CLI = Path("/usr/lib/cli")
 
 
 class MonoError(Exception):
-    """Mono is not there or does not take the program; the text says what to do."""
+    """Mono is missing, or cannot compile or run the program; the message says what to do."""
 
 
 def compile_all(output: Path) -> Path:
-    """Compile everything in this directory, with the examples, into a program, and return its path.
+    """Compile everything in this directory, with the examples, to a program, and return its path.
 
     Raises:
-        MonoError: Mono or a library is missing, or the compiler refuses.
+        MonoError: Mono or a library is missing, or the compiler fails.
     """
     newtonsoft = next(iter(_CLI.glob("Newtonsoft.Json-*/Newtonsoft.Json.dll")), None)
     if newtonsoft is None or not (shutil.which("mcs") and shutil.which("mono")):
@@ -43,7 +43,7 @@ def compile_all(output: Path) -> Path:
 
 
 class Program:
-    """The running program, in a time zone."""
+    """The program, running in a time zone."""
 
     def __init__(self, path: Path, zone: str) -> None:
         self.zone = zone
@@ -57,7 +57,7 @@ class Program:
         )
 
     def ask(self, questions: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Its answer to each question; see Program.cs."""
+        """Return the program's answer to each question; see Program.cs."""
         return [self._ask(question) for question in questions]
 
     def _ask(self, question: dict[str, Any]) -> dict[str, Any]:
@@ -66,12 +66,12 @@ class Program:
         stdin.flush()
         answer = stdout.readline()
         if not answer:
-            raise MonoError(f"the program ended with {self._process.wait()}")
+            raise MonoError(f"the program exited with status {self._process.wait()}")
         found: dict[str, Any] = json.loads(answer)
         return found
 
     def close(self) -> None:
-        """End it."""
+        """End the program."""
         stdin, stdout = self._pipes()
         stdin.close()
         self._process.wait()

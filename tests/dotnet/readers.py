@@ -1,25 +1,25 @@
-"""What each reader in Readers.cs is expected to find in a reply."""
+"""What each reader in Readers.cs is expected to read from a reply."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Reader:
-    """What .NET makes of a reply. The defaults: every field as it was."""
+    """How .NET changes a reply when it reads it. With the defaults, every field stays as it is."""
 
     xml: bool = False
     never_null: bool = False
-    """Whether the class has no nulls: it throws for one that is there, and takes `default(T)` for one that is not."""
+    """Whether the class has no nullable members: it throws on a null, and uses `default(T)` for an absent field."""
     skips_nulls: bool = False
-    """Whether nulls that are there are taken for absent."""
+    """Whether it treats a null as an absent field."""
     moves_extremes: bool = False
-    """Whether dates go through local time, which clamps DateTime.MinValue and MaxValue."""
+    """Whether it converts dates to local time, which clamps DateTime.MinValue and MaxValue."""
     drops_blanks: bool = False
-    """Whether a string of nothing but white space is read as empty."""
+    """Whether it reads a string of white space as an empty string."""
     empties_nulls: bool = False
-    """Whether a string that is null is read as empty."""
+    """Whether it reads a null string as an empty string."""
     guesses_dates: bool = False
-    """Whether a string that looks like a date is rewritten as .NET would say it."""
+    """Whether it rewrites a string that looks like a date in .NET's own format."""
 
 
 _NEWTONSOFT = Reader(moves_extremes=True)
@@ -50,7 +50,7 @@ READERS = {
     "xml serializer string reader": Reader(xml=True, drops_blanks=True, empties_nulls=True),
     "xml serializer xml reader": Reader(xml=True, empties_nulls=True),
 }
-"""Those that read a reply."""
+"""The readers that can read a reply."""
 
 UNFIT = {"data contract ordered", "data contract offsets"}
-"""Those that do not: what they do instead has tests of its own."""
+"""The readers that cannot: separate tests show what they do instead."""

@@ -1,4 +1,4 @@
-"""A record's values as .NET has them, and what they are in a record of ours."""
+"""The values of a record in .NET, and the Python values that they correspond to."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -16,16 +16,16 @@ _LAST = datetime(9999, 12, 31, 23, 59, 59, 999999, tzinfo=UTC)
 
 @dataclass(frozen=True)
 class Net:
-    """A DateTime or, where `kind` is minutes, a DateTimeOffset: ticks of 100 ns since year 1, on that clock."""
+    """A DateTime or, if `kind` is a number of minutes, a DateTimeOffset. Ticks are 100 ns, since the year 1."""
 
     ticks: int
     kind: Kind | int
 
     def instant(self, local: ZoneInfo, digits: int = 7) -> datetime:
-        """The moment in UTC, to the microsecond, clamped to what a record can hold.
+        """The instant in UTC, to the microsecond, clamped to what a record can hold.
 
-        `local` is the zone of a Local clock; no kind is UTC. `digits` are those of the fraction of a second that the
-        serializer writes.
+        `local` is the time zone of Local dates; Unspecified dates are taken as UTC. `digits` is the number of digits of
+        the fraction of a second that the serializer writes.
         """
         unit = 10 ** (7 - digits)
         clock = _FIRST + timedelta(microseconds=self.ticks // unit * unit // 10)
@@ -38,14 +38,14 @@ class Net:
 
 
 def from_net(text: str) -> datetime:
-    """The moment that C# says it has read."""
+    """The instant that C# has read."""
     ticks, kind = text.split()
     assert kind == "Utc", f"a date without time zone: {text}"
     return Net(int(ticks), "Utc").instant(ZoneInfo("UTC"))
 
 
 def to_net(values: dict[str, Any]) -> dict[str, Any]:
-    """Values as C# takes them (Values.cs)."""
+    """Values in the format for the C# program (see Values.cs)."""
     return {name: _to_net(value) for name, value in values.items()}
 
 
@@ -58,11 +58,11 @@ def _to_net(value: object) -> object:
 SEVEN_DIGITS = 639_037_691_147_203_833
 """2026-01-11T22:58:34.7203833"""
 END_OF_DAY = 639_037_727_999_999_999
-"""2026-01-11T23:59:59.9999999, which must not become tomorrow."""
+"""2026-01-11T23:59:59.9999999, which must not be rounded up to the next day."""
 SUMMER = 639_192_959_140_000_000
-"""2026-07-10T16:05:14: on summer time, where there is one, and without fraction."""
+"""2026-07-10T16:05:14: in daylight saving time, and without a fraction."""
 Y1980 = 624_511_296_000_000_000
-"""1980-01-01, which some peers use for `unset`."""
+"""1980-01-01, which some publishers use for "not set"."""
 
 TICKS = {
     "min": 0,
@@ -113,6 +113,6 @@ FULL: dict[str, Any] = {
     "date_closed": Net(SUMMER, "Utc"),
     "reference_back_office": "a <b> & \"c\" 'd'",
 }
-"""Every field, none null, some of them what .NET calls default."""
+"""A record with every field; some have the default value of their .NET type."""
 EMPTY: dict[str, Any] = {**dict.fromkeys(FULL), "id": ID}
-"""Every field but the id null."""
+"""A record in which every field but the id is null."""

@@ -1,4 +1,4 @@
-"""What each writer in Writers.cs is expected to write, told by what is to be decoded from it."""
+"""What each writer in Writers.cs is expected to write, described by what the worker must decode from it."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -12,31 +12,31 @@ TEXT_FIELDS = ("subject", "description", "reference_back_office")
 
 @dataclass(frozen=True)
 class Writer:
-    """What .NET makes of a record before we see it. The defaults: every field, nulls too, as it was."""
+    """How .NET changes a record when it writes it. With the defaults, it writes every field as it is, including nulls."""
 
     nulls: Literal["sent", "omitted", "texts omitted", "only texts sent", "never", "never, texts omitted"] = "sent"
-    """Which nulls are there; `never` where the class has none but of strings, only `default(T)`."""
+    """Which nulls it writes. `never`: only strings can be null, and other members have `default(T)` instead."""
     offsets: bool = False
     """Whether its dates are DateTimeOffsets."""
     digits: int = 7
-    """Digits of a second's fraction."""
+    """The number of digits of the fraction of a second."""
     unspecified: Literal["UTC", "local"] = "UTC"
-    """What a DateTime of no kind becomes."""
+    """What an Unspecified DateTime is taken as."""
     drops_zone: bool = False
-    """Whether its dates have neither offset nor Z: whatever their clock was, it is taken for UTC."""
+    """Whether it writes dates without offset or Z, so that they are taken as UTC whatever they were."""
     moves_extremes: bool = False
-    """Whether DateTime.MinValue and MaxValue go through local time, which .NET clamps, or throws."""
+    """Whether it converts DateTime.MinValue and MaxValue to local time, for which .NET clamps or throws."""
     drops_cr: bool = False
-    """Whether it writes CR as it is or as LF: all XML readers make LF of both."""
+    """Whether it writes CR unescaped or as LF; every XML reader reads both as LF."""
     checks: bool | None = None
-    """XML: whether it throws for characters that XML cannot hold, instead of writing references to them. None: JSON."""
+    """XML: whether it throws on characters that XML cannot hold instead of writing references. None for JSON."""
 
     def expected(self, values: dict[str, Any], zone: ZoneInfo) -> dict[str, Any]:
-        """The record that is to be decoded."""
+        """The record that the worker must decode."""
         return {name: self._expected(name, value, zone) for name, value in values.items()}
 
     def fields_set(self, values: dict[str, Any]) -> set[str]:
-        """The fields that are there, as null or not."""
+        """The fields that are present, including nulls."""
         return {name for name, value in values.items() if value is not None or self._sends_null(name)}
 
     def _sends_null(self, name: str) -> bool:
@@ -142,11 +142,11 @@ WRITERS = {
     "xml serializer xml writer without declaration": _SERIALIZER_CHECKED,
     "xml serializer xml writer entitized": Writer(checks=True, nulls="texts omitted"),
 }
-"""Those whose records are decoded, every field of them."""
+"""The writers whose records are accepted, with every field."""
 
 REFUSED = {
     "newtonsoft javascript dates": "malformed_json",  # new Date(…) is JavaScript
     "data contract json offsets": "invalid_date",  # an object where a date should be
     "xml serializer offsets": "invalid_date",  # <due_date />: XmlSerializer does not know DateTimeOffset
 }
-"""Those that do not write a date in a form that means one, by the code that answers them."""
+"""The writers whose dates are unusable, with the error code of the reply."""

@@ -14,7 +14,7 @@ EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 
 
 async def run(*command: str, directory: Path, **variables: str) -> str:
-    """Standard output of a command, which must end with 0."""
+    """Run a command, which must exit with 0, and return its standard output."""
     process = await asyncio.create_subprocess_exec(
         *command,
         cwd=directory,
@@ -28,7 +28,7 @@ async def run(*command: str, directory: Path, **variables: str) -> str:
 
 @pytest.fixture(params=["python", "node"])
 async def language(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[list[str], Path, str]:
-    """The command, where it runs, and the ending of its files."""
+    """The interpreter command, the directory to run in, and the extension of the files."""
     if request.param == "python":
         return [sys.executable], EXAMPLES / "python", "py"
     for name in ("package.json", "package-lock.json", "publisher.js", "subscriber.js"):
@@ -40,7 +40,7 @@ async def language(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[list
 async def test_the_publisher_prints_the_stored_record(
     amqp_url: str, database_url: str, language: tuple[list[str], Path, str]
 ) -> None:
-    """The outcome and the record with its modified_dateutc."""
+    """The publisher example prints the outcome and the record with its modified_dateutc."""
     command, directory, ending = language
     async with serving(amqp_url, database_url):
         printed = await run(*command, f"publisher.{ending}", directory=directory, AMQP_URL=amqp_url)
@@ -51,7 +51,7 @@ async def test_the_publisher_prints_the_stored_record(
 async def test_the_subscriber_follows_the_replies(
     amqp_url: str, database_url: str, language: tuple[list[str], Path, str]
 ) -> None:
-    """Each new state of a record once."""
+    """The subscriber example prints the new state of a record."""
     command, directory, ending = language
     async with serving(amqp_url, database_url):
         process = await asyncio.create_subprocess_exec(
@@ -74,7 +74,7 @@ async def test_the_subscriber_follows_the_replies(
 
 
 async def test_the_client_publishes_and_follows(amqp_url: str, database_url: str) -> None:
-    """One record, a rejected one, a hundred, and two that go to the subscribers."""
+    """The client example publishes one record, an invalid one and a hundred, and follows replies as a subscriber."""
     async with serving(amqp_url, database_url):
         printed = await run(sys.executable, "client.py", directory=EXAMPLES / "python", AMQP_URL=amqp_url)
     assert "publisher: invalid_uuid ['id', 'due_date']" in printed

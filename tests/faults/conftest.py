@@ -1,4 +1,4 @@
-"""A second way to look at the database."""
+"""A direct connection to the database, for tests that put a proxy between the worker and it."""
 
 from collections.abc import AsyncIterator
 
@@ -10,7 +10,7 @@ from tests.asking import Connection
 
 @pytest.fixture
 async def admin(database_url: str) -> AsyncIterator[Connection]:
-    """A plain connection to the same database, on no proxy."""
+    """A connection to the worker's database that does not go through a proxy."""
     connection: Connection = await asyncpg.connect(database_url)
     yield connection
     await connection.close()

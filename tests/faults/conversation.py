@@ -1,4 +1,4 @@
-"""A publisher and subscriber for tests in which things break: its own link does not."""
+"""A publisher and subscriber for tests of faults. Its own connection is not affected by them."""
 
 import asyncio
 import json
@@ -16,14 +16,14 @@ TOPOLOGY = Topology()
 
 
 class Conversation:
-    """Sends upserts and reads what is answered and what is kept."""
+    """Sends upserts, and reads the replies and the dead letters."""
 
     def __init__(self, channel: AbstractChannel) -> None:
         self.channel = channel
         self.answers: asyncio.Queue[AbstractIncomingMessage] = asyncio.Queue()
 
     async def send(self, identifier: UUID | None = None, *, reply_to: str | None = None, **fields: Any) -> str:
-        """Publish a record; its message_id."""
+        """Publish a record and return the message_id."""
         message_id = str(uuid4())
         body = json.dumps({"id": str(identifier or uuid4()), **fields}).encode()
         exchange = await self.channel.get_exchange(TOPOLOGY.requests_exchange, ensure=False)
@@ -32,12 +32,12 @@ class Conversation:
         return message_id
 
     async def outcomes(self, count: int, seconds: float = 60) -> list[str]:
-        """The outcomes of the next replies, sorted."""
+        """The outcomes of the next `count` replies, sorted."""
         async with asyncio.timeout(seconds):
             return sorted([str((await self.answers.get()).headers["x-outcome"]) for _ in range(count)])
 
     async def kept(self) -> list[AbstractIncomingMessage]:
-        """Everything in the dead-letter queue."""
+        """Take everything from the dead-letter queue."""
         queue = await self.channel.get_queue(TOPOLOGY.dead_letters_queue)
         found = []
         while (message := await queue.get(no_ack=True, fail=False)) is not None:
@@ -47,7 +47,7 @@ class Conversation:
 
 @asynccontextmanager
 async def conversing(amqp_url: str, *, answers: bool = True) -> AsyncIterator[Conversation]:
-    """A conversation; without `answers` the replies are left to somebody else."""
+    """A conversation. Without `answers` it does not consume the replies."""
     async with await aio_pika.connect(amqp_url) as connection:
         await declare(connection, TOPOLOGY)
         conversation = Conversation(await connection.channel(on_return_raises=True))
@@ -58,7 +58,7 @@ async def conversing(amqp_url: str, *, answers: bool = True) -> AsyncIterator[Co
 
 
 async def until(condition: Callable[[], bool], seconds: float = 60) -> None:
-    """Return once a condition holds that has no event."""
+    """Wait until a condition is true that has no event to wait for."""
     async with asyncio.timeout(seconds):
         while not condition():
             await asyncio.sleep(0.01)

@@ -1,4 +1,4 @@
-"""The database or the broker is away, refuses, or is slow: a whole worker against real services, with a cut network."""
+"""Outages: the database or the broker is down, refuses or is slow. A whole worker runs against real services."""
 
 import asyncio
 from typing import Any
@@ -23,8 +23,8 @@ def ready(service: Service) -> bool:
     return not service.status.not_ready()
 
 
-async def test_a_database_that_is_away_is_waited_out(amqp_url: str, database_url: str) -> None:
-    """Unready with the reason, alive, nothing settled; then stored with not one delivery burnt."""
+async def test_an_outage_of_the_database_is_waited_out(amqp_url: str, database_url: str) -> None:
+    """While the database is down the worker is alive but not ready, and says why; then it stores the message."""
     async with Proxy.to(database_url) as proxy, conversing(amqp_url) as talk:
         async with serving(amqp_url, proxy.url, **QUICK) as service:
             proxy.refuse()
@@ -37,8 +37,10 @@ async def test_a_database_that_is_away_is_waited_out(amqp_url: str, database_url
             await until(lambda: ready(service))
 
 
-async def test_a_silent_database_is_an_outage_not_a_fault_of_the_row(amqp_url: str, database_url: str) -> None:
-    """A half-open link times out; the probe times out as well; nothing is rejected or split for ever."""
+async def test_a_database_that_does_not_answer_is_an_outage_and_not_an_error_of_a_row(
+    amqp_url: str, database_url: str
+) -> None:
+    """On a half-open connection the statement and then the probe time out, so the worker holds and rejects nothing."""
     async with Proxy.to(database_url) as proxy, conversing(amqp_url) as talk:
         async with serving(amqp_url, proxy.url, **QUICK) as service:
             proxy.hold()
@@ -52,7 +54,7 @@ async def test_a_silent_database_is_an_outage_not_a_fault_of_the_row(amqp_url: s
 
 
 async def test_a_read_only_database_is_waited_out(amqp_url: str, database_url: str, admin: Connection) -> None:
-    """As after a failover to a standby: SQLSTATE 25006 holds, and is over when it writes again."""
+    """After a failover to a standby (SQLSTATE 25006) the worker holds until the database accepts writes again."""
     name = database_url.rpartition("/")[2].partition("?")[0]
     async with conversing(amqp_url) as talk, serving(amqp_url, database_url) as service:
         await admin.execute(f'ALTER DATABASE "{name}" SET default_transaction_read_only = on')
@@ -71,8 +73,8 @@ async def test_a_read_only_database_is_waited_out(amqp_url: str, database_url: s
         assert await talk.outcomes(1) == ["inserted"]
 
 
-async def test_a_locked_row_does_not_hold_its_neighbours(amqp_url: str, database_url: str, admin: Connection) -> None:
-    """The others are answered while somebody holds one row; it is answered when the lock is gone."""
+async def test_a_locked_row_does_not_delay_other_rows(amqp_url: str, database_url: str, admin: Connection) -> None:
+    """While one row is locked, messages for other rows are answered; the locked one is answered after the lock ends."""
     locked = uuid4()
     await admin.execute("INSERT INTO task_activity_log (id) VALUES ($1)", locked)
     async with conversing(amqp_url) as talk, serving(amqp_url, database_url, **QUICK):
@@ -86,10 +88,10 @@ async def test_a_locked_row_does_not_hold_its_neighbours(amqp_url: str, database
         assert await talk.kept() == []
 
 
-async def test_a_row_that_a_trigger_refuses_is_rejected_and_its_neighbours_stored(
+async def test_a_row_that_a_trigger_refuses_is_rejected_and_the_others_are_stored(
     amqp_url: str, database_url: str, admin: Connection
 ) -> None:
-    """A customer's trigger raises: refused_by_database, one dead letter."""
+    """When a trigger raises an error for one row, that message alone is rejected as refused_by_database."""
     await admin.execute(
         """
         CREATE FUNCTION picky() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -105,8 +107,8 @@ async def test_a_row_that_a_trigger_refuses_is_rejected_and_its_neighbours_store
     assert await admin.fetchval("SELECT count(*) FROM task_activity_log") == 19
 
 
-async def test_past_the_hold_limit_everything_is_given_back_once(amqp_url: str, database_url: str) -> None:
-    """The consumer goes, the worker lives, and after the outage the message has one failed delivery, not many."""
+async def test_after_the_hold_limit_everything_is_requeued(amqp_url: str, database_url: str) -> None:
+    """After the hold limit the worker stops consuming and stays alive; after the outage it stores the message."""
     async with Proxy.to(database_url) as proxy, conversing(amqp_url) as talk:
         async with serving(amqp_url, proxy.url, **QUICK, WORKER_HOLD_LIMIT_SECONDS="0.3") as service:
             proxy.refuse()
@@ -120,7 +122,7 @@ async def test_past_the_hold_limit_everything_is_given_back_once(amqp_url: str, 
 
 
 async def test_a_start_in_an_outage_registers_no_consumer(amqp_url: str, database_url: str) -> None:
-    """Restarts while the database is away burn no delivery counts."""
+    """Restarts while the database is down do not increase any delivery count."""
     async with Proxy.to(database_url) as proxy, conversing(amqp_url) as talk:
         proxy.refuse()
         await talk.send()
@@ -134,8 +136,10 @@ async def test_a_start_in_an_outage_registers_no_consumer(amqp_url: str, databas
 
 
 @pytest.mark.parametrize("how", ["cut", "strand"])
-async def test_a_lost_broker_link_is_rebuilt(amqp_url: str, database_url: str, admin: Connection, how: str) -> None:
-    """What was in hand comes again and is answered; nothing is applied twice."""
+async def test_a_lost_broker_connection_is_opened_again(
+    amqp_url: str, database_url: str, admin: Connection, how: str
+) -> None:
+    """Unsettled messages are delivered again and answered, and none is applied twice."""
     async with Proxy.to(amqp_url) as proxy, conversing(amqp_url) as talk:
         async with serving(proxy.url, database_url, WORKER_AMQP_HEARTBEAT_SECONDS="1", **QUICK) as service:
             for number in range(50):
@@ -148,8 +152,8 @@ async def test_a_lost_broker_link_is_rebuilt(amqp_url: str, database_url: str, a
     assert await admin.fetchval("SELECT count(*) FROM task_activity_log") == 50
 
 
-async def test_a_deleted_requests_queue_is_made_and_consumed_again(amqp_url: str, database_url: str) -> None:
-    """The broker cancels the consumer; the worker notices."""
+async def test_a_deleted_requests_queue_is_declared_and_consumed_again(amqp_url: str, database_url: str) -> None:
+    """When the broker cancels its consumer, the worker notices and consumes again."""
     async with conversing(amqp_url) as talk, serving(amqp_url, database_url) as service:
         await talk.channel.queue_delete(TOPOLOGY.requests_queue)
         await until(lambda: not ready(service))
@@ -158,8 +162,8 @@ async def test_a_deleted_requests_queue_is_made_and_consumed_again(amqp_url: str
         assert await talk.outcomes(1) == ["inserted"]
 
 
-async def test_a_reply_to_that_refuses_is_given_up_and_others_go_on(amqp_url: str, database_url: str) -> None:
-    """Its queue is full: the record is stored, nobody waits, and after the limit the message is settled."""
+async def test_a_reply_to_that_refuses_is_given_up_and_delays_nobody(amqp_url: str, database_url: str) -> None:
+    """If a reply_to queue is full, other messages are answered, and after a while its message is settled anyway."""
     async with (
         conversing(amqp_url) as talk,
         serving(amqp_url, database_url, WORKER_REPLY_GIVE_UP_SECONDS="3") as service,
@@ -177,8 +181,8 @@ async def test_a_reply_to_that_refuses_is_given_up_and_others_go_on(amqp_url: st
         await until(lambda: service.in_hand == 0)
 
 
-async def test_missing_replies_queue_holds_until_it_is_back(amqp_url: str, database_url: str) -> None:
-    """Replies to the worker's own exchange are never given up."""
+async def test_a_missing_replies_queue_holds_the_worker_until_it_exists_again(amqp_url: str, database_url: str) -> None:
+    """Replies to the worker's own exchange are never given up: the worker holds until they can be routed."""
     async with conversing(amqp_url) as talk, serving(amqp_url, database_url) as service:
         await talk.channel.queue_delete(TOPOLOGY.replies_queue)
         await talk.send()
@@ -192,8 +196,8 @@ async def test_missing_replies_queue_holds_until_it_is_back(amqp_url: str, datab
 
 
 @pytest.mark.parametrize("away", ["database", "broker"])
-async def test_draining_in_an_outage_ends_inside_the_limit(amqp_url: str, database_url: str, away: str) -> None:
-    """Holding or reconnecting: the worker stops, and the message is there for the next one."""
+async def test_draining_in_an_outage_ends_within_the_limit(amqp_url: str, database_url: str, away: str) -> None:
+    """A worker that holds or reconnects can be drained, and the next worker handles its message."""
     async with Proxy.to(database_url if away == "database" else amqp_url) as proxy, conversing(amqp_url) as talk:
         urls = (amqp_url, proxy.url) if away == "database" else (proxy.url, database_url)
         async with asyncio.timeout(60), serving(*urls, **QUICK, WORKER_DRAIN_LIMIT_SECONDS="5") as service:

@@ -1,4 +1,4 @@
-"""What the database may say no to, and for how long: a whole worker on a real server."""
+"""Errors of the database: some reject a message, others hold the worker. A whole worker runs on a real server."""
 
 import secrets
 from collections.abc import AsyncIterator
@@ -15,7 +15,7 @@ from tests.serving import serving
 
 @pytest.fixture
 async def role_url(database_url: str, admin: Connection) -> AsyncIterator[str]:
-    """The DSN for a role of this test alone, which may do what a worker needs; its name and password are one."""
+    """The DSN of a role for this test alone, with the privileges that a worker needs. Its password is its name."""
     name = f"worker_{secrets.token_hex(6)}"
     await admin.execute(
         f"""
@@ -37,8 +37,10 @@ def holding(service: Service, reason: str) -> bool:
     return any(reason in line for line in service.status.not_ready())
 
 
-async def test_row_security_against_one_row_is_that_rows(amqp_url: str, role_url: str, admin: Connection) -> None:
-    """42501 for one row while others pass: it is refused, they are stored."""
+async def test_a_row_that_row_security_forbids_is_rejected_alone(
+    amqp_url: str, role_url: str, admin: Connection
+) -> None:
+    """SQLSTATE 42501 for one row only rejects its message, and the other rows are stored."""
     await admin.execute(
         """
         ALTER TABLE task_activity_log ENABLE ROW LEVEL SECURITY;
@@ -63,8 +65,10 @@ async def test_row_security_against_one_row_is_that_rows(amqp_url: str, role_url
         "INSERT ON task_activity_log_inbox",
     ],
 )
-async def test_a_role_that_may_not_write_holds(amqp_url: str, role_url: str, admin: Connection, privilege: str) -> None:
-    """42501 for everything is nobody's fault who sent a message: the worker holds until the privilege is granted."""
+async def test_a_missing_privilege_holds_the_worker(
+    amqp_url: str, role_url: str, admin: Connection, privilege: str
+) -> None:
+    """SQLSTATE 42501 for every row is not a message's fault: the worker holds until the privilege is granted."""
     async with conversing(amqp_url) as talk, serving(amqp_url, role_url) as service:
         await admin.execute(f"REVOKE {privilege} FROM {role_of(role_url)}")
         await talk.send()
@@ -77,7 +81,7 @@ async def test_a_role_that_may_not_write_holds(amqp_url: str, role_url: str, adm
 async def test_a_wave_that_is_too_big_for_the_statement_timeout_is_stored_in_parts(
     amqp_url: str, role_url: str, admin: Connection
 ) -> None:
-    """Each row takes 20 ms and a statement may take 300: waves are halved until they pass, and none is refused."""
+    """Each row takes 20 ms and a statement may take 300 ms: waves are halved until they fit, and none is rejected."""
     await admin.execute(
         f"""
         CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -93,10 +97,10 @@ async def test_a_wave_that_is_too_big_for_the_statement_timeout_is_stored_in_par
         assert await talk.kept() == []
 
 
-async def test_a_row_that_python_cannot_read_is_said_to_be_so(
+async def test_a_stored_row_that_python_cannot_read_is_answered_with_a_problem(
     amqp_url: str, database_url: str, admin: Connection
 ) -> None:
-    """Others have dated it to the year 20000, and a merge keeps that: the write stays, the answer is a problem."""
+    """A merge keeps a date in the year 20000, which others wrote: the merge is stored and answered with a problem."""
     identifier = uuid4()
     await admin.execute(
         "INSERT INTO task_activity_log (id, due_date) VALUES ($1, '20000-01-01'::timestamptz)", identifier
@@ -112,10 +116,10 @@ async def test_a_row_that_python_cannot_read_is_said_to_be_so(
 @pytest.mark.parametrize(
     ("sqlstate", "reason"), [("53100", "disk full (53100)"), ("53200", "out of resources"), ("57P03", "starting up")]
 )
-async def test_what_a_full_or_starting_server_says_is_waited_out(
+async def test_a_server_that_is_full_or_starting_is_waited_out(
     amqp_url: str, database_url: str, admin: Connection, sqlstate: str, reason: str
 ) -> None:
-    """The reason is shown; nobody's message is refused for it."""
+    """The worker holds, shows the reason, and rejects no message."""
     await admin.execute(
         f"""
         CREATE FUNCTION full_up() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -132,7 +136,7 @@ async def test_what_a_full_or_starting_server_says_is_waited_out(
 
 
 async def test_too_many_connections_are_waited_out(amqp_url: str, role_url: str, admin: Connection) -> None:
-    """Others have all that there are: the worker holds until one is free."""
+    """While other clients use all connections, the worker holds until one is free."""
     role = role_of(role_url)
     async with conversing(amqp_url) as talk, serving(amqp_url, role_url) as service:
         await talk.send()

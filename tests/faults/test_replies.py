@@ -1,4 +1,4 @@
-"""Replies that are not taken: by an asker that is full or gone, by nobody, or because the broker has had enough."""
+"""Replies that cannot be delivered: the reply_to is full or gone, nobody reads replies, or the broker blocks publishers."""
 
 import asyncio
 from typing import Any
@@ -19,7 +19,7 @@ def given_up(service: Service, why: str) -> float:
 
 
 async def full_queue(talk: Conversation) -> str:
-    """The name of a queue that takes nothing."""
+    """The name of a queue that is full and refuses messages."""
     queue = await talk.channel.declare_queue(
         exclusive=True, arguments={"x-max-length": 1, "x-overflow": "reject-publish"}
     )
@@ -27,8 +27,8 @@ async def full_queue(talk: Conversation) -> str:
     return queue.name
 
 
-async def test_the_first_message_may_ask_for_an_answer_where_none_is_taken(amqp_url: str, database_url: str) -> None:
-    """A new consumer has one message in hand: others do not wait until its reply is given up."""
+async def test_a_full_reply_to_of_the_first_message_delays_nobody(amqp_url: str, database_url: str) -> None:
+    """A new consumer starts with a prefetch of 1, but others do not wait until the first reply is given up."""
     async with (
         conversing(amqp_url) as talk,
         serving(amqp_url, database_url, WORKER_REPLY_GIVE_UP_SECONDS="600") as service,
@@ -41,8 +41,8 @@ async def test_the_first_message_may_ask_for_an_answer_where_none_is_taken(amqp_
         assert service.in_hand == 1
 
 
-async def test_an_asker_that_is_gone_is_given_up_at_once(amqp_url: str, database_url: str) -> None:
-    """Its queue is not there any more: returned, counted, and nobody waits."""
+async def test_a_reply_to_that_does_not_exist_is_given_up_at_once(amqp_url: str, database_url: str) -> None:
+    """A returned reply is counted as given up, its message is settled, and other messages do not wait."""
     async with conversing(amqp_url) as talk, serving(amqp_url, database_url) as service:
         await talk.send(reply_to="gone")
         await talk.send()
@@ -51,10 +51,8 @@ async def test_an_asker_that_is_gone_is_given_up_at_once(amqp_url: str, database
         await until(lambda: service.in_hand == 0)
 
 
-async def test_direct_reply_to_answers_and_a_client_that_has_gone_harms_nobody(
-    amqp_url: str, database_url: str
-) -> None:
-    """The pseudo-queue of an RPC client: answered while it is there; afterwards the answer is dropped by the broker."""
+async def test_direct_reply_to_works_and_a_client_that_has_left_delays_nobody(amqp_url: str, database_url: str) -> None:
+    """A client of RabbitMQ's direct reply-to gets its reply; after it has left, the broker drops the reply."""
     async with conversing(amqp_url) as talk, serving(amqp_url, database_url) as service:
         async with await aio_pika.connect(amqp_url) as client:
             channel = await client.channel()
@@ -68,7 +66,7 @@ async def test_direct_reply_to_answers_and_a_client_that_has_gone_harms_nobody(
             async with asyncio.timeout(30):
                 answer = await answers.get()
             assert answer.headers["x-outcome"] == "inserted"
-            await talk.channel.queue_delete(TOPOLOGY.replies_queue)  # holds what comes next, until the client has gone
+            await talk.channel.queue_delete(TOPOLOGY.replies_queue)  # the worker holds until the client has left
             await talk.send()
             await until(lambda: any("replies returned" in reason for reason in service.status.not_ready()))
             await exchange.publish(request, "upsert")
@@ -81,10 +79,10 @@ async def test_direct_reply_to_answers_and_a_client_that_has_gone_harms_nobody(
 
 
 @pytest.mark.parametrize("overflow", ["drop-head", "reject-publish"])
-async def test_replies_that_nobody_reads_are_bounded_by_a_policy(
+async def test_a_policy_can_limit_replies_that_nobody_reads(
     amqp_url: str, database_url: str, rabbitmq: RabbitMQ, overflow: str
 ) -> None:
-    """The oldest are dropped and work goes on, or the worker holds until there is room: as the policy says."""
+    """Depending on the policy, the oldest replies are dropped, or the worker holds until the queue has space."""
     async with conversing(amqp_url, answers=False) as talk, serving(amqp_url, database_url) as service:
         vhost = quote(unquote(urlsplit(amqp_url).path[1:]), safe="")
         policy = {"pattern": "replies$", "definition": {"max-length": 5, "overflow": overflow}, "apply-to": "queues"}
@@ -101,7 +99,7 @@ async def test_replies_that_nobody_reads_are_bounded_by_a_policy(
 
 
 async def test_an_alarm_of_the_broker_is_an_outage_like_others(amqp_url: str, database_url: str) -> None:
-    """While publishers are blocked the reason is shown; past the hold limit all is given back; afterwards all is answered."""
+    """While publishers are blocked the worker says so, requeues after the hold limit, and answers all afterwards."""
     limits: dict[str, Any] = {"WORKER_HOLD_LIMIT_SECONDS": "0.5", "WORKER_CONFIRM_TIMEOUT_SECONDS": "1"}
     async with conversing(amqp_url) as talk, serving(amqp_url, database_url, **limits) as service:
         tap = service._publisher._tap
@@ -122,5 +120,5 @@ async def test_an_alarm_of_the_broker_is_an_outage_like_others(amqp_url: str, da
 
 
 def _frame(method: bytes) -> bytes:
-    """A frame of a method, as the broker sends it on channel 0."""
+    """A method frame as the broker sends it on channel 0."""
     return b"\1\0\0" + len(method).to_bytes(4, "big") + method + b"\xce"

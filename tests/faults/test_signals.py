@@ -1,4 +1,4 @@
-"""The process is told to end, or is ended, in each state that it can be in."""
+"""SIGTERM and SIGKILL in each state that the process can be in."""
 
 import asyncio
 import signal
@@ -18,7 +18,7 @@ COUNT = 300
 async def test_a_signal_in_each_state_loses_nothing(
     amqp_url: str, database_url: str, admin: Connection, state: str
 ) -> None:
-    """SIGTERM: it ends with 0 inside the drain limit. SIGKILL: it ends. The next worker answers what this one has not."""
+    """After SIGTERM, when it exits with 0 within the drain limit, or SIGKILL, the next worker answers what is left."""
     async with Proxy.to(amqp_url) as broker, Proxy.to(database_url) as database, conversing(amqp_url) as talk:
         variables = {
             "AMQP_URL": broker.url,
@@ -44,7 +44,7 @@ async def test_a_signal_in_each_state_loses_nothing(
                 assert await process.end() == 0
         missing = sent
         async with serving(amqp_url, database_url), asyncio.timeout(60):
-            while len(missing) > 1:  # the one that was read above
+            while len(missing) > 1:  # all but the message whose reply was read above
                 answer = await talk.answers.get()
                 missing = missing - {str(answer.correlation_id)}
                 outcomes.append(str(answer.headers["x-outcome"]))

@@ -1,1 +1,1 @@
-"""Coverage-guided fuzzing, by hand: `make fuzz`. Not part of the tests: it has no end of its own."""
+"""Coverage-guided fuzzing: `make fuzz`. It is not part of the tests, because it has no natural end."""

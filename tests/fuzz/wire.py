@@ -1,12 +1,12 @@
-"""Whatever comes in, decoding gives a request or a problem with a listed code, and a request can be answered.
+"""Decoding any bytes gives a request or a problem with a known code, and every request can be answered.
 
-The quick readers are held to the whole ones, and the answer to what was asked.
+It also checks that the fast readers agree with the full ones, and that the reply has the values of the request.
 
     python -m tests.fuzz.wire json -runs=1000000
     python -m tests.fuzz.wire xml -runs=1000000
 
-Needs atheris, which is not in the lock as it does not support every Python that the product does. The first byte
-of an input picks the content type, the rest is the body; the contract's vectors are the seeds.
+It needs atheris, which is not in the lock file because it does not support every Python version that the product does.
+The first byte of an input selects the content type, and the rest is the body. The contract's vectors are the seeds.
 """
 
 import sys
@@ -14,7 +14,7 @@ import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 
-import atheris  # type: ignore[import-untyped,import-not-found,unused-ignore]  # installed by `make fuzz` alone
+import atheris  # type: ignore[import-untyped,import-not-found,unused-ignore]  # only `make fuzz` installs it
 
 with atheris.instrument_imports(include=["task_activity_log"]):
     from task_activity_log import wire
@@ -36,7 +36,7 @@ _NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 def read_whole(sent: Delivery) -> tuple[TaskActivityLog, set[str]] | Problem:
-    """What the readers that know every rule make of it."""
+    """What the full readers, which implement every rule, decode from it."""
     try:
         media = wire.media_type(sent.properties.content_type)
         text = wire.text(sent.body, media)

@@ -1,4 +1,4 @@
-"""A store on a database of this test alone, and a second way to look at that database."""
+"""A store on a database for this test alone, and a second connection to that database."""
 
 from collections.abc import AsyncIterator
 
@@ -11,7 +11,7 @@ from tests.asking import Connection
 
 @pytest.fixture
 async def store(database_url: str) -> AsyncIterator[Store]:
-    """A store as the worker has it."""
+    """A store as the worker uses it."""
     store = Store(database_url)
     yield store
     await store.close()
@@ -27,7 +27,7 @@ async def other_store(database_url: str) -> AsyncIterator[Store]:
 
 @pytest.fixture
 async def database(database_url: str) -> AsyncIterator[Connection]:
-    """A plain connection to the same database."""
+    """A connection to the same database, next to the store's."""
     connection: Connection = await asyncpg.connect(database_url)
     yield connection
     await connection.close()

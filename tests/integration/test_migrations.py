@@ -1,4 +1,4 @@
-"""The schema: made by us or by a DBA, by one or by several at once, and what the worker's own role may do with it."""
+"""The schema: created by `migrate` or by a DBA, by one process or several, and the privileges of the worker's role."""
 
 import asyncio
 import os
@@ -22,7 +22,7 @@ async def migrate(url: str) -> str:
 
 
 async def migrate_in_a_process(url: str) -> int:
-    """As several Kubernetes jobs would: the exit status of the command."""
+    """Run the command, as Kubernetes jobs do; return its exit status."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "task_activity_log.cli", "migrate", env={**os.environ, "DATABASE_URL": url}
     )
@@ -30,7 +30,7 @@ async def migrate_in_a_process(url: str) -> int:
 
 
 async def failure(url: str) -> str:
-    """Why a database cannot be migrated: one line."""
+    """The reason why a database cannot be migrated, in one line."""
     with pytest.raises(Unavailable) as caught:
         await migrate(url)
     assert "\n" not in caught.value.reason
@@ -48,7 +48,7 @@ async def empty(empty_database_url: str) -> AsyncIterator[Connection]:
 
 @pytest.fixture
 async def role(database: Connection) -> AsyncIterator[str]:
-    """A role that may log in and nothing else; its password is its name."""
+    """A role that may log in and has no other privileges. Its password is its name."""
     name = f"tal_{secrets.token_hex(6)}"
     await database.execute(f"CREATE ROLE {name} LOGIN PASSWORD '{name}'")
     yield name
@@ -63,7 +63,7 @@ def as_role(url: str, role: str) -> str:
 
 
 async def schema(connection: Connection) -> list[str]:
-    """Everything that can be told apart about what is in the database, and what the version table says."""
+    """A description of everything in the database, with the content of the version table."""
     rows = await connection.fetch("""
         SELECT format('%s %s %s %s', c.relname, c.relkind, c.reloptions, obj_description(c.oid)) AS line
             FROM pg_class c WHERE c.relnamespace = 'public'::regnamespace
@@ -83,7 +83,7 @@ async def schema(connection: Connection) -> list[str]:
 
 
 async def test_the_columns_are_those_of_the_contract(database: Connection) -> None:
-    """Contract, section 1: twelve fields of these types, two of them not null, and one hidden column."""
+    """The table has the contract's twelve fields (section 1) and one hidden column."""
     rows = await database.fetch("""
         SELECT column_name, udt_name, is_nullable FROM information_schema.columns
         WHERE table_name = 'task_activity_log' ORDER BY ordinal_position
@@ -106,7 +106,7 @@ async def test_the_columns_are_those_of_the_contract(database: Connection) -> No
 
 
 async def test_migrating_again_changes_nothing(empty_database_url: str, empty: Connection) -> None:
-    """The second time there is nothing to do, also for the rows; both times tell the revision."""
+    """The second migration has nothing to do and keeps the rows; both return the revision."""
     assert await migrate(empty_database_url) == migrations.head()
     await empty.execute("INSERT INTO task_activity_log (id) VALUES (gen_random_uuid())")
     before = await schema(empty)
@@ -115,8 +115,8 @@ async def test_migrating_again_changes_nothing(empty_database_url: str, empty: C
     assert await empty.fetchval("SELECT count(*) FROM task_activity_log") == 1
 
 
-async def test_several_may_migrate_at_once(empty_database_url: str, empty: Connection) -> None:
-    """They take turns; those that waited find the work done. None fails."""
+async def test_several_processes_may_migrate_at_once(empty_database_url: str, empty: Connection) -> None:
+    """They take turns, and those that waited find nothing left to do; none fails."""
     lock = int.from_bytes(b"tal-migr")
     async with empty.transaction():
         await empty.execute("SELECT pg_advisory_xact_lock($1)", lock)
@@ -127,15 +127,15 @@ async def test_several_may_migrate_at_once(empty_database_url: str, empty: Conne
 
 
 async def test_threads_of_one_process_take_turns(empty_database_url: str, empty: Connection) -> None:
-    """Alembic keeps what it works on in a module: two at once in one process would work on each other's connection."""
+    """Alembic keeps its state in a module, so two migrations at once would use each other's connection."""
     assert await asyncio.gather(*(migrate(empty_database_url) for _ in range(3))) == [migrations.head()] * 3
     assert await empty.fetchval("SELECT count(*) FROM task_activity_log_alembic_version") == 1
 
 
-async def test_a_dba_can_do_it_with_the_printed_sql(
+async def test_a_dba_can_migrate_with_the_printed_sql(
     empty_database_url: str, empty: Connection, database: Connection
 ) -> None:
-    """The printed SQL makes exactly the same schema, and `migrate` then finds nothing to do."""
+    """The printed SQL creates exactly the same schema, and `migrate` then has nothing to do."""
     await empty.execute(migrations.as_sql())
     expected = await schema(database)
     assert len(expected) > 30  # columns, indexes, constraints, trigger, function, revision
@@ -145,7 +145,7 @@ async def test_a_dba_can_do_it_with_the_printed_sql(
 
 
 async def test_the_printed_sql_run_twice_does_no_harm(empty: Connection) -> None:
-    """It fails as a whole, also in psql, which goes on after errors."""
+    """The second run fails as a whole, also in psql, which continues after errors."""
     await empty.execute(migrations.as_sql())
     before = await schema(empty)
     with pytest.raises(asyncpg.DuplicateTableError):
@@ -154,8 +154,8 @@ async def test_the_printed_sql_run_twice_does_no_harm(empty: Connection) -> None
     assert await schema(empty) == before
 
 
-async def test_a_table_that_others_have_made_is_left_alone(empty_database_url: str, empty: Connection) -> None:
-    """A clear word, and nothing half done. Alembic's own version table of another application does not matter."""
+async def test_a_table_that_others_have_created_is_not_touched(empty_database_url: str, empty: Connection) -> None:
+    """`migrate` refuses and changes nothing; another application's version table of Alembic does not matter."""
     await empty.execute("""
         CREATE TABLE task_activity_log (id uuid PRIMARY KEY, subject varchar(10));
         CREATE TABLE alembic_version (version_num varchar(32) NOT NULL);
@@ -170,14 +170,14 @@ async def test_a_table_that_others_have_made_is_left_alone(empty_database_url: s
     assert await empty.fetchval("SELECT version_num FROM alembic_version") == "theirs"
 
 
-async def test_a_schema_of_a_newer_release_is_left_alone(database_url: str, database: Connection) -> None:
-    """An older release says so instead of guessing."""
+async def test_a_schema_of_a_newer_release_is_not_touched(database_url: str, database: Connection) -> None:
+    """An older release refuses to migrate it."""
     await database.execute("UPDATE task_activity_log_alembic_version SET version_num = '9999'")
     assert "migrated by a newer one" in await failure(database_url)
 
 
 async def test_the_schema_is_where_the_search_path_says(empty_database_url: str, empty: Connection) -> None:
-    """A role or a DSN with a search_path keeps everything out of public."""
+    """With a search_path in the role or the DSN, nothing is created in public."""
     await empty.execute("CREATE SCHEMA app")
     url = empty_database_url + ("&" if "?" in empty_database_url else "?") + "search_path=app"
     await migrate(url)
@@ -189,35 +189,37 @@ async def test_the_schema_is_where_the_search_path_says(empty_database_url: str,
 
 
 class TestFailures:
-    """What goes wrong is one line without secrets."""
+    """A failed migration is reported in one line without secrets."""
 
-    async def test_it_cannot_connect(self, database_url: str) -> None:
-        """The same words as the store's."""
+    async def test_a_failed_connection_has_the_reason_of_the_store(self, database_url: str) -> None:
+        """The reasons are the same as the store's."""
         parts = urlsplit(database_url)
         assert await failure("postgresql://u:secret@127.0.0.1:1/d") == "unreachable"
         assert await failure(urlunsplit(parts._replace(path="/there_is_none"))) == "no such database (3D000)"
 
-    async def test_it_may_not(self, database_url: str, database: Connection, role: str) -> None:
-        """A role without CREATE is told what to do."""
+    async def test_a_role_without_create_is_told_what_to_do(
+        self, database_url: str, database: Connection, role: str
+    ) -> None:
+        """The reason says that the role must be allowed to create tables."""
         await database.execute("DROP TABLE task_activity_log_alembic_version")
-        await database.execute("REVOKE CREATE ON SCHEMA public FROM PUBLIC")  # as PostgreSQL 15 has it from the start
+        await database.execute("REVOKE CREATE ON SCHEMA public FROM PUBLIC")  # the default since PostgreSQL 15
         reason = await failure(as_role(database_url, role))
         assert reason.startswith(
             "permission denied for schema public (42501); connect as a role that may create tables"
         )
 
-    async def test_it_waits_too_long(self, database_url: str, database: Connection) -> None:
-        """Somebody holds the lock: it gives up, and says for what it waited."""
+    async def test_a_lock_that_is_held_too_long_is_a_timeout(self, database_url: str, database: Connection) -> None:
+        """The reason says that another migration holds the lock."""
         await database.execute("SELECT pg_advisory_lock($1)", int.from_bytes(b"tal-migr"))
         with pytest.raises(Unavailable, match="timeout: another migration"):
             await asyncio.to_thread(migrations.migrate, database_url, command_timeout=0.2)
 
 
 class TestGrants:
-    """The role that runs needs what `grants` gives it, and gets no more."""
+    """The worker's role needs the privileges that `grants` gives it, and gets no others."""
 
-    async def test_it_can_do_its_work(self, database_url: str, database: Connection, role: str) -> None:
-        """Write, merge, repeat, probe, trim, tell the revision."""
+    async def test_the_role_can_do_the_workers_work(self, database_url: str, database: Connection, role: str) -> None:
+        """It may write, merge, repeat, probe, trim and read the revision."""
         await database.execute(migrations.grants(role))
         store = Store(as_role(database_url, role))
         request = ask(version=1)
@@ -241,18 +243,18 @@ class TestGrants:
             "UPDATE task_activity_log_alembic_version SET version_num = ''",
         ],
     )
-    async def test_it_can_do_nothing_else(
+    async def test_the_role_can_do_nothing_else(
         self, database_url: str, database: Connection, role: str, statement: str
     ) -> None:
-        """Neither delete records nor touch the schema."""
+        """It may neither delete records nor change the schema."""
         await database.execute(migrations.grants(role))
         connection = await asyncpg.connect(as_role(database_url, role))
         with pytest.raises(asyncpg.InsufficientPrivilegeError):
             await connection.execute(statement)
         await connection.close()
 
-    async def test_without_them_it_is_an_outage(self, database_url: str, database: Connection, role: str) -> None:
-        """For the probe; for a wave it is doubtful, as it could be one row's fault."""
+    async def test_missing_privileges_are_an_outage(self, database_url: str, database: Connection, role: str) -> None:
+        """For the probe they are an outage; for a wave they are doubtful, as one row could be at fault."""
         store = Store(as_role(database_url, role))
         with pytest.raises(Unavailable, match="not permitted"):
             await store.probe()
@@ -263,6 +265,6 @@ class TestGrants:
         assert outcomes(await store.apply([ask()])) == ["inserted"]
         await store.close()
 
-    def test_a_role_is_quoted(self) -> None:
-        """A name of any characters stays a name."""
+    def test_the_name_of_a_role_is_quoted(self) -> None:
+        """A name with any characters is only a name."""
         assert 'TO "a""b; c";' in migrations.grants('a"b; c')

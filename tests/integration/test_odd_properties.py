@@ -1,4 +1,4 @@
-"""Whatever AMQP properties and headers come, published raw and not through a library, each message is answered."""
+"""Each message is answered, whatever its AMQP properties and headers are. They are published as raw bytes."""
 
 import asyncio
 import json
@@ -46,7 +46,7 @@ SIZES = {
     b"T": 8,
     b"V": 0,
 }
-# the broker itself looks into these two, and refuses a publish with others than lists of strings in them
+# The broker itself reads these two headers, and refuses a publish in which they are not lists of strings.
 TEXT = st.binary(max_size=60).filter(lambda name: name not in (b"CC", b"BCC")).map(short)
 VALUE = st.recursive(
     st.one_of(
@@ -62,14 +62,14 @@ VALUE = st.recursive(
 OCTET, EIGHT = (st.binary(min_size=size, max_size=size) for size in (1, 8))
 MODE = st.sampled_from([b"\1", b"\2"])
 HEADERS = st.lists(st.tuples(TEXT, VALUE).map(b"".join), max_size=6).map(lambda entries: table(b"".join(entries)))
-# of a delivery mode, an expiration and a user_id the broker takes only what they can be
+# The broker accepts only valid values of delivery mode, expiration and user_id.
 PARTS = {15: TEXT, 14: TEXT, 13: HEADERS, 12: MODE, 11: OCTET, 10: TEXT, 9: TEXT, 8: st.just(short(b"600000"))}
 PARTS |= {7: TEXT, 6: EIGHT, 5: TEXT, 3: TEXT, 2: TEXT}
 
 
 @st.composite
 def odd_headers(draw: st.DrawFn) -> tuple[int, bytes]:
-    """Flags and values of a content header: any bytes where strings are, any timestamp, tables of every type."""
+    """Flags and values of a content header: any bytes for strings, any timestamp, tables of every type."""
     flags, values = 0, b""
     for bit, strategy in PARTS.items():
         if draw(st.booleans()):
@@ -79,15 +79,15 @@ def odd_headers(draw: st.DrawFn) -> tuple[int, bytes]:
 
 
 def patient(amqp_url: str, database_url: str) -> AbstractAsyncContextManager[Service]:
-    """A worker that keeps its connection on a machine too busy for a heartbeat, and always answers to the exchange too.
+    """A worker whose connections survive missed heartbeats on a busy machine, and which always replies to the exchange.
 
-    A reply_to that is made at random leads nowhere.
+    A random reply_to leads to no queue.
     """
     return serving(amqp_url, database_url, WORKER_AMQP_HEARTBEAT_SECONDS="120", WORKER_REPLIES="both")
 
 
 async def answers_to(amqp_url: str, sent: list[tuple[bytes, bytes]]) -> list[aio_pika.abc.AbstractIncomingMessage]:
-    """Publish content headers and bodies as they are; the replies, one for each."""
+    """Publish content headers and bodies as they are; return one reply for each."""
     async with await aio_pika.connect(amqp_url) as connection:
         opened = await connection.channel(publisher_confirms=False)
         channel = await opened.get_underlay_channel()
@@ -117,8 +117,8 @@ def lost_connections(service: Service) -> float:
     )
 
 
-async def test_odd_properties_are_answered_and_the_connection_is_kept(amqp_url: str, database_url: str) -> None:
-    """Three hundred messages made at random: each gets a reply, and no link was lost over them."""
+async def test_random_properties_are_answered_and_the_connection_is_kept(amqp_url: str, database_url: str) -> None:
+    """Each of three hundred random messages gets a reply, and no connection is lost."""
     sent: list[tuple[bytes, bytes]] = []
 
     @settings(max_examples=300, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
@@ -148,10 +148,10 @@ LATIN1 = short("Müller".encode("latin-1"))
         pytest.param(1 << 13, table(short(b"at") + b"T" + b"\xff" * 8), id="header_timestamp_out_of_range"),
     ],
 )
-async def test_what_cannot_be_decoded_is_invalid_properties(
+async def test_undecodable_properties_are_rejected_as_invalid_properties(
     amqp_url: str, database_url: str, flags: int, values: bytes
 ) -> None:
-    """The problem and the dead letter carry what could be read, and other drivers can read the dead letter."""
+    """Problem and dead letter have the readable properties, and other drivers can read the dead letter."""
     body = json.dumps({"id": str(uuid4())}).encode()
     async with patient(amqp_url, database_url) as service:
         (reply,) = await answers_to(amqp_url, [(header(body, flags, values), body)])
@@ -166,11 +166,11 @@ async def test_what_cannot_be_decoded_is_invalid_properties(
 
 
 async def test_headers_near_the_frame_limit_are_answered(amqp_url: str, database_url: str) -> None:
-    """A header table that fills its frame, of one value, of thousands, and of tables in tables."""
+    """A header table may fill its frame with one value, with thousands, or with nested tables."""
     body = json.dumps({"id": str(uuid4())}).encode()
     room = 131_072 - 8 - 14 - 4 - 50
     many = b"".join(short(b"n%05d" % number) + b"t\x01" for number in range(room // 9))
-    # Not deeper: the broker takes a time that grows with depth times size.
+    # Not deeper: the broker's time grows with depth times size.
     nested = short(b"n") + b"x" + table(b"\xff" * (room - 301 * 7))
     for _ in range(300):
         nested = short(b"n") + b"F" + table(nested)
@@ -183,7 +183,7 @@ async def test_headers_near_the_frame_limit_are_answered(amqp_url: str, database
 
 
 async def test_a_rejected_message_with_headers_near_the_frame_limit_is_kept(amqp_url: str, database_url: str) -> None:
-    """Also where its `x-first-seen`, which a copy keeps, fills the frame by itself."""
+    """Its `x-first-seen`, which a copy keeps, may fill the frame by itself."""
     forged = short(b"x-first-seen") + b"S" + table(b"x" * 130_900)
     async with patient(amqp_url, database_url) as service:
         (reply,) = await answers_to(amqp_url, [(header(b"", 1 << 13, table(forged)), b"")])
@@ -191,8 +191,8 @@ async def test_a_rejected_message_with_headers_near_the_frame_limit_is_kept(amqp
         assert lost_connections(service) == 0
 
 
-async def test_a_delivery_count_of_the_publishers_is_not_believed(amqp_url: str, database_url: str) -> None:
-    """The broker sets the header from the second delivery on; at the first it would make a poison message of any."""
+async def test_a_delivery_count_from_the_publisher_is_ignored(amqp_url: str, database_url: str) -> None:
+    """Otherwise a publisher could have any message rejected as poison."""
     body = json.dumps({"id": str(uuid4())}).encode()
     forged = short(b"x-delivery-count") + b"l" + (100).to_bytes(8, "big")
     async with patient(amqp_url, database_url):

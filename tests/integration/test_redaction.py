@@ -1,4 +1,4 @@
-"""Secrets and payloads that were planted everywhere, looked for in everything that a worker shows."""
+"""Planted secrets and payloads are searched for in everything that a worker shows."""
 
 import asyncio
 import json
@@ -27,10 +27,10 @@ def with_login(url: str, user: str, password: str) -> str:
     return urlunsplit(parts._replace(netloc=f"{user}:{quote(password, safe='')}@{parts.netloc.rpartition('@')[2]}"))
 
 
-async def test_nothing_planted_is_shown(
+async def test_no_secret_and_no_payload_is_shown(
     rabbitmq: RabbitMQ, postgresql: PostgreSQL, amqp_url: str, database_url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Passwords in the URLs; a text in bodies, headers and field names, also where the database refuses it."""
+    """Neither passwords of URLs nor texts of messages are in logs, pages, spans or problems."""
     user, password = f"u{secrets.token_hex(4)}", f"planted/{secrets.token_hex(8)}"
     await asyncio.to_thread(postgresql.execute, f"CREATE ROLE {user} LOGIN SUPERUSER PASSWORD '{password}'")
     vhost = urlsplit(amqp_url).path[1:]
@@ -41,18 +41,16 @@ async def test_nothing_planted_is_shown(
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     urls = with_login(amqp_url, user, password), with_login(database_url, user, password)
     logs.configure("json", "debug", {found for url in urls for found in logs.secrets_in(url)})
-    structlog.configure(
-        cache_logger_on_first_use=False
-    )  # what is kept would write into this test's own stderr for ever
+    structlog.configure(cache_logger_on_first_use=False)  # a cached logger would keep writing to this test's stderr
     try:
         async with serving(*urls, traces=Tracing(provider, "requests", "replies")) as service:
             replies = await exchange(amqp_url, [bad(), bad(b"{"), bad(b"<" + PAYLOAD.encode())])
-            # refused by the database: a trigger that says what it refuses, as triggers do
+            # a trigger refuses the row, and quotes it in its error message, as triggers do
             await refuse(database_url)
             replies += await exchange(
                 amqp_url, [bad(json.dumps({"id": "9652e68c-7b6d-4598-bbbd-4e933126c994", "subject": PAYLOAD}).encode())]
             )
-            # the login is lost while it runs
+            # the role loses its login while the worker runs
             await asyncio.to_thread(postgresql.execute, f"ALTER ROLE {user} NOLOGIN")
             pages = [await page(service.http_port, path) for path in ("metrics", "status", "readyz", "livez", "x")]
     finally:
@@ -76,7 +74,7 @@ def bad(body: bytes | None = None) -> aio_pika.Message:
 
 
 async def exchange(amqp_url: str, messages: list[aio_pika.Message]) -> list[bytes]:
-    """Publish one after the other; the bodies of the replies."""
+    """Publish one message after the other; return the bodies of the replies."""
     bodies = []
     async with await aio_pika.connect(amqp_url) as connection:
         channel = await connection.channel()

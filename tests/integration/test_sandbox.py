@@ -1,4 +1,4 @@
-"""The sandbox gives what it promises: private services, each way, that a test may treat badly."""
+"""The sandbox provides private services, in each of its ways, and tests may stop, kill and pause them."""
 
 import asyncio
 import os
@@ -25,7 +25,7 @@ async def fetch(url: str, query: str) -> object:
 
 
 async def keep_one_message(url: str) -> None:
-    """Put a message that must survive into a durable queue, `kept`."""
+    """Publish a persistent message to a new durable queue, `kept`."""
     async with await aio_pika.connect(url) as connection:
         channel = await connection.channel()
         queue = await channel.declare_queue("kept", durable=True, arguments={"x-queue-type": "quorum"})
@@ -34,9 +34,10 @@ async def keep_one_message(url: str) -> None:
 
 
 async def kept_message(url: str) -> bytes:
-    """The message that was kept; it goes back as the connection closes. A count could come before the recovery.
+    """The message in the queue `kept`. It is requeued when the connection closes.
 
-    A broker that takes connections may still refuse a queue that is recovering (541): asked again, it has it.
+    It consumes because a message count could be read before the queue has recovered, and it retries because a broker
+    that already accepts connections may still refuse a queue that is recovering (541).
     """
     async with asyncio.timeout(180):
         while True:
@@ -50,7 +51,7 @@ async def kept_message(url: str) -> bytes:
 
 @pytest.mark.parametrize("attempt", [1, 2])
 async def test_each_test_has_its_own_vhost(amqp_url: str, attempt: int) -> None:
-    """A queue with one name, declared by two tests, is two queues."""
+    """Two tests that declare a queue with the same name get two queues."""
     async with await aio_pika.connect(amqp_url) as connection:
         channel = await connection.channel()
         queue = await channel.declare_queue("same-name", durable=True)
@@ -60,18 +61,18 @@ async def test_each_test_has_its_own_vhost(amqp_url: str, attempt: int) -> None:
 
 @pytest.mark.parametrize("attempt", [1, 2])
 async def test_each_test_has_its_own_database(empty_database_url: str, attempt: int) -> None:
-    """A table with one name, made by two tests, is two tables."""
+    """Two tests that create a table with the same name get two tables."""
     await fetch(empty_database_url, f"CREATE TABLE same_name AS SELECT {attempt} AS attempt")
     assert await fetch(empty_database_url, "SELECT sum(attempt) FROM same_name") == attempt
 
 
 async def test_the_database_is_migrated(database_url: str) -> None:
-    """`database_url` has the worker's tables, and no records."""
+    """The database of `database_url` has the worker's tables and no records."""
     assert await fetch(database_url, "SELECT count(*) FROM task_activity_log") == 0
 
 
 async def test_a_template_is_filled_once(postgresql: PostgreSQL) -> None:
-    """Whoever asks first fills the template; the others, also those who ask meanwhile, get it as it is."""
+    """The first caller fills the template; later and concurrent callers get the same one."""
     filled: list[str] = []
     names = await asyncio.gather(*(asyncio.to_thread(postgresql.template, filled.append, "once") for _ in range(4)))
     assert len(set(names)) == len(filled) == 1
@@ -79,7 +80,7 @@ async def test_a_template_is_filled_once(postgresql: PostgreSQL) -> None:
 
 
 def test_a_shared_service_cannot_be_stopped(rabbitmq: RabbitMQ, postgresql: PostgreSQL) -> None:
-    """A test that wants to stop a service is told whom to ask for."""
+    """A test that tries to stop a shared service is told which private fixture to use."""
     with pytest.raises(SandboxError, match="own_rabbitmq"):
         rabbitmq.stop()
     with pytest.raises(SandboxError, match="own_postgresql"):
@@ -90,8 +91,8 @@ def test_a_shared_service_cannot_be_stopped(rabbitmq: RabbitMQ, postgresql: Post
 async def test_rabbitmq_can_be_killed(own_rabbitmq: RabbitMQ, own_amqp_url: str) -> None:
     """After a stop and after a kill the broker is back on its port with its messages.
 
-    The stop comes first: a broker that is killed within seconds of the declaration of a quorum queue has not written
-    down yet that there is one, and does not bring it back.
+    The stop comes first: a broker that is killed within seconds after a quorum queue was declared has not yet written
+    the declaration to disk, and loses the queue.
     """
     await keep_one_message(own_amqp_url)
     await asyncio.to_thread(own_rabbitmq.restart)
@@ -104,7 +105,7 @@ async def test_rabbitmq_can_be_killed(own_rabbitmq: RabbitMQ, own_amqp_url: str)
 
 
 async def test_postgresql_can_be_killed(own_postgresql: PostgreSQL) -> None:
-    """After a kill and after a stop the server is back on its port with what was committed."""
+    """After a kill and after a stop the server is back on its port with all committed data."""
     url = await asyncio.to_thread(own_postgresql.create_database)
     await fetch(url, "CREATE TABLE kept AS SELECT 1 AS one")
     await asyncio.to_thread(own_postgresql.kill)
@@ -118,7 +119,7 @@ async def test_postgresql_can_be_killed(own_postgresql: PostgreSQL) -> None:
 
 @pytest.mark.timeout(400)  # a slow machine
 async def test_services_can_be_paused(own_rabbitmq: RabbitMQ, own_amqp_url: str, own_postgresql: PostgreSQL) -> None:
-    """A paused service keeps its connections and answers nothing; afterwards it goes on as if it had been slow."""
+    """A paused service keeps its connections and answers nothing; once resumed, it continues as if it had been slow."""
     await keep_one_message(own_amqp_url)
     connection = await asyncpg.connect(own_postgresql.url)
     await asyncio.gather(*(asyncio.to_thread(service.pause) for service in (own_rabbitmq, own_postgresql)))
@@ -134,9 +135,9 @@ async def test_services_can_be_paused(own_rabbitmq: RabbitMQ, own_amqp_url: str,
 @pytest.mark.timeout(400)  # a slow machine
 @pytest.mark.parametrize("way", ["docker", "binaries"])
 async def test_a_way_can_be_forced(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both services run beside those of the other tests, from where SANDBOX says, and leave nothing behind."""
+    """SANDBOX decides where both services come from; they run next to those of other tests and leave nothing behind."""
     monkeypatch.setenv("SANDBOX", way)
-    # this test is about services that are there, it does not install packages
+    # this test uses what is installed and must not install packages
     monkeypatch.setattr(packages, "cannot_install", lambda: "a test must not install packages")
     try:
         Choice(RABBITMQ, ways()).prepare(print)
@@ -159,7 +160,7 @@ async def test_a_way_can_be_forced(way: str, monkeypatch: pytest.MonkeyPatch) ->
 
 
 class TestEnvironment:
-    """AMQP_URL and DATABASE_URL name servers on which the sandbox makes something of its own."""
+    """AMQP_URL and DATABASE_URL name servers on which the sandbox creates its own virtual host and database."""
 
     @pytest.fixture(autouse=True)
     def _named(self, monkeypatch: pytest.MonkeyPatch, rabbitmq: RabbitMQ, postgresql: PostgreSQL) -> None:
@@ -169,7 +170,7 @@ class TestEnvironment:
         monkeypatch.delenv("SANDBOX", raising=False)
 
     async def test_only_what_is_ours_is_touched(self, rabbitmq: RabbitMQ, postgresql: PostgreSQL) -> None:
-        """A virtual host and databases are made beside what is there, and are gone afterwards, the tests' too."""
+        """The sandbox creates its own virtual hosts and databases next to the existing ones, and removes all of them."""
         said: list[str] = []
         broker = Choice(RABBITMQ, ways()).start(said.append, durable=True)
         server = Choice(POSTGRESQL, ways()).start(said.append, durable=True)
@@ -187,29 +188,29 @@ class TestEnvironment:
         left = "SELECT count(*) FROM pg_database WHERE starts_with(datname, '{}')"
         assert await fetch(postgresql.url, left.format(server.database)) == 0
 
-    def test_a_private_service_never_comes_from_there(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """What a test may kill is not somebody's server, not even when it is forced."""
+    def test_a_private_service_never_comes_from_the_environment(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A service that a test may kill is never somebody's own server, even with SANDBOX=environment."""
         assert "environment" not in ways(private=True)
         monkeypatch.setenv("SANDBOX", "environment")
         with pytest.raises(SandboxError, match="may kill"):
             ways(private=True)
 
     def test_a_broker_without_management_is_not_used(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Without the management API there can be no virtual host of our own, and the message says what would help."""
+        """Without the management API no virtual host can be created, and the error says what to do about it."""
         monkeypatch.setenv("MANAGEMENT_URL", f"http://127.0.0.1:{free_port()}")
         with pytest.raises(SandboxError, match=r"Connection refused.*rabbitmq_management.*unset AMQP_URL"):
             environment.rabbitmq()
 
-    def test_a_server_that_is_down_is_said(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Nothing else is taken instead of what was asked for by name."""
+    def test_a_named_server_that_is_down_is_an_error(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The sandbox does not silently use another server when the one in DATABASE_URL is down."""
         monkeypatch.setenv("DATABASE_URL", f"postgresql://127.0.0.1:{free_port()}/x")
         with pytest.raises(SandboxError, match=r"does not answer.*unset DATABASE_URL"):
             Choice(POSTGRESQL, ways()).start(print, durable=True)
 
-    async def test_a_role_that_may_not_create_databases(
+    async def test_a_role_that_may_not_create_databases_is_an_error(
         self, monkeypatch: pytest.MonkeyPatch, postgresql: PostgreSQL, empty_database_url: str
     ) -> None:
-        """A plain role's own database is somebody's data."""
+        """The sandbox does not use the role's existing database, which may hold somebody's data."""
         role = f"plain_{os.getpid()}"
         await fetch(postgresql.url, f"CREATE ROLE {role} LOGIN PASSWORD 'secret'")
         try:
@@ -226,7 +227,7 @@ class TestEnvironment:
 def test_without_any_way_the_message_says_what_to_do(
     kind: Kind[sandbox.Service], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All that was tried, and why it was not taken, and three ways out."""
+    """The error lists every way that was tried, why each failed, and three things that the user can do."""
     monkeypatch.delenv(kind.variable, raising=False)
     monkeypatch.delenv("SANDBOX", raising=False)
     monkeypatch.setattr("sandbox.containers.missing", lambda _image, _say: "no Docker engine answers")
@@ -245,14 +246,14 @@ def test_without_any_way_the_message_says_what_to_do(
 
 
 def test_an_unknown_way_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A typing error in SANDBOX does not quietly mean `auto`."""
+    """A misspelled value of SANDBOX is an error and does not silently mean `auto`."""
     monkeypatch.setenv("SANDBOX", "dokcer")
-    with pytest.raises(SandboxError, match=r"'dokcer'; it can be auto, environment, docker, binaries"):
+    with pytest.raises(SandboxError, match=r"'dokcer'; it must be one of auto, environment, docker, binaries"):
         ways()
 
 
-def test_found_binaries_are_real(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A directory with a broken `postgres` on the PATH is not taken for PostgreSQL."""
+def test_broken_binaries_are_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sandbox does not choose a directory on the PATH whose `postgres` does not run."""
     for name in ("initdb", "postgres"):
         (tmp_path / name).write_text("#!/bin/sh\nexit 1\n")
         (tmp_path / name).chmod(0o755)

@@ -1,4 +1,4 @@
-"""The proxy does to connections what its methods say, so that a fault test tests the worker and not the proxy."""
+"""The proxy does to connections what its methods promise, so that tests of faults test the worker and not the proxy."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -11,7 +11,7 @@ from sandbox.proxy import Proxy
 
 @pytest.fixture
 async def echo() -> AsyncIterator[int]:
-    """The port of a server that sends back what it gets, and ends when its peer has."""
+    """The port of a server that echoes what it receives, and closes a connection when its peer has closed it."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(ConnectionError):
@@ -47,7 +47,7 @@ async def connect(proxy: Proxy) -> Peer:
 
 
 async def test_bytes_pass_both_ways(proxy: Proxy) -> None:
-    """More bytes than any buffer holds arrive complete and in order."""
+    """More bytes than fit into any buffer arrive complete and in order."""
     peer = await connect(proxy)
     data = bytes(range(256)) * 20_000
     sending = asyncio.create_task(peer.echoed(data))
@@ -56,7 +56,7 @@ async def test_bytes_pass_both_ways(proxy: Proxy) -> None:
 
 
 async def test_the_end_of_a_stream_passes(proxy: Proxy) -> None:
-    """A side that has sent all it had still gets what the other has left to say."""
+    """A side that has finished sending still receives what the other side sends afterwards."""
     peer = await connect(proxy)
     peer.writer.write(b"last words")
     peer.writer.write_eof()
@@ -65,7 +65,7 @@ async def test_the_end_of_a_stream_passes(proxy: Proxy) -> None:
 
 
 async def test_cut_resets_and_new_connections_pass(proxy: Proxy) -> None:
-    """A cut is a reset, not an orderly end, and hits only what was connected then."""
+    """A cut resets the existing connections instead of closing them, and does not affect later ones."""
     peer = await connect(proxy)
     await peer.echoed(b"before")
     proxy.cut()
@@ -79,8 +79,8 @@ async def test_cut_resets_and_new_connections_pass(proxy: Proxy) -> None:
     again.writer.close()
 
 
-async def test_refuse_and_accept(proxy: Proxy) -> None:
-    """Refusing keeps what is connected and refuses what comes, on the port that accepts again later."""
+async def test_refuse_affects_new_connections_only(proxy: Proxy) -> None:
+    """While the proxy refuses, existing connections work and new ones fail; later it accepts on the same port."""
     peer = await connect(proxy)
     await peer.echoed(b"before")
     proxy.refuse()
@@ -95,7 +95,7 @@ async def test_refuse_and_accept(proxy: Proxy) -> None:
 
 
 async def test_hold_passes_nothing_and_loses_nothing(proxy: Proxy) -> None:
-    """A held link is half open: no byte, no end, no reset; after it the bytes come as if late."""
+    """While held, a connection passes no byte, no end and no reset; afterwards everything arrives, late."""
     peer = await connect(proxy)
     await peer.echoed(b"before")
     proxy.hold()
@@ -108,8 +108,8 @@ async def test_hold_passes_nothing_and_loses_nothing(proxy: Proxy) -> None:
     peer.writer.close()
 
 
-async def test_cut_ends_a_held_link(proxy: Proxy) -> None:
-    """What a held link had under way is lost when it is cut."""
+async def test_cut_ends_a_held_connection(proxy: Proxy) -> None:
+    """Bytes that a held connection has not forwarded are lost when it is cut."""
     peer = await connect(proxy)
     await peer.echoed(b"before")
     proxy.hold()
@@ -121,7 +121,7 @@ async def test_cut_ends_a_held_link(proxy: Proxy) -> None:
 
 
 async def test_delay_keeps_the_throughput(proxy: Proxy) -> None:
-    """A slow link is late by the delay each way, however many chunks there are."""
+    """A delayed connection adds the delay once in each direction, however many chunks there are."""
     peer = await connect(proxy)
     await peer.echoed(b"before")
     proxy.delay(0.1)
@@ -134,7 +134,7 @@ async def test_delay_keeps_the_throughput(proxy: Proxy) -> None:
 
 
 async def test_connected_awaits_a_connection(proxy: Proxy) -> None:
-    """A test can await that somebody has connected, or has connected again."""
+    """A test can wait until the proxy has accepted a given number of connections."""
     waiting = asyncio.create_task(proxy.connected(2))
     first = await connect(proxy)
     await proxy.connected()
@@ -146,7 +146,7 @@ async def test_connected_awaits_a_connection(proxy: Proxy) -> None:
 
 
 async def test_a_server_that_is_down_ends_the_connection() -> None:
-    """Behind a proxy a stopped service looks like a connection that ends, never like one that hangs."""
+    """If the service behind the proxy is down, a connection to the proxy ends at once and does not hang."""
     async with Proxy("127.0.0.1", 1) as proxy:
         peer = await connect(proxy)
         assert await peer.reader.read() == b""
@@ -154,6 +154,6 @@ async def test_a_server_that_is_down_ends_the_connection() -> None:
 
 
 def test_the_url_leads_through_the_proxy() -> None:
-    """Only host and port of a URL change: credentials, path and options are kept."""
+    """Only the host and port of the URL change: credentials, path and options stay the same."""
     proxy = Proxy.to("amqp://user:p%40ss@[::1]:5673/a%2Fb?heartbeat=5")
     assert proxy.url == f"amqp://user:p%40ss@127.0.0.1:{proxy.port}/a%2Fb?heartbeat=5"

@@ -1,4 +1,4 @@
-"""A trace through real services to a real receiver: OTLP over HTTP, decoded from protobuf."""
+"""A trace goes through real services to a real OTLP receiver over HTTP."""
 
 import asyncio
 import json
@@ -23,7 +23,7 @@ from tests.serving import serving
 
 
 class Receiver:
-    """What was received."""
+    """Collects the spans that it receives."""
 
     def __init__(self) -> None:
         self.spans: dict[str, Span] = {}
@@ -61,10 +61,10 @@ def receiving() -> Iterator[tuple[Receiver, str]]:
             server.shutdown()
 
 
-async def test_a_trace_from_the_publisher_to_the_reply(
+async def test_a_trace_connects_publisher_worker_database_and_reply(
     amqp_url: str, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Publisher, worker and database in the receiver's hands, each beside the other as it belongs."""
+    """The receiver gets the spans of publisher, worker, database and replies, linked correctly."""
     with receiving() as (receiver, url):
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", url)
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Bearer%20hunter2")
@@ -94,7 +94,7 @@ async def test_a_trace_from_the_publisher_to_the_reply(
 
 
 async def exchanged(amqp_url: str, context: dict[str, str]) -> dict[str, object]:
-    """Publish an upsert with these headers; the headers of its reply."""
+    """Publish an upsert with these headers; return the headers of its reply."""
     async with await aio_pika.connect(amqp_url) as connection:
         channel = await connection.channel()
         exchange = await channel.get_exchange("task_activity_log")

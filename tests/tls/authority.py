@@ -1,4 +1,4 @@
-"""A certificate authority of a test's own."""
+"""A private certificate authority for tests."""
 
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
@@ -10,7 +10,7 @@ from cryptography.x509.oid import NameOID
 
 
 class Authority:
-    """Signs certificates; `certificate` is its own, as PEM."""
+    """Signs certificates. `certificate` is its own certificate, as PEM."""
 
     def __init__(self, name: str) -> None:
         self._key = ec.generate_private_key(ec.SECP256R1())
@@ -28,7 +28,7 @@ class Authority:
         self.certificate = _pem(own.sign(self._key, hashes.SHA256()))
 
     def issue(self, name: str) -> tuple[str, str]:
-        """A certificate for a host or a client, and its key, both as PEM."""
+        """Issue a certificate for a host or a client; return it and its key, both as PEM."""
         key = ec.generate_private_key(ec.SECP256R1())
         names: list[x509.GeneralName] = [x509.DNSName(name)]
         if name[0].isdigit():

@@ -29,14 +29,14 @@ from tests.tls.authority import Authority
 
 @dataclass
 class Secured:
-    """Both services, and where the files are: those that are trusted, and those of a stranger's authority."""
+    """Both services, and the directory with the certificates: trusted ones, and ones of another authority."""
 
     broker: RabbitMQ
     database: PostgreSQL
     files: Path
 
     def settings(self, *, files: str = "ours", ca: str = "ours", certificate: bool = True) -> dict[str, str]:
-        """The variables of a worker with these files."""
+        """The environment variables of a worker that uses these files."""
         own = {f"WORKER_{service}_CA_FILE": str(self.files / f"{ca}-ca.pem") for service in ("AMQP", "DATABASE")}
         if certificate:
             for service in ("AMQP", "DATABASE"):
@@ -46,7 +46,7 @@ class Secured:
 
     @property
     def database_url(self) -> str:
-        """By the name that its certificate has."""
+        """The DSN with the host name that is in the server's certificate."""
         return self.database.url.replace("127.0.0.1", "localhost")
 
 
@@ -70,8 +70,8 @@ def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
     close(broker.result(), database.result())
 
 
-async def test_a_worker_with_certificates_does_its_work(secured: Secured) -> None:
-    """From migrating to the reply, everything encrypted; `check` finds nothing broken."""
+async def test_a_worker_with_certificates_works_over_encrypted_connections_only(secured: Secured) -> None:
+    """From migration to reply every connection is encrypted, and `check` finds nothing broken."""
     variables = secured.settings()
     urls = {"AMQP_URL": secured.broker.tls_url, "DATABASE_URL": secured.database_url}
     settings = load({**urls, **variables})
@@ -97,7 +97,7 @@ async def test_a_worker_with_certificates_does_its_work(secured: Secured) -> Non
 
 
 _TURNED_AWAY = "reset|alert"
-"""With TLS 1.3 a client is turned away after its own part of the handshake: it hears the alert, or finds the link gone."""
+"""With TLS 1.3 the server refuses a client after the client's handshake: it gets an alert or a reset connection."""
 
 
 @pytest.mark.parametrize(
@@ -108,10 +108,10 @@ _TURNED_AWAY = "reset|alert"
         ({"ca": "strange"}, "certificate verify failed", "TLS failed"),
     ],
 )
-async def test_who_is_not_trusted_does_not_get_in(
+async def test_no_connection_is_made_without_trust_on_both_sides(
     secured: Secured, files: dict[str, str], broker_says: str, database_says: str
 ) -> None:
-    """Neither we without a certificate that they trust, nor they with one that we do not."""
+    """The servers refuse a worker without a trusted certificate, and the worker refuses servers without one."""
     urls = {"AMQP_URL": secured.broker.tls_url, "DATABASE_URL": secured.database_url}
     found = await findings(load({**urls, **secured.settings(**files)}))  # type: ignore[arg-type]  # as it is called
     broken = {one.what: one.found for one in found if one.verdict == "broken"}
@@ -120,8 +120,8 @@ async def test_who_is_not_trusted_does_not_get_in(
     assert database_says in broken["database"]
 
 
-async def test_a_server_of_another_name_is_not_spoken_to(secured: Secured) -> None:
-    """Its certificate is for localhost."""
+async def test_a_server_whose_certificate_has_another_name_is_refused(secured: Secured) -> None:
+    """The worker does not connect to 127.0.0.1 if the certificate is for localhost."""
     urls = {"AMQP_URL": secured.broker.tls_url, "DATABASE_URL": secured.database_url}
     by_number = {
         name: urlunsplit(urlsplit(url)._replace(netloc=urlsplit(url).netloc.replace("localhost", "127.0.0.1")))

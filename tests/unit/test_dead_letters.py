@@ -1,4 +1,4 @@
-"""The copy of a rejected message (contract, section 6), clause by clause; the broker's side is in integration."""
+"""The copy of a rejected message, clause by clause of the contract's section 6, without a broker."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -26,13 +26,13 @@ def table(**headers: object) -> bytes:
 
 
 def copy_of(original: Properties, header_max: int = FRAME, problem: Problem = PROBLEM) -> Properties:
-    """What a reader of the copy sees."""
+    """The properties that a reader of the copy sees."""
     received = decode(encode(original, 0))
     return decode(encode(copied(received, problem, header_max), 0))
 
 
 def test_properties_are_kept_but_for_what_the_broker_would_act_on() -> None:
-    """Persistent; user_id and expiration are moved to headers, everything else stays."""
+    """The copy is persistent, user_id and expiration are moved to headers, and all other properties are kept."""
     original = Properties(
         content_type="a/b", content_encoding="gzip", delivery_mode=1, priority=3, correlation_id="c", reply_to="r",
         expiration="60000", message_id="m", timestamp=7, type="t", user_id="guest", app_id="a", cluster_id="k",
@@ -46,7 +46,7 @@ def test_properties_are_kept_but_for_what_the_broker_would_act_on() -> None:
 
 
 def test_the_first_rejection_is_remembered() -> None:
-    """Its time is set once, and kept with the type it has."""
+    """The time of the first rejection is set once, and kept with its type."""
     first = copy_of(Properties()).headers["x-first-seen"]
     assert isinstance(first, str)
     assert abs(datetime.now(UTC) - datetime.fromisoformat(first)) < timedelta(minutes=1)
@@ -55,8 +55,8 @@ def test_the_first_rejection_is_remembered() -> None:
 
 
 @pytest.mark.parametrize("name", ["CC", "BCC", "x-death", "x-delivery-count"])
-def test_what_is_the_brokers_is_dropped(name: str) -> None:
-    """They would send the copy elsewhere too, or are the broker's own; names that only look like them stay."""
+def test_headers_of_the_broker_are_dropped(name: str) -> None:
+    """Headers that would route the copy elsewhere, or that the broker sets, are dropped; similar names are kept."""
     copy = copy_of(Properties(headers={name: "x", name.lower() + "s": "stays", "mine": 1}))
     assert name not in copy.headers
     assert copy.headers[name.lower() + "s"] == "stays"
@@ -64,7 +64,7 @@ def test_what_is_the_brokers_is_dropped(name: str) -> None:
 
 
 def test_a_replayed_message_has_the_reason_of_its_last_rejection() -> None:
-    """Of what an earlier copy had, the reason is replaced, and what is known of the original message is kept."""
+    """A new rejection replaces the reason of an earlier one, and keeps what is known of the original message."""
     earlier = copied(Properties(user_id="guest", expiration="1"), Problem(Code.INVALID_UUID, "old"), FRAME)
     copy = copy_of(earlier)
     assert (copy.headers["x-error-code"], copy.headers["x-error-detail"]) == ("empty_body", PROBLEM.detail)
@@ -77,14 +77,14 @@ def test_a_replayed_message_has_the_reason_of_its_last_rejection() -> None:
 
 
 def test_the_detail_is_at_most_a_thousand_bytes() -> None:
-    """Cut between characters."""
+    """A longer detail is cut between two characters."""
     for detail, kept in (("x" * 1001, "x" * 1000), ("x" + "é" * 600, "x" + "é" * 499)):
         assert copy_of(Properties(), problem=Problem(Code.EMPTY_BODY, detail)).headers["x-error-detail"] == kept
 
 
 @pytest.mark.parametrize("header_max", [FRAME, 65_528])
 def test_headers_that_would_not_fit_are_left_out(header_max: int) -> None:
-    """All of the publisher's, whatever the broker's frame; ours and the first rejection stay."""
+    """If the headers exceed the broker's frame, the publisher's are dropped; ours and the first rejection are kept."""
     for spare, fits in ((2_000, True), (500, False)):
         original = Properties(headers={"a": 1, "large": "x" * (header_max - spare), "x-first-seen": "earlier"})
         copy = copy_of(original, header_max)
@@ -95,8 +95,8 @@ def test_headers_that_would_not_fit_are_left_out(header_max: int) -> None:
         assert copy.headers["x-error-code"] == "empty_body"
 
 
-def test_a_first_rejection_that_fills_the_frame_is_no_time() -> None:
-    """A publisher can write anything there: the copy fits all the same."""
+def test_a_forged_first_rejection_that_fills_the_frame_is_replaced() -> None:
+    """A publisher can send anything in x-first-seen, and the copy must still fit into the frame."""
     forged = Properties(headers={"x-first-seen": "x" * 130_500})
     copy = copied(decode(encode(forged, 0)), PROBLEM, FRAME)
     assert len(encode(copy, 0)) < FRAME
@@ -105,8 +105,8 @@ def test_a_first_rejection_that_fills_the_frame_is_no_time() -> None:
 
 
 @pytest.mark.parametrize("fate", [Fate.RETURNED, Fate.REFUSED])
-async def test_a_copy_that_cannot_be_placed_is_an_outage(fate: Fate) -> None:
-    """The message is held, not lost; neighbours that were placed come twice."""
+async def test_a_copy_that_the_broker_does_not_take_is_an_outage(fate: Fate) -> None:
+    """A copy that is returned or refused raises Unavailable, so that the message is held and not lost."""
     sent: list[Outgoing] = []
 
     class Broker:
@@ -125,7 +125,7 @@ async def test_a_copy_that_cannot_be_placed_is_an_outage(fate: Fate) -> None:
 
 
 def test_headers_that_other_drivers_cannot_read_are_left_out() -> None:
-    """One that is not UTF-8, a time out of range, tables nested without end: each would cost a reader its connection."""
+    """Non-UTF-8 names, times out of range and endless nesting would each cost a reader its connection."""
     nested = b""
     for _ in range(2_000):
         nested = b"\x01aF" + len(nested).to_bytes(4, "big") + nested

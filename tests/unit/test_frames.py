@@ -92,8 +92,10 @@ STREAMS = st.lists(
 
 @settings(deadline=None)
 @given(STREAMS, st.lists(st.integers(1, 60)), st.booleans())
-def test_cuts_change_nothing(stream: list[tuple[list[bytes], bool]], cuts: list[int], beats: bool) -> None:
-    """What is taken and what is handed on is the same, wherever the stream is cut and heartbeats fall."""
+def test_cuts_in_the_stream_change_nothing(
+    stream: list[tuple[list[bytes], bool]], cuts: list[int], beats: bool
+) -> None:
+    """The result is the same wherever the stream is cut and wherever heartbeats come."""
     between = BEAT if beats else b""
     data = b"".join(between.join(frames) for frames, _ in stream)
     others = b"".join(between.join(frames) if not ours else between * (len(frames) - 1) for frames, ours in stream)
@@ -110,7 +112,7 @@ def test_cuts_change_nothing(stream: list[tuple[list[bytes], bool]], cuts: list[
 
 
 def test_a_delivery_is_what_the_driver_would_read() -> None:
-    """Tag, redelivered flag, properties and body; in one frame, in several, with none."""
+    """Tag, redelivered flag, properties and body are read whether the body has one, several or no frames."""
     seen = Seen()
     for frames in (delivered(3, b"one", redelivered=True), delivered(4, b"on", b"e"), delivered(5)):
         seen.tap.data_received(b"".join(frames))
@@ -122,7 +124,7 @@ def test_a_delivery_is_what_the_driver_would_read() -> None:
 
 
 def test_published_frames_are_what_the_driver_would_write() -> None:
-    """Method, header and a body over several frames, read back by the driver's library."""
+    """The driver's library can read back the method, the header and a body of several frames."""
     header = headers.encode(Properties(content_type="text/json", delivery_mode=2, message_id="é"), 10)
     data = b"".join(
         publish_frames(OURS, "exchange", "key", mandatory=True, header=header, body=b"0123456789", frame_max=8 + 4)
@@ -138,8 +140,8 @@ def test_published_frames_are_what_the_driver_would_write() -> None:
     assert [part.value for part in read[2:]] == [b"0123", b"4567", b"89"]
 
 
-def test_a_frame_of_another_protocol_is_the_drivers() -> None:
-    """It knows what to say of it."""
+def test_another_protocol_is_left_to_the_driver() -> None:
+    """The driver reports a protocol error itself."""
     seen = Seen()
     seen.tap.data_received(b"HTTP/1.1 400 Bad Request\r\n")
     assert seen.handed_on == b"HTTP/1.1 400 Bad Request\r\n"
@@ -147,7 +149,7 @@ def test_a_frame_of_another_protocol_is_the_drivers() -> None:
 
 @pytest.fixture
 async def channel() -> _Channel:
-    """A channel in confirm mode, with batches of 3 and 2 messages on their way."""
+    """A channel in confirm mode with two unconfirmed batches, of 3 and 2 messages."""
     made = _Channel(cast("Any", None), 131_072)
     for first, count in ((1, 3), (4, 2)):
         batch = _Batch(first, [Outgoing("", f"q{n}", Properties(message_id=f"m{n}"), b"") for n in range(count)])
@@ -168,10 +170,10 @@ C, R, N = Fate.CONFIRMED, Fate.RETURNED, Fate.REFUSED
         ([(1, False, True), (3, True, False), (99, True, True)], [[C, N, N], [C, C]]),
     ],
 )
-async def test_confirms_in_any_grouping(
+async def test_confirms_are_matched_in_any_grouping(
     channel: _Channel, words: list[tuple[int, bool, bool]], fates: list[list[Fate]]
 ) -> None:
-    """Each message gets the broker's first word on it, single or `multiple`, and a batch ends with its last."""
+    """Each message gets the broker's first answer, single or `multiple`, and a batch ends with its last one."""
     batches = list(channel._batches)
     for tag, multiple, taken in words:
         assert not all(batch.done.done() for batch in batches)
@@ -181,8 +183,8 @@ async def test_confirms_in_any_grouping(
     assert not channel._batches
 
 
-async def test_a_return_finds_its_message(channel: _Channel) -> None:
-    """By address and message_id, among those that are not confirmed yet."""
+async def test_a_return_is_matched_to_its_message(channel: _Channel) -> None:
+    """A return is matched by address and message_id to a message that is not confirmed yet."""
     batches = list(channel._batches)
     channel.confirm(1, False, True)
 

@@ -1,4 +1,4 @@
-"""Content headers: what is read is what the driver's library reads, and what it chokes on is read around."""
+"""Content headers are read as the driver's library reads them, and also where that library fails."""
 
 import struct
 from datetime import UTC, datetime
@@ -39,7 +39,7 @@ def test_what_the_library_writes_is_read(
     seconds: int | None,
     headers: dict[str, object],
 ) -> None:
-    """Every property that pamqp writes comes back as it was."""
+    """Every property that pamqp writes is read back unchanged."""
     written = by_the_library(
         Basic.Properties(
             content_type=content_type,
@@ -82,8 +82,8 @@ def test_what_we_write_is_read_by_the_library(
 
 
 @given(payload=st.binary(min_size=14, max_size=400))
-def test_no_bytes_raise(payload: bytes) -> None:
-    """Whatever a content header holds, decoding returns: the connection of every other message hangs on it."""
+def test_no_content_header_raises(payload: bytes) -> None:
+    """Decoding never raises, because that would end the connection for all other messages."""
     decode(payload)
 
 
@@ -92,7 +92,7 @@ def header_of(flags: int, values: bytes) -> bytes:
 
 
 def test_a_string_that_is_not_utf8_is_left_out_and_named() -> None:
-    """A Latin-1 correlation_id does not hide the message_id behind it."""
+    """A Latin-1 correlation_id is reported and does not prevent reading the message_id after it."""
     found = decode(header_of(1 << 10 | 1 << 7, b"\x03caf\x03abc".replace(b"\x03caf", b"\x04caf\xe9")))
     assert found.correlation_id is None
     assert found.message_id == "abc"
@@ -105,7 +105,7 @@ def test_a_string_that_is_not_utf8_is_left_out_and_named() -> None:
     ids=["dotnet_ticks", "microseconds", "largest"],
 )
 def test_a_timestamp_out_of_range_is_left_out_and_named(instant: int) -> None:
-    """Neither .NET ticks nor microseconds are seconds or milliseconds of this era."""
+    """.NET ticks and microseconds are neither seconds nor milliseconds of our time."""
     found = decode(header_of(1 << 6, instant.to_bytes(8, "big")))
     assert found.timestamp is None
     assert found.unreadable == "timestamp is out of range"
@@ -144,28 +144,28 @@ def table(*entries: bytes) -> bytes:
     ],
 )
 def test_every_field_type_is_read(entry: bytes, value: object) -> None:
-    """The types of RabbitMQ's tables; a byte[] header of .NET (a long string that is no text) is a value too."""
+    """All types of RabbitMQ's tables are read, also a byte[] header of .NET, a long string that is not text."""
     found = decode(table(entry, b"\x04nextt\x01"))
     assert found.headers == {"a": value, "next": True}
     assert found.unreadable is None
 
 
 def test_a_header_name_that_is_not_utf8_is_left_out_and_named() -> None:
-    """Its neighbours are read."""
+    """The header is omitted and reported, and the others are read."""
     found = decode(table(b"\x01\xfft\x01", b"\x01bt\x01"))
     assert found.headers == {"b": True}
     assert found.unreadable == "the name of a header is not UTF-8"
 
 
 def test_a_header_timestamp_out_of_range_is_left_out_and_named() -> None:
-    """As for the timestamp property."""
+    """The header is omitted and reported, and the others are read."""
     found = decode(table(b"\x01aT" + (2**63).to_bytes(8, "big"), b"\x01bt\x01"))
     assert found.headers == {"b": True}
     assert found.unreadable is not None
 
 
 def test_the_last_instant_is_read() -> None:
-    """The end of the year 9999 in milliseconds; a millisecond later is out of range."""
+    """The end of the year 9999 in milliseconds is read; a millisecond later is out of range."""
     for late, unreadable in ((0, None), (1, "timestamp is out of range")):
         instant = (253_402_300_799_999 + late).to_bytes(8, "big")
         assert decode(header_of(1 << 6, instant)).unreadable == unreadable
@@ -176,7 +176,7 @@ def test_the_last_instant_is_read() -> None:
 
 @pytest.mark.parametrize("entry", [b"\x01aS\0\0\0\x02x", b"\x01al\0", b"\x01a", b"\x09a", b"\x01a?\0"])
 def test_a_table_that_is_cut_short_or_of_unknown_types_is_named(entry: bytes) -> None:
-    """What comes before is read."""
+    """The error is reported, and the entries before it are read."""
     found = decode(table(b"\x01bt\x01", entry))
     assert found.headers == {"b": True}
     assert found.unreadable == "the header table is not well-formed"
@@ -193,12 +193,12 @@ def test_a_table_that_is_cut_short_or_of_unknown_types_is_named(entry: bytes) ->
     ],
 )
 def test_headers_are_written_with_their_types(value: object, written: bytes) -> None:
-    """A boolean is no integer, though Python takes it for one."""
+    """A boolean is written as a boolean, although Python treats it as an integer."""
     assert encode_header(("a", value)) == written
 
 
 def test_deep_nesting_costs_nothing() -> None:
-    """Tables in tables are not descended into."""
+    """Nested tables are not decoded."""
     nested = b""
     for _ in range(20_000):
         nested = b"\x01aF" + len(nested).to_bytes(4, "big") + nested
@@ -208,13 +208,13 @@ def test_deep_nesting_costs_nothing() -> None:
 
 
 def test_raw_entries_are_the_bytes_as_sent() -> None:
-    """A dead-letter copy carries headers byte for byte, with their types."""
+    """A dead-letter copy has the original headers byte for byte, with their types."""
     entries = (b"\x01as\0\x01", b"\x02bbS\0\0\0\x01x")
     assert raw_headers(decode(table(*entries)).table) == [(b"a", entries[0]), (b"bb", entries[1])]
 
 
-def test_ours_follow_the_copied_ones() -> None:
-    """A table given as bytes comes before the headers given as values."""
+def test_our_headers_follow_the_copied_ones() -> None:
+    """The copied table comes before the headers that are given as values."""
     found = decode(encode(Properties(table=b"\x01as\0\x01", headers={"b": "x"}), 0))
     assert found.headers == {"a": 1, "b": "x"}
     assert found.table == b"\x01as\0\x01" + encode_header(("b", "x"))

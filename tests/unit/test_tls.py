@@ -1,4 +1,4 @@
-"""Contexts made of files, between a client and a server in this process."""
+"""TLS contexts that are made from files, tried between a client and a server in this process."""
 
 import asyncio
 import ssl
@@ -20,7 +20,7 @@ def write(directory: Path, name: str, text: str) -> Path:
 
 
 def issued(authority: Authority, directory: Path, name: str, *, common: str = "worker") -> Tls:
-    """Files of a party that trusts this authority and has a certificate of it."""
+    """The files of a client that trusts this authority and has a certificate from it."""
     certificate, key = authority.issue(common)
     return Tls(
         write(directory, f"{name}-ca.pem", authority.certificate),
@@ -30,7 +30,7 @@ def issued(authority: Authority, directory: Path, name: str, *, common: str = "w
 
 
 async def shake_hands(client: ssl.SSLContext, directory: Path, authority: Authority) -> str:
-    """Connect to a server of this authority that wants certificates; the name in the client's."""
+    """Connect to a server that requires certificates of this authority; return the name in the client's."""
     files = issued(authority, directory, "server", common="localhost")
     server_side = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=files.ca)
     server_side.verify_mode = ssl.CERT_REQUIRED
@@ -51,21 +51,21 @@ async def shake_hands(client: ssl.SSLContext, directory: Path, authority: Author
         return said.decode()
 
 
-async def test_both_sides_know_each_other(tmp_path: Path) -> None:
-    """The server sees our certificate, and we trust its."""
+async def test_both_sides_verify_each_other(tmp_path: Path) -> None:
+    """The server gets our certificate, and we trust the server's."""
     authority = Authority("ours")
     assert await shake_hands(issued(authority, tmp_path, "ours").context(), tmp_path, authority) == "worker"
 
 
-async def test_a_stranger_is_not_trusted(tmp_path: Path) -> None:
-    """Its authority is not in our file."""
+async def test_a_server_of_another_authority_is_not_trusted(tmp_path: Path) -> None:
+    """The server's authority is not in our CA file."""
     files = issued(Authority("ours"), tmp_path, "ours")
     with pytest.raises(ssl.SSLCertVerificationError):
         await shake_hands(files.context(), tmp_path, Authority("a stranger's"))
 
 
 async def test_a_renewed_certificate_is_used_from_the_next_connection_on(tmp_path: Path) -> None:
-    """The files are read anew for each, so that a worker need not be restarted for them."""
+    """The files are read again for each connection, so that a worker need not be restarted."""
     authority = Authority("ours")
     files = issued(authority, tmp_path, "ours")
     assert await shake_hands(files.context(), tmp_path, authority) == "worker"
@@ -74,7 +74,7 @@ async def test_a_renewed_certificate_is_used_from_the_next_connection_on(tmp_pat
 
 
 def test_an_encrypted_key_is_refused_without_asking(tmp_path: Path) -> None:
-    """OpenSSL would ask for its password on the terminal, and wait."""
+    """OpenSSL would ask for the password on the terminal and wait."""
     files = issued(Authority("ours"), tmp_path, "ours")
     assert files.key is not None
     key = serialization.load_pem_private_key(files.key.read_bytes(), None)
@@ -85,7 +85,7 @@ def test_an_encrypted_key_is_refused_without_asking(tmp_path: Path) -> None:
 
 
 def test_the_settings_name_the_files_for_each_service(tmp_path: Path) -> None:
-    """Each its own; that they reach the drivers, `make test-tls` shows."""
+    """Each service has its own files; `make test-tls` shows that they reach the drivers."""
     authority = Authority("ours")
     broker, database = issued(authority, tmp_path, "broker"), issued(authority, tmp_path, "database")
     settings = load(

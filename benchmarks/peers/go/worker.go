@@ -1,5 +1,5 @@
-// The worker that one would write from the documentation of amqp091-go and pgx: a goroutine, one upsert and one
-// confirmed reply a message.
+// A peer: a worker written as the documentation of amqp091-go and pgx suggests, with one goroutine, one upsert and one
+// confirmed reply for each message.
 package main
 
 import (
@@ -62,7 +62,7 @@ func handle(pool *pgxpool.Pool, channel *amqp.Channel, message amqp.Delivery) {
 			Body: body})
 	check(err)
 	if !confirmed.Wait() {
-		log.Fatal("the broker does not take a reply")
+		log.Fatal("the broker did not confirm a reply")
 	}
 	check(message.Ack(false))
 }

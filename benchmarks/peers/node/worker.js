@@ -1,4 +1,5 @@
-// The worker that one would write from the documentation of amqplib and pg: one upsert and one confirmed reply a message.
+// A peer: a worker written as the documentation of amqplib and pg suggests, with one upsert and one confirmed reply for
+// each message.
 import amqp from "amqplib";
 import { XMLParser } from "fast-xml-parser";
 import pg from "pg";

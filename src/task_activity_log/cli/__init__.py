@@ -71,7 +71,7 @@ def run() -> None:
         service.run(settings)
     except OSError as error:
         where = f"HTTP_HOST={settings.http_host} HTTP_PORT={settings.http_port}"
-        fail(f"{where}: {error.strerror or error}", WRONG_USE)
+        fail(f"cannot listen on {where}: {error.strerror or error}; set HTTP_PORT to a free port", WRONG_USE)
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""A message that kills the process: it is found and set aside, and takes no other with it."""
+"""A message that crashes the worker is found and rejected, and no other message is rejected because of it."""
 
 import asyncio
 from contextlib import suppress
@@ -19,12 +19,12 @@ from tests.faults.conversation import TOPOLOGY, conversing
 OTHERS = 1000
 
 
-class Killed(Exception):
-    """The end of a process, in its place: its connections are gone, and nothing of what it had in hand is settled."""
+class Crash(Exception):
+    """Stands for the crash of a process: its connections are lost, and none of its deliveries is settled."""
 
 
-class Colony:
-    """Workers that are started again when they end."""
+class Fleet:
+    """Workers that are started again when they crash."""
 
     def __init__(self, amqp_url: str, database_url: str) -> None:
         self._variables = {
@@ -36,90 +36,90 @@ class Colony:
         }
         self._services: dict[int, Service] = {}
         self._stopping = False
-        self.deaths = 0
+        self.crashes = 0
 
-    async def live(self, number: int) -> None:
-        """One of them, over all its lives."""
+    async def run(self, number: int) -> None:
+        """Run one of the workers, and start it again after each crash."""
         while not self._stopping:
             self._services[number] = service = Service(load(self._variables))
             with suppress(ExceptionGroup):
                 await service.run()
                 return
-            self.deaths += 1
+            self.crashes += 1
 
     def drain(self) -> None:
-        """End them all in good order."""
+        """Drain all workers."""
         self._stopping = True
         for service in self._services.values():
             service.drain()
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-async def test_a_killer_at_the_head_takes_nobody_with_it(
+async def test_a_message_that_crashes_the_worker_is_rejected_alone(
     amqp_url: str, database_url: str, admin: Connection, monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:
-    """It comes before a thousand others: all of them are stored, and of the killer there is one dead letter."""
-    killer = UUID(int=1)
+    """It is ahead of a thousand other messages: all of them are stored, and it becomes the only dead letter."""
+    crashing = UUID(int=1)
 
-    def deadly(delivery: Delivery, rules: Rules) -> Request[Delivery]:
+    def crash_on_it(delivery: Delivery, rules: Rules) -> Request[Delivery]:
         request = decode(delivery, rules)
-        if request.record.id == killer:
-            raise Killed
+        if request.record.id == crashing:
+            raise Crash
         return request
 
-    monkeypatch.setattr(worker, "decode", deadly)
+    monkeypatch.setattr(worker, "decode", crash_on_it)
     async with conversing(amqp_url) as talk:
-        await talk.send(killer)
+        await talk.send(crashing)
         await asyncio.gather(*(talk.send() for _ in range(OTHERS)))
-        colony = Colony(amqp_url, database_url)
-        living = [asyncio.create_task(colony.live(number)) for number in range(workers)]
+        fleet = Fleet(amqp_url, database_url)
+        running = [asyncio.create_task(fleet.run(number)) for number in range(workers)]
         outcomes = await talk.outcomes(OTHERS + 1, seconds=100)
-        colony.drain()
-        await asyncio.gather(*living)
+        fleet.drain()
+        await asyncio.gather(*running)
         assert outcomes == ["inserted"] * OTHERS + ["rejected"]
-        # From ten deliveries on it is not tried. Before RabbitMQ 4.3 one that a busy worker of several gave back, to have
-        # it alone, counts as a delivery too.
-        assert colony.deaths == 10 if workers == 1 else 3 <= colony.deaths <= 10
+        # After ten deliveries it is rejected without being decoded. A busy worker requeues it, to take it again alone;
+        # before RabbitMQ 4.3 that counts as a delivery, so with several workers there may be fewer crashes.
+        assert fleet.crashes == 10 if workers == 1 else 3 <= fleet.crashes <= 10
         assert [message.headers["x-error-code"] for message in await talk.kept()] == ["poison_message"]
     assert await admin.fetchval("SELECT count(*) FROM task_activity_log") == OTHERS
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-async def test_workers_that_die_with_full_hands_make_no_poison(
+async def test_crashes_without_a_guilty_message_reject_no_message(
     amqp_url: str, database_url: str, monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:
-    """Three deaths, of nothing in the messages: many are suspects then, and all are stored."""
-    deaths = 0
+    """Workers crash three times with many messages in hand. Many become suspects, and all are stored."""
+    crashes = 0
 
-    def mortal(delivery: Delivery, rules: Rules) -> Request[Delivery]:
-        nonlocal deaths
+    def crash_three_times(delivery: Delivery, rules: Rules) -> Request[Delivery]:
+        nonlocal crashes
         assert isinstance(delivery, RabbitDelivery)
-        if deaths < 3 and delivery.consumer.in_hand > 20:
-            deaths += 1
-            raise Killed
+        if crashes < 3 and delivery.consumer.in_hand > 20:
+            crashes += 1
+            raise Crash
         return decode(delivery, rules)
 
-    monkeypatch.setattr(worker, "decode", mortal)
+    monkeypatch.setattr(worker, "decode", crash_three_times)
     async with conversing(amqp_url) as talk:
         await asyncio.gather(*(talk.send() for _ in range(OTHERS // 2)))
-        colony = Colony(amqp_url, database_url)
-        living = [asyncio.create_task(colony.live(number)) for number in range(workers)]
+        fleet = Fleet(amqp_url, database_url)
+        running = [asyncio.create_task(fleet.run(number)) for number in range(workers)]
         outcomes = await talk.outcomes(OTHERS // 2, seconds=100)
-        colony.drain()
-        await asyncio.gather(*living)
-        assert deaths == 3
+        fleet.drain()
+        await asyncio.gather(*running)
+        assert crashes == 3
         assert set(outcomes) <= {"inserted", "duplicate"}
         assert await talk.kept() == []
 
 
-async def test_a_count_that_a_publisher_made_up_counts_for_nothing(amqp_url: str, database_url: str) -> None:
-    """A shovel copies the header x-delivery-count of another queue: the message is as good as any."""
+async def test_a_delivery_count_that_a_publisher_sends_is_ignored(amqp_url: str, database_url: str) -> None:
+    """A shovel copies the header x-delivery-count from another queue; the message is treated like any other."""
     async with conversing(amqp_url) as talk:
         exchange = await talk.channel.get_exchange(TOPOLOGY.requests_exchange, ensure=False)
         message = aio_pika.Message(b'{"id": "%s"}' % str(UUID(int=2)).encode(), headers={"x-delivery-count": 15})
         await exchange.publish(message, "upsert")
-        colony = Colony(amqp_url, database_url)
-        living = asyncio.create_task(colony.live(0))
+        fleet = Fleet(amqp_url, database_url)
+        running = asyncio.create_task(fleet.run(0))
         assert await talk.outcomes(1) == ["inserted"]
-        colony.drain()
-        await living
+        fleet.drain()
+        await running

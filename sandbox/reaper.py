@@ -1,12 +1,12 @@
-"""Keeps one service on a leash: when its owner is gone, so is the service.
+"""Ends and removes one service when its owner is gone, as the resource reaper of testcontainers does.
 
-Run as a program of its own, beside the owner and in a session of its own, so that a Ctrl-C meant for the owner
-does not reach it. The owner sends one JSON object a line and reads one back. The end of input, which the
-system brings about however the owner ended (return, exception, SIGTERM, SIGKILL), makes the leash kill all that it
-started, run the last command it was given, and remove its directory. It is the only way out, so the ordinary
-end and the crash are cleaned up by the same code.
+It runs as a separate program next to the owner, in its own session, so that a Ctrl-C meant for the owner does not
+reach it. The owner writes commands to its standard input, one JSON object a line, and reads one answer a line. The
+operating system closes that input however the owner ends (return, exception, SIGTERM or SIGKILL). Then the reaper
+kills all processes that it started, runs the cleanup command if it has one, and removes its directory. There is no
+other way to end it, so the same code cleans up after a normal end and after a crash.
 
-Only the standard library, and little of it: every service costs one such process.
+It uses the standard library only, and little of that: each service needs one such process.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 PREFIX = "task-activity-log-sandbox-"
-_LAST_COMMAND = "last-command.json"
+_CLEANUP = "cleanup.json"
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _GONE_LIMIT_SECONDS = 20.0
@@ -45,13 +45,13 @@ prctl = _prctl()
 
 
 def children() -> dict[int, list[int]]:
-    """Return the children of every process of this machine that can be seen."""
+    """Return the child pids of every process of this machine that is visible to this one."""
     found: dict[int, list[int]] = {}
     if Path("/proc/self/stat").exists():
         for entry in os.listdir("/proc"):  # noqa: PTH208  # Path.iterdir makes an object for each of hundreds
             if entry.isdigit():
                 with contextlib.suppress(OSError):
-                    # the name in parentheses may hold blanks and parentheses itself
+                    # the command name is in parentheses, and may itself contain blanks and parentheses
                     fields = Path("/proc", entry, "stat").read_text(errors="replace").rpartition(")")[2].split()
                     if fields[0] != "Z":
                         found.setdefault(int(fields[1]), []).append(int(entry))
@@ -64,7 +64,7 @@ def children() -> dict[int, list[int]]:
 
 
 def descendants(pid: int) -> list[int]:
-    """Return the children of a process, theirs, and so on; not the process itself."""
+    """Return the children of a process, their children, and so on, without the process itself."""
     tree, found = children(), list[int]()
     pending = [pid]
     while pending:
@@ -90,26 +90,26 @@ def _exists(pid: int) -> bool:
     return True
 
 
-class Leash:
-    """The processes that were started, by name, and what to do at the end."""
+class Reaper:
+    """The started processes by name, and what to do at the end. The owner calls the public methods."""
 
     def __init__(self, base: Path) -> None:
-        """Make the directory under `base` and lock it for as long as this process lives."""
+        """Create the directory under `base`, and lock it for the lifetime of this process."""
         self.directory = Path(tempfile.mkdtemp(prefix=PREFIX, dir=base))
-        # services that run as another user must be able to pass through
+        # a service that runs as another user must be able to pass through
         self.directory.chmod(0o711)
         self._lock = os.open(self.directory, os.O_RDONLY)
         fcntl.flock(self._lock, fcntl.LOCK_EX)
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
-        self._last: tuple[list[str], dict[str, str]] | None = None
+        self._cleanup: tuple[list[str], dict[str, str]] | None = None
 
-    # what the owner can ask for
+    # commands of the owner
 
     def start(self, name: str, argv: list[str], environment: Mapping[str, str], user: str | None, log: str) -> Answer:
-        """Start a process, as another user if asked; `{"pid": …}`."""
+        """Start a process, as `user` if that is given; answers `{"pid": …}`."""
         account = pwd.getpwnam(user) if user else None
         with Path(log).open("ab") as output:
-            self._processes[name] = subprocess.Popen(  # it outlives this block, under its name
+            self._processes[name] = subprocess.Popen(  # not a `with` block: it runs on after this call
                 argv,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -120,7 +120,7 @@ class Leash:
                 user=account.pw_uid if account else None,
                 group=account.pw_gid if account else None,
                 extra_groups=[] if account else None,
-                # should even this process be killed, the kernel ends the service
+                # if this process is killed too, the kernel ends the service
                 preexec_fn=lambda: prctl(_PR_SET_PDEATHSIG, signal.SIGKILL),  # noqa: PLW1509  # no threads here
             )
         return {"pid": self._processes[name].pid}
@@ -132,53 +132,53 @@ class Leash:
         return {}
 
     def signal_all(self, name: str, number: int) -> Answer:
-        """Send a signal to a process and to all below it: PostgreSQL's backends sleep only if told themselves."""
+        """Send a signal to a process and its descendants: SIGSTOP must reach each of PostgreSQL's backends."""
         if self._ended(name) is None:
             pid = self._processes[name].pid
             _send([pid, *descendants(pid)], signal.Signals(number))
         return {}
 
     def kill(self, name: str) -> Answer:
-        """End a process and all below it at once; they are gone when this returns."""
+        """End a process and its descendants at once, and wait until they are gone."""
         if self._ended(name) is None:
             pid = self._processes[name].pid
             self._end([pid, *descendants(pid)])
         return {}
 
     def wait(self, name: str, seconds: float) -> Answer:
-        """Wait for a process to end; `{"status": code}`, or null if it still runs."""
+        """Wait for a process to end; answers `{"status": code}`, with null if it still runs."""
         deadline = time.monotonic() + seconds
         while (status := self._ended(name)) is None and time.monotonic() < deadline:
             time.sleep(0.02)
         return {"status": status}
 
-    def last(self, argv: list[str], environment: dict[str, str], *, keep: bool) -> Answer:
-        """Set the command to run at the end; `keep` writes it down in case this process is killed."""
-        self._last = (argv, environment)
-        if keep:
-            note = self.directory / _LAST_COMMAND
-            note.touch(mode=0o600)
-            note.write_text(json.dumps(self._last))
+    def set_cleanup(self, argv: list[str], environment: dict[str, str], *, save: bool) -> Answer:
+        """Set the command to run at the end. `save` writes it to a file, for `sweep` in case this process is killed."""
+        self._cleanup = (argv, environment)
+        if save:
+            file = self.directory / _CLEANUP
+            file.touch(mode=0o600)
+            file.write_text(json.dumps(self._cleanup))
         return {}
 
+    # the end, and how the commands work
+
     def finish(self) -> None:
-        """Kill, clean up, remove: the owner is gone or has had enough."""
-        for _ in range(3):  # what was being forked while we looked is found the next time
+        """Kill all processes, run the cleanup command and remove the directory: the owner is gone or has closed us."""
+        for _ in range(3):  # a process that was being forked during one pass is found in the next
             if below := descendants(os.getpid()):
                 self._end(below)
-        if self._last:
-            argv, environment = self._last
+        if self._cleanup:
+            argv, environment = self._cleanup
             subprocess.run(argv, env=environment, stdin=subprocess.DEVNULL, check=False, timeout=60)
         shutil.rmtree(self.directory, ignore_errors=True)
 
-    # how
-
     def _ended(self, name: str) -> int | None:
-        self._reap()
+        self._collect()
         return self._processes[name].returncode
 
-    def _reap(self) -> None:
-        """Collect every child that ended, also those that were left to us by parents that died first."""
+    def _collect(self) -> None:
+        """Wait for every child that has ended, including orphans whose own parent ended first."""
         with contextlib.suppress(ChildProcessError):
             while True:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -192,16 +192,16 @@ class Leash:
         _send(pids, signal.SIGKILL)
         deadline = time.monotonic() + _GONE_LIMIT_SECONDS
         while True:
-            self._reap()
+            self._collect()
             if not any(map(_exists, pids)) or time.monotonic() > deadline:
                 return
             time.sleep(0.01)
 
 
 def sweep(base: Path, *, young_seconds: float = 60.0) -> None:
-    """Remove what leashes left behind that were killed themselves: directories of ours that nobody has locked.
+    """Remove what killed reapers have left behind: directories of ours that no process has locked.
 
-    One younger than `young_seconds` is left alone: it may be between being made and being locked.
+    Does not touch a directory younger than `young_seconds`, because its reaper may not have locked it yet.
     """
     for directory in base.glob(PREFIX + "*"):
         with contextlib.suppress(OSError):
@@ -211,9 +211,9 @@ def sweep(base: Path, *, young_seconds: float = 60.0) -> None:
             lock = os.open(directory, os.O_RDONLY | os.O_NOFOLLOW)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                note = directory / _LAST_COMMAND
-                if note.exists():
-                    argv, environment = json.loads(note.read_text())
+                file = directory / _CLEANUP
+                if file.exists():
+                    argv, environment = json.loads(file.read_text())
                     subprocess.run(argv, env=environment, stdin=subprocess.DEVNULL, check=False, timeout=60)
                 shutil.rmtree(directory, ignore_errors=True)
             finally:
@@ -221,27 +221,27 @@ def sweep(base: Path, *, young_seconds: float = 60.0) -> None:
 
 
 def main() -> None:
-    """Obey the owner until the end of input."""
+    """Carry out the owner's commands until the end of input."""
     base = Path(sys.argv[1])
     prctl(_PR_SET_CHILD_SUBREAPER, 1)
-    # only the end of input ends a leash; a terminal that goes away ends the owner, and so the input
+    # Only the end of input ends a reaper. A closed terminal ends the owner, which closes the input.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: None)  # not SIG_IGN, which the services would inherit
-    leash = Leash(base)
+    reaper = Reaper(base)
     try:
-        print(json.dumps({"directory": str(leash.directory)}), flush=True)
+        print(json.dumps({"directory": str(reaper.directory)}), flush=True)
         sweep(base)
         for line in sys.stdin:
-            order = json.loads(line)
+            command = json.loads(line)
             try:
-                answer = getattr(leash, order.pop("do"))(**order)
+                answer = getattr(reaper, command.pop("do"))(**command)
             except (OSError, KeyError, subprocess.SubprocessError) as error:
                 answer = {"error": str(error)}
             print(json.dumps(answer), flush=True)
     except BrokenPipeError:
-        pass  # the owner went while we were answering
+        pass  # the owner ended before it had read our answer
     finally:
-        leash.finish()
+        reaper.finish()
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""Where the worker's CPU goes, room by room, without broker and database: `python -m benchmarks.rooms`.
+"""Measures the worker's CPU time stage by stage, without broker and database: `make bench-stages`.
 
-A batch of 500 messages of the load passes each room by itself; the fastest of many rounds counts, as the slower ones
-measure the neighbours on a shared machine. What is missing here is the drivers' and the kernel's: sockets, asyncpg.
+Each stage processes a batch of 500 messages of the load by itself. The result is the fastest of many rounds, because
+on a shared machine the slower ones measure other processes. The time of the kernel and of the drivers (sockets,
+asyncpg) is not included.
 """
 
 from __future__ import annotations
@@ -32,14 +33,14 @@ from task_activity_log.rabbitmq.topology import Topology
 from task_activity_log.record import Applied, Outcome, StoredTaskActivityLog
 from task_activity_log.telemetry.metrics import Metrics
 
-SIZE = 500
+SIZE = 500  # messages in the batch
 ROUNDS = 40
 _FRAME = struct.Struct(">BHI")
 _METHOD = b"\0\x3c\0\x3c\4tag1"
 
 
 def deliveries(messages: list[Outgoing]) -> bytes:
-    """What RabbitMQ sends for `messages`."""
+    """The bytes that RabbitMQ sends to deliver `messages`."""
     pieces: list[bytes] = []
     for tag, message in enumerate(messages, start=1):
         method = _METHOD + tag.to_bytes(8, "big") + b"\0" + b"\x11task_activity_log\6upsert"
@@ -49,19 +50,19 @@ def deliveries(messages: list[Outgoing]) -> bytes:
     return b"".join(pieces)
 
 
-def best(room: Callable[[], object], before: Callable[[], object] = lambda: None) -> float:
-    """Microseconds a message."""
+def best(stage: Callable[[], object], before: Callable[[], object] = lambda: None) -> float:
+    """The microseconds a message that a stage takes: the fastest of all rounds. `before` is not measured."""
     fastest = float("inf")
     for _ in range(ROUNDS):
         before()
         started = time.perf_counter()
-        room()
+        stage()
         fastest = min(fastest, time.perf_counter() - started)
     return fastest / SIZE * 1e6
 
 
 async def main() -> None:
-    """Print the table."""
+    """Measure all stages and print a line for each."""
     took: dict[str, float] = {}
     loop = asyncio.get_running_loop()
     data = deliveries(list(requests(SIZE)))
@@ -127,7 +128,7 @@ async def main() -> None:
     took["metrics"] = best(lambda: metrics.answered(answers))
     for name, microseconds in took.items():
         print(f"{name:36} {microseconds:6.2f} µs")
-    print(f"{'sum':36} {sum(took.values()):6.2f} µs")
+    print(f"{'sum':36} {sum(took.values()):6.2f} µs a message")
 
 
 if __name__ == "__main__":

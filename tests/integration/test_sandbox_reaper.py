@@ -1,4 +1,4 @@
-"""A leash ends what it holds when its owner is gone, however that went."""
+"""A reaper ends and removes a service when its owner is gone, however the owner ended."""
 
 import os
 import signal
@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from sandbox import leash
-from sandbox.processes import Leash, Processes
+from sandbox import reaper
+from sandbox.processes import Processes, ReaperClient
 from sandbox.service import SandboxError
 
 TREE = ["sh", "-c", "sleep 300 & sleep 300 & wait"]
@@ -37,7 +37,7 @@ def processes() -> Iterator[Processes]:
 
 
 def gone(pid: int) -> bool:
-    """Whether a process has ended, or has but nobody has noticed yet."""
+    """Whether a process has ended, even if nobody has waited for it yet (a zombie)."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except FileNotFoundError:
@@ -45,16 +45,16 @@ def gone(pid: int) -> bool:
 
 
 def await_true(condition: Callable[[], bool], limit: float = 20.0) -> None:
-    """Wait for what has no event: the end of a process that is not ours."""
+    """Wait for a condition that has no event to wait for, such as the end of a process that is not our child."""
     deadline = time.monotonic() + limit
     while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
+        assert time.monotonic() < deadline, "the condition did not come true in time"
         time.sleep(0.01)
 
 
 @pytest.mark.parametrize("end", ["", "raise SystemExit(3)", "import os; os.kill(os.getpid(), signal.SIGKILL)"])
 def test_nothing_survives_the_owner(end: str) -> None:
-    """Return, exception and SIGKILL of the owner end all processes, their children too, and remove the directory."""
+    """When the owner returns, raises or is killed, all processes and their children end and the directory is removed."""
     program = [sys.executable, "-c", OWNER + end]
     owner = subprocess.run(program, stdout=subprocess.PIPE, text=True, check=False)  # noqa: S603  # the one above
     child, main, directory = owner.stdout.split()
@@ -62,30 +62,30 @@ def test_nothing_survives_the_owner(end: str) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends children with their parent")
-def test_nothing_survives_the_leash() -> None:
-    """Should the leash itself be killed, the kernel ends what it started."""
-    held = Leash()
+def test_nothing_survives_the_reaper() -> None:
+    """If the reaper itself is killed, the kernel ends the processes that it started."""
+    held = ReaperClient()
     pid = held.ask("start", name="main", argv=["sleep", "300"], environment={}, user=None, log="/dev/null")["pid"]
     os.kill(held.pid, signal.SIGKILL)
     await_true(lambda: gone(pid))
-    with pytest.raises(SandboxError, match="has gone"):
+    with pytest.raises(SandboxError, match="has ended"):
         held.ask("kill", name="main")
     held.close()
 
 
-def test_kill_ends_all_below(processes: Processes) -> None:
+def test_kill_ends_all_descendants(processes: Processes) -> None:
     """A kill leaves no child behind, and the process can be started again."""
     for _ in range(2):
         processes.start()
-        await_true(lambda: len(leash.descendants(processes.leash.pid)) == 3)
-        below = leash.descendants(processes.leash.pid)
+        await_true(lambda: len(reaper.descendants(processes.reaper.pid)) == 3)
+        below = reaper.descendants(processes.reaper.pid)
         processes.kill()
         assert all(map(gone, below))
         assert processes.ended() == "its process ended with status -9"
 
 
-def test_stop_is_a_signal_and_kill_comes_after(processes: Processes) -> None:
-    """Stopping in good order gives the process's own status."""
+def test_stop_sends_the_signal_and_keeps_the_exit_status(processes: Processes) -> None:
+    """A process that stops by itself after the signal reports its own exit status."""
     processes.set_main(["sh", "-c", "trap 'exit 7' TERM; echo up; sleep 300 & wait"], processes.environment())
     processes.start()
     await_true(lambda: processes.log_tail() == "up")
@@ -94,37 +94,37 @@ def test_stop_is_a_signal_and_kill_comes_after(processes: Processes) -> None:
     assert processes.ended() == "its process ended with status 7"
 
 
-def test_the_last_command_runs_after_a_crash(tmp_path: Path) -> None:
-    """What must be done at the end is done, be it by the leash or, if that was killed too, by the next one."""
+def test_the_cleanup_command_runs_even_after_the_reaper_was_killed(tmp_path: Path) -> None:
+    """The reaper runs the cleanup command at the end; if the reaper was killed, the next one runs it."""
     mark = tmp_path / "done"
-    order = {"argv": ["touch", str(mark)], "environment": {"PATH": os.defpath}, "keep": True}
-    held = Leash()
-    held.ask("last", **order)
+    cleanup = {"argv": ["touch", str(mark)], "environment": {"PATH": os.defpath}, "save": True}
+    held = ReaperClient()
+    held.ask("set_cleanup", **cleanup)
     held.close()
     assert mark.exists()
 
     mark.unlink()
-    killed = Leash()
-    killed.ask("last", **order)
+    killed = ReaperClient()
+    killed.ask("set_cleanup", **cleanup)
     os.kill(killed.pid, signal.SIGKILL)
     killed.close()
     assert not mark.exists()
-    leash.sweep(killed.directory.parent, young_seconds=0)
+    reaper.sweep(killed.directory.parent, young_seconds=0)
     assert mark.exists()
     assert not killed.directory.exists()
 
 
-def test_a_sweep_spares_those_who_live() -> None:
-    """Directories that somebody holds are left alone."""
-    held = Leash()
-    leash.sweep(held.directory.parent, young_seconds=0)
+def test_a_sweep_leaves_directories_in_use_alone() -> None:
+    """A sweep does not remove the directory of a reaper that is still running."""
+    held = ReaperClient()
+    reaper.sweep(held.directory.parent, young_seconds=0)
     assert held.directory.exists()
     held.close()
     assert not held.directory.exists()
 
 
-def test_what_cannot_start_is_said(processes: Processes) -> None:
-    """A program that is missing, and one that fails, are errors with the program's name and the end of its log."""
+def test_a_program_that_cannot_start_or_fails_is_an_error(processes: Processes) -> None:
+    """The error for a missing or failing program has the program's name and the end of its log."""
     with pytest.raises(SandboxError, match="no-such-program"):
         processes.run(["no-such-program"], processes.environment())
     with pytest.raises(SandboxError, match=r"sh ended with status 3\nsaid so"):
@@ -132,8 +132,8 @@ def test_what_cannot_start_is_said(processes: Processes) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can change accounts")
-def test_root_runs_services_as_somebody_else() -> None:
-    """As root, a service runs as an unprivileged account, without root's groups, in a directory of its own."""
+def test_root_runs_services_as_an_unprivileged_user() -> None:
+    """A service started by root runs as an unprivileged account, without root's groups, in its own directory."""
     held = Processes("a test", user="nobody", stop_signal=signal.SIGTERM)
     held.run(["sh", "-c", "id -un; id -Gn; touch mine 2>&1; cd; touch mine && ls"], held.environment())
     said = held.log_tail().splitlines()
@@ -144,11 +144,11 @@ def test_root_runs_services_as_somebody_else() -> None:
 
 
 def test_a_directory_that_others_cannot_enter_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blanks in TMPDIR are fine; as root, a TMPDIR that the service's account cannot pass through is not used."""
+    """TMPDIR may contain blanks; root does not use a TMPDIR that the service's account cannot pass through."""
     spaced = tmp_path / "with blanks in it"
     spaced.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(spaced))
-    held = Leash()
+    held = ReaperClient()
     passable = all(directory.stat().st_mode & 0o001 for directory in (spaced, *spaced.parents))
     assert (held.directory.parent == spaced) == (passable or os.geteuid() != 0)
     held.close()
