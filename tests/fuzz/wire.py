@@ -1,6 +1,6 @@
 """Whatever comes in, decoding gives a request or a problem with a listed code, and a request can be answered.
 
-The quick readers are held to the whole ones, and the answer to what was asked.
+The fast reader of JSON must agree with the complete one, and the reply must contain what was asked for.
 
     python -m tests.fuzz.wire json -runs=1000000
     python -m tests.fuzz.wire xml -runs=1000000
@@ -62,7 +62,7 @@ def main() -> None:
         except Rejected as error:
             assert error.problem.code in Code
             assert read_whole(sent) == error.problem
-            reply.rejected(sent, error.problem)
+            reply.undecoded(sent, error.problem)
             return
         assert read_whole(sent) == (request.record, request.record.model_fields_set)
         stored = StoredTaskActivityLog(**request.record.model_dump(), modified_dateutc=_NOW)

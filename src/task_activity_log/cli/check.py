@@ -65,12 +65,12 @@ async def findings(settings: Settings) -> list[Finding]:
 
 
 async def _broker(settings: Settings) -> list[Finding]:
-    where = address(settings.amqp_url.get_secret_value())
+    where = address(settings.required_amqp_url)
     try:
         sight = await look(link_of(settings), topology_of(settings))
     except Unavailable as error:
         advice = "see that it runs, and AMQP_URL"
-        if settings.amqp_url.get_secret_value().startswith("amqps:"):
+        if settings.required_amqp_url.startswith("amqps:"):
             advice += "; one that wants a certificate resets connections that have none it trusts"
         return [Finding("broken", "broker", f"{where}: {error.reason}", advice)]
     findings = [Finding(*row) for row in check_broker.judge_sight(sight, settings, where)]
@@ -83,10 +83,10 @@ async def _broker(settings: Settings) -> list[Finding]:
 
 
 async def _database(settings: Settings) -> list[Finding]:
-    where = address(settings.database_url.get_secret_value())
+    where = address(settings.required_database_url)
     looking = store_of(settings)
     try:
-        row = await looking.look()
+        row = await looking.describe()
         try:
             schema = _judge_revision(await looking.schema_version())
         except Unavailable as error:
@@ -95,7 +95,7 @@ async def _database(settings: Settings) -> list[Finding]:
         return [Finding("broken", "database", f"{where}: {error.reason}", "see that it runs, and DATABASE_URL")]
     finally:
         await looking.close()
-    local = is_local(settings.database_url.get_secret_value())
+    local = is_local(settings.required_database_url)
     return [*_judge_server(row, where, local=local), schema, *_judge_rights(row)]
 
 

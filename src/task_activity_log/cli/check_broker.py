@@ -31,9 +31,7 @@ def judge_sight(sight: Sight, settings: Settings, where: str) -> Iterator[Row]:
         yield "broken", "broker", found, "use RabbitMQ 3.10 or newer"
     else:
         yield "fine", "broker", found, ""
-    if not settings.amqp_url.get_secret_value().startswith("amqps:") and not is_local(
-        settings.amqp_url.get_secret_value()
-    ):
+    if not settings.required_amqp_url.startswith("amqps:") and not is_local(settings.required_amqp_url):
         yield "warning", "broker link", "not encrypted", "use amqps:// in AMQP_URL"
     for exchange, there in sight.exchanges.items():
         yield ("fine", f"exchange {exchange}", "is there", "") if there else _missing("exchange", exchange, settings)
@@ -60,7 +58,7 @@ def _missing(kind: str, name: str, settings: Settings) -> Row:
 def judge_management(management: Management, sight: Sight, settings: Settings) -> Iterator[Row]:
     """What the management API shows beside."""
     topology = topology_of(settings)
-    vhost = unquote(urlsplit(settings.amqp_url.get_secret_value()).path[1:]) or "/"
+    vhost = unquote(urlsplit(settings.required_amqp_url).path[1:]) or "/"
     try:
         for name, queue in sight.queues.items():
             if queue is not None:
@@ -208,7 +206,7 @@ def _judge_alarms(management: Management) -> Iterator[Row]:
 
 
 def _judge_permissions(management: Management, vhost: str, topology: Topology, settings: Settings) -> Iterator[Row]:
-    user = unquote(urlsplit(settings.amqp_url.get_secret_value()).username or "guest")
+    user = unquote(urlsplit(settings.required_amqp_url).username or "guest")
     what = f"user {user}"
     try:
         granted = management.get("permissions", vhost, user)

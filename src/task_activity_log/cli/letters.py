@@ -37,7 +37,6 @@ from task_activity_log.settings import Settings
 from task_activity_log.wiring import link_of, rules_of, store_of
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-_UNSET = "postgresql://not-needed"
 _FEW = 20
 """Up to so many reasons are told one by one."""
 
@@ -281,7 +280,7 @@ class Letters:
                 return
 
     async def _send(self, found: Look, good: Sequence[tuple[DeadLetter, bytes]], rate: float) -> int:
-        user = urlsplit(self._settings.amqp_url.get_secret_value()).username
+        user = urlsplit(self._settings.required_amqp_url).username
         async with publishing(link_of(self._settings)) as publisher:
             with progress(len(good)) as bar:
                 return await replay(
@@ -307,7 +306,7 @@ class Letters:
         """Without those whose row was changed since they were rejected. One with a version is safe: the worker compares."""
         if not good:
             return good
-        if self._settings.database_url.get_secret_value() == _UNSET:
+        if self._settings.database_url is None:
             say("DATABASE_URL is not set: not looked whether rows were changed since")
             return good
         ids = [self._id(letter, body) for letter, body in good]
