@@ -19,7 +19,7 @@ from typing import Any, cast
 from benchmarks.load import requests
 from task_activity_log.aio import Waiting
 from task_activity_log.pipeline import reply
-from task_activity_log.pipeline.ports import Answer
+from task_activity_log.pipeline.ports import Settlement
 from task_activity_log.pipeline.request import Rules, UpdateMode, decode
 from task_activity_log.pipeline.suspects import part
 from task_activity_log.pipeline.waves import waves
@@ -90,12 +90,12 @@ async def main() -> None:
     applied = [Applied(Outcome.INSERTED, StoredTaskActivityLog.from_row(row)) for row in rows]
     took["reply"] = best(
         lambda: [
-            Answer(request.delivery, reply.stored(request, each, "emit"))
+            Settlement(request.delivery, reply.stored(request, each, "emit"))
             for request, each in zip(decoded, applied, strict=True)
         ]
     )
     answers = [
-        Answer(request.delivery, reply.stored(request, each, "emit"))
+        Settlement(request.delivery, reply.stored(request, each, "emit"))
         for request, each in zip(decoded, applied, strict=True)
     ]
 

@@ -129,9 +129,7 @@ def main() -> None:
         if url := os.environ.get("DATABASE_URL"):
             _remove_databases(url, prefix)
         if url := os.environ.get("AMQP_URL"):
-            _remove_vhosts(
-                RabbitMQ(NotOurs("AMQP_URL", "it is not ours"), url, os.environ["MANAGEMENT_URL"]), prefix
-            )
+            _remove_vhosts(RabbitMQ(NotOurs("AMQP_URL", "it is not ours"), url, os.environ["MANAGEMENT_URL"]), prefix)
 
 
 if __name__ == "__main__":

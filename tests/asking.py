@@ -1,4 +1,4 @@
-"""What tests of the store ask: requests made of what a test says, and what the database is doing."""
+"""For tests of the store: requests, outcomes, privileges, and what the database is doing."""
 
 import asyncio
 from collections.abc import Sequence
@@ -9,6 +9,7 @@ import asyncpg
 
 from task_activity_log.message import Delivery
 from task_activity_log.pipeline.request import Request, UpdateMode
+from task_activity_log.postgresql.store import GRANTS
 from task_activity_log.record import Applied, TaskActivityLog
 from tests.fakes import delivered
 
@@ -23,7 +24,7 @@ def ask(
     mode: UpdateMode = UpdateMode.REPLACE,
     **fields: Any,
 ) -> Request[Delivery]:
-    """A request with a key of its own or with none. The fields are not validated."""
+    """A request with its own key, or without one. The fields are not validated."""
     return Request(
         delivery=delivered(b""),
         record=TaskActivityLog.model_construct(id=identifier or uuid4(), **fields),
@@ -45,14 +46,19 @@ def outcomes(applied: Sequence[Applied]) -> list[str]:
 
 
 def subjects(applied: Sequence[Applied]) -> list[str | None]:
-    """The subjects of the records, which must be there."""
+    """The subjects of the records."""
     return [one.record.subject if one.record else "no record" for one in applied]
 
 
+def grants(role: str) -> str:
+    """The statements of grants.sql for this role, as psql fills them in."""
+    return GRANTS.read_text(encoding="utf-8").replace(':"role"', f'"{role}"')
+
+
 async def until_blocked(database: Connection, sessions: int = 1) -> None:
-    """Wait until so many sessions on this database wait for a lock. The database has no event for that."""
+    """Wait until this number of sessions waits for a lock. The database has no event for that."""
     query = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
     async with asyncio.timeout(60):
         while await database.fetchval(query) != sessions:
             await asyncio.sleep(0.005)
-            await database.execute("SELECT pg_stat_clear_snapshot()")  # a transaction sees what it has seen before
+            await database.execute("SELECT pg_stat_clear_snapshot()")  # within a transaction the statistics are cached

@@ -1,22 +1,22 @@
 """Stand-ins for the broker and the database, for tests of the worker alone.
 
-The store keeps the promises of the real one in memory; `tests/integration/test_store_contract.py` holds both to the same
-tests.
+The store keeps its rows in memory. `tests/integration/test_store_contract.py` runs the same tests on it and on the real one.
 """
 
 import asyncio
 import json
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from itertools import compress
 from typing import Any, Literal
 from uuid import UUID, uuid4
 
 from task_activity_log.aio import Waiting
 from task_activity_log.message import Delivery, Properties
-from task_activity_log.pipeline.ports import Answer, D
+from task_activity_log.pipeline.ports import D, Settlement
 from task_activity_log.pipeline.reply import Reply
 from task_activity_log.pipeline.request import Request, UpdateMode
-from task_activity_log.problem import TIMEOUT, Problem, Refused, Unavailable
+from task_activity_log.problem import Problem, Refused, TimedOut, Unavailable
 from task_activity_log.record import FIELDS, Applied, Outcome, StoredTaskActivityLog
 
 
@@ -28,7 +28,7 @@ def delivered(
     attempts: int = 0,
     **properties: Any,
 ) -> Delivery:
-    """A delivery made of what a test says."""
+    """A delivery with these properties."""
     return Delivery(body, Properties(content_type=content_type, message_id=message_id, **properties), attempts)
 
 
@@ -46,15 +46,15 @@ def upsert(
 
 
 class FakeIntake:
-    """Gives out what it was given; knows what was accepted, in order."""
+    """Gives out the deliveries that it was given. Records what was acknowledged and requeued, in order."""
 
     def __init__(self) -> None:
         self.waiting: Waiting[Delivery] = Waiting()
-        self.accepted: list[Delivery] = []
-        self.on_loan: list[Delivery] = []
-        self.given_back: list[Delivery] = []
-        self.vouched_for: list[Delivery] = []
-        self.comes_again_one_by_one = False
+        self.acknowledged: list[Delivery] = []
+        self.unsettled: list[Delivery] = []
+        self.requeued: list[Delivery] = []
+        self.proved: list[Delivery] = []
+        self.requeued_one_by_one = False
         self.paused_by: set[str] = set()
         self.resumed = asyncio.Event()
 
@@ -64,24 +64,24 @@ class FakeIntake:
 
     async def take(self, most: int) -> list[Delivery]:
         taken = await self.waiting.take(most)
-        self.on_loan += taken
+        self.unsettled += taken
         return taken
 
     def take_waiting(self, most: int) -> list[Delivery]:
         taken = self.waiting.take_waiting(most)
-        self.on_loan += taken
+        self.unsettled += taken
         return taken
 
-    async def accept(self, deliveries: Sequence[Delivery]) -> None:
-        self.accepted += deliveries
-        self.on_loan = [delivery for delivery in self.on_loan if delivery not in deliveries]
+    async def acknowledge(self, deliveries: Sequence[Delivery]) -> None:
+        self.acknowledged += deliveries
+        self.unsettled = [delivery for delivery in self.unsettled if delivery not in deliveries]
 
     @property
     def in_hand(self) -> int:
-        return len(self.on_loan) + len(self.waiting)
+        return len(self.unsettled) + len(self.waiting)
 
-    async def vouch(self, deliveries: Sequence[Delivery]) -> None:
-        self.vouched_for += deliveries
+    async def prove(self, deliveries: Sequence[Delivery]) -> None:
+        self.proved += deliveries
 
     async def pause(self, by: str) -> None:
         self.paused_by.add(by)
@@ -90,17 +90,17 @@ class FakeIntake:
         self.paused_by.discard(by)
         self.resumed.set()
 
-    async def give_back(self, *, one_by_one: bool = False) -> int:
-        count = len(self.on_loan)
-        self.given_back += self.on_loan
-        self.comes_again_one_by_one = one_by_one
+    async def requeue(self, *, one_by_one: bool = False) -> int:
+        count = len(self.unsettled)
+        self.requeued += self.unsettled
+        self.requeued_one_by_one = one_by_one
         self.waiting.clear()
-        self.on_loan = []
+        self.unsettled = []
         return count
 
 
 class FakeDatabase:
-    """The two tables in memory: what is promised of the real ones (contract, section 7) holds here by plain code."""
+    """The two tables in memory. Implements what the contract promises (section 7) in plain code."""
 
     def __init__(self) -> None:
         self.rows: dict[UUID, StoredTaskActivityLog] = {}
@@ -140,7 +140,7 @@ class FakeDatabase:
 
 
 class FakeStore:
-    """The store over rows in memory. `refuses` names subjects that it refuses; while `away` is set it is unavailable."""
+    """The store over rows in memory. It refuses the subjects in `refuses`. While `away` is set, it is unavailable."""
 
     def __init__(self) -> None:
         self.database = FakeDatabase()
@@ -165,7 +165,7 @@ class FakeStore:
         self.waves.append([request.record.subject for request in wave])
         subjects = {request.record.subject for request in wave}
         if subjects & self.locked:
-            raise Unavailable(TIMEOUT)
+            raise TimedOut("timeout")
         if subjects & self.refuses:
             raise Refused("23514")
         if subjects & self.doubts:
@@ -180,7 +180,7 @@ class FakeStore:
 
 
 class FakeReplies:
-    """Keeps what was published, in order; while `away` is set it is unavailable."""
+    """Records what was published, in order. While `away` is set, it is unavailable."""
 
     def __init__(self, log: list[str]) -> None:
         self.published: list[Reply] = []
@@ -189,19 +189,19 @@ class FakeReplies:
         self.tried = asyncio.Event()
         self._log = log
 
-    async def publish(self, replies: Sequence[Reply]) -> list[Reply]:
+    async def publish(self, replies: Sequence[Reply]) -> list[bool]:
         await asyncio.sleep(0)
         self.tried.set()
         if self.away is not None:
             raise Unavailable(self.away)
         self._log.append("replies")
-        refused = [reply for reply in replies if reply.reply_to in self.refusing]
-        self.published += [reply for reply in replies if reply.reply_to not in self.refusing]
-        return refused
+        placed = [reply.reply_to not in self.refusing for reply in replies]
+        self.published += compress(replies, placed)
+        return placed
 
 
 class FakeDeadLetters:
-    """Keeps what was rejected; while `away` is set it is unavailable."""
+    """Records what was rejected. While `away` is set, it is unavailable."""
 
     def __init__(self, log: list[str]) -> None:
         self.kept: list[tuple[Delivery, Problem]] = []
@@ -217,7 +217,7 @@ class FakeDeadLetters:
 
 
 class FakeWatch:
-    """Counts what the worker tells; lets a test wait for a number of settled messages."""
+    """Records what the worker reports. A test can wait for a number of settled messages."""
 
     def __init__(self, log: list[str]) -> None:
         self.outcomes: list[str] = []
@@ -229,15 +229,15 @@ class FakeWatch:
     def took(self, stage: Literal["decode", "store", "reply"], seconds: float) -> None:
         assert seconds >= 0, stage
 
-    def answered(self, answers: Sequence[Answer[D]]) -> None:
+    def answered(self, settlements: Sequence[Settlement[D]]) -> None:
         self._log.append("settled")
-        self.outcomes += [str(answer.reply.outcome) for answer in answers]
+        self.outcomes += [str(each.reply.outcome) for each in settlements]
         waker = asyncio.ensure_future(self._wake())
         self._wakers.add(waker)
         waker.add_done_callback(self._wakers.discard)
 
-    def held(self, place: str, reason: str) -> None:
-        self.held_reasons.append(f"{place}: {reason}")
+    def held(self, place: str, outage: Unavailable) -> None:
+        self.held_reasons.append(f"{place}: {outage.reason}")
 
     def released(self, place: str, seconds: float) -> None:
         assert seconds >= 0, place

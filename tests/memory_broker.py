@@ -150,7 +150,7 @@ class MemoryIntake:
     def take_waiting(self, most: int) -> list[Loan]:
         return self._waiting.take_waiting(most)
 
-    async def accept(self, deliveries: Sequence[Loan]) -> None:
+    async def acknowledge(self, deliveries: Sequence[Loan]) -> None:
         await asyncio.sleep(0)
         mine = [loan for loan in deliveries if self.holds(loan)]
         for loan in mine:
@@ -162,7 +162,7 @@ class MemoryIntake:
                 self._register(self._prefetch)
         self._broker.dispatch()
 
-    async def vouch(self, deliveries: Sequence[Loan]) -> None:
+    async def prove(self, deliveries: Sequence[Loan]) -> None:
         await asyncio.sleep(0)
         if self._room == 1 and not self._one_by_one and not all(map(is_suspect, deliveries)):
             self._register(self._prefetch)
@@ -178,7 +178,7 @@ class MemoryIntake:
         if not self._room:
             self._register(1)
 
-    async def give_back(self, *, one_by_one: bool = False) -> int:
+    async def requeue(self, *, one_by_one: bool = False) -> int:
         self._waiting.clear()
         back = list(self._loans)
         self._loans = {}

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 
 from task_activity_log.service import Service
 from task_activity_log.settings import load
-from task_activity_log.telemetry.tracing import Tracing
+from task_activity_log.telemetry.spans import Tracing
 
 
 @asynccontextmanager

@@ -1,4 +1,4 @@
-"""The 113 request bodies of the contract with what must become of them, made of what .NET serializers write and read."""
+"""The 113 request bodies of the contract with their expected outcomes, made from what .NET serializers write and read."""
 
 import base64
 import json
@@ -20,12 +20,12 @@ class Vector:
     content_type: str | None
     body: bytes
     code: str | None
-    """The error code; None where it is accepted."""
+    """The error code; None if the body is accepted."""
     fields: dict[str, Any]
-    """What the record must have, of what was accepted; instants as text."""
+    """The expected fields of an accepted record; instants are texts."""
 
     def holds(self, record: TaskActivityLog) -> bool:
-        """Whether a record has every field as expected."""
+        """Whether a record has all expected values."""
         return all(_shown(getattr(record, name)) == value for name, value in self.fields.items())
 
 

@@ -1,4 +1,4 @@
-"""An AMQP message: its body and properties, and how often it was delivered before."""
+"""An AMQP message: its body, its properties, and how often it was delivered before. Names that requests and replies use."""
 
 from __future__ import annotations
 
@@ -7,9 +7,30 @@ from dataclasses import dataclass, field
 from typing import Final
 
 APP_ID: Final = "task-activity-log-worker"
-"""The `app_id` of everything that the worker publishes of its own."""
+"""The `app_id` of the worker's own messages."""
 PERSISTENT: Final = 2
 """The `delivery_mode` of a message that the broker writes to disk."""
+_MILLISECONDS_FROM: Final = 2**32
+
+STORED: Final = "task_activity_log.stored"
+"""The `type` of a reply with a stored record."""
+REJECTED: Final = "task_activity_log.rejected"
+"""The `type` of a reply with a problem."""
+
+UPDATE_MODE: Final = "x-update-mode"
+"""Header of a request: `replace` or `merge`."""
+VERSION: Final = "x-version"
+"""Header of a request: the version of its record."""
+OUTCOME: Final = "x-outcome"
+"""Header of a reply: the outcome of its request."""
+ERROR_CODE: Final = "x-error-code"
+"""Header of a problem and of a dead letter: the error code."""
+REPLACED_CHARACTERS: Final = "x-replaced-characters"
+"""Header of a reply: the fields in which characters were replaced because XML cannot represent them."""
+TRACE_PARENT: Final = "traceparent"
+"""Header of the W3C trace context."""
+TRACE_STATE: Final = "tracestate"
+"""Header of the W3C trace context, for the vendor's data."""
 
 
 @dataclass(slots=True)
@@ -19,7 +40,7 @@ class Properties:
     content_type: str | None = None
     content_encoding: str | None = None
     headers: Mapping[str, object] = field(default_factory=dict)
-    """Header values by name. Tables and arrays inside stay the bytes that they are: nothing here needs them."""
+    """Header values by name. Nested tables and arrays are left as bytes, because nothing here needs them."""
     delivery_mode: int | None = None
     priority: int | None = None
     correlation_id: str | None = None
@@ -27,23 +48,33 @@ class Properties:
     expiration: str | None = None
     message_id: str | None = None
     timestamp: int | None = None
-    """As sent: seconds, or milliseconds where it is above 2^32-1."""
+    """As sent, in seconds or milliseconds: see `sent`."""
     type: str | None = None
     user_id: str | None = None
     app_id: str | None = None
     cluster_id: str | None = None
     table: bytes = b""
-    """The header table as sent, without its length. When encoding it comes before `headers`, byte for byte."""
+    """The header table as sent, without its length. It is encoded before `headers`, byte for byte."""
     unreadable: str | None = None
-    """Which properties could not be decoded, in words; None when all could."""
+    """Which properties could not be decoded, in words; None if all were decoded."""
+
+    @property
+    def sent(self) -> float | None:
+        """`timestamp` in seconds since 1970; None if it is absent.
+
+        A number from 2^32 on is taken for milliseconds: as seconds it would be later than the year 2106.
+        """
+        if self.timestamp is None or self.timestamp < _MILLISECONDS_FROM:
+            return self.timestamp
+        return self.timestamp / 1000
 
 
 @dataclass(slots=True, eq=False)
 class Delivery:
-    """A message on loan from the broker until it is settled."""
+    """A message that the broker has delivered and that is not settled yet."""
 
     body: bytes
-    """The payload, as it was sent."""
+    """The payload as sent."""
     properties: Properties = field(default_factory=Properties)
     attempts: int = 0
-    """How often the message was delivered before and not settled; 0 where the broker does not count."""
+    """How often the message was delivered before without being settled; 0 if the broker does not count."""

@@ -1,10 +1,9 @@
-"""What can go wrong, named by what is done about it.
+"""What can go wrong. Each exception is named after what is done about it.
 
-Three exceptions carry the whole policy:
-
-* `Rejected`: the message's own fault. Answered with its problem and dead-lettered; its neighbours go on.
-* `Refused`: the database refuses something in a wave. Halved until the guilty row is alone, which is then rejected.
-* `Unavailable`: the database or the broker is away. Held and waited out; nothing is settled.
+* `Rejected`: the message is at fault. It is answered with its problem and dead-lettered; other messages are not affected.
+* `Refused`: the database refuses a value in a wave. The wave is halved until the row at fault is alone and rejected.
+* `Unavailable`: the database or the broker cannot be used. The worker keeps its deliveries and tries again. Two
+  subclasses name outages that are handled in their own way: `TimedOut` and `NotMigrated`.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ class Code(StrEnum):
 
     @property
     def status(self) -> int:
-        """The HTTP status that says the same (RFC 9457, member `status`)."""
+        """The corresponding HTTP status (RFC 9457, member `status`)."""
         return _STATUS.get(self, 400)
 
 
@@ -66,7 +65,7 @@ _STATUS = {
 
 @dataclass(frozen=True, slots=True)
 class FieldError:
-    """One bad field: its name, the code, and what was expected. Never the value that was sent."""
+    """One invalid field: its name, the code, and what was expected. Never the value that was sent."""
 
     field: str
     code: Code
@@ -75,7 +74,7 @@ class FieldError:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Why a message was rejected, fit to be sent to its publisher: it never holds the payload."""
+    """Why a message was rejected, as its publisher is told. It never contains the payload."""
 
     code: Code
     detail: str
@@ -83,7 +82,7 @@ class Problem:
 
     @property
     def type(self) -> str:
-        """The URI that names the code (RFC 9457, member `type`)."""
+        """The URI of the code (RFC 9457, member `type`)."""
         return f"urn:task-activity-log:problem:{self.code}"
 
     @property
@@ -94,20 +93,17 @@ class Problem:
 
 POISON = Problem(
     Code.POISON_MESSAGE,
-    "This message was delivered again and again without being settled: workers may have died of it. It is not tried"
-    " any more.",
+    "This message was delivered several times and never settled; it may have crashed a worker. It was not tried again.",
 )
 UNREADABLE = Problem(
     Code.UNREADABLE_RECORD,
-    "The record was stored, but the row now holds values that cannot be answered; ask who else writes to the table.",
+    "The record was stored, but the row now has values that a reply cannot contain. Find out who else writes to the"
+    " table.",
 )
-
-TIMEOUT = "timeout"
-"""The reason of an `Unavailable` that a smaller wave may not meet: it took too long, or a row in it is locked."""
 
 
 class Rejected(Exception):
-    """The message's own fault: answer with `problem`, dead-letter, go on."""
+    """The message is at fault: answer it with `problem` and dead-letter it."""
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem.code)
@@ -115,11 +111,11 @@ class Rejected(Exception):
 
 
 class Refused(Exception):
-    """The database refuses something in this wave: halve it until the guilty row is alone.
+    """The database refuses a value in this wave: halve the wave until the row at fault is alone.
 
-    `sqlstate` is PostgreSQL's five characters, or `client` where the driver could not send a value or read an answer.
-    `doubtful` when it may be everybody's fault as well as one row's (no privilege, an error class that we do not know):
-    if the others pass it is the row's, if nothing passes it is an outage.
+    `sqlstate` has PostgreSQL's five characters, or is `client` if the driver could not send a value or read a result.
+    `doubtful` means that the error may be one row's fault or everybody's (a missing privilege, an unknown class of
+    errors). If other rows pass, it is the row's fault; if nothing passes, it is an outage.
     """
 
     def __init__(self, sqlstate: str, *, doubtful: bool = False) -> None:
@@ -129,19 +125,31 @@ class Refused(Exception):
 
     @property
     def problem(self) -> Problem:
-        """What the publisher is told: the SQLSTATE, and nothing of the database's text, which quotes rows."""
+        """The problem for the publisher. It has the SQLSTATE but not the database's message, which quotes rows."""
         detail = (
-            f"The database refuses this record (SQLSTATE {self.sqlstate}); correct it, or ask who runs the database."
+            f"The database refuses this record (SQLSTATE {self.sqlstate}). Correct it, or ask the people who run the"
+            " database."
         )
         return Problem(Code.REFUSED_BY_DATABASE, detail)
 
 
 class Unavailable(Exception):
-    """The database or the broker is away: hold what is in hand, back off, try again.
+    """The database or the broker cannot be used: keep the deliveries, back off, and try again.
 
-    `reason` is a short label without secrets or payloads, fit for logs and metrics, such as `connection lost`.
+    Attributes:
+        label: the kind of outage, such as `connection lost`. It is one of a small set of texts, so it can label a metric.
+        reason: the label and any detail, for people. Like the label it has no secrets and no payload.
     """
 
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
+    def __init__(self, label: str, detail: str = "") -> None:
+        self.label = label
+        self.reason = f"{label}: {detail}" if detail else label
+        super().__init__(self.reason)
+
+
+class TimedOut(Unavailable):
+    """A statement took too long, or waited too long for a lock. A smaller wave may pass."""
+
+
+class NotMigrated(Unavailable):
+    """The tables do not exist yet."""

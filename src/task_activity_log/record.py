@@ -1,4 +1,4 @@
-"""The record: `TaskActivityLog` as asked for, `StoredTaskActivityLog` as the row is."""
+"""The record: `TaskActivityLog` as a request has it, `StoredTaskActivityLog` as it is in the database."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Plain
 from pydantic_core import SchemaSerializer, core_schema
 
 _NO_UUID = UUID(int=0)
-# Three times as fast as isoformat(), which spells out the offset through a C format string.
+# Three times as fast as isoformat(), which formats the offset.
 _iso = SchemaSerializer(core_schema.datetime_schema()).to_python
 
 
 def instant_text(value: datetime) -> str:
-    """An instant in UTC as JSON has it: `2026-01-11T20:58:34.720383+00:00` (contract, section 6).
+    """An instant in UTC in the form for JSON: `2026-01-11T20:58:34.720383+00:00` (contract, section 6).
 
-    Trailing zeros of the fraction are trimmed, and there is no fraction when it is zero.
+    Trailing zeros of the fraction are removed. A fraction of zero is left out.
     """
-    text: str = _iso(value, mode="json")[:-1]  # without its Z
-    if value.microsecond % 10:  # the usual case: nothing to trim
+    text: str = _iso(value, mode="json")[:-1]  # without the Z
+    if value.microsecond % 10:  # the usual case: no trailing zeros
         return text + "+00:00"
     return f"{text.rstrip('0') if value.microsecond else text}+00:00"
 
@@ -36,13 +36,13 @@ def _in_utc(value: datetime) -> datetime:
 
 
 def _identifies(value: UUID) -> UUID:
-    if value == _NO_UUID:  # a careless default(Guid) would make every message overwrite one row
+    if value == _NO_UUID:  # with a default(Guid) sent by mistake, every message would overwrite the same row
         raise ValueError("must not be all zeros")
     return value
 
 
 def is_storable(text: str) -> bool:
-    """Whether PostgreSQL can hold a string: no U+0000, no lone surrogates."""
+    """Whether PostgreSQL can store a string: it has no U+0000 and no lone surrogates."""
     if "\0" in text:
         return False
     try:
@@ -53,27 +53,27 @@ def is_storable(text: str) -> bool:
 
 def _storable(value: str) -> str:
     if not is_storable(value):
-        raise ValueError("must not hold U+0000 or half a surrogate pair")
+        raise ValueError("must not contain U+0000 or a lone surrogate")
     return value
 
 
 Id = Annotated[UUID, AfterValidator(_identifies)]
-"""A primary key: any uuid but all zeros."""
+"""A primary key: any uuid except all zeros."""
 Text = Annotated[str, AfterValidator(_storable)]
-"""A string that PostgreSQL can hold: no U+0000, no lone surrogates."""
+"""A string that PostgreSQL can store."""
 Instant = Annotated[
     AwareDatetime,
     AfterValidator(_in_utc),
     PlainSerializer(instant_text, return_type=str, when_used="json"),
 ]
-"""A moment with its offset, kept in UTC to the microsecond; in JSON as `instant_text` writes it."""
+"""A date and time with an offset. It is converted to UTC; its JSON form is that of `instant_text`."""
 
 
 class TaskActivityLog(BaseModel):
-    """A task_activity_log as a publisher asks for it. Every field but `id` may be null.
+    """A task_activity_log as a publisher sends it. All fields except `id` may be null.
 
-    Which fields the message had is in `model_fields_set`; a merge needs it. Instants are in UTC, to the microsecond.
-    Made from Python values it is validated by pydantic, which raises `ValidationError`.
+    `model_fields_set` has the fields that the message contained; a merge needs it. Instants are in UTC, with microseconds.
+    If it is created from Python values, pydantic validates them and raises `ValidationError`.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -92,13 +92,13 @@ class TaskActivityLog(BaseModel):
 
     @classmethod
     def trusted(cls, values: dict[str, Any], given: set[str]) -> Self:
-        """A record of values known to be right, not validated: half a microsecond; `model_construct` takes four.
+        """A record of valid values, without validation. Takes half a microsecond; `model_construct` takes four.
 
-        `values` has every field, in the record's order, and becomes the record's own; so does `given`, the names of
-        those that were set.
+        `values` has all fields, in the record's order; `given` has the names of those that were set. The record keeps
+        both objects.
         """
         record = cls.__new__(cls)
-        # What model_construct() sets, in the same way: the model is frozen, so past its __setattr__.
+        # The same attributes as model_construct() sets. The model is frozen, so its own __setattr__ would refuse.
         _set(record, "__dict__", values)
         _set(record, "__pydantic_fields_set__", given)
         _set(record, "__pydantic_extra__", None)
@@ -107,15 +107,15 @@ class TaskActivityLog(BaseModel):
 
 
 class StoredTaskActivityLog(TaskActivityLog):
-    """A task_activity_log as the database has it: it sets `modified_dateutc`, which grows with each write."""
+    """A task_activity_log as it is in the database, which sets `modified_dateutc`. That increases with each write."""
 
     modified_dateutc: Instant
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Self:
-        """The record in a row of the table, by column name; other columns are passed over. About 1 µs: not validated.
+        """The record in a row of the table, without validation, in about 1 µs. Other columns are ignored.
 
-        The row's instants have to be in UTC, as asyncpg's are.
+        The row's instants must be in UTC, as asyncpg returns them.
         """
         return cls.trusted(dict(zip(STORED_FIELDS, _columns(row), strict=True)), _ALL.copy())
 
@@ -123,7 +123,7 @@ class StoredTaskActivityLog(TaskActivityLog):
 _set = object.__setattr__
 
 FIELDS = tuple(TaskActivityLog.model_fields)
-"""The fields a publisher may set, in the record's order."""
+"""The fields that a publisher can set, in the record's order."""
 STORED_FIELDS = tuple(StoredTaskActivityLog.model_fields)
 """The fields of a stored record, in the record's order."""
 
@@ -132,7 +132,7 @@ _ALL = set(STORED_FIELDS)
 
 
 class Outcome(StrEnum):
-    """What became of a request (contract, section 6)."""
+    """The outcome of a request (contract, section 6)."""
 
     INSERTED = "inserted"
     UPDATED = "updated"
@@ -142,7 +142,7 @@ class Outcome(StrEnum):
 
 
 class Applied(NamedTuple):
-    """A request's outcome and the record as it stood after it; None when a duplicate's row was deleted since."""
+    """The outcome of a request and the record after it; None if the row of a duplicate was deleted since."""
 
     outcome: Outcome
     record: StoredTaskActivityLog | None

@@ -1,4 +1,4 @@
-"""The composition root: settings → telemetry → store and broker → worker; signals, drain, exit codes."""
+"""A worker process: puts the parts together, runs them, and drains at a signal."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import signal
 from contextlib import suppress
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
@@ -27,9 +27,11 @@ from task_activity_log.status import Status
 from task_activity_log.telemetry import logs, tracing
 from task_activity_log.telemetry.health import Health, HealthServer
 from task_activity_log.telemetry.metrics import Metrics
-from task_activity_log.telemetry.tracing import Tracing
 from task_activity_log.telemetry.watch import Watch
 from task_activity_log.wiring import link_of, rules_of, secrets_of, store_of, topology_of
+
+if TYPE_CHECKING:  # it imports OpenTelemetry
+    from task_activity_log.telemetry.spans import Tracing
 
 log = structlog.get_logger(__name__)
 
@@ -41,6 +43,7 @@ class Service:
     """One worker process."""
 
     def __init__(self, settings: Settings, traces: Tracing | None = None) -> None:
+        """Put the parts together. Nothing is connected yet."""
         self._settings = settings
         self._traces = traces
         self.metrics = Metrics()
@@ -82,7 +85,6 @@ class Service:
             batch_max=settings.batch_max,
             nulls=settings.nulls,
             hold_limit_seconds=settings.hold_limit_seconds,
-            poison_from=settings.poison_from,
         )
         self._draining = asyncio.Event()
         self._http_port = settings.http_port
@@ -91,20 +93,19 @@ class Service:
             intake=self._intake,
             publisher=self._publisher,
             store=self._store,
-            worker=self._worker,
-            start_hold=self._start_hold,
+            holds=(self._start_hold, self._worker.store_hold, self._worker.reply_hold),
             watch=self._watch,
         )
         self.status.show_gauges(self.metrics)
 
     @property
     def in_hand(self) -> int:
-        """How many deliveries are not settled."""
+        """How many deliveries are unsettled."""
         return self._intake.in_hand
 
     @property
     def http_port(self) -> int:
-        """The port that health and metrics are served on, once it runs."""
+        """The port on which health and metrics are served, once the service runs."""
         return self._http_port
 
     async def wait_consuming(self) -> None:
@@ -112,81 +113,95 @@ class Service:
         await self._intake.wait_consuming()
 
     def drain(self) -> None:
-        """Begin to stop: take nothing more, finish what is under way."""
+        """Start to stop: take no more messages and finish the current batches. `run` then returns."""
         if not self._draining.is_set():
             log.info("draining", in_hand=self._intake.in_hand, limit_seconds=self._settings.drain_limit_seconds)
         self.status.draining = True
         self._draining.set()
 
     async def run(self) -> None:
-        """Work until `drain` is called, then stop inside the drain limit.
+        """Serve health and metrics and run the worker until `drain` is called; then stop within the drain limit.
 
         Raises:
-            OSError: HTTP_HOST and HTTP_PORT cannot be served on.
+            OSError: it is not possible to listen on HTTP_HOST and HTTP_PORT.
         """
-        health = Health(
-            ready=self.status.not_ready,
-            alive=self.status.not_alive,
-            status=self.status.report,
-            metrics=self.metrics.exposition,
-            redact=logs.Redaction(secrets_of(self._settings)).text,
-        )
+        health = self._health()
         server = HealthServer(health, self._settings.http_host, self._settings.http_port)
         self._http_port = server.port
-        log.info(
-            "started", version=__version__, http_port=server.port, prefetch=self._settings.prefetch,
-            batch_max=self._settings.batch_max,
-        )  # fmt: skip
-        if self._settings.prefetch < BATCHES_IN_HAND * self._settings.batch_max:
-            log.warning("prefetch_reduced", prefetch=self._settings.prefetch, why="WORKER_MEMORY_LIMIT_BYTES")
-        background = [asyncio.create_task(health.beat())]
+        self._log_started()
+        working = asyncio.create_task(self._worker.run(), name="worker")
+        background = [
+            asyncio.create_task(health.beat(), name="beat"),
+            asyncio.create_task(self._publisher.run(), name="publisher"),
+            asyncio.create_task(self._intake.run(), name="intake"),
+            asyncio.create_task(self._trim_inbox(), name="trim"),
+        ]
         try:
-            await self._work(background)
+            await self._until_draining(working, *background)
+            await self._drain(working)
         finally:
-            await end(*background)
+            await end(working, *background)
             await self._store.close()
             server.close()
             if self._traces is not None:
                 await asyncio.to_thread(self._traces.close)
             log.info("stopped")
 
-    async def _work(self, background: list[asyncio.Task[None]]) -> None:
-        background += [
-            asyncio.create_task(self._publisher.run(), name="publisher"),
-            asyncio.create_task(self._intake.run(), name="intake"),
-            asyncio.create_task(self._trim_inbox(), name="trim"),
-        ]
-        working = asyncio.create_task(self._worker.run(), name="worker")
-        draining = asyncio.create_task(self._draining.wait())
-        done, _ = await asyncio.wait({working, draining, *background}, return_when=asyncio.FIRST_COMPLETED)
-        draining.cancel()
-        for task in done - {draining}:
-            task.result()  # none of them ends by itself: this raises what ended it
-        await self._stop(working)
+    def _health(self) -> Health:
+        return Health(
+            ready=self.status.not_ready,
+            alive=self.status.not_alive,
+            status=self.status.report,
+            metrics=self.metrics.exposition,
+            redact=logs.Redaction(secrets_of(self._settings)).text,
+        )
 
-    async def _stop(self, working: asyncio.Task[None]) -> None:
+    def _log_started(self) -> None:
+        settings = self._settings
+        log.info(
+            "started",
+            version=__version__,
+            http_port=self._http_port,
+            prefetch=settings.prefetch,
+            batch_max=settings.batch_max,
+        )
+        if settings.prefetch < BATCHES_IN_HAND * settings.batch_max:
+            log.warning("prefetch_reduced", prefetch=settings.prefetch, why="WORKER_MEMORY_LIMIT_BYTES")
+
+    async def _until_draining(self, *tasks: asyncio.Task[None]) -> None:
+        """Return once the service drains. If one of the tasks ends before, raise its error: none of them ends by itself."""
+        draining = asyncio.create_task(self._draining.wait())
+        try:
+            done, _ = await asyncio.wait({draining, *tasks}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            draining.cancel()
+        for task in done:
+            task.result()
+
+    async def _drain(self, working: asyncio.Task[None]) -> None:
+        """Let the worker finish its current batches, within the drain limit, and requeue the other deliveries."""
         try:
             async with asyncio.timeout(self._settings.drain_limit_seconds):
                 self._worker.drain()
                 await self._intake.stop()
                 await working
-                log.info("drained", given_back=await self._tasks.give_back())
+                log.info("drained", given_back=await self._tasks.requeue())
         except TimeoutError:
-            log.warning("drain_limit_reached", in_hand=self._intake.in_hand, what_is_in_hand="comes again")
+            log.warning("drain_limit_reached", in_hand=self._intake.in_hand, what_is_in_hand="will be redelivered")
             await end(working)
             if not working.cancelled():
                 working.result()
 
     async def _ready_to_consume(self) -> None:
-        """Return once what is consumed could be stored and answered."""
+        """Return once a message could be stored and answered."""
         while True:
             try:
                 await self._store.open()
                 await self._store.probe()
                 break
-            except Unavailable as error:
-                self._watch.held("start", error.reason)
-                await self._start_hold.wait(error.reason)
+            except Unavailable as outage:
+                self._watch.held("start", outage)
+                await self._start_hold.wait(outage.reason)
         if self._start_hold.reason is not None:
             self._watch.released("start", self._start_hold.release())
         await self._publisher.wait_connected()
@@ -206,10 +221,10 @@ def run(settings: Settings) -> None:
     """Run a worker until SIGTERM or SIGINT, drain, and return.
 
     Raises:
-        OSError: HTTP_HOST and HTTP_PORT cannot be served on.
+        OSError: it is not possible to listen on HTTP_HOST and HTTP_PORT.
     """
     logs.configure(settings.log_format, settings.log_level, secrets_of(settings))
-    # Batches make many objects that die together: fewer, later collections, and none of what start-up has made.
+    # Batches create many objects that are freed together: collect less often, and never what start-up has created.
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)
 
@@ -226,7 +241,7 @@ def run(settings: Settings) -> None:
             runner.run(serve())
     except OSError:
         raise
-    except Exception as error:  # noqa: BLE001 - whatever it is: its text may quote a message, and must not be printed
+    except Exception as error:  # noqa: BLE001 - any error: its text may quote a message, so it must not be printed
         log.critical("crashed", exception=logs.whereabouts(error))
         raise SystemExit(1) from None
 

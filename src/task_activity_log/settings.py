@@ -1,7 +1,7 @@
-"""Settings: one frozen model, read from the environment; unsafe combinations are refused at start.
+"""Settings: one frozen model, read from the environment. Unsafe combinations are refused at start.
 
-`AMQP_URL`, `DATABASE_URL`, `MANAGEMENT_URL`, `HTTP_HOST`, `HTTP_PORT`, `LOG_FORMAT` and `LOG_LEVEL` are read as they are, all
-others with the prefix `WORKER_`. A secret can come from a file: `AMQP_URL_FILE` holds the path of one that holds the URL.
+`AMQP_URL`, `DATABASE_URL`, `MANAGEMENT_URL`, `HTTP_HOST`, `HTTP_PORT`, `LOG_FORMAT` and `LOG_LEVEL` have no prefix, all others
+have the prefix `WORKER_`. A value can be read from a file: `AMQP_URL_FILE` is the path of a file that contains AMQP_URL.
 """
 
 from __future__ import annotations
@@ -24,28 +24,29 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
+from pydantic_core import ErrorDetails
 
 from task_activity_log.tls import Tls
 
 PREFIX = "WORKER_"
 BATCHES_IN_HAND = 4
-"""With two, each stage waits for another most of the time: measured in docs/performance.md."""
+"""With two, each stage waits for the other one most of the time (measured in docs/performance.md)."""
 _BARE = ("amqp_url", "database_url", "management_url", "http_host", "http_port", "log_format", "log_level")
 
 
 class SettingsError(Exception):
-    """A setting is missing, unknown or wrong. Its text is one line for each, and never holds a secret."""
+    """A setting is missing, unknown or invalid. Its text has one line for each problem, and no secrets."""
 
 
-def _amqp_url(url: SecretStr) -> SecretStr:
-    parts = _split(url, ("amqp", "amqps"))
-    if not parts.hostname:
+def _amqp_url(url: SecretStr | None) -> SecretStr | None:
+    if url is not None and not _split(url, ("amqp", "amqps")).hostname:
         raise ValueError("should name a host, as in amqp://user:password@host:5672/vhost")
     return url
 
 
-def _database_url(url: SecretStr) -> SecretStr:
-    _split(url, ("postgresql", "postgres"), several_hosts=True)
+def _database_url(url: SecretStr | None) -> SecretStr | None:
+    if url is not None:
+        _split(url, ("postgresql", "postgres"), several_hosts=True)
     return url
 
 
@@ -59,13 +60,13 @@ def _split(url: SecretStr, schemes: tuple[str, ...], *, several_hosts: bool = Fa
     try:
         parts = urlsplit(url.get_secret_value())
     except ValueError:
-        raise ValueError("is not a URL") from None  # the parser's words may quote it
+        raise ValueError("is not a URL") from None  # the parser's message may quote it
     if parts.scheme not in schemes:
         raise ValueError(f"should begin with {schemes[0]}://")
     with suppress(ValueError):
         _ = None if several_hosts else parts.port
         return parts
-    raise ValueError("has a port that is no number from 1 to 65535")
+    raise ValueError("has a port that is not a number from 1 to 65535")
 
 
 def _patterns(value: object) -> object:
@@ -73,124 +74,145 @@ def _patterns(value: object) -> object:
 
 
 class Settings(BaseModel):
-    """Everything that can be set."""
+    """All settings."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
-    amqp_url: Annotated[SecretStr, AfterValidator(_amqp_url)] = Field(
-        description="The broker: `amqp://user:password@host:5672/vhost`, or `amqps://` for TLS.",
+    amqp_url: Annotated[SecretStr | None, AfterValidator(_amqp_url)] = Field(
+        description="URL of the broker: `amqp://user:password@host:5672/vhost`, or `amqps://` for TLS.",
     )
-    database_url: Annotated[SecretStr, AfterValidator(_database_url)] = Field(
-        description="The database: `postgresql://user:password@host:5432/name`; several hosts and libpq's options too.",
+    """None if the command does not need it, and it is not set. The same holds for `database_url`."""
+    database_url: Annotated[SecretStr | None, AfterValidator(_database_url)] = Field(
+        description="URL of the database: `postgresql://user:password@host:5432/name`. Several hosts and the options of"
+        " libpq are possible.",
     )
     management_url: Annotated[SecretStr | None, AfterValidator(_management_url)] = Field(
         None,
-        description="RabbitMQ's management API, for `check` alone: `http://user:password@host:15672`. The user needs the"
-        " tag `monitoring`.",
+        description="URL of RabbitMQ's management API, used only by `check`: `http://user:password@host:15672`. The user"
+        " needs the tag `monitoring`.",
     )
     http_host: str = Field(
         "0.0.0.0",  # noqa: S104 - probes come from outside the pod
-        description="Address that health and metrics are served on.",
+        description="Address on which health and metrics are served.",
     )
     http_port: Annotated[int, Field(ge=0, le=65535)] = Field(
-        8080, description="Port that health and metrics are served on; 0 takes a free one."
+        8080, description="Port on which health and metrics are served. With 0 a free port is used."
     )
     log_format: Literal["auto", "json", "console"] = Field(
-        "auto", description="`json`, `console`, or `auto`: console on a terminal, JSON elsewhere."
+        "auto", description="Format of log events. `auto` means `console` on a terminal and `json` otherwise."
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="`info` logs one event a batch, `debug` one a message as well."
+        "info",
+        description="Lowest level that is logged. `info` logs one event per batch, `debug` also one per message.",
     )
 
-    batch_max: Annotated[int, Field(ge=1, le=5000)] = Field(500, description="Most messages in one batch.")
+    batch_max: Annotated[int, Field(ge=1, le=5000)] = Field(500, description="Maximum number of messages in one batch.")
     body_limit_bytes: Annotated[int, Field(ge=1024, le=128 * 2**20)] = Field(
-        256 * 1024, description="Longest body that is accepted."
+        256 * 1024, description="Maximum length of a message body in bytes. A longer body is rejected."
     )
     memory_limit_bytes: Annotated[int, Field(ge=2**20)] = Field(
-        512 * 2**20, description="Most that prefetched bodies may take; the prefetch is made smaller to fit."
+        512 * 2**20,
+        description="Maximum memory for prefetched message bodies in bytes. The prefetch is reduced to fit.",
     )
     drain_limit_seconds: Annotated[float, Field(gt=0, le=3600)] = Field(
-        10.0, description="How long a stop may take to finish what is under way."
+        10.0, description="Time allowed at a stop for finishing the current batches, in seconds."
     )
     default_media_type: Literal["application/json", "application/xml", "none"] = Field(
-        "application/json", description="What a message without content_type is taken for; `none` rejects it."
+        "application/json",
+        description="Media type assumed when content_type is absent. With `none` such a message is rejected.",
     )
-    naive_dates: Literal["utc", "reject"] = Field("utc", description="What a date without an offset is.")
+    naive_dates: Literal["utc", "reject"] = Field(
+        "utc", description="How a date without an offset is read: as UTC (`utc`), or not at all (`reject`)."
+    )
     update_mode: Literal["replace", "merge"] = Field(
         "replace",
-        description="Whether an absent field becomes null (`replace`) or keeps its value (`merge`).",
+        description="Whether a field that is absent in a message becomes null (`replace`) or keeps its value (`merge`).",
     )
-    nulls: Literal["emit", "omit"] = Field("emit", description="Whether JSON replies have members that are null.")
+    nulls: Literal["emit", "omit"] = Field(
+        "emit", description="Whether JSON replies contain members with the value null (`emit`) or not (`omit`)."
+    )
     replies: Literal["reply_to", "both"] = Field(
         "reply_to",
-        description="Whether a reply to `reply_to` goes there alone, or to the replies exchange as well.",
+        description="Whether a reply to a `reply_to` address is sent only there, or also to the replies exchange (`both`).",
     )
     reply_to_allowed: Annotated[tuple[str, ...], BeforeValidator(_patterns)] = Field(
-        ("*",), description="Patterns, separated by commas, of the `reply_to` addresses that are used."
+        ("*",), description="Patterns of the `reply_to` addresses to which replies may be sent, separated by commas."
     )
 
     topology: Literal["declare", "check"] = Field(
         "declare",
-        description="Whether queues and exchanges are declared, or only checked because operators own them.",
+        description="Whether the worker declares queues and exchanges, or only checks them because operators declare them.",
     )
-    requests_queue: str = Field("task_activity_log.upsert", description="Queue of the requests.")
-    replies_queue: str = Field("task_activity_log.replies", description="Queue of the replies.")
-    dead_letters_queue: str = Field("task_activity_log.dead-letters", description="Queue of the dead letters.")
-    requests_exchange: str = Field("task_activity_log", description="Exchange of the requests (direct).")
-    replies_exchange: str = Field("task_activity_log.replies", description="Exchange of the replies (topic).")
+    requests_queue: str = Field("task_activity_log.upsert", description="Name of the queue for requests.")
+    replies_queue: str = Field("task_activity_log.replies", description="Name of the queue for replies.")
+    dead_letters_queue: str = Field("task_activity_log.dead-letters", description="Name of the queue for dead letters.")
+    requests_exchange: str = Field("task_activity_log", description="Name of the exchange for requests (direct).")
+    replies_exchange: str = Field("task_activity_log.replies", description="Name of the exchange for replies (topic).")
     single_active_consumer: bool = Field(
         default=False,
-        description="Declare the requests queue so that one worker consumes and others stand by.",
+        description="Whether the requests queue is declared with a single active consumer: one worker consumes, the others"
+        " stand by.",
     )
     amqp_heartbeat_seconds: Annotated[int, Field(ge=1, le=300)] = Field(
-        10, description="Heartbeat of the broker connections; a dead link is found after about three."
+        10,
+        description="Heartbeat interval of the broker connections in seconds. A dead connection is noticed after about three"
+        " intervals.",
     )
     amqp_connect_timeout_seconds: Annotated[float, Field(gt=0)] = Field(
-        10.0, description="How long one attempt to connect to the broker may take."
+        10.0, description="Timeout of one attempt to connect to the broker, in seconds."
     )
     confirm_timeout_seconds: Annotated[float, Field(gt=0)] = Field(
-        30.0, description="How long the broker may take to confirm what is published."
+        30.0, description="Timeout for the broker's publisher confirms, in seconds."
     )
     amqp_ca_file: Path | None = Field(
-        None, description="PEM file of who may sign the broker's certificate; the system's authorities without it."
+        None,
+        description="PEM file with the certificate authorities that may sign the broker's certificate. By default the"
+        " system's authorities are used.",
     )
     amqp_certificate_file: Path | None = Field(
-        None, description="PEM file of our certificate for the broker, with its chain (mutual TLS)."
+        None, description="PEM file with the worker's certificate for the broker and its chain (mutual TLS)."
     )
     amqp_key_file: Path | None = Field(
-        None, description="PEM file of its private key, not encrypted; not needed if the certificate's file holds it."
+        None,
+        description="PEM file with the private key of that certificate, not encrypted. Not needed if the certificate file"
+        " contains the key.",
     )
     database_ca_file: Path | None = Field(
         None,
-        description="PEM file of who may sign the database's certificate; with it, TLS and a check of the host's name"
-        " are required whatever `sslmode` says.",
+        description="PEM file with the certificate authorities that may sign the database's certificate. If it is set, TLS"
+        " and a check of the host name are required, whatever `sslmode` says.",
     )
     database_certificate_file: Path | None = Field(
-        None, description="PEM file of our certificate for the database, with its chain (mutual TLS)."
+        None, description="PEM file with the worker's certificate for the database and its chain (mutual TLS)."
     )
-    database_key_file: Path | None = Field(None, description="PEM file of its private key, not encrypted.")
+    database_key_file: Path | None = Field(
+        None, description="PEM file with the private key of that certificate, not encrypted."
+    )
     database_connect_timeout_seconds: Annotated[float, Field(gt=0)] = Field(
-        10.0, description="How long one attempt to connect to the database may take."
+        10.0, description="Timeout of one attempt to connect to the database, in seconds."
     )
     database_command_timeout_seconds: Annotated[float, Field(gt=0)] = Field(
-        30.0, description="How long one statement may take."
+        30.0, description="Timeout of one statement, in seconds."
     )
     database_statement_cache: Annotated[int, Field(ge=0)] = Field(
-        100, description="Prepared statements kept per connection; 0 behind pgbouncer in transaction mode."
+        100,
+        description="Number of prepared statements kept per connection. Set it to 0 behind pgbouncer in transaction mode.",
     )
     hold_limit_seconds: Annotated[float, Field(gt=0, lt=1800)] = Field(
         600.0,
-        description="How long an outage is waited out with messages in hand; then they are given back."
-        " Keep it below the broker's consumer timeout (30 minutes).",
+        description="How long unsettled messages are kept during an outage, in seconds; after that they are requeued. Keep it"
+        " below the broker's consumer timeout (30 minutes).",
     )
     reply_give_up_seconds: Annotated[float, Field(ge=0)] = Field(
-        30.0, description="How long a `reply_to` may refuse a reply before it is given up."
+        30.0, description="How long a `reply_to` address may refuse a reply before the reply is given up, in seconds."
     )
     poison_from: Annotated[int, Field(ge=3, lt=20)] = Field(
-        10, description="Deliveries after which a message that may kill workers is rejected; below the broker's 20."
+        10,
+        description="Number of failed deliveries after which a message that may crash workers is rejected. It must be below"
+        " the delivery limit of the queue (20).",
     )
     inbox_keep_seconds: Annotated[float, Field(ge=60)] = Field(
-        86_400.0, description="How long a message is remembered, so that its repeat is not applied again."
+        86_400.0, description="How long a message is remembered for deduplication, in seconds."
     )
 
     @model_validator(mode="after")
@@ -202,14 +224,14 @@ class Settings(BaseModel):
             if absent:
                 problems += absent
             elif tls is not None and tls.key and not tls.certificate:
-                problems.append(f"{name}_KEY_FILE: needs {name}_CERTIFICATE_FILE beside it")
+                problems.append(f"{name}_KEY_FILE: also needs {name}_CERTIFICATE_FILE")
             elif tls is not None:
                 try:
                     tls.context()
                 except OSError:
-                    problems.append(f"{name}_…_FILE: not the PEM files of certificates and of a key that fits")
-        if self.amqp_tls is not None and not self.amqp_url.get_secret_value().startswith("amqps:"):
-            problems.append("AMQP_URL: should begin with amqps://, as there are files for TLS")
+                    problems.append(f"{name}_…_FILE: not PEM files with certificates and a matching key")
+        if self.amqp_tls is not None and self.amqp_url and not self.required_amqp_url.startswith("amqps:"):
+            problems.append("AMQP_URL: should begin with amqps://, because files for TLS are set")
         if problems:
             raise ValueError("\n".join(problems))
         return self
@@ -224,38 +246,57 @@ class Settings(BaseModel):
         return None
 
     @property
+    def required_amqp_url(self) -> str:
+        """AMQP_URL in plain text, with its password, for a command that needs it (see `load`).
+
+        Raises:
+            SettingsError: it is not set.
+        """
+        return _required(self.amqp_url, "AMQP_URL")
+
+    @property
+    def required_database_url(self) -> str:
+        """DATABASE_URL in plain text, with its password, for a command that needs it (see `load`).
+
+        Raises:
+            SettingsError: it is not set.
+        """
+        return _required(self.database_url, "DATABASE_URL")
+
+    @property
     def secret_urls(self) -> tuple[str, ...]:
-        """All that holds a password."""
+        """All settings that contain a password, in plain text."""
         urls = (self.amqp_url, self.database_url, self.management_url)
         return tuple(url.get_secret_value() for url in urls if url is not None)
 
     @property
     def amqp_tls(self) -> Tls | None:
-        """The files for the broker; None when there are none: then the URL alone says how."""
+        """The TLS files for the broker; None if none are set, and the URL alone determines TLS."""
         files = (self.amqp_ca_file, self.amqp_certificate_file, self.amqp_key_file)
         return Tls(*files) if any(files) else None
 
     @property
     def database_tls(self) -> Tls | None:
-        """The files for the database; None when there are none: then the URL alone says how."""
+        """The TLS files for the database; None if none are set, and the URL alone determines TLS."""
         files = (self.database_ca_file, self.database_certificate_file, self.database_key_file)
         return Tls(*files) if any(files) else None
 
     @property
     def prefetch(self) -> int:
-        """Four batches, or as many bodies of the longest kind as the memory limit holds.
+        """The maximum number of unsettled deliveries: four batches, or fewer if the memory limit requires it.
 
-        While one is stored, one waits for its turn to be answered, one is answered, and one arrives.
+        While one batch is stored, one waits to be answered, one is answered, and one arrives. The memory limit assumes
+        bodies of the maximum length.
         """
         return max(1, min(BATCHES_IN_HAND * self.batch_max, self.memory_limit_bytes // self.body_limit_bytes))
 
 
 SECRETS = frozenset(("amqp_url", "database_url", "management_url"))
-"""Fields that are never shown."""
+"""Settings that are never shown."""
 
 
 def variable(field: str) -> str:
-    """The environment variable of a field."""
+    """The environment variable of a setting."""
     return field.upper() if field in _BARE else PREFIX + field.upper()
 
 
@@ -266,10 +307,10 @@ def load(
 
     Args:
         environment: the variables.
-        needed: the URLs that must be there; a command that uses only one of the services asks for that one alone.
+        needed: the URLs that must be set. A command that uses only one of the services needs only that one.
 
     Raises:
-        SettingsError: one is missing, unknown or wrong.
+        SettingsError: a setting is missing, unknown or invalid.
     """
     errors: list[str] = []
     values: dict[str, Any] = {}
@@ -282,17 +323,22 @@ def load(
         elif name.startswith(PREFIX):
             close = difflib.get_close_matches(name, fields, n=1)
             errors.append(f"{name}: unknown setting" + (f"; did you mean {close[0]}?" if close else ""))
-    values = {field: value for field, value in values.items() if value}  # compose files pass what is not set as empty
-    for field, scheme in (("amqp_url", "amqp"), ("database_url", "postgresql")):
-        if field not in needed and field not in values:
-            values[field] = f"{scheme}://not-needed"
+    values = {field: value for field, value in values.items() if value}  # compose files pass unset variables as empty
+    for field in {"amqp_url", "database_url"}.difference(needed):
+        values.setdefault(field, None)
     try:
         settings = Settings(**values)
     except ValidationError as invalid:
-        errors += [_explain(error["loc"], error["type"], error["msg"]) for error in invalid.errors(include_url=False)]
+        errors += map(_explain, invalid.errors(include_url=False))
     if errors:
         raise SettingsError("\n".join(errors))
     return settings
+
+
+def _required(url: SecretStr | None, name: str) -> str:
+    if url is None:
+        raise SettingsError(_missing(name))
+    return url.get_secret_value()
 
 
 def _secret(name: str, path: str, errors: list[str]) -> str:
@@ -303,13 +349,16 @@ def _secret(name: str, path: str, errors: list[str]) -> str:
         return ""
 
 
-def _explain(location: tuple[int | str, ...], kind: str, message: str) -> str:
-    if not location:  # a combination; the text names its settings
-        return message.removeprefix("Value error, ")
-    name = variable(str(location[0]))
-    if kind == "missing":
-        return f"{name}: is not set; {_EXAMPLES.get(name, 'set it')}"
-    return f"{name}: {message.removeprefix('Value error, ')[:1].lower()}{message.removeprefix('Value error, ')[1:]}"
+def _explain(error: ErrorDetails) -> str:
+    text = str(error.get("ctx", {}).get("error", error["msg"]))  # our own validators' text, else pydantic's
+    if not error["loc"]:  # a combination of settings, which the text names
+        return text
+    name = variable(str(error["loc"][0]))
+    return _missing(name) if error["type"] == "missing" else f"{name}: {text[:1].lower()}{text[1:]}"
+
+
+def _missing(name: str) -> str:
+    return f"{name}: is not set; {_EXAMPLES[name]}"
 
 
 _EXAMPLES = {

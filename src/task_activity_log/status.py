@@ -1,15 +1,14 @@
-"""What a worker says of itself: readiness, liveness, /status and the gauges."""
+"""The state of a worker process: readiness, liveness, /status and the gauges."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from task_activity_log import __version__
 from task_activity_log.pipeline.hold import Hold
-from task_activity_log.pipeline.worker import Worker
 from task_activity_log.postgresql.store import Store
-from task_activity_log.rabbitmq.consumer import RabbitDelivery
 from task_activity_log.rabbitmq.intake import Intake
 from task_activity_log.rabbitmq.publisher import Publisher
 from task_activity_log.settings import SECRETS, Settings
@@ -18,11 +17,11 @@ from task_activity_log.telemetry.metrics import Metrics
 from task_activity_log.telemetry.watch import Watch
 
 _NOT_CONSUMING_SECONDS = 60.0
-"""A worker that is connected and does not consume for longer than this is restarted."""
+"""A worker that is connected but does not consume for longer than this must be restarted."""
 
 
 class Status:
-    """Reads the parts of one worker process and changes none of them."""
+    """Reads the parts of one worker process. It changes none of them."""
 
     def __init__(
         self,
@@ -31,24 +30,22 @@ class Status:
         intake: Intake,
         publisher: Publisher,
         store: Store,
-        worker: Worker[RabbitDelivery],
-        start_hold: Hold,
+        holds: Sequence[Hold],
         watch: Watch,
     ) -> None:
         self._settings = settings
         self._intake = intake
         self._publisher = publisher
         self._store = store
-        self._worker = worker
+        self._holds = holds
         self._watch = watch
-        self._holds = (start_hold, worker.store_hold, worker.reply_hold)
         self._started = datetime.now(UTC)
         self.draining = False
-        """Set by the service when it begins to stop."""
+        """Set by the service when it starts to stop."""
 
     @property
     def hold_reason(self) -> str | None:
-        """Why the worker waits; None while it does not."""
+        """Why the worker waits; None if it does not."""
         blocked = self._publisher.blocked
         reasons = [hold.reason for hold in self._holds if hold.reason is not None]
         if blocked is not None:
@@ -56,7 +53,7 @@ class Status:
         return reasons[0] if reasons else None
 
     def not_ready(self) -> list[str]:
-        """Why the worker does not take messages at present; empty when it does."""
+        """Why the worker does not take messages at present; empty if it does."""
         reasons = []
         if self.draining:
             reasons.append("draining")
@@ -69,7 +66,7 @@ class Status:
         return reasons
 
     def not_alive(self) -> list[str]:
-        """Why the process should be restarted; empty while it may go on."""
+        """Why the process must be restarted; empty if it need not be."""
         since = self._intake.connected_since
         idle = 0.0 if since is None or self._intake.consuming else time.monotonic() - since
         if idle > _NOT_CONSUMING_SECONDS and not self.draining and self.hold_reason is None:
@@ -77,11 +74,11 @@ class Status:
         return []
 
     def report(self) -> dict[str, object]:
-        """The body of /status: no payloads, and no settings that hold a password."""
+        """The body of /status. It contains no payloads, and no settings that contain a password."""
         settings = self._settings
-        broker, waiting = address(settings.amqp_url.get_secret_value()), self._intake.waiting
+        broker, waiting = address(settings.required_amqp_url), self._intake.waiting
         publisher = {"address": broker, "connected": self._publisher.connected, "blocked": self._publisher.blocked}
-        database = address(settings.database_url.get_secret_value())
+        database = address(settings.required_database_url)
         return {
             "version": __version__,
             "started": self._started.isoformat(timespec="seconds"),
@@ -105,7 +102,7 @@ class Status:
         }
 
     def show_gauges(self, metrics: Metrics) -> None:
-        """Let the metrics read their gauges here each time that they are asked for."""
+        """Let each gauge read its value here when the metrics are scraped."""
         intake, publisher, show = self._intake, self._publisher, metrics.gauge
         show("task_activity_log_consuming", lambda: intake.consuming)
         show("task_activity_log_in_hand", lambda: intake.in_hand)

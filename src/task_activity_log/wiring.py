@@ -1,4 +1,4 @@
-"""Settings to parts: what the service and the commands make of one set of settings."""
+"""Makes parts from settings, for the service and for the commands."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 
 def secrets_of(settings: Settings) -> set[str]:
-    """What must never be shown."""
+    """The texts that must never be shown."""
     return {secret for url in settings.secret_urls for secret in logs.secrets_in(url)}
 
 
 def topology_of(settings: Settings) -> Topology:
-    """The names that the settings give to queues and exchanges."""
+    """The names of queues and exchanges."""
     return Topology(
         requests_queue=settings.requests_queue,
         replies_queue=settings.replies_queue,
@@ -32,19 +32,20 @@ def topology_of(settings: Settings) -> Topology:
 
 
 def rules_of(settings: Settings) -> Rules:
-    """What the settings say of requests."""
+    """The rules for requests."""
     return Rules(
         body_limit=settings.body_limit_bytes,
         default_media_type=None if settings.default_media_type == "none" else settings.default_media_type,
         naive_dates=settings.naive_dates,
         update_mode=UpdateMode(settings.update_mode),
+        poison_from=settings.poison_from,
     )
 
 
 def link_of(settings: Settings) -> LinkOptions:
-    """How the settings say the broker is reached."""
+    """How to connect to the broker. Raises `SettingsError` if AMQP_URL is not set."""
     return LinkOptions(
-        url=settings.amqp_url.get_secret_value(),
+        url=settings.required_amqp_url,
         tls=settings.amqp_tls,
         heartbeat_seconds=settings.amqp_heartbeat_seconds,
         connect_timeout_seconds=settings.amqp_connect_timeout_seconds,
@@ -52,11 +53,11 @@ def link_of(settings: Settings) -> LinkOptions:
 
 
 def store_of(settings: Settings) -> Store:
-    """How the settings say the database is reached."""
+    """The store. Raises `SettingsError` if DATABASE_URL is not set."""
     from task_activity_log.postgresql.store import Store  # noqa: PLC0415 - asyncpg, which most commands do not need
 
     return Store(
-        settings.database_url.get_secret_value(),
+        settings.required_database_url,
         connect_timeout=settings.database_connect_timeout_seconds,
         command_timeout=settings.database_command_timeout_seconds,
         statement_cache_size=settings.database_statement_cache,

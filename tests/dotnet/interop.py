@@ -316,7 +316,7 @@ def test_a_problem_is_read_back(in_brussels: DotNet, content_type: str) -> None:
         "Send <id> & a date, é.",
         (FieldError("id", Code.INVALID_UUID, "one"), FieldError("due_date", Code.INVALID_DATE, "two")),
     )
-    rejected = reply.rejected(delivered(b"", content_type=content_type), problem)
+    rejected = reply.undecoded(delivered(b"", content_type=content_type), problem)
     question = {"problem": rejected.content_type, "body": base64.b64encode(rejected.body).decode()}
     assert in_brussels.program.ask([question]) == [
         {

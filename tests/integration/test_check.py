@@ -15,9 +15,8 @@ import structlog
 from sandbox import RabbitMQ
 from task_activity_log.cli.check import check, findings
 from task_activity_log.cli.check.finding import Finding
-from task_activity_log.postgresql import migrations
 from task_activity_log.settings import load
-from tests.asking import Connection
+from tests.asking import Connection, grants
 from tests.serving import serving
 
 UPSERT = "task_activity_log.upsert"
@@ -206,7 +205,7 @@ async def test_a_role_that_lacks_privileges_is_broken_until_they_are_granted(
         found = worst(await look(amqp_url, url))
         assert [what for what, _ in found] == ["schema", f"role {role}"]
         assert "INSERT on task_activity_log" in found[1][1]
-        await database.execute(migrations.grants(role))
+        await database.execute(grants(role))
         found_then = await look(amqp_url, url)
         assert worst(found_then, "broken", "warning") == []
         assert ("fine", f"role {role}") in [(one.verdict, one.what) for one in found_then]

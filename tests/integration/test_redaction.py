@@ -15,8 +15,8 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from sandbox import PostgreSQL, RabbitMQ
-from task_activity_log.telemetry import logs, tracing
-from task_activity_log.telemetry.tracing import Tracing
+from task_activity_log.telemetry import logs
+from task_activity_log.telemetry.spans import Tracing, make_provider
 from tests.serving import serving
 
 PAYLOAD = "planted-payload-5d1e"
@@ -37,7 +37,7 @@ async def test_no_secret_and_no_payload_is_shown(
     rabbitmq.api("PUT", f"/users/{user}", {"password": password, "tags": ""})
     rabbitmq.api("PUT", f"/permissions/{vhost}/{user}", {"configure": ".*", "write": ".*", "read": ".*"})
     exporter = InMemorySpanExporter()
-    provider = tracing.make_provider({})
+    provider = make_provider({})
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     urls = with_login(amqp_url, user, password), with_login(database_url, user, password)
     logs.configure("json", "debug", {found for url in urls for found in logs.secrets_in(url)})

@@ -1,4 +1,4 @@
-"""What the store promises, on a real PostgreSQL: outcomes, records, versions, merges, the inbox (contract, section 7)."""
+"""The store on a real PostgreSQL: what it does beyond the tests in `test_store_contract`."""
 
 import asyncio
 from datetime import UTC, datetime, timedelta
@@ -28,8 +28,8 @@ FULL: dict[str, Any] = {
 }
 
 
-async def test_what_is_asked_for_is_stored_and_answered(store: Store) -> None:
-    """Every field comes back as it was sent, with an instant set by the database, also for nulls."""
+async def test_a_record_is_stored_and_returned_as_sent(store: Store) -> None:
+    """Every field is the same, including nulls and any characters; the database sets the instant."""
     full, bare = ask(**FULL), ask()
     applied = await store.apply([full, bare])
     assert outcomes(applied) == ["inserted", "inserted"]
@@ -41,34 +41,14 @@ async def test_what_is_asked_for_is_stored_and_answered(store: Store) -> None:
         assert abs(record.modified_dateutc - datetime.now(UTC)) < timedelta(minutes=1)
 
 
-async def test_answers_are_in_the_order_of_the_wave(store: Store) -> None:
-    """The statement sorts by id; the answers do not."""
-    wave = [ask(subject=str(number)) for number in range(50)]
-    assert subjects(await store.apply(wave)) == [str(number) for number in range(50)]
-
-
 async def test_an_empty_wave_is_nothing(store: Store) -> None:
-    """No statement, no answer."""
+    """There is no statement and no result."""
     assert await store.apply([]) == []
 
 
-async def test_a_replace_is_the_whole_record(store: Store) -> None:
-    """An absent field becomes null; a row that was there is `updated`, each time."""
-    identifier = uuid4()
-    await store.apply([ask(identifier, **FULL)])
-    for subject in ("second", "third"):
-        [(outcome, record)] = await store.apply([ask(identifier, subject=subject)])
-        assert outcome is Outcome.UPDATED
-        assert record is not None
-        assert record.model_dump(exclude={"modified_dateutc"}) == dict.fromkeys(FIELDS) | {
-            "id": identifier,
-            "subject": subject,
-        }
-
-
 @pytest.mark.parametrize("mode", UpdateMode)
-async def test_inserted_and_updated_are_told_apart(store: Store, database: Connection, mode: UpdateMode) -> None:
-    """Whatever has happened to the row before: locked, written and rolled back, deleted, touched by other triggers."""
+async def test_inserts_and_updates_are_distinguished(store: Store, database: Connection, mode: UpdateMode) -> None:
+    """This holds for rows that were locked, updated and rolled back, deleted, or changed by other triggers."""
     await database.execute("""
         CREATE FUNCTION touch() RETURNS trigger LANGUAGE plpgsql AS
             $$ BEGIN NEW.subject := NEW.subject || '!'; RETURN NEW; END $$;
@@ -85,7 +65,7 @@ async def test_inserted_and_updated_are_told_apart(store: Store, database: Conne
     await transaction.rollback()
     await database.execute("DELETE FROM task_activity_log WHERE id = $1", deleted)
     async with database.transaction():
-        # As a foreign key of another table would; it is compatible with an update that leaves the id alone.
+        # The lock of a foreign key in another table. It is compatible with an update that does not change the id.
         await database.execute("SELECT FROM task_activity_log WHERE id = $1 FOR KEY SHARE", locked)
         wave = [ask(identifier, mode=mode, subject="s") for identifier in (new, locked, rolled_back, deleted)]
         applied = await store.apply(wave)
@@ -93,25 +73,14 @@ async def test_inserted_and_updated_are_told_apart(store: Store, database: Conne
     assert {record.subject for _, record in applied if record}.isdisjoint({"s"})
 
 
-@pytest.mark.parametrize("mode", UpdateMode)
-async def test_a_repeat_writes_nothing(store: Store, mode: UpdateMode) -> None:
-    """M1 stored, ack lost, M2 stored, M1 again: answered `duplicate` with what M2 has stored."""
-    first = ask(mode=mode, subject="first")
-    identifier = first.record.id
-    await store.apply([first])
-    [(_, second)] = await store.apply([ask(identifier, mode=mode, subject="second")])
-    assert await store.apply([first]) == [Applied(Outcome.DUPLICATE, second)]
-
-
-async def test_without_a_key_it_is_applied_each_time(store: Store, database: Connection) -> None:
-    """Such requests pass by the inbox."""
-    request = ask(key=False)
-    assert outcomes(await store.apply([request]) + await store.apply([request])) == ["inserted", "updated"]
-    assert await database.fetchval("SELECT count(*) FROM task_activity_log_inbox") == 0
+async def test_a_request_without_a_key_is_not_in_the_inbox(store: Store, database: Connection) -> None:
+    """The inbox has only requests that can be recognized."""
+    await store.apply([ask(key=False), ask()])
+    assert await database.fetchval("SELECT count(*) FROM task_activity_log_inbox") == 1
 
 
 async def test_a_wave_mixes_all_outcomes(store: Store) -> None:
-    """Neighbours of any outcome, with and without keys and versions, each get their own answer."""
+    """Requests with different outcomes, with and without keys and versions, each get their own result."""
     repeat, gone_by, known = ask(subject="repeat"), ask(version=5, subject="five"), ask(key=False, subject="old")
     await store.apply([repeat, gone_by, known])
     wave = [
@@ -128,47 +97,8 @@ async def test_a_wave_mixes_all_outcomes(store: Store) -> None:
     assert outcomes(await store.apply([gone_by_again])) == ["duplicate"]
 
 
-@pytest.mark.parametrize("mode", UpdateMode)
-async def test_never_older_over_newer(store: Store, mode: UpdateMode) -> None:
-    """Only a higher version is applied; one without leaves the remembered version as it is."""
-    identifier = uuid4()
-
-    async def apply(subject: str, version: int | None) -> tuple[str, str | None]:
-        applied = await store.apply([ask(identifier, mode=mode, version=version, subject=subject)])
-        return outcomes(applied)[0], subjects(applied)[0]
-
-    assert await apply("none", None) == ("inserted", "none")
-    assert await apply("7", 7) == ("updated", "7")
-    assert await apply("6", 6) == ("stale", "7")
-    assert await apply("7 again", 7) == ("stale", "7")
-    assert await apply("none again", None) == ("updated", "none again")
-    assert await apply("7 after none", 7) == ("stale", "none again")
-    assert await apply("8", 8) == ("updated", "8")
-    assert await apply("last", 2**63 - 1) == ("updated", "last")
-
-
-async def test_a_stale_request_is_remembered(store: Store) -> None:
-    """A repeat of a stale one is a duplicate."""
-    newest = ask(version=2)
-    stale = ask(newest.record.id, version=1)
-    await store.apply([newest])
-    assert outcomes(await store.apply([stale])) == ["stale"]
-    assert outcomes(await store.apply([stale])) == ["duplicate"]
-
-
-async def test_the_row_of_a_repeat_may_be_gone(store: Store, database: Connection) -> None:
-    """A duplicate without a record: nothing is written, and there is nothing to answer with."""
-    request = ask()
-    await store.apply([request])
-    await database.execute("DELETE FROM task_activity_log")
-    applied = await store.apply([request, ask()])
-    assert applied[0] == Applied(Outcome.DUPLICATE, None)
-    assert outcomes(applied) == ["duplicate", "inserted"]
-    assert await database.fetchval("SELECT count(*) FROM task_activity_log") == 1
-
-
 async def test_a_row_that_a_trigger_skips_is_stale(store: Store, database: Connection) -> None:
-    """Nothing was written, so the answer is what is there; not `duplicate`, for it was never taken before."""
+    """Nothing was written, so the current record is returned. It is not a duplicate, because it was not taken before."""
     await database.execute("""
         CREATE FUNCTION skip() RETURNS trigger LANGUAGE plpgsql AS
             $$ BEGIN IF NEW.subject = 'skip' THEN RETURN NULL; END IF; RETURN NEW; END $$;
@@ -182,29 +112,8 @@ async def test_a_row_that_a_trigger_skips_is_stale(store: Store, database: Conne
     assert subjects(applied) == ["kept", "no record", "no record"]
 
 
-async def test_a_merge_keeps_what_it_does_not_name(store: Store) -> None:
-    """For every field: absent keeps, null clears, a value replaces; and each row of a wave has fields of its own."""
-    rows = {name: uuid4() for name in FIELDS[1:]}
-    other = FULL | {"subject": "other", "is_closed": True}
-    await store.apply([ask(identifier, **FULL) for identifier in rows.values()])
-    for values in (other, dict.fromkeys(FULL)):
-        expected = [FULL | {name: values[name]} for name in rows]
-        wave = [merge(identifier, **{name: values[name]}) for name, identifier in rows.items()]
-        applied = await store.apply(wave)
-        assert outcomes(applied) == ["updated"] * len(rows)
-        assert [record.model_dump(exclude={"id", "modified_dateutc"}) for _, record in applied if record] == expected
-
-
-async def test_a_merge_of_a_new_id_inserts(store: Store) -> None:
-    """Absent fields are null then."""
-    [(outcome, record)] = await store.apply([merge(subject="only")])
-    assert outcome is Outcome.INSERTED
-    assert record is not None
-    assert (record.subject, record.description) == ("only", None)
-
-
 async def test_a_merge_of_nothing_is_an_update(store: Store) -> None:
-    """A message that names nothing but the id: the row stays and its instant grows."""
+    """If a message has only the id, the row keeps its values and its instant increases."""
     [(_, before)] = await store.apply([full := ask(**FULL)])
     [(outcome, after)] = await store.apply([merge(full.record.id)])
     assert outcome is Outcome.UPDATED
@@ -223,7 +132,7 @@ EDGES = (
 
 
 async def test_the_ends_of_the_calendar_are_instants_like_any_other(store: Store, database: Connection) -> None:
-    """.NET's DateTime.MinValue and MaxValue are stored as such, not as infinities, and come back in UTC."""
+    """.NET's DateTime.MinValue and MaxValue are stored as they are and not as infinities, and are returned in UTC."""
     wave = [ask(due_date=edge, date_closed=edge) for edge in EDGES]
     applied = await store.apply(wave)
     assert [record.due_date for _, record in applied if record] == list(EDGES)
@@ -242,11 +151,13 @@ EARLY = ("-infinity", "0001-12-31 23:59:59.999999 UTC BC")
 
 @pytest.mark.parametrize(
     ("column", "instant"),
-    # An early modified_dateutc is mended by the trigger with the first write.
+    # The trigger corrects an early modified_dateutc at the first write.
     [*product(("due_date", "date_closed"), LATE + EARLY), *product(("modified_dateutc",), LATE)],
 )
-async def test_a_row_that_python_cannot_read(store: Store, database: Connection, column: str, instant: str) -> None:
-    """It is answered `rejected` without a record, each time it comes; the write holds and its neighbours are answered."""
+async def test_a_row_with_an_instant_that_python_cannot_represent(
+    store: Store, database: Connection, column: str, instant: str
+) -> None:
+    """Its outcome is `rejected`, without a record, each time. The row is written, and the other rows are returned."""
     victim, neighbour = ask(subject="victim"), ask(subject="neighbour")
     await store.apply([victim, neighbour])
     await database.execute(f"""
@@ -264,8 +175,8 @@ async def test_a_row_that_python_cannot_read(store: Store, database: Connection,
     assert await database.fetchval("SELECT count(*) FROM task_activity_log WHERE description = 'changed'") == 2
 
 
-async def test_the_instant_of_a_row_grows_whoever_writes(store: Store, database: Connection) -> None:
-    """By a microsecond at least, also when the clock stands behind, and what a writer says is not taken."""
+async def test_the_instant_of_a_row_increases_with_each_write(store: Store, database: Connection) -> None:
+    """It increases by at least a microsecond, even if the clock steps back. A value set by a writer is ignored."""
     request = ask(key=False)
     instants = []
     for _ in range(20):
@@ -286,7 +197,7 @@ async def test_the_instant_of_a_row_grows_whoever_writes(store: Store, database:
 
 
 async def test_a_wave_is_one_statement(store: Store) -> None:
-    """In the common case, and so one round trip once it is prepared: no transaction around it, no look-ups."""
+    """In the common case it is one statement without a transaction around it, and so one round trip once prepared."""
     await store.apply([ask() for _ in range(3)])
     connection = store._writer._connection
     assert connection is not None
@@ -297,20 +208,8 @@ async def test_a_wave_is_one_statement(store: Store) -> None:
     assert len(asked) == 1
 
 
-async def test_nothing_of_a_wave_is_stored_or_remembered_when_one_row_is_refused(
-    store: Store, database: Connection
-) -> None:
-    """Records and inbox are one transaction: the halves of the wave are not taken for repeats."""
-    await database.execute("ALTER TABLE task_activity_log ADD CHECK (subject <> 'bad')")
-    wave = [ask(subject="good"), ask(subject="bad")]
-    with pytest.raises(Exception, match="23514"):
-        await store.apply(wave)
-    assert outcomes(await store.apply(wave[:1])) == ["inserted"]
-    assert await database.fetchval("SELECT count(*) FROM task_activity_log_inbox") == 1
-
-
 async def test_big_waves_stay_linear(store: Store) -> None:
-    """5,000 rows with repeats, merges and versions pass in seconds; a quadratic plan would take minutes."""
+    """5,000 rows with repeats, merges and versions take seconds; a quadratic plan would take minutes."""
     wave: list[Request[Delivery]] = [merge(version=1, subject="s" * 100) for _ in range(5000)]
     assert set(outcomes(await store.apply(wave))) == {"inserted"}
     assert set(outcomes(await store.apply(wave))) == {"duplicate"}
@@ -321,8 +220,8 @@ async def test_big_waves_stay_linear(store: Store) -> None:
 class TestTrim:
     """The inbox is trimmed by age, in chunks, by one worker at a time."""
 
-    async def test_only_what_is_older_goes(self, store: Store, database: Connection) -> None:
-        """What is younger is still a duplicate; what is older is applied anew."""
+    async def test_only_older_requests_are_forgotten(self, store: Store, database: Connection) -> None:
+        """A repeat of a younger one is still a duplicate; an older one is applied again."""
         old, young = ask(), ask()
         await store.apply([old, young])
         await database.execute(
@@ -332,8 +231,8 @@ class TestTrim:
         assert await store.trim(timedelta(days=1), 10) == 1
         assert outcomes(await store.apply([old, young])) == ["updated", "duplicate"]
 
-    async def test_a_chunk_at_a_time_oldest_first(self, store: Store, database: Connection) -> None:
-        """Never more than asked for; fewer only at the end."""
+    async def test_one_chunk_is_forgotten_at_a_time_oldest_first(self, store: Store, database: Connection) -> None:
+        """There are never more than asked for, and fewer only at the end."""
         await database.execute("""
             INSERT INTO task_activity_log_inbox
             SELECT gen_random_uuid(), now() - n * interval '1 minute' FROM generate_series(1, 25) n
@@ -344,8 +243,8 @@ class TestTrim:
         assert oldest < timedelta(minutes=15, seconds=30)
         assert [await store.trim(age, 10) for _ in range(3)] == [10, 5, 0]
 
-    async def test_one_worker_at_a_time(self, store: Store, database: Connection) -> None:
-        """Who does not get the lock neither waits nor trims."""
+    async def test_only_one_worker_trims_at_a_time(self, store: Store, database: Connection) -> None:
+        """A worker that does not get the lock neither waits nor trims."""
         await database.execute("INSERT INTO task_activity_log_inbox VALUES (gen_random_uuid(), 'epoch')")
         lock = int.from_bytes(b"tal-trim")
         async with database.transaction():
@@ -355,7 +254,7 @@ class TestTrim:
 
 
 async def test_the_probe_writes_nothing(store: Store, database: Connection) -> None:
-    """It waits for no row, makes no row version, and takes nothing for remembered."""
+    """It waits for no row, creates no row version, and remembers nothing."""
     await store.apply([ask()])
     query = "SELECT xmin, modified_dateutc, (SELECT count(*) FROM task_activity_log_inbox) FROM task_activity_log"
     before = await database.fetchrow(query)

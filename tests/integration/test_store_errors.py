@@ -1,4 +1,4 @@
-"""What the store makes of errors: the row's are `Refused`, the database's `Unavailable`, and nothing else gets out."""
+"""The store's errors: `Refused` if a row is at fault, `Unavailable` if the database is, and no others."""
 
 import asyncio
 import secrets
@@ -13,9 +13,9 @@ import pytest
 
 from sandbox.proxy import Proxy
 from task_activity_log.postgresql import migrations
-from task_activity_log.postgresql.session import CLIENT, NOT_MIGRATED, TIMEOUT, Link
+from task_activity_log.postgresql.session import CLIENT, Session
 from task_activity_log.postgresql.store import Store
-from task_activity_log.problem import Refused, Unavailable
+from task_activity_log.problem import NotMigrated, Refused, TimedOut, Unavailable
 from tests.asking import Connection, ask, merge, outcomes, until_blocked
 
 
@@ -29,17 +29,18 @@ async def opened(url: str, **options: Any) -> AsyncIterator[Store]:
 
 
 def with_option(url: str, **options: str) -> str:
-    """The DSN with server settings in it."""
+    """The DSN with these server settings."""
     return urlunsplit(
         urlsplit(url)._replace(query="&".join(f"{name}={quote(value)}" for name, value in options.items()))
     )
 
 
-async def outage(store: Store) -> str:
-    """The reason why a write is not possible."""
-    with pytest.raises(Unavailable) as caught:
+async def outage(store: Store, kind: type[Unavailable] = Unavailable) -> str:
+    """Why a write is not possible: an outage of this type."""
+    with pytest.raises(kind) as caught:
         await store.apply([ask()])
-    assert caught.value.__context__ is None  # the driver's error quotes rows; it must not end up in a log
+    assert type(caught.value) is kind
+    assert caught.value.__context__ is None  # the driver's error quotes rows, so it must not be logged
     return caught.value.reason
 
 
@@ -52,7 +53,7 @@ async def refusal(store: Store, **fields: Any) -> Refused:
 
 
 async def raise_subject(database: Connection) -> None:
-    """Let a trigger raise the SQLSTATE that is a record's subject, as many times as its description says."""
+    """Let a trigger raise the SQLSTATE in a record's subject, as many times as its description says."""
     await database.execute("""
         CREATE SEQUENCE tries;
         CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -67,8 +68,8 @@ async def raise_subject(database: Connection) -> None:
     """)
 
 
-async def test_every_class_of_errors_is_sorted(store: Store, database: Connection) -> None:
-    """A server raises each: the row's, the doubtful, the database's, the schema's; and their text is kept nowhere."""
+async def test_every_class_of_errors_is_recognized(store: Store, database: Connection) -> None:
+    """A server raises errors of rows, doubtful ones, and those of the database and the schema. Their text is dropped."""
     await raise_subject(database)
     always = "1000000"
     for sqlstate in ("22000", "22P05", "23503", "23514", "44000", "54000", "P0001"):
@@ -86,8 +87,8 @@ async def test_every_class_of_errors_is_sorted(store: Store, database: Connectio
         "53100": "disk full (53100)",
         "53200": "out of resources (53200)",
         "55006": "not in a fit state (55006)",
-        "55P03": TIMEOUT,
-        "57014": TIMEOUT,
+        "55P03": "timeout",
+        "57014": "timeout",
         "57P03": "shutting down or starting up (57P03)",
         "58030": "database error (58030)",
         "XX001": "database error (XX001)",
@@ -100,8 +101,8 @@ async def test_every_class_of_errors_is_sorted(store: Store, database: Connectio
 
 
 @pytest.mark.parametrize(("sqlstate", "passes"), [("40001", 3), ("40P01", 3), ("42883", 1), ("26000", 1)])
-async def test_what_may_pass_is_tried_again(store: Store, database: Connection, sqlstate: str, passes: int) -> None:
-    """A conflict three times, an outdated schema once; the wave is stored once, and one failure more gets out."""
+async def test_errors_that_may_pass_are_retried(store: Store, database: Connection, sqlstate: str, passes: int) -> None:
+    """A conflict is retried three times, an outdated schema once. One more failure is raised."""
     await raise_subject(database)
     request = ask(subject=sqlstate, description=str(passes))
     assert outcomes(await store.apply([request])) == ["inserted"]
@@ -111,7 +112,7 @@ async def test_what_may_pass_is_tried_again(store: Store, database: Connection, 
 
 
 async def test_a_refusal_costs_no_connection(store: Store, database: Connection) -> None:
-    """Halving a wave means many refused statements in a row; they share one connection."""
+    """Halving a wave causes many refused statements in succession; they use the same connection."""
     await database.execute("ALTER TABLE task_activity_log ADD CONSTRAINT short CHECK (length(subject) < 5)")
     await store.open()
     connection = store._writer._connection
@@ -121,7 +122,7 @@ async def test_a_refusal_costs_no_connection(store: Store, database: Connection)
 
 
 async def test_values_that_cannot_be_stored(store: Store, database: Connection) -> None:
-    """U+0000 is refused by the server, half a surrogate pair by the driver, what is too long for an index by its page."""
+    """The server refuses U+0000, the driver a lone surrogate, and an index a value that is too long for a page."""
     assert (await refusal(store, subject="\0")).sqlstate == "22021"
     assert (await refusal(store, subject="\ud800")).sqlstate == "22000"
     await database.execute("CREATE INDEX ON task_activity_log (description)")
@@ -130,12 +131,12 @@ async def test_values_that_cannot_be_stored(store: Store, database: Connection) 
 
 
 async def test_a_database_that_is_not_migrated(empty_database_url: str) -> None:
-    """Told apart from all other outages, and over as soon as it is migrated."""
+    """This outage has its own type, and ends as soon as the database is migrated."""
     async with opened(empty_database_url) as store:
-        assert await outage(store) == NOT_MIGRATED
-        with pytest.raises(Unavailable, match="not migrated yet"):
+        assert await outage(store, NotMigrated) == "not migrated yet (42P01)"
+        with pytest.raises(NotMigrated):
             await store.probe()
-        with pytest.raises(Unavailable, match="not migrated yet"):
+        with pytest.raises(NotMigrated):
             await store.trim(timedelta(0), 1)
         assert await store.schema_version() is None
         await asyncio.to_thread(migrations.migrate, empty_database_url)
@@ -145,7 +146,7 @@ async def test_a_database_that_is_not_migrated(empty_database_url: str) -> None:
 
 
 async def test_a_schema_that_changes_under_prepared_statements(store: Store, database: Connection) -> None:
-    """Tables altered, moved or made anew, and statements forgotten by a pooler: the next wave passes."""
+    """A table is altered, moved or created again, and a pooler drops statements: the next wave passes."""
     await store.apply([ask()])
     for change in (
         "ALTER TABLE task_activity_log ALTER COLUMN subject TYPE varchar(100)",
@@ -165,8 +166,8 @@ async def test_a_schema_that_changes_under_prepared_statements(store: Store, dat
 
 
 async def test_a_read_only_database(store: Store, database: Connection, database_url: str) -> None:
-    """As after a failover: an outage, also for the probe; and each try is on a new connection, which may find the
-    new primary."""
+    """A read-only database, as after a failover, is an outage, also for the probe. Each attempt uses a new connection,
+    which may reach the new primary."""
     await store.apply([ask()])
     async with opened(with_option(database_url, default_transaction_read_only="on")) as standby:
         assert await outage(standby) == "read-only (25006)"
@@ -178,20 +179,20 @@ async def test_a_read_only_database(store: Store, database: Connection, database
 
 @pytest.mark.parametrize("option", [{"statement_timeout": "150"}, {"lock_timeout": "150"}, {}])
 async def test_a_locked_row_is_a_timeout(database_url: str, database: Connection, option: dict[str, str]) -> None:
-    """Whether the server or the client gives up: the reason says that a smaller wave may pass, and it does, at once."""
+    """Whether the server or the client gives up, the type says that a smaller wave may pass, and one does, at once."""
     locked, free = ask(), ask()
     async with opened(with_option(database_url, **option), command_timeout=10 if option else 0.15) as store:
         await store.apply([locked, free])
         async with database.transaction():
             await database.execute("SELECT FROM task_activity_log WHERE id = $1 FOR UPDATE", locked.record.id)
-            with pytest.raises(Unavailable) as caught:
+            with pytest.raises(TimedOut) as caught:
                 await store.apply([ask(free.record.id), ask(locked.record.id), ask()])
-            assert caught.value.reason == TIMEOUT
+            assert caught.value.reason == "timeout"
             assert outcomes(await store.apply([ask(free.record.id)])) == ["updated"]
 
 
 async def test_a_cancelled_wave_is_cancelled_in_the_database(store: Store, database: Connection) -> None:
-    """A drain that cannot wait leaves no statement behind that would write, or hold locks, later."""
+    """When the drain limit has passed, no statement is left that would write or hold locks later."""
     request = ask()
     await store.apply([request])
     async with database.transaction():
@@ -206,7 +207,7 @@ async def test_a_cancelled_wave_is_cancelled_in_the_database(store: Store, datab
 
 
 async def test_a_connection_ended_by_the_server(store: Store, database: Connection) -> None:
-    """In the middle of a statement it is an outage; between two of them nobody notices."""
+    """During a statement it is an outage; between two statements it has no effect."""
     end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
     request = ask()
     await store.apply([request])
@@ -229,7 +230,7 @@ async def test_a_connection_ended_by_the_server(store: Store, database: Connecti
 
 
 async def test_a_network_that_is_cut(database_url: str) -> None:
-    """A lost connection is an outage; what was sent when it was lost is answered as a repeat, if it was stored."""
+    """A lost connection is an outage. If the wave was stored before the loss, its repeat is a duplicate."""
     async with Proxy.to(database_url) as proxy, opened(proxy.url) as store:
         request = ask()
         await store.open()
@@ -247,11 +248,11 @@ async def test_a_network_that_is_cut(database_url: str) -> None:
 
 
 async def test_a_network_that_is_silent(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A half-open link ends in a timeout in time, cannot be connected anew, and does not keep the store from closing.
+    """A half-open connection causes a timeout, a new one a connect timeout, and neither prevents the store from closing.
 
-    The request to cancel goes the same way and is not answered either.
+    The request to cancel the statement uses the same network and is not answered either.
     """
-    monkeypatch.setattr(Link, "_CLOSE_SECONDS", 0.2)
+    monkeypatch.setattr(Session, "_CLOSE_SECONDS", 0.2)
     async with (
         Proxy.to(database_url) as proxy,
         asyncio.timeout(60),
@@ -259,7 +260,7 @@ async def test_a_network_that_is_silent(database_url: str, monkeypatch: pytest.M
     ):
         await store.apply([ask()])
         proxy.hold()
-        assert await outage(store) == TIMEOUT
+        assert await outage(store, TimedOut) == "timeout"
         assert await outage(store) == "connect timeout"
         applying = asyncio.create_task(store.apply([ask()]))
         await asyncio.sleep(0)
@@ -268,19 +269,17 @@ async def test_a_network_that_is_silent(database_url: str, monkeypatch: pytest.M
             await applying
 
 
-async def test_a_connection_that_was_idle_for_long_is_not_trusted(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A firewall may have forgotten it: the next statement has a new one, instead of a timeout."""
+async def test_a_connection_that_was_idle_for_long_is_replaced(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A firewall may have dropped it, so the next statement uses a new one instead of running into a timeout."""
     await store.apply([ask()])
     old = store._writer._connection
-    monkeypatch.setattr(Link, "_IDLE_SECONDS", 0.0)
+    monkeypatch.setattr(Session, "_IDLE_SECONDS", 0.0)
     await store.apply([ask()])
     assert store._writer._connection is not old
 
 
 class TestConnecting:
-    """Why we are not let in, in a few words without secrets."""
+    """Why connecting fails, in a few words without secrets."""
 
     @pytest.mark.parametrize(
         ("change", "expected"),
@@ -298,18 +297,18 @@ class TestConnecting:
         ],
     )
     async def test_wrong_urls(self, database_url: str, change: dict[str, str], expected: str) -> None:
-        """Each mistake has words of its own, which never quote the URL."""
+        """Each mistake has its own words, which never quote the URL."""
         async with opened(urlunsplit(urlsplit(database_url)._replace(**change))) as store:
             assert await outage(store) == expected
 
     async def test_a_server_that_does_not_answer(self) -> None:
-        """It costs the connect timeout and no more."""
+        """Connecting ends after the connect timeout."""
         with socket.create_server(("127.0.0.1", 0)) as deaf:
             async with opened(f"postgresql://u:p@127.0.0.1:{deaf.getsockname()[1]}/d", connect_timeout=0.1) as store:
                 assert await outage(store) == "connect timeout"
 
-    async def test_the_next_host_has_a_timeout_of_its_own(self, database_url: str) -> None:
-        """A first host that does not answer, or refuses, leaves the others their chance; standbys are passed over."""
+    async def test_each_host_has_its_own_timeout(self, database_url: str) -> None:
+        """If the first host does not answer, or refuses, the next one is tried."""
         parts = urlsplit(database_url)
         login, _, host = parts.netloc.rpartition("@")
         with socket.create_server(("127.0.0.1", 0)) as deaf:
@@ -318,8 +317,8 @@ class TestConnecting:
                 await store.open()
                 assert outcomes(await store.apply([ask()])) == ["inserted"]
 
-    async def test_it_says_who_it_is(self, database_url: str, database: Connection) -> None:
-        """In pg_stat_activity: the program's name, unless the DSN has another."""
+    async def test_the_connection_has_an_application_name(self, database_url: str, database: Connection) -> None:
+        """pg_stat_activity shows the name of the program, unless the DSN has another one."""
         query = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name = $1"
         for url, name in (
             (database_url, "task-activity-log-worker"),
@@ -330,8 +329,8 @@ class TestConnecting:
                 assert await database.fetchval(query, name) == 1
 
 
-async def test_nothing_outlasts_a_transaction(database_url: str, database: Connection) -> None:
-    """As pgbouncer in transaction mode needs it: with no statement cache, no prepared statements, locks or settings."""
+async def test_nothing_remains_after_a_transaction(database_url: str, database: Connection) -> None:
+    """Without a statement cache there are no prepared statements and no locks, as pgbouncer in transaction mode needs."""
     async with opened(database_url, statement_cache_size=0) as store:
         request = ask(version=1)
         await store.apply([request])
@@ -339,14 +338,16 @@ async def test_nothing_outlasts_a_transaction(database_url: str, database: Conne
         await store.apply([request])
         await store.probe()
         await store.trim(timedelta(0), 1)
-        for link in (store._writer, store._maintenance):
-            assert link._connection is not None
-            assert await link._connection.fetchval("SELECT count(*) FROM pg_prepared_statements WHERE name <> ''") == 0
+        for session in (store._writer, store._maintenance):
+            assert session._connection is not None
+            assert (
+                await session._connection.fetchval("SELECT count(*) FROM pg_prepared_statements WHERE name <> ''") == 0
+            )
     assert await database.fetchval("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'") == 0
 
 
-async def test_an_answer_that_the_driver_cannot_read(store: Store) -> None:
-    """It is the row's fault, not the program's end; and the connection is as good as before."""
+async def test_a_result_that_the_driver_cannot_read(store: Store) -> None:
+    """The row is at fault, the program does not fail, and the connection can still be used."""
     await store.open()
     connection = store._writer._connection
     assert connection is not None

@@ -1,4 +1,4 @@
-"""Two workers at once: the same message, the same record, opposite orders."""
+"""Two workers at the same time: the same message, the same record, opposite orders."""
 
 import asyncio
 from uuid import UUID, uuid4
@@ -15,9 +15,9 @@ ROUNDS = 15
 
 @pytest.mark.parametrize("ending", ["COMMIT", "ROLLBACK"])
 async def test_the_same_message_in_two_workers(store: Store, database: Connection, ending: str) -> None:
-    """The second waits for the first. If that one committed it is a repeat, and is answered with what was stored.
+    """The second waits for the first. If the first commits, the second is a duplicate, with the record of the first.
 
-    The row of the first is younger than the snapshot of the second's statement: it has to be read afterwards.
+    The row of the first is younger than the snapshot of the second's statement, so it must be read by another statement.
     """
     request = ask(subject="second")
     await database.execute("BEGIN")
@@ -32,10 +32,10 @@ async def test_the_same_message_in_two_workers(store: Store, database: Connectio
     assert await database.fetchval("SELECT count(*) FROM task_activity_log") == 2
 
 
-async def test_the_same_messages_in_two_workers_over_and_over(
+async def test_the_same_messages_in_two_workers_many_times(
     store: Store, other_store: Store, database: Connection
 ) -> None:
-    """Each is applied by exactly one of them, and both answer with the same record."""
+    """Each is applied by exactly one of them, and both return the same record."""
     for _ in range(ROUNDS):
         wave = [ask(subject=str(number)) for number in range(60)]
         one, two = await asyncio.gather(store.apply(wave), other_store.apply(list(reversed(wave))))

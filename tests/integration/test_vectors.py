@@ -1,4 +1,4 @@
-"""The contract's vectors through a running worker: published, stored or dead-lettered, answered."""
+"""The contract's vectors through a running worker: published, stored or dead-lettered, and answered."""
 
 import asyncio
 import json
@@ -17,7 +17,7 @@ TOPOLOGY = Topology()
 
 
 async def test_every_vector_is_answered_as_the_contract_says(amqp_url: str, database_url: str) -> None:
-    """What is accepted is answered with the stored record in its own format; what is not with its code, and is kept."""
+    """An accepted one is answered with the stored record in its own format, another with its code, and is dead-lettered."""
     vectors = {vector.id: vector for vector in load()}
     async with serving(amqp_url, database_url), await aio_pika.connect(amqp_url) as connection:
         channel = await connection.channel()
@@ -36,7 +36,7 @@ async def test_every_vector_is_answered_as_the_contract_says(amqp_url: str, data
 
 
 async def gather(queue: AbstractQueue, count: int) -> dict[str, AbstractIncomingMessage]:
-    """So many messages of a queue, by correlation_id."""
+    """This number of messages from a queue, by correlation_id."""
     messages: asyncio.Queue[AbstractIncomingMessage] = asyncio.Queue()
     await queue.consume(messages.put, no_ack=True)
     async with asyncio.timeout(30):
@@ -44,7 +44,7 @@ async def gather(queue: AbstractQueue, count: int) -> dict[str, AbstractIncoming
 
 
 def is_right(reply: AbstractIncomingMessage, vector: Vector) -> bool:
-    """Whether a reply is what the vector expects."""
+    """Whether a reply is the one that the vector expects."""
     in_xml = "xml" in (vector.content_type or "").lower()
     if vector.code is not None:
         return reply.headers["x-error-code"] == vector.code == code_in(reply)

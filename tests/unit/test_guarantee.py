@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum, auto
+from itertools import compress
 from types import SimpleNamespace
 from unittest.mock import patch
 from uuid import UUID
@@ -27,7 +28,7 @@ from task_activity_log.pipeline.reply import Reply
 from task_activity_log.pipeline.request import Request, Rules, decode
 from task_activity_log.pipeline.suspects import SUSPICIOUS_FROM
 from task_activity_log.pipeline.worker import Worker
-from task_activity_log.problem import TIMEOUT, Problem, Refused, Unavailable
+from task_activity_log.problem import Problem, Refused, TimedOut, Unavailable
 from task_activity_log.record import FIELDS, Applied, Outcome
 from tests import virtual_time
 from tests.fakes import FakeDatabase, FakeWatch, delivered
@@ -262,10 +263,9 @@ class Process:
             dead_letters=self,
             replies=_Replies(self),
             watch=FakeWatch([]),
-            rules=Rules(),
+            rules=Rules(poison_from=POISON_FROM),
             batch_max=world.batch_max,
             hold_limit_seconds=HOLD_LIMIT_SECONDS,
-            poison_from=POISON_FROM,
         )
 
     def start(self) -> None:
@@ -289,7 +289,7 @@ class Process:
                 await asyncio.wait(self._tasks[:1])
             if not self._ended:
                 self._tasks[0].result()
-                await self.intake.give_back()
+                await self.intake.requeue()
         if self._ended:
             return False
         self._end()
@@ -337,7 +337,7 @@ class Process:
         if trouble is Trouble.AWAY:
             raise Unavailable("connection lost")
         if trouble is Trouble.SLOW:
-            raise Unavailable(TIMEOUT)
+            raise TimedOut("timeout")
         if any(self._kind(request) is Kind.REFUSED for request in wave):
             raise Refused("23514")
         applied = self.world.database.apply(wave)
@@ -345,7 +345,7 @@ class Process:
         if trouble in (Trouble.DONE_BUT_LOST, Trouble.HALF_DONE):
             raise Unavailable("connection lost")
         if trouble is Trouble.SLOW_BUT_DONE:
-            raise Unavailable(TIMEOUT)
+            raise TimedOut("timeout")
         return applied
 
     def _kind(self, request: Request[Delivery]) -> Kind:
@@ -379,24 +379,23 @@ class _Replies:
     def __init__(self, process: Process) -> None:
         self._process = process
 
-    async def publish(self, replies: Sequence[Reply]) -> list[Reply]:
+    async def publish(self, replies: Sequence[Reply]) -> list[bool]:
         world = self._process.world
         trouble = world.trouble()
         await self._process.stumble(trouble)
         if trouble in (Trouble.AWAY, Trouble.SLOW):
             raise Unavailable("no publisher connection")
-        refused: list[Reply] = []
-        for reply in replies[: len(replies) // 2] if trouble is Trouble.HALF_DONE else replies:
-            if reply.reply_to and trouble is Trouble.REFUSES:
-                refused.append(reply)
-            elif reply.reply_to and trouble is Trouble.RETURNED:
+        placed = [not (reply.reply_to and trouble is Trouble.REFUSES) for reply in replies]
+        done = len(replies) // 2 if trouble is Trouble.HALF_DONE else len(replies)
+        for reply in compress(replies[:done], placed):
+            if reply.reply_to and trouble is Trouble.RETURNED:
                 world.ledger.given_up.add(str(reply.correlation_id))
             else:
                 world.ledger.answer(reply)
         await self._process.stumble(Trouble.KILLED if trouble is Trouble.KILLED_AFTER else Trouble.NONE)
         if trouble in (Trouble.HALF_DONE, Trouble.DONE_BUT_LOST, Trouble.SLOW_BUT_DONE):
             raise Unavailable("replies not confirmed in time")
-        return refused
+        return placed
 
 
 @contextmanager

@@ -1,3 +1,5 @@
+"""Health and metrics over HTTP."""
+
 import asyncio
 import socket
 import time
@@ -35,44 +37,44 @@ def get(url: str) -> tuple[int, str]:
 @pytest.mark.parametrize(
     ("path", "text"), [("/livez", "ok\n"), ("/readyz?verbose", "ok\n"), ("/metrics", "m 1\n"), ("/status", '{"a": 1}')]
 )
-def test_a_well_worker_answers_200(path: str, text: str) -> None:
+def test_a_healthy_worker_answers_200(path: str, text: str) -> None:
     """Each page has its content."""
     with serving() as (_, url):
         assert get(url + path) == (200, text)
 
 
 def test_reasons_are_503_each_on_a_line() -> None:
-    """Unready is not dead."""
+    """A worker that is not ready can still be alive."""
     with serving(ready=["holding: database down", "not consuming"]) as (_, url):
         assert get(f"{url}/readyz") == (503, "holding: database down\nnot consuming\n")
         assert get(f"{url}/livez")[0] == 200
 
 
 def test_an_unknown_path_is_404() -> None:
-    """It says which there are."""
+    """The response names the paths that exist."""
     with serving() as (_, url):
-        assert get(f"{url}/secrets")[0] == 404
+        assert get(f"{url}/secrets") == (404, "the paths are /livez, /readyz, /metrics and /status\n")
 
 
-def test_a_loop_that_does_not_move_is_not_alive(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The loop has beaten once and then stands still: 503 with the reason, served while it stands."""
+def test_a_worker_whose_event_loop_is_blocked_is_not_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The response is 503 with the reason, and it is served while the loop is blocked."""
     monkeypatch.setattr("task_activity_log.telemetry.health._STUCK_SECONDS", 0.05)
     with serving() as (health, url):
 
-        async def stand_still() -> None:
+        async def block() -> None:
             beating = asyncio.create_task(health.beat())
             await asyncio.sleep(0)
             deadline = time.monotonic() + 5
             while get(f"{url}/livez")[0] == 200:  # blocks the loop, on purpose
                 assert time.monotonic() < deadline
-            assert "has not moved" in get(f"{url}/readyz")[1]
+            assert "the event loop has been blocked for" in get(f"{url}/readyz")[1]
             beating.cancel()
 
-        asyncio.run(stand_still())
+        asyncio.run(block())
 
 
-def test_what_a_driver_said_is_shown_without_secrets() -> None:
-    """On each page that gives reasons."""
+def test_a_drivers_message_is_shown_without_secrets() -> None:
+    """This holds for each page that shows reasons."""
     health = Health(
         ready=lambda: ["holding: hunter2hunter2 is wrong"],
         alive=list,
@@ -84,8 +86,8 @@ def test_what_a_driver_said_is_shown_without_secrets() -> None:
     assert pages == [b"holding: *** is wrong\n", b'{"holds": "amqp://***@c"}', b'reason="***"']
 
 
-def test_clients_that_dawdle_do_not_keep_a_probe_waiting() -> None:
-    """Twice as many as are served at once, each with half a request: the oldest are cut off for it."""
+def test_slow_clients_do_not_keep_a_probe_waiting() -> None:
+    """There are twice as many as are served at once, each with half a request: the oldest are cut off."""
     with serving() as (_, url), ExitStack() as stack:
         address = ("127.0.0.1", int(url.rpartition(":")[2]))
         for _ in range(32):
@@ -97,7 +99,7 @@ def test_clients_that_dawdle_do_not_keep_a_probe_waiting() -> None:
 
 
 def test_a_client_that_sends_a_byte_now_and_then_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The limit is for the whole of a request, not for each read."""
+    """The time limit applies to the whole request and not to each read."""
     monkeypatch.setattr("task_activity_log.telemetry.health._CLIENT_SECONDS", 0.2)
     with serving() as (_, url):
         address = ("127.0.0.1", int(url.rpartition(":")[2]))
@@ -114,7 +116,7 @@ def test_a_client_that_sends_a_byte_now_and_then_is_cut_off(monkeypatch: pytest.
 
 @pytest.mark.parametrize("request_", [b"GET /" + b"a" * 1_000_000, b"GET /livez HTTP/1.1\r\n" + b"a: b\r\n" * 200_000])
 def test_a_huge_request_is_not_read_to_its_end(request_: bytes) -> None:
-    """Sixteen kilobytes of it at most."""
+    """At most sixteen kilobytes of it are read."""
     with serving() as (_, url):
         address = ("127.0.0.1", int(url.rpartition(":")[2]))
         with socket.create_connection(address, timeout=5) as client:
@@ -126,7 +128,7 @@ def test_a_huge_request_is_not_read_to_its_end(request_: bytes) -> None:
 
 
 def test_a_taken_port_is_an_oserror() -> None:
-    """The command turns it into one line."""
+    """The command `run` prints it as one line."""
     with serving() as (_, url), pytest.raises(OSError, match="in use"):
         HealthServer(
             Health(ready=list, alive=list, status=dict, metrics=bytes), "127.0.0.1", int(url.rpartition(":")[2])

@@ -1,4 +1,4 @@
-"""What a worker that has connected to nothing yet says of itself, and how it ends when it is broken."""
+"""How a worker process ends if it has a defect."""
 
 import json
 from typing import Any
@@ -14,36 +14,17 @@ from task_activity_log.telemetry import logs
 URLS = {"AMQP_URL": "amqp://me:hunter2hunter2@broker:5673/v", "DATABASE_URL": "postgresql://me:hunter2hunter2@db/app"}
 
 
-async def test_status_says_what_it_waits_for_and_hides_what_is_secret() -> None:
-    """Connections with their addresses, holds with reason and duration, settings without those that hold passwords."""
-    worker = Service(load({**URLS, "MANAGEMENT_URL": "http://me:hunter2hunter2@broker", "WORKER_BATCH_MAX": "7"}))
-    worker._start_hold.reason, worker._start_hold.since = "disk full (53100)", 0.0
-    status: dict[str, Any] = worker.status.report()
-    assert status["connections"] == {
-        "intake": {"address": "broker:5673/v", "connected": False},
-        "replies": {"address": "broker:5673/v", "connected": False, "blocked": None},
-        "database": {"address": "db/app", "connected": False},
-    }
-    [hold] = status["holds"]
-    assert (hold["place"], hold["reason"]) == ("start", "disk full (53100)")
-    assert hold["seconds"] > 0
-    assert "holding: disk full (53100)" in status["not_ready"]
-    assert (status["in_hand"], status["last_batch"]) == ({"waiting": 0, "under_way": 0, "prefetch": 28}, None)
-    assert status["settings"]["batch_max"] == 7
-    assert "hunter2" not in json.dumps(status, default=str)
-
-
 def test_a_defect_ends_with_1_and_without_its_text(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The text of an error may quote a message; where it happened is told."""
+    """The text of an error may quote a message, so only its type and place are logged."""
 
     async def broken(_: Service) -> None:
         raise RuntimeError("pay" + "load")
 
     def configure(*arguments: Any) -> None:
         really_configure(*arguments)
-        structlog.configure(cache_logger_on_first_use=False)  # what is kept would write into this test's own stderr
+        structlog.configure(cache_logger_on_first_use=False)  # a cached logger would keep this test's stderr
 
     really_configure = logs.configure
     monkeypatch.setattr(logs, "configure", configure)

@@ -1,8 +1,9 @@
-"""Whose fault an error is, in what words it is told, and how a DSN with several hosts is taken apart."""
+"""What an error means, how an outage is labelled, and how a DSN with several hosts is split."""
 
 import pytest
 
-from task_activity_log.postgresql.session import TIMEOUT, Fault, _each_host, fault, reason
+from task_activity_log.postgresql.session import Fault, _each_host, fault, outage
+from task_activity_log.problem import NotMigrated, TimedOut, Unavailable
 
 
 @pytest.mark.parametrize(
@@ -35,26 +36,34 @@ from task_activity_log.postgresql.session import TIMEOUT, Fault, _each_host, fau
         ("XX000", Fault.DATABASE),
     ],
 )
-def test_whose_fault_it_is(sqlstate: str, expected: Fault) -> None:
-    """The class decides, and for some the whole SQLSTATE; what is not known is doubtful."""
+def test_the_sqlstate_determines_the_fault(sqlstate: str, expected: Fault) -> None:
+    """Usually its class does, for some the whole SQLSTATE; an unknown one is doubtful."""
     assert fault(sqlstate) is expected
 
 
 @pytest.mark.parametrize(
-    ("sqlstate", "expected"),
+    ("sqlstate", "kind", "label"),
     [
-        ("57014", TIMEOUT),
-        ("55P03", TIMEOUT),
-        ("53100", "disk full (53100)"),
-        ("53400", "out of resources (53400)"),
-        ("42P01", "not migrated yet (42P01)"),
-        ("42804", "schema does not fit (42804)"),
-        ("58030", "database error (58030)"),
+        ("57014", TimedOut, "timeout"),
+        ("55P03", TimedOut, "timeout"),
+        ("53100", Unavailable, "disk full (53100)"),
+        ("53400", Unavailable, "out of resources (53400)"),
+        ("42P01", NotMigrated, "not migrated yet (42P01)"),
+        ("42804", Unavailable, "schema does not fit (42804)"),
+        ("58030", Unavailable, "database error (58030)"),
     ],
 )
-def test_an_outage_has_a_short_label(sqlstate: str, expected: str) -> None:
-    """Words for the class, or better ones for a single error; timeouts are all alike."""
-    assert reason(sqlstate) == expected
+def test_an_outage_has_a_type_and_a_short_label(sqlstate: str, kind: type[Unavailable], label: str) -> None:
+    """The label has words for the class, or for some for the single error. All timeouts have the same label."""
+    found = outage(sqlstate)
+    assert (type(found), found.label, found.reason) == (kind, label, label)
+
+
+def test_the_detail_of_an_outage_is_not_part_of_its_label() -> None:
+    """The label is for metrics, so it must not vary. The reason is for people."""
+    found = Unavailable("replies returned", "no queue takes what x is sent")
+    assert (found.label, found.reason) == ("replies returned", "replies returned: no queue takes what x is sent")
+    assert str(found) == found.reason
 
 
 @pytest.mark.parametrize(
@@ -65,14 +74,14 @@ def test_an_outage_has_a_short_label(sqlstate: str, expected: str) -> None:
         ("postgresql://u%40x:p%2F@[::1]:1,[::2]:2/d?x=1", ["u%40x:p%2F@[::1]:1", "u%40x:p%2F@[::2]:2"]),
     ],
 )
-def test_hosts_are_tried_one_by_one(dsn: str, hosts: list[str]) -> None:
-    """Each with the same login, database and options."""
+def test_a_dsn_is_split_into_one_for_each_host(dsn: str, hosts: list[str]) -> None:
+    """Each has the same login, database and options."""
     assert _each_host(dsn) == [f"postgresql://{host}/d?x=1" for host in hosts]
 
 
 @pytest.mark.parametrize(
     "dsn", ["postgresql://u:p@a/d", "postgresql:///d?host=/run/postgresql", "postgresql://[/d", ""]
 )
-def test_one_host_is_left_as_it_is(dsn: str) -> None:
-    """Also a socket, and what is no URL at all: the driver says so."""
+def test_a_dsn_with_one_host_is_not_changed(dsn: str) -> None:
+    """This includes a socket, and a text that is not a URL, which the driver refuses."""
     assert _each_host(dsn) == [dsn]

@@ -1,3 +1,5 @@
+"""Settings from the environment: defaults, secrets, and what is refused."""
+
 import ssl
 from pathlib import Path
 
@@ -18,12 +20,12 @@ def errors_of(environment: dict[str, str]) -> list[str]:
 def test_two_urls_are_enough() -> None:
     """Everything but the two URLs has a default."""
     settings = load(URLS)
-    assert settings.amqp_url.get_secret_value() == URLS["AMQP_URL"]
+    assert settings.required_amqp_url == URLS["AMQP_URL"]
     assert settings.http_port == 8080
 
 
-def test_what_is_missing_is_named_with_an_example() -> None:
-    """A newcomer learns in one line a URL what to set."""
+def test_a_missing_url_is_named_with_an_example() -> None:
+    """There is one line for each."""
     assert errors_of({}) == [
         "AMQP_URL: is not set; for example AMQP_URL=amqp://guest:guest@localhost:5672/",
         "DATABASE_URL: is not set; for example DATABASE_URL=postgresql://postgres@localhost:5432/postgres",
@@ -31,7 +33,7 @@ def test_what_is_missing_is_named_with_an_example() -> None:
 
 
 def test_an_unknown_setting_is_refused_with_the_likely_one() -> None:
-    """A typing error must not silently leave a default in force."""
+    """With a misspelt name the default would silently stay in effect."""
     assert errors_of({**URLS, "WORKER_BATCHMAX": "3"}) == [
         "WORKER_BATCHMAX: unknown setting; did you mean WORKER_BATCH_MAX?"
     ]
@@ -50,7 +52,7 @@ def test_an_unknown_setting_is_refused_with_the_likely_one() -> None:
     ],
 )
 def test_a_wrong_value_is_one_line_without_the_value(name: str, value: str, reason: str) -> None:
-    """The line names the variable and the reason; the value, which may be a secret, is not in it."""
+    """The line has the variable and the reason, but not the value, which may be a secret."""
     (line,) = errors_of({**URLS, name: value})
     assert line.startswith(f"{name}: ")
     assert reason in line
@@ -58,15 +60,15 @@ def test_a_wrong_value_is_one_line_without_the_value(name: str, value: str, reas
 
 
 def test_a_secret_can_come_from_a_file(tmp_path: Path) -> None:
-    """AMQP_URL_FILE holds the path of a file with the URL; a newline at its end does not matter."""
+    """AMQP_URL_FILE is the path of a file with the URL. A newline at its end does not matter."""
     file = tmp_path / "url"
     file.write_text("amqp://from-a-file/\n")
     settings = load({"DATABASE_URL": URLS["DATABASE_URL"], "AMQP_URL_FILE": str(file)})
-    assert settings.amqp_url.get_secret_value() == "amqp://from-a-file/"
+    assert settings.required_amqp_url == "amqp://from-a-file/"
 
 
 def test_an_unreadable_secret_file_is_one_line() -> None:
-    """The variable and the reason."""
+    """It has the variable and the reason."""
     assert "AMQP_URL_FILE: cannot be read (No such file or directory)" in errors_of({**URLS, "AMQP_URL_FILE": "/no"})
 
 
@@ -76,24 +78,44 @@ def test_empty_means_not_set() -> None:
 
 
 def test_a_command_asks_only_for_what_it_uses() -> None:
-    """`migrate` needs no broker."""
-    assert load({"DATABASE_URL": URLS["DATABASE_URL"]}, needed=("database_url",)).database_url
+    """`migrate` needs no broker, and `publish --dry-run` needs neither URL."""
+    settings = load({"DATABASE_URL": URLS["DATABASE_URL"]}, needed=("database_url",))
+    assert (settings.amqp_url, settings.required_database_url) == (None, URLS["DATABASE_URL"])
+    settings = load({}, needed=())
+    assert (settings.amqp_url, settings.database_url) == (None, None)
+    assert settings.secret_urls == ()
+
+
+def test_a_url_that_is_used_but_was_not_set_is_an_error() -> None:
+    """This is a defect of the command, but the text is the same as for a missing one."""
+    settings = load({}, needed=())
+    with pytest.raises(SettingsError, match="AMQP_URL: is not set; for example"):
+        _ = settings.required_amqp_url
+    with pytest.raises(SettingsError, match="DATABASE_URL: is not set; for example"):
+        _ = settings.required_database_url
+
+
+def test_files_for_the_broker_do_not_matter_to_a_command_without_a_broker() -> None:
+    """One environment serves all commands: `migrate` ignores how the broker would be reached."""
+    authorities = ssl.get_default_verify_paths().cafile or certifi.where()
+    environment = {"DATABASE_URL": URLS["DATABASE_URL"], "WORKER_AMQP_CA_FILE": authorities}
+    assert load(environment, needed=("database_url",)).amqp_tls is not None
 
 
 def test_secrets_are_not_shown() -> None:
-    """Neither repr nor JSON of the settings holds a password."""
+    """Neither repr() nor the JSON of the settings contains a password."""
     settings = load(URLS)
     assert "secret" not in repr(settings) + settings.model_dump_json()
 
 
 def test_prefetch_is_four_batches_within_the_memory_limit() -> None:
-    """The worst case in hand is prefetch times the body limit; the memory limit bounds it."""
+    """At most prefetch times the body limit is held in memory; the memory limit bounds it."""
     assert load({**URLS, "WORKER_BATCH_MAX": "100"}).prefetch == 400
     assert load({**URLS, "WORKER_MEMORY_LIMIT_BYTES": str(3 * 2**20)}).prefetch == 12
 
 
 def test_every_setting_says_what_it_does() -> None:
-    """The table in the README is made of these."""
+    """The table of settings in the documentation is generated from the descriptions."""
     assert all(field.description for field in Settings.model_fields.values())
     assert variable("http_port") == "HTTP_PORT"
     assert variable("batch_max") == "WORKER_BATCH_MAX"
@@ -102,16 +124,14 @@ def test_every_setting_says_what_it_does() -> None:
 @pytest.mark.parametrize(
     ("variables", "error"),
     [
-        ({"WORKER_AMQP_KEY_FILE": "{garbage}"}, "WORKER_AMQP_KEY_FILE: needs WORKER_AMQP_CERTIFICATE_FILE beside it"),
+        ({"WORKER_AMQP_KEY_FILE": "{garbage}"}, "WORKER_AMQP_KEY_FILE: also needs WORKER_AMQP_CERTIFICATE_FILE"),
         ({"WORKER_AMQP_CA_FILE": "{absent}"}, "WORKER_AMQP_CA_FILE: cannot be read (No such file or directory)"),
-        ({"WORKER_DATABASE_CA_FILE": "{garbage}"}, "WORKER_DATABASE_…_FILE: not the PEM files"),
-        ({"WORKER_DATABASE_CERTIFICATE_FILE": "{garbage}"}, "WORKER_DATABASE_…_FILE: not the PEM files"),
+        ({"WORKER_DATABASE_CA_FILE": "{garbage}"}, "WORKER_DATABASE_…_FILE: not PEM files"),
+        ({"WORKER_DATABASE_CERTIFICATE_FILE": "{garbage}"}, "WORKER_DATABASE_…_FILE: not PEM files"),
     ],
 )
-def test_files_for_tls_that_are_of_no_use_are_refused_at_start(
-    tmp_path: Path, variables: dict[str, str], error: str
-) -> None:
-    """Not at the first connection, and in one line."""
+def test_unusable_files_for_tls_are_refused_at_start(tmp_path: Path, variables: dict[str, str], error: str) -> None:
+    """They are refused in one line, and not only at the first connection."""
     (tmp_path / "garbage").write_text("garbage")
     files = {"garbage": tmp_path / "garbage", "absent": tmp_path / "absent"}
     secure = {**URLS, "AMQP_URL": "amqps://guest:guest@broker/"}
@@ -120,14 +140,14 @@ def test_files_for_tls_that_are_of_no_use_are_refused_at_start(
 
 
 def test_files_for_tls_without_tls_are_refused() -> None:
-    """Who names a certificate authority believes the link encrypted."""
+    """If a certificate authority is set, the connection is expected to be encrypted."""
     authorities = ssl.get_default_verify_paths().cafile or certifi.where()
     assert errors_of({**URLS, "WORKER_AMQP_CA_FILE": authorities}) == [
-        "AMQP_URL: should begin with amqps://, as there are files for TLS"
+        "AMQP_URL: should begin with amqps://, because files for TLS are set"
     ]
 
 
 @pytest.mark.parametrize("value", ["amqp://broker", "http://", "not a url"])
-def test_a_management_url_that_is_none_is_refused(value: str) -> None:
-    """Like the other URLs."""
+def test_an_invalid_management_url_is_refused(value: str) -> None:
+    """It is checked like the other URLs."""
     assert errors_of({**URLS, "MANAGEMENT_URL": value})[0].startswith("MANAGEMENT_URL: should")

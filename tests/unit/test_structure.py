@@ -5,7 +5,7 @@ from pathlib import Path
 import task_activity_log
 
 HOUSE = Path(task_activity_log.__file__).parent
-WORKER_LINES = 300
+WORKER_LINES = 320
 FILE_LINES = 450
 
 

@@ -1,4 +1,4 @@
-"""Counting, telling and hiding."""
+"""Metrics, log events, and the redaction of secrets."""
 
 import json
 
@@ -7,9 +7,9 @@ import structlog
 
 from task_activity_log.message import Delivery
 from task_activity_log.pipeline import reply
-from task_activity_log.pipeline.ports import Answer
+from task_activity_log.pipeline.ports import Settlement
 from task_activity_log.pipeline.request import Rules, decode
-from task_activity_log.problem import Code, Problem
+from task_activity_log.problem import Code, Problem, Unavailable
 from task_activity_log.record import Applied, Outcome
 from task_activity_log.telemetry import logs
 from task_activity_log.telemetry.metrics import HoldSeconds, Metrics
@@ -17,11 +17,11 @@ from task_activity_log.telemetry.watch import Watch
 from tests.fakes import delivered, upsert
 
 
-def answered(delivery: Delivery, problem: Problem | None = None) -> Answer[Delivery]:
-    """An answer to a delivery: rejected with a problem, or else that its record is gone."""
+def answered(delivery: Delivery, problem: Problem | None = None) -> Settlement[Delivery]:
+    """The settlement of a delivery: rejected with this problem, or `record_gone`."""
     if problem is not None:
-        return Answer(delivery, reply.rejected(delivery, problem), problem)
-    return Answer(delivery, reply.stored(decode(delivery, Rules()), Applied(Outcome.DUPLICATE, None), "emit"))
+        return Settlement(delivery, reply.undecoded(delivery, problem), problem)
+    return Settlement(delivery, reply.stored(decode(delivery, Rules()), Applied(Outcome.DUPLICATE, None), "emit"))
 
 
 def value(metrics: Metrics, name: str, **labels: str) -> float | None:
@@ -30,7 +30,7 @@ def value(metrics: Metrics, name: str, **labels: str) -> float | None:
 
 @pytest.fixture
 def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The clock that holds are measured by; a test moves it."""
+    """The clock for holds. A test can advance it."""
     time = [1000.0]
     monkeypatch.setattr("task_activity_log.telemetry.metrics.time.monotonic", lambda: time[0])
     return time
@@ -45,29 +45,39 @@ def totals(holds: HoldSeconds) -> dict[tuple[str, str], float]:
 
 
 def test_hold_seconds_count_while_the_hold_goes_on(now: list[float]) -> None:
-    """An outage shows at once, not when it is over; its reasons are kept apart, up to the first colon."""
+    """An outage is visible at once and not only when it is over. Each label has its own total."""
     holds = HoldSeconds()
     holds.held("store", "connection lost")
     now[0] += 5
     assert totals(holds) == {("store", "connection lost"): 5}
-    holds.held("store", "disk full: of somebody's data")
+    holds.held("store", "disk full")
     now[0] += 2
     holds.released("store")
     now[0] += 100
     assert totals(holds) == {("store", "connection lost"): 5, ("store", "disk full"): 2}
 
 
-def test_the_reasons_of_holds_are_bounded() -> None:
-    """A broker with ever new words must not fill Prometheus."""
+def test_the_labels_of_holds_are_bounded() -> None:
+    """A driver whose texts vary must not fill Prometheus with labels."""
     holds = HoldSeconds()
     for number in range(1000):
-        holds.held("reply", f"reason {number}")
+        holds.held("reply", f"{number} {'x' * 100}")
     assert len(totals(holds)) == 51
     assert ("reply", "other") in totals(holds)
+    assert max(len(label) for _, label in totals(holds)) == 60
+
+
+def test_the_detail_of_an_outage_is_logged_but_is_no_label() -> None:
+    """The log has the whole reason; the metric has only the label."""
+    metrics = Metrics()
+    with structlog.testing.capture_logs() as events:
+        Watch(metrics).held("reply", Unavailable("replies returned", "no queue takes what x is sent"))
+    assert [event["reason"] for event in events] == ["replies returned: no queue takes what x is sent"]
+    assert value(metrics, "task_activity_log_hold_seconds_total", place="reply", reason="replies returned") is not None
 
 
 def test_rejections_are_counted_by_the_code_that_was_answered() -> None:
-    """Also `record_gone`, which is an answer and no dead letter."""
+    """This includes `record_gone`, although such a message is not dead-lettered."""
     metrics = Metrics()
     bad = Problem(Code.MISSING_ID, "Send an id.")
     metrics.answered([answered(upsert()), answered(upsert(), bad), answered(upsert(), bad)])
@@ -76,21 +86,32 @@ def test_rejections_are_counted_by_the_code_that_was_answered() -> None:
     assert value(metrics, "task_activity_log_messages_total", outcome="rejected") == 3
 
 
-@pytest.mark.parametrize(("timestamp", "at_most"), [(1_700_000_000, None), (1_700_000_000_000, None), (None, 0)])
-def test_age_is_measured_from_seconds_and_milliseconds(timestamp: int | None, at_most: float | None) -> None:
-    """Java publishers send milliseconds; without a timestamp there is no age."""
+def ages(monkeypatch: pytest.MonkeyPatch, timestamp: int | None) -> tuple[float | None, float | None]:
+    """How many ages are measured, and their sum, for a message with this timestamp at 1,700,000,060."""
+    monkeypatch.setattr("task_activity_log.telemetry.metrics.time.time", lambda: 1_700_000_060.0)
     metrics = Metrics()
     delivery = delivered(b'{"id": "9652e68c-7b6d-4598-bbbd-4e933126c994"}', message_id="m", timestamp=timestamp)
     metrics.answered([answered(delivery)])
-    count, total = (value(metrics, f"task_activity_log_age_seconds_{part}") for part in ("count", "sum"))
-    assert count == (0 if at_most == 0 else 1)
-    if at_most is None:
-        assert total is not None
-        assert 50_000_000 < total < 1_700_000_000
+    return value(metrics, "task_activity_log_age_seconds_count"), value(metrics, "task_activity_log_age_seconds_sum")
+
+
+@pytest.mark.parametrize(
+    ("timestamp", "age"), [(1_700_000_000, 60), (1_700_000_000_500, 59.5), (1_700_000_100, 0), (0, 1_700_000_060)]
+)
+def test_the_age_of_a_message_is_measured_from_its_timestamp(
+    monkeypatch: pytest.MonkeyPatch, timestamp: int, age: float
+) -> None:
+    """Timestamps are in seconds, or in milliseconds from Java publishers. One in the future counts as now."""
+    assert ages(monkeypatch, timestamp) == (1, age)
+
+
+def test_a_message_without_a_timestamp_has_no_age(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not counted with an age of zero."""
+    assert ages(monkeypatch, None) == (0, 0)
 
 
 def test_a_batch_is_one_event_and_a_message_another_at_debug() -> None:
-    """The ids of a message and of its reply are bound; nothing of its body is."""
+    """The ids of a message and of its reply are logged, but nothing of its body."""
     delivery = upsert(subject="a secret subject")
     with structlog.testing.capture_logs() as events:
         Watch(Metrics()).answered([answered(delivery)])
@@ -102,14 +123,14 @@ def test_a_batch_is_one_event_and_a_message_another_at_debug() -> None:
     assert "a secret subject" not in str(events)
 
 
-def test_a_hold_is_told_once_for_each_reason() -> None:
-    """Every try of a long outage would flood the log."""
+def test_a_hold_is_logged_once_for_each_reason() -> None:
+    """An event for each attempt of a long outage would flood the log."""
     watch = Watch(Metrics())
     with structlog.testing.capture_logs() as events:
         for reason in ("connection lost", "connection lost", "disk full (53100)"):
-            watch.held("store", reason)
+            watch.held("store", Unavailable(reason))
         watch.released("store", 3.14159)
-        watch.held("store", "connection lost")
+        watch.held("store", Unavailable("connection lost"))
     assert [(event["event"], event.get("reason")) for event in events] == [
         ("holding", "connection lost"),
         ("holding", "disk full (53100)"),
@@ -130,21 +151,21 @@ def test_a_hold_is_told_once_for_each_reason() -> None:
     ],
 )
 def test_a_url_is_shown_without_its_secrets(url: str, secret: str, shown: str) -> None:
-    """Not even where a password was not encoded and reaches over the parts of the URL."""
+    """This holds even if a password is not encoded and extends over several parts of the URL."""
     assert logs.address(url) == shown
     assert secret in logs.secrets_in(url)
     assert secret not in logs.Redaction(logs.secrets_in(url)).text(f"cannot do it with '{secret}'")
 
 
-def test_what_a_driver_says_is_told_without_secrets() -> None:
-    """URLs lose their user part, known secrets are replaced; ordinary words that hold one are left."""
+def test_a_drivers_message_is_logged_without_secrets() -> None:
+    """URLs lose their user part, and known secrets are replaced. Ordinary words that contain a secret are not changed."""
     redaction = logs.Redaction({"postgres", "abc"})
     event = redaction(None, "info", {"event": "e", "count": 1, "reason": "amqp://a:b@c, postgres, postgresql, abc"})
     assert event == {"event": "e", "count": 1, "reason": "amqp://***@c, ***, postgresql, abc"}
 
 
-def test_a_crash_is_told_without_its_text() -> None:
-    """The text of an error may quote a message; its kind and its place do not."""
+def test_a_crash_is_logged_without_the_text_of_the_error() -> None:
+    """The text of an error may quote a message; its type and where it was raised do not."""
     payload = "pay" + "load"
     try:
         try:
@@ -159,7 +180,7 @@ def test_a_crash_is_told_without_its_text() -> None:
 
 
 def test_json_is_one_event_a_line(capsys: pytest.CaptureFixture[str]) -> None:
-    """Whatever is in it, line breaks too."""
+    """This holds for any values, even with line breaks."""
     try:
         logs.configure("json", "info", {"hunter2hunter2"})
         structlog.get_logger("test").info("batch", reason="two\nlines of hunter2hunter2")

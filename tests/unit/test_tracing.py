@@ -1,4 +1,4 @@
-"""Traces of a worker with stand-ins around it, kept in memory; that nothing of them is there when they are off."""
+"""The traces of a worker with stand-ins around it, and that there are none if they are off."""
 
 import asyncio
 import logging
@@ -21,7 +21,7 @@ from task_activity_log.message import Delivery
 from task_activity_log.pipeline.request import Rules
 from task_activity_log.pipeline.worker import Worker
 from task_activity_log.telemetry import tracing
-from task_activity_log.telemetry.tracing import Tracing
+from task_activity_log.telemetry.spans import Tracing, make_provider
 from tests.fakes import FakeDeadLetters, FakeIntake, FakeReplies, FakeStore, FakeWatch, delivered, upsert
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
@@ -29,11 +29,11 @@ PARENT = f"00-{TRACE}-b7ad6b7169203331-01"
 
 
 class Traced:
-    """A worker whose spans are kept."""
+    """A worker whose spans are recorded."""
 
     def __init__(self) -> None:
         self.exporter = InMemorySpanExporter()
-        provider: TracerProvider = tracing.make_provider({})
+        provider: TracerProvider = make_provider({})
         provider.add_span_processor(SimpleSpanProcessor(self.exporter))
         self.tracing = Tracing(provider, "requests", "replies")
         self.intake, self.store, self.replies, self.watch = FakeIntake(), FakeStore(), FakeReplies([]), FakeWatch([])
@@ -77,7 +77,7 @@ def id_of(span: ReadableSpan) -> str:
 
 
 async def test_a_trace_goes_from_the_publisher_through_the_worker_to_the_reply() -> None:
-    """The message's span is a child of the publisher's, and the reply carries it on, with the vendor's state."""
+    """The message's span is a child of the publisher's. The reply has its context, with the vendor's state."""
     traced = Traced()
     await traced.work(with_parent(upsert(message_id="m-1")))
     [span] = traced.spans("process requests")
@@ -99,7 +99,7 @@ async def test_a_trace_goes_from_the_publisher_through_the_worker_to_the_reply()
 
 
 async def test_batches_link_to_every_one_of_their_messages() -> None:
-    """To more than the 128 that OpenTelemetry keeps by default; database and replies are spans of their own."""
+    """There are more links than the 128 that OpenTelemetry keeps by default. Database and replies have their own spans."""
     traced = Traced()
     await traced.work(*(upsert() for _ in range(300)))
     messages = {id_of(span) for span in traced.spans("process requests")}
@@ -111,8 +111,8 @@ async def test_batches_link_to_every_one_of_their_messages() -> None:
         assert {format(link.context.span_id, "016x") for link in span.links} == messages
 
 
-async def test_what_goes_wrong_is_on_the_spans() -> None:
-    """A rejected message has its code, a wave that the database refused its SQLSTATE."""
+async def test_spans_have_the_errors() -> None:
+    """The span of a rejected message has the error code, that of a refused wave the SQLSTATE."""
     traced = Traced()
     traced.store.refuses = {"bad"}
     await traced.work(delivered(b"{"), upsert(subject="bad"))
@@ -126,7 +126,7 @@ def errors(spans: Sequence[ReadableSpan]) -> list[str]:
 
 
 async def test_a_message_that_its_publisher_does_not_sample_is_not_recorded() -> None:
-    """Its context still goes on to the reply; a batch of such messages has no span."""
+    """The reply has its context nevertheless. A batch of such messages has no span."""
     traced = Traced()
     await traced.work(with_parent(upsert(), PARENT[:-2] + "00"))
     assert not traced.exporter.get_finished_spans()
@@ -134,8 +134,8 @@ async def test_a_message_that_its_publisher_does_not_sample_is_not_recorded() ->
 
 
 @pytest.mark.parametrize("parent", ["", "garbage", f"00-{'0' * 32}-b7ad6b7169203331-01", "x" * 10_000, 7])
-async def test_a_context_that_is_none_begins_a_trace(parent: object) -> None:
-    """Whatever publishers write there."""
+async def test_an_invalid_context_starts_a_new_trace(parent: object) -> None:
+    """Publishers may send anything in the header."""
     traced = Traced()
     delivery = upsert()
     delivery.properties.headers = {"traceparent": parent}
@@ -144,13 +144,13 @@ async def test_a_context_that_is_none_begins_a_trace(parent: object) -> None:
     assert span.parent is None
 
 
-async def test_what_is_given_back_ends_its_spans() -> None:
-    """Nothing is kept for ever of what never gets an answer."""
+async def test_requeuing_ends_the_spans() -> None:
+    """A span is not kept for ever if its message never gets a reply."""
     traced = Traced()
     traced.intake.put(upsert(), upsert())
     intake = traced.tracing.intake(traced.intake)
     await intake.take(10)
-    await intake.give_back()
+    await intake.requeue()
     assert [dict(span.attributes or {})["task_activity_log.outcome"] for span in traced.spans("process requests")] == [
         "given_back",
         "given_back",
@@ -168,12 +168,12 @@ async def test_what_is_given_back_ends_its_spans() -> None:
     ],
 )
 def test_traces_are_off_unless_configured(environment: dict[str, str]) -> None:
-    """A receiver turns them on, and OpenTelemetry's own switches off."""
+    """The URL of a receiver turns them on; OpenTelemetry's own switches turn them off."""
     assert tracing.from_environment(environment, "q", "x") is None
 
 
 def test_traces_that_are_off_are_not_even_imported() -> None:
-    """The worker starts without the weight of OpenTelemetry."""
+    """Without traces the worker starts faster and uses less memory."""
     program = (
         "import sys; from task_activity_log import service; from task_activity_log.telemetry import tracing;"
         " assert tracing.from_environment({}, 'q', 'x') is None;"
@@ -182,8 +182,8 @@ def test_traces_that_are_off_are_not_even_imported() -> None:
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0  # noqa: S603 - our own program
 
 
-def test_a_receiver_that_is_away_delays_nothing_and_is_told_of_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Traces are dropped then; the worker's end does not wait for them."""
+def test_a_receiver_that_does_not_respond_delays_nothing_and_is_logged_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its traces are dropped, and the worker does not wait for them when it stops."""
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
     with structlog.testing.capture_logs() as events:
         traces = tracing.from_environment(os.environ, "q", "x")
@@ -197,12 +197,13 @@ def test_a_receiver_that_is_away_delays_nothing_and_is_told_of_once(monkeypatch:
             logging.getLogger("opentelemetry.exporter").warning("nobody there")
         for thread in threading.enumerate():
             if thread.name.startswith(("traces", "Otel")):
-                thread.join(60)  # what goes on behind would disturb the tests that follow
+                thread.join(60)  # a thread that still runs would disturb later tests
     assert [event["event"] for event in events].count("traces_not_exported") == 1
 
 
 def test_without_the_packages_the_worker_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Traces that are asked for and cannot be had are one line that says what to install."""
+    """If traces are configured, one line of the log says what to install."""
+    monkeypatch.delitem(sys.modules, "task_activity_log.telemetry.spans")  # so that it is imported again
     monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
     with structlog.testing.capture_logs() as events:
         asked = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"}

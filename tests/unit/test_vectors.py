@@ -1,3 +1,5 @@
+"""The request bodies of the contract's vectors, decoded."""
+
 import pytest
 
 from task_activity_log.pipeline.request import Rules, decode
@@ -8,14 +10,14 @@ from tests.vectors import Vector, load
 VECTORS = load()
 
 
-def test_all_are_there() -> None:
-    """A vector that is lost would not be missed otherwise."""
+def test_no_vector_is_missing() -> None:
+    """Otherwise nobody would notice that one was lost."""
     assert len({vector.id for vector in VECTORS}) == 113
 
 
 @pytest.mark.parametrize("vector", VECTORS, ids=lambda vector: vector.id)
-def test_a_body_is_taken_or_rejected_as_the_contract_says(vector: Vector) -> None:
-    """The fields of what is accepted, the code of what is not."""
+def test_a_body_is_accepted_or_rejected_as_the_contract_says(vector: Vector) -> None:
+    """An accepted body has the expected fields, a rejected one the expected code."""
     delivery = delivered(vector.body, content_type=vector.content_type)
     if vector.code is None:
         assert vector.holds(decode(delivery, Rules()).record)

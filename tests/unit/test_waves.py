@@ -1,6 +1,9 @@
+"""Splitting a batch into waves, halving a wave, and the queue from which batches are taken."""
+
 import asyncio
 from uuid import UUID
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -28,14 +31,14 @@ batches = st.lists(st.builds(request, st.integers(0, 5), st.sampled_from(UpdateM
 
 @given(batches)
 def test_waves_hold_each_request_once(batch: list[Request[Delivery]]) -> None:
-    """Nothing is lost and nothing is doubled by splitting."""
+    """Splitting neither loses nor duplicates a request."""
     split = [id(one) for wave in waves(batch) for one in wave]
     assert sorted(split) == sorted(id(one) for one in batch)
 
 
 @given(batches)
 def test_a_wave_holds_an_id_once_and_one_mode(batch: list[Request[Delivery]]) -> None:
-    """One statement can neither touch a row twice nor both replace and merge."""
+    """One statement cannot update a row twice, and cannot both replace and merge."""
     for wave in waves(batch):
         assert len({one.record.id for one in wave}) == len(wave)
         assert len({one.mode for one in wave}) == 1
@@ -43,7 +46,7 @@ def test_a_wave_holds_an_id_once_and_one_mode(batch: list[Request[Delivery]]) ->
 
 @given(batches)
 def test_the_requests_of_an_id_stay_in_order(batch: list[Request[Delivery]]) -> None:
-    """Across all waves an id's requests come as they were delivered."""
+    """Across all waves the requests of an id are in delivery order."""
     flat = [one for wave in waves(batch) for one in wave]
     for identifier in {one.record.id for one in batch}:
         assert [id(one) for one in flat if one.record.id == identifier] == [
@@ -52,18 +55,23 @@ def test_the_requests_of_an_id_stay_in_order(batch: list[Request[Delivery]]) -> 
 
 
 def test_distinct_ids_are_one_wave() -> None:
-    """The common batch is one statement."""
+    """In the common case a batch is one statement."""
     assert len(waves([request(number) for number in range(500)])) == 1
 
 
-def test_halves_are_the_whole() -> None:
-    """Both halves have something, and together everything."""
-    first, second = halve([request(number) for number in range(7)])
-    assert (len(first), len(second)) == (3, 4)
+@pytest.mark.parametrize("size", [2, 3, 7, 8])
+def test_two_halves_make_the_whole_wave(size: int) -> None:
+    """Neither half is empty, so halving ends; together they have all requests, in order."""
+    wave = [request(number) for number in range(size)]
+    first, second = halve(wave)
+    assert first
+    assert second
+    assert [*first, *second] == wave
+    assert abs(len(first) - len(second)) <= 1
 
 
-async def test_taking_waits_for_the_first_and_takes_what_is_there() -> None:
-    """No timer: one message is a batch of one, three that wait are a batch of three."""
+async def test_taking_waits_for_the_first_item_and_takes_all_that_are_waiting() -> None:
+    """There is no timer: one message is a batch of one, and three waiting messages are a batch of three."""
     waiting: Waiting[int] = Waiting()
     taking = asyncio.create_task(waiting.take(10))
     await asyncio.sleep(0)
@@ -75,8 +83,8 @@ async def test_taking_waits_for_the_first_and_takes_what_is_there() -> None:
     assert await waiting.take(2) == [4]
 
 
-async def test_closing_wakes_the_taker_and_gives_nothing_more() -> None:
-    """What waits stays untaken: it is given back."""
+async def test_closing_wakes_the_taker_and_gives_out_no_more() -> None:
+    """Waiting items are not taken, so that they can be requeued."""
     waiting: Waiting[int] = Waiting()
     taking = asyncio.create_task(waiting.take(10))
     await asyncio.sleep(0)
@@ -88,7 +96,7 @@ async def test_closing_wakes_the_taker_and_gives_nothing_more() -> None:
 
 
 async def test_cleared_items_are_not_taken() -> None:
-    """What belonged to a lost channel comes again from the broker."""
+    """Deliveries of a lost channel are delivered again by the broker."""
     waiting: Waiting[int] = Waiting()
     waiting.put(1)
     waiting.clear()

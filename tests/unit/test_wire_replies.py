@@ -32,10 +32,10 @@ def request(delivery: Delivery) -> Request[Delivery]:
 
 
 def rejection(delivery: Delivery) -> Reply:
-    """The answer to what is no request."""
+    """The reply to a message that cannot be decoded."""
     with pytest.raises(Rejected) as caught:
         decode(delivery, Rules())
-    return reply.rejected(delivery, caught.value.problem)
+    return reply.undecoded(delivery, caught.value.problem)
 
 
 def stored(delivery: Delivery, record: StoredTaskActivityLog = STORED) -> Reply:
@@ -67,7 +67,7 @@ KEYED = [
 def test_the_key_is_made_of_message_id_mode_version_and_body(
     delivery: Delivery, key: str, when_stored: str, when_rejected: str
 ) -> None:
-    """And the reply's message_id of the key and of what became of it."""
+    """The reply's message_id is derived from the key and from whether it was stored or rejected."""
     asked = request(delivery)
     assert asked.key == UUID(key)
     assert stored(delivery).message_id == when_stored
@@ -75,7 +75,7 @@ def test_the_key_is_made_of_message_id_mode_version_and_body(
     assert reply.stored(asked, Applied(Outcome.DUPLICATE, None), "emit").message_id == when_rejected
 
 
-def test_what_is_no_request_is_known_by_message_id_and_body() -> None:
+def test_a_message_that_cannot_be_decoded_is_identified_by_message_id_and_body() -> None:
     """Its problem has the same message_id each time."""
     assert rejection(delivered(b"[]", message_id="m-1")).message_id == "5600c37a-8b40-6b4e-cccc-71c1227372c6"
 
@@ -168,40 +168,40 @@ def test_outcomes_are_said_in_a_header(outcome: str) -> None:
 
 
 @pytest.mark.parametrize("content_type", ["text/plain", "application/soap+xml", "xml"])
-def test_a_problem_is_in_json_where_the_format_is_not_known(content_type: str) -> None:
-    """Also where its name looks like XML."""
+def test_a_problem_is_in_json_if_the_format_is_not_known(content_type: str) -> None:
+    """This holds even if the content type looks like XML."""
     assert rejection(delivered(BODY, content_type=content_type)).content_type == "application/problem+json"
 
 
-def test_a_problem_has_the_default_format_where_none_is_named() -> None:
-    """The setting; where it says that there is none, JSON."""
+def test_a_problem_has_the_default_format_if_content_type_is_absent() -> None:
+    """A setting determines the default; if there is none, the problem is in JSON."""
     delivery, problem = delivered(b"", content_type=None), Problem(Code.EMPTY_BODY, "d")
-    assert reply.rejected(delivery, problem, "application/xml").content_type == "application/problem+xml"
-    assert reply.rejected(delivery, problem, None).content_type == "application/problem+json"
+    assert reply.undecoded(delivery, problem, "application/xml").content_type == "application/problem+xml"
+    assert reply.undecoded(delivery, problem, None).content_type == "application/problem+json"
 
 
-def test_a_message_with_unreadable_properties_is_answered_by_what_could_be_read() -> None:
-    """In its format and with its correlation_id; in JSON where content_type may be what was unreadable."""
+def test_the_reply_to_unreadable_properties_uses_those_that_could_be_read() -> None:
+    """It has the message's format and correlation_id. It is in JSON if content_type may be the unreadable one."""
     delivery = delivered(XML_BODY, None, "text/xml", correlation_id="c", reply_to="r", unreadable="type is not UTF-8")
     found = rejection(delivery)
     assert (found.content_type, found.correlation_id, found.reply_to) == ("application/problem+xml", "c", "r")
     assert found.headers["x-error-code"] == "invalid_properties"
-    assert b"<detail>Send properties and headers that AMQP can hold: type is not UTF-8.</detail>" in found.body
+    assert b"<detail>Send properties and headers that are valid in AMQP: type is not UTF-8.</detail>" in found.body
     unknown = delivered(XML_BODY, content_type=None, unreadable="content_type is not UTF-8")
     problem = Problem(Code.INVALID_PROPERTIES, "d")
-    assert reply.rejected(unknown, problem, "application/xml").content_type == "application/problem+json"
+    assert reply.undecoded(unknown, problem, "application/xml").content_type == "application/problem+json"
 
 
-def test_a_repeat_of_what_was_deleted_since_is_answered_with_a_problem() -> None:
-    """In the request's format."""
+def test_a_repeat_whose_row_was_deleted_is_answered_with_a_problem() -> None:
+    """The problem is in the request's format."""
     found = reply.stored(request(delivered(XML_BODY, "m", "text/xml")), Applied(Outcome.DUPLICATE, None), "emit")
     assert found.headers == {"x-outcome": "rejected", "x-error-code": "record_gone"}
     assert found.content_type == "application/problem+xml"
     assert b"<status>410</status>" in found.body
 
 
-def test_replaced_characters_are_named() -> None:
-    """In XML alone: JSON has a form for every character."""
+def test_fields_with_replaced_characters_are_named() -> None:
+    """This happens only in XML, because JSON can represent every character."""
     record = STORED.model_copy(update={"subject": "a\x01", "reference_back_office": "\uffff", "description": "\r"})
     assert stored(delivered(XML_BODY, content_type="text/xml"), record).headers == {
         "x-outcome": "inserted",
@@ -211,8 +211,8 @@ def test_replaced_characters_are_named() -> None:
 
 
 @pytest.mark.parametrize("point", [*range(1, 9), 0xB, 0xC, *range(0xE, 0x20), 0xFFFE, 0xFFFF])
-def test_characters_that_xml_has_no_form_for_are_replaced(point: int) -> None:
-    """Each of them; the others are written as they are, CR as a reference."""
+def test_characters_that_xml_cannot_represent_are_replaced(point: int) -> None:
+    """All other characters are written unchanged, except CR, which is a character reference."""
     record = STORED.model_copy(update={"subject": f"\t\n\r\x7f\x85\u2028\ufffd😀{chr(point)}"})
     body = stored(delivered(XML_BODY, content_type="text/xml"), record).body.decode()
     assert "<subject>\t\n&#xD;\x7f\x85\u2028\ufffd😀\ufffd</subject>" in body
@@ -238,14 +238,14 @@ def test_characters_that_xml_has_no_form_for_are_replaced(point: int) -> None:
     ],
 )
 def test_instants(instant: datetime, in_json: str, in_xml: str) -> None:
-    """Trimmed in JSON; three digits in XML, cut, so that no day begins early."""
+    """JSON has no trailing zeros. XML has three digits, truncated, so that an instant never moves to the next day."""
     record = STORED.model_copy(update={"due_date": instant})
     assert json.loads(stored(delivered(BODY), record).body)["due_date"] == in_json
     assert f"<due_date>{in_xml}</due_date>" in stored(delivered(XML_BODY, None, "text/xml"), record).body.decode()
 
 
 def test_an_xml_reply_has_every_value() -> None:
-    """As .NET reads them: uuids in lower case with hyphens, booleans in lower case."""
+    """Values have the forms that .NET reads: uuids in lower case with hyphens, booleans in lower case."""
     fields = {name: UUID(int=number) for number, name in enumerate(("task_id", "task_activity_id", "user_id"), 10)}
     for closed, text in ((True, "true"), (False, "false")):
         record = STORED.model_copy(update={**fields, "is_closed": closed, "subject": ""})
@@ -258,8 +258,8 @@ def test_an_xml_reply_has_every_value() -> None:
         }
 
 
-def test_a_json_reply_is_one_line_whatever_is_in_it() -> None:
-    """UTF-8 without byte order mark, not escaped where it need not be."""
+def test_a_json_reply_is_one_line_for_any_values() -> None:
+    """It is UTF-8 without a byte order mark, and escapes only what must be escaped."""
     record = STORED.model_copy(update={"subject": 'é😀"\\\n\r\x01'})
     body = stored(delivered(BODY), record).body
     assert b'"subject":"\xc3\xa9\xf0\x9f\x98\x80\\"\\\\\\n\\r\\u0001"' in body
@@ -268,8 +268,8 @@ def test_a_json_reply_is_one_line_whatever_is_in_it() -> None:
 
 
 @pytest.mark.parametrize("bad", [{"id": UUID(int=0)}, {"subject": "\0"}, {"description": "\ud800"}])
-def test_a_record_of_python_values_holds_to_the_same_rules(bad: dict[str, object]) -> None:
-    """Who makes a request in code learns it at once, not from a dead letter."""
+def test_a_record_made_from_python_values_follows_the_same_rules(bad: dict[str, object]) -> None:
+    """A program gets an error when it creates the record, and not only a dead letter."""
     with pytest.raises(ValidationError):
         TaskActivityLog(**{"id": UUID(ID), **bad})
     assert TaskActivityLog(id=UUID(ID), subject="é😀").subject == "é😀"
@@ -279,13 +279,13 @@ def test_a_record_of_python_values_holds_to_the_same_rules(bad: dict[str, object
 
 
 def test_a_problem_in_json_has_the_members_of_rfc_9457() -> None:
-    """And code and errors: one for every bad field."""
+    """It also has the code, and errors: one for each invalid field."""
     body = rejection(delivered(b'{"id":"x","due_date":"x","is_closed":2}')).body
     assert json.loads(body) == {
         "type": "urn:task-activity-log:problem:invalid_uuid",
         "title": "Invalid uuid",
         "status": 422,
-        "detail": "Send id as a uuid such as 9652e68c-7b6d-4598-bbbd-4e933126c994. 2 more fields are bad too: see errors.",
+        "detail": "Send id as a uuid such as 9652e68c-7b6d-4598-bbbd-4e933126c994. 2 more fields are invalid too: see errors.",
         "code": "invalid_uuid",
         "errors": [
             {
@@ -303,10 +303,10 @@ def test_a_problem_in_json_has_the_members_of_rfc_9457() -> None:
     }
 
 
-def test_a_problem_in_xml_is_after_appendix_b() -> None:
-    """Its namespace, an element for each member, `i` for each item; escaped."""
+def test_a_problem_in_xml_follows_appendix_b() -> None:
+    """It has the namespace, an element for each member, and `i` for each item. Text is escaped."""
     problem = Problem(Code.DUPLICATE_FIELD, "a<b>&\r", (FieldError("id", Code.DUPLICATE_FIELD, "m"),))
-    assert reply.rejected(delivered(b"", content_type="text/xml"), problem).body.decode() == (
+    assert reply.undecoded(delivered(b"", content_type="text/xml"), problem).body.decode() == (
         '<problem xmlns="urn:ietf:rfc:7807"><type>urn:task-activity-log:problem:duplicate_field</type>'
         "<title>Duplicate field</title><status>400</status><detail>a&lt;b&gt;&amp;&#xD;</detail>"
         "<code>duplicate_field</code><errors><i><name>id</name><code>duplicate_field</code><message>m</message></i>"
@@ -314,19 +314,19 @@ def test_a_problem_in_xml_is_after_appendix_b() -> None:
     )
 
 
-def test_one_and_many_more_bad_fields() -> None:
-    """The detail counts them in English."""
+def test_the_detail_says_how_many_more_fields_are_invalid() -> None:
+    """The sentence is correct for one and for several."""
     details = [
         json.loads(rejection(delivered(body)).body)["detail"]
         for body in (b'{"id":1,"user_id":1}', b'{"user_id":1}', b'{"id":1,"ID":1}')
     ]
-    assert details[0].endswith(". 1 more field is bad too: see errors.")
+    assert details[0].endswith(". 1 more field is invalid too: see errors.")
     assert details[1].startswith("Send id as a uuid that is not all zeros. 1 more ")
-    assert details[2] == "Send id once only, in whatever case its name is."
+    assert details[2] == "Send id only once; upper and lower case do not matter."
 
 
 def test_every_code_has_its_status() -> None:
-    """The table of section 6."""
+    """The table is that of section 6."""
     statuses = {
         415: "unsupported_media_type unsupported_charset unsupported_encoding",
         413: "body_too_large",

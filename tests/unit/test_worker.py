@@ -1,19 +1,19 @@
-"""The pipeline with stand-ins for the broker and the database."""
+"""The worker with stand-ins for the broker and the database."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import Any
-from unittest.mock import Mock
 from uuid import UUID, uuid4
 
 import pytest
 
 from task_activity_log.message import Delivery
-from task_activity_log.pipeline import worker
-from task_activity_log.pipeline.request import Rules
+from task_activity_log.pipeline.reply import Reply
+from task_activity_log.pipeline.request import Request, Rules
 from task_activity_log.pipeline.worker import Worker
+from task_activity_log.record import Applied
+from tests import virtual_time
 from tests.fakes import FakeDeadLetters, FakeIntake, FakeReplies, FakeStore, FakeWatch, delivered, upsert
 
 
@@ -49,12 +49,16 @@ class Bench:
             await asyncio.wait_for(running, 5)
 
     @property
+    def hold_reason(self) -> str | None:
+        return self.worker.store_hold.reason or self.worker.reply_hold.reason
+
+    @property
     def outcomes(self) -> list[str]:
         return [str(reply.outcome) for reply in self.replies.published]
 
 
-async def test_every_message_is_stored_answered_and_accepted() -> None:
-    """A batch of new records: one wave, a reply each, all accepted in the order delivered."""
+async def test_every_message_is_stored_answered_and_acknowledged() -> None:
+    """A batch of new records is one wave; each gets a reply, and all are acknowledged in delivery order."""
     bench = Bench()
     deliveries = [upsert() for _ in range(50)]
     bench.intake.put(*deliveries)
@@ -62,11 +66,11 @@ async def test_every_message_is_stored_answered_and_accepted() -> None:
         await bench.watch.settled(50)
     assert len(bench.store.waves) == 1
     assert bench.outcomes == ["inserted"] * 50
-    assert bench.intake.accepted == deliveries
+    assert bench.intake.acknowledged == deliveries
 
 
 async def test_an_id_is_applied_in_the_order_delivered() -> None:
-    """Three upserts of one id in one batch are three waves; each is answered with the record after it."""
+    """Three upserts of one id in one batch are three waves. Each reply has the record as it was after that upsert."""
     bench = Bench()
     identifier = uuid4()
     bench.intake.put(*(upsert(identifier, subject=subject) for subject in "abc"))
@@ -79,8 +83,8 @@ async def test_an_id_is_applied_in_the_order_delivered() -> None:
     ]
 
 
-async def test_a_bad_message_harms_no_other() -> None:
-    """It is dead-lettered and answered with its problem; its neighbours are stored in the same wave."""
+async def test_an_invalid_message_does_not_affect_others() -> None:
+    """It is dead-lettered and answered with its problem. The other messages are stored in the same wave."""
     bench = Bench()
     bad = delivered(b"{", message_id="bad")
     bench.intake.put(upsert(), bad, upsert())
@@ -88,11 +92,11 @@ async def test_a_bad_message_harms_no_other() -> None:
         await bench.watch.settled(3)
     assert sorted(bench.outcomes) == ["inserted", "inserted", "rejected"]
     assert [(delivery, problem.code) for delivery, problem in bench.dead_letters.kept] == [(bad, "malformed_json")]
-    assert len(bench.intake.accepted) == 3
+    assert len(bench.intake.acknowledged) == 3
 
 
-async def test_dead_letters_come_before_replies_and_both_before_acceptance() -> None:
-    """Who has read the problem finds the dead letter; what is accepted has been answered."""
+async def test_dead_letters_come_before_replies_and_replies_before_acknowledgements() -> None:
+    """Whoever has read the problem finds the dead letter, and an acknowledged message has been answered."""
     bench = Bench()
     bench.intake.put(delivered(b""))
     async with bench.running():
@@ -102,7 +106,7 @@ async def test_dead_letters_come_before_replies_and_both_before_acceptance() -> 
 
 @pytest.mark.parametrize("guilty", [0, 37, 63])
 async def test_the_row_that_the_database_refuses_is_found_by_halving(guilty: int) -> None:
-    """Of 64 the guilty one is alone after 2 log2(64) + 1 statements at the most; the 63 others are stored."""
+    """Among 64 rows it is alone after at most 2 log2(64) + 1 statements; the other 63 are stored."""
     bench = Bench()
     bench.store.refuses = {"guilty"}
     deliveries = [upsert(subject="guilty" if number == guilty else "good") for number in range(64)]
@@ -117,7 +121,7 @@ async def test_the_row_that_the_database_refuses_is_found_by_halving(guilty: int
 
 
 async def test_a_repeat_is_not_applied_again_and_has_the_same_message_id() -> None:
-    """One message delivered twice: the second reply says duplicate and carries the first one's message_id."""
+    """A message is delivered twice: the second reply has the outcome duplicate and the first one's message_id."""
     bench = Bench()
     delivery = upsert(message_id="m")
     bench.intake.put(delivery, delivery)
@@ -128,38 +132,38 @@ async def test_a_repeat_is_not_applied_again_and_has_the_same_message_id() -> No
 
 
 async def test_an_outage_of_the_database_is_waited_out() -> None:
-    """Nothing is accepted while it lasts, the reason is shown, and afterwards everything is."""
+    """Nothing is acknowledged during the outage, the reason is shown, and afterwards everything is acknowledged."""
     bench = Bench()
     bench.store.away = "database down"
     bench.intake.put(upsert())
     async with bench.running():
         await bench.store.tried.wait()
-        assert bench.intake.accepted == []
+        assert bench.intake.acknowledged == []
         bench.store.tried.clear()
         await bench.store.tried.wait()
-        held_for = bench.worker.hold_reason
+        held_for = bench.hold_reason
         bench.store.away = None
         await bench.watch.settled(1)
-        assert (held_for, bench.worker.hold_reason) == ("database down", None)
+        assert (held_for, bench.hold_reason) == ("database down", None)
     assert bench.outcomes == ["inserted"]
     assert set(bench.watch.held_reasons) == {"store: database down"}
 
 
-async def test_replies_that_nobody_takes_are_held() -> None:
-    """Stored, but not accepted until the reply is confirmed."""
+async def test_a_message_is_not_acknowledged_before_its_reply_is_confirmed() -> None:
+    """While replies cannot be published it is stored and stays unsettled."""
     bench = Bench()
     bench.replies.away = "replies returned"
     bench.intake.put(upsert())
     async with bench.running():
         await bench.replies.tried.wait()
         assert len(bench.store.rows) == 1
-        assert bench.intake.accepted == []
+        assert bench.intake.acknowledged == []
         bench.replies.away = None
         await bench.watch.settled(1)
 
 
 async def test_the_next_batch_is_stored_while_replies_wait() -> None:
-    """Two stages overlap."""
+    """The two stages run at the same time."""
     bench = Bench(batch_max=1)
     bench.replies.away = "blocked"
     bench.intake.put(upsert(), upsert())
@@ -171,8 +175,8 @@ async def test_the_next_batch_is_stored_while_replies_wait() -> None:
         await bench.watch.settled(2)
 
 
-async def test_draining_finishes_what_is_under_way_and_leaves_the_rest() -> None:
-    """The batch in the database is answered and accepted; what was not begun is not touched."""
+async def test_draining_finishes_the_current_batch_and_leaves_the_rest() -> None:
+    """The batch in the database is answered and acknowledged; a message that was not taken is not touched."""
     bench = Bench(batch_max=1)
     begun, untouched = upsert(), upsert()
     bench.intake.put(begun)
@@ -180,24 +184,43 @@ async def test_draining_finishes_what_is_under_way_and_leaves_the_rest() -> None
         await bench.store.tried.wait()
         bench.intake.waiting.close()
         bench.intake.put(untouched)
-    assert bench.intake.accepted == [begun]
+    assert bench.intake.acknowledged == [begun]
     assert len(bench.store.rows) == 1
 
 
 @pytest.mark.parametrize("part", ["store", "replies", "dead_letters"])
 async def test_draining_in_an_outage_gives_up_after_one_more_try(part: str) -> None:
-    """What is in hand stays unaccepted: it goes back to the broker."""
+    """The worker tries exactly once more, fails, and ends. Nothing is acknowledged, so the broker delivers it again."""
     bench = Bench()
     getattr(bench, part).away = "away"
+    bench.intake.put(upsert(), delivered(b"{"))
+    tried = 0
+    async with bench.running():
+        while not bench.watch.held_reasons:
+            await asyncio.sleep(0)
+        tried = len(bench.watch.held_reasons)
+    assert len(bench.watch.held_reasons) == tried + 1
+    assert bench.intake.acknowledged == []
+    assert bench.intake.requeued == []
+
+
+@pytest.mark.parametrize("part", ["store", "replies", "dead_letters"])
+async def test_draining_in_an_outage_that_just_ended_loses_no_work(part: str) -> None:
+    """If the one more try succeeds, the batch is stored, answered and acknowledged."""
+    bench = Bench()
+    outside = getattr(bench, part)
+    outside.away = "away"
     bench.intake.put(upsert(), delivered(b"{"))
     async with bench.running():
         while not bench.watch.held_reasons:
             await asyncio.sleep(0)
-    assert bench.intake.accepted == []
+        outside.away = None
+    assert len(bench.watch.held_reasons) == 1
+    assert len(bench.intake.acknowledged) == 2
 
 
-async def test_a_failure_nobody_foresaw_ends_the_worker() -> None:
-    """It is not swallowed: the process ends, and what is in hand comes again."""
+async def test_an_unexpected_error_ends_the_worker() -> None:
+    """It is not suppressed: the process ends, and unsettled messages are delivered again."""
     bench = Bench()
 
     async def broken(_: object) -> None:
@@ -211,7 +234,7 @@ async def test_a_failure_nobody_foresaw_ends_the_worker() -> None:
 
 
 async def test_a_row_that_was_deleted_is_answered_and_not_dead_lettered() -> None:
-    """A repeat whose row is gone: the problem record_gone, nothing written, nothing kept."""
+    """A repeat whose row was deleted is answered with the problem record_gone; nothing is written or dead-lettered."""
     bench = Bench()
     identifier = UUID(int=1)
     delivery = upsert(identifier, message_id="m")
@@ -227,7 +250,7 @@ async def test_a_row_that_was_deleted_is_answered_and_not_dead_lettered() -> Non
 
 
 async def test_a_suspect_is_set_apart_after_all_others_are_settled() -> None:
-    """With what came after it for its record it goes back, in their order, to come again one at a time."""
+    """It is requeued with the later messages of its record, in order, to be delivered one at a time."""
     bench = Bench()
     identifier = uuid4()
     suspect = replace(upsert(identifier, subject="suspect"), attempts=2)
@@ -236,25 +259,25 @@ async def test_a_suspect_is_set_apart_after_all_others_are_settled() -> None:
     bench.intake.put(others[0], suspect, overtaking, *others[1:])
     async with bench.running():
         await bench.intake.resumed.wait()
-    assert bench.intake.accepted == others
-    assert bench.intake.given_back == [suspect, overtaking]
-    assert bench.intake.comes_again_one_by_one
+    assert bench.intake.acknowledged == others
+    assert bench.intake.requeued == [suspect, overtaking]
+    assert bench.intake.requeued_one_by_one
     assert bench.intake.paused_by == set()
 
 
 async def test_a_suspect_that_comes_alone_is_tried() -> None:
-    """With nothing else in hand: if it kills, it takes nobody with it."""
+    """No other message is unsettled, so none is affected if it crashes the worker."""
     bench = Bench()
     suspect = replace(upsert(subject="suspect"), attempts=3)
     bench.intake.put(suspect)
     async with bench.running():
         await bench.watch.settled(1)
-    assert bench.intake.accepted == [suspect]
-    assert bench.intake.given_back == []
+    assert bench.intake.acknowledged == [suspect]
+    assert bench.intake.requeued == []
 
 
-async def test_a_poison_message_is_rejected_without_being_looked_at() -> None:
-    """After ten deliveries it is dead-lettered and answered; its neighbours are stored with the batch."""
+async def test_a_poison_message_is_rejected_without_being_tried() -> None:
+    """After ten deliveries it is dead-lettered and answered; the other messages of its batch are stored."""
     bench = Bench()
     poison = replace(upsert(subject="poison"), attempts=10)
     bench.intake.put(upsert(subject="good"), poison)
@@ -264,14 +287,14 @@ async def test_a_poison_message_is_rejected_without_being_looked_at() -> None:
     assert [(delivery, problem.code) for delivery, problem in bench.dead_letters.kept] == [(poison, "poison_message")]
 
 
-async def test_past_the_hold_limit_everything_is_given_back_until_a_probe_succeeds() -> None:
-    """Paused and given back once; taken up again when the database is there."""
+async def test_past_the_hold_limit_everything_is_requeued_until_a_probe_succeeds() -> None:
+    """The intake is paused and messages are requeued once; the worker resumes when the database works again."""
     bench = Bench(hold_limit_seconds=0.01)
     bench.store.away = "database down"
     lost, later = upsert(), upsert()
     bench.intake.put(lost)
     async with bench.running():
-        while not bench.intake.given_back:
+        while not bench.intake.requeued:
             await bench.store.tried.wait()
             bench.store.tried.clear()
         assert bench.intake.paused_by == {"store"}
@@ -279,17 +302,17 @@ async def test_past_the_hold_limit_everything_is_given_back_until_a_probe_succee
         await bench.intake.resumed.wait()
         bench.intake.put(later)
         await bench.watch.settled(1)
-    assert bench.intake.given_back == [lost]
-    assert bench.intake.accepted == [later]
+    assert bench.intake.requeued == [lost]
+    assert bench.intake.acknowledged == [later]
 
 
-async def test_past_the_hold_limit_replies_go_on_being_tried() -> None:
-    """What is in hand is given back, and nothing more is taken until the replies are confirmed."""
+async def test_past_the_hold_limit_replies_are_still_tried() -> None:
+    """Unsettled messages are requeued, and no more are taken until the replies are confirmed."""
     bench = Bench(hold_limit_seconds=0.01)
     bench.replies.away = "replies returned"
     bench.intake.put(upsert())
     async with bench.running():
-        while not bench.intake.given_back:
+        while not bench.intake.requeued:
             await bench.replies.tried.wait()
             bench.replies.tried.clear()
         assert bench.intake.paused_by == {"reply"}
@@ -298,23 +321,23 @@ async def test_past_the_hold_limit_replies_go_on_being_tried() -> None:
     assert bench.outcomes == ["inserted"]
 
 
-async def test_a_row_that_times_out_does_not_hold_its_neighbours() -> None:
-    """A locked row is found by halving; the others are answered while it is waited for."""
+async def test_a_row_that_times_out_does_not_delay_others() -> None:
+    """A locked row is found by halving; the other rows are answered while the worker waits for it."""
     bench = Bench()
     bench.store.locked = {"locked"}
     locked = upsert(subject="locked")
     bench.intake.put(*(upsert(subject="free") for _ in range(7)), locked)
     async with bench.running():
         await bench.watch.settled(7)
-        assert bench.worker.hold_reason == "timeout"
-        assert locked not in bench.intake.accepted
+        assert bench.hold_reason == "timeout"
+        assert locked not in bench.intake.acknowledged
         bench.store.locked = set()
         await bench.watch.settled(8)
     assert len(bench.store.rows) == 8
 
 
 async def test_nothing_overtakes_a_row_that_times_out() -> None:
-    """A later request of the same record waits behind it; the record ends as the later one says."""
+    """A later request of the same record waits behind it, so the record ends with the values of the later one."""
     bench = Bench()
     bench.store.locked = {"locked"}
     identifier = uuid4()
@@ -326,8 +349,8 @@ async def test_nothing_overtakes_a_row_that_times_out() -> None:
     assert bench.store.rows[identifier].subject == "later"
 
 
-async def test_a_doubtful_refusal_of_one_row_is_its_own_when_writing_is_permitted() -> None:
-    """The probe passes and the row fails again: it is the row's."""
+async def test_a_doubtful_refusal_is_the_rows_fault_if_writing_is_permitted() -> None:
+    """The probe succeeds and the row fails again: the row is rejected."""
     bench = Bench()
     bench.store.doubts = {"guilty"}
     bench.intake.put(upsert(), upsert(subject="guilty"), upsert())
@@ -336,14 +359,14 @@ async def test_a_doubtful_refusal_of_one_row_is_its_own_when_writing_is_permitte
     assert sorted(bench.outcomes) == ["inserted", "inserted", "rejected"]
 
 
-async def test_a_doubtful_refusal_is_an_outage_when_nothing_may_be_written() -> None:
-    """The probe fails too: nothing is rejected, the worker holds."""
+async def test_a_doubtful_refusal_is_an_outage_if_nothing_may_be_written() -> None:
+    """The probe fails too: nothing is rejected, and the worker holds."""
     bench = Bench()
     bench.store.doubts = {"guilty"}
     bench.store.unwritable = True
     bench.intake.put(upsert(subject="guilty"))
     async with bench.running():
-        while bench.worker.hold_reason is None:
+        while bench.hold_reason is None:
             await asyncio.sleep(0)
         assert bench.outcomes == []
         bench.store.doubts, bench.store.unwritable = set(), False
@@ -351,8 +374,8 @@ async def test_a_doubtful_refusal_is_an_outage_when_nothing_may_be_written() -> 
     assert bench.outcomes == ["inserted"]
 
 
-async def test_a_reply_that_its_reply_to_refuses_holds_nobody_else() -> None:
-    """The others are accepted; it is tried again, and accepted when it is taken."""
+async def test_a_reply_that_its_reply_to_refuses_delays_no_other() -> None:
+    """The other messages are acknowledged. The reply is tried again; its message is acknowledged once it is placed."""
     bench = Bench()
     bench.replies.refusing = {"full"}
     refused = upsert(reply_to="full")
@@ -361,64 +384,99 @@ async def test_a_reply_that_its_reply_to_refuses_holds_nobody_else() -> None:
         await bench.watch.settled(1)
         bench.intake.put(upsert())
         await bench.watch.settled(2)
-        assert refused not in bench.intake.accepted
+        assert refused not in bench.intake.acknowledged
         bench.replies.refusing = set()
         await bench.watch.settled(3)
-    assert bench.intake.accepted[-1] == refused
+    assert bench.intake.acknowledged[-1] == refused
 
 
 async def test_a_reply_that_is_refused_proves_the_consumer() -> None:
-    """It is the first message of a new consumer, and stays in hand: others need not wait until it is given up."""
+    """It is the first message of a new consumer and stays unsettled. Other messages need not wait until it is given up."""
     bench = Bench()
     bench.replies.refusing = {"full"}
     refused = upsert(reply_to="full")
     bench.intake.put(refused)
     async with bench.running():
-        while not bench.intake.vouched_for:
+        while not bench.intake.proved:
             await asyncio.sleep(0)
-    assert bench.intake.vouched_for == [refused]
-    assert bench.intake.accepted == []
+    assert bench.intake.proved == [refused]
+    assert bench.intake.acknowledged == []
 
 
-async def test_a_batch_that_comes_in_the_moment_that_refused_replies_are_due(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The time is up, and before the stage wakes a batch is there: it is what comes next."""
-    monkeypatch.setattr(worker, "_LAGGARD_SECONDS", 0)
+@pytest.mark.parametrize("seconds", [0.9, 1 - 1e-10, 1.0, 1 + 1e-10, 1.1])
+def test_a_batch_that_is_stored_when_refused_replies_are_due_is_not_lost(seconds: float) -> None:
+    """They are due after one second. The batch is stored just before, at the same time, or just after: it is answered once."""
+
+    async def act() -> list[Delivery]:
+        bench = Bench()
+        bench.replies.refusing = {"full"}
+        bench.intake.put(refused)
+        store = bench.store.apply
+
+        async def slowly(wave: Sequence[Request[Delivery]]) -> list[Applied]:
+            applied = await store(wave)
+            await asyncio.sleep(seconds)  # of virtual time
+            return applied
+
+        async with bench.running():
+            while not bench.intake.proved:
+                await asyncio.sleep(0)
+            bench.store.apply = slowly  # type: ignore[method-assign]
+            bench.intake.put(*late)
+            await bench.watch.settled(3)
+            bench.replies.refusing = set()
+            await bench.watch.settled(4)
+        return bench.intake.acknowledged
+
+    refused, late = upsert(reply_to="full"), [upsert() for _ in range(3)]
+    assert virtual_time.run(act()) == [*late, refused]
+
+
+async def test_a_refused_reply_is_identified_by_its_position() -> None:
+    """Two deliveries of one invalid message have equal replies. Only the one that is refused stays unsettled."""
     bench = Bench()
-    bench.worker._laggards = [Mock()]
-    waiting = asyncio.create_task(bench.worker._next_answers())
-    loop = asyncio.get_running_loop()
-    batch: list[Any] = [Mock()]
-    loop.call_soon(lambda: loop.call_soon(bench.worker._stored.put_nowait, batch))
-    assert await waiting is batch
+
+    async def refuse_the_first(replies: Sequence[Reply]) -> list[bool]:
+        one, other = replies
+        assert one == other
+        return [False, True]
+
+    bench.replies.publish = refuse_the_first  # type: ignore[method-assign]
+    first, second = (delivered(b"{", message_id="m") for _ in range(2))
+    bench.intake.put(first, second)
+    async with bench.running():
+        await bench.watch.settled(1)
+    assert bench.intake.proved == [first]
+    assert bench.intake.acknowledged == [second]
 
 
 @pytest.mark.parametrize("refusal", ["refuses", "locked"])
 async def test_an_outage_that_ends_with_a_refusal_is_over(refusal: str) -> None:
-    """The database answers: the worker no longer holds for the outage, whatever it says."""
+    """If the database answers at all, the worker no longer holds because of the outage."""
     bench = Bench()
     bench.store.away = "database down"
     setattr(bench.store, refusal, {"guilty"})
     bench.intake.put(upsert(subject="guilty"))
     async with bench.running():
-        while bench.worker.hold_reason is None:
+        while bench.hold_reason is None:
             await asyncio.sleep(0)
         bench.store.away = None
-        while bench.worker.hold_reason == "database down":
+        while bench.hold_reason == "database down":
             await asyncio.sleep(0)
         if refusal == "refuses":
             await bench.watch.settled(1)
-            assert bench.worker.hold_reason is None
+            assert bench.hold_reason is None
         bench.store.locked = set()
 
 
-async def test_a_suspect_that_is_left_alone_is_tried_at_once() -> None:
-    """Given back it might come to other busy workers again and again, and pass for poison without having been tried."""
+async def test_a_suspect_that_is_the_only_one_left_is_tried_at_once() -> None:
+    """If it were requeued, busy workers could pass it on, untried, until it counts as a poison message."""
     bench = Bench()
     suspect = replace(upsert(subject="suspect"), attempts=2)
     others = [upsert() for _ in range(5)]
     bench.intake.put(others[0], suspect, *others[1:])
     async with bench.running():
         await bench.watch.settled(6)
-    assert bench.intake.accepted == [*others, suspect]
+    assert bench.intake.acknowledged == [*others, suspect]
     assert bench.store.waves[-1] == ["suspect"]
-    assert bench.intake.given_back == []
+    assert bench.intake.requeued == []

@@ -89,7 +89,7 @@ def migrate(
     settings = settings_or_exit("database_url")
     try:
         revision = migrations.migrate(
-            settings.database_url.get_secret_value(),
+            settings.required_database_url,
             connect_timeout=settings.database_connect_timeout_seconds,
             tls=settings.database_tls,
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,10 +9,8 @@ from functools import cached_property
 from typing import Any, Literal, Self, TypeAlias
 from uuid import uuid4
 
-from lxml import etree
-
 from task_activity_log import wire
-from task_activity_log.message import PERSISTENT, Properties
+from task_activity_log.message import ERROR_CODE, OUTCOME, PERSISTENT, UPDATE_MODE, VERSION, Properties
 from task_activity_log.problem import Rejected
 from task_activity_log.rabbitmq.consumer import RabbitDelivery
 from task_activity_log.rabbitmq.headers import encode
@@ -22,7 +19,6 @@ from task_activity_log.record import Outcome, StoredTaskActivityLog, TaskActivit
 _SURELY_SHORT = 60
 _HEADER_MAX = 100_000
 """Bytes that fit one frame, with what the broker adds."""
-_PROBLEM = "{urn:ietf:rfc:7807}"
 
 
 class ClientError(Exception):
@@ -107,9 +103,9 @@ class Upsert:
         """
         headers: dict[str, object] = {}
         if version is not None:
-            headers["x-version"] = version
+            headers[VERSION] = version
         if mode is not None:
-            headers["x-update-mode"] = mode
+            headers[UPDATE_MODE] = mode
         return cls(wire.encode(record, wire.JSON).body, message_id=message_id or str(uuid4()), headers=headers)
 
     def properties(self, reply_to: str | None, app_id: str) -> Properties:
@@ -153,9 +149,9 @@ class Reply:
     @classmethod
     def of(cls, delivery: RabbitDelivery, **more: Any) -> Self:
         """The reply in a delivery."""
-        code = delivery.properties.headers.get("x-error-code")
+        code = delivery.properties.headers.get(ERROR_CODE)
         return cls(
-            outcome=str(delivery.properties.headers.get("x-outcome", "unknown")),
+            outcome=str(delivery.properties.headers.get(OUTCOME, "unknown")),
             body=delivery.body,
             content_type=delivery.properties.content_type or "",
             message_id=delivery.properties.message_id,
@@ -194,13 +190,13 @@ class Reply:
         if not self.rejected:
             raise ClientError("this reply holds a stored record, not a problem")
         try:
-            members = _xml(self.body) if wire.is_xml(self.content_type) else json.loads(self.body)
+            members = wire.decode_problem(self.body, self.content_type)
             return UpsertRejected(
                 members["code"],
                 members["detail"],
                 tuple(FieldProblem(bad["name"], bad["code"], bad["message"]) for bad in members["errors"]),
             )
-        except (ValueError, KeyError, TypeError, etree.XMLSyntaxError):
+        except (ValueError, KeyError, TypeError):
             raise ClientError("this problem cannot be read") from None
 
 
@@ -209,12 +205,3 @@ class Answer(Reply):
     """A reply, and the upsert that it answers."""
 
     upsert: Upsert = field(kw_only=True)
-
-
-def _xml(body: bytes) -> dict[str, Any]:
-    root = etree.fromstring(body, etree.XMLParser(resolve_entities=False, no_network=True))
-    members: dict[str, Any] = {child.tag.removeprefix(_PROBLEM): child.text or "" for child in root}
-    members["errors"] = [
-        {child.tag.removeprefix(_PROBLEM): child.text or "" for child in item} for item in root.iter(f"{_PROBLEM}i")
-    ]
-    return members

@@ -1,10 +1,10 @@
-"""The path of a message: taken, decoded, stored, answered, settled. No drivers.
+"""The path of a message: take, decode, store, reply, settle. Imports no drivers.
 
 worker      the control flow: start reading here
-ports       what the worker needs of the broker, the database and the telemetry
+ports       what the worker needs from the broker, the database and telemetry
 request     delivery to request: media type, update mode, version, key           pure
 reply       outcome to reply: body and properties                                pure
-waves       split a batch into waves; halve                                      pure
+waves       splits a batch into waves; halves a wave                             pure
 suspects    messages that may have crashed a worker                              pure
-hold        wait out an outage
+hold        waits out an outage
 """

@@ -1,4 +1,4 @@
-"""Wait out an outage: how long until the next try, for what reason, since when."""
+"""Waits out an outage, and shows why, since when, and how long until the next attempt."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from task_activity_log.aio import Backoff
 
 
 class Abandoned(Exception):
-    """The hold was given up because the worker drains: what is in hand goes back to the broker."""
+    """The hold was given up because the worker drains. Unsettled messages return to the broker."""
 
 
 class Hold:
-    """One place where work may have to wait, and what operators are told of it."""
+    """A place where work waits during an outage. Operators see its state."""
 
     def __init__(self, place: str, backoff: Backoff | None = None) -> None:
         self.place = place
-        """What waits: `store` or `reply`."""
+        """What waits: `start`, `store` or `reply`."""
         self.reason: str | None = None
-        """Why we are holding; None while we are not."""
+        """Why the work waits; None if it does not."""
         self.since: float | None = None
         """When the hold began (`time.monotonic`)."""
         self._backoff = backoff or Backoff()
@@ -28,14 +28,14 @@ class Hold:
 
     @property
     def seconds(self) -> float:
-        """How long we have been holding."""
+        """How long the hold has lasted; 0 if there is none."""
         return 0.0 if self.since is None else time.monotonic() - self.since
 
     async def wait(self, reason: str) -> None:
-        """Begin or go on holding for `reason`, and sleep until the next try.
+        """Start or continue the hold for this reason, and sleep until the next attempt.
 
         Raises:
-            Abandoned: the worker drains, and the last try has failed too.
+            Abandoned: the worker drains, and its last attempt has failed too.
         """
         if self._draining.is_set():
             raise Abandoned
@@ -47,12 +47,12 @@ class Hold:
                 await self._draining.wait()
 
     def release(self) -> float:
-        """The work went through: stop holding. Returns the seconds held."""
+        """End the hold because the work succeeded, and return how many seconds it lasted."""
         held = self.seconds
         self.reason = self.since = None
         self._backoff.reset()
         return held
 
     def drain(self) -> None:
-        """Try what waits here once more, at once, and hold no longer."""
+        """Let the waiting work try once more, at once, and hold no longer."""
         self._draining.set()

@@ -1,4 +1,4 @@
-"""Delivery → request: media type, update mode, version and key of a message, and the record in it."""
+"""Decodes a delivery into a request: media type, update mode, version, request key, and the record."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from uuid import UUID
 from pydantic_core import SchemaValidator, core_schema
 
 from task_activity_log import wire
-from task_activity_log.message import Delivery, Properties
-from task_activity_log.problem import Code, Problem, Rejected
+from task_activity_log.message import UPDATE_MODE, VERSION, Delivery, Properties
+from task_activity_log.problem import POISON, Code, Problem, Rejected
 from task_activity_log.record import TaskActivityLog
 
 
 class UpdateMode(StrEnum):
-    """What an absent field means: null (`replace`) or the stored value (`merge`)."""
+    """What happens to a field that a message does not contain: it becomes null (`replace`) or keeps its value (`merge`)."""
 
     REPLACE = "replace"
     MERGE = "merge"
@@ -29,45 +29,53 @@ D = TypeVar("D", bound=Delivery)
 D_co = TypeVar("D_co", bound=Delivery, covariant=True)
 
 
-@dataclass(slots=True)  # not frozen, which would take three times as long to make
+@dataclass(slots=True)  # not frozen, because creating a frozen instance takes three times as long
 class Request(Generic[D_co]):
-    """A decoded delivery. It is not changed."""
+    """A decoded delivery. It is not modified."""
 
     delivery: D_co
     record: TaskActivityLog
     media_type: str
-    """Bare media type of the request, lower case; its reply has the same."""
+    """The media type of the request, lower case, without parameters. The reply has the same."""
     mode: UpdateMode
     version: int | None
-    """`x-version`: applied only if higher than every one applied before to this id."""
+    """`x-version`: the request is applied only if it is higher than every version applied to this id before."""
     key: UUID | None
-    """Request key: what the inbox remembers. None: applied each time it comes."""
+    """The request key, which the inbox stores. None: the request is applied each time it is delivered."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What an operator may set about requests."""
+    """The settings that apply to requests."""
 
     body_limit: int = 262_144
-    """Bytes; a longer body is rejected."""
+    """Maximum length of a body in bytes. A longer body is rejected."""
     default_media_type: str | None = wire.JSON
-    """What a message without content type is; None: such a message is rejected."""
+    """The media type assumed if content_type is absent. None: the message is rejected."""
     naive_dates: wire.NaiveDates = "utc"
-    """What a date without offset is."""
+    """How a date without an offset is read."""
     update_mode: UpdateMode = UpdateMode.REPLACE
-    """The mode of a message without `x-update-mode`."""
+    """The update mode of a message without `x-update-mode`."""
+    poison_from: int = 10
+    """Number of earlier attempts from which on a message is rejected without being decoded."""
 
 
 def decode(delivery: D, rules: Rules) -> Request[D]:
-    """The request in a delivery. Raises `Rejected` and nothing else, whatever was sent.
+    """Decode a delivery.
 
-    The first check that fails gives the code: properties, media type, size, content encoding, charset, empty, bytes,
-    syntax, root, duplicates, headers, fields (contract, section 2).
+    A poison message, which was delivered too often, is rejected at once. The other checks are made in this order, and
+    the first that fails determines the error code: properties, media type, size, content encoding, charset, empty body,
+    bytes, syntax, root, duplicates, headers, fields (contract, section 2).
+
+    Raises:
+        Rejected: the only exception, whatever was sent.
     """
+    if delivery.attempts >= rules.poison_from:
+        raise Rejected(POISON)
     if delivery.properties.unreadable is not None:
         _reject(
             Code.INVALID_PROPERTIES,
-            f"Send properties and headers that AMQP can hold: {delivery.properties.unreadable}.",
+            f"Send properties and headers that are valid in AMQP: {delivery.properties.unreadable}.",
         )
     media = wire.media_type(delivery.properties.content_type, rules.default_media_type)
     body = delivery.body
@@ -80,16 +88,18 @@ def decode(delivery: D, rules: Rules) -> Request[D]:
     try:
         record = wire.decode(text, media.name, rules.naive_dates)
     except wire.InvalidFields:
-        _directives(delivery.properties.headers, rules)  # which come before the fields: a bad one gives the code
+        _directives(
+            delivery.properties.headers, rules
+        )  # checked before the fields: an invalid header determines the code
         raise
     mode, version = _directives(delivery.properties.headers, rules)
     message = message_id(delivery)
-    key = None if message is None or _names(message, record.id) else _key(message, mode, version, body)
+    key = None if message is None or _is_record_id(message, record.id) else _key(message, mode, version, body)
     return Request(delivery, record, media.name, mode, version, key)
 
 
 def judge(body: bytes, properties: Properties, rules: Rules) -> TaskActivityLog | Problem:
-    """The record in a message, or the problem that a worker would reject the message with."""
+    """The record in a message, or the problem with which a worker would reject the message."""
     try:
         return decode(Delivery(body, properties), rules).record
     except Rejected as rejected:
@@ -97,12 +107,15 @@ def judge(body: bytes, properties: Properties, rules: Rules) -> TaskActivityLog 
 
 
 def message_id(delivery: Delivery) -> str | None:
-    """What the publisher calls the message: the property or, where it is absent or empty, the header `MessageId`."""
+    """The publisher's id of the message: the property, or the header `MessageId` if the property is absent or empty."""
     return delivery.properties.message_id or _text(delivery.properties.headers.get("MessageId")) or None
 
 
 def digest(*parts: bytes) -> bytes:
-    """The first 16 bytes of SHA-256 over the parts, each after its length as 8 bytes, big-endian."""
+    """The first 16 bytes of SHA-256 over the parts, each preceded by its length as 8 bytes, big-endian.
+
+    Request keys and the message_ids of replies are made this way. The function must never change between releases.
+    """
     pieces: list[bytes] = []
     for part in parts:
         pieces += (len(part).to_bytes(8, "big"), part)
@@ -110,47 +123,48 @@ def digest(*parts: bytes) -> bytes:
 
 
 def _key(message: str, mode: UpdateMode, version: int | None, body: bytes) -> UUID:
-    """The request key (contract, section 7). It never changes between releases: the inbox remembers it."""
+    """The request key (contract, section 7). It must never change between releases, because the inbox stores it."""
     numeral = b"" if version is None else b"%d" % version
     key: UUID = _uuid(digest(message.encode("utf-8", "surrogatepass"), mode.encode(), numeral, body))
     return key
 
 
-def _names(message: str, record: UUID) -> bool:
-    """Whether a message_id is the record's id in any form: an entity's name, not a message's."""
+def _is_record_id(message: str, record: UUID) -> bool:
+    """Whether a message_id is the record's id in any form. It then identifies the record and not the message."""
     return message.strip(" \t\r\n{}()").replace("-", "").lower() == record.hex
 
 
 def _directives(headers: Mapping[str, object], rules: Rules) -> tuple[UpdateMode, int | None]:
-    """What the headers `x-update-mode` and `x-version` ask for; one without a value is bad, not absent.
+    """The update mode and the version that the headers ask for. A header without a value is invalid, not absent.
 
-    Raises `Rejected`.
+    Raises:
+        Rejected: a header is invalid.
     """
     return (
-        _update_mode(headers["x-update-mode"]) if "x-update-mode" in headers else rules.update_mode,
-        _version(headers["x-version"]) if "x-version" in headers else None,
+        _update_mode(headers[UPDATE_MODE]) if UPDATE_MODE in headers else rules.update_mode,
+        _version(headers[VERSION]) if VERSION in headers else None,
     )
 
 
 def _update_mode(value: object) -> UpdateMode:
     mode = _MODES.get(_text(value) or "")
     if mode is None:
-        _reject(Code.UNSUPPORTED_UPDATE_MODE, f"Send x-update-mode as one of {', '.join(_MODES)}, or not at all.")
+        _reject(Code.UNSUPPORTED_UPDATE_MODE, f"Send {UPDATE_MODE} as one of {', '.join(_MODES)}, or leave it out.")
     return mode
 
 
 def _version(value: object) -> int:
-    """A 64-bit integer or its decimal string; a boolean is neither, though Python takes it for a number."""
+    """A 64-bit integer or its decimal string. A boolean is not accepted, although it is an int in Python."""
     numeral = _text(value)
     if numeral is not None and _NUMERAL.fullmatch(numeral):
         value = int(numeral)
     if not isinstance(value, int) or isinstance(value, bool) or not -(2**63) <= value < 2**63:
-        _reject(Code.INVALID_VERSION, "Send x-version as an integer of 64 bits or its decimal string.")
+        _reject(Code.INVALID_VERSION, f"Send {VERSION} as a 64-bit integer or its decimal string.")
     return value
 
 
 def _text(value: object) -> str | None:
-    """A header's string, which drivers hand over as bytes where it is a byte array; None for anything else."""
+    """The text of a header. Drivers return a byte array as bytes. None for all other types."""
     if isinstance(value, bytes | bytearray):
         return value.decode("utf-8", "backslashreplace")
     return value if isinstance(value, str) else None
@@ -160,7 +174,7 @@ def _reject(code: Code, detail: str) -> NoReturn:
     raise Rejected(Problem(code, detail))
 
 
-_uuid = SchemaValidator(core_schema.uuid_schema()).validate_python  # of 16 bytes; a third of what UUID() takes
+_uuid = SchemaValidator(core_schema.uuid_schema()).validate_python  # from 16 bytes, three times as fast as UUID()
 _ENCODINGS = frozenset({"", "identity", "utf-8"})  # kombu puts the charset there
 _MODES: Final = {mode.value: mode for mode in UpdateMode}
 _NUMERAL = re.compile(r"-?[0-9]{1,19}")

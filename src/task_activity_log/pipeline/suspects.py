@@ -1,4 +1,4 @@
-"""Messages that may have killed a worker before: which they are, and which others must not overtake them."""
+"""Suspects: messages that may have crashed a worker. Which messages they are, and which others must not overtake them."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from task_activity_log.message import Delivery
 D = TypeVar("D", bound=Delivery)
 
 SUSPICIOUS_FROM = 2
-"""A message that comes for the third time was twice in the hands of a worker that went away. Once is any restart."""
+"""A message with this many earlier attempts was twice unsettled when a worker ended. Once happens at any restart."""
 
 
 def is_suspect(delivery: Delivery) -> bool:
-    """Whether the message must be tried alone, with nothing else in hand."""
+    """Whether the message must be tried alone, while no other delivery is unsettled."""
     return delivery.attempts >= SUSPICIOUS_FROM
 
 
 def part(batch: Sequence[D], poison_from: int) -> tuple[list[D], list[D]]:
-    """Split a batch into what can go on and the suspects.
+    """Split a batch into the deliveries that can be processed now, and the suspects.
 
-    What was delivered `poison_from` times goes on: it is not tried again, only answered and dead-lettered.
+    A message with `poison_from` attempts is among the first: it is not tried again, only answered and dead-lettered.
     """
     go_on: list[D] = []
     suspects: list[D] = []
@@ -34,10 +34,10 @@ def part(batch: Sequence[D], poison_from: int) -> tuple[list[D], list[D]]:
 
 
 def may_mention(suspect: Delivery, identifier: UUID) -> bool:
-    """Whether a suspect may be about this record. It is not decoded, as that may be what kills.
+    """Whether a suspect may be about this record. The suspect is not decoded, because decoding may be what crashes.
 
-    Its body is searched for the 32 digits, hyphens or not. Where they could hide behind escapes or in UTF-16, the
-    answer is yes.
+    Its body is searched for the 32 digits, with or without hyphens. If the digits could be hidden by escapes or by
+    UTF-16, the answer is True.
     """
     body = suspect.body.lower()
     if b"\\u" in body or b"&#" in body or b"\0" in body:

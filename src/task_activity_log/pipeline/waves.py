@@ -1,4 +1,4 @@
-"""Split a batch into waves, and a wave into halves."""
+"""Splits a batch into waves, and a wave into halves."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ D = TypeVar("D", bound=Delivery)
 
 
 def waves(requests: Sequence[Request[D]]) -> list[list[Request[D]]]:
-    """Split a batch into waves: each holds an id once and one update mode, and an id's requests stay in order.
+    """Split a batch into waves. Each wave contains an id once and has one update mode; requests of one id keep their order.
 
-    One statement can neither touch a row twice (SQLSTATE 21000) nor both replace and merge.
+    One statement cannot update a row twice (SQLSTATE 21000), and it cannot both replace and merge.
     """
     split: list[tuple[UpdateMode, list[Request[D]]]] = []
     earliest: dict[object, int] = {}
@@ -30,6 +30,6 @@ def waves(requests: Sequence[Request[D]]) -> list[list[Request[D]]]:
 
 
 def halve(wave: Sequence[Request[D]]) -> tuple[Sequence[Request[D]], Sequence[Request[D]]]:
-    """The two halves of a wave of at least two: a guilty row among n is found in O(log n) statements."""
+    """The two halves of a wave of at least two requests. By halving, one bad row in n is found in O(log n) statements."""
     middle = len(wave) // 2
     return wave[:middle], wave[middle:]

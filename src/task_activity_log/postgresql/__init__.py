@@ -1,7 +1,7 @@
-"""PostgreSQL. The only asyncpg, SQLAlchemy and Alembic.
+"""PostgreSQL: the only package that uses asyncpg, SQLAlchemy and Alembic.
 
-store        waves of requests in, outcomes and stored records out
-session      a connection that is opened again when it is lost, and what errors mean
+store        takes waves of requests, returns outcomes and stored records
+session      a connection that is replaced when it fails, and what errors mean
 sql/         the statements
-migrations/  the schema, step by step
+migrations/  the revisions of the schema
 """

@@ -1,6 +1,7 @@
-"""PostgreSQL's connections: how to get one, and what its errors mean. The only place that calls asyncpg.
+"""PostgreSQL connections: how to open one, and what its errors mean. The only module that calls asyncpg.
 
-Three parts: whose fault an error is (`Fault`), how to connect (`connect`), and a connection that mends itself (`Link`).
+Three parts: what an error means (`Fault`), how to connect (`connect`), and a connection that is replaced when it fails
+(`Session`).
 """
 
 from __future__ import annotations
@@ -16,33 +17,31 @@ from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
 
-from task_activity_log.problem import Refused, Unavailable
+from task_activity_log.problem import NotMigrated, Refused, TimedOut, Unavailable
 from task_activity_log.tls import Tls
 
 Row: TypeAlias = Mapping[str, Any]
-"""By column name."""
+"""Values by column name."""
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 
-TIMEOUT = "timeout"
-"""The reason of an `Unavailable` that a smaller wave may not meet: the wave took too long, or a row in it is locked."""
-
 CLIENT = "client"
-"""Stands for the SQLSTATE where the driver could not send a value or read an answer."""
+"""Used instead of an SQLSTATE if the driver could not send a value or read a result."""
 
 
 class Fault(Enum):
-    """Whose fault an error is; each member is dealt with in its own way."""
+    """What caused an error, and so how it is handled."""
 
     ROW = auto()
-    """The row's: halve, isolate, reject."""
+    """The row: halve the wave until the row is alone, then reject it."""
     DOUBTFUL = auto()
-    """The row's or everybody's: halve, and see whether others pass."""
+    """One row or all of them: halve the wave and see whether other rows pass."""
     CONFLICT = auto()
-    """Two transactions met: again at once, three times; then as the database's."""
+    """Another transaction: try again at once, up to three times, then treat it as the database's fault."""
     SCHEMA = auto()
-    """Statement and schema do not fit: again on a new connection, which has cached nothing; then as the database's."""
+    """The statement and the schema do not match: try once more on a new connection, which has no cached plans, then
+    treat it as the database's fault."""
     DATABASE = auto()
-    """The database's: hold, and wait it out."""
+    """The database: wait until it works again."""
 
 
 _FAULTS = {
@@ -51,22 +50,22 @@ _FAULTS = {
     "22": Fault.ROW,  # data
     "23": Fault.ROW,  # constraint
     "25": Fault.DATABASE,  # read-only
-    "26": Fault.SCHEMA,  # a prepared statement is gone
+    "26": Fault.SCHEMA,  # a prepared statement no longer exists
     "28": Fault.DATABASE,  # authentication
     "3D": Fault.DATABASE,  # no such database
     "40": Fault.CONFLICT,  # deadlock, serialization
     "42": Fault.SCHEMA,  # no such table or column
-    "42501": Fault.DOUBTFUL,  # no privilege: on the table, or row security against one row
+    "42501": Fault.DOUBTFUL,  # no privilege: for the table, or row security that refuses one row
     "44": Fault.ROW,  # WITH CHECK OPTION
     "53": Fault.DATABASE,  # disk, memory, connections
     "54": Fault.ROW,  # program limits
-    "55": Fault.DATABASE,  # not in the state, lock timeout
+    "55": Fault.DATABASE,  # not in the required state, lock timeout
     "57": Fault.DATABASE,  # operator intervention, statement timeout
     "58": Fault.DATABASE,  # system
     "P0001": Fault.ROW,  # RAISE EXCEPTION in a trigger
     "XX": Fault.DATABASE,  # internal
 }
-"""By SQLSTATE, or by the first two characters of it, its class. All others are doubtful."""
+"""By SQLSTATE or by its first two characters, which are its class. All others are doubtful."""
 
 _WORDS = {
     "08": "connection lost",
@@ -81,26 +80,26 @@ _WORDS = {
     "55": "not in a fit state",
     "57": "shutting down or starting up",
 }
+_NO_SUCH_TABLE = "42P01"
 _TIMEOUTS = ("55P03", "57014")  # lock_timeout; statement_timeout, or an administrator's pg_cancel_backend
+_TIMEOUT = "timeout"
 _RETRIES = {Fault.CONFLICT: 3, Fault.SCHEMA: 1}
-_HARMLESS = (Fault.ROW, Fault.DOUBTFUL, Fault.CONFLICT)  # the connection is as good as before
+_HARMLESS = (Fault.ROW, Fault.DOUBTFUL, Fault.CONFLICT)  # the connection can still be used
 
 
 def fault(sqlstate: str) -> Fault:
-    """Whose fault an error with this SQLSTATE is."""
+    """What caused an error with this SQLSTATE."""
     return _FAULTS.get(sqlstate) or _FAULTS.get(sqlstate[:2], Fault.DOUBTFUL)
 
 
-def reason(sqlstate: str) -> str:
-    """A short label for an outage, such as `disk full (53100)`; `timeout` for all timeouts."""
+def outage(sqlstate: str) -> Unavailable:
+    """What to raise for an error that is not a row's fault. Its label is short, such as `disk full (53100)`."""
     if sqlstate in _TIMEOUTS:
-        return TIMEOUT
+        return TimedOut(_TIMEOUT)
     fallback = "schema does not fit" if fault(sqlstate) is Fault.SCHEMA else "database error"
-    return f"{_WORDS.get(sqlstate) or _WORDS.get(sqlstate[:2], fallback)} ({sqlstate})"
+    label = f"{_WORDS.get(sqlstate) or _WORDS.get(sqlstate[:2], fallback)} ({sqlstate})"
+    return NotMigrated(label) if sqlstate == _NO_SUCH_TABLE else Unavailable(label)
 
-
-NOT_MIGRATED = reason("42P01")
-"""The reason of an `Unavailable` while our tables are not there."""
 
 _DRIVER_ERRORS = (
     asyncpg.PostgresError,
@@ -113,16 +112,18 @@ _DRIVER_ERRORS = (
 
 
 def _judge(error: Exception) -> tuple[Fault, Refused | Unavailable]:
-    """Whose fault a driver's error is, and what to raise for it. Of its text nothing is kept: it quotes rows."""
+    """The cause of a driver's error, and what to raise for it. The error's text is dropped, because it quotes rows."""
     if isinstance(error, asyncpg.PostgresError):
         sqlstate = error.sqlstate or "XX000"
         kind = fault(sqlstate)
         if kind in (Fault.ROW, Fault.DOUBTFUL):
             return kind, Refused(sqlstate, doubtful=kind is Fault.DOUBTFUL)
-        return kind, Unavailable(reason(sqlstate))
+        return kind, outage(sqlstate)
     if isinstance(error, ValueError | OverflowError):
         return Fault.ROW, Refused(CLIENT)
-    return Fault.DATABASE, Unavailable(TIMEOUT if isinstance(error, TimeoutError) else "connection lost")
+    if isinstance(error, TimeoutError):
+        return Fault.DATABASE, TimedOut(_TIMEOUT)
+    return Fault.DATABASE, Unavailable("connection lost")
 
 
 async def connect(
@@ -133,24 +134,24 @@ async def connect(
     statement_cache_size: int = 0,
     tls: Tls | None = None,
 ) -> Connection:
-    """Connect as libpq would: the hosts in turn, each with a timeout of its own.
+    """Connect as libpq does: to one host after the other, each with its own timeout.
 
-    asyncpg has one timeout for all hosts, so that a first one that does not answer would leave none for the others. Of
-    several hosts we want the one that takes writes, unless the DSN says otherwise.
+    asyncpg has one timeout for all hosts, so a first host that does not answer would leave no time for the others. If
+    there are several hosts, the one that accepts writes is used, unless the DSN says otherwise.
 
     Raises:
-        Unavailable: none of the hosts lets us in.
+        Unavailable: none of the hosts accepts the connection.
     """
     try:
         options: dict[str, Any] = {"ssl": tls.context()} if tls else {}
     except OSError as error:
-        raise Unavailable(_why_not_connected(error)) from None
+        raise _not_connected(error) from None
     if "application_name" not in dsn:
         options["server_settings"] = {"application_name": "task-activity-log-worker"}
     hosts = _each_host(dsn)
     if len(hosts) > 1 and "target_session_attrs" not in dsn:
         options["target_session_attrs"] = "read-write"
-    outage = "unreachable"
+    failure = Unavailable("unreachable")
     for host in hosts:
         try:
             return await asyncpg.connect(
@@ -161,15 +162,15 @@ async def connect(
                 **options,
             )
         except _DRIVER_ERRORS as error:
-            outage = _why_not_connected(error)
-    raise Unavailable(outage)
+            failure = _not_connected(error)
+    raise failure
 
 
 def _each_host(dsn: str) -> list[str]:
     try:
         parts = urlsplit(dsn)
     except ValueError:
-        return [dsn]  # the driver refuses it, too
+        return [dsn]  # the driver refuses it too
     login, at, hosts = parts.netloc.rpartition("@")
     if "," not in hosts:
         return [dsn]
@@ -186,23 +187,25 @@ _CONNECT_ERRORS: tuple[tuple[type[Exception], str], ...] = (
     (OSError, "unreachable"),
     (ValueError, "the database URL is not understood"),  # the driver's text may quote a part of the password
 )
-"""By type, the first that fits. All others: the server or its way to log in is none that the driver knows."""
+"""The first type that matches. For all others the driver does not support the server or its way to authenticate."""
 
 
-def _why_not_connected(error: Exception) -> str:
+def _not_connected(error: Exception) -> Unavailable:
     if isinstance(error, asyncpg.PostgresError):
-        return reason(error.sqlstate or "XX000")
-    return next((words for kind, words in _CONNECT_ERRORS if isinstance(error, kind)), "access refused")
+        return outage(error.sqlstate or "XX000")
+    return Unavailable(next((words for kind, words in _CONNECT_ERRORS if isinstance(error, kind)), "access refused"))
 
 
-class Link:
-    """One connection: opened when it is needed, given up after trouble, one statement at a time."""
+class Session:
+    """One connection, for one statement at a time. It is opened when it is needed and replaced after a failure."""
 
-    _IDLE_SECONDS = 120.0  # what is silent for longer may be a dead end behind a firewall (the strictest: 4 minutes)
+    _IDLE_SECONDS = (
+        120.0  # a firewall may have dropped a connection that was idle for longer (the strictest: 4 minutes)
+    )
     _CLOSE_SECONDS = 5.0
 
     def __init__(self, connect: Callable[[], Awaitable[Connection]]) -> None:
-        """Take what opens the connection."""
+        """Prepare a session without connecting; `connect` opens its connections."""
         self._connect = connect
         self._turn = asyncio.Lock()
         self._connection: Connection | None = None
@@ -211,27 +214,28 @@ class Link:
 
     @property
     def connected(self) -> bool:
-        """Whether there is a connection, as far as is known."""
+        """Whether there is a connection, as far as the driver knows."""
         return self._connection is not None and not self._connection.is_closed()
 
     async def open(self) -> None:
         """Connect if there is no connection.
 
         Raises:
-            Unavailable: it cannot be had.
+            Unavailable: it is not possible to connect.
         """
         async with self._turn:
             await self._open()
 
     async def ask(self, statement: str, *arguments: object) -> list[Row]:
-        """Execute one statement, in a transaction of its own, and return its rows.
+        """Execute one statement in its own transaction and return its rows.
 
-        Conflicts and outdated caches are tried again here; see `Fault`. Nobody waits for his turn without end: each
-        statement and each attempt to connect has its timeout.
+        Conflicts and outdated caches are retried here (see `Fault`). Callers take turns; since each statement and each
+        attempt to connect has a timeout, no caller waits for ever.
 
         Raises:
             Refused: the database or the driver refuses a value.
-            Unavailable: the database is away, or the statement took too long.
+            TimedOut: the statement took too long.
+            Unavailable: the database cannot be used.
         """
         tried: Counter[Fault] = Counter()
         async with self._turn:
@@ -240,38 +244,39 @@ class Link:
                 try:
                     rows = await connection.fetch(statement, *arguments)
                 except _DRIVER_ERRORS as error:
-                    kind, trouble = _judge(error)
+                    kind, failure = _judge(error)
                     if kind not in _HARMLESS:
-                        self._part()
+                        self._abandon()
                 except BaseException:
-                    self._part()
+                    self._abandon()
                     raise
                 else:
                     self._used = time.monotonic()
-                    return cast("list[Row]", rows)  # a Record has no dict made of it: it is read once
+                    return cast("list[Row]", rows)  # each Record is read once, so making a dict of it would be slower
                 tried[kind] += 1
                 if tried[kind] > _RETRIES.get(kind, 0):
-                    raise trouble  # not chained to the driver's error, which quotes rows
+                    raise failure  # not chained to the driver's error, which quotes rows
 
     async def close(self) -> None:
-        """Close the connection, and wait until those given up are closed."""
-        self._part()
+        """Close the connection, and wait until all abandoned connections are closed."""
+        self._abandon()
         if self._closing:
             await asyncio.wait(self._closing)
 
     async def _open(self) -> Connection:
         if time.monotonic() - self._used > self._IDLE_SECONDS:
-            self._part()
+            self._abandon()
         if self._connection is None or self._connection.is_closed():
             self._connection = await self._connect()
             self._used = time.monotonic()
         return self._connection
 
-    def _part(self) -> None:
-        """Give the connection up, without waiting for it.
+    def _abandon(self) -> None:
+        """Stop using the connection, and close it without waiting.
 
-        After a timeout or a cancellation the server is still at work, with locks that the next try would wait for.
-        asyncpg asks it to stop, on a second connection; closing waits for that, but not longer than we allow.
+        After a timeout or a cancellation the server still executes the statement and holds locks that the next attempt
+        would wait for. asyncpg asks the server to cancel it, through a second connection, and closing waits for that;
+        hence the limit.
         """
         connection, self._connection = self._connection, None
         if connection is None or connection.is_closed():

@@ -1,4 +1,4 @@
-"""PostgreSQL: waves of requests in, outcomes and stored records out. The statements are in `sql/`."""
+"""PostgreSQL: takes waves of requests, returns outcomes and stored records. The statements are in `sql/`."""
 
 from __future__ import annotations
 
@@ -13,19 +13,34 @@ from typing import Any
 from uuid import UUID
 
 from task_activity_log.pipeline.request import Request, UpdateMode
-from task_activity_log.postgresql.session import NOT_MIGRATED, Connection, Link, Row, connect
-from task_activity_log.problem import Refused, Unavailable
+from task_activity_log.postgresql.session import Connection, Row, Session, connect
+from task_activity_log.problem import NotMigrated, Refused, Unavailable
 from task_activity_log.record import FIELDS, Applied, Outcome, StoredTaskActivityLog
 from task_activity_log.tls import Tls
+from task_activity_log.wire.fields import KINDS, Kind
 
 
 def _sql(name: str) -> str:
-    """A statement from `sql/` without its comments, which would fill what pg_stat_activity shows of it."""
+    """A statement from `sql/`, without its comments, which would fill the query text in pg_stat_activity."""
     text = resources.files("task_activity_log.postgresql").joinpath("sql", f"{name}.sql").read_text(encoding="utf-8")
     return re.sub(r"(?m)^\s*--.*\n", "", text)
 
 
-_WRITE = {UpdateMode.REPLACE: _sql("replace"), UpdateMode.MERGE: _sql("merge")}
+_NEW_VALUE = {
+    UpdateMode.REPLACE: "excluded.{column}",
+    UpdateMode.MERGE: "CASE WHEN $14::jsonb -> excluded.id::text ? '{column}'"
+    " THEN excluded.{column} ELSE stored.{column} END",
+}
+"""What an update sets a column to."""
+
+
+def _write(mode: UpdateMode) -> str:
+    """The statement that writes a wave in this mode."""
+    assignments = [f"{column} = {_NEW_VALUE[mode].format(column=column)}," for column in FIELDS if column != "id"]
+    return _sql("write").replace("{assignments}", "\n        ".join(assignments))
+
+
+_WRITE = {mode: _write(mode) for mode in UpdateMode}
 _READ = _sql("read")
 _PROBE = _sql("probe")
 _TRIM = _sql("trim")
@@ -33,12 +48,12 @@ _SCHEMA_VERSION = _sql("schema_version")
 _CHECK = _sql("check")
 
 GRANTS = resources.files("task_activity_log.postgresql").joinpath("sql", "grants.sql")
-"""What the role of workers needs, for psql."""
+"""The privileges that the role of the workers needs, for psql."""
 
 _OUTCOMES = {str(outcome): outcome for outcome in Outcome}
-_ORDER = attrgetter("record.id.int")  # as PostgreSQL orders uuids, and faster than comparing them
+_ORDER = attrgetter("record.id.int")  # the order in which PostgreSQL sorts uuids; faster than comparing UUID objects
 _VALUES = attrgetter(*FIELDS)
-_INSTANTS = tuple(index for index, name in enumerate(FIELDS) if name in ("due_date", "date_closed"))
+_INSTANTS = tuple(index for index, name in enumerate(FIELDS) if KINDS[name] is Kind.INSTANT)
 
 
 class Store:
@@ -53,15 +68,15 @@ class Store:
         statement_cache_size: int = 100,
         tls: Tls | None = None,
     ) -> None:
-        """Connect to nothing yet.
+        """Prepare a store without connecting.
 
         Args:
-            dsn: `postgresql://…`, with several hosts and libpq's options if need be.
-            connect_timeout: seconds that each host may take to let us in.
-            command_timeout: seconds that a statement may take.
-            statement_cache_size: prepared statements kept; 0 behind pgbouncer in transaction mode, for one more round
-                trip a statement.
-            tls: files for TLS, instead of what the DSN says.
+            dsn: `postgresql://…`, with several hosts and libpq's options if needed.
+            connect_timeout: seconds allowed for connecting, for each host.
+            command_timeout: seconds allowed for a statement.
+            statement_cache_size: number of prepared statements kept. Use 0 behind pgbouncer in transaction mode; each
+                statement then takes one more round trip.
+            tls: files for TLS. They replace the settings in the DSN.
         """
 
         def connection() -> Awaitable[Connection]:
@@ -73,40 +88,42 @@ class Store:
                 tls=tls,
             )
 
-        self._writer = Link(connection)
-        self._maintenance = Link(connection)
+        self._writer = Session(connection)
+        self._maintenance = Session(connection)
 
     @property
     def connected(self) -> bool:
-        """Whether there is a connection to write through."""
+        """Whether the connection for writing is open."""
         return self._writer.connected
 
     async def open(self) -> None:
         """Connect.
 
         Raises:
-            Unavailable: the database does not let us in.
+            Unavailable: the database does not accept the connection.
         """
         await self._writer.open()
 
     async def close(self) -> None:
-        """Disconnect. A statement under way is cancelled; ends within five seconds even if the server is deaf."""
+        """Disconnect. Cancels a running statement; takes at most five seconds if the server does not answer."""
         await gather(self._writer.close(), self._maintenance.close())
 
     async def apply(self, wave: Sequence[Request[Any]]) -> list[Applied]:
-        """Store a wave in one transaction, and tell what became of each request, in the wave's order.
+        """Store a wave in one transaction, and return the outcome of each request, in the wave's order.
 
-        A wave has each id once and one update mode (`batch.waves`). It has each request key once as well: a key is made
-        of the body, which names the id. When it returns, the wave is committed; when it raises, it is not, or the
-        connection was lost and nobody knows, and it can be sent again.
+        A wave contains each id once and has one update mode (see `waves`). It then contains each request key once as
+        well, because the key depends on the body, which has the id. If this returns, the wave is committed. If it
+        raises, the wave is not committed, or it is not known because the connection was lost; the wave can be sent
+        again.
 
-        An outcome comes with the record as it stands, and with None where there is none to answer with: the row of a
-        duplicate or stale request was deleted since, or (outcome `rejected`) the row is stored and cannot be read in
-        Python, having been given such values by others.
+        Each outcome comes with the record as it is in the database, or with None if there is none to return: the row
+        of a duplicate or stale request was deleted since, or (outcome `rejected`) the row is stored but has values,
+        set by others, that Python cannot represent.
 
         Raises:
-            Refused: something in the wave is not acceptable to the database; nothing of it is stored.
-            Unavailable: the database is away; with the reason `timeout` where a smaller wave may pass.
+            Refused: the database refuses a value in the wave. Nothing of the wave is stored.
+            TimedOut: the statement took too long. A smaller wave may pass.
+            Unavailable: the database cannot be used.
         """
         if not wave:
             return []
@@ -131,67 +148,65 @@ class Store:
         return applied
 
     async def probe(self) -> None:
-        """Prove that we can write, without writing.
+        """Prove that writing is possible, without writing anything.
 
         Raises:
-            Unavailable: we cannot, or may not.
+            Unavailable: it is not possible, or not permitted.
         """
-        await self._tend(self._writer, _PROBE)
+        await self._maintain(self._writer, _PROBE)
 
     async def trim(self, keep: timedelta, chunk: int) -> int:
-        """Forget at most `chunk` requests that were taken longer than `keep` ago; returns how many.
+        """Forget at most `chunk` requests that were stored longer than `keep` ago, and return their number.
 
-        Fewer than `chunk` means: done for now, or another worker is at it.
+        If it is less than `chunk`, there are no more of them, or another worker is forgetting them at this time.
 
         Raises:
-            Unavailable: the database is away, or we may not.
+            Unavailable: the database cannot be used, or a privilege is missing.
         """
-        [row] = await self._tend(self._maintenance, _TRIM, keep, chunk)
+        [row] = await self._maintain(self._maintenance, _TRIM, keep, chunk)
         return int(row["count"])
 
     async def schema_version(self) -> str | None:
-        """The revision that the schema was migrated to (see `migrations.head`); None when it was not migrated yet.
+        """The revision of the schema (see `migrations.head`); None if the database was not migrated yet.
 
         Raises:
-            Unavailable: the database is away, or we may not ask.
+            Unavailable: the database cannot be used, or a privilege is missing.
         """
         try:
-            [row] = await self._tend(self._maintenance, _SCHEMA_VERSION)
-        except Unavailable as outage:
-            if outage.reason == NOT_MIGRATED:
-                return None
-            raise
+            [row] = await self._maintain(self._maintenance, _SCHEMA_VERSION)
+        except NotMigrated:
+            return None
         return str(row["version_num"])
 
-    async def look(self) -> Row:
-        """What `check` wants to know of the database (see sql/check.sql).
+    async def describe(self) -> Row:
+        """The database as `check` needs to know it: version, role and privileges (see sql/check.sql).
 
         Raises:
-            Unavailable: the database is away, or we may not ask.
+            Unavailable: the database cannot be used, or a privilege is missing.
         """
-        [row] = await self._tend(self._maintenance, _CHECK)
+        [row] = await self._maintain(self._maintenance, _CHECK)
         return row
 
     async def modified(self, ids: Sequence[UUID]) -> dict[UUID, datetime]:
-        """When each of these records was changed last; those that are not there, or cannot be read, are left out.
+        """When each of these records was last modified. Records that do not exist or cannot be read are left out.
 
         Raises:
-            Unavailable: the database is away, or we may not ask.
+            Unavailable: the database cannot be used, or a privilege is missing.
         """
-        rows = await self._tend(self._maintenance, _READ, ids)
+        rows = await self._maintain(self._maintenance, _READ, ids)
         return {row["id"]: row["modified_dateutc"] for row in rows if row["modified_dateutc"] is not None}
 
-    async def _tend(self, link: Link, statement: str, *arguments: object) -> list[Row]:
-        """Ask what belongs to no message: there is none that a refusal could be the fault of."""
+    async def _maintain(self, session: Session, statement: str, *arguments: object) -> list[Row]:
+        """Execute a statement that belongs to no message. If it is refused, no message can be at fault."""
         try:
-            return await link.ask(statement, *arguments)
+            return await session.ask(statement, *arguments)
         except Refused as refused:
             outage = Unavailable(f"not permitted ({refused.sqlstate})")
         raise outage
 
 
 def _arguments(wave: Sequence[Request[Any]], mode: UpdateMode) -> list[object]:
-    """The parameters of the statement that writes a wave: columns, sorted by id (why, is in replace.sql)."""
+    """The parameters of the statement that writes a wave: one array a column, sorted by id (see write.sql)."""
     ordered = sorted(wave, key=_ORDER)
     columns: list[Sequence[Any]] = list(zip(*[_VALUES(request.record) for request in ordered], strict=True))
     for index in _INSTANTS:

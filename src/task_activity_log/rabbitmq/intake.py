@@ -178,7 +178,7 @@ class Intake:
         """What is waiting now, at most `most`."""
         return self._waiting.take_waiting(most)
 
-    async def accept(self, deliveries: Sequence[RabbitDelivery]) -> None:
+    async def acknowledge(self, deliveries: Sequence[RabbitDelivery]) -> None:
         """Acknowledge `deliveries`. Those of a lost channel come again: counted as late, never an error."""
         late = 0
         by_consumer: dict[Consumer, list[RabbitDelivery]] = {}
@@ -198,7 +198,7 @@ class Intake:
             self._on_late(late)
             log.info("settled_late", count=late)
 
-    async def vouch(self, deliveries: Sequence[RabbitDelivery]) -> None:
+    async def prove(self, deliveries: Sequence[RabbitDelivery]) -> None:
         """These did no harm, though they are not settled yet: they prove the consumer as if they were."""
         consumer = self._consumer
         if consumer is not None:
@@ -218,7 +218,7 @@ class Intake:
             with suppress(*LOST), asking_the_driver():
                 await self._begin(self._consumer)
 
-    async def give_back(self, *, one_by_one: bool = False) -> int:
+    async def requeue(self, *, one_by_one: bool = False) -> int:
         """Return all that is in hand to the queue, in its order, while paused or stopped; returns how many.
 
         With `one_by_one` so many come back one at a time: taken in bulk they would have to be given back again, which

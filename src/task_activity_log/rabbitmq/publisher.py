@@ -196,7 +196,7 @@ class Publisher:
                 self._channel = self._tap = None
                 self._connected.clear()
                 self._lost.set()
-                channel.lose(Unavailable(f"publisher connection lost: {reason}"))
+                channel.lose(Unavailable("publisher connection lost", reason))
 
     async def publish(self, messages: Sequence[Outgoing]) -> list[Fate]:
         """Publish `messages` in one write and wait until the broker has answered for each.
@@ -225,6 +225,8 @@ class Publisher:
             published.add_done_callback(_read)
         except LOST as error:
             channel.broken.set()
+            if isinstance(error, Unavailable):
+                raise
             raise Unavailable(describe(error).text) from error
         finally:
             if not published.done() and not blocked:

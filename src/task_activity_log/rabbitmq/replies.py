@@ -44,24 +44,24 @@ class Replies:
         self._on_given_up = on_given_up
         self._refusing: dict[str, float] = {}  # since when a reply_to refuses
 
-    async def publish(self, replies: Sequence[Reply]) -> list[Reply]:
-        """Publish `replies` and return when each is confirmed, or given up because its `reply_to` is gone.
+    async def publish(self, replies: Sequence[Reply]) -> list[bool]:
+        """Publish replies and return, for each, whether nothing more is to be done for it.
 
-        Returns those that their `reply_to` refuses at present (its queue is full): try them again soon. After
-        `give_up_seconds` of refusals it is given up, and what follows to it at once, until it takes one again.
+        True: it is confirmed, or was given up because its `reply_to` no longer exists or has refused replies for
+        `give_up_seconds`; later replies to that address are then given up at once, until it takes one again. False: its
+        `reply_to` refuses it at present (the queue is full); publish it again soon.
 
         Raises:
             Unavailable: the broker is away, or the replies exchange leads to no queue that takes them. Publish all of
                 them again: a repeat carries the same message_id.
         """
-        asked = [(reply, self._outgoing(reply)) for reply in replies]
-        fates = iter(await self._publisher.publish([message for _, messages in asked for message in messages]))
-        refused: list[Reply] = []
-        for reply, messages in asked:
+        outgoing = [self._outgoing(reply) for reply in replies]
+        fates = iter(await self._publisher.publish([message for messages in outgoing for message in messages]))
+        done: list[bool] = []
+        for messages in outgoing:
             placed = [self._placed(message, next(fates)) for message in messages]
-            if not all(placed):
-                refused.append(reply)
-        return refused
+            done.append(all(placed))
+        return done
 
     def _outgoing(self, reply: Reply) -> list[Outgoing]:
         properties = Properties(
@@ -91,7 +91,7 @@ class Replies:
                 self._refusing.pop(message.routing_key, None)
             return True
         if message.exchange:
-            raise Unavailable(f"replies {fate.name.lower()}: no queue takes what {message.exchange} is sent")
+            raise Unavailable(f"replies {fate.name.lower()}", f"no queue takes what {message.exchange} is sent")
         if fate is Fate.REFUSED:
             since = self._refusing.setdefault(message.routing_key, time.monotonic())
             if time.monotonic() - since < self._give_up_seconds:

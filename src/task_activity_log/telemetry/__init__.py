@@ -1,1 +1,10 @@
-"""What the worker shows: logs, metrics, and health over HTTP."""
+"""What the worker shows: logs, metrics, traces, and health over HTTP.
+
+names     every metric, log event and span, with its meaning
+watch     the worker's `Watch`: passes on to metrics and logs
+metrics   Prometheus
+logs      structlog, without secrets
+tracing   whether traces are exported
+spans     OpenTelemetry: the spans of messages and batches
+health    the HTTP server
+"""

@@ -1,4 +1,4 @@
-"""Health and metrics over HTTP, from a thread of its own: it answers even when the event loop does not move."""
+"""Health and metrics over HTTP, served by a separate thread: it responds even if the event loop is blocked."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _STUCK_SECONDS = 10.0
 _BEAT_SECONDS = 1.0
 _CLIENT_SECONDS = 5
 _CLIENTS = 16
-"""How many are served at once. For one more the oldest is cut off: who dawdles must not keep a probe from its answer."""
+"""Number of clients served at once. One more cuts off the oldest, so that slow clients cannot keep a probe waiting."""
 _REQUEST_BYTES = 16 * 1024
-"""What is read of a request line and its headers together."""
+"""Maximum length of a request line and its headers together."""
 
 
 class Health:
-    """What the HTTP server asks; every answer is (well, why)."""
+    """Answers the HTTP server's requests. `ready` and `alive` return reasons; an empty list means yes."""
 
     def __init__(
         self,
@@ -35,7 +35,7 @@ class Health:
         metrics: Callable[[], bytes],
         redact: Callable[[str], str] = str,
     ) -> None:
-        """Take what answers; `redact` is the last to see each text, and takes secrets out."""
+        """Take the functions that answer. `redact` removes secrets; each text passes through it last."""
         self._redact = redact
         self._ready = ready
         self._alive = alive
@@ -44,19 +44,19 @@ class Health:
         self._beat = time.monotonic()
 
     async def beat(self) -> None:
-        """Show that the loop moves, until cancelled."""
+        """Show that the event loop runs, until cancelled."""
         while True:
             self._beat = time.monotonic()
             await asyncio.sleep(_BEAT_SECONDS)
 
     def answer(self, path: str) -> tuple[int, str, bytes]:
-        """Status, content type and body for a path."""
+        """The HTTP status, content type and body for a path."""
         status, content_type, text = self._page(path)
         return status, content_type, self._redact(text).encode()
 
     def _page(self, path: str) -> tuple[int, str, str]:
         stuck = time.monotonic() - self._beat
-        frozen = [f"the event loop has not moved for {stuck:.0f} s"] if stuck > _STUCK_SECONDS else []
+        frozen = [f"the event loop has been blocked for {stuck:.0f} s"] if stuck > _STUCK_SECONDS else []
         match path.partition("?")[0]:
             case "/livez":
                 return _verdict(frozen + self._alive())
@@ -67,7 +67,7 @@ class Health:
             case "/status":
                 return 200, "application/json", json.dumps(self._status(), default=str)
             case _:
-                return 404, "text/plain; charset=utf-8", "there are /livez, /readyz, /metrics and /status\n"
+                return 404, "text/plain; charset=utf-8", "the paths are /livez, /readyz, /metrics and /status\n"
 
 
 def _verdict(reasons: list[str]) -> tuple[int, str, str]:
@@ -76,7 +76,7 @@ def _verdict(reasons: list[str]) -> tuple[int, str, str]:
 
 
 class _Bounded:
-    """Lines of a request, and no more than the limit allows: after that it is over."""
+    """Reads the lines of a request up to the limit, and then reports the end of the file."""
 
     def __init__(self, file: io.BufferedIOBase) -> None:
         self._file = file
@@ -108,7 +108,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *_: Any) -> None:
-        """Probes are no events."""
+        """Log nothing: probes are frequent and mean nothing."""
 
 
 class _Server(ThreadingHTTPServer):
@@ -119,11 +119,11 @@ class _Server(ThreadingHTTPServer):
         self.health = health
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._slots = threading.BoundedSemaphore(_CLIENTS)
-        self._since: dict[socket.socket, float] = {}  # each client that is served, the oldest first
+        self._since: dict[socket.socket, float] = {}  # the clients being served, the oldest first
         super().__init__((host, port), _Handler)
 
     def server_bind(self) -> None:
-        # Not HTTPServer's: it looks its own name up in the DNS, which can take long where there is none.
+        # HTTPServer.server_bind() looks up its own name in the DNS, which can take long if there is no DNS.
         socketserver.TCPServer.server_bind(self)
 
     def process_request(self, request: Any, client_address: Any) -> None:
@@ -141,7 +141,7 @@ class _Server(ThreadingHTTPServer):
             self._slots.release()
 
     def service_actions(self) -> None:
-        # Twice a second. The handler's own timeout is for each read: a client could send a byte now and then.
+        # Called twice a second. The handler's timeout applies to each read, so a client could send a byte now and then.
         late = time.monotonic() - _CLIENT_SECONDS
         for request, since in list(self._since.items()):
             if since < late:
@@ -153,17 +153,17 @@ class _Server(ThreadingHTTPServer):
                 request.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, *_: Any) -> None:
-        """A client that goes away in the middle is its own affair."""
+        """Ignore clients that disconnect early."""
 
 
 class HealthServer:
     """Serves `Health` until closed."""
 
     def __init__(self, health: Health, host: str, port: int) -> None:
-        """Bind and begin to serve.
+        """Bind and start serving.
 
         Raises:
-            OSError: the address is taken or not ours.
+            OSError: the address is in use or not available.
         """
         self._server = _Server(health, host, port)
         self.port: int = self._server.server_address[1]
@@ -171,6 +171,6 @@ class HealthServer:
         self._thread.start()
 
     def close(self) -> None:
-        """Stop serving."""
+        """Stop serving and close the port."""
         self._server.shutdown()
         self._server.server_close()

@@ -1,4 +1,4 @@
-"""Logs: structlog, JSON in production, coloured on a terminal. Never a payload, never a secret."""
+"""Logs with structlog: JSON in production, colours on a terminal. They never contain a payload or a secret."""
 
 from __future__ import annotations
 
@@ -18,18 +18,17 @@ _USER_INFO = re.compile(r"(?<=://)[^/@\s]*:[^@\s]*@")
 
 
 def configure(log_format: Literal["auto", "json", "console"], level: str, secrets: Iterable[str] = ()) -> None:
-    """Set up structlog for the process; events go to standard error, one line each.
+    """Configure structlog for the process. Events are written to standard error, one line each.
 
     Args:
-        log_format: `auto` is console on a terminal, JSON elsewhere.
-        level: the lowest that is told.
-        secrets: what must never appear, whoever's error text it comes with.
+        log_format: `auto` means console on a terminal and JSON otherwise.
+        level: the lowest level that is logged.
+        secrets: texts that must never appear, even if another library's error message contains them.
     """
     console = log_format == "console" or (log_format == "auto" and sys.stderr.isatty())
     threshold = logging.getLevelNamesMapping()[level.upper()]
     structlog.configure(
         processors=[
-            structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
@@ -46,15 +45,15 @@ def configure(log_format: Literal["auto", "json", "console"], level: str, secret
 
 
 def quiet_drivers() -> None:
-    """Drivers log what they also raise, with URLs and frames in it; we tell what we were told."""
+    """Silence the drivers. They log what they also raise, with URLs and frames, and the worker logs the error itself."""
     for name in ("aiormq", "aio_pika", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 class Redaction:
-    """Replaces secrets in what is shown. Nobody should show any; a driver's error text may.
+    """Replaces secrets in texts before they are shown. A driver's error message could contain one.
 
-    Those of fewer than six characters are not looked for: they would tear holes into ordinary words.
+    Secrets of fewer than six characters are not replaced, because they would also occur in ordinary words.
     """
 
     def __init__(self, secrets: Iterable[str]) -> None:
@@ -63,7 +62,7 @@ class Redaction:
         self._secrets = re.compile(rf"(?<!\w)(?:{words})(?!\w)") if known else None
 
     def __call__(self, _logger: Any, _level: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
-        """The event without secrets; structlog's processor."""
+        """The event without secrets. This makes the class a processor for structlog."""
         return {name: self.text(value) if isinstance(value, str) else value for name, value in event.items()}
 
     def text(self, text: str) -> str:
@@ -73,10 +72,10 @@ class Redaction:
 
 
 def secrets_in(url: str) -> set[str]:
-    """What is secret in a URL: the password, as it stands there and decoded, in the user part or the query."""
+    """The secrets in a URL: the password in the user part or in the query, both encoded and decoded."""
     parts = urlsplit(url)
     found = {value for name, value in parse_qsl(parts.query) if "password" in name}
-    # A password with / ? # in it, not encoded, reaches over the parts of a URL: hence the whole of it as well.
+    # A password with an unencoded / ? or # extends beyond its part of the URL, so it is also searched in the whole URL.
     for before in (parts.netloc.rpartition("@")[0], url.partition("://")[2].rpartition("@")[0]):
         password = before.partition(":")[2]
         found |= {password, unquote(password)}
@@ -84,20 +83,20 @@ def secrets_in(url: str) -> set[str]:
 
 
 def address(url: str) -> str:
-    """Hosts and path of a URL, for people; without user, password and options."""
+    """The hosts and the path of a URL, for people: without user, password and options."""
     parts = urlsplit(url)
     rest = f"{parts.path}?{parts.query}#{parts.fragment}"
     return _HIDDEN if "@" in rest else parts.netloc.rpartition("@")[2] + parts.path
 
 
 def is_local(url: str) -> bool:
-    """Whether a URL leads no further than this machine; sockets have no host."""
+    """Whether a URL refers to this machine. The URL of a Unix socket has no host."""
     host = urlsplit(url).hostname or "localhost"
     return host in ("localhost", "::1") or host.startswith("127.")
 
 
 def whereabouts(error: BaseException) -> str:
-    """Where an error came from and what it is, without its text, which may quote a message."""
+    """The type of an error and where it was raised, without its text, which could quote a message."""
     cause = error.__cause__ or error.__context__
     before = [whereabouts(cause), "and then"] if cause else []
     frames = [line.rstrip() for line in traceback.format_tb(error.__traceback__)]

@@ -1,4 +1,4 @@
-"""Metrics, for Prometheus, as `names` declares them."""
+"""Metrics for Prometheus, as `names` declares them."""
 
 from __future__ import annotations
 
@@ -22,19 +22,18 @@ from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
-from task_activity_log.pipeline.ports import Answer, D
+from task_activity_log.message import ERROR_CODE
+from task_activity_log.pipeline.ports import D, Settlement
+from task_activity_log.record import Outcome
 from task_activity_log.telemetry.names import METRICS
 
-_MILLISECONDS_FROM = 2**32
-"""A timestamp property from here on is in milliseconds: as seconds it would be later than the year 2106."""
-
 _HOLD_SECONDS = "task_activity_log_hold_seconds_total"
-_REASONS_MAX, _REASON_LENGTH = 50, 60
+_LABELS_MAX, _LABEL_LENGTH = 50, 60
 _KINDS = {"counter": Counter, "gauge": Gauge, "histogram": Histogram}
 
 
 class Metrics:
-    """Everything that is counted and timed."""
+    """Everything that is counted and measured."""
 
     def __init__(self) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # it has no types
@@ -64,66 +63,66 @@ class Metrics:
 
     def _counter(self, name: str) -> Counter:
         made = self._all[name]
-        assert isinstance(made, Counter), name  # noqa: S101 - a slip of the programmer
+        assert isinstance(made, Counter), name  # noqa: S101 - a programming error
         return made
 
     def _histogram(self, name: str) -> Histogram:
         made = self._all[name]
-        assert isinstance(made, Histogram), name  # noqa: S101 - a slip of the programmer
+        assert isinstance(made, Histogram), name  # noqa: S101 - a programming error
         return made
 
     def gauge(self, name: str, read: Callable[[], float], *labels: str) -> None:
-        """Show what `read` returns whenever the metrics are scraped."""
+        """Set a gauge to what `read` returns each time the metrics are scraped."""
         made = self._all[name]
-        assert isinstance(made, Gauge), name  # noqa: S101 - a slip of the programmer
+        assert isinstance(made, Gauge), name  # noqa: S101 - a programming error
         (made.labels(*labels) if labels else made).set_function(read)
 
     def took(self, stage: str, seconds: float) -> None:
-        """A stage of one batch took this long."""
+        """A stage took this long for one batch."""
         self._stage.labels(stage).observe(seconds)
 
-    def answered(self, answers: Sequence[Answer[D]]) -> None:
+    def answered(self, settlements: Sequence[Settlement[D]]) -> None:
         """A batch was answered and settled."""
-        self._batch_size.observe(len(answers))
-        for outcome, count in Tally(answer.reply.outcome for answer in answers).items():
+        self._batch_size.observe(len(settlements))
+        for outcome, count in Tally(each.reply.outcome for each in settlements).items():
             self._answered.labels(outcome).inc(count)
-            if outcome == "rejected":
-                for code, rejected in Tally(answer.reply.headers.get("x-error-code") for answer in answers).items():
+            if outcome is Outcome.REJECTED:
+                for code, rejected in Tally(each.reply.headers.get(ERROR_CODE) for each in settlements).items():
                     if code is not None:
                         self._rejected.labels(code).inc(rejected)
         now = time.time()
-        for answer in answers:
-            sent = answer.delivery.properties.timestamp
+        for each in settlements:
+            sent = each.delivery.properties.sent
             if sent is not None:
-                self._age.observe(max(0.0, now - (sent / 1000 if sent >= _MILLISECONDS_FROM else sent)))
+                self._age.observe(max(0.0, now - sent))
 
-    def held(self, place: str, reason: str) -> None:
-        """Work failed because the outside is away, and will be tried again."""
+    def held(self, place: str, label: str) -> None:
+        """Work failed because of an outage and will be tried again. `label` is that of the outage."""
         self._retries.labels(place).inc()
-        self._holds.held(place, reason)
+        self._holds.held(place, label)
 
     def released(self, place: str) -> None:
-        """Work passed that was held."""
+        """Work that was held succeeded."""
         self._holds.released(place)
 
     def suspects(self, count: int) -> None:
-        """So many messages go back to be tried alone."""
+        """This number of messages will be tried alone."""
         self._counter("task_activity_log_suspects_total").inc(count)
 
     def connection_lost(self, link: str) -> None:
-        """A broker connection that was established is gone."""
+        """An established connection to the broker was lost."""
         self._counter("task_activity_log_connections_lost_total").labels(link).inc()
 
     def settled_late(self, count: int) -> None:
-        """These acknowledgements came too late."""
+        """This number of messages was acknowledged too late."""
         self._counter("task_activity_log_late_settlements_total").inc(count)
 
     def reply_given_up(self, why: str) -> None:
-        """A reply did not go where its request asked."""
+        """A reply was not sent to the address that its request asked for."""
         self._counter("task_activity_log_replies_given_up_total").labels(why).inc()
 
     def inbox_trimmed(self, count: int) -> None:
-        """So many requests are forgotten."""
+        """This number of requests was forgotten."""
         self._counter("task_activity_log_inbox_trimmed_total").inc(count)
 
     def exposition(self) -> bytes:
@@ -132,17 +131,17 @@ class Metrics:
 
 
 class HoldSeconds(Collector):
-    """Time spent holding, exact at each scrape, the hold that goes on included."""
+    """Time spent in holds, exact at each scrape: the current hold is included."""
 
     def __init__(self) -> None:
         self._spent: dict[tuple[str, str], float] = {}
-        self._present: dict[str, tuple[str, float]] = {}  # by place: the reason, and since when
+        self._present: dict[str, tuple[str, float]] = {}  # by place: the label and the start
 
-    def held(self, place: str, reason: str) -> None:
-        """A hold begins, or goes on, for this reason."""
+    def held(self, place: str, label: str) -> None:
+        """A hold starts or continues. Labels are bounded in number and length, since some have a driver's words."""
         self.released(place)
-        label = reason.partition(":")[0][:_REASON_LENGTH]
-        if (place, label) not in self._spent and len(self._spent) >= _REASONS_MAX:
+        label = label[:_LABEL_LENGTH]
+        if (place, label) not in self._spent and len(self._spent) >= _LABELS_MAX:
             label = "other"
         self._spent.setdefault((place, label), 0.0)
         self._present[place] = (label, time.monotonic())
@@ -150,20 +149,20 @@ class HoldSeconds(Collector):
     def released(self, place: str) -> None:
         """The hold is over."""
         if place in self._present:
-            reason, since = self._present.pop(place)
-            self._spent[place, reason] += time.monotonic() - since
+            label, since = self._present.pop(place)
+            self._spent[place, label] += time.monotonic() - since
 
     def collect(self) -> Iterator[CounterMetricFamily]:
-        """The totals; called from the thread that serves them."""
+        """The totals. Called from the thread of the HTTP server."""
         metric = METRICS[_HOLD_SECONDS]
         family = CounterMetricFamily(_HOLD_SECONDS, metric.help, labels=tuple(metric.labels))
         spent, now = dict(self._spent), time.monotonic()
-        for place, (reason, since) in tuple(self._present.items()):
-            spent[place, reason] = spent.get((place, reason), 0.0) + now - since
+        for place, (label, since) in tuple(self._present.items()):
+            spent[place, label] = spent.get((place, label), 0.0) + now - since
         for labels, seconds in spent.items():
             family.add_metric(labels, seconds)
         yield family
 
     def describe(self) -> Iterable[CounterMetricFamily]:
-        """What it collects, for the registry."""
+        """Nothing: the registry then does not collect while it registers this."""
         return ()

@@ -1,4 +1,4 @@
-"""The worker's `Watch`: what it is told goes to the metrics and to the log."""
+"""The worker's `Watch`: passes what happens on to the metrics and the log."""
 
 from __future__ import annotations
 
@@ -10,66 +10,68 @@ from typing import Literal
 
 import structlog
 
-from task_activity_log.pipeline.ports import Answer, D
+from task_activity_log.message import ERROR_CODE, TRACE_PARENT
+from task_activity_log.pipeline.ports import D, Settlement
+from task_activity_log.problem import Unavailable
 from task_activity_log.telemetry.metrics import Metrics
 
 log = structlog.get_logger(__name__)
 
 
 class Watch:
-    """Counts and tells: one event a batch at info, one a message at debug."""
+    """Counts and logs: one event per batch at level info, one per message at level debug."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
         self._reasons: dict[str, str] = {}
         self.last_batch: dict[str, object] | None = None
-        """When the last batch was answered, and of how many messages it was."""
+        """When the last batch was answered, and its number of messages."""
 
     def took(self, stage: Literal["decode", "store", "reply"], seconds: float) -> None:
-        """A stage of one batch took this long."""
+        """A stage took this long for one batch."""
         self._metrics.took(stage, seconds)
 
-    def answered(self, answers: Sequence[Answer[D]]) -> None:
+    def answered(self, settlements: Sequence[Settlement[D]]) -> None:
         """A batch was answered and settled."""
-        if not answers:
+        if not settlements:
             return
-        self._metrics.answered(answers)
-        self.last_batch = {"at": datetime.now(UTC).isoformat(timespec="seconds"), "size": len(answers)}
+        self._metrics.answered(settlements)
+        self.last_batch = {"at": datetime.now(UTC).isoformat(timespec="seconds"), "size": len(settlements)}
         if log.is_enabled_for(logging.DEBUG):
-            for answer in answers:
-                _tell(answer)
-        log.info("batch", size=len(answers), **Counter(answer.reply.outcome.value for answer in answers))
+            for settlement in settlements:
+                _log_message(settlement)
+        log.info("batch", size=len(settlements), **Counter(each.reply.outcome.value for each in settlements))
 
-    def held(self, place: str, reason: str) -> None:
-        """Work failed because the outside is away, and will be tried again. Told once for each reason in turn."""
-        self._metrics.held(place, reason)
-        if self._reasons.get(place) != reason:
-            self._reasons[place] = reason
-            log.warning("holding", place=place, reason=reason)
+    def held(self, place: str, outage: Unavailable) -> None:
+        """Work failed because of an outage and will be tried again. Logged again only if the reason changes."""
+        self._metrics.held(place, outage.label)
+        if self._reasons.get(place) != outage.reason:
+            self._reasons[place] = outage.reason
+            log.warning("holding", place=place, reason=outage.reason)
 
     def released(self, place: str, seconds: float) -> None:
-        """Work passed, after it was held for so long."""
+        """Work succeeded after it had been held for this long."""
         self._metrics.released(place)
         self._reasons.pop(place, None)
         log.info("hold_over", place=place, seconds=round(seconds, 3))
 
     def set_apart(self, suspects: Sequence[D]) -> None:
-        """These go back to be tried alone."""
+        """These deliveries will be tried alone."""
         self._metrics.suspects(len(suspects))
         log.warning("suspects_set_apart", suspects=len(suspects), attempts=suspects[0].attempts)
 
 
-def _tell(answer: Answer[D]) -> None:
-    headers = answer.reply.headers
-    more = {"code": headers["x-error-code"]} if "x-error-code" in headers else {}
-    if "traceparent" in headers:
-        more["trace_id"] = headers["traceparent"][3:35]
+def _log_message(settlement: Settlement[D]) -> None:
+    delivery, reply = settlement.delivery, settlement.reply
+    more = {"code": reply.headers[ERROR_CODE]} if ERROR_CODE in reply.headers else {}
+    if TRACE_PARENT in reply.headers:
+        more["trace_id"] = reply.headers[TRACE_PARENT][3:35]
     log.debug(
         "message",
-        message_id=answer.delivery.properties.message_id,
-        correlation_id=answer.delivery.properties.correlation_id,
-        outcome=answer.reply.outcome.value,
-        reply_message_id=answer.reply.message_id,
-        attempts=answer.delivery.attempts,
+        message_id=delivery.properties.message_id,
+        correlation_id=delivery.properties.correlation_id,
+        outcome=reply.outcome.value,
+        reply_message_id=reply.message_id,
+        attempts=delivery.attempts,
         **more,
     )

@@ -1,12 +1,17 @@
-"""Bytes ↔ record by media type. No input or output, no clock.
+"""Converts bytes to records and problems and back, by media type. Does no input or output and reads no clock.
 
-From the outside in: `media` (content type and charset → text), `as_json` and `as_xml` (text ↔ record), `fields`
-(members → record, every bad field named), `values` (text → uuid, instant). `problems` writes problems.
+media     content type and body to text: media type, charset
+as_json   JSON to record and back
+as_xml    XML to record and back
+fields    members to record; names every invalid field
+values    text to uuid and instant
+problems  problem to bytes and back
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from task_activity_log.problem import Code, Problem, Rejected
 from task_activity_log.record import StoredTaskActivityLog, TaskActivityLog
@@ -37,6 +42,7 @@ __all__ = [
     "NaiveDates",
     "Nulls",
     "decode",
+    "decode_problem",
     "decode_stored",
     "encode",
     "encode_problem",
@@ -47,29 +53,30 @@ __all__ = [
 ]
 
 Nulls = Literal["emit", "omit"]
-"""Whether the nulls of a stored record are in its JSON."""
+"""Whether the JSON of a stored record contains members with the value null."""
 
 
 def decode(text: str, name: str, naive: NaiveDates = "utc") -> TaskActivityLog:
-    """The record in a request's text, by its bare media type; absent fields are not in `model_fields_set`.
+    """The record in the text of a request. `name` is its media type without parameters.
 
-    Raises `Rejected`; when the body is a record in form and only fields in it are bad, its subclass `InvalidFields`.
+    Absent fields are not in `model_fields_set`. Raises `Rejected`, or its subclass `InvalidFields` if the text parses as a
+    record and only fields are invalid.
     """
     return as_xml.decode(text, naive) if is_xml(name) else as_json.decode(text, naive)
 
 
 def decode_stored(body: bytes, content_type: str | None) -> StoredTaskActivityLog:
-    """The stored record in the body of a reply, for who reads replies. Raises `Rejected`."""
+    """The stored record in the body of a reply, for programs that read replies. Raises `Rejected`."""
     media = media_type(content_type)
     characters = text(body, media)
     return as_xml.decode_stored(characters) if is_xml(media.name) else as_json.decode_stored(characters)
 
 
 def encode(record: TaskActivityLog, name: str, nulls: Nulls = "emit") -> Encoded:
-    """A stored record as a reply, or any other as a request, in this bare media type.
+    """A stored record as a reply, or any other record as a request. `name` is the media type without parameters.
 
-    A request has the fields in `model_fields_set`; a reply all twelve, or in JSON, nulls omitted, those with a value.
-    Raises `Rejected` (`invalid_string`) for a request with characters that XML cannot hold; a reply has them replaced.
+    A request has the fields in `model_fields_set`. A reply has all twelve; in JSON those with a value if nulls are omitted.
+    Characters that XML cannot represent are replaced in a reply; a request with such characters raises `Rejected`.
     """
     if not is_xml(name):
         return as_json.encode(record, omit_nulls=nulls == "omit")
@@ -80,10 +87,15 @@ def encode(record: TaskActivityLog, name: str, nulls: Nulls = "emit") -> Encoded
 
 
 def problem_type(name: str) -> str:
-    """The media type of a problem that answers a message of this one."""
+    """The media type of the problem for a message of this media type."""
     return PROBLEM_XML if is_xml(name) else PROBLEM_JSON
 
 
 def encode_problem(problem: Problem, name: str) -> bytes:
     """A problem in the format of this media type."""
     return problems.encode(problem, name)
+
+
+def decode_problem(body: bytes, content_type: str) -> Mapping[str, Any]:
+    """The members of a problem in the body of a reply: `code`, `detail`, `errors` and others. Raises `ValueError`."""
+    return problems.decode(body, content_type)

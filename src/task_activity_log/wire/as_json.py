@@ -1,8 +1,8 @@
-"""JSON ↔ record (contract, sections 3 and 6).
+"""JSON to record and back (contract, sections 3 and 6).
 
-Two readers give the same result. `_usual` does in one pass of pydantic-core what serializers usually write: known
-names, each once, with values in their commonest form. Whatever else there is, right or wrong, it leaves to `_members`,
-which takes four times as long and knows every rule.
+There are two readers with the same result. The fast one, `_usual`, uses one pass of pydantic-core and accepts only what
+serializers usually write: known names, each once, with values in their most common form. Everything else, valid or not,
+is left to the complete one, `_members`, which knows every rule and is slower (see docs/performance.md).
 """
 
 from __future__ import annotations
@@ -27,49 +27,49 @@ from task_activity_log.record import (
     is_storable,
 )
 from task_activity_log.wire import fields, values
-from task_activity_log.wire.fields import Reader
+from task_activity_log.wire.fields import KINDS, STORED_KINDS, Kind, Reader
 from task_activity_log.wire.media import WHITE
 from task_activity_log.wire.values import Invalid, NaiveDates
 
 MAX_DEPTH = 64
-"""How deep objects and arrays may nest, the record itself being the first."""
+"""Maximum nesting depth of objects and arrays. The record itself is the first level."""
 
 
 def decode(text: str, naive: NaiveDates = "utc") -> TaskActivityLog:
-    """The record in a JSON text. Raises `Rejected`; when only fields are bad, `InvalidFields`."""
+    """The record in a JSON text. Raises `Rejected`, or its subclass `InvalidFields` if only fields are invalid."""
     return _usual(text, naive) or fields.record(TaskActivityLog, _members(text), _readers(naive))
 
 
 def decode_stored(text: str) -> StoredTaskActivityLog:
-    """The stored record in a reply's JSON text. Raises `Rejected`."""
-    instant = _readers("utc")["due_date"]
-    return fields.record(StoredTaskActivityLog, _members(text), {**_readers("utc"), "modified_dateutc": instant})
+    """The stored record in the JSON text of a reply. Raises `Rejected`."""
+    return fields.record(StoredTaskActivityLog, _members(text), _readers("utc", stored=True))
 
 
 def encode(record: TaskActivityLog, *, omit_nulls: bool = False) -> fields.Encoded:
-    """One line of JSON in UTF-8, members in the record's order.
+    """The record as one line of JSON in UTF-8, with members in the record's order.
 
-    A stored record has all twelve, or with `omit_nulls` those that are not null; a request those that were set.
+    A stored record has all twelve members, or with `omit_nulls` those that are not null. A request has those that are set.
     """
-    stored = type(record) is StoredTaskActivityLog  # pydantic's isinstance() runs Python
-    # model_dump_json() does the same and takes a microsecond longer.
+    stored = type(record) is StoredTaskActivityLog  # faster than isinstance(), which pydantic implements in Python
+    # This does the same as model_dump_json(), and saves a microsecond.
     body = record.__pydantic_serializer__.to_json(record, exclude_none=stored and omit_nulls, exclude_unset=not stored)
     return fields.Encoded(body, ())
 
 
-# ---- what serializers usually write
+# ---- the fast reader
 
 
 def _usual(text: str, naive: NaiveDates) -> TaskActivityLog | None:
-    """The record in a JSON text of the usual sort; None when it has to be looked at more closely.
+    """The record in a JSON text of the usual kind; None if the complete reader must decide.
 
-    pydantic-core takes the last of two members with one name and does not tell. The quotes do: two for each name, two
-    for each string, and any others belong to a name that was dropped. (Or to an escaped quote; with an escaped
-    backslash in the text as well it takes a closer look to tell whose it is.)
+    If two members have the same name, pydantic-core silently uses the last one. Quotation marks reveal that: each name and
+    each string has two, so further ones belong to a member that was dropped, or are escaped. If the text also has escaped
+    backslashes, it is not clear which quotation marks are escaped, so the complete reader decides.
 
-    It keeps room for eight values in every array, 130 times what `[]` takes in the text: many are not for it.
+    pydantic-core reserves memory for eight values in each array, 130 times the length of `[]` in the text. Therefore a text
+    with many arrays is left to the complete reader.
     """
-    # Counting takes half a microsecond, and there is seldom anything to count.
+    # Counting takes half a microsecond, so check first whether there is anything to count.
     if ("[" in text or text.find("{", 1) > 0) and text.count("[") + text.count("{") > MAX_DEPTH:
         return None
     try:
@@ -78,8 +78,8 @@ def _usual(text: str, naive: NaiveDates) -> TaskActivityLog | None:
         return None
     if not (found["id"] and found["id"].int):
         return None
-    kinds = [*map(type, found.values())]
-    strings = len(kinds) - kinds.count(NoneType) - (found["is_closed"] is not None)
+    types = [*map(type, found.values())]
+    strings = len(types) - types.count(NoneType) - (found["is_closed"] is not None)
     for name, value in others.items():
         if name not in _READ_ONLY and name.lower() in _NAMES:
             return None
@@ -97,10 +97,10 @@ def _usual(text: str, naive: NaiveDates) -> TaskActivityLog | None:
 
 @cache
 def _validator(naive: NaiveDates) -> SchemaValidator:
-    """A reader of JSON objects into (fields, other members, names of all members that were there).
+    """Reads a JSON object into its fields, its other members, and the names of all members that are present.
 
-    It takes less than the contract, never more: other forms of uuid, date or boolean are errors here, and so are other
-    members that are no scalars, as they could nest too deep.
+    It accepts less than the contract and never more. Less common forms of uuids, dates and booleans are errors here, and so
+    are other members that are not scalars, because they could nest too deeply.
     """
     date = cs.no_info_after_validator_function(
         datetime.fromisoformat,
@@ -110,11 +110,11 @@ def _validator(naive: NaiveDates) -> SchemaValidator:
             rf"(?:Z|[+-](?:0[0-9]|1[0-3]):[0-5][0-9]){'?' if naive == 'utc' else ''}$",
         ),
     )
-    kinds: dict[Code, CoreSchema] = {
-        Code.INVALID_UUID: values.UUID_SCHEMA,
-        Code.INVALID_STRING: cs.str_schema(strict=True),
-        Code.INVALID_DATE: date,
-        Code.INVALID_BOOLEAN: cs.bool_schema(strict=True),
+    schemas: dict[Kind, CoreSchema] = {
+        Kind.UUID: values.UUID_SCHEMA,
+        Kind.TEXT: cs.str_schema(strict=True),
+        Kind.INSTANT: date,
+        Kind.BOOLEAN: cs.bool_schema(strict=True),
     }
     scalar = cs.union_schema(
         [
@@ -128,8 +128,8 @@ def _validator(naive: NaiveDates) -> SchemaValidator:
     return SchemaValidator(
         cs.model_fields_schema(
             {
-                name: cs.model_field(cs.with_default_schema(cs.nullable_schema(kinds[code]), default=None))
-                for name, code in fields.KINDS.items()
+                name: cs.model_field(cs.with_default_schema(cs.nullable_schema(schemas[kind]), default=None))
+                for name, kind in KINDS.items()
             },
             extras_schema=cs.nullable_schema(scalar),
         ),
@@ -137,22 +137,23 @@ def _validator(naive: NaiveDates) -> SchemaValidator:
     )
 
 
-# ---- everything else
+# ---- the complete reader
 
 
 def _members(text: str) -> dict[str, Any]:
-    """What a JSON object holds for the fields of a record, by field. Unknown members are left out.
+    """The members of a JSON object that are fields of a record, by field. Unknown members are left out.
 
-    Raises `Rejected` with `malformed_json`, `not_an_object` or `duplicate_field`.
+    Raises:
+        Rejected: `malformed_json`, `not_an_object` or `duplicate_field`.
     """
     try:
         root = _DECODER.decode(text)
-    except (ValueError, RecursionError):  # its text and attributes hold the body, hence no cause
+    except (ValueError, RecursionError):  # no cause, because the error quotes the body
         raise Rejected(_MALFORMED) from None
     if text.count("{") + text.count("[") > MAX_DEPTH and _depth(text) > MAX_DEPTH:
         raise Rejected(_MALFORMED)
     if type(root) is not tuple:
-        raise Rejected(Problem(Code.NOT_AN_OBJECT, "Send one JSON object, the record itself."))
+        raise Rejected(Problem(Code.NOT_AN_OBJECT, "Send one JSON object: the record itself."))
     found: dict[str, Any] = {}
     repeated = set()
     for name, value in root:
@@ -166,7 +167,7 @@ def _members(text: str) -> dict[str, Any]:
 
 
 def _depth(text: str) -> int:
-    """How deep well-formed JSON nests."""
+    """The nesting depth of well-formed JSON."""
     depth = deepest = 0
     for mark in _BRACKETS.findall(text):
         if mark in "[{":
@@ -178,7 +179,7 @@ def _depth(text: str) -> int:
 
 
 def _number(token: str) -> bool | object:
-    """0 and 1 are booleans too. Any other number is only a number: int() gives up at 4,300 digits."""
+    """0 and 1 can be booleans. Other numbers are not parsed, because int() fails above 4,300 digits."""
     return _BITS.get(token, _OTHER_NUMBER)
 
 
@@ -186,29 +187,29 @@ def _refuse_constant(token: str) -> None:
     raise ValueError(f"{token} is not JSON")
 
 
-def _string(raw: object, code: Code = Code.INVALID_STRING) -> str:
+def _string(raw: object, kind: Kind) -> str:
     if type(raw) is not str:
-        raise Invalid(code)
+        raise Invalid(kind.code)
     return raw
 
 
 def _read_string(raw: object) -> str | None:
     if raw is None:
         return None
-    text = _string(raw)
+    text = _string(raw, Kind.TEXT)
     if not is_storable(text):
-        raise Invalid(Code.INVALID_STRING)
+        raise Invalid(Kind.TEXT.code)
     return text
 
 
 def _read_uuid(raw: object) -> UUID | None:
-    return None if raw is None or raw == "" else values.uuid(_string(raw, Code.INVALID_UUID))
+    return None if raw is None or raw == "" else values.uuid(_string(raw, Kind.UUID))
 
 
 def _read_instant(raw: object, naive: NaiveDates) -> datetime | None:
     if raw is None or raw == "":
         return None
-    text = _string(raw, Code.INVALID_DATE)
+    text = _string(raw, Kind.INSTANT)
     return values.milliseconds(text) or values.instant(text, naive)
 
 
@@ -218,30 +219,32 @@ def _read_boolean(raw: object) -> bool | None:
     if type(raw) is str:
         raw = _WORDS.get(raw.strip(WHITE).lower())
     if type(raw) is not bool:
-        raise Invalid(Code.INVALID_BOOLEAN)
+        raise Invalid(Kind.BOOLEAN.code)
     return raw
 
 
 @cache
-def _readers(naive: NaiveDates) -> dict[str, Reader]:
-    kinds: dict[Code, Reader] = {
-        Code.INVALID_UUID: _read_uuid,
-        Code.INVALID_STRING: _read_string,
-        Code.INVALID_DATE: partial(_read_instant, naive=naive),
-        Code.INVALID_BOOLEAN: _read_boolean,
+def _readers(naive: NaiveDates, *, stored: bool = False) -> dict[str, Reader]:
+    readers: dict[Kind, Reader] = {
+        Kind.UUID: _read_uuid,
+        Kind.TEXT: _read_string,
+        Kind.INSTANT: partial(_read_instant, naive=naive),
+        Kind.BOOLEAN: _read_boolean,
     }
-    return {field: kinds[code] for field, code in fields.KINDS.items()}
+    return {field: readers[kind] for field, kind in (STORED_KINDS if stored else KINDS).items()}
 
 
 _NAMES = frozenset(STORED_FIELDS)
-_INSTANTS = [field for field, code in fields.KINDS.items() if code is Code.INVALID_DATE]
+_INSTANTS = [field for field, kind in KINDS.items() if kind is Kind.INSTANT]
 _READ_ONLY = _NAMES - set(FIELDS)
-_MALFORMED = Problem(Code.MALFORMED_JSON, f"Send JSON as RFC 8259 has it, nested no deeper than {MAX_DEPTH}.")
-_BRACKETS = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[][{}]')  # strings as well, as brackets in them do not count
+_MALFORMED = Problem(Code.MALFORMED_JSON, f"Send JSON as defined by RFC 8259, nested at most {MAX_DEPTH} levels deep.")
+_BRACKETS = re.compile(
+    r'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[][{}]'
+)  # also matches strings, because brackets in strings do not count
 _BITS = {"0": False, "1": True}
 _OTHER_NUMBER = object()
 _WORDS = {"true": True, "false": False}
-# Objects become tuples of pairs, so that members with one name are all there and arrays can be told from objects.
+# Objects become tuples of pairs. So members with the same name are kept, and arrays differ from objects.
 _DECODER = json.JSONDecoder(
     object_pairs_hook=tuple, parse_int=_number, parse_float=_number, parse_constant=_refuse_constant
 )

@@ -1,35 +1,58 @@
-"""Members by name → record, with every bad field named (contract, sections 1 and 6)."""
+"""Makes a record from members by name, and names every invalid field (contract, sections 1 and 6)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, NamedTuple, TypeVar
+from enum import Enum
+from typing import Any, NamedTuple, TypeVar, get_args
+from uuid import UUID
+
+from pydantic import AwareDatetime
 
 from task_activity_log.problem import Code, FieldError, Problem, Rejected
-from task_activity_log.record import TaskActivityLog
+from task_activity_log.record import StoredTaskActivityLog, TaskActivityLog
 from task_activity_log.wire.values import Invalid
 
 Reader = Callable[[Any], Any]
-"""What a member holds → the field's value, None for null. Raises `Invalid`."""
+"""Turns what a member contains into the value of a field; None for null. Raises `Invalid`."""
 Record = TypeVar("Record", bound=TaskActivityLog)
 
-KINDS = {
-    "id": Code.INVALID_UUID,
-    "task_id": Code.INVALID_UUID,
-    "task_activity_id": Code.INVALID_UUID,
-    "user_id": Code.INVALID_UUID,
-    "contact_id": Code.INVALID_UUID,
-    "subject": Code.INVALID_STRING,
-    "description": Code.INVALID_STRING,
-    "due_date": Code.INVALID_DATE,
-    "is_closed": Code.INVALID_BOOLEAN,
-    "date_closed": Code.INVALID_DATE,
-    "reference_back_office": Code.INVALID_STRING,
-}
-"""What each field holds, told by what it is called when it does not; in the record's order."""
+
+class Kind(Enum):
+    """The kind of value that a field has, and the error code of a value that is not of this kind."""
+
+    UUID = Code.INVALID_UUID
+    TEXT = Code.INVALID_STRING
+    INSTANT = Code.INVALID_DATE
+    BOOLEAN = Code.INVALID_BOOLEAN
+
+    @property
+    def code(self) -> Code:
+        """The error code."""
+        return self.value
+
+
+_TYPES: dict[Any, Kind] = {UUID: Kind.UUID, str: Kind.TEXT, AwareDatetime: Kind.INSTANT, bool: Kind.BOOLEAN}
+
+
+def _kinds(record: type[TaskActivityLog]) -> dict[str, Kind]:
+    """The kind of each field, from its annotation."""
+    return {name: _TYPES[_plain(field.annotation)] for name, field in record.model_fields.items()}
+
+
+def _plain(annotation: Any) -> Any:
+    """The type in an annotation, without `| None` and without validators."""
+    arguments = get_args(annotation)
+    return _plain(arguments[0]) if arguments else annotation
+
+
+KINDS = _kinds(TaskActivityLog)
+"""The kind of each field that a request can set, in the record's order."""
+STORED_KINDS = _kinds(StoredTaskActivityLog)
+"""The kind of each field of a stored record, in the record's order."""
 
 _WANTED = {
-    Code.DUPLICATE_FIELD: "once only, in whatever case its name is",
+    Code.DUPLICATE_FIELD: "only once; upper and lower case do not matter",
     Code.MISSING_ID: "as a uuid that is not all zeros",
     Code.INVALID_UUID: "as a uuid such as 9652e68c-7b6d-4598-bbbd-4e933126c994",
     Code.INVALID_DATE: "as a date such as 2026-01-11T20:58:34.720383Z",
@@ -39,40 +62,49 @@ _WANTED = {
 
 
 class Encoded(NamedTuple):
-    """A record as bytes, and the fields in which characters had to be replaced, in the record's order."""
+    """A record as bytes, and the fields in which characters were replaced, in the record's order."""
 
     body: bytes
     replaced: tuple[str, ...]
 
 
 class InvalidFields(Rejected):
-    """The body is a record in form, but fields in it are not. Looked at last: a bad header comes before (section 2)."""
+    """The body parses as a record, but some fields are invalid.
+
+    It is raised only by the last check, so that the headers can be checked before (contract, section 2).
+    """
 
 
 def bad(field: str, code: Code) -> FieldError:
-    """What to say of one bad field."""
+    """The error for one invalid field."""
     return FieldError(field, code, f"Send {field} {_WANTED[code]}.")
 
 
 def problem(errors: Collection[FieldError]) -> Problem:
-    """One problem for all bad fields, in the record's order; the first gives the code."""
+    """One problem for all invalid fields, which are in the record's order. The first determines the code."""
     first = next(iter(errors))
     rest = len(errors) - 1
-    more = f" {rest} more {'field is' if rest == 1 else 'fields are'} bad too: see errors." if rest else ""
+    more = f" {rest} more {'field is' if rest == 1 else 'fields are'} invalid too: see errors." if rest else ""
     return Problem(first.code, first.message + more, tuple(errors))
 
 
 def check_unique(repeated: Collection[str], order: Collection[str]) -> None:
-    """Raise `Rejected` (`duplicate_field`) if a field was there more than once: readers differ in which one counts."""
+    """Reject a message in which fields are repeated, because readers differ in which one they use.
+
+    Raises:
+        Rejected: `duplicate_field`, with an error for each field in `repeated`.
+    """
     if repeated:
         raise Rejected(problem([bad(field, Code.DUPLICATE_FIELD) for field in order if field in repeated]))
 
 
 def record(kind: type[Record], members: Mapping[str, Any], readers: Mapping[str, Reader]) -> Record:
-    """The record of this kind in what a message holds for its fields.
+    """Make a record of this class from the members of a message.
 
-    `readers` has every field of the kind, in its order; a member that no reader is for is passed over unread.
-    Raises `InvalidFields` with an error for each bad field.
+    `readers` has every field of the class, in its order. Members without a reader are ignored and not parsed.
+
+    Raises:
+        InvalidFields: with an error for each invalid field.
     """
     values: dict[str, Any] = dict.fromkeys(readers)
     errors: dict[str, Code] = {}

@@ -1,4 +1,4 @@
-"""Content type and body → text: media type, charset, byte order mark, XML declaration (contract, section 2)."""
+"""Content type and body to text: media type, charset, byte order mark, XML declaration (contract, section 2)."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ PROBLEM_XML = "application/problem+xml"
 MEDIA_TYPES = (JSON, "text/json", XML, "text/xml")
 
 WHITE = " \t\r\n"
-"""White space in JSON and in XML. `str.strip()` would take more: U+00A0, U+000B, …"""
+"""White space in JSON and in XML. `str.strip()` would also remove U+00A0, U+000B and others."""
 
-# What is named → Python's codec. utf-16 without a byte order mark is little-endian.
+# Python's codec for each charset. utf-16 without a byte order mark is little-endian.
 _CODECS = {
     "utf-8": "utf-8",
     "utf8": "utf-8",
@@ -26,7 +26,7 @@ _CODECS = {
     "utf-16le": "utf-16-le",
     "utf-16be": "utf-16-be",
 }
-# UTF-32's marks come first: the little-endian one begins as UTF-16's does.
+# UTF-32 comes first, because its little-endian mark starts with that of UTF-16.
 _MARKS = (
     (b"\xff\xfe\0\0", "utf-32le"),
     (b"\0\0\xfe\xff", "utf-32be"),
@@ -36,7 +36,7 @@ _MARKS = (
 )
 _ANY_MARK = tuple(mark for mark, _ in _MARKS)
 
-# A quoted value may hold anything, also `;` and `charset=`.
+# A quoted value may contain any characters, including `;` and `charset=`.
 _PARAMETER = re.compile(r';[ \t]*([^=;" \t]*)[ \t]*(?:=[ \t]*(?:"((?:[^"\\]|\\.)*+)"|([^;]*)))?[^;]*')
 _DECLARATION = re.compile(
     rb"<\?xml[ \t\r\n]+version[ \t\r\n]*=[ \t\r\n]*(?:'[^'<>]*'|\"[^\"<>]*\")"
@@ -46,24 +46,25 @@ _DECLARATION_MAX = 1024
 
 
 class MediaType(NamedTuple):
-    """A content type taken apart."""
+    """The parts of a content type."""
 
     name: str
     """One of `MEDIA_TYPES`, lower case, without parameters."""
     charset: str | None
-    """The charset parameter, lower case; None when there is none or it is empty."""
+    """The charset parameter, lower case; None if it is absent or empty."""
 
 
 def is_xml(name: str) -> bool:
-    """Whether a bare media type, a problem's too, is one of XML. All others are JSON."""
+    """Whether a media type without parameters is XML, including that of a problem. All others are JSON."""
     return name.endswith("xml")
 
 
 @lru_cache(maxsize=256)
 def media_type(content_type: str | None, default: str | None = JSON) -> MediaType:
-    """The media type that a content type names; `default` for an absent or empty one.
+    """The media type in a content type; `default` if the content type is absent or empty.
 
-    Raises `Rejected` (`unsupported_media_type`) for any other, and without default for an absent one.
+    Raises:
+        Rejected: `unsupported_media_type`, if it is none of `MEDIA_TYPES`, or is absent and there is no default.
     """
     content_type = (content_type or "").strip(WHITE) or default or ""
     name = content_type.partition(";")[0].strip(WHITE).lower()
@@ -78,10 +79,12 @@ def media_type(content_type: str | None, default: str | None = JSON) -> MediaTyp
 
 
 def text(body: bytes, media: MediaType) -> str:
-    """The characters of a body, without byte order mark.
+    """The characters of a body, without the byte order mark.
 
-    What names the charset: the byte order mark, else the charset parameter, else the XML declaration, else it is UTF-8.
-    Raises `Rejected` with `unsupported_charset`, `empty_body` or `invalid_encoding`, looked at in this order.
+    The charset is that of the byte order mark, else of the charset parameter, else of the XML declaration, else UTF-8.
+
+    Raises:
+        Rejected: `unsupported_charset`, `empty_body` or `invalid_encoding`.
     """
     charset, mark = media.charset, b""
     if body.startswith(_ANY_MARK):
@@ -91,24 +94,24 @@ def text(body: bytes, media: MediaType) -> str:
     codec = _CODECS.get(charset or "utf-8")
     if codec is None:
         raise Rejected(
-            Problem(Code.UNSUPPORTED_CHARSET, "Send the message in UTF-8, or name utf-16 or us-ascii as its charset.")
+            Problem(Code.UNSUPPORTED_CHARSET, "Send the message in UTF-8, or set its charset to utf-16 or us-ascii.")
         )
     try:
         characters = body[len(mark) :].decode(codec) if mark else body.decode(codec)
-    except UnicodeDecodeError:  # its text holds the body, hence no cause
+    except UnicodeDecodeError:  # no cause, because the error quotes the body
         raise Rejected(
-            Problem(Code.INVALID_ENCODING, "Send bytes that are valid in the charset that the message names.")
+            Problem(Code.INVALID_ENCODING, "Send bytes that are valid in the charset of the message.")
         ) from None
     if not characters or (characters[0] in WHITE and not characters.strip(WHITE)):
-        raise Rejected(Problem(Code.EMPTY_BODY, "Send the record in the body, which was empty."))
+        raise Rejected(Problem(Code.EMPTY_BODY, "Send the record in the body. The body was empty."))
     return characters
 
 
 def _declared(body: bytes) -> str | None:
-    """The encoding in the XML declaration of a body without byte order mark.
+    """The encoding in the XML declaration of a body without a byte order mark; None if it has none that applies.
 
-    One that says utf-16 over bytes that are not (StringWriter writes it, UTF8.GetBytes follows) means nothing.
-    One in UTF-16 itself is read in the byte order it is in.
+    A declaration may say utf-16 although the bytes are UTF-8: .NET's StringWriter writes it, and UTF8.GetBytes encodes the
+    text. It is then ignored. A declaration that is itself in UTF-16 determines the byte order.
     """
     head = body[:_DECLARATION_MAX]
     order = None

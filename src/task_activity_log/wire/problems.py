@@ -1,19 +1,24 @@
-"""Problem → bytes: the members of RFC 9457, in JSON or, after its appendix B, in XML (contract, section 6)."""
+"""Problems to bytes and back: the members of RFC 9457 in JSON, or in XML as in its appendix B (contract, section 6)."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any, Final
+
+from lxml import etree
 
 from task_activity_log.problem import Problem
 from task_activity_log.wire import as_xml
 from task_activity_log.wire.media import is_xml
 
 NAMESPACE: Final = "urn:ietf:rfc:7807"
+_PREFIX = f"{{{NAMESPACE}}}"
+_PARSER = etree.XMLParser(resolve_entities=False, no_network=True, remove_comments=True, remove_pis=True)
 
 
 def encode(problem: Problem, name: str) -> bytes:
-    """A problem in the format of this media type. It holds nothing of the payload."""
+    """A problem in the format of this media type. It contains nothing of the payload."""
     members = {
         "type": problem.type,
         "title": problem.title,
@@ -27,12 +32,34 @@ def encode(problem: Problem, name: str) -> bytes:
     return f'<problem xmlns="{NAMESPACE}">{_elements(members)}</problem>'.encode()
 
 
-def _elements(members: dict[str, Any]) -> str:
+def decode(body: bytes, name: str) -> Mapping[str, Any]:
+    """The members of a problem in the format of this media type. In XML their values are texts.
+
+    Raises:
+        ValueError: the body cannot be parsed.
+    """
+    if not is_xml(name):
+        members = json.loads(body)
+        if not isinstance(members, dict):
+            raise ValueError("a problem is one object")
+        return members
+    try:
+        root = etree.fromstring(body, _PARSER)
+    except etree.XMLSyntaxError as error:
+        raise ValueError(str(error)) from error
+    return _texts(root) | {"errors": [_texts(item) for item in root.iter(f"{_PREFIX}i")]}
+
+
+def _texts(parent: etree._Element) -> dict[str, Any]:
+    return {child.tag.removeprefix(_PREFIX): child.text or "" for child in parent}
+
+
+def _elements(members: Mapping[str, Any]) -> str:
     return "".join(f"<{name}>{_element(value)}</{name}>" for name, value in members.items())
 
 
 def _element(value: Any) -> str:
-    """What is inside an element: an item of a list is one named `i` (RFC 9457, appendix B)."""
+    """The content of an element. Each item of a list is an element `i` (RFC 9457, appendix B)."""
     if isinstance(value, list):
         return "".join(f"<i>{_elements(item)}</i>" for item in value)
     return as_xml.escape(str(value))

@@ -1,4 +1,4 @@
-"""Text → uuid and instant, in the forms that both formats take (contract, sections 3 and 4)."""
+"""Text to uuid and instant, in the forms that both formats accept (contract, sections 3 and 4)."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from task_activity_log.problem import Code
 from task_activity_log.wire.media import WHITE
 
 NaiveDates = Literal["utc", "reject"]
-"""What a date without offset is: in UTC, or refused."""
+"""How a date without an offset is read: as UTC, or not at all."""
 
 UUID_SCHEMA = core_schema.chain_schema([core_schema.str_schema(strict=True, max_length=38), core_schema.uuid_schema()])
-"""Forms N, D and B. Left to itself pydantic takes `urn:uuid:…` as well, which is longer."""
+"""Forms N, D and B. The maximum length excludes `urn:uuid:…`, which pydantic would accept."""
 _uuid = SchemaValidator(UUID_SCHEMA).validate_python
 
 DAY: Final = "[0-9]{4}-[0-9]{2}-[0-9]{2}"
@@ -26,18 +26,18 @@ INSTANT: Final = re.compile(
     r"(?:[Tt ]((?:[01][0-9]|2[0-3]):[0-5][0-9](?::[0-5][0-9](?:\.[0-9]+)?)?)"
     rf"([Zz]|{_OFFSET})?)?"
 )
-"""A date as both formats have it. Whether there is such a `DAY` is looked at afterwards."""
+"""The form of a date in both formats. Whether the `DAY` exists is checked afterwards."""
 _TO_MICROSECONDS = len("hh:mm:ss.ffffff")
 COUNT: Final = "-?[0-9]{1,15}"
 MILLISECONDS: Final = re.compile(rf"/Date\(({COUNT})(?:[+-](?:(?:0[0-9]|1[0-3])[0-5][0-9]|1400))?\)/")
-"""An instant as only JSON has it. Whether it is between the years 1 and 9999 is looked at afterwards."""
+"""A form of an instant that only JSON has. Whether it is between the years 1 and 9999 is checked afterwards."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _FIRST = datetime.min.replace(tzinfo=UTC)
 _LAST = datetime.max.replace(tzinfo=UTC)
 
 
 class Invalid(ValueError):
-    """A value that is not what its field holds; `code` says what was expected. It never carries the value."""
+    """A value is not of its field's kind; `code` says what was expected. The value itself is not included."""
 
     def __init__(self, code: Code) -> None:
         super().__init__(code)
@@ -45,13 +45,13 @@ class Invalid(ValueError):
 
 
 def uuid(text: str) -> UUID:
-    """A uuid in form N, D, B or P, any case, trimmed. Raises `Invalid`."""
+    """A uuid in form N, D, B or P, in any case, trimmed. Raises `Invalid`."""
     text = text.strip(WHITE)
     if text.startswith("(") and text.endswith(")"):
         text = f"{{{text[1:-1]}}}"
     try:
         value: UUID = _uuid(text)
-    except ValidationError:  # its text holds the value, hence no cause
+    except ValidationError:  # no cause, because the error quotes the value
         raise Invalid(Code.INVALID_UUID) from None
     return value
 
@@ -59,7 +59,7 @@ def uuid(text: str) -> UUID:
 def instant(text: str, naive: NaiveDates = "utc") -> datetime:
     """A date with or without time and offset, trimmed, as an instant in UTC, truncated to microseconds.
 
-    One that its offset moves out of the years 1 to 9999 is clamped (`in_utc`). Raises `Invalid`.
+    If the offset moves it out of the years 1 to 9999, it is clamped (`in_utc`). Raises `Invalid`.
     """
     found = INSTANT.fullmatch(text.strip(WHITE))
     if found is None:
@@ -76,9 +76,9 @@ def instant(text: str, naive: NaiveDates = "utc") -> datetime:
 
 
 def in_utc(value: datetime) -> datetime:
-    """The same instant in UTC; outside the years 1 to 9999 the nearest that there is.
+    """The same instant in UTC, clamped to the years 1 to 9999.
 
-    A Brussels server writes `0001-01-01T00:00:00+00:18` for DateTime.MinValue.
+    For example, .NET in the Brussels time zone writes DateTime.MinValue as `0001-01-01T00:00:00+00:18`.
     """
     if value.tzinfo is UTC:
         return value
@@ -89,9 +89,9 @@ def in_utc(value: datetime) -> datetime:
 
 
 def milliseconds(text: str) -> datetime | None:
-    r"""The instant in `/Date(ms)/` or `/Date(ms±hhmm)/`, whose offset does not move it; None for any other text.
+    r"""The instant in `/Date(ms)/` or `/Date(ms±hhmm)/`; None for any other text. The offset does not change the instant.
 
-    Only JSON has these. Raises `Invalid` for an instant outside the years 1 to 9999.
+    Only JSON has these forms. Raises `Invalid` for an instant outside the years 1 to 9999.
     """
     found = MILLISECONDS.fullmatch(text.strip(WHITE))
     if found is None:

@@ -24,7 +24,7 @@ _DEFAULT_EXCHANGE = "amq.default"
 
 async def findings(settings: Settings) -> list[Finding]:
     """Connect, ask, and judge what the broker answers."""
-    url = settings.amqp_url.get_secret_value()
+    url = settings.required_amqp_url
     where = address(url)
     try:
         sight = await look(link_of(settings), topology_of(settings))
@@ -48,7 +48,7 @@ def _judge_sight(sight: Sight, settings: Settings, where: str) -> Iterator[Findi
         yield Finding("broken", "broker", found, "use RabbitMQ 3.10 or newer")
     else:
         yield Finding("fine", "broker", found)
-    url = settings.amqp_url.get_secret_value()
+    url = settings.required_amqp_url
     if not url.startswith("amqps:") and not is_local(url):
         yield Finding("warning", "broker link", "not encrypted", "use amqps:// in AMQP_URL")
     for exchange, exists in sight.exchanges.items():
@@ -71,7 +71,7 @@ def _judge_sight(sight: Sight, settings: Settings, where: str) -> Iterator[Findi
 def _judge_management(management: Management, sight: Sight, settings: Settings) -> Iterator[Finding]:
     """What only the management API shows."""
     topology = topology_of(settings)
-    vhost = unquote(urlsplit(settings.amqp_url.get_secret_value()).path[1:]) or "/"
+    vhost = unquote(urlsplit(settings.required_amqp_url).path[1:]) or "/"
     try:
         for name, queue in sight.queues.items():
             if queue is not None:
@@ -127,7 +127,7 @@ def needed(topology: Topology, *, declare: bool) -> list[tuple[str, str]]:
 
 def _judge_permissions(management: Management, vhost: str, topology: Topology, settings: Settings) -> Finding:
     """Whether the user of AMQP_URL has what is needed."""
-    user = unquote(urlsplit(settings.amqp_url.get_secret_value()).username or "guest")
+    user = unquote(urlsplit(settings.required_amqp_url).username or "guest")
     what = f"user {user}"
     try:
         granted = management.get("permissions", vhost, user)

@@ -17,10 +17,10 @@ _OLDEST = 130_000
 
 async def findings(settings: Settings) -> list[Finding]:
     """Connect, ask, and judge what the database answers."""
-    where = address(settings.database_url.get_secret_value())
+    where = address(settings.required_database_url)
     database = store_of(settings)
     try:
-        row = await database.look()
+        row = await database.describe()
         try:
             schema = _judge_revision(await database.schema_version())
         except Unavailable as error:
@@ -31,7 +31,7 @@ async def findings(settings: Settings) -> list[Finding]:
         return [Finding("broken", "database", f"{where}: {error.reason}", advice)]
     finally:
         await database.close()
-    local = is_local(settings.database_url.get_secret_value())
+    local = is_local(settings.required_database_url)
     return [*_judge_server(row, where, local=local), schema, *_judge_rights(row)]
 
 

@@ -15,14 +15,15 @@ from string import Template
 from typing import Any, Final
 
 from task_activity_log import __version__, wire
-from task_activity_log.message import APP_ID, PERSISTENT, Delivery
+from task_activity_log.message import APP_ID, PERSISTENT, REJECTED, STORED, Delivery
 from task_activity_log.pipeline import reply
 from task_activity_log.pipeline.request import Request, Rules, UpdateMode
 from task_activity_log.problem import Code, Problem
 from task_activity_log.rabbitmq.replies import routing_key
 from task_activity_log.rabbitmq.topology import REQUEST_KEY, Topology
-from task_activity_log.record import STORED_FIELDS, Applied, Outcome, StoredTaskActivityLog, TaskActivityLog
+from task_activity_log.record import Applied, Outcome, StoredTaskActivityLog, TaskActivityLog
 from task_activity_log.wire import as_json, as_xml, fields, problems, values
+from task_activity_log.wire.fields import Kind
 
 FILES: Final = {
     "asyncapi": "asyncapi.json",
@@ -89,14 +90,9 @@ def _forms() -> dict[str, Any]:
 
 # ---- fields and codes
 
-_KINDS = {
-    Code.INVALID_UUID: "uuid",
-    Code.INVALID_STRING: "string",
-    Code.INVALID_DATE: "instant",
-    Code.INVALID_BOOLEAN: "boolean",
-}
-_FIELDS = {name: _KINDS[code] for name, code in fields.KINDS.items()}
-_STORED = {name: _FIELDS.get(name, "instant") for name in STORED_FIELDS}
+_TYPES = {Kind.UUID: "uuid", Kind.TEXT: "string", Kind.INSTANT: "instant", Kind.BOOLEAN: "boolean"}
+_FIELDS = {name: _TYPES[kind] for name, kind in fields.KINDS.items()}
+_STORED = {name: _TYPES[kind] for name, kind in fields.STORED_KINDS.items()}
 _STATUSES = sorted({code.status for code in Code})
 
 
@@ -120,7 +116,7 @@ def _schemas(at: str) -> Any:
         "request_properties": {name: {"$ref": at + kind} for name, kind in asked.items()},
         "stored_required": _STORED_NEEDED,
         "stored_properties": {name: {"$ref": at + kind} for name, kind in stored.items()},
-        "field_codes": [Code.DUPLICATE_FIELD, Code.MISSING_ID, *_KINDS],
+        "field_codes": [Code.DUPLICATE_FIELD, Code.MISSING_ID, *(kind.code for kind in Kind)],
         "problems_by_status": [
             {"properties": {"status": {"const": status}, "code": {"enum": [c for c in Code if c.status == status]}}}
             for status in _STATUSES
@@ -188,8 +184,8 @@ def _messages() -> dict[str, Any]:
         "update_modes": list(UpdateMode),
         "stored_outcomes": [outcome for outcome in Outcome if outcome is not Outcome.REJECTED],
         "rejected": Outcome.REJECTED,
-        "stored_type": reply.STORED,
-        "rejected_type": reply.REJECTED,
+        "stored_type": STORED,
+        "rejected_type": REJECTED,
         "app_id": APP_ID,
         "delivery_mode": PERSISTENT,
         "codes": list(Code),

@@ -128,7 +128,7 @@ class Commands:
         return self._code(letters) or (SOME_REJECTED if kept else DONE)
 
     async def _send(self, loan: Loan, candidates: Sequence[Candidate], rate: float) -> int:
-        user = urlsplit(self._settings.amqp_url.get_secret_value()).username
+        user = urlsplit(self._settings.required_amqp_url).username
         async with publishing(link_of(self._settings)) as publisher:
             with progress(len(candidates)) as bar:
                 return await replay(

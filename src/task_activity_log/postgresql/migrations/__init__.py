@@ -1,6 +1,9 @@
-"""The schema: brought up to date, or printed as SQL for a DBA, by Alembic. Needs no alembic.ini.
+"""The schema: Alembic upgrades it, or prints the upgrade as SQL for a DBA. No alembic.ini is needed.
 
-Revisions are in `versions/`. They only ever go forward: what takes one back would drop records.
+There are no downgrades, because a downgrade would drop records.
+
+env        Alembic's environment
+versions/  the revisions
 """
 
 from __future__ import annotations
@@ -8,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import io
 import threading
-from importlib import resources
 from typing import Any, cast
 
 from alembic import command
@@ -25,31 +27,31 @@ from task_activity_log.problem import Unavailable
 from task_activity_log.tls import Tls
 
 VERSION_TABLE = "task_activity_log_alembic_version"
-"""Where Alembic keeps the revision. Not its own default, which another application in the database may use."""
+"""Where Alembic records the revision. Another application in the same database may use Alembic's default name."""
 
 _HINTS = {
-    "42501": "connect as a role that may create tables here (PostgreSQL 15 and later let only the database's owner)",
+    "42501": "connect as a role that may create tables here (since PostgreSQL 15 only the database's owner may)",
     "42P07": "these migrations did not make it: rename it or drop it first",
 }
 
 
 _ONE_IN_THIS_PROCESS = threading.Lock()
-"""Alembic keeps what it works on in a module."""
+"""Alembic keeps its state in a module, so one process can migrate only one database at a time."""
 
 
 def migrate(dsn: str, *, connect_timeout: float = 10.0, command_timeout: float = 600.0, tls: Tls | None = None) -> str:
-    """Bring the schema up to date and return its revision. All or nothing; safe to run again, and by several at once.
+    """Upgrade the schema and return its revision. It succeeds or fails as a whole, and is safe to repeat or run in parallel.
 
-    It runs an event loop of its own: call it where none runs.
+    It runs its own event loop, so it cannot be called from a running one.
 
     Args:
-        dsn: the database, as a role that may create tables.
-        connect_timeout: seconds that each host may take to let us in.
-        command_timeout: seconds that a statement may take; waiting for another migration counts.
-        tls: files for TLS, instead of what the DSN says.
+        dsn: the database, with a role that may create tables.
+        connect_timeout: seconds allowed for connecting, for each host.
+        command_timeout: seconds allowed for a statement, including the time it waits for another migration.
+        tls: files for TLS. They replace the settings in the DSN.
 
     Raises:
-        Unavailable: it could not be done; the reason is one line for people.
+        Unavailable: the schema was not upgraded. The reason is one line for people.
     """
 
     async def upgrade() -> None:
@@ -64,9 +66,9 @@ def migrate(dsn: str, *, connect_timeout: float = 10.0, command_timeout: float =
         with _ONE_IN_THIS_PROCESS:
             asyncio.run(upgrade())
     except CommandError:
-        failure = "the schema is at a revision that this release does not know: it was migrated by a newer one"
+        failure = "the schema has a revision that this release does not know: it was migrated by a newer one"
     except TimeoutError:
-        failure = "timeout: another migration, or somebody who holds a lock on the tables, did not end"
+        failure = "timeout: another migration, or a transaction with a lock on the tables, did not end"
     except OSError:
         failure = "connection lost"
     except DBAPIError as error:
@@ -77,26 +79,19 @@ def migrate(dsn: str, *, connect_timeout: float = 10.0, command_timeout: float =
 
 
 def as_sql() -> str:
-    """What `migrate` does to a database without our schema, for a DBA to run with `psql -f`."""
+    """The SQL that `migrate` executes in a database without our schema, for a DBA to run with `psql -f`."""
     text = io.StringIO()
     command.upgrade(_config(output_buffer=text), "head", sql=True)
     return text.getvalue()
 
 
-def grants(role: str) -> str:
-    """What the role that runs workers needs, as SQL to be run by the role that migrated."""
-    sql = resources.files("task_activity_log.postgresql").joinpath("sql", "grants.sql").read_text(encoding="utf-8")
-    quoted = role.replace('"', '""')
-    return sql.replace(':"role"', f'"{quoted}"')
-
-
 def head() -> str:
-    """The revision that this release brings a schema to."""
+    """The newest revision in this release."""
     return cast("str", ScriptDirectory.from_config(_config()).get_current_head())
 
 
 def known() -> set[str]:
-    """All revisions that this release knows."""
+    """All revisions in this release."""
     return {script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()}
 
 
@@ -113,9 +108,10 @@ def _config(output_buffer: io.StringIO | None = None) -> Config:
 
 
 def _engine(dsn: str, connect_timeout: float, command_timeout: float, tls: Tls | None) -> AsyncEngine:
-    """An engine whose connections come from `connect`, so that one DSN means one thing.
+    """An engine that opens connections with `connect`, so that a DSN means the same here as for the worker.
 
-    Nothing is prepared under a name: behind pgbouncer in transaction mode the next transaction is another server's.
+    Prepared statements have no names: behind pgbouncer in transaction mode the next transaction may use another server
+    connection.
     """
 
     def creator() -> Any:
@@ -132,7 +128,7 @@ def _engine(dsn: str, connect_timeout: float, command_timeout: float, tls: Tls |
 
 
 def _explain(error: DBAPIError) -> str:
-    """One line on what PostgreSQL said. It quotes no records: migrations define, they do not write."""
+    """PostgreSQL's message in one line. It cannot quote records, because migrations do not write any."""
     original = error.orig.__cause__ if error.orig else None
     sqlstate = getattr(original, "sqlstate", None)
     if original is None or sqlstate is None:

@@ -1,10 +1,11 @@
-"""What Alembic runs: all that is new, in one transaction, by one migration at a time."""
+"""Alembic's environment: runs all new revisions in one transaction, one migration at a time."""
 
 from alembic import context
 
 from task_activity_log.postgresql.migrations import VERSION_TABLE
 
-# The lock ends with the transaction, so it also holds behind a pooler. Who waited for it finds the work done.
+# The lock ends with the transaction, so it also works behind a pooler. A migration that waited for the lock then finds
+# that there is nothing left to do.
 _ONE_AT_A_TIME = "SELECT pg_advisory_xact_lock(8386102923505526642)"
 
 if context.is_offline_mode():

@@ -1,4 +1,4 @@
--- What `check` wants to know of the database, in one row. Without our tables the privileges are null.
+-- The database as the command `check` reports it, in one row. If our tables do not exist, the privileges are null.
 WITH tables AS (
     SELECT to_regclass('task_activity_log') AS records, to_regclass('task_activity_log_inbox') AS inbox
 )

@@ -1,5 +1,5 @@
--- Prove that we can write, without writing: permissions and read-only mode are checked although no row is touched. It
--- takes what replace.sql takes: what passes here and is refused there is refused for the row's sake.
+-- Prove that writing is possible, without writing: privileges and read-only mode are checked although no row is touched.
+-- This needs the same privileges as write.sql. If this passes and write.sql is refused, a row is the cause.
 WITH remembered AS (
     INSERT INTO task_activity_log_inbox (request_key)
     SELECT null::uuid WHERE false

@@ -1,6 +1,7 @@
--- The records of duplicates and stale requests, as they are now. A statement of its own, after the write: what the
--- write waited for was committed after it had begun, and so is invisible to it.
--- Those that Python has no date for come without their instants, with the outcome `rejected` (see replace.sql).
+-- The current records of duplicates and stale requests. This is a separate statement that follows the write: what the
+-- write waited for was committed after the write had begun, so the write itself cannot see it.
+-- A record with an instant that Python cannot represent is returned without its instants, and with the outcome
+-- `rejected` (see write.sql).
 SELECT
     id, task_id, task_activity_id, user_id, contact_id, subject, description,
     CASE WHEN readable THEN due_date END AS due_date,

@@ -1,2 +1,2 @@
--- The revision of the schema, as Alembic keeps it (see migrations/).
+-- The revision of the schema, as Alembic records it (see migrations/).
 SELECT version_num FROM task_activity_log_alembic_version

@@ -1,6 +1,6 @@
--- Forget at most $2 requests that were taken longer than $1 ago, oldest first. Returns how many.
--- One worker at a time: who does not get the lock forgets nothing. It ends with the statement, so that it also holds
--- behind a pooler that hands connections out per transaction.
+-- Forget at most $2 requests that were taken longer than $1 ago, oldest first. Returns their number.
+-- Only one worker does this at a time; a worker that does not get the lock forgets nothing. The lock ends with the
+-- statement, so it also works behind a pooler that assigns connections per transaction.
 WITH turn AS MATERIALIZED (
     SELECT pg_try_advisory_xact_lock(8386102923623557485) AS ours
 ),

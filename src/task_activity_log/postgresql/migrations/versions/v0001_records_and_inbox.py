@@ -1,4 +1,4 @@
-"""The table of the records, its trigger, and the inbox."""
+"""The table of records, its trigger, and the inbox."""
 
 from textwrap import dedent
 
@@ -9,8 +9,9 @@ down_revision = None
 
 
 def upgrade() -> None:
-    """Make the tables (contract, sections 1 and 7)."""
-    # Most updates change no indexed column. Room in each page lets them stay in it, and spares the index.
+    """Create the tables (contract, sections 1 and 7)."""
+    # Most updates change no indexed column. With free space in each page, the new row version fits in the same page and
+    # the index needs no new entry (a HOT update).
     _execute("""
         CREATE TABLE task_activity_log (
             id uuid PRIMARY KEY,
@@ -36,7 +37,7 @@ def upgrade() -> None:
         COMMENT ON COLUMN task_activity_log.source_version IS
             'The highest x-version applied to this row. No part of the record.'
     """)
-    # Clocks step back, and two writes can fall into one microsecond: the instant still grows.
+    # A clock can step back, and two writes can happen in the same microsecond. The instant must grow even then.
     _execute("""
         CREATE FUNCTION task_activity_log_modified() RETURNS trigger LANGUAGE plpgsql AS $$
         BEGIN
@@ -66,4 +67,4 @@ def upgrade() -> None:
 
 
 def _execute(statement: str) -> None:
-    op.execute(dedent(statement).strip())  # a DBA may read it
+    op.execute(dedent(statement).strip())  # a DBA may read the printed SQL

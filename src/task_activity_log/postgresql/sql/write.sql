@@ -1,12 +1,20 @@
--- Store a wave of replacements, each applied once and never older over newer (contract, section 7). One row comes
--- back for each request that is taken now; a request without a row was taken before: a duplicate.
+-- Store a wave. Each request is applied once, and an older version never overwrites a newer one (contract, section 7).
+-- One row is returned for each request that is taken now. A request without a row was taken before: it is a duplicate.
 --
--- $1–$11 are the columns of the record, $12 the request keys (null: not remembered), $13 the versions (null: none).
--- Every id is there once. Rows come sorted by id, which puts both tables in one order for all workers: without it two
--- workers deadlock. Nothing below may change that order, so there is no join and no ORDER BY: `IN (SELECT …)` under an
--- OR is always a hashed lookup, whatever the planner believes of the size of an array.
+-- $1 to $11 are the columns of the record, $12 the request keys (null: the request is not remembered), $13 the versions
+-- (null: none). Each id occurs once. Rows are sorted by id, so that all workers lock rows in the same order, in both
+-- tables; otherwise two workers would deadlock. Nothing below may change that order. For this reason there is no join
+-- and no ORDER BY: `IN (SELECT …)` under an OR is always a hashed lookup, whatever the planner expects the size of an
+-- array to be.
+--
+-- {assignments} stands for the columns that an update sets. The store fills it in for one of the two update modes:
+--   replace: subject = excluded.subject
+--   merge:   subject = CASE WHEN $14::jsonb -> excluded.id::text ? 'subject'
+--                THEN excluded.subject ELSE stored.subject END
+-- In a merge, $14 has the fields that each message contains: {"<id>": ["subject", …], …}. It is one document, and it is
+-- looked up by excluded.id, because ON CONFLICT can refer only to the stored row and to the row proposed for insertion.
 
--- A key that another worker is about to commit is waited for here, before any record is touched.
+-- If another worker is about to commit the same key, this waits for it before any record is touched.
 WITH remembered AS (
     INSERT INTO task_activity_log_inbox (request_key)
     SELECT request_key
@@ -15,9 +23,10 @@ WITH remembered AS (
     ON CONFLICT (request_key) DO NOTHING
     RETURNING request_key
 ),
--- Instants come as text: the driver would store the first and the last instant of the calendar, which .NET peers send
--- for "unset", as -infinity and infinity.
--- The old row is seen in ON CONFLICT alone, where it is locked: joined to the SELECT, two workers would lose updates.
+-- Instants are passed as text. The driver would turn the first and the last instant of the calendar, which .NET
+-- programs send for "not set", into -infinity and infinity.
+-- The stored row is read only in ON CONFLICT, where it is locked. If it were joined to the SELECT, two workers could lose
+-- updates.
 written AS (
     INSERT INTO task_activity_log AS stored (
         id, task_id, task_activity_id, user_id, contact_id, subject, description,
@@ -35,27 +44,19 @@ written AS (
     )
     WHERE request_key IN (SELECT request_key FROM remembered) OR request_key IS NULL
     ON CONFLICT (id) DO UPDATE SET
-        task_id = excluded.task_id,
-        task_activity_id = excluded.task_activity_id,
-        user_id = excluded.user_id,
-        contact_id = excluded.contact_id,
-        subject = excluded.subject,
-        description = excluded.description,
-        due_date = excluded.due_date,
-        is_closed = excluded.is_closed,
-        date_closed = excluded.date_closed,
-        reference_back_office = excluded.reference_back_office,
+        {assignments}
         source_version = coalesce(excluded.source_version, stored.source_version)
     WHERE excluded.source_version IS NULL
         OR stored.source_version IS NULL
         OR excluded.source_version > stored.source_version
-    -- xmax is 0 in a row just inserted. ON CONFLICT locks the row before it updates it, and the lock stays in xmax.
+    -- xmax is 0 in a row that was just inserted. ON CONFLICT locks an existing row before it updates it, and the lock
+    -- stays in xmax.
     RETURNING
         id, task_id, task_activity_id, user_id, contact_id, subject, description,
         due_date, is_closed, date_closed, reference_back_office, modified_dateutc, xmax = 0 AS inserted
 )
--- Instants that Python has no date for (infinity, before year 1, after 9999) were put there by others. Such a record is
--- written but cannot be answered; read as they are, one of them would cost its whole wave the answers.
+-- Other programs may have stored instants that Python cannot represent (infinity, before year 1, after year 9999). Such a
+-- record is written, but there is no reply with it. Without this check one such row would fail the whole wave.
 SELECT
     id, task_id, task_activity_id, user_id, contact_id, subject, description,
     CASE WHEN readable THEN due_date END AS due_date,
@@ -72,7 +73,7 @@ FROM (
     FROM written
 ) AS answer
 UNION ALL
--- Taken now and not written: stale.
+-- Taken now but not written: stale.
 SELECT id, null, null, null, null, null, null, null, null, null, null, null, 'stale'
 FROM unnest($1::uuid[], $12::uuid[]) AS asked (id, request_key)
 WHERE (request_key IN (SELECT request_key FROM remembered) OR request_key IS NULL)
