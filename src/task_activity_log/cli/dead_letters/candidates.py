@@ -15,7 +15,6 @@ from task_activity_log.settings import Settings
 from task_activity_log.wiring import store_of
 
 
-
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """A dead letter that the present contract accepts."""
