@@ -1,15 +1,15 @@
-"""Writes the table of settings into README.md, between its markers; with --check only says whether it is current."""
+"""Writes the table of settings into README.md, between its markers; with --check it compares instead."""
 
 from __future__ import annotations
 
-import re
 import sys
 from pathlib import Path
 from typing import Any, get_args
 
 from task_activity_log.settings import Settings, variable
+from tools.generated import replace_between, write_or_check
 
-README = Path(__file__).parent.parent / "README.md"
+DOCUMENT = Path(__file__).resolve().parents[1] / "README.md"
 BEGIN, END = "<!-- settings: begin (make docs) -->", "<!-- settings: end -->"
 
 
@@ -32,14 +32,8 @@ def _shown(value: Any) -> str:
 
 def main() -> int:
     """Rewrite the table, or check it."""
-    text = README.read_text(encoding="utf-8")
-    fresh = re.sub(f"{re.escape(BEGIN)}.*?{re.escape(END)}", f"{BEGIN}\n\n{table()}\n\n{END}", text, flags=re.DOTALL)
-    if "--check" in sys.argv:
-        if fresh != text:
-            sys.stderr.write("README.md: the table of settings is not current; run `make docs`\n")
-        return int(fresh != text)
-    README.write_text(fresh, encoding="utf-8")
-    return 0
+    text = DOCUMENT.read_text(encoding="utf-8")
+    return write_or_check({DOCUMENT: replace_between(text, BEGIN, END, table())})
 
 
 if __name__ == "__main__":

@@ -1,6 +1,9 @@
 """The schema: brought up to date, or printed as SQL for a DBA, by Alembic. Needs no alembic.ini.
 
-Revisions are in `versions/`. They only ever go forward: what takes one back would drop records.
+There are no downgrades: taking a revision back would drop records.
+
+env        what Alembic runs
+versions/  the revisions
 """
 
 from __future__ import annotations
