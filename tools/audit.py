@@ -36,7 +36,9 @@ def main() -> int:
     bad = [package for package in asked if package["vulns"]]
     for package in bad:
         known = ", ".join(vulnerability["id"] for vulnerability in package["vulns"])  # type: ignore[attr-defined]
-        print(f"audit: {package['name']} {package['version']}: {known}; run `make lock ARGS=--upgrade`", file=sys.stderr)
+        print(
+            f"audit: {package['name']} {package['version']}: {known}; run `make lock ARGS=--upgrade`", file=sys.stderr
+        )
     return 1 if bad else 0
 
 

@@ -38,7 +38,10 @@ def write_sbom() -> None:
     sbom = json.loads(_run(command))
     for component in sbom["components"]:
         del component["description"]  # the line of the lock, once more
-    sbom["metadata"]["component"] |= {"version": __version__, "purl": f"pkg:pypi/task-activity-log-worker@{__version__}"}
+    sbom["metadata"]["component"] |= {
+        "version": __version__,
+        "purl": f"pkg:pypi/task-activity-log-worker@{__version__}",
+    }
     SBOM.write_text(json.dumps(sbom, indent=2) + "\n", encoding="utf-8")
 
 

@@ -10,7 +10,15 @@ import pytest
 import task_activity_log
 
 SOURCE = Path(task_activity_log.__file__).parent
-MESSAGE_PATH = ("message.py", "record.py", "problem.py", "wire/*.py", "pipeline/*.py", "rabbitmq/*.py", "postgresql/*.py")
+MESSAGE_PATH = (
+    "message.py",
+    "record.py",
+    "problem.py",
+    "wire/*.py",
+    "pipeline/*.py",
+    "rabbitmq/*.py",
+    "postgresql/*.py",
+)
 """What a message passes through, and what stands next to it in these folders."""
 WORKER_LINES, FILE_LINES, FUNCTION_LINES = 319, 450, 40
 """At most. All lines count: blank ones, comments and docstrings too."""
