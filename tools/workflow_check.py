@@ -17,19 +17,21 @@ WORKFLOWS = ROOT / ".github" / "workflows"
 def main() -> int:
     """Run both; returns the exit status."""
     zizmor = str(Path(sys.executable).with_name("zizmor"))
-    failed = _run([zizmor, "--offline", "--no-progress", "--quiet", "--persona", "pedantic", str(WORKFLOWS)])
-    print(f"workflows: zizmor finds {'something' if failed else 'nothing'}")
-    if shutil.which("actionlint") is None:
-        print("workflows: actionlint is not installed and did not check them")
+    passed = [_passes("zizmor", [zizmor, "--offline", "--no-progress", "--persona", "pedantic", str(WORKFLOWS)])]
+    if shutil.which("actionlint"):
+        passed.append(_passes("actionlint", ["actionlint"]))
     else:
-        invalid = _run(["actionlint"])
-        print(f"workflows: actionlint finds {'something' if invalid else 'nothing'}")
-        failed = failed or invalid
-    return int(failed)
+        print("workflows: actionlint is not installed and did not check them")
+    return int(not all(passed))
 
 
-def _run(command: list[str]) -> bool:
-    return subprocess.run(command, cwd=ROOT, check=False).returncode != 0
+def _passes(name: str, command: list[str]) -> bool:
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        print(f"workflows: {name} found this:\n{done.stdout}{done.stderr}", file=sys.stderr)
+        return False
+    print(f"workflows: {name} finds nothing")
+    return True
 
 
 if __name__ == "__main__":
