@@ -1,19 +1,5 @@
 """The command line. Each command imports what it needs when it runs: `run` starts without the others' weight.
 
-check         `check`: whether the settings, the broker and the database fit
-check_broker  what `check` looks at on the broker
-contract      `contract`: prints the schemas
-dead_letters  the options of `dead-letters`
-editing       edits a dead letter in $EDITOR
-exported      messages as lines of JSON
-letters       the commands of `dead-letters`
-management    RabbitMQ's management API
-publish       `publish`
-replies       `replies`
-sources       reads the files that `publish` sends
-terminal      what is printed: colours, tables, errors
-templates/    what `contract` fills in
-
 Exit codes: 0 done, 1 failed, 2 wrong use or setting, 3 some records were rejected, 130 interrupted.
 """
 

@@ -24,7 +24,6 @@ upserts        the publisher's client
 bulk           many upserts through a window
 subscription   the subscriber's loop
 messages       what is sent and what comes back
-link           connections of the client
 dead_letters   look at dead letters, replay and remove them
 """
 

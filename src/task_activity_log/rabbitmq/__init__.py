@@ -10,5 +10,5 @@ publisher       confirmed publishing in batches
 replies         where each reply goes, and what becomes of one that cannot be placed
 dead_letters    a copy of each rejected message, with the reason
 frames          the fast path below intake and publisher
-headers         content headers, bytes to properties and back, lenient in what they read
+properties      content headers, bytes to properties and back, lenient in what they read
 """

@@ -1,11 +1,7 @@
 """Bytes ↔ record by media type. No input or output, no clock.
 
-media      content type and charset; bytes to text
-as_json    text to record and back
-as_xml     the same for XML
-fields     members to record; every bad field is named
-values     text to uuid and instant
-problems   writes problems
+From the outside in: `media` (content type and charset → text), `as_json` and `as_xml` (text ↔ record), `fields`
+(members → record, every bad field named), `values` (text → uuid, instant). `problems` writes problems.
 """
 
 from __future__ import annotations

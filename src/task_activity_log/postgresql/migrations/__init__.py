@@ -1,9 +1,6 @@
 """The schema: brought up to date, or printed as SQL for a DBA, by Alembic. Needs no alembic.ini.
 
-There are no downgrades: taking a revision back would drop records.
-
-env        what Alembic runs
-versions/  the revisions
+Revisions are in `versions/`. They only ever go forward: what takes one back would drop records.
 """
 
 from __future__ import annotations
