@@ -1,87 +1,93 @@
-# Everything below sets itself up: it takes Python 3.11 or newer, make, and a network the first time.
+# Every target sets up what it needs: that takes Python 3.11 or newer, make, and a network the first time.
 
 PYTHON := .venv/bin/python
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run test test-dotnet test-tls test-examples test-deploy test-image check format bench bench-quick bench-stages bench-wire chaos fuzz docs sandbox lock clean
+.PHONY: help setup demo run test test-dotnet test-tls test-examples test-deploy test-image check format bench bench-quick bench-stages bench-wire chaos fuzz docs sandbox lock dist clean
 
-help:  ## show what there is
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
+help:  ## list these targets
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
 
 setup:
 	@.ci/setup
 
-demo: setup  ## see it work: publish three messages, read the replies (about 20 seconds)
+demo: setup  ## try it: publish three messages and read the replies (about 20 seconds)
 	@$(PYTHON) -m sandbox.demo
 
-run: setup  ## run the worker against a private RabbitMQ and PostgreSQL until Ctrl-C
+run: setup  ## run the worker with a private RabbitMQ and PostgreSQL until Ctrl-C
 	@$(PYTHON) -m sandbox -- sh -c '.venv/bin/task-activity-log migrate && exec .venv/bin/task-activity-log run'
 
-test: setup  ## run all tests, against real services
+test: setup  ## run the tests on real services, without the five groups below, which need tools of their own
 	@$(PYTHON) -m pytest -n 2 $(ARGS)
 
-test-dotnet: setup  ## let real .NET serializers write requests and read replies (needs Mono: see tests/dotnet/mono.py)
-	@$(PYTHON) -m pytest tests/dotnet/interop.py $(ARGS)
+test-dotnet: setup  ## test with real .NET serializers (needs Mono; the message says what to install)
+	@$(PYTHON) -m pytest -m dotnet $(ARGS)
 
-test-tls: setup  ## speak mutual TLS with a RabbitMQ and a PostgreSQL of its own (needs their binaries)
-	@$(PYTHON) -m pytest tests/tls/mutual.py $(ARGS)
+test-tls: setup  ## test mutual TLS (needs the binaries of RabbitMQ and PostgreSQL)
+	@$(PYTHON) -m pytest -m tls $(ARGS)
 
-test-examples: setup  ## run the examples of the documentation (needs Node and npm)
-	@$(PYTHON) -m pytest tests/examples/examples.py $(ARGS)
+test-examples: setup  ## run the examples of the documentation (needs Node.js and npm)
+	@$(PYTHON) -m pytest -m examples $(ARGS)
 
-test-deploy: setup  ## ask all queries of dashboard and alerts of a real Prometheus (installs it where it may)
-	@$(PYTHON) -m pytest tests/deploy/observed.py $(ARGS)
+test-deploy: setup  ## ask a Prometheus every query of the dashboard and the alerts (needs Prometheus, installs it if it may)
+	@$(PYTHON) -m pytest -m deploy $(ARGS)
 
-test-image: setup  ## build the image and run it, locked up, beside real services (needs Docker)
-	@$(PYTHON) -m pytest tests/deploy/image.py $(ARGS)
+test-image: setup  ## build the container image and run it next to real services (needs Docker)
+	@$(PYTHON) -m pytest -m image $(ARGS)
 
-check: setup  ## lint, format, types, architecture, locks, generated documents, manifests, alerts
+check: setup  ## check style, types, architecture, locks, generated files, manifests, alerts and workflows
 	$(PYTHON) -m ruff check
 	$(PYTHON) -m ruff format --check
 	$(PYTHON) -m mypy
 	.venv/bin/lint-imports
-	$(PYTHON) tools/lock.py --check
-	$(PYTHON) tools/audit.py
-	$(PYTHON) tools/settings_table.py --check
-	$(PYTHON) tools/telemetry_tables.py --check
-	$(PYTHON) tools/contract_files.py --check
-	$(PYTHON) tools/deploy_check.py
+	$(PYTHON) -m tools.words
+	$(PYTHON) -m tools.lock --check
+	$(PYTHON) -m tools.audit
+	$(PYTHON) -m tools.settings_table --check
+	$(PYTHON) -m tools.telemetry_tables --check
+	$(PYTHON) -m tools.contract_files --check
+	$(PYTHON) -m tools.prometheus_rule --check
+	$(PYTHON) -m tools.deploy_check
+	$(PYTHON) -m tools.workflow_check
 
-format: setup  ## format the code and mend what can be mended
+format: setup  ## format the code, and fix what ruff can fix
 	@$(PYTHON) -m ruff check --fix
 	@$(PYTHON) -m ruff format
 
-bench: setup  ## measure the worker beside its peers, and how it grows (an hour; ARGS=drain for that alone, --help)
+bench: setup  ## compare the speed of the worker with other programs (an hour; ARGS=drain for one scenario, ARGS=--help)
 	@$(PYTHON) -m sandbox -- sh -c '.venv/bin/task-activity-log migrate && exec $(PYTHON) -m benchmarks $(ARGS)'
 
-bench-quick: setup  ## the same in under two minutes: one short round of drain, latency and publish
+bench-quick: setup  ## one short round of drain, latency and publish (under two minutes)
 	@$(PYTHON) -m sandbox -- sh -c '.venv/bin/task-activity-log migrate && exec $(PYTHON) -m benchmarks --quick $(ARGS)'
 
-bench-stages: setup  ## measure the worker's CPU time stage by stage, without services
+bench-stages: setup  ## measure the CPU time of each stage of the worker, without services
 	@$(PYTHON) -m benchmarks.stages
 
-bench-wire: setup  ## measure decoding and encoding against bare pydantic
+bench-wire: setup  ## compare decoding and encoding with pydantic alone
 	@$(PYTHON) -m benchmarks.wire
 
-chaos: setup  ## kill, freeze and cut everything for SECONDS (60), from SEED (random), with WORKERS; more in ARGS (--order, …)
+chaos: setup  ## account for every message under random faults; SECONDS (60), SEED (random), WORKERS, more in ARGS (--order, …)
 	@$(PYTHON) -m tests.chaos $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED)) $(if $(WORKERS),--workers $(WORKERS)) $(ARGS)
 
-fuzz: setup  ## fuzz the wire, a million inputs for each format (installs atheris, which wants Python up to 3.12)
+fuzz: setup  ## fuzz the decoders with a million inputs each (installs atheris, which needs Python 3.12 or older)
 	@$(PYTHON) -m pip --disable-pip-version-check -q install atheris
 	@$(PYTHON) -m tests.fuzz.wire json -runs=1000000
 	@$(PYTHON) -m tests.fuzz.wire xml -runs=1000000
 
-docs: setup  ## write the generated parts of the documents
-	@$(PYTHON) tools/settings_table.py
-	@$(PYTHON) tools/telemetry_tables.py
-	@$(PYTHON) tools/contract_files.py
-	@$(PYTHON) tools/deploy_check.py --write
+docs: setup  ## write the generated files and tables
+	@$(PYTHON) -m tools.settings_table
+	@$(PYTHON) -m tools.telemetry_tables
+	@$(PYTHON) -m tools.contract_files
+	@$(PYTHON) -m tools.prometheus_rule
 
-sandbox: setup  ## start a private RabbitMQ and PostgreSQL and keep them until Ctrl-C
+sandbox: setup  ## run a private RabbitMQ and PostgreSQL until Ctrl-C
 	@$(PYTHON) -m sandbox
 
-lock: setup  ## resolve the dependencies anew into requirements.lock and requirements-dev.lock
-	@$(PYTHON) tools/lock.py
+lock: setup  ## resolve the dependencies into the lock files (ARGS=--upgrade takes the newest versions)
+	@$(PYTHON) -m tools.lock $(ARGS)
 
-clean:  ## remove what was built and cached, the environment too
+dist: setup  ## build wheel, sdist and SBOM into dist/, and check them
+	@$(PYTHON) -m tools.dist
+
+clean:  ## remove the environment, and what was built and cached
 	rm -rf .venv dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

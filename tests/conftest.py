@@ -6,6 +6,7 @@ what to do; they are never skipped.
 """
 
 import os
+import secrets
 from collections.abc import Callable, Iterator
 from concurrent.futures import wait
 from functools import partial
@@ -22,12 +23,15 @@ OWNER = pytest.StashKey[sharing.Owner]()
 
 _T = TypeVar("_T")
 
-# Speed is judged in benchmarks/: no test fails because the machine is busy. In CI properties are tried with the same
-# examples each time, so that a change is judged by what it changes; at a desk with new ones, which find more.
+# In CI the same examples and the same faults are tried each time, so that a change is judged by what it changes; elsewhere
+# new ones, which find more.
+_IN_CI = "CI" in os.environ
+
+# Speed is measured in benchmarks/: no test fails because the machine is busy.
 hypothesis.settings.register_profile(
     "patient",
     deadline=None,
-    derandomize="CI" in os.environ,
+    derandomize=_IN_CI,
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
     print_blob=True,
 )
@@ -35,7 +39,8 @@ hypothesis.settings.load_profile("patient")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Own the services, or as a worker of pytest-xdist know whom to ask for them."""
+    """Own the services, or as a worker of pytest-xdist know whom to ask for them. Choose a seed, which workers inherit."""
+    os.environ.setdefault("CHAOS_SEED", "7" if _IN_CI else str(secrets.randbelow(10_000)))
     if hasattr(config, "workerinput"):
         config.stash[SOURCE] = sharing.Visitor(config.workerinput["sandbox"])
         return
@@ -47,6 +52,11 @@ def pytest_configure(config: pytest.Config) -> None:
             terminal.write_line(f"sandbox: {line}")
 
     config.stash[OWNER] = config.stash[SOURCE] = sharing.Owner(say)
+
+
+def pytest_report_header() -> str:
+    """Print the seed of tests/acceptance/test_chaos.py, so that a run can be repeated."""
+    return f"chaos: CHAOS_SEED={os.environ['CHAOS_SEED']}"
 
 
 @pytest.hookimpl(optionalhook=True)

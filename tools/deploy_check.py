@@ -1,14 +1,11 @@
-"""Checks the image's recipe, the manifests and the alerts; says in one line each what was checked, or why it was not.
+"""Checks the Dockerfile, the Kubernetes manifests and the alerts; one line for each says what was checked, or why not.
 
-With --write it writes the Kubernetes component of the alerts from prometheus/rules.yaml instead.
-
-Tools of the machine, kubectl and promtool, are used where they are; a machine without them checks less.
-Kubernetes' own kinds are held strictly against its published schemas, of the oldest release that is supported and of
-the newest known; the shape of other operators' kinds is held by tests/unit/test_deploy.py.
+kubectl and promtool are used if they are installed; without them less is checked. Kubernetes' own kinds are validated
+strictly against its published schemas, of the oldest release that is supported and of the newest known. The resources of
+other operators are tested in tests/unit/test_deploy.py.
 """
 
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -20,25 +17,16 @@ from typing import Any
 import kubernetes_validate  # type: ignore[import-untyped]  # it has no types
 import yaml
 
-ROOT = Path(__file__).resolve().parents[1]
+from tools.generated import ROOT
+
 DEPLOY = ROOT / "deploy"
 KUBERNETES = DEPLOY / "kubernetes"
 RULES = DEPLOY / "prometheus" / "rules.yaml"
-PROMETHEUS_RULE = KUBERNETES / "components" / "prometheus-rule" / "prometheus-rule.yaml"
 
 OLDEST = "1.30"
 """The first release with preStop's `sleep`, which the base uses."""
 OTHERS = ("keda.sh/", "monitoring.coreos.com/", "rabbitmq.com/")
-"""Kinds of operators that have no schema here."""
-
-_RULE_HEAD = """\
-# Written from deploy/prometheus/rules.yaml by `make docs`; edit that.
-apiVersion: monitoring.coreos.com/v1
-kind: PrometheusRule
-metadata:
-  name: task-activity-log-worker
-spec:
-"""
+"""API groups of operators: kubernetes-validate has no schemas for their kinds."""
 
 Manifest = dict[str, Any]
 
@@ -47,42 +35,29 @@ class CheckError(Exception):
     """Something is wrong; the text says what and where."""
 
 
-def prometheus_rule() -> str:
-    """The component's resource: the rules, indented."""
-    rules = RULES.read_text(encoding="utf-8")
-    return _RULE_HEAD + re.sub("^(?=.)", "  ", rules[rules.index("groups:") :], flags=re.MULTILINE)
-
-
-def check_prometheus_rule() -> str:
-    """The component is what the rules say."""
-    if PROMETHEUS_RULE.read_text(encoding="utf-8") != prometheus_rule():
-        raise CheckError(f"{PROMETHEUS_RULE.relative_to(ROOT)} is not current; run `make docs`")
-    return "the component prometheus-rule is current"
-
-
 def check_dockerfile() -> str:
-    """Nothing that hadolint knows to be unwise."""
+    """Hadolint finds nothing in the Dockerfile."""
     _run([str(Path(sys.executable).with_name("hadolint")), "--no-color", str(DEPLOY / "Dockerfile")])
-    return "the Dockerfile has nothing that hadolint knows to be unwise"
+    return "hadolint finds nothing in the Dockerfile"
 
 
 def check_alerts() -> str:
-    """Every expression parses and fires when it should."""
+    """Every expression parses, and every alert fires when it should and only then."""
     if shutil.which("promtool") is None:
-        return "alerts were not tried: there is no promtool here (`make test-deploy` installs it where it may)"
+        return "alerts were not tested: promtool is not installed (`make test-deploy` installs it if it may)"
     _run(["promtool", "check", "config", "--syntax-only", str(DEPLOY / "prometheus" / "prometheus.yaml")])
     _run(["promtool", "check", "rules", str(RULES)])
     _run(["promtool", "test", "rules", str(RULES.with_name("tests.yaml"))])
-    return "alerts parse and fire when they should (promtool)"
+    return "alerts parse, and fire when they should (promtool)"
 
 
 def check_manifests() -> str:
-    """Each overlay, and the base with each component, renders, is valid and holds together."""
+    """Each overlay, and the base with each component, renders, is valid and refers only to what exists."""
     if shutil.which("kubectl") is None:
-        return "Kubernetes manifests were not rendered: there is no kubectl here"
+        return "Kubernetes manifests were not checked: kubectl is not installed"
     newest = kubernetes_validate.latest_version()
     renderings = dict(_renderings())
-    valid: list[Manifest] = []  # most are the same in all renderings
+    valid: list[Manifest] = []  # most manifests are the same in all renderings: each is validated once
     for name, manifests in renderings.items():
         for manifest in manifests:
             if manifest not in valid:
@@ -90,7 +65,7 @@ def check_manifests() -> str:
                 _validate(name, manifest, newest)
                 valid.append(manifest)
         _check_references(name, manifests)
-    return f"{len(renderings)} renderings of Kubernetes manifests are valid in {OLDEST} and {newest}, and hold together"
+    return f"{len(renderings)} renderings of Kubernetes manifests are valid in {OLDEST} and {newest}, references too"
 
 
 def _renderings() -> Iterator[tuple[str, list[Manifest]]]:
@@ -122,11 +97,11 @@ def _validate(name: str, manifest: Manifest, version: str) -> None:
         kubernetes_validate.validate(manifest, version, strict=True)
     except (kubernetes_validate.ValidationError, kubernetes_validate.SchemaNotFoundError) as error:
         what = getattr(error, "message", "") or type(error).__name__
-        raise CheckError(f"{name}: {_called(manifest)} in Kubernetes {version}: {what}") from None
+        raise CheckError(f"{name}: {_named(manifest)} in Kubernetes {version}: {what}") from None
 
 
 def _check_references(name: str, manifests: Sequence[Manifest]) -> None:
-    """Nothing that is selected is missing, and every ConfigMap that pods use is there: Kubernetes would not say."""
+    """Every selector matches something, and what pods use exists: Kubernetes itself does not report either."""
     there = {(manifest["kind"], manifest["metadata"]["name"]) for manifest in manifests}
     pods = [manifest["spec"]["template"] for manifest in manifests if "template" in manifest.get("spec", {})]
     labels = [pod["metadata"]["labels"] for pod in pods]
@@ -148,15 +123,15 @@ def _check_references(name: str, manifests: Sequence[Manifest]) -> None:
         if "serviceAccountName" in pod["spec"]:
             wanted.add(("ServiceAccount", pod["spec"]["serviceAccountName"]))
         if missing := wanted - there:
-            raise CheckError(f"{name}: pods use what is not there: {missing}")
+            raise CheckError(f"{name}: pods use what does not exist: {missing}")
 
 
 def _selects(name: str, manifest: Manifest, wanted: dict[str, str], labels: Sequence[dict[str, str]]) -> None:
     if not any(wanted.items() <= found.items() for found in labels):
-        raise CheckError(f"{name}: {_called(manifest)} selects nothing: {wanted}")
+        raise CheckError(f"{name}: {_named(manifest)} selects nothing: {wanted}")
 
 
-def _called(manifest: Manifest) -> str:
+def _named(manifest: Manifest) -> str:
     return f"{manifest['kind']} {manifest['metadata']['name']}"
 
 
@@ -168,12 +143,9 @@ def _run(command: Sequence[str]) -> str:
 
 
 def main() -> int:
-    """Write, or check everything; returns the exit status."""
-    if "--write" in sys.argv[1:]:
-        PROMETHEUS_RULE.write_text(prometheus_rule(), encoding="utf-8")
-        return 0
+    """Check everything; returns the exit status."""
     failed = False
-    for check in (check_dockerfile, check_manifests, check_prometheus_rule, check_alerts):
+    for check in (check_dockerfile, check_manifests, check_alerts):
         try:
             print(f"deploy: {check()}")
         except CheckError as error:

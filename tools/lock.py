@@ -1,8 +1,10 @@
-"""Writes requirements.lock and requirements-dev.lock, or with --check tells whether pyproject.toml has changed since.
+"""Resolves the dependencies into requirements.lock and requirements-dev.lock; with --check says whether that is needed.
 
-The locks hold exact releases (final ones, where a package has any) with hashes, for Python 3.11 to 3.13 on Linux and
-macOS, and name no index: pip takes packages from wherever it is configured to, and the hashes hold anywhere. The check
-compares a hash of the dependencies that is written in the locks' first line, so it needs no network.
+Versions that are in a lock already are kept if they still fit; `--upgrade` takes the newest of all.
+
+The locks hold exact versions with hashes (final releases, where a package has one), for Python 3.11 to 3.14 on Linux and
+macOS. They name no index: pip takes packages from wherever it is configured to, and the hashes hold anywhere. The check
+needs no network: the first line of each lock is a hash of the dependencies that it was made from.
 """
 
 import hashlib
@@ -10,10 +12,12 @@ import json
 import shutil
 import subprocess
 import sys
+import tempfile
 import tomllib
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from tools.generated import ROOT
+
 LOCKS = {
     "requirements.lock": ["--extra", "otel"],
     "requirements-dev.lock": ["--extra", "otel", "--group", "dev", "--constraint", "requirements.lock"],
@@ -21,7 +25,7 @@ LOCKS = {
 
 
 def dependencies() -> str:
-    """Return the first line for a lock: a hash of what pyproject.toml asks for, comments and layout left out."""
+    """Return the first line of a lock: a hash of the dependencies in pyproject.toml, without comments and layout."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     asked = [
         project["build-system"]["requires"],
@@ -34,43 +38,42 @@ def dependencies() -> str:
 
 
 def outdated() -> list[str]:
-    """Return the locks that were made from other dependencies than pyproject.toml has now."""
+    """Return the names of the locks that were made from other dependencies than those in pyproject.toml."""
     line = dependencies()
     return [name for name in LOCKS if not (ROOT / name).read_text().startswith(line + "\n")]
 
 
-def write() -> None:
-    """Resolve anew; versions already in a lock are replaced by the newest that fit."""
+def write(*, upgrade: bool) -> None:
+    """Resolve the dependencies and write both locks."""
     if shutil.which("uv", path=str(Path(sys.executable).parent)) is None:
         subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "uv"], check=True)
-    for name, options in LOCKS.items():  # the dev lock within the product's, so that tests run with what is shipped
-        resolve = [
-            sys.executable,
-            "-m",
-            "uv",
-            "pip",
-            "compile",
-            "pyproject.toml",
-            "--quiet",
-            "--upgrade",
-            "--no-config",
-        ]
-        resolve += ["--universal", "--python-version", "3.11", "--prerelease", "if-necessary", "--generate-hashes"]
-        resolve += ["--no-emit-index-url", "--no-emit-find-links", "--no-header", "--no-annotate", *options]
-        found = subprocess.run(resolve, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    for name, options in LOCKS.items():  # the development lock within the other, so that tests run with what is shipped
+        found = _resolve((ROOT / name).read_text(), [*options, *(["--upgrade"] if upgrade else [])])
         (ROOT / name).write_text(f"{dependencies()}\n# made by `make lock`; do not edit\n{found}")
         print(f"{name}: {sum(line[0].isalnum() for line in found.splitlines())} packages")
+
+
+def _resolve(lock: str, options: list[str]) -> str:
+    """The new text of a lock; uv prefers the versions that it finds in its output file."""
+    resolve = [sys.executable, "-m", "uv", "pip", "compile", "pyproject.toml", "--quiet", "--no-config"]
+    resolve += ["--universal", "--python-version", "3.11", "--prerelease", "if-necessary", "--generate-hashes"]
+    resolve += ["--no-emit-index-url", "--no-emit-find-links", "--no-header", "--no-annotate", *options]
+    with tempfile.TemporaryDirectory() as scratch:
+        output = Path(scratch, "lock.txt")
+        output.write_text(lock)
+        subprocess.run([*resolve, "--output-file", str(output)], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+        return output.read_text()
 
 
 def main() -> int:
     """Write, or check; returns the exit status."""
     if "--check" not in sys.argv[1:]:
-        write()
+        write(upgrade="--upgrade" in sys.argv[1:])
         return 0
     old = outdated()
     if old:
-        print(f"{', '.join(old)}: pyproject.toml asks for other dependencies now; run `make lock`", file=sys.stderr)
-    return 1 if old else 0
+        print(f"{', '.join(old)}: pyproject.toml has other dependencies now; run `make lock`", file=sys.stderr)
+    return int(bool(old))
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
-"""Writes the table of settings into docs/settings.md; with --check it only reports whether the table is current."""
+"""Writes the table of settings into docs/settings.md; with --check it compares instead."""
 
 from __future__ import annotations
 
 import inspect
-import re
 import sys
 from pathlib import Path
 from typing import Any, get_args
 
 from task_activity_log.settings import Settings, load, variable
+from tools.generated import replace_between, write_or_check
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "settings.md"
 BEGIN, END = "<!-- settings: begin (make docs) -->", "<!-- settings: end -->"
@@ -35,14 +35,7 @@ def _shown(value: Any) -> str:
 def main() -> int:
     """Rewrite the table, or check it."""
     text = DOCUMENT.read_text(encoding="utf-8")
-    block = f"{BEGIN}\n\n{table()}\n\n{END}"
-    fresh = re.sub(f"{re.escape(BEGIN)}.*?{re.escape(END)}", block.replace("\\", r"\\"), text, flags=re.DOTALL)
-    if "--check" in sys.argv:
-        if fresh != text:
-            sys.stderr.write("docs/settings.md: the table of settings is not current; run `make docs`\n")
-        return int(fresh != text)
-    DOCUMENT.write_text(fresh, encoding="utf-8")
-    return 0
+    return write_or_check({DOCUMENT: replace_between(text, BEGIN, END, table())})
 
 
 if __name__ == "__main__":

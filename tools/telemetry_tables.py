@@ -1,13 +1,13 @@
-"""Writes the tables of docs/telemetry.md, between their markers; with --check only says whether they are current."""
+"""Writes the tables of docs/telemetry.md, between their markers; with --check it compares instead."""
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from task_activity_log.telemetry.names import EVENTS, METRICS, SPANS
+from tools.generated import replace_between, write_or_check
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "telemetry.md"
 
@@ -38,17 +38,11 @@ def spans() -> Iterator[str]:
 
 def main() -> int:
     """Rewrite the tables, or check them."""
-    text = fresh = DOCUMENT.read_text(encoding="utf-8")
+    text = DOCUMENT.read_text(encoding="utf-8")
     for table in (metrics, events, spans):
         begin, end = f"<!-- {table.__name__}: begin (make docs) -->", f"<!-- {table.__name__}: end -->"
-        block = "\n".join((begin, "", *table(), "", end))
-        fresh = re.sub(f"{re.escape(begin)}.*?{re.escape(end)}", block.replace("\\", r"\\"), fresh, flags=re.DOTALL)
-    if "--check" in sys.argv:
-        if fresh != text:
-            sys.stderr.write("docs/telemetry.md: the tables are not current; run `make docs`\n")
-        return int(fresh != text)
-    DOCUMENT.write_text(fresh, encoding="utf-8")
-    return 0
+        text = replace_between(text, begin, end, "\n".join(table()))
+    return write_or_check({DOCUMENT: text})
 
 
 if __name__ == "__main__":

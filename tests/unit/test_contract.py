@@ -1,4 +1,4 @@
-"""The descriptions in docs/contract: current, valid by their own standards, and at one with the code."""
+"""The schemas in docs/contract are up to date, valid by their own standards, and consistent with the code."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ MESSAGES: dict[str, Any] = ASYNCAPI["components"]["messages"]
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_the_file_in_docs_is_current(name: str) -> None:
-    """What is checked in is what the code says today."""
+def test_the_file_in_docs_is_up_to_date(name: str) -> None:
+    """It is what the code generates now."""
     assert (DOCS / FILES[name]).read_text(encoding="utf-8") == describe(name), "run `make docs`"
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_the_command_prints_it(name: str) -> None:
-    """`task-activity-log contract` prints each description, and nothing beside it."""
+def test_the_command_prints_each_schema(name: str) -> None:
+    """`task-activity-log contract NAME` prints the schema and nothing else."""
     result = CliRunner().invoke(app, ["contract", name])
 
     assert (result.exit_code, result.stdout) == (0, describe(name))
 
 
-def test_an_unknown_description_is_wrong_use() -> None:
-    """Any other name exits with 2 and says which there are."""
+def test_an_unknown_schema_is_wrong_use() -> None:
+    """The command exits with 2 and lists the names that exist."""
     result = CliRunner().invoke(app, ["contract", "wsdl"])
 
     assert result.exit_code == 2
@@ -54,16 +54,16 @@ def test_an_unknown_description_is_wrong_use() -> None:
 # ---- valid by their own standards
 
 
-def test_asyncapi_is_valid() -> None:
-    """The document holds to the official schema of AsyncAPI 3.0.0."""
+def test_the_asyncapi_document_is_valid() -> None:
+    """By the official schema of AsyncAPI 3.0.0."""
     official = json.loads((Path(__file__).parent / "asyncapi-3.0.0.json").read_text(encoding="utf-8"))
 
     assert [error.message for error in Draft7Validator(official).iter_errors(ASYNCAPI)] == []
 
 
 @pytest.mark.parametrize("document", [ASYNCAPI, json.loads(describe("json-schema"))], ids=["asyncapi", "json-schema"])
-def test_every_reference_leads_somewhere(document: dict[str, Any]) -> None:
-    """Each `$ref` is to something in the same document."""
+def test_every_reference_in_a_schema_resolves(document: dict[str, Any]) -> None:
+    """Each `$ref` points to something in the same document."""
     references = list(_references(document))
 
     assert references
@@ -74,29 +74,29 @@ def test_every_reference_leads_somewhere(document: dict[str, Any]) -> None:
             found = found[part]
 
 
-def test_operations_name_messages_of_their_channel() -> None:
-    """AsyncAPI asks that an operation, or its reply, sends or receives what its channel holds."""
+def test_every_operation_uses_messages_of_its_channel() -> None:
+    """AsyncAPI requires it of an operation and of its reply."""
     operations = list(ASYNCAPI["operations"].values())
     for operation in [*operations, *(operation["reply"] for operation in operations if "reply" in operation)]:
         channel = operation["channel"]["$ref"]
         assert all(message["$ref"].startswith(f"{channel}/messages/") for message in operation["messages"])
 
 
-def test_json_schema_is_valid() -> None:
-    """It is a JSON Schema of 2020-12; in the AsyncAPI document the same types are one of draft 7, as there."""
+def test_the_json_schema_is_valid() -> None:
+    """By draft 2020-12; the types in the AsyncAPI document are valid by draft 7, which AsyncAPI uses."""
     Draft202012Validator.check_schema(json.loads(describe("json-schema")))
     for schema in ASYNCAPI["components"]["schemas"].values():
         Draft7Validator.check_schema(schema)
 
 
 @pytest.mark.parametrize("name", ["xsd", "xsd-reply", "xsd-problem"])
-def test_xsd_is_valid(name: str) -> None:
+def test_every_xml_schema_is_valid(name: str) -> None:
     """An XML Schema processor compiles it."""
     etree.XMLSchema(etree.fromstring(describe(name).encode()))
 
 
-def test_patterns_are_in_every_dialect() -> None:
-    """No pattern has what ECMAScript or XML Schema lacks: possessive quantifiers, look-arounds, named groups, anchors."""
+def test_patterns_use_only_what_every_regex_dialect_has() -> None:
+    """ECMAScript and XML Schema lack possessive quantifiers, look-arounds, named groups and some anchors."""
     patterns = re.findall(r'"pattern": (".*")', describe("json-schema"))
     assert len(patterns) > 5
     for pattern in map(json.loads, patterns):
@@ -110,8 +110,8 @@ def test_patterns_are_in_every_dialect() -> None:
 
 
 @pytest.mark.parametrize("message", [name for name in MESSAGES if name != "deadLetter"])
-def test_examples_hold_to_their_schemas(message: str) -> None:
-    """Each example is valid by the schema beside it, headers as well; those of requests are accepted."""
+def test_every_example_is_valid_by_its_schema(message: str) -> None:
+    """Its headers too, and the worker accepts the examples of requests."""
     described = MESSAGES[message]
     trait = ASYNCAPI["components"]["messageTraits"][described["traits"][0]["$ref"].rpartition("/")[2]]
     assert described["examples"]
@@ -128,8 +128,8 @@ def test_examples_hold_to_their_schemas(message: str) -> None:
             assert wire.decode(payload, described["contentType"]).subject
 
 
-def test_dead_letter_headers_are_described() -> None:
-    """A copy has only headers that are described, and all that are required."""
+def test_the_headers_of_a_dead_letter_are_described() -> None:
+    """The schema allows every header that a copy has, and a copy has every header that the schema requires."""
     schema = MESSAGES["deadLetter"]["headers"]
     problem = Problem(Code.EMPTY_BODY, "Send the record in the body, which was empty.")
     for properties in (
@@ -142,11 +142,11 @@ def test_dead_letter_headers_are_described() -> None:
     assert headers.keys() == schema["properties"].keys()
 
 
-# ---- at one with the code
+# ---- consistent with the code
 
 
-def test_everything_is_named() -> None:
-    """Every field, code, status, media type, queue and exchange of the code is in the descriptions."""
+def test_the_schemas_have_every_name_of_the_code() -> None:
+    """Every field, code, status, media type, queue and exchange."""
     topology = Topology()
     names = {*topology.queues(), *topology.exchanges(), *wire.MEDIA_TYPES, wire.PROBLEM_JSON, wire.PROBLEM_XML}
     assert all(f'"{name}"' in describe("asyncapi") for name in names)
@@ -159,7 +159,7 @@ def test_everything_is_named() -> None:
 
 
 def test_the_readme_has_the_fields_and_the_codes() -> None:
-    """The tables that people read name the same fields, codes and statuses, in the same order."""
+    """Its tables have the same fields, codes and statuses, in the same order."""
     text = (DOCS / "README.md").read_text(encoding="utf-8")
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
     fields = [name for row in rows for name in re.findall(r"`(\w+)`", row[0]) if name in STORED_FIELDS]
@@ -170,7 +170,7 @@ def test_the_readme_has_the_fields_and_the_codes() -> None:
 
 
 def test_the_readme_has_the_sample_reply() -> None:
-    """The XML reply that people read is what the encoder writes."""
+    """Its XML reply is what the encoder writes."""
     text = (DOCS / "README.md").read_text(encoding="utf-8")
     reply = MESSAGES["storedXml"]["examples"][0]["payload"]
 
@@ -179,7 +179,7 @@ def test_the_readme_has_the_sample_reply() -> None:
 
 
 def test_the_readme_names_settings_that_exist() -> None:
-    """Each variable that people read of can be set."""
+    """Each variable in it is one of a setting."""
     named = re.findall(r"WORKER_[A-Z_]+", (DOCS / "README.md").read_text(encoding="utf-8"))
 
     assert named

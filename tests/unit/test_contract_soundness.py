@@ -1,4 +1,4 @@
-"""What a schema in docs/contract accepts, the worker accepts; and what the worker writes, the schemas accept."""
+"""The worker accepts what a schema in docs/contract accepts, and the schemas accept what the worker writes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ VECTORS = [
 ]
 NARROWER = {
     "J54": "JSON Schema does not tell 0 from 0.0, which is no boolean",
-    "X28": "in XML Schema 1.0 children in any order (xs:all) go with no wildcard: nothing unknown beside them",
+    "X28": "in XML Schema 1.0 children in any order (xs:all) go with no wildcard: nothing unknown next to them",
     "X62": "as X28",
     "X64": "as X28: Subject is unknown, names of elements are case-sensitive",
     "X33": "fields are simple types, so that generated classes are simple: no attributes on them but nil",
@@ -50,8 +50,8 @@ ID = "9652e68c-7b6d-4598-bbbd-4e933126c994"
 
 
 @pytest.mark.parametrize("vector", VECTORS, ids=lambda vector: str(vector["id"]))
-def test_vectors(vector: dict[str, Any]) -> None:
-    """A vector is valid by its schema exactly when the worker accepts it, but for the exceptions that are listed."""
+def test_a_vector_is_valid_exactly_if_the_worker_accepts_it(vector: dict[str, Any]) -> None:
+    """Except for the vectors that are listed in NARROWER, with the reasons."""
     try:
         media = wire.media_type(vector["content_type"])
         text = wire.text(b64decode(vector["body_base64"]), media)
@@ -80,7 +80,7 @@ def _valid_xml(text: str) -> bool:
     return root.getroottree().docinfo.internalDTD is None and REQUEST_XSD.validate(root)
 
 
-# ---- what a schema accepts, the worker accepts
+# ---- the worker accepts what a schema accepts
 
 
 def _documents(schema: Mapping[str, Any]) -> st.SearchStrategy[Any]:
@@ -138,8 +138,8 @@ _SCALARS: dict[str, st.SearchStrategy[Any]] = {
 
 
 @given(_documents(SCHEMA))
-def test_the_worker_accepts_what_is_made_from_the_json_schema(document: dict[str, Any]) -> None:
-    """Any JSON that the schema describes decodes, with just the fields that it has."""
+def test_the_worker_accepts_any_document_generated_from_the_json_schema(document: dict[str, Any]) -> None:
+    """The decoded record has exactly the fields of the document."""
     REQUEST.validate(document)
 
     record = wire.decode(json.dumps(document), wire.JSON)
@@ -168,8 +168,8 @@ _PADDED = st.builds(lambda before, text, after: before + text + after, _SPACE, _
     st.sampled_from([*STORED_FIELDS, "Subject", "DUE_DATE"]),
     _PADDED | st.sampled_from([None, True, False, 0, 1, 1.0, 0.0, -0.0, 2, [], {}, [[[[]]]]]),
 )
-def test_the_worker_accepts_what_the_json_schema_accepts(field: str, value: Any) -> None:
-    """An odd value in a field: if the schema lets it pass, the worker does."""
+def test_the_worker_accepts_every_odd_value_that_the_json_schema_accepts(field: str, value: Any) -> None:
+    """The schema may be narrower than the worker, but never wider."""
     document = {"id": ID, field: value}
 
     assert _accepted(json.dumps(document), wire.JSON) or not REQUEST.is_valid(document)
@@ -185,13 +185,13 @@ def test_the_worker_accepts_what_the_json_schema_accepts(field: str, value: Any)
     st.sampled_from(["", "", "", ' z:Id="i1" xmlns:z="urn:z"', ' xmlns="urn:a"']),
     st.sampled_from(["", "", "", "text", "<!-- -->", "<?pi?>", "<unknown/>", "<subject/>"]),
 )
-def test_the_worker_accepts_what_the_xml_schema_accepts(
-    field: str, content: str, attribute: str, root_attribute: str, beside: str
+def test_the_worker_accepts_all_odd_xml_that_the_xml_schema_accepts(
+    field: str, content: str, attribute: str, root_attribute: str, sibling: str
 ) -> None:
-    """An odd value, attribute or neighbour of a field: if the schema lets it pass, the worker does."""
+    """An odd value, attribute or sibling of a field: the schema may be narrower than the worker, but never wider."""
     text = (
         f'<task_activity_log xmlns:i="http://www.w3.org/2001/XMLSchema-instance"{root_attribute}>'
-        f"<{field}{attribute}>{content}</{field}>{beside}{'' if field == 'id' else f'<id>{ID}</id>'}</task_activity_log>"
+        f"<{field}{attribute}>{content}</{field}>{sibling}{'' if field == 'id' else f'<id>{ID}</id>'}</task_activity_log>"
     )
     try:
         valid = _valid_xml(text)
@@ -224,7 +224,7 @@ def _accepted(text: str, media_type: str) -> bool:
     ],
 )
 def test_the_xml_schema_accepts_what_serializers_write(field: str, text: str) -> None:
-    """The test above is not true for want of anything valid: the usual forms pass, in any order, and null."""
+    """So the test above is not true merely because nothing is valid: usual values pass, in any order, and so does null."""
     assert _valid_xml(f"<task_activity_log><{field}>{text}</{field}><id>{ID}</id></task_activity_log>")
     assert _valid_xml(f"<task_activity_log><id>{ID}</id><{field}>{text}</{field}></task_activity_log>")
     nil = 'i:nil="true" xmlns:i="http://www.w3.org/2001/XMLSchema-instance"'
@@ -244,8 +244,8 @@ _ZEROS = "00000000-0000-0000-0000-000000000000"
         *(("is_closed", text) for text in (" ", "yes", "2")),
     ],
 )
-def test_what_the_worker_refuses_no_schema_accepts(field: str, text: str) -> None:
-    """Values at the edges, which chance finds seldom: refused by the worker and by both schemas."""
+def test_no_schema_accepts_an_edge_value_that_the_worker_rejects(field: str, text: str) -> None:
+    """Values at the edges, which random examples seldom include."""
     members = {"id": ID, field: text}
     xml = "".join(f"<{name}>{held}</{name}>" for name, held in members.items())
 
@@ -255,7 +255,7 @@ def test_what_the_worker_refuses_no_schema_accepts(field: str, text: str) -> Non
     assert not _valid_xml(f"<task_activity_log>{xml}</task_activity_log>")
 
 
-# ---- what the worker writes, the schemas accept
+# ---- the schemas accept what the worker writes
 
 _UTC = st.just(UTC)
 _INSTANTS = st.datetimes(timezones=_UTC) | st.sampled_from(
@@ -280,8 +280,8 @@ _RECORDS = st.fixed_dictionaries(
 
 
 @given(_RECORDS)
-def test_replies_hold_to_their_schemas(record: StoredTaskActivityLog) -> None:
-    """Any stored record is valid as it is written: in JSON with and without nulls, and in XML."""
+def test_every_reply_is_valid_by_its_schema(record: StoredTaskActivityLog) -> None:
+    """Any stored record: in JSON with and without nulls, and in XML."""
     REPLY.validate(json.loads(wire.encode(record, wire.JSON, "emit").body))
     REPLY.validate(json.loads(wire.encode(record, wire.JSON, "omit").body))
     REPLY_XSD.assertValid(etree.fromstring(wire.encode(record, wire.XML).body))
@@ -289,7 +289,7 @@ def test_replies_hold_to_their_schemas(record: StoredTaskActivityLog) -> None:
 
 @given(_RECORDS)
 def test_a_reply_is_a_valid_request(record: StoredTaskActivityLog) -> None:
-    """Who sends back what was answered sends what the schemas of requests accept."""
+    """A reply can be sent back as a request."""
     REQUEST.validate(json.loads(wire.encode(record, wire.JSON).body))
     REQUEST_XSD.assertValid(etree.fromstring(wire.encode(record, wire.XML).body))
 
@@ -307,16 +307,16 @@ def test_a_reply_is_a_valid_request(record: StoredTaskActivityLog) -> None:
         max_size=3,
     ),
 )
-def test_problems_hold_to_their_schemas(code: Code, detail: str, errors: list[FieldError]) -> None:
-    """Any problem is valid as it is written, in JSON and in XML."""
+def test_every_problem_is_valid_by_its_schema(code: Code, detail: str, errors: list[FieldError]) -> None:
+    """In JSON and in XML."""
     problem = Problem(code, detail, tuple(errors))
 
     PROBLEM.validate(json.loads(wire.encode_problem(problem, wire.JSON)))
     PROBLEM_XSD.assertValid(etree.fromstring(wire.encode_problem(problem, wire.XML)))
 
 
-def test_a_problem_with_another_status_is_not_valid() -> None:
-    """The schema ties each code to its status."""
+def test_a_problem_with_the_status_of_another_code_is_invalid() -> None:
+    """The schema has one status for each code."""
     problem = json.loads(wire.encode_problem(Problem(Code.MISSING_ID, "Send id."), wire.JSON))
 
     assert PROBLEM.is_valid(problem)
@@ -324,8 +324,8 @@ def test_a_problem_with_another_status_is_not_valid() -> None:
 
 
 @pytest.mark.parametrize("field", STORED_FIELDS)
-def test_a_reply_lacks_no_field_in_xml(field: str) -> None:
-    """Children of a reply are all there and in order: a DataContractSerializer loses any that are not."""
+def test_an_xml_reply_without_a_field_or_out_of_order_is_invalid(field: str) -> None:
+    """A DataContractSerializer loses fields that are out of order."""
     record = StoredTaskActivityLog(id=UUID(ID), modified_dateutc=datetime(2026, 1, 11, tzinfo=UTC))
     root = etree.fromstring(wire.encode(record, wire.XML).body)
     child = root.find(field)

@@ -1,4 +1,4 @@
-"""What is deployed fits what is built: names of metrics, settings, queues, limits. `make check` renders and validates."""
+"""The files in deploy/ match the product: metrics, settings, queues, limits. `make check` renders and validates them."""
 
 import fnmatch
 import json
@@ -28,7 +28,7 @@ URLS = {"AMQP_URL": "amqp://broker", "DATABASE_URL": "postgresql://database"}
 
 @cache
 def manifest(path: str, kind: str) -> dict[str, Any]:
-    """The one resource of that kind in a file below deploy/kubernetes."""
+    """The only resource of that kind in a file in deploy/kubernetes."""
     (found,) = [each for each in manifests(path) if each["kind"] == kind]
     return found
 
@@ -38,7 +38,7 @@ def manifests(path: str) -> list[dict[str, Any]]:
 
 
 def exposed() -> set[str]:
-    """Every series that a worker shows, by name."""
+    """The name of every series that a worker exposes."""
     names = {
         line.split("{")[0].split(" ")[0] for line in Metrics().exposition().decode().splitlines() if line[0] != "#"
     }
@@ -50,8 +50,8 @@ def expressions() -> Iterator[tuple[str, str]]:
     yield from ((title, queries.as_drawn(expression)) for title, expression in queries.panels())
 
 
-def test_alerts_and_dashboard_ask_for_nothing_that_is_not_there() -> None:
-    """A query with a name that nobody shows is silent for ever."""
+def test_alerts_and_dashboard_query_only_metrics_that_exist() -> None:
+    """A query for a metric that nothing exposes would never return anything."""
     there = exposed() | FROM_RABBITMQ
     for title, expression in expressions():
         asked = set(queries.selectors(expression).values())
@@ -59,16 +59,16 @@ def test_alerts_and_dashboard_ask_for_nothing_that_is_not_there() -> None:
         assert asked or expression.startswith("count(ALERTS"), title
 
 
-def test_every_metric_of_the_worker_is_asked_for() -> None:
-    """What is worth counting is worth showing; the draining gauge explains unready pods, and logs tell it too."""
+def test_alerts_and_dashboard_query_every_metric_of_the_worker() -> None:
+    """All but the draining gauge, which explains why a pod is not ready; the log says so as well."""
     asked = {name for _, expression in expressions() for name in queries.selectors(expression).values()}
     assert {name for name in METRICS if not any(each.startswith(name) for each in asked)} == {
         "task_activity_log_draining"
     }
 
 
-def test_the_dashboard_asks_four_questions_in_order_and_explains_its_answers() -> None:
-    """Whoever looks at night reads from the top; each panel says what it means."""
+def test_the_dashboard_has_four_rows_and_every_panel_has_a_description() -> None:
+    """The rows are questions, the most urgent first."""
     panels = json.loads(queries.DASHBOARD.read_text(encoding="utf-8"))["panels"]
     assert [panel["title"] for panel in panels if panel["type"] == "row"] == [
         "Is it healthy?",
@@ -81,8 +81,8 @@ def test_the_dashboard_asks_four_questions_in_order_and_explains_its_answers() -
 
 
 @pytest.mark.parametrize("name", queries.alerts())
-def test_every_alert_says_how_bad_what_and_where_to_read_on(name: str) -> None:
-    """The one woken at night has a summary and a place in the runbook."""
+def test_every_alert_has_a_severity_a_summary_and_a_link_to_the_runbook(name: str) -> None:
+    """Whoever is woken by it can see how bad it is, what happened, and where to read what to do."""
     rule = queries.alerts()[name]
     assert rule["labels"]["severity"] in {"critical", "warning"}
     assert rule["annotations"]["runbook_url"] == f"docs/runbook.md#{name.lower()}"
@@ -94,8 +94,8 @@ def environment_of_the_base() -> dict[str, str]:
     return dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
 
 
-def test_the_pod_lives_longer_than_its_drain() -> None:
-    """preStop, the drain and closing the connections fit into the grace period."""
+def test_the_grace_period_is_longer_than_a_drain() -> None:
+    """preStop, the drain and closing the connections fit into it."""
     pod = manifest("base/deployment.yaml", "Deployment")["spec"]["template"]["spec"]
     settings = load(URLS | environment_of_the_base())
     before = pod["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"]
@@ -104,8 +104,8 @@ def test_the_pod_lives_longer_than_its_drain() -> None:
 
 
 @pytest.mark.parametrize("path", ["base/deployment.yaml", "base/migration-job.yaml"])
-def test_pods_may_do_nothing_that_they_need_not(path: str) -> None:
-    """The restricted standard, and a file system that cannot be written to."""
+def test_pods_have_only_the_privileges_that_they_need(path: str) -> None:
+    """They meet the restricted pod security standard, and their file system is read-only."""
     pod = manifests(path)[0]["spec"]["template"]["spec"]
     (container,) = pod["containers"]
     assert pod["automountServiceAccountToken"] is False
@@ -121,24 +121,24 @@ def test_pods_may_do_nothing_that_they_need_not(path: str) -> None:
     assert f"USER {pod['securityContext']['runAsUser']}:" in (DEPLOY / "Dockerfile").read_text(encoding="utf-8")
 
 
-def test_the_job_gives_up_at_once_on_a_wrong_setting_and_goes_when_done() -> None:
-    """Its exit code is the command's, and a template that cannot be changed is out of the way of the next release."""
+def test_the_migration_job_fails_at_once_on_a_wrong_setting_and_is_deleted_when_done() -> None:
+    """The exit code is that of the command. A job cannot be changed, so the old one must be gone before the next release."""
     spec = manifest("base/migration-job.yaml", "Job")["spec"]
     assert spec["podFailurePolicy"]["rules"][0]["onExitCodes"]["values"] == [WRONG_USE]
     assert spec["ttlSecondsAfterFinished"] > 0
 
 
-def test_a_disruption_is_allowed_in_an_outage() -> None:
-    """Then all workers are unready, and nodes must still be drained."""
+def test_nodes_can_be_drained_during_an_outage() -> None:
+    """No worker is ready then, and the disruption budget must not protect pods that are not ready."""
     spec = manifest("base/pod-disruption-budget.yaml", "PodDisruptionBudget")["spec"]
     assert (spec["maxUnavailable"], spec["unhealthyPodEvictionPolicy"]) == (1, "AlwaysAllow")
 
 
-# ---- resources of other operators, whose schemas are not at hand
+# ---- resources of other operators: `make check` has no schemas for them
 
 
-def test_the_topology_of_the_operators_is_the_worker_s() -> None:
-    """What one declares the other finds unchanged; queues outlive their resources."""
+def test_the_topology_operator_declares_what_the_worker_declares() -> None:
+    """With the same arguments, and deleting a resource does not delete its queue."""
     ours, base = Topology(), "components/rabbitmq-topology/"
     queues = {each["spec"]["name"]: each["spec"] for each in manifests(base + "queues.yaml")}
     assert {name: {"x-queue-type": spec["type"], **spec["arguments"]} for name, spec in queues.items()} == ours.queues()
@@ -152,8 +152,8 @@ def test_the_topology_of_the_operators_is_the_worker_s() -> None:
     assert {b["destinationType"] for b in bindings} == {"queue"}
 
 
-def test_limits_are_policies_and_refuse_instead_of_losing() -> None:
-    """Each queue has exactly one policy, and no policy drops messages."""
+def test_every_queue_has_one_policy_and_it_rejects_publishes_at_the_limit() -> None:
+    """Limits are policies, so that they can be changed, and no policy drops messages."""
     policies = [each["spec"] for each in manifests("components/rabbitmq-topology/policies.yaml")]
     for queue in Topology().queues():
         assert sum(bool(re.search(policy["pattern"], queue)) for policy in policies) == 1, queue
@@ -163,8 +163,8 @@ def test_limits_are_policies_and_refuse_instead_of_losing() -> None:
         assert policy["definition"]["max-length-bytes"] > 0
 
 
-def test_everything_of_the_broker_s_operator_names_a_cluster() -> None:
-    """And the right version of its kinds."""
+def test_every_resource_of_the_topology_operator_names_a_cluster_and_a_virtual_host() -> None:
+    """And has the right API version."""
     for path in sorted((KUBERNETES / "components" / "rabbitmq-topology").glob("[!k]*.yaml")):
         for each in yaml.safe_load_all(path.read_text(encoding="utf-8")):
             assert each["apiVersion"] == "rabbitmq.com/v1beta1"
@@ -172,8 +172,8 @@ def test_everything_of_the_broker_s_operator_names_a_cluster() -> None:
             assert each["spec"]["vhost"] == "/"
 
 
-def test_scaling_counts_what_is_in_hand_and_goes_down_slower_than_a_batch() -> None:
-    """A worker with a full hand is not idle, and one that leaves has time to finish."""
+def test_scaling_counts_unsettled_messages_and_removes_workers_slowly() -> None:
+    """A worker with unsettled messages is not idle, and one that is removed has the time to finish its batch."""
     settings = Settings.model_fields
     scaled = manifest("components/keda/scaled-object.yaml", "ScaledObject")
     assert scaled["apiVersion"] == "keda.sh/v1alpha1"
@@ -193,8 +193,8 @@ def test_scaling_counts_what_is_in_hand_and_goes_down_slower_than_a_batch() -> N
     assert scaled["spec"]["minReplicaCount"] >= 1
 
 
-def test_prometheus_finds_the_workers_by_their_service() -> None:
-    """The monitor's port and labels are the Service's."""
+def test_the_service_monitor_selects_the_service_of_the_workers() -> None:
+    """Its port is one of the Service's, and pods that are not ready are scraped too."""
     monitor = manifest("components/service-monitor/service-monitor.yaml", "ServiceMonitor")
     service = manifest("base/service.yaml", "Service")
     (endpoint,) = monitor["spec"]["endpoints"]
@@ -203,8 +203,8 @@ def test_prometheus_finds_the_workers_by_their_service() -> None:
     assert service["spec"]["publishNotReadyAddresses"] is True
 
 
-def test_the_rules_are_a_resource_too() -> None:
-    """Group by group what Prometheus itself reads."""
+def test_the_prometheus_rule_has_the_alerts() -> None:
+    """The same groups as in the file for Prometheus itself."""
     resource = manifest("components/prometheus-rule/prometheus-rule.yaml", "PrometheusRule")
     assert resource["spec"] == yaml.safe_load(queries.RULES.read_text(encoding="utf-8"))
 
@@ -217,8 +217,8 @@ def compose() -> Mapping[str, Any]:
     return found
 
 
-def test_compose_starts_the_worker_with_settings_that_it_takes() -> None:
-    """As locked up as on Kubernetes, and with longer to stop than its drain."""
+def test_compose_starts_the_worker_with_valid_settings_and_few_privileges() -> None:
+    """As few as on Kubernetes, and with more time to stop than a drain takes."""
     worker = compose()["services"]["worker"]
     settings = load(worker["environment"])
     assert float(worker["stop_grace_period"].removesuffix("s")) > settings.drain_limit_seconds
@@ -226,8 +226,8 @@ def test_compose_starts_the_worker_with_settings_that_it_takes() -> None:
     assert "tmpfs" not in worker
 
 
-def test_compose_mounts_what_there_is_and_opens_ports_to_this_machine_alone() -> None:
-    """A file that is missing would become an empty directory."""
+def test_compose_mounts_files_that_exist_and_opens_ports_on_loopback_only() -> None:
+    """Docker would make an empty directory of a file that is missing."""
     for name, service in compose()["services"].items():
         assert all(port.startswith("127.0.0.1:") for port in service.get("ports", [])), name
         for volume in service.get("volumes", []):
@@ -236,7 +236,7 @@ def test_compose_mounts_what_there_is_and_opens_ports_to_this_machine_alone() ->
 
 
 def test_compose_has_prometheus_scrape_the_worker_and_the_queues() -> None:
-    """The targets are its services, and the exporter is asked for the families that the alerts need."""
+    """The targets are services of the compose file, and RabbitMQ is asked for its detailed metrics."""
     scrapes = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yaml").read_text(encoding="utf-8"))["scrape_configs"]
     targets = {
         target.split(":")[0] for each in scrapes for config in each["static_configs"] for target in config["targets"]
@@ -246,8 +246,8 @@ def test_compose_has_prometheus_scrape_the_worker_and_the_queues() -> None:
     assert detailed["metrics_path"] == "/metrics/detailed"
 
 
-def test_the_build_context_holds_what_the_image_is_made_of() -> None:
-    """Whatever the Dockerfile copies is let through by .dockerignore."""
+def test_the_build_context_has_every_file_that_the_dockerfile_copies() -> None:
+    """Each exists, and .dockerignore does not exclude it."""
     root = DEPLOY.parent
     allowed = [line[1:] for line in (root / ".dockerignore").read_text().splitlines() if line.startswith("!")]
     copied = re.findall(r"^COPY (?!--from)(.+) \S+$", (DEPLOY / "Dockerfile").read_text(encoding="utf-8"), re.MULTILINE)

@@ -1,4 +1,4 @@
-"""Alerts and runbook know each other."""
+"""The runbook has a section for each alert, and names only what exists."""
 
 import re
 from pathlib import Path
@@ -12,8 +12,8 @@ def read(path: str) -> str:
     return (ROOT / path).read_text(encoding="utf-8")
 
 
-def test_every_alert_has_its_section_and_every_section_its_alert() -> None:
-    """The link that an alert carries leads to what to do about it."""
+def test_the_runbook_has_one_section_for_each_alert() -> None:
+    """The link in an alert leads to its section, and docs/operations.md links to the sections in the same order."""
     rules = read("deploy/prometheus/rules.yaml")
     alerts = re.findall(r"- alert: (\w+)", rules)
     assert alerts
@@ -22,8 +22,8 @@ def test_every_alert_has_its_section_and_every_section_its_alert() -> None:
     assert re.findall(r"runbook\.md#(\w+)", read("docs/operations.md")) == [alert.lower() for alert in alerts]
 
 
-def test_the_runbook_speaks_of_metrics_and_events_that_are_there() -> None:
-    """A name that was changed must be changed here, too."""
+def test_the_runbook_names_metrics_and_events_that_exist() -> None:
+    """So does docs/operations.md: a name that changes must change there too."""
     text = read("docs/runbook.md") + read("docs/operations.md")
     for name in re.findall(r"task_activity_log_[a-z_]+", text):
         assert name in METRICS or name in ("task_activity_log_inbox", "task_activity_log_worker"), name

@@ -1,4 +1,7 @@
-"""The examples of the documentation, run as their readers would. `make test-examples` runs them: Node's need npm."""
+"""The examples of the documentation, run as their readers would.
+
+Those for Node need npm: `make test` leaves these tests out, `make test-examples` runs them.
+"""
 
 import asyncio
 import os
@@ -9,6 +12,8 @@ import pytest
 
 from tests.faults.conversation import conversing
 from tests.serving import serving
+
+pytestmark = pytest.mark.examples
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 

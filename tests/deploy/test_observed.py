@@ -1,4 +1,7 @@
-"""The alerts and the dashboard on a worker under load, seen by a real Prometheus. `make test-deploy` runs it."""
+"""A real Prometheus scrapes a worker under load and answers every query of the alerts and the dashboard.
+
+Needs Prometheus: `make test` leaves this test out, `make test-deploy` runs it.
+"""
 
 import asyncio
 import json
@@ -18,6 +21,8 @@ from task_activity_log.rabbitmq.topology import REQUEST_KEY, Topology
 from tests import queries
 from tests.deploy.prometheus import Prometheus
 from tests.serving import serving
+
+pytestmark = pytest.mark.deploy
 
 TOPOLOGY = Topology()
 KNOWN = UUID(int=1)

@@ -1,7 +1,7 @@
 """Mutual TLS to a real RabbitMQ and a real PostgreSQL, with a private certificate authority.
 
-Not named `test_…`, so that `make test` leaves it out: it starts two services of its own, from binaries. `make test-tls`
-runs it.
+Needs the binaries of RabbitMQ and PostgreSQL, because it starts both with certificates: `make test` leaves these tests
+out, `make test-tls` runs them.
 """
 
 import asyncio
@@ -25,6 +25,8 @@ from task_activity_log.settings import load
 from task_activity_log.tls import Tls
 from tests.serving import serving
 from tests.tls.authority import Authority
+
+pytestmark = pytest.mark.tls
 
 
 @dataclass

@@ -1,6 +1,6 @@
 """Real .NET serializers, with all their usual settings, write requests and read replies without losing a field.
 
-Not named `test_…`, so that `make test` leaves it out: it needs Mono. `make test-dotnet` runs it.
+Needs Mono: `make test` leaves these tests out, `make test-dotnet` runs them.
 """
 
 import asyncio
@@ -43,6 +43,8 @@ from tests.dotnet.values import (
 )
 from tests.dotnet.writers import REFUSED, WRITERS, Writer
 from tests.fakes import delivered
+
+pytestmark = pytest.mark.dotnet
 
 ZONES = ("Europe/Brussels", "America/New_York", "UTC")
 

@@ -1,4 +1,7 @@
-"""The image, built and run as deployed: locked up, beside real services. `make test-image` runs it; it needs Docker."""
+"""The image, built and run as deployed: without privileges, next to real services.
+
+Needs Docker: `make test` leaves these tests out, `make test-image` runs them.
+"""
 
 import asyncio
 import json
@@ -19,7 +22,7 @@ IMAGE = "task-activity-log-worker:test"
 RESTRICTED = ("--network=host", "--read-only", "--cap-drop=ALL", "--security-opt=no-new-privileges")
 """Nothing may be written, not even to /tmp. It uses the host's network because the services listen on its loopback."""
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.image, pytest.mark.timeout(600)]
 
 
 async def docker(*arguments: str, fails: bool = False) -> str:
