@@ -40,6 +40,7 @@ check: setup  ## check style, types, architecture, locks, generated files, manif
 	$(PYTHON) -m mypy
 	.venv/bin/lint-imports
 	$(PYTHON) -m tools.words
+	$(PYTHON) -m tools.links
 	$(PYTHON) -m tools.lock --check
 	$(PYTHON) -m tools.audit
 	$(PYTHON) -m tools.settings_table --check

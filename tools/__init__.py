@@ -7,6 +7,7 @@ contract_files      the schemas in docs/contract
 prometheus_rule     the alerts as a Kubernetes resource
 deploy_check        checks the Dockerfile, the Kubernetes manifests and the alerts
 workflow_check      checks the GitHub workflow
+links               checks the relative links in Markdown
 words               looks for words that this repository does not use
 lock                resolves the dependencies into the two lock files
 audit               asks whether a locked package has a known vulnerability
