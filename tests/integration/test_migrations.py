@@ -195,7 +195,7 @@ class TestFailures:
         """The reasons are the same as the store's."""
         parts = urlsplit(database_url)
         assert await failure("postgresql://u:secret@127.0.0.1:1/d") == "unreachable"
-        assert await failure(urlunsplit(parts._replace(path="/there_is_none"))) == "no such database (3D000)"
+        assert await failure(urlunsplit(parts._replace(path="/no_such_database"))) == "no such database (3D000)"
 
     async def test_a_role_without_create_is_told_what_to_do(
         self, database_url: str, database: Connection, role: str

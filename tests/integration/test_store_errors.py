@@ -284,7 +284,7 @@ class TestConnecting:
     @pytest.mark.parametrize(
         ("change", "expected"),
         [
-            ({"path": "/there_is_none"}, "no such database (3D000)"),
+            ({"path": "/no_such_database"}, "no such database (3D000)"),
             ({"netloc": "somebody:secret@127.0.0.1:1"}, "unreachable"),
             ({"netloc": "somebody:secret@host.invalid"}, "unreachable"),
             ({"netloc": "somebody:se/cret@127.0.0.1:1"}, "the database URL is not understood"),

@@ -221,7 +221,7 @@ def test_json_syntax_and_members(text: str, code: str | None) -> None:
     assert (found if isinstance(found, str) else None) == code
 
 
-BESIDE = "", '"x":[],'
+NEXT_TO = "", '"x":[],'
 """Nothing, or an unknown member because of which the complete reader is used."""
 
 
@@ -252,8 +252,8 @@ BESIDE = "", '"x":[],'
 )
 def test_json_uuids(value: str, expected: object) -> None:
     """Forms N, D, B and P are accepted, but not the others that uuid.UUID or PostgreSQL accept."""
-    for beside in BESIDE:
-        assert value_of(json_of(f'{beside}"task_id":{value}'), "task_id") == expected
+    for next_to in NEXT_TO:
+        assert value_of(json_of(f'{next_to}"task_id":{value}'), "task_id") == expected
 
 
 @pytest.mark.parametrize(
@@ -279,8 +279,8 @@ def test_json_uuids(value: str, expected: object) -> None:
 )
 def test_json_booleans(value: str, expected: object) -> None:
     """The forms that .NET serializers write are accepted."""
-    for beside in BESIDE:
-        assert value_of(json_of(f'{beside}"is_closed":{value}'), "is_closed") == expected
+    for next_to in NEXT_TO:
+        assert value_of(json_of(f'{next_to}"is_closed":{value}'), "is_closed") == expected
 
 
 @pytest.mark.parametrize(
@@ -300,8 +300,8 @@ def test_json_booleans(value: str, expected: object) -> None:
 )
 def test_json_strings(value: str, expected: object) -> None:
     """Only strings are accepted, and they are not changed."""
-    for beside in BESIDE:
-        assert value_of(json_of(f'{beside}"subject":{value}'), "subject") == expected
+    for next_to in NEXT_TO:
+        assert value_of(json_of(f'{next_to}"subject":{value}'), "subject") == expected
 
 
 # ---- section 4: dates
@@ -343,8 +343,8 @@ def test_json_strings(value: str, expected: object) -> None:
 )
 def test_dates_in_both_formats(text: str, expected: object) -> None:
     """The forms that .NET writes are accepted, truncated to microseconds and clamped to the years 1 to 9999."""
-    for beside in BESIDE:
-        assert value_of(json_of(f'{beside}"due_date":"{text}"'), "due_date") == expected
+    for next_to in NEXT_TO:
+        assert value_of(json_of(f'{next_to}"due_date":"{text}"'), "due_date") == expected
     assert value_of(xml_of(f"<due_date>{text}</due_date>"), "due_date") == expected
 
 
@@ -369,8 +369,8 @@ def test_dates_in_both_formats(text: str, expected: object) -> None:
 )
 def test_dates_in_json(value: str, expected: object) -> None:
     """JSON also has Microsoft's form, and an empty string is null."""
-    for beside in BESIDE:
-        assert value_of(json_of(f'{beside}"due_date":{value}'), "due_date") == expected
+    for next_to in NEXT_TO:
+        assert value_of(json_of(f'{next_to}"due_date":{value}'), "due_date") == expected
 
 
 def test_microsofts_form_is_not_a_date_in_xml() -> None:
