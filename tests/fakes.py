@@ -72,7 +72,7 @@ class FakeIntake:
         self.on_loan += taken
         return taken
 
-    async def accept(self, deliveries: Sequence[Delivery]) -> None:
+    async def acknowledge(self, deliveries: Sequence[Delivery]) -> None:
         self.accepted += deliveries
         self.on_loan = [delivery for delivery in self.on_loan if delivery not in deliveries]
 
@@ -80,7 +80,7 @@ class FakeIntake:
     def in_hand(self) -> int:
         return len(self.on_loan) + len(self.waiting)
 
-    async def vouch(self, deliveries: Sequence[Delivery]) -> None:
+    async def prove(self, deliveries: Sequence[Delivery]) -> None:
         self.vouched_for += deliveries
 
     async def pause(self, by: str) -> None:
@@ -90,7 +90,7 @@ class FakeIntake:
         self.paused_by.discard(by)
         self.resumed.set()
 
-    async def give_back(self, *, one_by_one: bool = False) -> int:
+    async def requeue(self, *, one_by_one: bool = False) -> int:
         count = len(self.on_loan)
         self.given_back += self.on_loan
         self.comes_again_one_by_one = one_by_one

@@ -67,7 +67,7 @@ class MemoryBroker:
         self._settled(queued.message)
         self.unsettled -= 1
 
-    def give_back(self, loans: Sequence[Queued]) -> None:
+    def requeue(self, loans: Sequence[Queued]) -> None:
         """In this order; it counts."""
         for queued in loans:
             queued.attempts += 1
@@ -125,7 +125,7 @@ class MemoryIntake:
         loans, self._loans = list(self._loans), {}
         self._waiting.clear()
         self._lost.set()
-        self._broker.give_back(loans)
+        self._broker.requeue(loans)
 
     @property
     def has_room(self) -> bool:
@@ -150,7 +150,7 @@ class MemoryIntake:
     def take_waiting(self, most: int) -> list[Loan]:
         return self._waiting.take_waiting(most)
 
-    async def accept(self, deliveries: Sequence[Loan]) -> None:
+    async def acknowledge(self, deliveries: Sequence[Loan]) -> None:
         await asyncio.sleep(0)
         mine = [loan for loan in deliveries if self.holds(loan)]
         for loan in mine:
@@ -162,7 +162,7 @@ class MemoryIntake:
                 self._register(self._prefetch)
         self._broker.dispatch()
 
-    async def vouch(self, deliveries: Sequence[Loan]) -> None:
+    async def prove(self, deliveries: Sequence[Loan]) -> None:
         await asyncio.sleep(0)
         if self._room == 1 and not self._one_by_one and not all(map(is_suspect, deliveries)):
             self._register(self._prefetch)
@@ -178,12 +178,12 @@ class MemoryIntake:
         if not self._room:
             self._register(1)
 
-    async def give_back(self, *, one_by_one: bool = False) -> int:
+    async def requeue(self, *, one_by_one: bool = False) -> int:
         self._waiting.clear()
         back = list(self._loans)
         self._loans = {}
         await asyncio.sleep(0)
-        self._broker.give_back(back)
+        self._broker.requeue(back)
         self._one_by_one = len(back) if one_by_one else 0
         return len(back)
 

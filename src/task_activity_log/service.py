@@ -170,7 +170,7 @@ class Service:
                 self._worker.drain()
                 await self._intake.stop()
                 await working
-                log.info("drained", given_back=await self._tasks.give_back())
+                log.info("drained", given_back=await self._tasks.requeue())
         except TimeoutError:
             log.warning("drain_limit_reached", in_hand=self._intake.in_hand, what_is_in_hand="comes again")
             await end(working)

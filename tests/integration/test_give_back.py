@@ -22,12 +22,12 @@ async def test_what_is_given_back_comes_again_in_order(amqp_url: str, count: int
         exchange = await channel.get_exchange(topology.requests_exchange, ensure=False)
         for number in range(-1, count):
             await exchange.publish(aio_pika.Message(str(number).encode()), "upsert")
-        await intake.accept(await intake.take(1))  # proves the consumer
+        await intake.acknowledge(await intake.take(1))  # proves the consumer
         taken = 0
         while taken < count:
             taken += len(await intake.take(count))
         await intake.pause("test")
-        assert await intake.give_back() == count
+        assert await intake.requeue() == count
         queue = await channel.get_queue(topology.requests_queue, ensure=False)
         again: asyncio.Queue[aio_pika.abc.AbstractIncomingMessage] = asyncio.Queue()
         await queue.consume(again.put, no_ack=True)
@@ -49,16 +49,16 @@ async def test_after_suspects_messages_are_taken_one_at_a_time(amqp_url: str) ->
         exchange = await (await connection.channel()).get_exchange(topology.requests_exchange, ensure=False)
         for number in range(8):
             await exchange.publish(aio_pika.Message(str(number).encode()), "upsert")
-        await intake.accept(await intake.take(1))
+        await intake.acknowledge(await intake.take(1))
         while intake.in_hand < 7:
             await asyncio.sleep(0)
         await intake.pause("suspect")
-        assert await intake.give_back(one_by_one=True) == 7
+        assert await intake.requeue(one_by_one=True) == 7
         await intake.resume("suspect")
         for number in range(1, 8):
             (delivery,) = await intake.take(50)
             assert (delivery.body, intake.in_hand) == (str(number).encode(), 1)
-            await intake.accept([delivery])
+            await intake.acknowledge([delivery])
         for number in range(3):
             await exchange.publish(aio_pika.Message(str(number).encode()), "upsert")
         async with asyncio.timeout(60):

@@ -136,7 +136,7 @@ async def test_batches_arrive_in_order_and_are_accepted_together(amqp_url: str, 
         while len(taken) < 1000:
             batch = await intake.take(150)
             taken += [delivery.body for delivery in batch]
-            await intake.accept(batch)
+            await intake.acknowledge(batch)
         assert taken == [b"%d" % number for number in range(1000)]
         assert intake.in_hand == 0
     await until_waiting(driver, TOPOLOGY.requests_queue, 0)
@@ -145,7 +145,7 @@ async def test_batches_arrive_in_order_and_are_accepted_together(amqp_url: str, 
 async def prove(intake: Intake, publisher: Publisher) -> None:
     """Settle one message: from then on the consumer has its full prefetch."""
     await publisher.publish([to_requests(b"first")])
-    await intake.accept(await intake.take(1))
+    await intake.acknowledge(await intake.take(1))
 
 
 async def until_waiting(channel: AbstractChannel, queue: str, count: int) -> None:
@@ -162,12 +162,12 @@ async def test_accepting_out_of_order_leaves_the_others(amqp_url: str) -> None:
             await prove(intake, publisher)
             await publisher.publish([to_requests(b"a"), to_requests(b"b"), to_requests(b"c")])
             taken = await take_all(intake, 3)
-            await intake.accept(taken[1:2])
+            await intake.acknowledge(taken[1:2])
             await intake.stop()
-            assert await intake.give_back() == 2
+            assert await intake.requeue() == 2
         async with consuming(amqp_url) as intake:
             first = await intake.take(1)
-            await intake.accept(first)
+            await intake.acknowledge(first)
             assert [delivery.body for delivery in (*first, *await intake.take(1))] == [b"a", b"c"]
 
 
@@ -186,8 +186,8 @@ async def test_stopping_gives_back_what_was_not_begun(amqp_url: str, driver: Abs
         begun = await take_all(intake, 4)
         await intake.stop()
         assert await intake.take(10) == []
-        await intake.accept(begun)
-        assert await intake.give_back() == 6
+        await intake.acknowledge(begun)
+        assert await intake.requeue() == 6
         await until_waiting(driver, TOPOLOGY.requests_queue, 6)
 
 
@@ -197,7 +197,7 @@ async def test_a_new_consumer_has_one_message_in_hand_until_one_is_settled(amqp_
         await publisher.publish([to_requests(b"%d" % number) for number in range(100)])
         first = await intake.take(100)
         assert (len(first), intake.in_hand) == (1, 1)
-        await intake.accept(first)
+        await intake.acknowledge(first)
         await take_all(intake, 50)
         assert 50 <= intake.in_hand <= 51  # the old consumer may have been sent one more before it was cancelled
 
@@ -214,7 +214,7 @@ async def test_a_suspicious_message_does_not_prove_the_consumer(amqp_url: str) -
         async with consuming(amqp_url, prefetch=50) as intake:
             (suspect,) = await intake.take(1)
             assert (suspect.body, suspect.attempts) == (b"0", 2)
-            await intake.accept([suspect])
+            await intake.acknowledge([suspect])
             await intake.take(1)
             assert intake.in_hand == 1
 
@@ -227,7 +227,7 @@ async def test_pausing_lets_nothing_come_and_resuming_begins_with_one(amqp_url: 
         await take_all(intake, 5)
         await intake.pause("store")
         await intake.pause("reply")
-        assert await intake.give_back() == 5
+        assert await intake.requeue() == 5
         assert intake.in_hand == 0
         await intake.resume("store")
         assert not intake.consuming
@@ -246,11 +246,11 @@ async def test_accepting_what_was_given_back_is_late(amqp_url: str) -> None:
         await publisher.publish([to_requests(b"x")])
         taken = await intake.take(1)
         await intake.pause("store")
-        await intake.give_back()
-        await intake.accept(taken)
+        await intake.requeue()
+        await intake.acknowledge(taken)
         assert late == [1]
         await intake.resume("store")
-        await intake.accept(await intake.take(1))
+        await intake.acknowledge(await intake.take(1))
         assert intake.in_hand == 0
     task.cancel()
     await asyncio.wait({task})
@@ -294,7 +294,7 @@ async def test_accepting_after_the_link_was_lost_is_late_not_an_error(amqp_url: 
         taken = await intake.take(1)
         await driver.queue_delete(TOPOLOGY.requests_queue)
         await intake.wait_lost()
-        await intake.accept(taken)
+        await intake.acknowledge(taken)
     assert late == [1]
     task.cancel()
     await asyncio.wait({task})
@@ -318,7 +318,7 @@ async def test_a_nacked_message_is_refused(amqp_url: str, driver: AbstractChanne
     async with publishing(amqp_url) as publisher:
         assert await publisher.publish([Outgoing("", full.name, Properties(), b"")]) == [Fate.CONFIRMED]
         fates = await publisher.publish([Outgoing("", name, Properties(), b"") for name in (full.name, free.name)])
-    assert fates == [Fate.REFUSED, Fate.CONFIRMED]
+    assert fates == [Fate.NACKED, Fate.CONFIRMED]
 
 
 async def test_a_closed_channel_ends_the_wait_and_is_rebuilt(amqp_url: str, driver: AbstractChannel) -> None:
@@ -500,7 +500,7 @@ async def test_a_driver_that_ends_a_call_with_its_own_cancellation_has_lost_the_
     async with publishing(amqp_url) as publisher, consuming(amqp_url) as intake:
         monkeypatch.setattr(aiormq.Channel, "basic_qos", AsyncMock(side_effect=asyncio.CancelledError))
         await publisher.publish([to_requests(b"first")])
-        await intake.accept(await intake.take(1))  # proving the consumer meets it, too
+        await intake.acknowledge(await intake.take(1))  # proving the consumer meets it, too
     assert calls == 2
 
 
@@ -523,11 +523,11 @@ async def test_the_first_message_of_a_consumer_may_wait_for_its_reply(amqp_url: 
     async with publishing(amqp_url) as publisher, consuming(amqp_url, prefetch=10) as intake:
         await publisher.publish([to_requests(b"%d" % number) for number in range(5)])
         first = await intake.take(10)
-        await intake.vouch(first)
+        await intake.prove(first)
         rest = await take_all(intake, 4)
-        await intake.accept(rest)
+        await intake.acknowledge(rest)
         assert intake.in_hand == 1
-        await intake.accept(first)
+        await intake.acknowledge(first)
         assert intake.in_hand == 0
 
 
@@ -539,16 +539,16 @@ async def test_a_blocked_publisher_keeps_its_channel(amqp_url: str, driver: Abst
         task = asyncio.create_task(publisher.run())
         await publisher.wait_connected()
         proxy.hold()
-        assert publisher._tap is not None
+        assert publisher._frame_reader is not None
         first = asyncio.create_task(publisher.publish([Outgoing("", queue.name, Properties(), b"1")]))
         await asyncio.sleep(0)
-        publisher._tap.blocked = "disk"
+        publisher._frame_reader.blocked = "disk"
         with pytest.raises(Unavailable, match="blocks publishers"):
             await first
         with pytest.raises(Unavailable, match="blocks publishers"):
             await publisher.publish([Outgoing("", queue.name, Properties(), b"not sent")])
         proxy.resume()
-        publisher._tap.blocked = None
+        publisher._frame_reader.blocked = None
         assert await publisher.publish([Outgoing("", queue.name, Properties(), b"2")]) == [Fate.CONFIRMED]
     assert [message.body for message in await drain(driver, queue.name, 2)] == [b"1", b"2"]
     task.cancel()

@@ -104,7 +104,7 @@ def test_a_first_rejection_that_fills_the_frame_is_no_time() -> None:
     assert abs(datetime.now(UTC) - first) < timedelta(minutes=1)
 
 
-@pytest.mark.parametrize("fate", [Fate.RETURNED, Fate.REFUSED])
+@pytest.mark.parametrize("fate", [Fate.RETURNED, Fate.NACKED])
 async def test_a_copy_that_cannot_be_placed_is_an_outage(fate: Fate) -> None:
     """The message is held, not lost; neighbours that were placed come twice."""
     sent: list[Outgoing] = []

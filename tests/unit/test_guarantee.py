@@ -289,7 +289,7 @@ class Process:
                 await asyncio.wait(self._tasks[:1])
             if not self._ended:
                 self._tasks[0].result()
-                await self.intake.give_back()
+                await self.intake.requeue()
         if self._ended:
             return False
         self._end()

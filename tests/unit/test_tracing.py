@@ -150,7 +150,7 @@ async def test_what_is_given_back_ends_its_spans() -> None:
     traced.intake.put(upsert(), upsert())
     intake = traced.tracing.intake(traced.intake)
     await intake.take(10)
-    await intake.give_back()
+    await intake.requeue()
     assert [dict(span.attributes or {})["task_activity_log.outcome"] for span in traced.spans("process requests")] == [
         "given_back",
         "given_back",

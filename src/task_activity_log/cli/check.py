@@ -12,7 +12,7 @@ from task_activity_log.cli.management import Management
 from task_activity_log.postgresql import migrations, store
 from task_activity_log.postgresql.session import Row
 from task_activity_log.problem import Unavailable
-from task_activity_log.rabbitmq.inspection import look
+from task_activity_log.rabbitmq.inspection import inspect_broker
 from task_activity_log.settings import Settings
 from task_activity_log.telemetry.logs import Redaction, address, is_local
 from task_activity_log.wiring import link_of, secrets_of, store_of, topology_of
@@ -67,7 +67,7 @@ async def findings(settings: Settings) -> list[Finding]:
 async def _broker(settings: Settings) -> list[Finding]:
     where = address(settings.amqp_url.get_secret_value())
     try:
-        sight = await look(link_of(settings), topology_of(settings))
+        sight = await inspect_broker(link_of(settings), topology_of(settings))
     except Unavailable as error:
         advice = "see that it runs, and AMQP_URL"
         if settings.amqp_url.get_secret_value().startswith("amqps:"):

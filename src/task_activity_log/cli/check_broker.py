@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from task_activity_log.cli.management import Management, ManagementError
-from task_activity_log.rabbitmq.inspection import Sight
+from task_activity_log.rabbitmq.inspection import BrokerState
 from task_activity_log.rabbitmq.topology import Topology
 from task_activity_log.settings import Settings
 from task_activity_log.telemetry.logs import is_local
@@ -24,7 +24,7 @@ _DEFAULT_EXCHANGE = "amq.default"
 """What the default exchange is called in permissions."""
 
 
-def judge_sight(sight: Sight, settings: Settings, where: str) -> Iterator[Row]:
+def judge_sight(sight: BrokerState, settings: Settings, where: str) -> Iterator[Row]:
     """What AMQP shows."""
     found = f"RabbitMQ {sight.version} at {where}"
     if _number(sight.version) < _OLDEST:
@@ -57,7 +57,7 @@ def _missing(kind: str, name: str, settings: Settings) -> Row:
     return "broken", f"{kind} {name}", "is not there", "create it, or set WORKER_TOPOLOGY=declare"
 
 
-def judge_management(management: Management, sight: Sight, settings: Settings) -> Iterator[Row]:
+def judge_management(management: Management, sight: BrokerState, settings: Settings) -> Iterator[Row]:
     """What the management API shows beside."""
     topology = topology_of(settings)
     vhost = unquote(urlsplit(settings.amqp_url.get_secret_value()).path[1:]) or "/"
@@ -183,7 +183,7 @@ def _judge_kept(what: str, limits: _Limits, _settings: Settings) -> Iterator[Row
         yield "warning", what, f"is a {limits.kind} queue", "it is lost with its node: use a quorum queue"
 
 
-def _judge_bindings(management: Management, vhost: str, sight: Sight, settings: Settings) -> Iterator[Row]:
+def _judge_bindings(management: Management, vhost: str, sight: BrokerState, settings: Settings) -> Iterator[Row]:
     for queue, exchange, key in topology_of(settings).bindings():
         if sight.queues.get(queue) is None or not sight.exchanges.get(exchange):
             continue

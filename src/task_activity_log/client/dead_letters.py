@@ -133,7 +133,7 @@ class Look:
     async def give_back(self, letters: Iterable[DeadLetter]) -> None:
         """Return these at once, for others to see."""
         with _explained():
-            await self._reader.give_back_some([letter.delivery for letter in letters])
+            await self._reader.requeue_some([letter.delivery for letter in letters])
 
     async def remove(self, letters: Iterable[DeadLetter]) -> int:
         """Take these off the queue for good; returns how many were still in hand."""

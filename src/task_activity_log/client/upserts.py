@@ -190,7 +190,7 @@ class TaskActivityLogClient:
                     while batch:
                         fates = await self._publish(batch, None)
                         _check(Fate.RETURNED not in fates, self._exchange)
-                        refused = [upsert for upsert, fate in zip(batch, fates, strict=True) if fate is Fate.REFUSED]
+                        refused = [upsert for upsert, fate in zip(batch, fates, strict=True) if fate is Fate.NACKED]
                         count += len(batch) - len(refused)
                         on_sent(len(batch) - len(refused))
                         batch = refused
@@ -223,7 +223,7 @@ class TaskActivityLogClient:
                 if fate is Fate.RETURNED:
                     self._forget(ask)
                     ask.done(ClientError(_no_queue(self._exchange)))
-                elif fate is Fate.REFUSED:
+                elif fate is Fate.NACKED:
                     self._reason = "the broker refuses upserts: is the queue full?"
                     asyncio.get_running_loop().call_later(_AGAIN_SECONDS, self._outbox.put, ask)
 
@@ -258,7 +258,7 @@ class TaskActivityLogClient:
                     deliveries = await reader.take(_BATCH)
                     for delivery in deliveries:
                         self._answered(delivery)
-                    await reader.accept([delivery.tag for delivery in deliveries])
+                    await reader.acknowledge([delivery.tag for delivery in deliveries])
             finally:
                 self._listening.clear()
 

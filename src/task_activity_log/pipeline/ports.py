@@ -42,11 +42,11 @@ class Intake(Protocol[D]):
         """What is waiting now."""
         ...
 
-    async def accept(self, deliveries: Sequence[D]) -> None:
+    async def acknowledge(self, deliveries: Sequence[D]) -> None:
         """Acknowledge."""
         ...
 
-    async def vouch(self, deliveries: Sequence[D]) -> None:
+    async def prove(self, deliveries: Sequence[D]) -> None:
         """These did no harm, though they are not settled yet: others need not wait for them."""
         ...
 
@@ -58,7 +58,7 @@ class Intake(Protocol[D]):
         """Consume again, from one message at a time on."""
         ...
 
-    async def give_back(self, *, one_by_one: bool = False) -> int:
+    async def requeue(self, *, one_by_one: bool = False) -> int:
         """Return all that is in hand to the queue; with `one_by_one` it comes again one at a time."""
         ...
 

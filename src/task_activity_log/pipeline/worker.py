@@ -124,7 +124,7 @@ class Worker(Generic[D]):
                 await self._store_all(suspects)
                 await self._stored.join()
             else:
-                await self._intake.give_back(one_by_one=True)
+                await self._intake.requeue(one_by_one=True)
         finally:
             await self._intake.resume("suspect")
 
@@ -250,8 +250,8 @@ class Worker(Generic[D]):
         refused = await self._until_done(self.reply_hold, lambda: self._replies.publish([a.reply for a in owed]))
         done = [answer for answer in owed if answer.reply not in refused] if refused else owed
         self._laggards = [answer for answer in owed if answer.reply in refused] if refused else []
-        await self._intake.vouch([answer.delivery for answer in self._laggards])
-        await self._intake.accept([answer.delivery for answer in done])
+        await self._intake.prove([answer.delivery for answer in self._laggards])
+        await self._intake.acknowledge([answer.delivery for answer in done])
         self._watch.took("reply", time.perf_counter() - started)
         self._watch.answered(done)
 
@@ -275,7 +275,7 @@ class Worker(Generic[D]):
                 if hold.seconds > self._hold_limit and not given_back:
                     given_back = True
                     await self._intake.pause(hold.place)
-                    log.warning("stood_down", place=hold.place, given_back=await self._intake.give_back())
+                    log.warning("stood_down", place=hold.place, given_back=await self._intake.requeue())
                     if stand_down:
                         raise _StoodDown from error
             except (Refused, _TimedOut):

@@ -44,7 +44,7 @@ class Consumer:
         self._channel = channel
         self._queue = queue
         self._waiting = waiting
-        self._on_loan: dict[int, None] = {}  # in the order delivered
+        self._unsettled: dict[int, None] = {}  # in the order delivered
         self._tag: str | None = None
         self._cancelled = asyncio.Event()
         self.prefetch = 0
@@ -55,20 +55,20 @@ class Consumer:
     @property
     def in_hand(self) -> int:
         """How many deliveries are not settled."""
-        return len(self._on_loan)
+        return len(self._unsettled)
 
     def deliver(self, tag: int, redelivered: bool, header: bytes, body: bytes) -> None:
         """Take a delivery in. Called by the transport."""
         if self.closed:
             return
-        self._on_loan[tag] = None
+        self._unsettled[tag] = None
         self._waiting.put(RabbitDelivery(self, tag, redelivered, header, body))
 
     async def register(self, prefetch: int) -> None:
         """Consume with this prefetch, anew if need be: qos does not change a consumer that is there."""
         await self.cancel()  # what it has on loan stays so, and does not count against the new one's prefetch
         await self._channel.basic_qos(prefetch_count=prefetch)
-        ok = await self._channel.basic_consume(self._queue, _taken_by_the_tap)
+        ok = await self._channel.basic_consume(self._queue, _taken_by_the_frame_reader)
         self._tag = ok.consumer_tag
         self.prefetch = prefetch
 
@@ -78,31 +78,31 @@ class Consumer:
             tag, self._tag, self.prefetch = self._tag, None, 0
             await self._channel.basic_cancel(tag, timeout=_CANCEL_SECONDS)
 
-    def holds(self, tag: int) -> bool:
+    def has(self, tag: int) -> bool:
         """Whether a delivery is still on loan; those given back meanwhile come again."""
-        return tag in self._on_loan
+        return tag in self._unsettled
 
-    async def accept(self, tags: Sequence[int]) -> None:
+    async def acknowledge(self, tags: Sequence[int]) -> None:
         """Acknowledge what is on loan: one frame where everything delivered before is settled too, a frame each otherwise."""
-        done = sorted(tag for tag in tags if tag in self._on_loan)
+        done = sorted(tag for tag in tags if tag in self._unsettled)
         for tag in done:
-            del self._on_loan[tag]
-        oldest = next(iter(self._on_loan), None)
+            del self._unsettled[tag]
+        oldest = next(iter(self._unsettled), None)
         together = done if oldest is None else list(takewhile(oldest.__gt__, done))
         if together:
             await self._channel.basic_ack(together[-1], multiple=True, wait=False)
         for tag in done[len(together) :]:
             await self._channel.basic_ack(tag, wait=False)
 
-    async def give_back(self) -> int:
+    async def requeue(self) -> int:
         """Return all that is on loan to the queue at once, so that it comes again in its order; how many.
 
         With one frame; or by closing the channel, and with it the consumer, where one frame would shuffle them.
         """
-        count = len(self._on_loan)
+        count = len(self._unsettled)
         if count:
-            last = next(reversed(self._on_loan))
-            self._on_loan.clear()
+            last = next(reversed(self._unsettled))
+            self._unsettled.clear()
             if count > _KEPT_IN_ORDER and self._before_4():
                 self.closed = True
                 await self._channel.close()
@@ -135,5 +135,5 @@ class Consumer:
         raise ConnectionError("closed" if error is None else describe(error))
 
 
-async def _taken_by_the_tap(_: DeliveredMessage) -> None:
-    raise AssertionError("a delivery has passed the tap")
+async def _taken_by_the_frame_reader(_: DeliveredMessage) -> None:
+    raise AssertionError("the driver was handed a delivery")

@@ -43,7 +43,7 @@ class DeadLetters:
         ]
         for fate in await self._publisher.publish(copies):
             if fate is not Fate.CONFIRMED:
-                raise Unavailable(f"dead letters {fate.name.lower()}: {self._queue} does not take them")
+                raise Unavailable(f"dead letters {fate.value}: {self._queue} does not take them")
 
 
 def copied(original: Properties, problem: Problem, header_max: int) -> Properties:

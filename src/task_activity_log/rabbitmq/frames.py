@@ -47,7 +47,7 @@ class Inbound:
     """The method of ours whose header and body are arriving."""
 
 
-class Tap(asyncio.StreamReaderProtocol):
+class FrameReader(asyncio.StreamReaderProtocol):
     """The protocol of one connection: takes the frames that `channels` asks for, hands the driver the others."""
 
     def __init__(self, reader: asyncio.StreamReader, loop: asyncio.AbstractEventLoop) -> None:
@@ -223,11 +223,11 @@ def _short_string(data: bytes, offset: int) -> tuple[str, int]:
     return data[offset + 1 : end].decode(errors="replace"), end
 
 
-class TapFactory(TransportFactory):
-    """Opens the driver's transport, plain or TLS, with a `Tap` in it."""
+class FrameReaderFactory(TransportFactory):
+    """Opens the driver's transport, plain or TLS, with a `FrameReader` in it."""
 
     def __init__(self) -> None:
-        self.tap: Tap | None = None
+        self.frame_reader: FrameReader | None = None
         self.transport: asyncio.Transport | None = None
 
     async def create(self, url: URL, **kwargs: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -241,13 +241,13 @@ class TapFactory(TransportFactory):
         loop = asyncio.get_running_loop()
         reader = asyncio.StreamReader(loop=loop)
         try:
-            transport, tap = await loop.create_connection(
-                lambda: Tap(reader, loop), host=url.host or "", port=url.port or 0, ssl=context, **kwargs
+            transport, frame_reader = await loop.create_connection(
+                lambda: FrameReader(reader, loop), host=url.host or "", port=url.port or 0, ssl=context, **kwargs
             )
         except OSError as error:
             raise aiormq.exceptions.AMQPConnectionError(*error.args) from error
-        self.tap, self.transport = tap, transport
-        return reader, asyncio.StreamWriter(transport, tap, reader, loop)
+        self.frame_reader, self.transport = frame_reader, transport
+        return reader, asyncio.StreamWriter(transport, frame_reader, reader, loop)
 
 
 @lru_cache(maxsize=1024)

@@ -25,7 +25,7 @@ class Queue:
 
 
 @dataclass(frozen=True, slots=True)
-class Sight:
+class BrokerState:
     """What AMQP shows of the broker."""
 
     version: str
@@ -35,7 +35,7 @@ class Sight:
     """None: it is not there."""
 
 
-async def look(options: LinkOptions, topology: Topology) -> Sight:
+async def inspect_broker(options: LinkOptions, topology: Topology) -> BrokerState:
     """Connect and look at what the topology names.
 
     Raises:
@@ -45,7 +45,7 @@ async def look(options: LinkOptions, topology: Topology) -> Sight:
         async with connect(options, "check") as (connection, _):
             assert connection.transport is not None  # noqa: S101 - it is connected
             properties = connection.transport.connection.server_properties
-            return Sight(
+            return BrokerState(
                 version=str(properties.get("version", "unknown")),
                 exchanges={name: await _exchange(connection, name) for name in topology.exchanges()},
                 queues={name: await _queue(connection, name) for name in topology.queues()},

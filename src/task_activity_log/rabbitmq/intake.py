@@ -13,7 +13,7 @@ import structlog
 from task_activity_log.aio import Waiting
 from task_activity_log.pipeline.suspects import is_suspect
 from task_activity_log.rabbitmq.consumer import Consumer, RabbitDelivery
-from task_activity_log.rabbitmq.frames import Inbound, Tap
+from task_activity_log.rabbitmq.frames import FrameReader, Inbound
 from task_activity_log.rabbitmq.link import LOST, LinkOptions, asking_the_driver, connect, supervise
 from task_activity_log.rabbitmq.topology import Topology, check, consumers, declare
 
@@ -108,14 +108,16 @@ class Intake:
         await supervise("intake", self._session, self._on_lost)
 
     async def _session(self, established: Callable[[], None]) -> None:
-        async with connect(self._options, "intake") as (connection, tap):
+        async with connect(self._options, "intake") as (connection, frame_reader):
             self.connected_since = time.monotonic()
             try:
-                await self._consume(connection, tap, established)
+                await self._consume(connection, frame_reader, established)
             finally:
                 self.connected_since = None
 
-    async def _consume(self, connection: aio_pika.Connection, tap: Tap, established: Callable[[], None]) -> None:
+    async def _consume(
+        self, connection: aio_pika.Connection, frame_reader: FrameReader, established: Callable[[], None]
+    ) -> None:
         await self._prepare(connection, self._topology)
         if self._first:
             self._first = False
@@ -123,7 +125,7 @@ class Intake:
         opened = await connection.channel(publisher_confirms=False)  # held: the driver only has it weakly
         channel = await opened.get_underlay_channel()
         consumer = Consumer(channel, self._topology.requests_queue, self._waiting)
-        tap.channels[channel.number] = Inbound(deliver=consumer.deliver)
+        frame_reader.channels[channel.number] = Inbound(deliver=consumer.deliver)
         lost = asyncio.ensure_future(consumer.wait_lost())
         gate = asyncio.ensure_future(self._before_consuming())
         try:
@@ -166,7 +168,7 @@ class Intake:
                 # Before the acknowledgement, which lets the next message come: what one frame gives back of two
                 # consumers comes again in any order.
                 await consumer.cancel()
-            await consumer.accept(settled)
+            await consumer.acknowledge(settled)
             if proved:
                 await consumer.register(self._prefetch)
 
@@ -178,7 +180,7 @@ class Intake:
         """What is waiting now, at most `most`."""
         return self._waiting.take_waiting(most)
 
-    async def accept(self, deliveries: Sequence[RabbitDelivery]) -> None:
+    async def acknowledge(self, deliveries: Sequence[RabbitDelivery]) -> None:
         """Acknowledge `deliveries`. Those of a lost channel come again: counted as late, never an error."""
         late = 0
         by_consumer: dict[Consumer, list[RabbitDelivery]] = {}
@@ -189,7 +191,7 @@ class Intake:
             if consumer.closed:
                 continue
             with suppress(*LOST), asking_the_driver():
-                tags = [delivery.tag for delivery in accepted if consumer.holds(delivery.tag)]
+                tags = [delivery.tag for delivery in accepted if consumer.has(delivery.tag)]
                 if consumer.prefetch == 1:
                     self._one_by_one = max(0, self._one_by_one - len(tags))
                 await self._prove(consumer, accepted, tags)
@@ -198,7 +200,7 @@ class Intake:
             self._on_late(late)
             log.info("settled_late", count=late)
 
-    async def vouch(self, deliveries: Sequence[RabbitDelivery]) -> None:
+    async def prove(self, deliveries: Sequence[RabbitDelivery]) -> None:
         """These did no harm, though they are not settled yet: they prove the consumer as if they were."""
         consumer = self._consumer
         if consumer is not None:
@@ -218,7 +220,7 @@ class Intake:
             with suppress(*LOST), asking_the_driver():
                 await self._begin(self._consumer)
 
-    async def give_back(self, *, one_by_one: bool = False) -> int:
+    async def requeue(self, *, one_by_one: bool = False) -> int:
         """Return all that is in hand to the queue, in its order, while paused or stopped; returns how many.
 
         With `one_by_one` so many come back one at a time: taken in bulk they would have to be given back again, which
@@ -228,7 +230,7 @@ class Intake:
         if self._consumer is None:
             return 0
         with suppress(*LOST), asking_the_driver():
-            count = await self._consumer.give_back()
+            count = await self._consumer.requeue()
             self._one_by_one = count if one_by_one else 0
             return count
         return 0

@@ -18,7 +18,7 @@ from yarl import URL
 
 from task_activity_log.aio import Backoff
 from task_activity_log.problem import Unavailable
-from task_activity_log.rabbitmq.frames import Tap, TapFactory
+from task_activity_log.rabbitmq.frames import FrameReader, FrameReaderFactory
 from task_activity_log.tls import Tls
 
 log = structlog.get_logger(__name__)
@@ -63,13 +63,13 @@ class LinkOptions:
 
 
 @asynccontextmanager
-async def connect(options: LinkOptions, purpose: str) -> AsyncIterator[tuple[aio_pika.Connection, Tap]]:
+async def connect(options: LinkOptions, purpose: str) -> AsyncIterator[tuple[aio_pika.Connection, FrameReader]]:
     """A connection, named after its `purpose` in the broker's management, and the tap in its transport.
 
     Raises:
         One of `LOST`: nobody answers, or the broker refuses.
     """
-    factory = TapFactory()
+    factory = FrameReaderFactory()
     connection = aio_pika.Connection(
         URL(options.url).update_query(heartbeat=options.heartbeat_seconds),
         ssl_context=options.tls.context() if options.tls else None,
@@ -78,8 +78,8 @@ async def connect(options: LinkOptions, purpose: str) -> AsyncIterator[tuple[aio
     connection.kwargs["transport_factory"] = factory
     try:
         await connection.connect(timeout=options.connect_timeout_seconds)
-        assert factory.tap is not None  # noqa: S101 - connect() has just made it
-        yield connection, factory.tap
+        assert factory.frame_reader is not None  # noqa: S101 - connect() has just made it
+        yield connection, factory.frame_reader
     finally:
         # The driver's own close waits for the broker's word; a broker that is gone has none.
         with suppress(*LOST), asking_the_driver():

@@ -8,14 +8,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from enum import Enum, auto
+from enum import Enum
 
 import aiormq
 
 from task_activity_log.message import Properties
 from task_activity_log.problem import Unavailable
 from task_activity_log.rabbitmq import headers
-from task_activity_log.rabbitmq.frames import Inbound, Tap, publish_frames, write
+from task_activity_log.rabbitmq.frames import FrameReader, Inbound, publish_frames, write
 from task_activity_log.rabbitmq.link import LOST, LinkOptions, asking_the_driver, connect, describe, supervise
 
 _FRAME_MAX = 131_072
@@ -34,13 +34,13 @@ class Outgoing:
 
 
 class Fate(Enum):
-    """What the broker did with a published message."""
+    """What the broker did with a published message; the value is the word for it in logs and metrics."""
 
-    CONFIRMED = auto()
-    RETURNED = auto()
+    CONFIRMED = "confirmed"
+    RETURNED = "returned"
     """No queue takes messages at that address."""
-    REFUSED = auto()
-    """Nacked: a queue is full, or could not write."""
+    NACKED = "refused"
+    """A queue is full, or could not write the message."""
 
 
 class _Batch:
@@ -59,7 +59,7 @@ class _Batch:
         """The broker's word on these sequence numbers, as far as they are of this batch."""
         if not taken:
             for tag in self.unconfirmed.intersection(tags):
-                self.fates[tag - self.first] = Fate.REFUSED
+                self.fates[tag - self.first] = Fate.NACKED
         self.unconfirmed.difference_update(tags)
         if not self.unconfirmed and not self.done.done():
             self.done.set_result(None)
@@ -141,7 +141,7 @@ class Publisher:
         self._confirm_timeout = confirm_timeout_seconds
         self._on_lost = on_lost
         self._channel: _Channel | None = None
-        self._tap: Tap | None = None
+        self._frame_reader: FrameReader | None = None
         self._connected = asyncio.Event()
         self._lost = asyncio.Event()
 
@@ -158,7 +158,7 @@ class Publisher:
     @property
     def blocked(self) -> str | None:
         """Why the broker takes no publishes at present (a resource alarm); None if it does."""
-        return None if self._tap is None else self._tap.blocked
+        return None if self._frame_reader is None else self._frame_reader.blocked
 
     async def wait_connected(self) -> None:
         """Return once there is a channel to publish on."""
@@ -173,13 +173,13 @@ class Publisher:
         await supervise(self._purpose, self._session, self._on_lost, self._options.on_outage)
 
     async def _session(self, established: Callable[[], None]) -> None:
-        async with connect(self._options, self._purpose) as (connection, tap):
+        async with connect(self._options, self._purpose) as (connection, frame_reader):
             opened = await connection.channel(publisher_confirms=True)  # held: the driver only has it weakly
             underlay = await opened.get_underlay_channel()
             frame_max = underlay.connection.connection_tune.frame_max or _FRAME_MAX
             channel = _Channel(underlay, frame_max)
-            tap.channels[underlay.number] = Inbound(confirm=channel.confirm, returned=channel.returned)
-            self._channel, self._tap = channel, tap
+            frame_reader.channels[underlay.number] = Inbound(confirm=channel.confirm, returned=channel.returned)
+            self._channel, self._frame_reader = channel, frame_reader
             self._lost.clear()
             self._connected.set()
             established()
@@ -193,7 +193,7 @@ class Publisher:
                     raise ConnectionError(reason)
             finally:
                 broken.cancel()
-                self._channel = self._tap = None
+                self._channel = self._frame_reader = None
                 self._connected.clear()
                 self._lost.set()
                 channel.lose(Unavailable(f"publisher connection lost: {reason}"))
@@ -205,12 +205,12 @@ class Publisher:
             Unavailable: there is no connection, it was lost, or no answer came in time. Any of the messages may have
                 been taken: publish them again with the same message_id.
         """
-        channel, tap = self._channel, self._tap
-        if channel is None or tap is None:
+        channel, frame_reader = self._channel, self._frame_reader
+        if channel is None or frame_reader is None:
             raise Unavailable("no publisher connection")
         if not messages:
             return []
-        if tap.blocked is not None:
+        if frame_reader.blocked is not None:
             raise Unavailable(_BLOCKED)
         published = asyncio.ensure_future(channel.publish(messages))
         blocked = False

@@ -45,10 +45,10 @@ class Reader(Consumer):
             await self._ended
         return deliveries
 
-    async def give_back_some(self, deliveries: Collection[RabbitDelivery]) -> None:
+    async def requeue_some(self, deliveries: Collection[RabbitDelivery]) -> None:
         """Return these to the queue, in their order, and keep the others."""
         for delivery in deliveries:
-            self._on_loan.pop(delivery.tag, None)
+            self._unsettled.pop(delivery.tag, None)
             await self._channel.basic_nack(delivery.tag, requeue=True)
 
     async def remove(self, deliveries: Collection[RabbitDelivery]) -> int:
@@ -56,8 +56,8 @@ class Reader(Consumer):
 
         The driver only queues an acknowledgement, and drops it if the connection is closed at once.
         """
-        tags = [delivery.tag for delivery in deliveries if self.holds(delivery.tag)]
-        await self.accept(tags)
+        tags = [delivery.tag for delivery in deliveries if self.has(delivery.tag)]
+        await self.acknowledge(tags)
         await self._channel.basic_qos(prefetch_count=PREFETCH_MAX)  # a channel's frames are read in their order
         return len(tags)
 
@@ -67,7 +67,7 @@ class Reader(Consumer):
         back = self.in_hand
         with suppress(*LOST), asking_the_driver():
             await self.cancel()
-            await self.give_back()
+            await self.requeue()
         self.closed = True
         return back
 
@@ -91,12 +91,12 @@ async def reading(
     Raises:
         One of `LOST`: nobody answers, or the broker refuses, for one because there is no such queue.
     """
-    async with connect(options, purpose) as (connection, tap):
+    async with connect(options, purpose) as (connection, frame_reader):
         opened = await connection.channel(publisher_confirms=False)  # held: the driver only has it weakly
         channel = await opened.get_underlay_channel()
         queue, prefetch = await choose(channel)
         reader = Reader(channel, queue)
-        tap.channels[channel.number] = Inbound(deliver=reader.deliver)
+        frame_reader.channels[channel.number] = Inbound(deliver=reader.deliver)
         try:
             if prefetch:
                 await reader.register(min(prefetch, PREFETCH_MAX))

@@ -91,13 +91,13 @@ class Replies:
                 self._refusing.pop(message.routing_key, None)
             return True
         if message.exchange:
-            raise Unavailable(f"replies {fate.name.lower()}: no queue takes what {message.exchange} is sent")
-        if fate is Fate.REFUSED:
+            raise Unavailable(f"replies {fate.value}: no queue takes what {message.exchange} is sent")
+        if fate is Fate.NACKED:
             since = self._refusing.setdefault(message.routing_key, time.monotonic())
             if time.monotonic() - since < self._give_up_seconds:
                 return False
-        self._on_given_up(fate.name.lower())
-        log.warning("reply_given_up", reply_to=message.routing_key, why=fate.name.lower())
+        self._on_given_up(fate.value)
+        log.warning("reply_given_up", reply_to=message.routing_key, why=fate.value)
         return True
 
     def _address(self, reply_to: str | None) -> str | None:

@@ -242,12 +242,12 @@ class _TracedIntake(Generic[D]):
             self._tracing.begin(delivery)
         return deliveries
 
-    async def accept(self, deliveries: Sequence[D]) -> None:
-        await self._intake.accept(deliveries)
+    async def acknowledge(self, deliveries: Sequence[D]) -> None:
+        await self._intake.acknowledge(deliveries)
         self._tracing.end(deliveries)
 
-    async def vouch(self, deliveries: Sequence[D]) -> None:
-        await self._intake.vouch(deliveries)
+    async def prove(self, deliveries: Sequence[D]) -> None:
+        await self._intake.prove(deliveries)
 
     async def pause(self, by: str) -> None:
         await self._intake.pause(by)
@@ -255,8 +255,8 @@ class _TracedIntake(Generic[D]):
     async def resume(self, by: str) -> None:
         await self._intake.resume(by)
 
-    async def give_back(self, *, one_by_one: bool = False) -> int:
-        count = await self._intake.give_back(one_by_one=one_by_one)
+    async def requeue(self, *, one_by_one: bool = False) -> int:
+        count = await self._intake.requeue(one_by_one=one_by_one)
         self._tracing.end_all()
         return count
 
