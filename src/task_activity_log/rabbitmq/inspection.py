@@ -1,4 +1,4 @@
-"""A look at the broker that changes nothing: everything is asked for passively."""
+"""What AMQP shows of the broker, for `check`. Everything is declared passively, so that nothing changes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Queue:
-    """A queue that is there."""
+    """A queue that exists."""
 
     messages: int
     consumers: int
@@ -30,16 +30,16 @@ class BrokerState:
 
     version: str
     exchanges: dict[str, bool]
-    """Whether each is there."""
+    """Whether each exists."""
     queues: dict[str, Queue | None]
-    """None: it is not there."""
+    """None for a queue that does not exist."""
 
 
 async def inspect_broker(options: LinkOptions, topology: Topology) -> BrokerState:
-    """Connect and look at what the topology names.
+    """Connect and inspect what the topology names.
 
     Raises:
-        Unavailable: nobody answers, or the broker refuses; the reason is one line for people.
+        Unavailable: nobody answers, or the broker refuses; the reason is one line.
     """
     try:
         async with connect(options, "check") as (connection, _):
@@ -67,7 +67,7 @@ async def _queue(connection: AbstractConnection, name: str) -> Queue | None:
 
 
 async def _ask(connection: AbstractConnection, question: Callable[[AbstractChannel], Awaitable[T]]) -> T | None:
-    channel = await connection.channel()  # one for each: a refusal closes it
+    channel = await connection.channel()  # one for each question: a refusal closes the channel
     try:
         answer = await question(channel)
     except ChannelNotFoundEntity:
