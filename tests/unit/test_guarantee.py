@@ -29,6 +29,7 @@ from task_activity_log.pipeline.suspects import SUSPICIOUS_FROM
 from task_activity_log.pipeline.worker import Worker
 from task_activity_log.problem import TIMEOUT, Problem, Refused, Unavailable
 from task_activity_log.record import FIELDS, Applied, Outcome
+from task_activity_log.settings import BATCHES_IN_HAND
 from tests import virtual_time
 from tests.fakes import FakeDatabase, FakeWatch, delivered
 from tests.memory_broker import Loan, MemoryBroker, MemoryIntake
@@ -253,7 +254,7 @@ class Process:
 
     def __init__(self, world: World) -> None:
         self.world = world
-        self.intake = MemoryIntake(world.broker, 2 * world.batch_max, self._until_probed)
+        self.intake = MemoryIntake(world.broker, BATCHES_IN_HAND * world.batch_max, self._until_probed)
         self._tasks: list[asyncio.Task[None]] = []
         self._ended = False
         self._worker: Worker[Loan] = Worker(
@@ -356,7 +357,7 @@ class Process:
             loan = request.delivery
             assert isinstance(loan, Loan)
             assert loan.attempts < POISON_FROM, "poison was tried"
-            if loan.attempts >= SUSPICIOUS_FROM and self.intake.holds(loan):
+            if loan.attempts >= SUSPICIOUS_FROM and self.intake.has(loan):
                 assert len(wave) == 1, "a suspect was tried among others"
                 assert self.intake.in_hand == 1, "a suspect was tried with others in hand"
 

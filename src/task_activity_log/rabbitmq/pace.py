@@ -5,31 +5,30 @@ a time, and gets the full prefetch once a harmless message was processed: a mess
 others with it. Harmless is every message that is not a suspect (`pipeline.suspects`).
 
     state           broker may send      ends when
-    NOT_CONNECTED   nothing              connected
+    NOT_CONNECTED   nothing              there is a connection
     UNPROVED        one at a time        a harmless message is settled or proved
     PROVED          the full prefetch
     PAUSED          nothing              everybody who paused has resumed
-    ONE_BY_ONE      one at a time        as many messages are settled as were requeued before
+    ONE_BY_ONE      one at a time        as many messages are settled as were requeued one by one
     STOPPING        nothing              never
 
-                   connected                harmless message
-    NOT_CONNECTED ------------> UNPROVED ----------------------> PROVED
-          ^                     |  ^  ^                          |  ^
-          |                     |  |  | last one: suspect        |  |
-          | lost,         pause |  |  +-------------+            |  |
-          | from any            |  | resume         |            |  | last one: harmless
-          | state               v  |                |            |  |
-          |                    PAUSED <-------------|-- pause ---+  |
-          |                     ^  |                |               |
-          |               pause |  | resume, after  |               |
-          |                     |  v requeue        |               |
-          |                    ONE_BY_ONE ----------+---------------+
+                   connected              harmless message
+    NOT_CONNECTED ------------> UNPROVED ------------------> PROVED
+          ^                      |    ^                      |   ^
+          |                pause |    | resume         pause |   |
+          | lost,                v    |                      |   |
+          | in any state         PAUSED <--------------------+   |
+          |                      ^    |                          |
+          |                pause |    | resume, after            | all of them settled,
+          |                      |    v requeue one by one       | the last one harmless
+          |                    ONE_BY_ONE -----------------------+
 
-STOPPING follows any state and is final. Who has paused, and how many messages are still to come one by one, outlives a
-connection: `connected` leads to PAUSED or ONE_BY_ONE where these apply.
+From ONE_BY_ONE it goes to UNPROVED if the last message was a suspect.
+STOPPING follows any state and is final. Who has paused, and how many messages are still to come one by one, is kept when
+the connection is lost: then `connected` leads to PAUSED or ONE_BY_ONE.
 
 Every method that can change what the broker may send returns the step to take: `Register`, `Cancel`, or None for no
-change. Whoever asks takes the steps in the order in which they were returned.
+change. The steps must be taken in the order in which they are returned.
 """
 
 from __future__ import annotations
