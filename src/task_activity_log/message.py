@@ -10,6 +10,7 @@ APP_ID: Final = "task-activity-log-worker"
 """The `app_id` of everything that the worker publishes of its own."""
 PERSISTENT: Final = 2
 """The `delivery_mode` of a message that the broker writes to disk."""
+_MILLISECONDS_FROM: Final = 2**32
 
 
 @dataclass(slots=True)
@@ -27,7 +28,7 @@ class Properties:
     expiration: str | None = None
     message_id: str | None = None
     timestamp: int | None = None
-    """As sent: seconds, or milliseconds where it is above 2^32-1."""
+    """As sent, in seconds or milliseconds: see `sent`."""
     type: str | None = None
     user_id: str | None = None
     app_id: str | None = None
@@ -36,6 +37,16 @@ class Properties:
     """The header table as sent, without its length. When encoding it comes before `headers`, byte for byte."""
     unreadable: str | None = None
     """Which properties could not be decoded, in words; None when all could."""
+
+    @property
+    def sent(self) -> float | None:
+        """`timestamp` in seconds since 1970; None if it is absent.
+
+        A number from 2^32 on is taken for milliseconds: as seconds it would be later than the year 2106.
+        """
+        if self.timestamp is None or self.timestamp < _MILLISECONDS_FROM:
+            return self.timestamp
+        return self.timestamp / 1000
 
 
 @dataclass(slots=True, eq=False)

@@ -75,10 +75,8 @@ class DeadLetter:
         with suppress(ValueError):
             seen = datetime.fromisoformat(self._text("x-first-seen") or "")
             return seen if seen.tzinfo else seen.replace(tzinfo=UTC)
-        sent = self.properties.timestamp
-        if sent is None:
-            return None
-        return datetime.fromtimestamp(sent / 1000 if sent > 2**32 else sent, UTC)
+        sent = self.properties.sent
+        return None if sent is None else datetime.fromtimestamp(sent, UTC)
 
     @property
     def headers(self) -> dict[str, object]:

@@ -25,9 +25,6 @@ from prometheus_client.registry import Collector
 from task_activity_log.pipeline.ports import Answer, D
 from task_activity_log.telemetry.names import METRICS
 
-_MILLISECONDS_FROM = 2**32
-"""A timestamp property from here on is in milliseconds: as seconds it would be later than the year 2106."""
-
 _HOLD_SECONDS = "task_activity_log_hold_seconds_total"
 _REASONS_MAX, _REASON_LENGTH = 50, 60
 _KINDS = {"counter": Counter, "gauge": Gauge, "histogram": Histogram}
@@ -93,9 +90,9 @@ class Metrics:
                         self._rejected.labels(code).inc(rejected)
         now = time.time()
         for answer in answers:
-            sent = answer.delivery.properties.timestamp
+            sent = answer.delivery.properties.sent
             if sent is not None:
-                self._age.observe(max(0.0, now - (sent / 1000 if sent >= _MILLISECONDS_FROM else sent)))
+                self._age.observe(max(0.0, now - sent))
 
     def held(self, place: str, reason: str) -> None:
         """Work failed because the outside is away, and will be tried again."""
