@@ -5,6 +5,7 @@ import asyncio
 import aio_pika
 import pytest
 
+from task_activity_log.aio import end
 from task_activity_log.rabbitmq.intake import Intake
 from task_activity_log.rabbitmq.link import LinkOptions
 from task_activity_log.rabbitmq.topology import Topology
@@ -32,5 +33,4 @@ async def test_what_is_requeued_comes_again_in_order(amqp_url: str, count: int) 
         again: asyncio.Queue[aio_pika.abc.AbstractIncomingMessage] = asyncio.Queue()
         await queue.consume(again.put, no_ack=True)
         assert [int((await again.get()).body) for _ in range(count)] == list(range(count))
-    running.cancel()
-    await asyncio.wait({running})
+    await end(running)

@@ -19,6 +19,7 @@ from aio_pika.abc import AbstractChannel
 from yarl import URL
 
 from sandbox.proxy import Proxy
+from task_activity_log.aio import end
 from task_activity_log.message import Properties
 from task_activity_log.pipeline.reply import Reply
 from task_activity_log.problem import Code, Problem, Unavailable
@@ -52,8 +53,7 @@ async def consuming(amqp_url: str, prefetch: int = 100, **options: Any) -> Async
         await intake.wait_consuming()
         yield intake
     finally:
-        task.cancel()
-        await asyncio.wait({task})
+        await end(task)
 
 
 @asynccontextmanager
@@ -64,8 +64,7 @@ async def publishing(amqp_url: str, **options: Any) -> AsyncIterator[Publisher]:
         await publisher.wait_connected()
         yield publisher
     finally:
-        task.cancel()
-        await asyncio.wait({task})
+        await end(task)
 
 
 @pytest.fixture
@@ -413,8 +412,7 @@ async def test_an_intake_that_only_checks_consumes_once_everything_exists(amqp_u
         async with await aio_pika.connect(amqp_url) as connection:
             await declare(connection, TOPOLOGY)
         await intake.wait_consuming()
-    task.cancel()
-    await asyncio.wait({task})
+    await end(task)
 
 
 async def test_a_driver_that_ends_a_call_with_its_own_cancellation_has_lost_the_connection(
@@ -473,5 +471,4 @@ async def test_a_blocked_publisher_keeps_its_channel(amqp_url: str, driver: Abst
         publisher._frame_reader.blocked = None
         assert await publisher.publish([Outgoing("", queue.name, Properties(), b"2")]) == [Fate.CONFIRMED]
     assert [message.body for message in await drain(driver, queue.name, 2)] == [b"1", b"2"]
-    task.cancel()
-    await asyncio.wait({task})
+    await end(task)
