@@ -88,7 +88,7 @@ def to_requests(body: bytes, properties: Properties | None = None) -> Outgoing:
 
 @pytest.mark.parametrize("size", [0, 1, 131_064, 131_065, 400_000])
 async def test_a_delivery_is_what_the_driver_would_deliver(amqp_url: str, driver: AbstractChannel, size: int) -> None:
-    """Bodies of no, one and several frames, and every property, arrive as they were sent by the driver."""
+    """Every property and every body arrives as the driver sent it, whether the body has no frame, one or several."""
     async with consuming(amqp_url) as intake:
         body = bytes(range(256)) * (size // 256) + bytes(size % 256)
         exchange = await driver.get_exchange(TOPOLOGY.requests_exchange)
@@ -120,7 +120,7 @@ async def test_a_delivery_is_what_the_driver_would_deliver(amqp_url: str, driver
 
 @pytest.mark.parametrize("size", [0, 1, 131_064, 131_065, 400_000])
 async def test_a_publish_is_what_the_driver_would_publish(amqp_url: str, driver: AbstractChannel, size: int) -> None:
-    """The driver reads what we wrote, whatever number of frames it took."""
+    """The driver reads what we wrote, however many frames it took."""
     body = bytes(range(256)) * (size // 256) + bytes(size % 256)
     queue = await driver.declare_queue(exclusive=True)
     async with publishing(amqp_url) as publisher:
@@ -133,7 +133,7 @@ async def test_a_publish_is_what_the_driver_would_publish(amqp_url: str, driver:
 
 
 async def test_batches_arrive_in_order_and_are_acknowledged_together(amqp_url: str, driver: AbstractChannel) -> None:
-    """A thousand messages, published and taken in batches, settled: none is left and none came twice."""
+    """A thousand messages, published, taken and settled in batches: no message is left, and none came twice."""
     async with consuming(amqp_url, prefetch=200) as intake, publishing(amqp_url) as publisher:
         for start in range(0, 1000, 250):
             await publisher.publish([to_requests(b"%d" % number) for number in range(start, start + 250)])
@@ -172,8 +172,8 @@ async def test_a_consumer_that_the_broker_cancels_consumes_again(amqp_url: str, 
         assert [delivery.body for delivery in await intake.take(1)] == [b"again"]
 
 
-async def test_a_returned_message_is_told_from_its_neighbours(amqp_url: str, driver: AbstractChannel) -> None:
-    """Of two messages with one message_id the one without a queue is returned, the other confirmed."""
+async def test_a_returned_message_is_not_confused_with_its_neighbours(amqp_url: str, driver: AbstractChannel) -> None:
+    """Of three messages with the same message_id those without a queue are returned, and the other is confirmed."""
     queue = await driver.declare_queue(exclusive=True)
     same = Properties(message_id="m")
     async with publishing(amqp_url) as publisher:
@@ -183,8 +183,8 @@ async def test_a_returned_message_is_told_from_its_neighbours(amqp_url: str, dri
     assert fates == [Fate.RETURNED, Fate.CONFIRMED, Fate.RETURNED]
 
 
-async def test_a_nacked_message_is_told_from_its_neighbours(amqp_url: str, driver: AbstractChannel) -> None:
-    """A queue that is full and rejects publishes nacks; the neighbour in the other queue is confirmed."""
+async def test_a_nacked_message_is_not_confused_with_its_neighbours(amqp_url: str, driver: AbstractChannel) -> None:
+    """The broker nacks what a full queue rejects, and confirms the message to the other queue."""
     full = await driver.declare_queue(exclusive=True, arguments={"x-max-length": 1, "x-overflow": "reject-publish"})
     free = await driver.declare_queue(exclusive=True)
     async with publishing(amqp_url) as publisher:
@@ -219,7 +219,7 @@ async def test_a_cancelled_publish_does_not_confuse_the_next(amqp_url: str, driv
 
 
 async def test_replies_go_to_reply_to_or_the_exchange(amqp_url: str, driver: AbstractChannel) -> None:
-    """With reply_to there alone, without one to the replies exchange, with every property of the contract."""
+    """With a reply_to only there, otherwise to the replies exchange; with every property of the contract."""
     mine = await driver.declare_queue(exclusive=True)
     async with consuming(amqp_url), publishing(amqp_url) as publisher:
         await Replies(publisher, TOPOLOGY).publish([replace(REPLY, reply_to=mine.name), REPLY])
@@ -418,7 +418,7 @@ async def test_an_intake_that_only_checks_consumes_once_everything_exists(amqp_u
 async def test_a_driver_that_ends_a_call_with_its_own_cancellation_has_lost_the_connection(
     amqp_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It does when its reader is cancelled meanwhile. It is no cancellation of ours: the link is rebuilt, nothing ends."""
+    """aiormq does so when its reader is cancelled. The cancellation is not ours: the intake connects again, and nothing ends."""
     calls = 0
     consume = aiormq.Channel.basic_consume
 
@@ -433,7 +433,7 @@ async def test_a_driver_that_ends_a_call_with_its_own_cancellation_has_lost_the_
     async with publishing(amqp_url) as publisher, consuming(amqp_url) as intake:
         monkeypatch.setattr(aiormq.Channel, "basic_qos", AsyncMock(side_effect=asyncio.CancelledError))
         await publisher.publish([to_requests(b"first")])
-        await intake.acknowledge(await intake.take(1))  # proving the consumer meets it, too
+        await intake.acknowledge(await intake.take(1))  # registering the full prefetch meets it, too
     assert calls == 2
 
 
@@ -452,7 +452,7 @@ async def test_our_own_cancellation_stays_one() -> None:
 
 
 async def test_a_blocked_publisher_keeps_its_channel(amqp_url: str, driver: AbstractChannel) -> None:
-    """While the alarm lasts nothing more is written; what was written when it came is taken when it is over."""
+    """During the alarm nothing more is written. What was written when it began is published when it is over."""
     queue = await driver.declare_queue(exclusive=True)
     async with Proxy.to(amqp_url) as proxy:
         publisher = Publisher(LinkOptions(proxy.url), confirm_timeout_seconds=0.2)

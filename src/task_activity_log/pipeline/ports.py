@@ -47,7 +47,7 @@ class Intake(Protocol[D]):
         ...
 
     async def prove(self, deliveries: Sequence[D]) -> None:
-        """These did no harm, though they are not settled yet: others need not wait for them."""
+        """These were processed safely, although they cannot be acknowledged yet."""
         ...
 
     async def pause(self, by: str) -> None:
@@ -59,7 +59,7 @@ class Intake(Protocol[D]):
         ...
 
     async def requeue(self, *, one_by_one: bool = False) -> int:
-        """Return all that is in hand to the queue; with `one_by_one` it comes again one at a time."""
+        """Return everything in hand to the queue; with `one_by_one` it comes again one message at a time."""
         ...
 
 
