@@ -26,7 +26,7 @@ from task_activity_log.pipeline.waves import waves
 from task_activity_log.postgresql.store import _arguments
 from task_activity_log.rabbitmq import headers
 from task_activity_log.rabbitmq.consumer import Consumer, RabbitDelivery
-from task_activity_log.rabbitmq.frames import Inbound, Tap
+from task_activity_log.rabbitmq.frames import FrameReader, Inbound
 from task_activity_log.rabbitmq.publisher import Outgoing, _Channel
 from task_activity_log.rabbitmq.replies import Replies
 from task_activity_log.rabbitmq.topology import Topology
@@ -69,11 +69,11 @@ async def main() -> None:
     driver = cast("Any", SimpleNamespace(on_consumer_cancel_callbacks=set(), number=1))
     waiting: Waiting[RabbitDelivery] = Waiting()
     consumer = Consumer(driver, "queue", waiting)
-    tap = Tap(asyncio.StreamReader(loop=loop), loop)
-    tap.channels[1] = Inbound(deliver=consumer.deliver)
+    frame_reader = FrameReader(asyncio.StreamReader(loop=loop), loop)
+    frame_reader.channels[1] = Inbound(deliver=consumer.deliver)
     parts = [data[start : start + 65536] for start in range(0, len(data), 65536)]
 
-    took["take in: bytes → deliveries"] = best(lambda: [*map(tap.data_received, parts)], waiting.clear)
+    took["take in: bytes → deliveries"] = best(lambda: [*map(frame_reader.data_received, parts)], waiting.clear)
     batch = waiting.take_waiting(SIZE)
     rules = Rules()
     took["suspects"] = best(lambda: part(batch, 10))

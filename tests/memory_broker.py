@@ -1,4 +1,8 @@
-"""A broker with a queue in memory, and what the worker has of it: faithful in how messages come, go back and come again."""
+"""A broker with one queue in memory, and an intake that consumes it.
+
+The intake is paced by the product's own `Pace`. `tests/integration/test_intake_contract.py` runs one suite on it and on the
+real intake.
+"""
 
 import asyncio
 from collections import deque
@@ -7,14 +11,14 @@ from dataclasses import dataclass, field
 
 from task_activity_log.aio import Waiting
 from task_activity_log.message import Delivery
-from task_activity_log.pipeline.suspects import is_suspect
+from task_activity_log.rabbitmq.pace import Pace, Register, Step
 
 DELIVERY_LIMIT = 20
 
 
 @dataclass(eq=False, slots=True)
 class Queued:
-    """A message in the queue or on loan."""
+    """A message in the queue or in hand."""
 
     message: Delivery
     position: int
@@ -23,31 +27,41 @@ class Queued:
 
 @dataclass(slots=True, eq=False)
 class Loan(Delivery):
-    """A delivery of one channel. It dies with the channel."""
+    """One delivery of a message, as RabbitMQ tells it from others: a message that comes again has another tag."""
 
     queued: Queued = field(kw_only=True)
-    epoch: int = field(kw_only=True)
+    channel: int = field(kw_only=True)
+    """The number of its connection."""
+    consumer: int = field(kw_only=True)
+    """The number of the registration that it came by. Each has a prefetch of its own."""
+    tag: int = field(kw_only=True)
+    """Never used again by its intake."""
 
 
 class MemoryBroker:
     """One queue.
 
-    What is returned comes again before what was never delivered. Quorum queues hand it out in the order returned
-    (`by_position=False`); with `by_position` it comes in the order published, as from them too as long as a consumer has
-    all that was returned in hand before it is interrupted again.
+    What is requeued comes again before what was never delivered. Quorum queues hand it out in the order requeued
+    (`by_position=False`); with `by_position` it comes in the order published, which is also what quorum queues do as long
+    as a consumer has everything that was requeued in hand before it is interrupted again.
     """
 
     def __init__(self, settled: Callable[[Delivery], None], *, by_position: bool) -> None:
-        """`settled` is told of each message that is acknowledged, before it is gone."""
+        """`settled` is called with each message that is acknowledged, before it is gone."""
         self._settled = settled
         self._by_position = by_position
         self._ready: deque[Queued] = deque()
-        self._returned: deque[Queued] = deque()
+        self._requeued: deque[Queued] = deque()
         self._consumers: list[MemoryIntake] = []
         self._published = 0
         self.dead: list[Delivery] = []
-        """Dead-lettered here, above the delivery limit."""
+        """What the broker itself has dead-lettered, above the delivery limit."""
         self.unsettled = 0
+
+    @property
+    def ready(self) -> int:
+        """How many messages are in the queue and in nobody's hand."""
+        return len(self._ready) + len(self._requeued)
 
     def publish(self, message: Delivery) -> None:
         self._published += 1
@@ -67,43 +81,49 @@ class MemoryBroker:
         self._settled(queued.message)
         self.unsettled -= 1
 
-    def give_back(self, loans: Sequence[Queued]) -> None:
-        """In this order; it counts."""
-        for queued in loans:
+    def requeue(self, back: Sequence[Queued]) -> None:
+        """Return these in this order. It counts as a failed delivery of each."""
+        for queued in back:
             queued.attempts += 1
             if queued.attempts > DELIVERY_LIMIT:
                 self.dead.append(queued.message)
                 self.unsettled -= 1
             else:
-                self._returned.append(queued)
+                self._requeued.append(queued)
         if self._by_position:
-            self._returned = deque(sorted(self._returned, key=lambda queued: queued.position))
+            self._requeued = deque(sorted(self._requeued, key=lambda queued: queued.position))
         self.dispatch()
 
     def dispatch(self) -> None:
         """Hand out what can be, to each consumer in turn."""
-        while (self._returned or self._ready) and (free := [one for one in self._consumers if one.has_room]):
+        while self.ready and (free := [one for one in self._consumers if one.has_room]):
             intake = free[0]
             self._consumers.remove(intake)
             self._consumers.append(intake)
-            intake.deliver((self._returned or self._ready).popleft())
+            intake.deliver((self._requeued or self._ready).popleft())
 
 
 class MemoryIntake:
-    """The worker's intake, paced as the real one is: one message at first, all of the prefetch once that was settled."""
+    """What the worker has of the broker: the steps of the real `Intake`, taken on a queue in memory."""
 
-    def __init__(self, broker: MemoryBroker, prefetch: int, before_consuming: Callable[[], Awaitable[object]]) -> None:
+    def __init__(
+        self,
+        broker: MemoryBroker,
+        prefetch: int,
+        before_consuming: Callable[[], Awaitable[object]],
+        on_late: Callable[[int], None] = lambda _: None,
+    ) -> None:
         self._broker = broker
-        self._prefetch = prefetch
         self._before_consuming = before_consuming
+        self._on_late = on_late
+        self._pace = Pace(prefetch)
         self._waiting: Waiting[Loan] = Waiting()
-        self._loans: dict[Queued, None] = {}
-        self._epoch = 0
-        self._room = 0
-        self._one_by_one = 0
-        self._connected = False
-        self._paused_by: set[str] = set()
-        self._stopping = False
+        self._unsettled: dict[int, Loan] = {}  # by tag, in the order delivered
+        self._channel = self._consumer = self._tag = 0  # the last number of each
+        self._room = 0  # how many more the present registration may be sent
+        self.consuming = False
+        """Whether a consumer is registered. Changed by `_take_step` and `_cancel` alone."""
+        self._registered = asyncio.Event()
         self._lost = asyncio.Event()
 
     async def run(self) -> None:
@@ -111,38 +131,44 @@ class MemoryIntake:
         while True:
             self._lost.clear()
             await self._before_consuming()
-            self._connected = True
-            self._register(1)
-            await self._lost.wait()
+            if not self._lost.is_set():
+                self._channel += 1
+                self._take_step(self._pace.connected())
+                await self._lost.wait()
             await asyncio.sleep(0.5)
 
     def lose(self) -> None:
-        """The connection is gone, and the broker knows: everything in hand goes back and counts."""
-        self._connected = False
-        self._epoch += 1
-        self._room = 0
-        self._broker.cancel(self)
-        loans, self._loans = list(self._loans), {}
-        self._waiting.clear()
+        """The connection is gone, and the broker knows: everything in hand goes back to the queue."""
+        self._cancel()
+        self._pace.lost()
         self._lost.set()
-        self._broker.give_back(loans)
+        self._registered.clear()
+        self._requeue_all()
+
+    async def wait_consuming(self) -> None:
+        await self._registered.wait()
 
     @property
     def has_room(self) -> bool:
-        return len(self._loans) < self._room
+        return self._room > 0
 
     def deliver(self, queued: Queued) -> None:
-        self._loans[queued] = None
-        message = queued.message
-        self._waiting.put(Loan(message.body, message.properties, queued.attempts, queued=queued, epoch=self._epoch))
+        self._tag += 1
+        self._room -= 1
+        loan = Loan(
+            queued.message.body, queued.message.properties, queued.attempts,
+            queued=queued, channel=self._channel, consumer=self._consumer, tag=self._tag,
+        )  # fmt: skip
+        self._unsettled[loan.tag] = loan
+        self._waiting.put(loan)
 
-    def holds(self, loan: Loan) -> bool:
-        """Whether it belongs to the present channel."""
-        return loan.epoch == self._epoch and loan.queued in self._loans
+    def has(self, loan: Loan) -> bool:
+        """Whether it is not settled, and its connection not lost."""
+        return loan.tag in self._unsettled
 
     @property
     def in_hand(self) -> int:
-        return len(self._loans)
+        return len(self._unsettled)
 
     async def take(self, most: int) -> list[Loan]:
         return await self._waiting.take(most)
@@ -152,52 +178,56 @@ class MemoryIntake:
 
     async def acknowledge(self, deliveries: Sequence[Loan]) -> None:
         await asyncio.sleep(0)
-        mine = [loan for loan in deliveries if self.holds(loan)]
-        for loan in mine:
-            del self._loans[loan.queued]
-            self._broker.settle(loan.queued)
-        if self._room == 1 and mine:
-            self._one_by_one = max(0, self._one_by_one - len(mine))
-            if not self._one_by_one and not all(map(is_suspect, mine)):
-                self._register(self._prefetch)
-        self._broker.dispatch()
+        handled = [loan for loan in deliveries if loan.channel == self._channel]
+        unsettled = [loan for loan in handled if self.has(loan)]
+        self._take_step(self._pace.settled(handled, len(unsettled)), unsettled)
+        if late := len(deliveries) - len(unsettled):
+            self._on_late(late)
 
     async def prove(self, deliveries: Sequence[Loan]) -> None:
         await asyncio.sleep(0)
-        if self._room == 1 and not self._one_by_one and not all(map(is_suspect, deliveries)):
-            self._register(self._prefetch)
+        self._take_step(self._pace.proved(deliveries))
 
     async def pause(self, by: str) -> None:
-        self._paused_by.add(by)
         await asyncio.sleep(0)
-        self._cancel()
+        self._take_step(self._pace.pause(by))
 
     async def resume(self, by: str) -> None:
-        self._paused_by.discard(by)
         await asyncio.sleep(0)
-        if not self._room:
-            self._register(1)
+        self._take_step(self._pace.resume(by))
 
     async def requeue(self, *, one_by_one: bool = False) -> int:
-        self._waiting.clear()
-        back = list(self._loans)
-        self._loans = {}
         await asyncio.sleep(0)
-        self._broker.give_back(back)
-        self._one_by_one = len(back) if one_by_one else 0
-        return len(back)
+        count = self._requeue_all()
+        self._take_step(self._pace.requeued(count, one_by_one=one_by_one))
+        return count
 
     async def stop(self) -> None:
-        self._stopping = True
         self._waiting.close()
-        self._cancel()
+        self._take_step(self._pace.stop())
 
-    def _register(self, room: int) -> None:
-        if self._connected and not self._paused_by and not self._stopping:
+    def _take_step(self, step: Step | None, acknowledged: Sequence[Loan] = ()) -> None:
+        if step is not None:
             self._cancel()
-            self._room = room
+        for loan in acknowledged:
+            del self._unsettled[loan.tag]
+            self._broker.settle(loan.queued)
+            self._room += self.consuming and loan.consumer == self._consumer
+        if isinstance(step, Register):
+            self._consumer += 1
+            self._room = step.prefetch
+            self.consuming = True
+            self._registered.set()
             self._broker.consume(self)
+        self._broker.dispatch()
 
     def _cancel(self) -> None:
         self._room = 0
+        self.consuming = False
         self._broker.cancel(self)
+
+    def _requeue_all(self) -> int:
+        self._waiting.clear()
+        back, self._unsettled = [loan.queued for loan in self._unsettled.values()], {}
+        self._broker.requeue(back)
+        return len(back)

@@ -62,7 +62,7 @@ class Properties:
     def sent(self) -> float | None:
         """`timestamp` in seconds since 1970; None if it is absent.
 
-        A number from 2^32 on is taken for milliseconds: as seconds it would be later than the year 2106.
+        A number from 2^32 on is in milliseconds: as seconds it would be later than the year 2106.
         """
         if self.timestamp is None or self.timestamp < _MILLISECONDS_FROM:
             return self.timestamp

@@ -102,15 +102,15 @@ async def test_an_alarm_of_the_broker_is_an_outage_like_others(amqp_url: str, da
     """While publishers are blocked the worker says so, requeues after the hold limit, and answers all afterwards."""
     limits: dict[str, Any] = {"WORKER_HOLD_LIMIT_SECONDS": "0.5", "WORKER_CONFIRM_TIMEOUT_SECONDS": "1"}
     async with conversing(amqp_url) as talk, serving(amqp_url, database_url, **limits) as service:
-        tap = service._publisher._tap
-        assert tap is not None
-        tap.data_received(_frame(b"\0\x0a\0\x3c" + b"\x04disk"))
+        frame_reader = service._publisher._frame_reader
+        assert frame_reader is not None
+        frame_reader.data_received(_frame(b"\0\x0a\0\x3c" + b"\x04disk"))
         for _ in range(3):
             await talk.send()
         await until(lambda: any("the broker blocks publishers" in reason for reason in service.status.not_ready()))
-        await until(lambda: service._intake._paused_by == {"reply"} and service.in_hand == 0)
+        await until(lambda: service._intake._pace.paused_by == {"reply"} and service.in_hand == 0)
         assert service.status.not_alive() == []
-        tap.data_received(_frame(b"\0\x0a\0\x3d"))
+        frame_reader.data_received(_frame(b"\0\x0a\0\x3d"))
         # what was stored before is answered by the reply that was held, and as a duplicate when it comes again
         outcomes: list[str] = []
         while outcomes.count("inserted") < 3:

@@ -1,31 +1,38 @@
-"""Intake, publisher, replies and dead letters on a real RabbitMQ, held against what the ordinary driver sees."""
+"""Intake, publisher, replies, dead letters and topology on a real RabbitMQ, compared with what the ordinary driver sees.
+
+How the intake is paced and settles is in `test_intake_contract.py`.
+"""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from typing import Any
 from unittest.mock import AsyncMock
 
 import aio_pika
 import aiormq
 import pytest
+import structlog
 from aio_pika.abc import AbstractChannel
 from yarl import URL
 
 from sandbox.proxy import Proxy
+from task_activity_log.aio import end
 from task_activity_log.message import Properties
 from task_activity_log.pipeline.reply import Reply
 from task_activity_log.problem import Code, Problem, Unavailable
-from task_activity_log.rabbitmq.consumer import RabbitDelivery
 from task_activity_log.rabbitmq.dead_letters import DeadLetters
 from task_activity_log.rabbitmq.intake import Intake
 from task_activity_log.rabbitmq.link import LinkOptions, asking_the_driver
 from task_activity_log.rabbitmq.publisher import Fate, Outgoing, Publisher
 from task_activity_log.rabbitmq.replies import Replies
-from task_activity_log.rabbitmq.topology import Topology, declare
+from task_activity_log.rabbitmq.topology import Topology, check, declare
 from task_activity_log.record import Outcome
 
 TOPOLOGY = Topology()
+ARGUMENTS = dict(TOPOLOGY.queues()[TOPOLOGY.requests_queue] or {})
 REPLY = Reply(
     outcome=Outcome.INSERTED,
     body=b"{}",
@@ -39,27 +46,25 @@ REPLY = Reply(
 
 
 @asynccontextmanager
-async def consuming(amqp_url: str, prefetch: int = 100) -> AsyncIterator[Intake]:
-    intake = Intake(LinkOptions(amqp_url), TOPOLOGY, prefetch=prefetch)
+async def consuming(amqp_url: str, prefetch: int = 100, **options: Any) -> AsyncIterator[Intake]:
+    intake = Intake(LinkOptions(amqp_url), TOPOLOGY, prefetch=prefetch, **options)
     task = asyncio.create_task(intake.run())
     try:
         await intake.wait_consuming()
         yield intake
     finally:
-        task.cancel()
-        await asyncio.wait({task})
+        await end(task)
 
 
 @asynccontextmanager
-async def publishing(amqp_url: str) -> AsyncIterator[Publisher]:
-    publisher = Publisher(LinkOptions(amqp_url))
+async def publishing(amqp_url: str, **options: Any) -> AsyncIterator[Publisher]:
+    publisher = Publisher(LinkOptions(amqp_url), **options)
     task = asyncio.create_task(publisher.run())
     try:
         await publisher.wait_connected()
         yield publisher
     finally:
-        task.cancel()
-        await asyncio.wait({task})
+        await end(task)
 
 
 @pytest.fixture
@@ -83,7 +88,7 @@ def to_requests(body: bytes, properties: Properties | None = None) -> Outgoing:
 
 @pytest.mark.parametrize("size", [0, 1, 131_064, 131_065, 400_000])
 async def test_a_delivery_is_what_the_driver_would_deliver(amqp_url: str, driver: AbstractChannel, size: int) -> None:
-    """Bodies of no, one and several frames, and every property, arrive as they were sent by the driver."""
+    """Every property and every body arrives as the driver sent it, whether the body has no frame, one or several."""
     async with consuming(amqp_url) as intake:
         body = bytes(range(256)) * (size // 256) + bytes(size % 256)
         exchange = await driver.get_exchange(TOPOLOGY.requests_exchange)
@@ -115,7 +120,7 @@ async def test_a_delivery_is_what_the_driver_would_deliver(amqp_url: str, driver
 
 @pytest.mark.parametrize("size", [0, 1, 131_064, 131_065, 400_000])
 async def test_a_publish_is_what_the_driver_would_publish(amqp_url: str, driver: AbstractChannel, size: int) -> None:
-    """The driver reads what we wrote, whatever number of frames it took."""
+    """The driver reads what we wrote, however many frames it took."""
     body = bytes(range(256)) * (size // 256) + bytes(size % 256)
     queue = await driver.declare_queue(exclusive=True)
     async with publishing(amqp_url) as publisher:
@@ -127,8 +132,8 @@ async def test_a_publish_is_what_the_driver_would_publish(amqp_url: str, driver:
     assert message.headers == {"x-outcome": "inserted"}
 
 
-async def test_batches_arrive_in_order_and_are_accepted_together(amqp_url: str, driver: AbstractChannel) -> None:
-    """A thousand messages, published and taken in batches, settled: none is left and none came twice."""
+async def test_batches_arrive_in_order_and_are_acknowledged_together(amqp_url: str, driver: AbstractChannel) -> None:
+    """A thousand messages, published, taken and settled in batches: no message is left, and none came twice."""
     async with consuming(amqp_url, prefetch=200) as intake, publishing(amqp_url) as publisher:
         for start in range(0, 1000, 250):
             await publisher.publish([to_requests(b"%d" % number) for number in range(start, start + 250)])
@@ -142,12 +147,6 @@ async def test_batches_arrive_in_order_and_are_accepted_together(amqp_url: str, 
     await until_waiting(driver, TOPOLOGY.requests_queue, 0)
 
 
-async def prove(intake: Intake, publisher: Publisher) -> None:
-    """Settle one message: from then on the consumer has its full prefetch."""
-    await publisher.publish([to_requests(b"first")])
-    await intake.acknowledge(await intake.take(1))
-
-
 async def until_waiting(channel: AbstractChannel, queue: str, count: int) -> None:
     """Return once that many messages are ready in a queue: a quorum queue counts some milliseconds behind."""
     async with asyncio.timeout(60):
@@ -155,153 +154,26 @@ async def until_waiting(channel: AbstractChannel, queue: str, count: int) -> Non
             pass
 
 
-async def test_accepting_out_of_order_leaves_the_others(amqp_url: str) -> None:
-    """Acknowledging the second of three must not acknowledge the first with it."""
-    async with publishing(amqp_url) as publisher:
-        async with consuming(amqp_url) as intake:
-            await prove(intake, publisher)
-            await publisher.publish([to_requests(b"a"), to_requests(b"b"), to_requests(b"c")])
-            taken = await take_all(intake, 3)
-            await intake.acknowledge(taken[1:2])
-            await intake.stop()
-            assert await intake.requeue() == 2
-        async with consuming(amqp_url) as intake:
-            first = await intake.take(1)
-            await intake.acknowledge(first)
-            assert [delivery.body for delivery in (*first, *await intake.take(1))] == [b"a", b"c"]
-
-
-async def take_all(intake: Intake, count: int) -> list[RabbitDelivery]:
-    taken: list[RabbitDelivery] = []
-    while len(taken) < count:
-        taken += await intake.take(count - len(taken))
-    return taken
-
-
-async def test_stopping_gives_back_what_was_not_begun(amqp_url: str, driver: AbstractChannel) -> None:
-    """After stop and give_back every message that was not accepted is in the queue again."""
-    async with publishing(amqp_url) as publisher, consuming(amqp_url) as intake:
-        await prove(intake, publisher)
-        await publisher.publish([to_requests(b"%d" % number) for number in range(10)])
-        begun = await take_all(intake, 4)
-        await intake.stop()
-        assert await intake.take(10) == []
-        await intake.acknowledge(begun)
-        assert await intake.requeue() == 6
-        await until_waiting(driver, TOPOLOGY.requests_queue, 6)
-
-
-async def test_a_new_consumer_has_one_message_in_hand_until_one_is_settled(amqp_url: str) -> None:
-    """If the first message kills the process, no other was in hand and none counts a failed delivery."""
-    async with publishing(amqp_url) as publisher, consuming(amqp_url, prefetch=50) as intake:
-        await publisher.publish([to_requests(b"%d" % number) for number in range(100)])
-        first = await intake.take(100)
-        assert (len(first), intake.in_hand) == (1, 1)
-        await intake.acknowledge(first)
-        await take_all(intake, 50)
-        assert 50 <= intake.in_hand <= 51  # the old consumer may have been sent one more before it was cancelled
-
-
-async def test_a_suspicious_message_does_not_prove_the_consumer(amqp_url: str) -> None:
-    """Settling one that was twice in lost hands says nothing about the next: still one at a time."""
-    async with publishing(amqp_url) as publisher:
-        async with await aio_pika.connect(amqp_url) as connection:
-            await declare(connection, TOPOLOGY)
-        await publisher.publish([to_requests(b"%d" % number) for number in range(3)])
-        for _ in range(2):
-            async with consuming(amqp_url) as intake:
-                await intake.take(1)
-        async with consuming(amqp_url, prefetch=50) as intake:
-            (suspect,) = await intake.take(1)
-            assert (suspect.body, suspect.attempts) == (b"0", 2)
-            await intake.acknowledge([suspect])
-            await intake.take(1)
-            assert intake.in_hand == 1
-
-
-async def test_pausing_lets_nothing_come_and_resuming_begins_with_one(amqp_url: str, driver: AbstractChannel) -> None:
-    """Everything goes back, and nothing comes before everybody has resumed; then it comes in its order."""
-    async with publishing(amqp_url) as publisher, consuming(amqp_url) as intake:
-        await prove(intake, publisher)
-        await publisher.publish([to_requests(b"%d" % number) for number in range(5)])
-        await take_all(intake, 5)
-        await intake.pause("store")
-        await intake.pause("reply")
-        assert await intake.requeue() == 5
-        assert intake.in_hand == 0
-        await intake.resume("store")
-        assert not intake.consuming
-        await until_waiting(driver, TOPOLOGY.requests_queue, 5)
-        await intake.resume("reply")
-        assert [delivery.body for delivery in await intake.take(10)] == [b"0"]
-
-
-async def test_accepting_what_was_given_back_is_late(amqp_url: str) -> None:
-    """An unknown tag would close the channel: it is not sent."""
-    late: list[int] = []
-    intake = Intake(LinkOptions(amqp_url), TOPOLOGY, prefetch=10, on_late=late.append)
-    task = asyncio.create_task(intake.run())
-    await intake.wait_consuming()
-    async with publishing(amqp_url) as publisher:
+async def test_a_consumer_that_the_broker_cancels_consumes_again(amqp_url: str, driver: AbstractChannel) -> None:
+    """Its queue is deleted: the intake declares it and consumes again. What was delivered before cannot be settled."""
+    lost, late = asyncio.Event(), list[int]()
+    async with (
+        consuming(amqp_url, on_lost=lost.set, on_late=late.append) as intake,
+        publishing(amqp_url) as publisher,
+    ):
         await publisher.publish([to_requests(b"x")])
         taken = await intake.take(1)
-        await intake.pause("store")
-        await intake.requeue()
+        await driver.queue_delete(TOPOLOGY.requests_queue)
+        await lost.wait()
         await intake.acknowledge(taken)
         assert late == [1]
-        await intake.resume("store")
-        await intake.acknowledge(await intake.take(1))
-        assert intake.in_hand == 0
-    task.cancel()
-    await asyncio.wait({task})
-
-
-async def test_nothing_is_consumed_before_the_gate_opens(amqp_url: str) -> None:
-    """While the database is away no consumer is registered: restarts in an outage burn no delivery counts."""
-    gate = asyncio.Event()
-    intake = Intake(LinkOptions(amqp_url), TOPOLOGY, prefetch=10, before_consuming=gate.wait)
-    task = asyncio.create_task(intake.run())
-    async with publishing(amqp_url) as publisher:
-        while intake.connected_since is None:
-            await asyncio.sleep(0.01)
-        assert not intake.consuming
-        gate.set()
-        await intake.wait_consuming()
-        await publisher.publish([to_requests(b"x")])
-        assert [delivery.attempts for delivery in await intake.take(1)] == [0]
-    task.cancel()
-    await asyncio.wait({task})
-
-
-async def test_a_cancelled_consumer_consumes_again(amqp_url: str, driver: AbstractChannel) -> None:
-    """The queue is deleted under the consumer: it is declared and consumed again."""
-    async with consuming(amqp_url) as intake, publishing(amqp_url) as publisher:
-        await driver.queue_delete(TOPOLOGY.requests_queue)
-        await intake.wait_lost()
         await intake.wait_consuming()
         await publisher.publish([to_requests(b"again")])
         assert [delivery.body for delivery in await intake.take(1)] == [b"again"]
 
 
-async def test_accepting_after_the_link_was_lost_is_late_not_an_error(amqp_url: str, driver: AbstractChannel) -> None:
-    """Tags die with their channel: the message comes again."""
-    late: list[int] = []
-    intake = Intake(LinkOptions(amqp_url), TOPOLOGY, prefetch=10, on_late=late.append)
-    task = asyncio.create_task(intake.run())
-    await intake.wait_consuming()
-    async with publishing(amqp_url) as publisher:
-        await publisher.publish([to_requests(b"x")])
-        taken = await intake.take(1)
-        await driver.queue_delete(TOPOLOGY.requests_queue)
-        await intake.wait_lost()
-        await intake.acknowledge(taken)
-    assert late == [1]
-    task.cancel()
-    await asyncio.wait({task})
-
-
-async def test_a_returned_message_is_told_from_its_neighbours(amqp_url: str, driver: AbstractChannel) -> None:
-    """Of two messages with one message_id the one without a queue is returned, the other confirmed."""
+async def test_a_returned_message_is_not_confused_with_its_neighbours(amqp_url: str, driver: AbstractChannel) -> None:
+    """Of three messages with the same message_id those without a queue are returned, and the other is confirmed."""
     queue = await driver.declare_queue(exclusive=True)
     same = Properties(message_id="m")
     async with publishing(amqp_url) as publisher:
@@ -311,14 +183,14 @@ async def test_a_returned_message_is_told_from_its_neighbours(amqp_url: str, dri
     assert fates == [Fate.RETURNED, Fate.CONFIRMED, Fate.RETURNED]
 
 
-async def test_a_nacked_message_is_refused(amqp_url: str, driver: AbstractChannel) -> None:
-    """A queue that is full and rejects publishes nacks; the neighbour in the other queue is confirmed."""
+async def test_a_nacked_message_is_not_confused_with_its_neighbours(amqp_url: str, driver: AbstractChannel) -> None:
+    """The broker nacks what a full queue rejects, and confirms the message to the other queue."""
     full = await driver.declare_queue(exclusive=True, arguments={"x-max-length": 1, "x-overflow": "reject-publish"})
     free = await driver.declare_queue(exclusive=True)
     async with publishing(amqp_url) as publisher:
         assert await publisher.publish([Outgoing("", full.name, Properties(), b"")]) == [Fate.CONFIRMED]
         fates = await publisher.publish([Outgoing("", name, Properties(), b"") for name in (full.name, free.name)])
-    assert fates == [Fate.REFUSED, Fate.CONFIRMED]
+    assert fates == [Fate.NACKED, Fate.CONFIRMED]
 
 
 async def test_a_closed_channel_ends_the_wait_and_is_rebuilt(amqp_url: str, driver: AbstractChannel) -> None:
@@ -332,21 +204,22 @@ async def test_a_closed_channel_ends_the_wait_and_is_rebuilt(amqp_url: str, driv
 
 
 async def test_a_cancelled_publish_does_not_confuse_the_next(amqp_url: str, driver: AbstractChannel) -> None:
-    """Cut off in the middle, the sequence numbers are not known any more: a new channel counts from one."""
+    """The sequence numbers of a publish that was interrupted are not known: a new channel counts from one."""
     queue = await driver.declare_queue(exclusive=True)
-    async with publishing(amqp_url) as publisher:
+    lost = asyncio.Event()
+    async with publishing(amqp_url, on_lost=lost.set) as publisher:
         messages = [Outgoing("", queue.name, Properties(), b"x" * 1000)] * 200
         cut_off = asyncio.create_task(publisher.publish(messages))
         await asyncio.sleep(0)
         cut_off.cancel()
         await asyncio.wait({cut_off})
-        await publisher.wait_lost()
+        await lost.wait()
         await publisher.wait_connected()
         assert await publisher.publish(messages) == [Fate.CONFIRMED] * 200
 
 
 async def test_replies_go_to_reply_to_or_the_exchange(amqp_url: str, driver: AbstractChannel) -> None:
-    """With reply_to there alone, without one to the replies exchange, with every property of the contract."""
+    """With a reply_to only there, otherwise to the replies exchange; with every property of the contract."""
     mine = await driver.declare_queue(exclusive=True)
     async with consuming(amqp_url), publishing(amqp_url) as publisher:
         await Replies(publisher, TOPOLOGY).publish([replace(REPLY, reply_to=mine.name), REPLY])
@@ -461,31 +334,91 @@ async def test_headers_that_would_not_fit_are_left_out(amqp_url: str, driver: Ab
     assert kept.headers["x-error-code"] == "empty_body"
 
 
-async def test_a_queue_with_other_arguments_is_used_as_it_is(amqp_url: str, driver: AbstractChannel) -> None:
-    """A classic queue under our name: one warning that names the argument, and messages flow."""
+@pytest.mark.parametrize(
+    ("other", "argument", "wanted", "found"),
+    [
+        ({"x-delivery-limit": 7}, "x-delivery-limit", "'20'", "'7'"),
+        ({"x-overflow": None}, "x-overflow", "the value 'reject-publish' of type 'longstr'", "none"),
+    ],
+)
+async def test_a_queue_with_another_argument_is_used_as_it_is(
+    amqp_url: str, driver: AbstractChannel, other: dict[str, Any], argument: str, wanted: str, found: str
+) -> None:
+    """One warning names the queue, the argument and both values, and messages flow."""
+    arguments = {name: value for name, value in (ARGUMENTS | other).items() if value is not None}
+    await driver.declare_queue(TOPOLOGY.requests_queue, durable=True, arguments=arguments)
+    with structlog.testing.capture_logs() as logged:
+        async with consuming(amqp_url) as intake, publishing(amqp_url) as publisher:
+            await publisher.publish([to_requests(b"x")])
+            assert len(await intake.take(1)) == 1
+    [warning] = [event for event in logged if event["event"] == "topology_differs"]
+    assert warning["log_level"] == "warning"
+    assert (warning["what"], warning["argument"]) == (f"queue {TOPOLOGY.requests_queue}", argument)
+    assert (warning["wanted"], warning["found"]) == (wanted, found)
+    queue = await driver.declare_queue(TOPOLOGY.requests_queue, durable=True, arguments=arguments)
+    assert queue.name == TOPOLOGY.requests_queue  # it has its arguments still, or this would have been refused
+
+
+async def test_a_classic_queue_is_used_as_it_is(amqp_url: str, driver: AbstractChannel) -> None:
+    """It has none of the arguments that we declare: the warning names one of them, and messages flow."""
     await driver.declare_queue(TOPOLOGY.requests_queue, durable=True)
-    async with consuming(amqp_url) as intake, publishing(amqp_url) as publisher:
-        await publisher.publish([to_requests(b"x")])
-        assert len(await intake.take(1)) == 1
+    with structlog.testing.capture_logs() as logged:
+        async with consuming(amqp_url) as intake, publishing(amqp_url) as publisher:
+            await publisher.publish([to_requests(b"x")])
+            assert len(await intake.take(1)) == 1
+    [warning] = [event for event in logged if event["event"] == "topology_differs"]
+    assert warning["what"] == f"queue {TOPOLOGY.requests_queue}"
+    assert warning["argument"] in ARGUMENTS
 
 
-async def test_checked_topology_declares_nothing(amqp_url: str, driver: AbstractChannel) -> None:
-    """Where operators own the queues a missing one is reported, and consumed once it is there."""
+NAMES = [("exchange", name) for name in TOPOLOGY.exchanges()] + [("queue", name) for name in TOPOLOGY.queues()]
+
+
+async def exists(amqp_url: str, kind: str, name: str) -> bool:
+    """Whether there is such a queue or exchange, asked for over a connection of its own."""
+    async with await aio_pika.connect(amqp_url) as connection:
+        channel = await connection.channel()
+        try:
+            await (channel.get_queue(name) if kind == "queue" else channel.get_exchange(name))
+        except aiormq.exceptions.ChannelNotFoundEntity:
+            return False
+        return True
+
+
+@pytest.mark.parametrize(("kind", "name"), NAMES)
+async def test_checking_the_topology_reports_what_is_missing_and_declares_nothing(
+    amqp_url: str, driver: AbstractChannel, kind: str, name: str
+) -> None:
+    """Where operators own the queues, a missing queue or exchange stays missing until they declare it."""
+    async with await aio_pika.connect(amqp_url) as connection:
+        await declare(connection, TOPOLOGY)
+        await check(connection, TOPOLOGY)
+        await (driver.queue_delete(name) if kind == "queue" else driver.exchange_delete(name))
+        with pytest.raises(Unavailable, match=f"^{kind} {re.escape(name)} does not exist"):
+            await check(connection, TOPOLOGY)
+    assert [there for there in NAMES if not await exists(amqp_url, *there)] == [(kind, name)]
+
+
+async def test_an_intake_that_only_checks_consumes_once_everything_exists(amqp_url: str) -> None:
+    """On an empty broker it declares nothing, and says what it is waiting for; later it consumes."""
     intake = Intake(LinkOptions(amqp_url), TOPOLOGY, prefetch=1, declare_topology=False)
-    task = asyncio.create_task(intake.run())
-    for name, kind in TOPOLOGY.exchanges().items():
-        await driver.declare_exchange(name, kind, durable=True)
-    for name, arguments in TOPOLOGY.queues().items():
-        await driver.declare_queue(name, durable=True, arguments=arguments)
-    await intake.wait_consuming()
-    task.cancel()
-    await asyncio.wait({task})
+    with structlog.testing.capture_logs() as logged:
+        task = asyncio.create_task(intake.run())
+        while not logged:
+            await asyncio.sleep(0.01)
+        assert logged[0]["event"] == "broker_unavailable"
+        assert logged[0]["reason"].startswith(f"exchange {TOPOLOGY.requests_exchange} does not exist")
+        assert [there for there in NAMES if await exists(amqp_url, *there)] == []
+        async with await aio_pika.connect(amqp_url) as connection:
+            await declare(connection, TOPOLOGY)
+        await intake.wait_consuming()
+    await end(task)
 
 
 async def test_a_driver_that_ends_a_call_with_its_own_cancellation_has_lost_the_connection(
     amqp_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It does when its reader is cancelled meanwhile. It is no cancellation of ours: the link is rebuilt, nothing ends."""
+    """aiormq does so when its reader is cancelled. The cancellation is not ours: the intake connects again, and nothing ends."""
     calls = 0
     consume = aiormq.Channel.basic_consume
 
@@ -500,7 +433,7 @@ async def test_a_driver_that_ends_a_call_with_its_own_cancellation_has_lost_the_
     async with publishing(amqp_url) as publisher, consuming(amqp_url) as intake:
         monkeypatch.setattr(aiormq.Channel, "basic_qos", AsyncMock(side_effect=asyncio.CancelledError))
         await publisher.publish([to_requests(b"first")])
-        await intake.acknowledge(await intake.take(1))  # proving the consumer meets it, too
+        await intake.acknowledge(await intake.take(1))  # registering the full prefetch meets it, too
     assert calls == 2
 
 
@@ -518,38 +451,24 @@ async def test_our_own_cancellation_stays_one() -> None:
         await asking
 
 
-async def test_the_first_message_of_a_consumer_may_wait_for_its_reply(amqp_url: str) -> None:
-    """Vouched for it proves the consumer, though it stays in hand; all come again in order when they are given back."""
-    async with publishing(amqp_url) as publisher, consuming(amqp_url, prefetch=10) as intake:
-        await publisher.publish([to_requests(b"%d" % number) for number in range(5)])
-        first = await intake.take(10)
-        await intake.prove(first)
-        rest = await take_all(intake, 4)
-        await intake.acknowledge(rest)
-        assert intake.in_hand == 1
-        await intake.acknowledge(first)
-        assert intake.in_hand == 0
-
-
 async def test_a_blocked_publisher_keeps_its_channel(amqp_url: str, driver: AbstractChannel) -> None:
-    """While the alarm lasts nothing more is written; what was written when it came is taken when it is over."""
+    """During the alarm nothing more is written. What was written when it began is published when it is over."""
     queue = await driver.declare_queue(exclusive=True)
     async with Proxy.to(amqp_url) as proxy:
         publisher = Publisher(LinkOptions(proxy.url), confirm_timeout_seconds=0.2)
         task = asyncio.create_task(publisher.run())
         await publisher.wait_connected()
         proxy.hold()
-        assert publisher._tap is not None
+        assert publisher._frame_reader is not None
         first = asyncio.create_task(publisher.publish([Outgoing("", queue.name, Properties(), b"1")]))
         await asyncio.sleep(0)
-        publisher._tap.blocked = "disk"
+        publisher._frame_reader.blocked = "disk"
         with pytest.raises(Unavailable, match="blocks publishers"):
             await first
         with pytest.raises(Unavailable, match="blocks publishers"):
             await publisher.publish([Outgoing("", queue.name, Properties(), b"not sent")])
         proxy.resume()
-        publisher._tap.blocked = None
+        publisher._frame_reader.blocked = None
         assert await publisher.publish([Outgoing("", queue.name, Properties(), b"2")]) == [Fate.CONFIRMED]
     assert [message.body for message in await drain(driver, queue.name, 2)] == [b"1", b"2"]
-    task.cancel()
-    await asyncio.wait({task})
+    await end(task)

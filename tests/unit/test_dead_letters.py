@@ -104,7 +104,7 @@ def test_a_forged_first_rejection_that_fills_the_frame_is_replaced() -> None:
     assert abs(datetime.now(UTC) - first) < timedelta(minutes=1)
 
 
-@pytest.mark.parametrize("fate", [Fate.RETURNED, Fate.REFUSED])
+@pytest.mark.parametrize("fate", [Fate.RETURNED, Fate.NACKED])
 async def test_a_copy_that_the_broker_does_not_take_is_an_outage(fate: Fate) -> None:
     """A copy that is returned or refused raises Unavailable, so that the message is held and not lost."""
     sent: list[Outgoing] = []

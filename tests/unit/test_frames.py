@@ -1,4 +1,4 @@
-"""The tap: whatever the cuts between reads, deliveries, confirms and returns are taken, and the driver gets the rest."""
+"""The frame reader: whatever the cuts between reads, deliveries, confirms and returns are taken, and the driver gets the rest."""
 
 import asyncio
 from types import SimpleNamespace
@@ -15,7 +15,7 @@ from pamqp.header import ContentHeader
 
 from task_activity_log.message import Properties
 from task_activity_log.rabbitmq import headers
-from task_activity_log.rabbitmq.frames import Inbound, Tap, publish_frames
+from task_activity_log.rabbitmq.frames import FrameReader, Inbound, publish_frames
 from task_activity_log.rabbitmq.publisher import Fate, Outgoing, _Batch, _Channel
 
 OURS, OTHER = 1, 2
@@ -38,13 +38,13 @@ def delivered(tag: int, *bodies: bytes, channel: int = OURS, redelivered: bool =
 
 
 class Seen:
-    """What a tap took, and what it handed on to the driver."""
+    """What a frame reader took, and what it handed on to the driver."""
 
     def __init__(self) -> None:
         self.taken: list[object] = []
         self.reader = asyncio.StreamReader(loop=cast("Any", _NoLoop()))
-        self.tap = Tap(self.reader, cast("Any", _NoLoop()))
-        self.tap.channels[OURS] = Inbound(
+        self.frame_reader = FrameReader(self.reader, cast("Any", _NoLoop()))
+        self.frame_reader.channels[OURS] = Inbound(
             deliver=lambda tag, again, header, body: self.taken.append((tag, again, headers.decode(header), body)),
             confirm=lambda tag, multiple, took: self.taken.append((tag, multiple, took)),
             returned=lambda exchange, key, header: self.taken.append((exchange, key, headers.decode(header))),
@@ -100,12 +100,12 @@ def test_cuts_in_the_stream_change_nothing(
     data = b"".join(between.join(frames) for frames, _ in stream)
     others = b"".join(between.join(frames) if not ours else between * (len(frames) - 1) for frames, ours in stream)
     whole, cut = Seen(), Seen()
-    whole.tap.data_received(data)
+    whole.frame_reader.data_received(data)
     start = 0
     for size in cuts:
-        cut.tap.data_received(data[start : start + size])
+        cut.frame_reader.data_received(data[start : start + size])
         start += size
-    cut.tap.data_received(data[start:])
+    cut.frame_reader.data_received(data[start:])
     assert cut.taken == whole.taken
     assert len(whole.taken) == sum(ours for _, ours in stream)
     assert cut.handed_on == whole.handed_on == others
@@ -115,7 +115,7 @@ def test_a_delivery_is_what_the_driver_would_read() -> None:
     """Tag, redelivered flag, properties and body are read whether the body has one, several or no frames."""
     seen = Seen()
     for frames in (delivered(3, b"one", redelivered=True), delivered(4, b"on", b"e"), delivered(5)):
-        seen.tap.data_received(b"".join(frames))
+        seen.frame_reader.data_received(b"".join(frames))
     assert seen.taken == [
         (3, True, Properties(), b"one"),
         (4, False, Properties(), b"one"),
@@ -143,7 +143,7 @@ def test_published_frames_are_what_the_driver_would_write() -> None:
 def test_another_protocol_is_left_to_the_driver() -> None:
     """The driver reports a protocol error itself."""
     seen = Seen()
-    seen.tap.data_received(b"HTTP/1.1 400 Bad Request\r\n")
+    seen.frame_reader.data_received(b"HTTP/1.1 400 Bad Request\r\n")
     assert seen.handed_on == b"HTTP/1.1 400 Bad Request\r\n"
 
 
@@ -157,7 +157,7 @@ async def channel() -> _Channel:
     return made
 
 
-C, R, N = Fate.CONFIRMED, Fate.RETURNED, Fate.REFUSED
+C, R, N = Fate.CONFIRMED, Fate.RETURNED, Fate.NACKED
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,9 @@
-"""The delivery guarantee as a property: whatever goes wrong, in whatever order, what is promised holds (contract, 6 and 7).
+"""The delivery guarantee as a property: whatever goes wrong, in whatever order, the promises hold (contract, 6 and 7).
 
-The real worker runs against a broker and a database in memory, on a clock that jumps. hypothesis draws the messages,
-what goes wrong each time that the worker asks the outside for something, and what happens in between: a process is
-killed, a connection is lost, a worker drains. When the faults are used up everything works again, and then nothing may
-be missing.
+The real worker runs against a broker and a database in memory, with the product's own pacing and prefetch, on a virtual
+clock. hypothesis draws the messages, what goes wrong at each call to the broker or the database, and what happens in
+between: a process is killed, a connection is lost, a worker drains. When all faults have happened everything works again,
+and then nothing may be missing.
 """
 
 import asyncio
@@ -30,6 +30,7 @@ from task_activity_log.pipeline.suspects import SUSPICIOUS_FROM
 from task_activity_log.pipeline.worker import Worker
 from task_activity_log.problem import Problem, Refused, TimedOut, Unavailable
 from task_activity_log.record import FIELDS, Applied, Outcome
+from task_activity_log.settings import BATCHES_IN_HAND
 from tests import virtual_time
 from tests.fakes import FakeDatabase, FakeWatch, delivered
 from tests.memory_broker import Loan, MemoryBroker, MemoryIntake
@@ -40,40 +41,40 @@ DRAIN_LIMIT_SECONDS = 10.0
 
 
 class Kind(Enum):
-    """What is to become of a message."""
+    """What should happen to a message."""
 
     GOOD = auto()
     REFUSED = auto()
-    """By the database."""
+    """The database refuses its row."""
     BAD = auto()
-    """Not decoded."""
-    KILLER = auto()
-    """Kills the process that tries to store it."""
+    """It cannot be decoded."""
+    CRASHES = auto()
+    """The process that tries to store it crashes."""
 
 
 class Trouble(Enum):
-    """What goes wrong when the worker asks the outside for something; each place makes of it what it can."""
+    """What goes wrong at one call to the broker or the database. A call ignores what cannot happen to it."""
 
     NONE = auto()
     AWAY = auto()
     DONE_BUT_LOST = auto()
-    """It was done, and the answer was lost."""
+    """The call was done, and the answer was lost."""
     HALF_DONE = auto()
     SLOW = auto()
-    """A timeout; nothing was done."""
+    """A timeout, and nothing was done."""
     SLOW_BUT_DONE = auto()
     KILLED = auto()
     KILLED_AFTER = auto()
     LINK_LOST = auto()
-    """The broker's connection is lost, and all goes on."""
+    """The intake's connection is lost, and the call goes on."""
     RETURNED = auto()
-    """The asker's queue is gone."""
+    """The queue of the reply_to is gone."""
     REFUSES = auto()
-    """The asker's queue is full."""
+    """The queue of the reply_to is full."""
 
 
 class Event(Enum):
-    """What happens in between."""
+    """What happens between the calls."""
 
     KILL = auto()
     LOSE = auto()
@@ -83,7 +84,7 @@ class Event(Enum):
 
 @dataclass(frozen=True)
 class Sent:
-    """One message as hypothesis draws it."""
+    """One message, as hypothesis draws it."""
 
     record: int
     """0: keyed, without versions. 1: with versions. 2: without keys or versions. 3: anything."""
@@ -94,10 +95,10 @@ class Sent:
     asks: bool = False
     """Whether it has a reply_to."""
     repeats: int | None = None
-    """Sent again instead: which of those before it."""
+    """Not a new message, but this one of those before it once more."""
 
     def message(self, marker: str) -> Delivery:
-        """The message; `marker` names it in the answer and in the row."""
+        """The message. Its reply and its row contain `marker`."""
         version = (self.version or 1) if self.record == 1 else self.version if self.record == 3 else None
         keyed = self.record == 0 or (self.keyed and self.record != 2)
         headers: dict[str, object] = {"x-update-mode": "merge"} if self.merges else {}
@@ -116,7 +117,7 @@ class Sent:
 messages = st.builds(
     Sent,
     record=st.integers(0, 3),
-    kind=st.sampled_from([Kind.GOOD] * 12 + [Kind.REFUSED, Kind.BAD, Kind.BAD, Kind.KILLER]),
+    kind=st.sampled_from([Kind.GOOD] * 12 + [Kind.REFUSED, Kind.BAD, Kind.BAD, Kind.CRASHES]),
     merges=st.booleans(),
     version=st.none() | st.integers(1, 5),
     keyed=st.booleans(),
@@ -140,7 +141,7 @@ class Schedule:
     troubles: Sequence[Trouble]
     events: Sequence[tuple[Event, int, float, int]]
     at_first: int
-    """How many messages are there from the beginning; the others come with `Event.PUBLISH`, and at the end."""
+    """How many messages there are at the beginning. The others come with `Event.PUBLISH`, and at the end."""
     batch_max: int
 
 
@@ -155,7 +156,7 @@ schedules = st.builds(
 
 
 class Ledger:
-    """What was answered, dead-lettered and settled; asserts that each comes in its turn."""
+    """What was answered, dead-lettered and settled. Asserts that these come in the right order."""
 
     def __init__(self) -> None:
         self.answers: defaultdict[str, list[Reply]] = defaultdict(list)
@@ -166,14 +167,14 @@ class Ledger:
     def answer(self, reply: Reply) -> None:
         marker = str(reply.correlation_id)
         if reply.outcome is Outcome.REJECTED:
-            assert marker in self.dead, f"{marker}: who reads the problem does not find the dead letter"
+            assert marker in self.dead, f"{marker}: the problem is published before the dead letter"
         self.answers[marker].append(reply)
 
     def settled(self, message: Delivery) -> None:
         marker = str(message.properties.correlation_id)
-        assert marker in self.answers or marker in self.given_up, f"{marker}: accepted without an answer"
+        assert marker in self.answers or marker in self.given_up, f"{marker}: acknowledged without an answer"
         if self.kinds[marker] is not Kind.GOOD:
-            assert marker in self.dead, f"{marker}: accepted without a dead letter"
+            assert marker in self.dead, f"{marker}: acknowledged without a dead letter"
 
 
 class World:
@@ -192,11 +193,11 @@ class World:
         self._processes = [Process(self) for _ in range(workers)]
 
     def trouble(self) -> Trouble:
-        """What goes wrong now."""
+        """What goes wrong at this call."""
         return next(self._troubles, Trouble.NONE)
 
     async def run(self) -> None:
-        """Let the schedule happen, then let everything be worked off."""
+        """Run the schedule, then wait until every message is settled."""
         self._publish(self._schedule.at_first)
         for process in self._processes:
             process.start()
@@ -224,7 +225,7 @@ class World:
             await process.drain()
 
     def restart(self, process: "Process") -> None:
-        """Put a new process in the place of one that has ended."""
+        """Replace a process that has ended by a new one."""
         index = self._processes.index(process)
         self._processes[index] = new = Process(self)
         asyncio.get_running_loop().call_later(0.3, new.start)
@@ -241,7 +242,7 @@ class World:
                 yield first[sent.repeats % len(first)]
                 continue
             kind = sent.kind
-            if kind is Kind.KILLER and Kind.KILLER in self.ledger.kinds.values():
+            if kind is Kind.CRASHES and Kind.CRASHES in self.ledger.kinds.values():
                 kind = Kind.GOOD  # one is enough
             marker = f"{kind.name} {number}"
             self.ledger.kinds[marker] = kind
@@ -250,11 +251,11 @@ class World:
 
 
 class Process:
-    """One worker process, and its way to the outside."""
+    """One worker process, with its connections to the broker and the database."""
 
     def __init__(self, world: World) -> None:
         self.world = world
-        self.intake = MemoryIntake(world.broker, 2 * world.batch_max, self._until_probed)
+        self.intake = MemoryIntake(world.broker, BATCHES_IN_HAND * world.batch_max, self._until_probed)
         self._tasks: list[asyncio.Task[None]] = []
         self._ended = False
         self._worker: Worker[Loan] = Worker(
@@ -269,19 +270,19 @@ class Process:
         )
 
     def start(self) -> None:
-        """Begin."""
+        """Start the worker and its intake."""
         if not self._ended:
             self._tasks = [asyncio.create_task(self._worker.run()), asyncio.create_task(self.intake.run())]
 
     def kill(self) -> None:
-        """End at once, wherever it is; another one is started."""
+        """End at once, wherever the process is. Another one is started."""
         if not self._ended:
             self.world.interruptions += 1
             self._end()
             self.world.restart(self)
 
     async def drain(self) -> bool:
-        """SIGTERM, as the service does it; whether it was not killed before it ended."""
+        """Drain as the service does at SIGTERM; False if the process was killed before the drain ended."""
         if self._tasks and not self._ended:
             async with asyncio.timeout(DRAIN_LIMIT_SECONDS):
                 self._worker.drain()
@@ -302,7 +303,7 @@ class Process:
         self.intake.lose()
 
     async def stumble(self, trouble: Trouble) -> None:
-        """Be killed here, or lose the connection here, where that is the trouble."""
+        """Be killed here, or lose the connection here, if that is the trouble."""
         await asyncio.sleep(0)
         if trouble is Trouble.LINK_LOST:
             self.world.interruptions += 1
@@ -332,7 +333,7 @@ class Process:
         self._check_suspects(wave)
         trouble = self.world.trouble()
         await self.stumble(trouble)
-        if any(self._kind(request) is Kind.KILLER for request in wave):
+        if any(self._kind(request) is Kind.CRASHES for request in wave):
             await self.stumble(Trouble.KILLED)
         if trouble is Trouble.AWAY:
             raise Unavailable("connection lost")
@@ -356,7 +357,7 @@ class Process:
             loan = request.delivery
             assert isinstance(loan, Loan)
             assert loan.attempts < POISON_FROM, "poison was tried"
-            if loan.attempts >= SUSPICIOUS_FROM and self.intake.holds(loan):
+            if loan.attempts >= SUSPICIOUS_FROM and self.intake.has(loan):
                 assert len(wave) == 1, "a suspect was tried among others"
                 assert self.intake.in_hand == 1, "a suspect was tried with others in hand"
 
@@ -400,14 +401,14 @@ class _Replies:
 
 @contextmanager
 def _silent_and_timeless() -> Iterator[None]:
-    """Holds are measured on the loop's clock; nothing is logged."""
+    """Measure holds on the loop's clock, and log nothing."""
     clock = SimpleNamespace(monotonic=lambda: asyncio.get_running_loop().time())
     with patch.object(hold, "time", clock), structlog.testing.capture_logs():
         yield
 
 
 def play(schedule: Schedule, *, workers: int, by_position: bool) -> World:
-    """Let a schedule happen, and check what holds whatever happens."""
+    """Run a schedule, and check what must hold whatever happens."""
 
     async def act() -> World:
         world = World(schedule, workers=workers, by_position=by_position)
@@ -423,17 +424,17 @@ def play(schedule: Schedule, *, workers: int, by_position: bool) -> World:
 
 
 def poisoned(world: World) -> set[str]:
-    """Those that were given up after too many deliveries."""
+    """The messages that were rejected after too many deliveries."""
     return {m for m, problems in world.ledger.dead.items() if any(p.code == "poison_message" for p in problems)} | {
         str(message.properties.correlation_id) for message in world.broker.dead
     }
 
 
 def check_answers(world: World) -> None:
-    """Each message is answered as it deserves, in one way, and its repeats under the same message_id."""
+    """Each message is answered as it should be, always in the same way, and repeats have the same message_id."""
     poison = poisoned(world)
-    # Twenty are made of ten deliveries at the least.
-    assert not world.broker.dead, "the broker gave up what the worker should have"
+    # The broker's limit is twice the worker's.
+    assert not world.broker.dead, "the broker dead-lettered what the worker should have rejected"
     for message in world.published:
         marker = str(message.properties.correlation_id)
         kind, answers = world.ledger.kinds[marker], world.ledger.answers[marker]
@@ -446,16 +447,16 @@ def check_answers(world: World) -> None:
             assert marker not in world.ledger.dead, f"{marker}: dead-lettered, because of its neighbours"
         if message.properties.message_id is not None:
             for same in (rejected, [reply for reply in answers if reply not in rejected]):
-                assert len({reply.message_id for reply in same}) <= 1, f"{marker}: repeats under several message_ids"
+                assert len({reply.message_id for reply in same}) <= 1, f"{marker}: repeats with different message_ids"
         for reply in answers:
             if reply.outcome in (Outcome.INSERTED, Outcome.UPDATED):
                 assert json.loads(reply.body)["subject"] == marker, f"{marker}: answered with another record"
     if world.interruptions < SUSPICIOUS_FROM:
-        assert {world.ledger.kinds[marker] for marker in poison} <= {Kind.KILLER}, "the killer took others with it"
+        assert {world.ledger.kinds[marker] for marker in poison} <= {Kind.CRASHES}, "others were rejected with it"
 
 
 def check_applied_once(world: World) -> None:
-    """A request with a key writes once, however often it comes."""
+    """A request with a key is written once, however often it is delivered."""
     writes = Counter(request.key for request in world.database.writes if request.key is not None)
     assert max(writes.values(), default=1) == 1, "applied twice"
     for message in world.published:
@@ -467,7 +468,7 @@ def check_applied_once(world: World) -> None:
 
 
 def check_versions(world: World) -> None:
-    """No version is applied over a higher or equal one, and the highest has won."""
+    """No version replaces a higher or equal one, and the highest is stored."""
     highest: dict[UUID, int] = {}
     for request in world.database.writes:
         if request.version is not None:
@@ -479,7 +480,7 @@ def check_versions(world: World) -> None:
 
 
 def good_requests(world: World) -> list[Request[Delivery]]:
-    """What was to be stored, in the order published."""
+    """What should be stored, in the order published."""
     poison = poisoned(world)
     return [
         decode(message, Rules())
@@ -490,8 +491,8 @@ def good_requests(world: World) -> list[Request[Delivery]]:
 
 
 def check_order(world: World) -> None:
-    """What has no versions ends as if each message had come once, in the order published."""
-    if poisoned(world) - {m for m, kind in world.ledger.kinds.items() if kind is Kind.KILLER}:
+    """Records without versions end as if each message had come once, in the order published."""
+    if poisoned(world) - {m for m, kind in world.ledger.kinds.items() if kind is Kind.CRASHES}:
         return
     expected = FakeDatabase()
     for request in good_requests(world):
@@ -511,12 +512,12 @@ lots = settings(max_examples=1500, deadline=None, suppress_health_check=[HealthC
 @lots
 @given(schedules)
 def test_one_worker_loses_nothing_and_keeps_the_order(schedule: Schedule) -> None:
-    """One consumer, messages that come again where they were: everything holds, and the order per id."""
+    """One consumer, and what is requeued comes again in its place: every promise holds, including order per record."""
     check_order(play(schedule, workers=1, by_position=True))
 
 
 @lots
 @given(schedules)
 def test_several_workers_lose_nothing_and_versions_win(schedule: Schedule) -> None:
-    """Two workers, messages that come again as quorum queues return them: everything holds but the order."""
+    """Two workers, and what is requeued comes again as from a quorum queue: every promise holds except order."""
     play(schedule, workers=2, by_position=False)

@@ -182,7 +182,7 @@ class Asks:
                     deliveries = await reader.take(BATCH)
                     for delivery in deliveries:
                         self._answered(delivery)
-                    await reader.accept([delivery.tag for delivery in deliveries])
+                    await reader.acknowledge([delivery.tag for delivery in deliveries])
             finally:
                 self._listening.clear()
 

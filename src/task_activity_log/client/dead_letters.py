@@ -72,10 +72,8 @@ class DeadLetter:
         with suppress(ValueError):
             seen = datetime.fromisoformat(self._text("x-first-seen") or "")
             return seen if seen.tzinfo else seen.replace(tzinfo=UTC)
-        sent = self.properties.timestamp
-        if sent is None:
-            return None
-        return datetime.fromtimestamp(sent / 1000 if sent > 2**32 else sent, UTC)
+        sent = self.properties.sent
+        return None if sent is None else datetime.fromtimestamp(sent, UTC)
 
     @property
     def headers(self) -> dict[str, object]:
@@ -130,7 +128,7 @@ class Loan:
     async def give_back(self, letters: Iterable[DeadLetter]) -> None:
         """Return these now, so that others can see them."""
         with _explained():
-            await self._reader.give_back_some([letter.delivery for letter in letters])
+            await self._reader.requeue_some([letter.delivery for letter in letters])
 
     async def remove(self, letters: Iterable[DeadLetter]) -> int:
         """Remove these for good; returns how many were still on loan."""

@@ -75,7 +75,7 @@ async def subscribe(
                                 yield reply
                                 news.note(reply)
                                 most = most and most - 1
-                            await reader.accept([delivery.tag])
+                            await reader.acknowledge([delivery.tag])
                             if most == 0:
                                 return
                     return

@@ -1,15 +1,17 @@
-"""RabbitMQ. The only aio_pika, aiormq and pamqp.
+"""RabbitMQ: connections, deliveries, publishing and topology.
 
-link            one connection: opened, watched, rebuilt as a whole
-topology        queues and exchanges: declared or checked
-inspection      a look at them that changes nothing, for `check`
-intake          deliveries in, at the pace that is safe
-reading         a queue read by a subscriber, or by a person who looks at it
-queues          which queue a reader reads
-consumer        one channel: what is out on loan, and how it is settled
-publisher       confirmed publishing in batches
-replies         where each reply goes, and what becomes of one that cannot be placed
-dead_letters    a copy of each rejected message, with the reason
-frames          the fast path below intake and publisher
-properties      content headers, bytes to properties and back, lenient in what they read
+link          one AMQP connection: opened, supervised, and opened again as a whole
+channel       a channel of it: opened, and waited for until it closes
+topology      queues and exchanges: declared, or only checked
+inspection    what AMQP shows of the broker, for `check`
+pace          how many messages the broker may send: a state machine                 pure
+intake        deliveries from the requests queue, at that pace
+consumer      one channel that deliveries come through, and how they are settled
+queues        which queue a reader reads
+reading       a queue that a subscriber reads, or a person looks into
+publisher     publishing in batches with publisher confirms
+replies       where each reply goes, and what happens to one that cannot be delivered
+dead_letters  a copy of each rejected message, with the reason
+frames        the fast path below consumer and publisher: AMQP frames
+headers       content headers: bytes to properties, leniently, and properties to bytes
 """

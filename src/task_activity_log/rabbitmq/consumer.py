@@ -1,25 +1,24 @@
-"""One channel that deliveries come through: what is out on loan, and how it is settled."""
+"""One channel that deliveries come through: which of them are not settled yet, and how they are settled."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable
 from itertools import takewhile
 
-import aiormq
-from aiormq.abc import DeliveredMessage
+from aiormq.abc import AbstractChannel, DeliveredMessage
 
 from task_activity_log.aio import Waiting
 from task_activity_log.message import Delivery
 from task_activity_log.rabbitmq import headers
-from task_activity_log.rabbitmq.link import describe
+from task_activity_log.rabbitmq.channel import wait_closed
 
 _CANCEL_SECONDS = 3.0
 
 _KEPT_IN_ORDER = 32
-"""Up to so many messages that one frame gives back keep their order on RabbitMQ 3; more are shuffled (a large Erlang map
-has none), and so are those of several frames when the queue is slow (it joins them). What a closed channel had comes
-again in order, and counts as often: a failed delivery each. 4.0 keeps the order of any number."""
+"""RabbitMQ 3 keeps the order of at most this many messages that one nack requeues (larger Erlang maps are unordered), and
+mixes up those of several nacks when the queue is slow and joins them. Closing the channel keeps any number in order, at
+the same cost of one failed delivery each. RabbitMQ 4 has no limit."""
 
 
 class RabbitDelivery(Delivery):
@@ -32,108 +31,116 @@ class RabbitDelivery(Delivery):
         self.tag = tag
         self.body = body
         self.properties = headers.decode(header)
-        # At the first delivery the header is the publisher's own, if there is one.
+        # At the first delivery a header of this name is the publisher's own.
         count = self.properties.headers.get("x-delivery-count") if redelivered else None
         self.attempts = count if isinstance(count, int) else 0
 
 
 class Consumer:
-    """Consumes one queue through one channel. Delivery tags, and so all loans, die with the channel."""
+    """Consumes one queue through one channel. Delivery tags die with the channel, and its deliveries come again."""
 
-    def __init__(self, channel: aiormq.abc.AbstractChannel, queue: str, waiting: Waiting[RabbitDelivery]) -> None:
+    def __init__(self, channel: AbstractChannel, queue: str, waiting: Waiting[RabbitDelivery]) -> None:
+        """Consume nothing yet. `waiting` is where deliveries are put."""
         self._channel = channel
         self._queue = queue
         self._waiting = waiting
-        self._on_loan: dict[int, None] = {}  # in the order delivered
-        self._tag: str | None = None
-        self._cancelled = asyncio.Event()
-        self.prefetch = 0
-        """How many may be on loan; 0 while not registered."""
-        self.closed = False
+        self._unsettled: dict[int, None] = {}  # tags in the order delivered
+        self._registered_as: str | None = None  # the consumer tag; None while not registered
+        self._cancelled = asyncio.Event()  # set by the driver when the broker cancels the consumer
+        self._abandoned = False  # set by `abandon` alone
         channel.on_consumer_cancel_callbacks.add(lambda _: self._cancelled.set())
+
+    @property
+    def registered(self) -> bool:
+        """Whether the broker may send messages."""
+        return self._registered_as is not None
 
     @property
     def in_hand(self) -> int:
         """How many deliveries are not settled."""
-        return len(self._on_loan)
+        return len(self._unsettled)
 
     def deliver(self, tag: int, redelivered: bool, header: bytes, body: bytes) -> None:
-        """Take a delivery in. Called by the transport."""
-        if self.closed:
+        """Take a delivery in. Called by the frame reader."""
+        if self._abandoned:
             return
-        self._on_loan[tag] = None
+        self._unsettled[tag] = None
         self._waiting.put(RabbitDelivery(self, tag, redelivered, header, body))
 
     async def register(self, prefetch: int) -> None:
-        """Consume with this prefetch, anew if need be: qos does not change a consumer that is there."""
-        await self.cancel()  # what it has on loan stays so, and does not count against the new one's prefetch
+        """Consume with this prefetch, which does not count what is in hand already.
+
+        A consumer that is registered must be cancelled first: basic.qos changes only those that come later.
+        """
         await self._channel.basic_qos(prefetch_count=prefetch)
-        ok = await self._channel.basic_consume(self._queue, _taken_by_the_tap)
-        self._tag = ok.consumer_tag
-        self.prefetch = prefetch
+        ok = await self._channel.basic_consume(self._queue, _not_called)
+        self._registered_as = ok.consumer_tag
 
     async def cancel(self) -> None:
-        """Let the broker send nothing more."""
-        if self._tag is not None:
-            tag, self._tag, self.prefetch = self._tag, None, 0
+        """Let the broker send nothing more. What is in hand stays there."""
+        if self._registered_as is not None:
+            tag, self._registered_as = self._registered_as, None
             await self._channel.basic_cancel(tag, timeout=_CANCEL_SECONDS)
 
-    def holds(self, tag: int) -> bool:
-        """Whether a delivery is still on loan; those given back meanwhile come again."""
-        return tag in self._on_loan
+    def has(self, tag: int) -> bool:
+        """Whether a delivery is not settled yet. One that was requeued meanwhile comes again."""
+        return tag in self._unsettled
 
-    async def accept(self, tags: Sequence[int]) -> None:
-        """Acknowledge what is on loan: one frame where everything delivered before is settled too, a frame each otherwise."""
-        done = sorted(tag for tag in tags if tag in self._on_loan)
+    async def acknowledge(self, tags: Iterable[int]) -> None:
+        """Acknowledge those that are not settled: with one frame where all older ones are settled, else a frame each."""
+        done = sorted(filter(self.has, tags))
         for tag in done:
-            del self._on_loan[tag]
-        oldest = next(iter(self._on_loan), None)
+            del self._unsettled[tag]
+        oldest = next(iter(self._unsettled), None)
         together = done if oldest is None else list(takewhile(oldest.__gt__, done))
         if together:
             await self._channel.basic_ack(together[-1], multiple=True, wait=False)
         for tag in done[len(together) :]:
             await self._channel.basic_ack(tag, wait=False)
 
-    async def give_back(self) -> int:
-        """Return all that is on loan to the queue at once, so that it comes again in its order; how many.
+    async def requeue(self) -> int:
+        """Return everything in hand to the queue so that it comes again in order; returns how many messages.
 
-        With one frame; or by closing the channel, and with it the consumer, where one frame would shuffle them.
+        With one nack, or where that would change their order by closing the channel, and with it the consumer.
         """
-        count = len(self._on_loan)
+        count = len(self._unsettled)
         if count:
-            last = next(reversed(self._on_loan))
-            self._on_loan.clear()
+            last = next(reversed(self._unsettled))
+            self._unsettled.clear()
             if count > _KEPT_IN_ORDER and self._before_4():
-                self.closed = True
+                self.abandon()
                 await self._channel.close()
             else:
                 await self._channel.basic_nack(last, multiple=True, requeue=True)
         return count
+
+    async def requeue_some(self, deliveries: Iterable[RabbitDelivery]) -> None:
+        """Return these to the queue, in their order, and keep the others in hand."""
+        for delivery in deliveries:
+            self._unsettled.pop(delivery.tag, None)
+            await self._channel.basic_nack(delivery.tag, requeue=True)
 
     def _before_4(self) -> bool:
         version = self._channel.connection.server_properties.get("version")
         text = version.decode() if isinstance(version, bytes) else str(version)
         return text.startswith("3.")
 
+    def abandon(self) -> None:
+        """Forget what is in hand and ignore what still arrives: the channel ends, and all of it comes again."""
+        self._abandoned = True
+        self._unsettled.clear()
+
     async def wait_lost(self) -> None:
-        """Return never; raise when the channel closes or the broker cancels the consumer.
+        """Raise once the channel is closed or the broker has cancelled the consumer; never return.
 
         Raises:
             ConnectionError: with the reason.
         """
-        cancelled = asyncio.ensure_future(self._cancelled.wait())
-        closing = self._channel.closing  # a lost connection closes its channels
-        try:
-            await asyncio.wait({cancelled, closing}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            cancelled.cancel()
+        reason = await wait_closed(self._channel, self._cancelled)
         if self._cancelled.is_set():
             raise ConnectionError("the broker cancelled the consumer (was the queue deleted or moved?)")
-        if self.closed:
-            raise ConnectionError("what was in hand was given back")
-        error = None if closing.cancelled() else closing.exception()
-        raise ConnectionError("closed" if error is None else describe(error).text)
+        raise ConnectionError("the channel was closed to requeue what was in hand" if self._abandoned else reason)
 
 
-async def _taken_by_the_tap(_: DeliveredMessage) -> None:
-    raise AssertionError("a delivery has passed the tap")
+async def _not_called(_: DeliveredMessage) -> None:
+    raise AssertionError("the frame reader has left a delivery to the driver")

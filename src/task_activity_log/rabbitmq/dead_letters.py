@@ -15,13 +15,13 @@ from task_activity_log.rabbitmq.headers import encode, raw_headers
 from task_activity_log.rabbitmq.publisher import Fate, Outgoing, Publisher
 
 _DROPPED = frozenset((b"CC", b"BCC", b"x-death", b"x-delivery-count"))
-"""Not copied: the first two would send the copy elsewhere too, the others are the broker's own."""
+"""Headers that are not copied: the first two would send the copy to more queues, the broker sets the others itself."""
 
 _DETAIL_BYTES = 1_000
 _BROKERS_BYTES = 1_024
-"""What stays free in the frame: the broker adds headers of its own when it hands a message out again."""
+"""Kept free in the frame: the broker adds headers of its own when it redelivers a message."""
 _FIRST_SEEN_BYTES = 100
-"""What a time takes at most, with its name: a longer `x-first-seen` is none, and could fill a frame by itself."""
+"""The longest valid `x-first-seen` entry, including its name. A longer one is not a time, and could fill the frame."""
 
 
 class DeadLetters:
@@ -32,10 +32,10 @@ class DeadLetters:
         self._queue = queue
 
     async def keep(self, rejected: Sequence[tuple[RabbitDelivery, Problem]]) -> None:
-        """Publish a copy of each and return when all are confirmed.
+        """Publish a copy of each message and return when all are confirmed.
 
         Raises:
-            Unavailable: the broker is away, or the queue is missing or takes nothing. Keep all of them again.
+            Unavailable: the broker is away, or the queue is missing or refuses the copies. Keep all of them again.
         """
         copies = [
             Outgoing("", self._queue, copied(delivery.properties, problem, self._publisher.header_max), delivery.body)
@@ -43,19 +43,20 @@ class DeadLetters:
         ]
         for fate in await self._publisher.publish(copies):
             if fate is not Fate.CONFIRMED:
-                raise Unavailable(f"dead letters {fate.name.lower()}", f"{self._queue} does not take them")
+                raise Unavailable(f"dead letters {fate.value}", f"{self._queue} does not take them")
 
 
 def copied(original: Properties, problem: Problem, header_max: int) -> Properties:
-    """The properties of a copy: the original's, what the broker would act on moved aside, and the reason.
+    """The properties of a copy: those of the original, with the reason in headers.
 
-    The publisher's headers are left out where the content header with them would leave too little of `header_max` bytes.
+    What the broker would act on is moved to headers as well. If the content header came too close to `header_max` bytes,
+    the publisher's headers are left out.
     """
     headers: dict[str, object] = {
         "x-error-code": str(problem.code),
         "x-error-detail": problem.detail.encode()[:_DETAIL_BYTES].decode(errors="ignore"),
     }
-    # The broker refuses a foreign user_id, and would expire the copy.
+    # The broker would refuse another user's user_id, and would let the copy expire.
     if original.user_id is not None:
         headers["x-original-user-id"] = original.user_id
     if original.expiration is not None:
@@ -63,7 +64,7 @@ def copied(original: Properties, problem: Problem, header_max: int) -> Propertie
     now = datetime.now(UTC).isoformat(timespec="milliseconds")
     if "x-first-seen" not in original.headers:
         headers["x-first-seen"] = now
-    ours = {name.encode() for name in headers}  # a replayed message brings along those of its last rejection
+    ours = {name.encode() for name in headers}  # a replayed message has those of its last rejection
     entries = [
         (name, entry)
         for name, entry in raw_headers(original.table)
@@ -88,7 +89,7 @@ def copied(original: Properties, problem: Problem, header_max: int) -> Propertie
 
 
 def _readable(entry: bytes) -> bool:
-    """Whether the drivers of others can read this header: one that they cannot would cost them their connection."""
+    """Whether other programs' drivers can read this header. One that they cannot read would end their connection."""
     try:
         decode.field_table(len(entry).to_bytes(4, "big") + entry)
     except (ValueError, OverflowError, OSError, RecursionError, KeyError, IndexError):

@@ -1,10 +1,10 @@
-"""The fast path: deliveries, confirms and returns read, and publishes written, without a task or an object per frame.
+"""The fast path: reads deliveries, confirms and returns and writes publishes, without a task or an object per frame.
 
-The driver makes a task for every delivery and waits for the socket at every publish (76 µs and 180 µs a message). Its
-public `transport_factory` is the seam: the protocol that it gets from here picks the frames of deliveries, confirms
-and returns out of the stream as they arrive and hands everything else on, so that the driver still does the
-handshake, heartbeats, channels and topology. `tests/unit/test_frames.py` holds what is read here against what
-the driver reads.
+The driver creates a task for every delivery and waits for the socket at every publish (76 µs and 180 µs a message). Its
+public `transport_factory` lets us put our own protocol into the connection: it takes the frames of deliveries, confirms
+and returns from the stream as they arrive and passes everything else to the driver, which still does the handshake,
+heartbeats, channels and topology. `tests/unit/test_frames.py` checks that what is read here equals what the driver
+reads.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import asyncio
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import aiormq
@@ -35,24 +35,25 @@ _HEARTBEAT_EVERY_SECONDS = 2.0
 
 @dataclass(slots=True)
 class Inbound:
-    """What one channel's frames are handed to, instead of to the driver."""
+    """The functions that get one channel's frames in place of the driver."""
 
     deliver: Callable[[int, bool, bytes, bytes], None] | None = None
     """Delivery tag, redelivered, payload of the content header, body."""
     confirm: Callable[[int, bool, bool], None] | None = None
     """Delivery tag, multiple, and whether the broker took the message (ack) or not (nack)."""
     returned: Callable[[str, str, bytes], None] | None = None
-    """Exchange, routing key, payload of the content header of a message that no queue took."""
+    """Exchange, routing key and payload of the content header of a message that was returned: no queue took it."""
     content: _Content | None = None
-    """The method of ours whose header and body are arriving."""
+    """The delivery or return whose header and body are still arriving. Written by the frame reader."""
 
 
-class Tap(asyncio.StreamReaderProtocol):
-    """The protocol of one connection: takes the frames that `channels` asks for, hands the driver the others."""
+class FrameReader(asyncio.StreamReaderProtocol):
+    """The protocol of one connection: takes the frames that `channels` asks for and passes the others to the driver."""
 
     def __init__(self, reader: asyncio.StreamReader, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(reader, loop=loop)
         self.channels: dict[int, Inbound] = {}
+        """By channel number. Filled by whoever opens the channel."""
         self.blocked: str | None = None
         """Why the broker has blocked publishers (a resource alarm); None while it has not."""
         self._loop_time = loop.time
@@ -60,7 +61,7 @@ class Tap(asyncio.StreamReaderProtocol):
         self._rest = b""
 
     def data_received(self, data: bytes) -> None:
-        """Sort the frames in `data`; a frame that is not whole yet waits for the rest of it."""
+        """Handle the frames in `data`. An incomplete frame is kept until the rest of it arrives."""
         if self._rest:
             data = self._rest + data
         offset, length, passed = 0, len(data), 0
@@ -68,32 +69,32 @@ class Tap(asyncio.StreamReaderProtocol):
             kind, channel, size = _FRAME.unpack_from(data, offset)
             end = offset + size + 8
             if kind > _HEARTBEAT[0]:
-                # No frame: the greeting of a server that speaks another protocol. The driver knows what to say.
+                # Not a frame: the server speaks another protocol. The driver reports it.
                 end = length
             if end > length:
                 break
             taken = self._take(kind, channel, data, offset + 7, end)
             if taken:
                 if passed < offset:
-                    self._hand_on(data[passed:offset])
+                    self._pass_on(data[passed:offset])
                 passed = end = taken
             offset = end
         if passed < offset:
-            self._hand_on(data[passed:offset])
+            self._pass_on(data[passed:offset])
         elif self._loop_time() - self._fed_at > _HEARTBEAT_EVERY_SECONDS:
-            # A busy broker sends no heartbeats, and the driver does not see what is taken here: without this it
-            # would call the link dead.
-            self._hand_on(_HEARTBEAT)
+            # A busy broker sends no heartbeats, and the driver does not see the frames taken here. Without a heartbeat
+            # it would take the connection for dead.
+            self._pass_on(_HEARTBEAT)
         self._rest = data[offset:] if offset < length else b""
 
-    def _hand_on(self, frames: bytes) -> None:
+    def _pass_on(self, frames: bytes) -> None:
         self._fed_at = self._loop_time()
         super().data_received(frames)
 
     def _take(self, kind: int, channel: int, data: bytes, start: int, end: int) -> int:
-        """Take the frame that ends at `end`, its payload from `start` on, if it is ours.
+        """Take the frame whose payload begins at `start` and which ends at `end`, unless it is the driver's.
 
-        Returns where what was taken ends: `end`, or further on if a whole delivery was taken; 0 if it is the driver's.
+        Returns the end of what was taken: `end`, or more if a complete delivery was taken; 0 if nothing was.
         """
         inbound = self.channels.get(channel)
         if inbound is None:
@@ -112,13 +113,13 @@ class Tap(asyncio.StreamReaderProtocol):
 
 
 def _take_frame(inbound: Inbound, kind: int, data: bytes, start: int, end: int) -> bool:
-    """Whether the frame with this payload was one of ours."""
+    """Take the frame with this payload; False, with nothing taken, if it is the driver's."""
     if kind == _METHOD:
         method = int.from_bytes(data[start : start + 4], "big")
         if method == _DELIVER and inbound.deliver is not None:
             tagged = start + 5 + data[start + 4]
             tag = int.from_bytes(data[tagged : tagged + 8], "big")
-            inbound.content = _Delivery(inbound.deliver, tag, bool(data[tagged + 8] & 1))
+            inbound.content = _Content(partial(inbound.deliver, tag, bool(data[tagged + 8] & 1)))
         elif method in (_ACK, _NACK) and inbound.confirm is not None:
             tag = int.from_bytes(data[start + 4 : start + 12], "big")
             inbound.confirm(tag, bool(data[start + 12] & 1), method == _ACK)
@@ -126,7 +127,8 @@ def _take_frame(inbound: Inbound, kind: int, data: bytes, start: int, end: int) 
             _, after = _short_string(data, start + 6)
             exchange, after = _short_string(data, after)
             routing_key, _ = _short_string(data, after)
-            inbound.content = _Returned(inbound.returned, exchange, routing_key)
+            returned = partial(inbound.returned, exchange, routing_key)
+            inbound.content = _Content(lambda header, _: returned(header))
         else:
             return False
         return True
@@ -141,15 +143,15 @@ def _take_frame(inbound: Inbound, kind: int, data: bytes, start: int, end: int) 
         content.missing -= end - start
     if content.missing <= 0:
         inbound.content = None
-        content.complete()
+        content.complete(content.header, b"".join(content.parts))
     return True
 
 
 def _take_whole(inbound: Inbound, channel: int, data: bytes, start: int, header: int) -> int:
-    """Take a delivery whose three frames are all in `data`, one behind the other, as nearly all are.
+    """Take a delivery whose three frames follow each other in `data`, as those of nearly all deliveries do.
 
-    `start` is where the method's payload begins, `header` where the next frame does. Returns where the delivery ends;
-    0, with nothing taken, if it is none of this sort.
+    `start` is where the method's payload begins, `header` where the next frame begins. Returns where the delivery ends;
+    0, with nothing taken, if it is not complete or not of three frames.
     """
     if inbound.deliver is None or data[start : start + 4] != _DELIVER_METHOD:
         return 0
@@ -175,47 +177,16 @@ def _take_whole(inbound: Inbound, channel: int, data: bytes, start: int, header:
 
 
 class _Content:
-    """A method that content follows, while its header and body arrive."""
+    """A delivery or a return while its header and its body arrive."""
 
-    __slots__ = ("header", "missing", "parts")
+    __slots__ = ("complete", "header", "missing", "parts")
 
-    def __init__(self) -> None:
+    def __init__(self, complete: Callable[[bytes, bytes], None]) -> None:
+        """`complete` is called with the header's payload and the body once all of it is there."""
+        self.complete = complete
         self.header = b""
-        self.missing = 0
+        self.missing = 0  # bytes of the body
         self.parts: list[bytes] = []
-
-    def complete(self) -> None:
-        raise NotImplementedError
-
-    @property
-    def body(self) -> bytes:
-        return self.parts[0] if len(self.parts) == 1 else b"".join(self.parts)
-
-
-class _Delivery(_Content):
-    __slots__ = ("deliver", "redelivered", "tag")
-
-    def __init__(self, deliver: Callable[[int, bool, bytes, bytes], None], tag: int, redelivered: bool) -> None:
-        super().__init__()
-        self.deliver = deliver
-        self.tag = tag
-        self.redelivered = redelivered
-
-    def complete(self) -> None:
-        self.deliver(self.tag, self.redelivered, self.header, self.body)
-
-
-class _Returned(_Content):
-    __slots__ = ("exchange", "returned", "routing_key")
-
-    def __init__(self, returned: Callable[[str, str, bytes], None], exchange: str, routing_key: str) -> None:
-        super().__init__()
-        self.returned = returned
-        self.exchange = exchange
-        self.routing_key = routing_key
-
-    def complete(self) -> None:
-        self.returned(self.exchange, self.routing_key, self.header)
 
 
 def _short_string(data: bytes, offset: int) -> tuple[str, int]:
@@ -223,31 +194,32 @@ def _short_string(data: bytes, offset: int) -> tuple[str, int]:
     return data[offset + 1 : end].decode(errors="replace"), end
 
 
-class TapFactory(TransportFactory):
-    """Opens the driver's transport, plain or TLS, with a `Tap` in it."""
+class FrameReaderFactory(TransportFactory):
+    """Opens the driver's transport, plain or TLS, with a `FrameReader` as its protocol."""
 
     def __init__(self) -> None:
-        self.tap: Tap | None = None
+        """Open nothing yet. Both attributes are set by `create`, and stay None where it fails."""
+        self.frame_reader: FrameReader | None = None
         self.transport: asyncio.Transport | None = None
 
     async def create(self, url: URL, **kwargs: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """Connect to `url`.
 
         Raises:
-            aiormq.exceptions.AMQPConnectionError: nobody answers there, or TLS fails.
+            aiormq.exceptions.AMQPConnectionError: nobody answers at that address, or TLS fails.
         """
         provider: SSLContextProvider = kwargs.pop("ssl_context_provider")
         context = await provider.get_context() if url.scheme == "amqps" else None
         loop = asyncio.get_running_loop()
         reader = asyncio.StreamReader(loop=loop)
         try:
-            transport, tap = await loop.create_connection(
-                lambda: Tap(reader, loop), host=url.host or "", port=url.port or 0, ssl=context, **kwargs
+            transport, frame_reader = await loop.create_connection(
+                lambda: FrameReader(reader, loop), host=url.host or "", port=url.port or 0, ssl=context, **kwargs
             )
         except OSError as error:
             raise aiormq.exceptions.AMQPConnectionError(*error.args) from error
-        self.tap, self.transport = tap, transport
-        return reader, asyncio.StreamWriter(transport, tap, reader, loop)
+        self.frame_reader, self.transport = frame_reader, transport
+        return reader, asyncio.StreamWriter(transport, frame_reader, reader, loop)
 
 
 @lru_cache(maxsize=1024)
@@ -269,22 +241,22 @@ def publish_frames(
     """The frames of one basic.publish, as pieces to be joined. `header` is the payload of its content header.
 
     Raises:
-        ValueError: the exchange's name or the routing key is longer than 255 bytes.
+        ValueError: the name of the exchange or the routing key is longer than 255 bytes.
     """
     method = _publish_method(exchange, routing_key, mandatory)
     pieces = [
         _FRAME.pack(_METHOD, channel, len(method)), method, _END,
         _FRAME.pack(_HEADER, channel, len(header)), header, _END,
     ]  # fmt: skip
-    room = frame_max - 8
-    for start in range(0, len(body), room):
-        part = body if len(body) <= room else body[start : start + room]
+    payload_max = frame_max - 8
+    for start in range(0, len(body), payload_max):
+        part = body if len(body) <= payload_max else body[start : start + payload_max]
         pieces += (_FRAME.pack(_BODY, channel, len(part)), part, _END)
     return pieces
 
 
 async def write(channel: aiormq.abc.AbstractChannel, pieces: Sequence[bytes]) -> None:
-    """Send `pieces` in one write, behind what the driver has queued; returns when the socket has taken them."""
+    """Send `pieces` in one write, after what the driver has queued; return when the socket has taken them."""
     drained = channel.create_future()  # the channel's, so that a lost connection ends the wait
     await channel.connection.write_queue.put(
         ChannelFrame(payload=b"".join(pieces), should_close=False, drain_future=drained)

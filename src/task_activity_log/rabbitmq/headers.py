@@ -1,8 +1,8 @@
-"""Content headers of AMQP 0-9-1: bytes ↔ properties, lenient in what they read.
+"""Content headers of AMQP 0-9-1: bytes to properties, leniently, and properties to bytes.
 
-pamqp raises on strings that are not UTF-8 and on timestamps out of range, and the driver then drops the connection,
-again at each redelivery, until the broker has dead-lettered everything in hand. So deliveries are decoded here: what
-cannot be read is left out and named in `unreadable`, and nothing is ever raised for it.
+pamqp raises on strings that are not UTF-8 and on timestamps that are out of range. The driver then drops the connection,
+and does so again at each redelivery until the broker has dead-lettered everything in hand. So deliveries are decoded
+here: a property that cannot be read is left out and named in `unreadable`, and no error is raised.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 from task_activity_log.message import Properties
 
 _LATEST_MILLISECOND = 253_402_300_799_999
-"""The last instant of year 9999; publishers send seconds or milliseconds, anything later is out of range."""
+"""The last instant of the year 9999. Publishers send seconds or milliseconds; any larger number is out of range."""
 
 _SHORT_STRING, _TABLE, _OCTET, _TIMESTAMP = range(4)
 
@@ -98,7 +98,7 @@ def _headers(table: bytes, unreadable: list[str]) -> dict[str, object]:
 
 
 def _entries(table: bytes) -> Iterator[tuple[bytes, int, int, int]]:
-    """Each header's name, kind, and where its value starts and ends."""
+    """Each header's name and type, and where its value starts and ends."""
     offset, end = 0, len(table)
     while offset < end:
         named = offset + 1 + table[offset]
@@ -115,7 +115,7 @@ def _entries(table: bytes) -> Iterator[tuple[bytes, int, int, int]]:
 
 
 def raw_headers(table: bytes) -> list[tuple[bytes, bytes]]:
-    """The entries of a header table as (name, the whole entry's bytes), as far as they are well-formed."""
+    """The entries of a header table, each as its name and the bytes of the whole entry, up to the first malformed one."""
     entries: list[tuple[bytes, bytes]] = []
     begin = 0
     with suppress(IndexError, KeyError):
@@ -126,7 +126,7 @@ def raw_headers(table: bytes) -> list[tuple[bytes, bytes]]:
 
 
 def _long_string(value: bytes) -> str | bytes:
-    # .NET writes a byte[] header as a long string: bytes that are no text are a value, not an error.
+    # .NET writes a byte[] header as a long string, so bytes that are not text are a value, not an error.
     try:
         return value.decode()
     except UnicodeDecodeError:
@@ -172,8 +172,8 @@ _FIELDS: dict[str, tuple[int, Callable[[bytes], object]]] = {
     "A": (-1, lambda value: value),
     "F": (-1, lambda value: value),
 }
-"""Field types: size in bytes (-1: a length of four bytes comes first) and how the value is read. The letters are
-RabbitMQ's, which differ from the specification's (its errata, section 3)."""
+"""Field types: the size in bytes (-1: a length of four bytes comes first), and how the value is read. The letters are
+those that RabbitMQ uses, which differ from the specification (AMQP 0-9-1 errata, section 3)."""
 _SIZES = {ord(letter): size for letter, (size, _) in _FIELDS.items()}
 _VALUES = {ord(letter): read for letter, (_, read) in _FIELDS.items()}
 
@@ -184,16 +184,14 @@ def encode(properties: Properties, body_size: int) -> bytes:
     Raises:
         ValueError: a short string is longer than 255 bytes.
     """
+    values = list(_in_order(properties))
+    values[_TABLE_AT] = properties.table + b"".join(map(encode_header, properties.headers.items())) or None
     flags = 0
-    parts = [b""]  # the place of what comes first
-    for flag, write, value in zip(_FLAGS, _WRITERS, _in_order(properties), strict=True):
+    parts = [b""]  # replaced when the flags are known
+    for index, value in enumerate(values):
         if value is not None:
-            flags |= flag
-            parts.append(write(value))
-    if properties.table or properties.headers:
-        flags |= _TABLE_FLAG
-        table = properties.table + b"".join(map(encode_header, properties.headers.items()))
-        parts.insert(1 + (flags & ~(_TABLE_FLAG * 2 - 1)).bit_count(), len(table).to_bytes(4, "big") + table)
+            flags |= _FIRST_FLAG >> index
+            parts.append(_WRITERS[index](value))
     parts[0] = _START.pack(60, 0, body_size, flags)
     return b"".join(parts)
 
@@ -210,18 +208,14 @@ _START = struct.Struct(">HHQH")
 _OCTETS = [bytes((number,)) for number in range(256)]
 _WRITE: dict[int, Callable[[Any], bytes]] = {
     _SHORT_STRING: _short_string,
+    _TABLE: lambda table: len(table).to_bytes(4, "big") + table,
     _OCTET: lambda number: bytes((number,)),
     _TIMESTAMP: lambda instant: instant.to_bytes(8, "big"),
 }
-_TABLE_FLAG = 0x2000
-_FLAGS, _WRITERS, _NAMES = zip(
-    *(
-        (1 << bit, _WRITE[kind], name)
-        for bit, (name, kind) in zip(range(15, 1, -1), _LAYOUT, strict=True)
-        if kind != _TABLE
-    ),
-    strict=True,
-)
+_FIRST_FLAG = 1 << 15
+_WRITERS = [_WRITE[kind] for _, kind in _LAYOUT]
+_NAMES = [name for name, _ in _LAYOUT]
+_TABLE_AT = _NAMES.index("headers")
 _in_order = attrgetter(*_NAMES)
 
 

@@ -1,4 +1,4 @@
-"""A look at the broker that changes nothing: everything is asked for passively."""
+"""What AMQP shows of the broker, for `check`. Everything is declared passively, so that nothing changes."""
 
 from __future__ import annotations
 
@@ -18,34 +18,34 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Queue:
-    """A queue that is there."""
+    """A queue that exists."""
 
     messages: int
     consumers: int
 
 
 @dataclass(frozen=True, slots=True)
-class Sight:
+class BrokerState:
     """What AMQP shows of the broker."""
 
     version: str
     exchanges: dict[str, bool]
-    """Whether each is there."""
+    """Whether each exists."""
     queues: dict[str, Queue | None]
-    """None: it is not there."""
+    """None for a queue that does not exist."""
 
 
-async def look(options: LinkOptions, topology: Topology) -> Sight:
-    """Connect and look at what the topology names.
+async def inspect_broker(options: LinkOptions, topology: Topology) -> BrokerState:
+    """Connect and inspect what the topology names.
 
     Raises:
-        Unavailable: nobody answers, or the broker refuses; the reason is one line for people.
+        Unavailable: nobody answers, or the broker refuses; the reason is one line.
     """
     try:
         async with connect(options, "check") as (connection, _):
             assert connection.transport is not None  # noqa: S101 - it is connected
             properties = connection.transport.connection.server_properties
-            return Sight(
+            return BrokerState(
                 version=str(properties.get("version", "unknown")),
                 exchanges={name: await _exchange(connection, name) for name in topology.exchanges()},
                 queues={name: await _queue(connection, name) for name in topology.queues()},
@@ -67,7 +67,7 @@ async def _queue(connection: AbstractConnection, name: str) -> Queue | None:
 
 
 async def _ask(connection: AbstractConnection, question: Callable[[AbstractChannel], Awaitable[T]]) -> T | None:
-    channel = await connection.channel()  # one for each: a refusal closes it
+    channel = await connection.channel()  # one for each question: a refusal closes the channel
     try:
         answer = await question(channel)
     except ChannelNotFoundEntity:

@@ -11,10 +11,11 @@ import aio_pika
 import structlog
 
 from task_activity_log.aio import Waiting
-from task_activity_log.pipeline.suspects import is_suspect
+from task_activity_log.rabbitmq.channel import open_channel
 from task_activity_log.rabbitmq.consumer import Consumer, RabbitDelivery
-from task_activity_log.rabbitmq.frames import Inbound, Tap
+from task_activity_log.rabbitmq.frames import FrameReader, Inbound
 from task_activity_log.rabbitmq.link import LOST, LinkOptions, asking_the_driver, connect, supervise
+from task_activity_log.rabbitmq.pace import Pace, Register, Step
 from task_activity_log.rabbitmq.topology import Topology, check, consumers, declare
 
 log = structlog.get_logger(__name__)
@@ -31,11 +32,9 @@ async def _at_once() -> None:
 
 
 class Intake:
-    """Consumes the requests queue, and consumes it again whenever the link is lost.
+    """Consumes the requests queue, and consumes it again whenever the connection is lost.
 
-    Every lost connection counts as a failed delivery for everything in hand. So a new consumer starts with one message
-    at a time, and gets the full prefetch once a message that is not suspicious was settled: a message that kills the
-    process takes no others with it.
+    `Pace` decides when and with which prefetch; here its steps are taken, in the order that keeps messages in order.
     """
 
     def __init__(
@@ -55,35 +54,31 @@ class Intake:
             options: how to reach the broker.
             topology: the names.
             prefetch: how many deliveries may be in hand once the consumer is proved.
-            declare_topology: whether to declare the queues, or only to look whether they are there.
-            before_consuming: awaited before each first registration on a new connection: what is delivered while the
-                database is away burns delivery counts.
-            on_lost: told when a consumer is lost.
-            on_late: told how many were accepted too late.
+            declare_topology: whether to declare the queues, or only to check that they exist.
+            before_consuming: awaited on each new connection before it consumes. What is delivered while the database is
+                away uses up deliveries that the broker counts.
+            on_lost: called when a connection that consumed is lost.
+            on_late: called with the number of deliveries that could not be acknowledged any more.
         """
         self._options = options
         self._topology = topology
-        self._prefetch = prefetch
         self._prepare = declare if declare_topology else check
         self._before_consuming = before_consuming
         self._on_lost = on_lost
         self._on_late = on_late
-        self._waiting: Waiting[RabbitDelivery] = Waiting()
-        self._consumer: Consumer | None = None
-        self._paused_by: set[str] = set()
-        self._one_by_one = 0
-        self._pacing = asyncio.Lock()  # registering and cancelling are several steps
-        self._stopping = False
-        self._first = True
-        self._registered = asyncio.Event()
-        self._lost = asyncio.Event()
+        self._waiting: Waiting[RabbitDelivery] = Waiting()  # filled by the consumer
+        self._pace = Pace(prefetch)
+        self._pacing = asyncio.Lock()  # held while `_pace` is asked and its step is taken
+        self._consumer: Consumer | None = None  # the present connection's; set by `_consume`
+        self._registered = asyncio.Event()  # set by `_take_step`, cleared when the connection is lost
+        self._seen_others = False  # set at the first connection
         self.connected_since: float | None = None
-        """When the present connection was opened (`time.monotonic`); None while there is none."""
+        """When the present connection was opened (`time.monotonic`); None while there is none. Set by `_session`."""
 
     @property
     def consuming(self) -> bool:
         """Whether a consumer is registered."""
-        return self._consumer is not None and self._consumer.prefetch > 0
+        return self._consumer is not None and self._consumer.registered
 
     @property
     def in_hand(self) -> int:
@@ -92,38 +87,33 @@ class Intake:
 
     @property
     def waiting(self) -> int:
-        """How many of them nobody has taken yet."""
+        """How many of them were not taken yet."""
         return len(self._waiting)
 
     async def wait_consuming(self) -> None:
         """Return once a consumer is registered."""
         await self._registered.wait()
 
-    async def wait_lost(self) -> None:
-        """Return once the consumer that was registered is gone."""
-        await self._lost.wait()
-
     async def run(self) -> None:
         """Keep consuming until cancelled."""
         await supervise("intake", self._session, self._on_lost)
 
     async def _session(self, established: Callable[[], None]) -> None:
-        async with connect(self._options, "intake") as (connection, tap):
+        async with connect(self._options, "intake") as (connection, frame_reader):
             self.connected_since = time.monotonic()
             try:
-                await self._consume(connection, tap, established)
+                await self._consume(connection, frame_reader, established)
             finally:
                 self.connected_since = None
 
-    async def _consume(self, connection: aio_pika.Connection, tap: Tap, established: Callable[[], None]) -> None:
+    async def _consume(
+        self, connection: aio_pika.Connection, frame_reader: FrameReader, established: Callable[[], None]
+    ) -> None:
         await self._prepare(connection, self._topology)
-        if self._first:
-            self._first = False
-            await self._warn_of_others(connection)
-        opened = await connection.channel(publisher_confirms=False)  # held: the driver only has it weakly
-        channel = await opened.get_underlay_channel()
+        await self._warn_of_others(connection)
+        channel = await open_channel(connection)
         consumer = Consumer(channel, self._topology.requests_queue, self._waiting)
-        tap.channels[channel.number] = Inbound(deliver=consumer.deliver)
+        frame_reader.channels[channel.number] = Inbound(deliver=consumer.deliver)
         lost = asyncio.ensure_future(consumer.wait_lost())
         gate = asyncio.ensure_future(self._before_consuming())
         try:
@@ -131,44 +121,39 @@ class Intake:
             if gate.done():
                 gate.result()
                 self._consumer = consumer
-                await self._begin(consumer)
+                async with self._pacing:
+                    await self._take_step(consumer, self._pace.connected())
                 established()
             await lost
         finally:
             gate.cancel()
             lost.cancel()
-            # What was delivered here comes again; settling it later is late, not an error.
-            consumer.closed = True
+            consumer.abandon()
             self._consumer = None
+            self._pace.lost()
             self._waiting.clear()
             self._registered.clear()
-            self._lost.set()
 
     async def _warn_of_others(self, connection: aio_pika.Connection) -> None:
-        # At the first connection only: later ones may find this worker's own consumer, not given up by the broker yet.
+        # At the first connection only: later ones may see this worker's own last consumer, which the broker still has.
+        if self._seen_others:
+            return
+        self._seen_others = True
         others = await consumers(connection, self._topology)
         if others and not self._topology.single_active_consumer:
             log.warning("other_consumers", count=others, advice=_OTHERS)
 
-    async def _begin(self, consumer: Consumer) -> None:
-        async with self._pacing:
-            if not self._stopping and not self._paused_by and consumer.prefetch == 0:
-                await consumer.register(1)
-                self._lost.clear()
-                self._registered.set()
-
-    async def _prove(self, consumer: Consumer, handled: Sequence[RabbitDelivery], settled: Sequence[int] = ()) -> None:
-        """Settle, and give the consumer its full prefetch if it has shown that it survives what is not suspicious."""
-        async with self._pacing:
-            proved = consumer.prefetch == 1 < self._prefetch and not all(map(is_suspect, handled))
-            proved = proved and not (self._one_by_one or self._stopping or self._paused_by)
-            if proved:
-                # Before the acknowledgement, which lets the next message come: what one frame gives back of two
-                # consumers comes again in any order.
-                await consumer.cancel()
-            await consumer.accept(settled)
-            if proved:
-                await consumer.register(self._prefetch)
+    async def _take_step(self, consumer: Consumer, step: Step | None, acknowledged: Sequence[int] = ()) -> None:
+        """Do what `_pace` has said, and acknowledge these tags in between."""
+        if step is not None:
+            # Cancel before acknowledging: the acknowledgement lets the broker send the old consumer another message,
+            # and one nack for messages of two consumers requeues them in any order.
+            await consumer.cancel()
+        if acknowledged:
+            await consumer.acknowledge(acknowledged)
+        if isinstance(step, Register):
+            await consumer.register(step.prefetch)
+            self._registered.set()
 
     async def take(self, most: int) -> list[RabbitDelivery]:
         """The next batch: what is waiting, at least one, at most `most`. Empty once `stop` was called."""
@@ -180,67 +165,54 @@ class Intake:
 
     async def acknowledge(self, deliveries: Sequence[RabbitDelivery]) -> None:
         """Acknowledge `deliveries`. Those of a lost channel come again: counted as late, never an error."""
-        late = 0
-        by_consumer: dict[Consumer, list[RabbitDelivery]] = {}
-        for delivery in deliveries:
-            by_consumer.setdefault(delivery.consumer, []).append(delivery)
-        for consumer, accepted in by_consumer.items():
-            late += len(accepted)
-            if consumer.closed:
-                continue
-            with suppress(*LOST), asking_the_driver():
-                tags = [delivery.tag for delivery in accepted if consumer.holds(delivery.tag)]
-                if consumer.prefetch == 1:
-                    self._one_by_one = max(0, self._one_by_one - len(tags))
-                await self._prove(consumer, accepted, tags)
-                late -= len(tags)
+        late = len(deliveries)
+        with suppress(*LOST), asking_the_driver():
+            async with self._pacing:
+                consumer = self._consumer
+                if consumer is not None:
+                    handled = [delivery for delivery in deliveries if delivery.consumer is consumer]
+                    tags = [delivery.tag for delivery in handled if consumer.has(delivery.tag)]
+                    await self._take_step(consumer, self._pace.settled(handled, len(tags)), tags)
+                    late -= len(tags)
         if late:
             self._on_late(late)
             log.info("settled_late", count=late)
 
     async def prove(self, deliveries: Sequence[RabbitDelivery]) -> None:
-        """These did no harm, though they are not settled yet: they prove the consumer as if they were."""
-        consumer = self._consumer
-        if consumer is not None:
-            with suppress(*LOST), asking_the_driver():
-                await self._prove(consumer, deliveries)
+        """These were processed safely, although they cannot be acknowledged yet: they prove the consumer all the same."""
+        await self._ask_pace(lambda: self._pace.proved(deliveries))
 
     async def pause(self, by: str) -> None:
-        """Let nothing more come, until everybody who paused has resumed. What is in hand stays there."""
-        self._paused_by.add(by)
-        async with self._pacing:
-            await self._cancel()
+        """Let nothing more come until everybody who paused has resumed. What is in hand stays there."""
+        await self._ask_pace(lambda: self._pace.pause(by))
 
     async def resume(self, by: str) -> None:
-        """Consume again, from one message at a time on."""
-        self._paused_by.discard(by)
-        if self._consumer is not None:
-            with suppress(*LOST), asking_the_driver():
-                await self._begin(self._consumer)
-
-    async def requeue(self, *, one_by_one: bool = False) -> int:
-        """Return all that is in hand to the queue, in its order, while paused or stopped; returns how many.
-
-        With `one_by_one` so many come back one at a time: taken in bulk they would have to be given back again, which
-        counts each time.
-        """
-        self._waiting.clear()
-        if self._consumer is None:
-            return 0
-        with suppress(*LOST), asking_the_driver():
-            count = await self._consumer.give_back()
-            self._one_by_one = count if one_by_one else 0
-            return count
-        return 0
+        """Consume again, one message at a time at first, unless others still pause."""
+        await self._ask_pace(lambda: self._pace.resume(by))
 
     async def stop(self) -> None:
-        """Take nothing more, from the broker or from what waits. What is under way goes on."""
-        self._stopping = True
+        """Take nothing more, neither from the broker nor from what is waiting. What was taken may still be settled."""
         self._waiting.close()
-        async with self._pacing:
-            await self._cancel()
+        await self._ask_pace(self._pace.stop)
 
-    async def _cancel(self) -> None:
-        if self._consumer is not None:
-            with suppress(*LOST), asking_the_driver():
-                await self._consumer.cancel()
+    async def requeue(self, *, one_by_one: bool = False) -> int:
+        """Return everything in hand to the queue, in order, while paused or stopped; returns how many messages.
+
+        With `one_by_one` that many come again one at a time; see `Pace.requeued`.
+        """
+        count = 0
+        with suppress(*LOST), asking_the_driver():
+            async with self._pacing:
+                self._waiting.clear()
+                consumer = self._consumer
+                if consumer is not None:
+                    count = await consumer.requeue()
+                    await self._take_step(consumer, self._pace.requeued(count, one_by_one=one_by_one))
+        return count
+
+    async def _ask_pace(self, decide: Callable[[], Step | None]) -> None:
+        with suppress(*LOST), asking_the_driver():
+            async with self._pacing:
+                step = decide()
+                if self._consumer is not None:
+                    await self._take_step(self._consumer, step)

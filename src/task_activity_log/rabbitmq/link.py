@@ -1,7 +1,7 @@
-"""One AMQP connection: opened with timeouts, watched, torn down and rebuilt as a whole.
+"""One AMQP connection: opened with timeouts, supervised, and when lost closed and opened again as a whole.
 
-aio-pika's robust connection restores channels in place, with a fixed delay and failures that are only logged. A link
-that is rebuilt from nothing has no half-restored state.
+aio-pika's robust connection restores channels in place, with a fixed delay, and only logs failures. A connection that is
+opened again from the start has no half-restored state.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from yarl import URL
 
 from task_activity_log.aio import Backoff
 from task_activity_log.problem import Unavailable
-from task_activity_log.rabbitmq.frames import Tap, TapFactory
+from task_activity_log.rabbitmq.frames import FrameReader, FrameReaderFactory
 from task_activity_log.tls import Tls
 
 log = structlog.get_logger(__name__)
 
 LOST = (AMQPError, OSError, TimeoutError, Unavailable, aio_pika.exceptions.AMQPException, RuntimeError)
-"""What a lost or refused link raises. RuntimeError: aiormq's word for "connection closed" when opening a channel."""
+"""What a lost or refused connection raises. RuntimeError is what aiormq raises for a channel on a closed connection."""
 
 _CLOSE_SECONDS = 2.0
 
@@ -63,12 +63,12 @@ class Missing(ConnectionError):
 
 @contextmanager
 def asking_the_driver() -> Iterator[None]:
-    """Around each await on the driver: it ends calls with its own cancellation when it loses the connection while closing it.
+    """Wrap every await on the driver. If the connection drops while it is being closed, aiormq cancels pending calls itself.
 
-    Taken for ours it would end a task of the worker without a word.
+    Such a CancelledError is not ours. Taken for ours, it would silently end a task of the worker.
 
     Raises:
-        ConnectionError: instead of a CancelledError that nobody here has asked for.
+        ConnectionError: in place of a CancelledError that nobody here has asked for.
     """
     try:
         yield
@@ -85,23 +85,23 @@ class LinkOptions:
 
     url: str
     tls: Tls | None = None
-    """Files for TLS, instead of what the URL says."""
+    """Files for TLS. They take precedence over what the URL says."""
     heartbeat_seconds: int = 10
     connect_timeout_seconds: float = 10.0
     program: str = "task-activity-log-worker"
-    """What the broker's management shows as the connection's owner."""
+    """The program's name, which begins the connection's name in the broker's management."""
     on_outage: Callable[[Outage], None] | None = None
     """Called with each outage, which is not logged then: for programs that are not a service."""
 
 
 @asynccontextmanager
-async def connect(options: LinkOptions, purpose: str) -> AsyncIterator[tuple[aio_pika.Connection, Tap]]:
-    """A connection, named after its `purpose` in the broker's management, and the tap in its transport.
+async def connect(options: LinkOptions, purpose: str) -> AsyncIterator[tuple[aio_pika.Connection, FrameReader]]:
+    """A connection and its frame reader. The broker's management shows the connection under its `purpose`.
 
     Raises:
         One of `LOST`: nobody answers, or the broker refuses.
     """
-    factory = TapFactory()
+    factory = FrameReaderFactory()
     connection = aio_pika.Connection(
         URL(options.url).update_query(heartbeat=options.heartbeat_seconds),
         ssl_context=options.tls.context() if options.tls else None,
@@ -110,15 +110,15 @@ async def connect(options: LinkOptions, purpose: str) -> AsyncIterator[tuple[aio
     connection.kwargs["transport_factory"] = factory
     try:
         await connection.connect(timeout=options.connect_timeout_seconds)
-        assert factory.tap is not None  # noqa: S101 - connect() has just made it
-        yield connection, factory.tap
+        assert factory.frame_reader is not None  # noqa: S101 - connect() has just made it
+        yield connection, factory.frame_reader
     finally:
-        # The driver's own close waits for the broker's word; a broker that is gone has none.
+        # The driver's close waits for the broker's answer, which never comes from a broker that is gone.
         with suppress(*LOST), asking_the_driver():
             async with asyncio.timeout(_CLOSE_SECONDS):
                 await connection.close()
         if factory.transport is not None:
-            factory.transport.abort()  # what was cut off in the middle of its beginning or its end is closed, too
+            factory.transport.abort()  # closes also what was interrupted while it opened or closed
 
 
 async def supervise(
@@ -130,10 +130,10 @@ async def supervise(
     """Run `session` again and again, with jittered pauses, until cancelled.
 
     Args:
-        purpose: the link's name in logs.
-        session: connects, calls what it is given once it is established, and ends when the link is lost.
+        purpose: the connection's name in logs.
+        session: connects, calls its argument once it is established, and ends when the connection is lost.
         lost: called after each session that was established and has ended.
-        on_outage: called with the reason each time that a session ends; nothing is logged then.
+        on_outage: called with the reason when a session ends; nothing is logged then.
     """
     backoff = Backoff(first=0.5, most=10.0)
     established = False

@@ -1,6 +1,6 @@
-"""Confirmed publishing in batches, over a connection of its own.
+"""Publishing in batches with publisher confirms, over a connection of its own.
 
-Its own connection, because a broker that blocks publishers must not block acknowledgements.
+The connection is separate because a broker that blocks publishers must not block acknowledgements.
 """
 
 from __future__ import annotations
@@ -8,18 +8,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from enum import Enum, auto
+from enum import Enum
 
 import aiormq
 
 from task_activity_log.message import Properties
 from task_activity_log.problem import Unavailable
 from task_activity_log.rabbitmq import headers
-from task_activity_log.rabbitmq.frames import Inbound, Tap, publish_frames, write
+from task_activity_log.rabbitmq.channel import open_channel, wait_closed
+from task_activity_log.rabbitmq.frames import FrameReader, Inbound, publish_frames, write
 from task_activity_log.rabbitmq.link import LOST, LinkOptions, asking_the_driver, connect, describe, supervise
 
 _FRAME_MAX = 131_072
-"""Bytes, where the broker names no limit."""
+"""The largest frame in bytes where the broker sets no limit."""
 
 
 @dataclass(slots=True)  # not frozen, which would take three times as long to make
@@ -34,17 +35,17 @@ class Outgoing:
 
 
 class Fate(Enum):
-    """What the broker did with a published message."""
+    """What the broker did with a published message; the value is the word for it in logs and metrics."""
 
-    CONFIRMED = auto()
-    RETURNED = auto()
+    CONFIRMED = "confirmed"
+    RETURNED = "returned"
     """No queue takes messages at that address."""
-    REFUSED = auto()
-    """Nacked: a queue is full, or could not write."""
+    NACKED = "refused"
+    """A queue is full, or could not write the message."""
 
 
 class _Batch:
-    """Messages that were published together, with sequence numbers from `first` on."""
+    """Messages that were published together, with consecutive sequence numbers from `first`."""
 
     __slots__ = ("done", "fates", "first", "messages", "unconfirmed")
 
@@ -56,10 +57,10 @@ class _Batch:
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def settle(self, tags: Iterable[int], taken: bool) -> None:
-        """The broker's word on these sequence numbers, as far as they are of this batch."""
+        """The broker's answer to these sequence numbers, as far as they belong to this batch."""
         if not taken:
             for tag in self.unconfirmed.intersection(tags):
-                self.fates[tag - self.first] = Fate.REFUSED
+                self.fates[tag - self.first] = Fate.NACKED
         self.unconfirmed.difference_update(tags)
         if not self.unconfirmed and not self.done.done():
             self.done.set_result(None)
@@ -107,8 +108,8 @@ class _Channel:
             del self._batches[0]
 
     def returned(self, exchange: str, routing_key: str, header: bytes) -> None:
-        # A return does not say which publish it answers. Several in flight with one address and message_id are
-        # repeats of one message: then the queue is gone for all of them.
+        # A return does not say which publish it answers. Several unconfirmed messages with the same address and
+        # message_id are repeats of one message, and its queue is gone for all of them.
         address = (exchange, routing_key, headers.decode(header).message_id)
         for batch in self._batches:
             for tag in batch.unconfirmed:
@@ -117,16 +118,16 @@ class _Channel:
                     batch.fates[tag - batch.first] = Fate.RETURNED
 
     def lose(self, error: BaseException) -> None:
-        """End every wait for a confirm: none comes any more."""
+        """End every wait for a confirm: no more confirms will come."""
         for batch in self._batches:
             if not batch.done.done():
                 batch.done.set_exception(error)
-                batch.done.exception()  # so that a batch whose publisher was cancelled is not reported as unread
+                batch.done.exception()  # read, or asyncio reports it where the publisher was cancelled
         self._batches.clear()
 
 
 class Publisher:
-    """Publishes batches and waits for the broker's word on every message."""
+    """Publishes batches and waits for the broker's answer to every message."""
 
     def __init__(
         self,
@@ -136,14 +137,21 @@ class Publisher:
         confirm_timeout_seconds: float = 30.0,
         on_lost: Callable[[], None] = lambda: None,
     ) -> None:
+        """Connect to nothing yet.
+
+        Args:
+            options: how to reach the broker.
+            purpose: the connection's name in logs and in the broker's management.
+            confirm_timeout_seconds: how long `publish` waits for confirms.
+            on_lost: called when a connection that could publish is lost.
+        """
         self._options = options
         self._purpose = purpose
         self._confirm_timeout = confirm_timeout_seconds
         self._on_lost = on_lost
-        self._channel: _Channel | None = None
-        self._tap: Tap | None = None
+        self._channel: _Channel | None = None  # this and the next two are set by `_session`
+        self._frame_reader: FrameReader | None = None
         self._connected = asyncio.Event()
-        self._lost = asyncio.Event()
 
     @property
     def connected(self) -> bool:
@@ -152,51 +160,38 @@ class Publisher:
 
     @property
     def header_max(self) -> int:
-        """How many bytes a content header may take: as many as fit the broker's frame, with its 8 bytes around them."""
+        """How many bytes a content header may have: the broker's largest frame without the 8 bytes around its payload."""
         return (_FRAME_MAX if self._channel is None else self._channel.frame_max) - 8
 
     @property
     def blocked(self) -> str | None:
         """Why the broker takes no publishes at present (a resource alarm); None if it does."""
-        return None if self._tap is None else self._tap.blocked
+        return None if self._frame_reader is None else self._frame_reader.blocked
 
     async def wait_connected(self) -> None:
         """Return once there is a channel to publish on."""
         await self._connected.wait()
-
-    async def wait_lost(self) -> None:
-        """Return once the channel that there was is gone."""
-        await self._lost.wait()
 
     async def run(self) -> None:
         """Keep a channel open until cancelled."""
         await supervise(self._purpose, self._session, self._on_lost, self._options.on_outage)
 
     async def _session(self, established: Callable[[], None]) -> None:
-        async with connect(self._options, self._purpose) as (connection, tap):
-            opened = await connection.channel(publisher_confirms=True)  # held: the driver only has it weakly
-            underlay = await opened.get_underlay_channel()
-            frame_max = underlay.connection.connection_tune.frame_max or _FRAME_MAX
-            channel = _Channel(underlay, frame_max)
-            tap.channels[underlay.number] = Inbound(confirm=channel.confirm, returned=channel.returned)
-            self._channel, self._tap = channel, tap
-            self._lost.clear()
+        async with connect(self._options, self._purpose) as (connection, frame_reader):
+            opened = await open_channel(connection, confirms=True)
+            channel = _Channel(opened, opened.connection.connection_tune.frame_max or _FRAME_MAX)
+            frame_reader.channels[opened.number] = Inbound(confirm=channel.confirm, returned=channel.returned)
+            self._channel, self._frame_reader = channel, frame_reader
             self._connected.set()
             established()
-            broken = asyncio.ensure_future(channel.broken.wait())
-            closing = underlay.closing  # a lost connection closes its channels
             reason = "closed"
             try:
-                await asyncio.wait({broken, closing}, return_when=asyncio.FIRST_COMPLETED)
-                if closing.done() and not closing.cancelled() and (error := closing.exception()) is not None:
-                    reason = describe(error).text
-                    raise ConnectionError(reason)
+                reason = await wait_closed(opened, channel.broken)
             finally:
-                broken.cancel()
-                self._channel = self._tap = None
+                self._channel = self._frame_reader = None
                 self._connected.clear()
-                self._lost.set()
                 channel.lose(Unavailable("publisher connection lost", reason))
+            raise ConnectionError(reason)
 
     async def publish(self, messages: Sequence[Outgoing]) -> list[Fate]:
         """Publish `messages` in one write and wait until the broker has answered for each.
@@ -205,12 +200,12 @@ class Publisher:
             Unavailable: there is no connection, it was lost, or no answer came in time. Any of the messages may have
                 been taken: publish them again with the same message_id.
         """
-        channel, tap = self._channel, self._tap
-        if channel is None or tap is None:
+        channel, frame_reader = self._channel, self._frame_reader
+        if channel is None or frame_reader is None:
             raise Unavailable("no publisher connection")
         if not messages:
             return []
-        if tap.blocked is not None:
+        if frame_reader.blocked is not None:
             raise Unavailable(_BLOCKED)
         published = asyncio.ensure_future(channel.publish(messages))
         blocked = False
@@ -220,7 +215,7 @@ class Publisher:
                     return published.result()
             if self.blocked is None:
                 raise Unavailable(f"{self._purpose} not confirmed in time")
-            # The broker takes what is written when the alarm is over: the channel is as good as before.
+            # The broker takes what was written once the alarm is over: the channel stays usable.
             blocked = True
             published.add_done_callback(_read)
         except LOST as error:
@@ -230,8 +225,8 @@ class Publisher:
             raise Unavailable(describe(error).text) from error
         finally:
             if not published.done() and not blocked:
-                # Cut off in the middle: whether the write happened is not known, so the sequence numbers are not
-                # either, and the channel is of no more use.
+                # Interrupted: nobody knows whether the write happened, so the sequence numbers are unknown as well,
+                # and the channel cannot be used any more.
                 published.cancel()
                 channel.broken.set()
         raise Unavailable(_BLOCKED)
@@ -241,6 +236,6 @@ _BLOCKED = "the broker blocks publishers"
 
 
 def _read(published: asyncio.Task[list[Fate]]) -> None:
-    """So that a failure that nobody waits for any more is not reported as unread."""
+    """Read the failure of a publish that nobody waits for any more, or asyncio reports it."""
     if not published.cancelled():
         published.exception()

@@ -1,4 +1,4 @@
-"""Replies: where each goes, and what becomes of one that cannot be placed (contract, section 6)."""
+"""Replies: where each one goes, and what happens to one that cannot be delivered (contract, section 6)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 
 import structlog
 
-from task_activity_log.message import Properties
+from task_activity_log.message import APP_ID, PERSISTENT, Properties
 from task_activity_log.pipeline.reply import Reply
 from task_activity_log.problem import Unavailable
 from task_activity_log.rabbitmq.publisher import Fate, Outgoing, Publisher
@@ -17,13 +17,11 @@ from task_activity_log.record import Outcome
 
 log = structlog.get_logger(__name__)
 
-APP_ID = "task-activity-log-worker"
-PERSISTENT = 2
 _DIRECT_REPLY_TO = "amq.rabbitmq.reply-to."
 
 
 class Replies:
-    """Publishes replies to the `reply_to` of their requests, and to the replies exchange where there is none."""
+    """Publishes each reply to the `reply_to` of its request, or to the replies exchange if the request has none."""
 
     def __init__(
         self,
@@ -42,7 +40,7 @@ class Replies:
         self._also_to_exchange = also_to_exchange
         self._give_up_seconds = give_up_seconds
         self._on_given_up = on_given_up
-        self._refusing: dict[str, float] = {}  # since when a reply_to refuses
+        self._refusing: dict[str, float] = {}  # each reply_to that refuses, and since when (`time.monotonic`)
 
     async def publish(self, replies: Sequence[Reply]) -> list[bool]:
         """Publish replies and return, for each, whether nothing more is to be done for it.
@@ -53,7 +51,7 @@ class Replies:
 
         Raises:
             Unavailable: the broker is away, or the replies exchange leads to no queue that takes them. Publish all of
-                them again: a repeat carries the same message_id.
+                them again: a repeat has the same message_id.
         """
         outgoing = [self._outgoing(reply) for reply in replies]
         fates = iter(await self._publisher.publish([message for messages in outgoing for message in messages]))
@@ -77,7 +75,7 @@ class Replies:
         outgoing = []
         address = self._address(reply.reply_to)
         if address is not None:
-            # RabbitMQ returns mandatory messages to direct reply-to although it delivers them.
+            # RabbitMQ returns a mandatory message to direct reply-to although it delivers it.
             mandatory = not address.startswith(_DIRECT_REPLY_TO)
             outgoing.append(Outgoing("", address, properties, reply.body, mandatory=mandatory))
         if address is None or self._also_to_exchange:
@@ -85,19 +83,19 @@ class Replies:
         return outgoing
 
     def _placed(self, message: Outgoing, fate: Fate) -> bool:
-        """Whether nothing more is to be done for this message."""
+        """Whether this message is done: confirmed, or given up."""
         if fate is Fate.CONFIRMED:
             if not message.exchange:
                 self._refusing.pop(message.routing_key, None)
             return True
         if message.exchange:
-            raise Unavailable(f"replies {fate.name.lower()}", f"no queue takes what {message.exchange} is sent")
-        if fate is Fate.REFUSED:
+            raise Unavailable(f"replies {fate.value}", f"no queue takes what {message.exchange} is sent")
+        if fate is Fate.NACKED:
             since = self._refusing.setdefault(message.routing_key, time.monotonic())
             if time.monotonic() - since < self._give_up_seconds:
                 return False
-        self._on_given_up(fate.name.lower())
-        log.warning("reply_given_up", reply_to=message.routing_key, why=fate.name.lower())
+        self._on_given_up(fate.value)
+        log.warning("reply_given_up", reply_to=message.routing_key, why=fate.value)
         return True
 
     def _address(self, reply_to: str | None) -> str | None:

@@ -20,13 +20,13 @@ log = structlog.get_logger(__name__)
 REQUEST_KEY = "upsert"
 
 _RETURNS_UNLIMITED = 1_000_000
-"""Delivery limit of queues that people look into. Without one RabbitMQ 4 deletes a message after 20 returns, and -1,
-which means unlimited there, deletes at the first return on 3.10."""
+"""The delivery limit of queues that people look into. Without a limit RabbitMQ 4 deletes a message after 20 returns. -1
+means unlimited there, but 3.10 deletes the message at its first return."""
 
 
 @dataclass(frozen=True, slots=True)
 class Topology:
-    """The names, and the choices that the requests queue is declared with."""
+    """The names, and the options that the requests queue is declared with."""
 
     requests_queue: str = "task_activity_log.upsert"
     replies_queue: str = "task_activity_log.replies"
@@ -38,7 +38,7 @@ class Topology:
 
     @property
     def own_queues(self) -> frozenset[str]:
-        """Queues that a `reply_to` must not name: a loop, or a forged reply."""
+        """Queues that a `reply_to` must not name: it would be a loop, or a forged reply."""
         return frozenset((self.requests_queue, self.replies_queue, self.dead_letters_queue))
 
     def queues(self) -> dict[str, Arguments]:
@@ -65,7 +65,7 @@ class Topology:
         return {self.requests_exchange: "direct", self.replies_exchange: "topic"}
 
     def bindings(self) -> tuple[tuple[str, str, str], ...]:
-        """Queue, exchange, routing key."""
+        """Each binding as queue, exchange and routing key."""
         return (
             (self.requests_queue, self.requests_exchange, REQUEST_KEY),
             (self.replies_queue, self.replies_exchange, "#"),
@@ -73,7 +73,7 @@ class Topology:
 
 
 async def declare(connection: AbstractConnection, topology: Topology) -> None:
-    """Declare what is missing. What exists with other arguments is used as it is, with one warning that names them.
+    """Declare what is missing. What exists with other arguments is used as it is, with a warning that names the argument.
 
     Raises:
         aiormq.exceptions.AMQPError: the broker refuses (403: no permission to configure) or is gone.
@@ -90,10 +90,10 @@ async def declare(connection: AbstractConnection, topology: Topology) -> None:
 
 
 async def check(connection: AbstractConnection, topology: Topology) -> None:
-    """Only look whether the queues and exchanges are there: operators own them.
+    """Check that the queues and exchanges exist, and declare nothing.
 
     Raises:
-        Unavailable: one is missing.
+        Unavailable: one does not exist.
     """
     for exchange in topology.exchanges():
         async with _own_channel(connection, f"exchange {exchange}") as channel:
@@ -104,7 +104,7 @@ async def check(connection: AbstractConnection, topology: Topology) -> None:
 
 
 async def consumers(connection: AbstractConnection, topology: Topology) -> int:
-    """How many consume the requests at present."""
+    """How many consumers the requests queue has."""
     async with connection.channel() as channel:
         queue = await channel.declare_queue(topology.requests_queue, passive=True)
         return queue.declaration_result.consumer_count or 0
@@ -112,7 +112,7 @@ async def consumers(connection: AbstractConnection, topology: Topology) -> int:
 
 @asynccontextmanager
 async def _own_channel(connection: AbstractConnection, what: str) -> AsyncIterator[AbstractChannel]:
-    """A channel for one declaration: a refusal closes the channel that it happened on."""
+    """A channel for one declaration: when the broker refuses, it closes the channel."""
     channel = await connection.channel()
     try:
         yield channel
@@ -126,12 +126,12 @@ async def _own_channel(connection: AbstractConnection, what: str) -> AsyncIterat
 
 _ADVICE = (
     "It is used as it is. Arguments cannot be changed in place: set limits by policy,"
-    " or drain and delete the queue and let the worker declare it anew."
+    " or drain and delete the queue and let the worker declare it again."
 )
 
 
 def _difference(refusal: str) -> dict[str, str]:
-    """What differs, out of the broker's refusal; empty where it is worded differently."""
+    """The argument and both its values from the broker's refusal, or the refusal itself if it is worded differently."""
     found = re.search(
         r"inequivalent arg '(?P<argument>[^']+)'.*?: received (?P<wanted>.+?) but current is (?P<found>.+)",
         refusal,

@@ -11,7 +11,7 @@ from task_activity_log.cli.check.finding import Finding
 from task_activity_log.cli.check.limits import Limits, judge_kept, judge_requests, number
 from task_activity_log.cli.check.management import Management, ManagementError
 from task_activity_log.problem import Unavailable
-from task_activity_log.rabbitmq.inspection import Sight, look
+from task_activity_log.rabbitmq.inspection import BrokerState, inspect_broker
 from task_activity_log.rabbitmq.topology import Topology
 from task_activity_log.settings import Settings
 from task_activity_log.telemetry.logs import address, is_local
@@ -27,7 +27,7 @@ async def findings(settings: Settings) -> list[Finding]:
     url = settings.required_amqp_url
     where = address(url)
     try:
-        sight = await look(link_of(settings), topology_of(settings))
+        sight = await inspect_broker(link_of(settings), topology_of(settings))
     except Unavailable as error:
         advice = "check that it is running and that AMQP_URL is correct"
         if url.startswith("amqps:"):
@@ -41,7 +41,7 @@ async def findings(settings: Settings) -> list[Finding]:
     return shown + await asyncio.to_thread(lambda: list(_judge_management(management, sight, settings)))
 
 
-def _judge_sight(sight: Sight, settings: Settings, where: str) -> Iterator[Finding]:
+def _judge_sight(sight: BrokerState, settings: Settings, where: str) -> Iterator[Finding]:
     """What AMQP shows."""
     found = f"RabbitMQ {sight.version} at {where}"
     if number(sight.version) < _OLDEST:
@@ -68,7 +68,7 @@ def _judge_sight(sight: Sight, settings: Settings, where: str) -> Iterator[Findi
             yield Finding("warning", "order per record", f"{queue.consumers} consumers", advice)
 
 
-def _judge_management(management: Management, sight: Sight, settings: Settings) -> Iterator[Finding]:
+def _judge_management(management: Management, sight: BrokerState, settings: Settings) -> Iterator[Finding]:
     """What only the management API shows."""
     topology = topology_of(settings)
     vhost = unquote(urlsplit(settings.required_amqp_url).path[1:]) or "/"
@@ -87,7 +87,7 @@ def _judge_management(management: Management, sight: Sight, settings: Settings) 
     yield _judge_permissions(management, vhost, topology, settings)
 
 
-def _judge_bindings(management: Management, vhost: str, sight: Sight, settings: Settings) -> Iterator[Finding]:
+def _judge_bindings(management: Management, vhost: str, sight: BrokerState, settings: Settings) -> Iterator[Finding]:
     for queue, exchange, key in topology_of(settings).bindings():
         if sight.queues.get(queue) is None or not sight.exchanges.get(exchange):
             continue
