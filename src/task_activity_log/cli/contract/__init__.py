@@ -1,6 +1,6 @@
 """`task-activity-log contract`: the wire contract in machine-readable forms, generated from the code that implements it.
 
-`templates/` has what changes only with the contract; `@name` stands for what comes from the code: fields, forms of
+templates/    what changes only with the contract; `@name` stands for what comes from the code: fields, forms of
 values, codes, names of queues. The examples are written by the worker's own encoders.
 """
 
