@@ -1,4 +1,4 @@
-"""Three asyncio tools: a queue that is taken from in batches, jittered delays, and the end of tasks."""
+"""Three asyncio tools: a queue from which items are taken in batches, jittered delays, and cancelling tasks."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any, Generic, TypeVar
 Item = TypeVar("Item")
 
 _CANCEL_AGAIN_SECONDS = 3.0
-"""Longer than closing a connection takes, which a second cancellation would cut off."""
+"""Longer than it takes to close a connection, because a second cancellation would interrupt that."""
 
 
 class Waiting(Generic[Item]):
-    """The inbox queue of the process. No timers: a batch is whatever is waiting when its taker is free.
+    """The queue of the process. There are no timers: a batch is whatever is waiting when the next one is taken.
 
-    It has no bound of its own: the broker's prefetch bounds it.
+    The queue has no limit of its own, because the broker's prefetch limits it.
     """
 
     def __init__(self) -> None:
@@ -33,14 +33,14 @@ class Waiting(Generic[Item]):
         self._changed.set()
 
     async def take(self, most: int) -> list[Item]:
-        """Wait until there is something, then take what is there, at most `most`. Empty once closed."""
+        """Wait until there is an item, then take all items, at most `most`. Empty once the queue is closed."""
         while not self._items and not self._closed:
             self._changed.clear()
             await self._changed.wait()
         return [] if self._closed else self.take_waiting(most)
 
     def take_waiting(self, most: int) -> list[Item]:
-        """What is there now, at most `most`; empty if that is nothing."""
+        """Take the items that are waiting now, at most `most`. May be empty."""
         if len(self._items) <= most:
             items = list(self._items)
             self._items.clear()
@@ -48,17 +48,17 @@ class Waiting(Generic[Item]):
         return [self._items.popleft() for _ in range(most)]
 
     def clear(self) -> None:
-        """Forget everything that waits: it belonged to a channel that is gone and comes again."""
+        """Remove all items. Their channel was lost, so the broker delivers them again."""
         self._items.clear()
 
     def close(self) -> None:
-        """Give nothing out any more; what waits stays untaken."""
+        """Give out no more items. Waiting items are not taken."""
         self._closed = True
         self._changed.set()
 
 
 class Backoff:
-    """Delays in seconds that double from `first` to `most`, jittered so that workers do not march in step."""
+    """Delays in seconds that double from `first` to `most`, with jitter so that workers do not act at the same time."""
 
     def __init__(self, first: float = 0.2, most: float = 10.0) -> None:
         self._first = first
@@ -66,7 +66,7 @@ class Backoff:
         self._next = first
 
     def delay(self) -> float:
-        """The next delay: between half of the present step and the whole of it."""
+        """The next delay: between half a step and a whole step."""
         step = self._next
         self._next = min(step * 2, self._most)
         return random.uniform(step / 2, step)  # noqa: S311 - jitter, not cryptography
@@ -77,10 +77,10 @@ class Backoff:
 
 
 async def end(*tasks: asyncio.Task[Any]) -> None:
-    """Cancel until each has ended.
+    """Cancel the tasks until each has ended.
 
-    Once is not enough: `asyncio.wait_for`, which the driver is made of, loses a cancellation that comes with the answer
-    it waits for (before Python 3.12).
+    Cancelling once is not enough. Before Python 3.12 `asyncio.wait_for`, which the driver uses, loses a cancellation that
+    arrives together with the result.
     """
     while pending := [task for task in tasks if not task.done()]:
         for task in pending:

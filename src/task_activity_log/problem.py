@@ -74,7 +74,7 @@ class FieldError:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Why a message was rejected, as its publisher is told. It never contains the payload."""
+    """Why a message was rejected, for its publisher. It never contains the payload."""
 
     code: Code
     detail: str
@@ -87,7 +87,7 @@ class Problem:
 
     @property
     def title(self) -> str:
-        """The code in words, the same for every occurrence (RFC 9457, member `title`)."""
+        """The code as words. It is the same for every occurrence (RFC 9457, member `title`)."""
         return self.code.replace("_", " ").capitalize()
 
 

@@ -66,7 +66,7 @@ class Status:
         return reasons
 
     def not_alive(self) -> list[str]:
-        """Why the process must be restarted; empty if it need not be."""
+        """Why the process must be restarted; empty if it is alive."""
         since = self._intake.connected_since
         idle = 0.0 if since is None or self._intake.consuming else time.monotonic() - since
         if idle > _NOT_CONSUMING_SECONDS and not self.draining and self.hold_reason is None:

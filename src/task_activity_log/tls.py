@@ -1,4 +1,4 @@
-"""TLS by files: who is trusted, and who we are."""
+"""TLS with files: trusted authorities, and our own certificate."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class Tls:
-    """PEM files. They are read again for each connection, so that renewed certificates need no restart."""
+    """PEM files. They are read for each connection, so that renewed certificates need no restart."""
 
     ca: Path | None = None
-    """Who may sign the server's certificate; the system's authorities where it is None."""
+    """The authorities that may sign the server's certificate; the system's authorities if it is None."""
     certificate: Path | None = None
-    """Ours, with its chain, for servers that ask for one."""
+    """Our certificate with its chain, for servers that ask for one."""
     key: Path | None = None
-    """Its private key, not encrypted; None: it is in the file of the certificate."""
+    """The private key, not encrypted; None if the file of the certificate contains it."""
 
     def context(self) -> ssl.SSLContext:
-        """What a connection is opened with: the server's certificate and name are always checked.
+        """The context for opening a connection. The server's certificate and name are always checked.
 
         Raises:
-            OSError: a file cannot be read; also as `ssl.SSLError`: it does not hold what it should.
+            OSError: a file cannot be read, or (`ssl.SSLError`) does not contain what it should.
         """
         context = ssl.create_default_context(cafile=self.ca)
         if self.certificate is not None:
-            # A password is named so that OpenSSL does not ask for one on the terminal.
+            # With a password argument OpenSSL does not prompt for one on the terminal.
             context.load_cert_chain(self.certificate, self.key, password="")
         return context

@@ -1,6 +1,6 @@
 """Decoding any bytes gives a request or a problem with a known code, and every request can be answered.
 
-The fast reader of JSON must agree with the complete one, and the reply must contain what was asked for.
+The fast readers must agree with the complete ones, and the reply must contain what was asked for.
 
     python -m tests.fuzz.wire json -runs=1000000
     python -m tests.fuzz.wire xml -runs=1000000

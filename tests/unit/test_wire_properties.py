@@ -16,8 +16,9 @@ from task_activity_log.pipeline import reply
 from task_activity_log.pipeline.request import Request, Rules, decode
 from task_activity_log.problem import Code, Rejected
 from task_activity_log.record import FIELDS, Applied, Outcome, StoredTaskActivityLog, TaskActivityLog
-from task_activity_log.wire import as_json
+from task_activity_log.wire import as_json, as_xml
 from task_activity_log.wire import fields as wire_fields
+from task_activity_log.wire.fields import Kind
 from tests.fakes import delivered
 from tests.vectors import load
 
@@ -196,6 +197,10 @@ def test_every_field_is_generated() -> None:
     assert {"id", *fields} == set(FIELDS)
 
 
+xml_bodies = st.one_of(
+    records.map(lambda record: _as_stored(record, wire.XML)),
+    st.sampled_from([vector.body for vector in VECTORS if b"<" in vector.body]),
+)
 json_bodies = st.one_of(
     records.map(lambda record: wire.encode(record, wire.JSON).body),
     st.sampled_from([vector.body for vector in VECTORS if b"{" in vector.body]),
@@ -206,7 +211,13 @@ edits = st.lists(
         st.integers(0, 6),
         st.sampled_from(
             [
-                *'"\\/:= \r\n[]{},',
+                *'<>&"\\/:= \r\n',
+                "]]>",
+                "&#13;",
+                "<!--c-->",
+                "<a/>",
+                "nil",
+                "i:",
                 "x",
                 "\x00",
                 "\x0b",
@@ -215,9 +226,12 @@ edits = st.lists(
                 '"subject":"a",',
                 "\\u0000",
                 "\\ud800",
+                "<subject>a</subject>",
+                'xmlns:i=""',
                 "ID",
                 "null,",
                 "1e5",
+                "/",
             ]
         ),
     ),
@@ -225,11 +239,27 @@ edits = st.lists(
 )
 
 
+def _as_stored(record: TaskActivityLog, media_type: str) -> bytes:
+    stored = StoredTaskActivityLog(**record.model_dump(), modified_dateutc=datetime(2026, 1, 1, tzinfo=UTC))
+    return wire.encode(stored, media_type).body
+
+
 def _edited(body: bytes, changes: list[tuple[int, int, str]]) -> str:
     text = body.decode(errors="replace")
     for at, cut, put in changes:
         text = text[: at % (len(text) + 1)] + put + text[at % (len(text) + 1) + cut :]
     return text
+
+
+@settings(max_examples=800)
+@given(xml_bodies, edits)
+def test_the_fast_reader_of_xml_agrees_with_the_complete_one(body: bytes, changes: list[tuple[int, int, str]]) -> None:
+    """If it accepts a text at all, it returns the same members."""
+    text = _edited(body, changes)
+    fast = as_xml._usual(text)
+    if fast is not None:
+        complete = as_xml._members(text)
+        assert fast == {name: as_xml._content(element, Kind.TEXT) for name, element in complete.items()}
 
 
 @settings(max_examples=800)

@@ -301,7 +301,7 @@ class Answering(_Stage[D]):
     async def _settle(self, batch: Sequence[Settlement[D]]) -> None:
         """Keep the dead letters, publish the replies, then acknowledge.
 
-        Because of this order, whoever has read a reply will find the row and the dead letter in place.
+        Because of this order, whoever has read a reply finds the row and the dead letter in place.
         """
         started = time.perf_counter()
         rejected = [(each.delivery, each.problem) for each in batch if each.problem is not None]

@@ -116,9 +116,9 @@ class Store:
         raises, the wave is not committed, or it is not known because the connection was lost; the wave can be sent
         again.
 
-        Each outcome comes with the record as it is in the database, or with None if there is none to return: the row
-        of a duplicate or stale request was deleted since, or (outcome `rejected`) the row is stored but has values,
-        set by others, that Python cannot represent.
+        Each outcome has the record as it is in the database. The record is None if the row of a duplicate or stale
+        request was deleted since, or (outcome `rejected`) if other programs have stored values in the row that Python
+        cannot represent.
 
         Raises:
             Refused: the database refuses a value in the wave. Nothing of the wave is stored.

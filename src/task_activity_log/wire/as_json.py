@@ -193,9 +193,7 @@ def _string(raw: object, kind: Kind) -> str:
     return raw
 
 
-def _read_string(raw: object) -> str | None:
-    if raw is None:
-        return None
+def _read_string(raw: object) -> str:
     text = _string(raw, Kind.TEXT)
     if not is_storable(text):
         raise Invalid(Kind.TEXT.code)
@@ -203,18 +201,18 @@ def _read_string(raw: object) -> str | None:
 
 
 def _read_uuid(raw: object) -> UUID | None:
-    return None if raw is None or raw == "" else values.uuid(_string(raw, Kind.UUID))
+    return None if raw == "" else values.uuid(_string(raw, Kind.UUID))
 
 
 def _read_instant(raw: object, naive: NaiveDates) -> datetime | None:
-    if raw is None or raw == "":
+    if raw == "":
         return None
     text = _string(raw, Kind.INSTANT)
     return values.milliseconds(text) or values.instant(text, naive)
 
 
 def _read_boolean(raw: object) -> bool | None:
-    if raw is None or raw == "":
+    if raw == "":
         return None
     if type(raw) is str:
         raw = _WORDS.get(raw.strip(WHITE).lower())

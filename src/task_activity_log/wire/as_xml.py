@@ -1,5 +1,9 @@
 """XML to record and back (contract, sections 5 and 6).
 
+There are two readers with the same result. The fast one, `_usual`, uses two passes of a pattern and accepts only what
+serializers usually write: a root with known namespaces, and known children with plain text or nil. Everything else, valid
+or not, is left to the complete one, `_members`, which knows every rule and is slower (see docs/performance.md).
+
 The parser is libxml2, through lxml, with its limits enabled (256 levels, 10 MB per text). It fetches and expands nothing.
 expat was not chosen because it copies the namespace into every prefixed attribute: for 160 kB of XML it used 1.4 GB and
 5 s; libxml2 needs less than 5 ms.
@@ -8,7 +12,7 @@ expat was not chosen because it copies the namespace into every prefixed attribu
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from functools import cache, partial
 from itertools import islice
@@ -32,6 +36,9 @@ INSTANCE: Final = "http://www.w3.org/2001/XMLSchema-instance"
 
 def decode(text: str, naive: NaiveDates = "utc") -> TaskActivityLog:
     """The record in an XML text. Raises `Rejected`, or its subclass `InvalidFields` if only fields are invalid."""
+    usual = _usual(text)
+    if usual is not None:
+        return fields.record(TaskActivityLog, usual, _text_readers(naive))
     return fields.record(TaskActivityLog, _members(text), _readers(naive))
 
 
@@ -163,6 +170,15 @@ def _few(root: _Element, prefix: str) -> Iterable[_Element]:
     return islice(root.iterchildren(*(start + name for name in STORED_FIELDS for start in {prefix, ""})), _MANY)
 
 
+def _usual(text: str) -> dict[str, str | None] | None:
+    """The text of each field, None for nil, in XML of the usual kind; None if the complete reader must decide."""
+    if "]]>" in text or not _USUAL.fullmatch(text):
+        return None
+    found = _USUAL_CHILD.findall(text)
+    members = {name or nil: None if nil else held for name, held, nil in found}
+    return members if len(members) == len(found) else None
+
+
 def _content(element: _Element, kind: Kind) -> str | None:
     """The text of an element; None if it is nil. Raises `Invalid` if it contains an element."""
     if _is_nil(element):
@@ -200,30 +216,16 @@ def _boolean(text: str) -> bool:
     return value
 
 
-def _read_string(element: _Element) -> str | None:
-    return _content(element, Kind.TEXT)
+def _id(text: str) -> UUID | None:
+    return values.uuid(text) if text else None  # an empty id is a missing one, not an invalid uuid
 
 
-def _read_uuid(element: _Element) -> UUID | None:
-    text = _content(element, Kind.UUID)
-    return None if text is None else values.uuid(text)
-
-
-def _read_id(element: _Element) -> UUID | None:
-    text = _content(element, Kind.UUID)
-    return values.uuid(text) if text else None  # `<id/>` is a missing id, not an invalid one
-
-
-def _read_boolean(element: _Element) -> bool | None:
-    text = _content(element, Kind.BOOLEAN)
-    return None if text is None else _boolean(text)
-
-
-def _read_instant(element: _Element, naive: NaiveDates) -> datetime | None:
-    if len(element) == len(_OFFSET_STRUCT) and not _is_nil(element) and not _has_text(element):
+def _read(element: _Element, kind: Kind, read: Callable[[str], object]) -> object:
+    """The value in an element; `read` returns that of a text."""
+    if kind is Kind.INSTANT and len(element) == len(_OFFSET_STRUCT) and not _is_nil(element) and not _has_text(element):
         return _read_offset_struct(element)
-    text = _content(element, Kind.INSTANT)
-    return None if text is None else values.instant(text, naive)
+    text = _content(element, kind)
+    return None if text is None else read(text)
 
 
 def _read_offset_struct(element: _Element) -> datetime:
@@ -235,15 +237,35 @@ def _read_offset_struct(element: _Element) -> datetime:
 
 
 @cache
-def _readers(naive: NaiveDates, *, stored: bool = False) -> dict[str, Reader]:
-    readers: dict[Kind, Reader] = {
-        Kind.UUID: _read_uuid,
-        Kind.TEXT: _read_string,
-        Kind.INSTANT: partial(_read_instant, naive=naive),
-        Kind.BOOLEAN: _read_boolean,
+def _text_readers(naive: NaiveDates, *, stored: bool = False) -> dict[str, Reader]:
+    by_kind: dict[Kind, Reader] = {
+        Kind.UUID: values.uuid,
+        Kind.TEXT: str,
+        Kind.INSTANT: partial(values.instant, naive=naive),
+        Kind.BOOLEAN: _boolean,
     }
-    return {field: readers[kind] for field, kind in (STORED_KINDS if stored else KINDS).items()} | {"id": _read_id}
+    return {field: by_kind[kind] for field, kind in (STORED_KINDS if stored else KINDS).items()} | {"id": _id}
 
+
+@cache
+def _readers(naive: NaiveDates, *, stored: bool = False) -> dict[str, Reader]:
+    readers = _text_readers(naive, stored=stored)
+    return {field: partial(_read, kind=STORED_KINDS[field], read=read) for field, read in readers.items()}
+
+
+# Text without markup, without references, and without characters that XML normalizes (CR) or cannot represent.
+_PLAIN = "[^<&\r\0-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]*+"
+_BLANK = "[ \t\r\n]*+"
+_ANY_FIELD = "|".join(sorted(STORED_FIELDS, key=len, reverse=True))
+_CHILD = rf'<(?:({_ANY_FIELD})>({_PLAIN})</\1>|({_ANY_FIELD}) i:nil="true" ?/>)'
+_USUAL_CHILD = re.compile(_CHILD)
+_OWN = r'(?: xmlns="http://schemas\.datacontract\.org/2004/07/[A-Za-z0-9_.]*+")'
+_XSI = rf' xmlns:i="{re.escape(INSTANCE)}"'
+_USUAL = re.compile(
+    rf'(?:<\?xml version="1\.0"(?: encoding="[A-Za-z][A-Za-z0-9._-]*+")? ?\?>{_BLANK})?'
+    rf"<task_activity_log(?:{_OWN}?{_XSI}|{_XSI}{_OWN})>"
+    rf"(?:{_BLANK}{_CHILD})*+{_BLANK}</task_activity_log>{_BLANK}"
+)
 
 _PARSER = _parser(recover=False)
 _ODD_NAMESPACE = {etree.ErrorTypes.WAR_NS_URI, etree.ErrorTypes.WAR_NS_URI_RELATIVE}

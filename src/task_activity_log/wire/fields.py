@@ -14,7 +14,7 @@ from task_activity_log.record import StoredTaskActivityLog, TaskActivityLog
 from task_activity_log.wire.values import Invalid
 
 Reader = Callable[[Any], Any]
-"""Turns what a member contains into the value of a field; None for null. Raises `Invalid`."""
+"""Turns what a member contains, other than None, into the value of a field; None for null. Raises `Invalid`."""
 Record = TypeVar("Record", bound=TaskActivityLog)
 
 
@@ -101,7 +101,8 @@ def check_unique(repeated: Collection[str], order: Collection[str]) -> None:
 def record(kind: type[Record], members: Mapping[str, Any], readers: Mapping[str, Reader]) -> Record:
     """Make a record of this class from the members of a message.
 
-    `readers` has every field of the class, in its order. Members without a reader are ignored and not parsed.
+    `readers` has every field of the class, in its order. Members without a reader are ignored and not parsed. A member
+    that is None is null.
 
     Raises:
         InvalidFields: with an error for each invalid field.
@@ -109,7 +110,7 @@ def record(kind: type[Record], members: Mapping[str, Any], readers: Mapping[str,
     values: dict[str, Any] = dict.fromkeys(readers)
     errors: dict[str, Code] = {}
     for field, held in members.items():
-        if field in readers:
+        if held is not None and field in readers:
             try:
                 values[field] = readers[field](held)
             except Invalid as invalid:

@@ -64,7 +64,7 @@ def media_type(content_type: str | None, default: str | None = JSON) -> MediaTyp
     """The media type in a content type; `default` if the content type is absent or empty.
 
     Raises:
-        Rejected: `unsupported_media_type`, if it is none of `MEDIA_TYPES`, or is absent and there is no default.
+        Rejected: `unsupported_media_type`, if it is not in `MEDIA_TYPES`, or is absent and there is no default.
     """
     content_type = (content_type or "").strip(WHITE) or default or ""
     name = content_type.partition(";")[0].strip(WHITE).lower()
