@@ -11,7 +11,7 @@ from task_activity_log.pipeline.hold import Hold
 from task_activity_log.postgresql.store import Store
 from task_activity_log.rabbitmq.intake import Intake
 from task_activity_log.rabbitmq.publisher import Publisher
-from task_activity_log.settings import SECRETS, Settings
+from task_activity_log.settings import Settings
 from task_activity_log.telemetry.logs import address
 from task_activity_log.telemetry.metrics import Metrics
 from task_activity_log.telemetry.watch import Watch
@@ -98,7 +98,7 @@ class Status:
                 if hold.reason is not None
             ],
             "draining": self.draining,
-            "settings": settings.model_dump(mode="json", exclude=set(SECRETS)),
+            "settings": settings.model_dump(mode="json"),
         }
 
     def show_gauges(self, metrics: Metrics) -> None:
