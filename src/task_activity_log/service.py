@@ -51,11 +51,12 @@ class Service:
         self._start_hold = Hold("start")
         topology = topology_of(settings)
         link = link_of(settings)
+        count = self.metrics.counters
         self._store = store_of(settings)
         self._publisher = Publisher(
             link,
             confirm_timeout_seconds=settings.confirm_timeout_seconds,
-            on_lost=lambda: self.metrics.connection_lost("replies"),
+            on_lost=count["task_activity_log_connections_lost_total"].labels("replies").inc,
         )
         self._intake = Intake(
             link,
@@ -63,8 +64,8 @@ class Service:
             prefetch=settings.prefetch,
             declare_topology=settings.topology == "declare",
             before_consuming=self._ready_to_consume,
-            on_lost=lambda: self.metrics.connection_lost("intake"),
-            on_late=self.metrics.settled_late,
+            on_lost=count["task_activity_log_connections_lost_total"].labels("intake").inc,
+            on_late=count["task_activity_log_late_settlements_total"].inc,
         )
         self._tasks = self._intake if traces is None else traces.intake(self._intake)
         replies = Replies(
@@ -73,7 +74,7 @@ class Service:
             reply_to_allowed=settings.reply_to_allowed,
             also_to_exchange=settings.replies == "both",
             give_up_seconds=settings.reply_give_up_seconds,
-            on_given_up=self.metrics.reply_given_up,
+            on_given_up=lambda why: count["task_activity_log_replies_given_up_total"].labels(why).inc(),
         )
         self._worker: Worker[RabbitDelivery] = Worker(
             intake=self._tasks,
@@ -213,7 +214,7 @@ class Service:
                 trimmed = _TRIM_CHUNK
                 while trimmed == _TRIM_CHUNK:
                     trimmed = await self._store.trim(keep, _TRIM_CHUNK)
-                    self.metrics.inbox_trimmed(trimmed)
+                    self.metrics.counters["task_activity_log_inbox_trimmed_total"].inc(trimmed)
             await asyncio.sleep(_TRIM_EVERY_SECONDS)
 
 
