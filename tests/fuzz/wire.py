@@ -41,9 +41,9 @@ def read_whole(sent: Delivery) -> tuple[TaskActivityLog, set[str]] | Problem:
         media = wire.media_type(sent.properties.content_type)
         text = wire.text(sent.body, media)
         if wire.is_xml(media.name):
-            record = fields.record(TaskActivityLog, as_xml._members(text), as_xml._readers("utc"))
+            record = fields.record(TaskActivityLog, as_xml._members(text), as_xml._read)
         else:
-            record = fields.record(TaskActivityLog, as_json._members(text), as_json._readers("utc"))
+            record = fields.record(TaskActivityLog, as_json._members(text), as_json._read)
     except Rejected as error:
         return error.problem
     return record, record.model_fields_set

@@ -239,5 +239,5 @@ def test_the_fast_reader_of_json_agrees_with_the_complete_one(body: bytes, chang
     text = _edited(body, changes)
     fast = as_json._usual(text, "utc")
     if fast is not None:
-        complete = wire_fields.record(TaskActivityLog, as_json._members(text), as_json._readers("utc"))
+        complete = wire_fields.record(TaskActivityLog, as_json._members(text), as_json._read)
         assert (fast, fast.model_fields_set) == (complete, complete.model_fields_set)

@@ -10,11 +10,11 @@ from uuid import UUID
 from pydantic import AwareDatetime
 
 from task_activity_log.problem import Code, FieldError, Problem, Rejected
-from task_activity_log.record import StoredTaskActivityLog, TaskActivityLog
-from task_activity_log.wire.values import Invalid
+from task_activity_log.record import FIELDS, STORED_FIELDS, StoredTaskActivityLog, TaskActivityLog
+from task_activity_log.wire.values import Invalid, NaiveDates
 
-Reader = Callable[[Any], Any]
-"""Turns what a member contains into the value of a field; None for null. Raises `Invalid`."""
+Reader = Callable[[str, Any, NaiveDates], object]
+"""Turns the name of a field and what its member contains into its value; None for null. Raises `Invalid`."""
 Record = TypeVar("Record", bound=TaskActivityLog)
 
 
@@ -35,21 +35,16 @@ class Kind(Enum):
 _TYPES: dict[Any, Kind] = {UUID: Kind.UUID, str: Kind.TEXT, AwareDatetime: Kind.INSTANT, bool: Kind.BOOLEAN}
 
 
-def _kinds(record: type[TaskActivityLog]) -> dict[str, Kind]:
-    """The kind of each field, from its annotation."""
-    return {name: _TYPES[_plain(field.annotation)] for name, field in record.model_fields.items()}
-
-
 def _plain(annotation: Any) -> Any:
     """The type in an annotation, without `| None` and without validators."""
     arguments = get_args(annotation)
     return _plain(arguments[0]) if arguments else annotation
 
 
-KINDS = _kinds(TaskActivityLog)
-"""The kind of each field that a request can set, in the record's order."""
-STORED_KINDS = _kinds(StoredTaskActivityLog)
+STORED_KINDS = {name: _TYPES[_plain(field.annotation)] for name, field in StoredTaskActivityLog.model_fields.items()}
 """The kind of each field of a stored record, in the record's order."""
+KINDS = {name: STORED_KINDS[name] for name in FIELDS}
+"""The kind of each field that a request can set, in the record's order."""
 
 _WANTED = {
     Code.DUPLICATE_FIELD: "only once; upper and lower case do not matter",
@@ -98,20 +93,18 @@ def check_unique(repeated: Collection[str], order: Collection[str]) -> None:
         raise Rejected(problem([bad(field, Code.DUPLICATE_FIELD) for field in order if field in repeated]))
 
 
-def record(kind: type[Record], members: Mapping[str, Any], readers: Mapping[str, Reader]) -> Record:
-    """Make a record of this class from the members of a message.
-
-    `readers` has every field of the class, in its order. Members without a reader are ignored and not parsed.
+def record(kind: type[Record], members: Mapping[str, Any], read: Reader, naive: NaiveDates = "utc") -> Record:
+    """Make a record of this class from the members of a message. Members that it has no field for are not read.
 
     Raises:
         InvalidFields: with an error for each invalid field.
     """
-    values: dict[str, Any] = dict.fromkeys(readers)
+    values: dict[str, Any] = dict.fromkeys(STORED_FIELDS if kind is StoredTaskActivityLog else FIELDS)
     errors: dict[str, Code] = {}
     for field, held in members.items():
-        if field in readers:
+        if field in values:
             try:
-                values[field] = readers[field](held)
+                values[field] = read(field, held, naive)
             except Invalid as invalid:
                 errors[field] = invalid.code
     if values["id"] is None or not values["id"].int:
@@ -119,7 +112,7 @@ def record(kind: type[Record], members: Mapping[str, Any], readers: Mapping[str,
     if values.get("modified_dateutc", ...) is None:
         errors.setdefault("modified_dateutc", Code.INVALID_DATE)
     if errors:
-        raise InvalidFields(problem([bad(field, errors[field]) for field in readers if field in errors]))
+        raise InvalidFields(problem([bad(field, errors[field]) for field in values if field in errors]))
     given = set(members)
     given.intersection_update(values)
     return kind.trusted(values, given)
