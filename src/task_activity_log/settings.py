@@ -78,7 +78,7 @@ def _readable(path: Path) -> Path:
 
 
 _Url = Annotated[SecretStr | None, Field(exclude=True)]
-"""It may contain a password, so it is never shown. None only if it is not set, and the command does not need it."""
+"""It may contain a password, so it is never shown."""
 _File = Annotated[Path, AfterValidator(_readable)]
 
 
@@ -87,9 +87,9 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, use_attribute_docstrings=True)
 
-    amqp_url: Annotated[_Url, _url("amqp", "amqps", example="amqp://user:password@host:5672/vhost")]
+    amqp_url: Annotated[_Url, _url("amqp", "amqps", example="amqp://user:password@host:5672/vhost")] = None
     """URL of the broker: `amqp://user:password@host:5672/vhost`, or `amqps://` for TLS."""
-    database_url: Annotated[_Url, _url("postgresql", "postgres")]
+    database_url: Annotated[_Url, _url("postgresql", "postgres")] = None
     """URL of the database: `postgresql://user:password@host:5432/name`. Several hosts and the options of libpq are
     possible."""
     management_url: Annotated[_Url, _url("http", "https", example="http://user:password@host:15672")] = None
@@ -261,8 +261,7 @@ def load(
             close = difflib.get_close_matches(name, fields, n=1)
             errors.append(f"{name}: unknown setting" + (f"; did you mean {close[0]}?" if close else ""))
     values = {field: value for field, value in values.items() if value}  # compose files pass unset variables as empty
-    for field in {"amqp_url", "database_url"}.difference(needed):
-        values.setdefault(field, None)
+    errors += [_missing(variable(field)) for field in needed if field not in values]
     try:
         settings = Settings(**values)
     except ValidationError as invalid:
@@ -290,8 +289,7 @@ def _explain(error: ErrorDetails) -> str:
     text = str(error.get("ctx", {}).get("error", error["msg"]))  # our own validators' text, else pydantic's
     if not error["loc"]:  # a combination of settings, which the text names
         return text
-    name = variable(str(error["loc"][0]))
-    return _missing(name) if error["type"] == "missing" else f"{name}: {text[:1].lower()}{text[1:]}"
+    return f"{variable(str(error['loc'][0]))}: {text[:1].lower()}{text[1:]}"
 
 
 def _missing(name: str) -> str:

@@ -10,14 +10,19 @@ from lxml import etree
 
 from task_activity_log.problem import Problem
 from task_activity_log.wire import as_xml
-from task_activity_log.wire.media import is_xml
+from task_activity_log.wire.media import PROBLEM_JSON, PROBLEM_XML, is_xml
 
 NAMESPACE: Final = "urn:ietf:rfc:7807"
 _PREFIX = f"{{{NAMESPACE}}}"
 _PARSER = etree.XMLParser(resolve_entities=False, no_network=True, remove_comments=True, remove_pis=True)
 
 
-def encode(problem: Problem, name: str) -> bytes:
+def problem_type(name: str) -> str:
+    """The media type of the problem for a message of this media type."""
+    return PROBLEM_XML if is_xml(name) else PROBLEM_JSON
+
+
+def encode_problem(problem: Problem, name: str) -> bytes:
     """A problem in the format of this media type. It contains nothing of the payload."""
     members = {
         "type": problem.type,
@@ -32,8 +37,8 @@ def encode(problem: Problem, name: str) -> bytes:
     return f'<problem xmlns="{NAMESPACE}">{_elements(members)}</problem>'.encode()
 
 
-def decode(body: bytes, name: str) -> Mapping[str, Any]:
-    """The members of a problem in the format of this media type. In XML their values are texts.
+def decode_problem(body: bytes, name: str) -> Mapping[str, Any]:
+    """The members of a problem (`code`, `detail`, `errors`, …) in the format of this media type. In XML they are texts.
 
     Raises:
         ValueError: the body cannot be parsed.
