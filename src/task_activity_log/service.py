@@ -157,16 +157,10 @@ class Service:
         )
 
     def _log_started(self) -> None:
-        settings = self._settings
-        log.info(
-            "started",
-            version=__version__,
-            http_port=self._http_port,
-            prefetch=settings.prefetch,
-            batch_max=settings.batch_max,
-        )
-        if settings.prefetch < BATCHES_IN_HAND * settings.batch_max:
-            log.warning("prefetch_reduced", prefetch=settings.prefetch, why="WORKER_MEMORY_LIMIT_BYTES")
+        prefetch, batch_max = self._settings.prefetch, self._settings.batch_max
+        log.info("started", version=__version__, http_port=self._http_port, prefetch=prefetch, batch_max=batch_max)
+        if prefetch < BATCHES_IN_HAND * batch_max:
+            log.warning("prefetch_reduced", prefetch=prefetch, why="WORKER_MEMORY_LIMIT_BYTES")
 
     async def _until_draining(self, *tasks: asyncio.Task[None]) -> None:
         """Return once the service drains. If one of the tasks ends before, raise its error: none of them ends by itself."""

@@ -83,8 +83,7 @@ class Settings(BaseModel):
     )
     """None if the command does not need it, and it is not set. The same holds for `database_url`."""
     database_url: Annotated[SecretStr | None, AfterValidator(_database_url)] = Field(
-        description="URL of the database: `postgresql://user:password@host:5432/name`. Several hosts and the options of"
-        " libpq are possible.",
+        description="URL of the database: `postgresql://user:password@host:5432/name`, also with libpq's options.",
     )
     management_url: Annotated[SecretStr | None, AfterValidator(_management_url)] = Field(
         None,
@@ -102,8 +101,7 @@ class Settings(BaseModel):
         "auto", description="Format of log events. `auto` means `console` on a terminal and `json` otherwise."
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "info",
-        description="Lowest level that is logged. `info` logs one event per batch, `debug` also one per message.",
+        "info", description="Lowest level logged. `info` logs one event per batch, `debug` also one per message."
     )
 
     batch_max: Annotated[int, Field(ge=1, le=5000)] = Field(500, description="Maximum number of messages in one batch.")
@@ -111,37 +109,32 @@ class Settings(BaseModel):
         256 * 1024, description="Maximum length of a message body in bytes. A longer body is rejected."
     )
     memory_limit_bytes: Annotated[int, Field(ge=2**20)] = Field(
-        512 * 2**20,
-        description="Maximum memory for prefetched message bodies in bytes. The prefetch is reduced to fit.",
+        512 * 2**20, description="Maximum memory for prefetched bodies in bytes. The prefetch is reduced to fit."
     )
     drain_limit_seconds: Annotated[float, Field(gt=0, le=3600)] = Field(
         10.0, description="Time allowed at a stop for finishing the current batches, in seconds."
     )
     default_media_type: Literal["application/json", "application/xml", "none"] = Field(
-        "application/json",
-        description="Media type assumed when content_type is absent. With `none` such a message is rejected.",
+        "application/json", description="Media type assumed when content_type is absent. `none` rejects the message."
     )
     naive_dates: Literal["utc", "reject"] = Field(
         "utc", description="How a date without an offset is read: as UTC (`utc`), or not at all (`reject`)."
     )
     update_mode: Literal["replace", "merge"] = Field(
-        "replace",
-        description="Whether a field that is absent in a message becomes null (`replace`) or keeps its value (`merge`).",
+        "replace", description="Whether an absent field becomes null (`replace`) or keeps its value (`merge`)."
     )
     nulls: Literal["emit", "omit"] = Field(
         "emit", description="Whether JSON replies contain members with the value null (`emit`) or not (`omit`)."
     )
     replies: Literal["reply_to", "both"] = Field(
-        "reply_to",
-        description="Whether a reply to a `reply_to` address is sent only there, or also to the replies exchange (`both`).",
+        "reply_to", description="Whether replies to `reply_to` addresses also go to the replies exchange (`both`)."
     )
     reply_to_allowed: Annotated[tuple[str, ...], BeforeValidator(_patterns)] = Field(
         ("*",), description="Patterns of the `reply_to` addresses to which replies may be sent, separated by commas."
     )
 
     topology: Literal["declare", "check"] = Field(
-        "declare",
-        description="Whether the worker declares queues and exchanges, or only checks them because operators declare them.",
+        "declare", description="Whether the worker declares queues and exchanges, or only checks that they exist."
     )
     requests_queue: str = Field("task_activity_log.upsert", description="Name of the queue for requests.")
     replies_queue: str = Field("task_activity_log.replies", description="Name of the queue for replies.")
@@ -149,14 +142,10 @@ class Settings(BaseModel):
     requests_exchange: str = Field("task_activity_log", description="Name of the exchange for requests (direct).")
     replies_exchange: str = Field("task_activity_log.replies", description="Name of the exchange for replies (topic).")
     single_active_consumer: bool = Field(
-        default=False,
-        description="Whether the requests queue is declared with a single active consumer: one worker consumes, the others"
-        " stand by.",
+        default=False, description="Whether only one worker consumes and the others stand by (single active consumer)."
     )
     amqp_heartbeat_seconds: Annotated[int, Field(ge=1, le=300)] = Field(
-        10,
-        description="Heartbeat interval of the broker connections in seconds. A dead connection is noticed after about three"
-        " intervals.",
+        10, description="Heartbeat of the broker connections in seconds. About three missed ones end a connection."
     )
     amqp_connect_timeout_seconds: Annotated[float, Field(gt=0)] = Field(
         10.0, description="Timeout of one attempt to connect to the broker, in seconds."
@@ -165,29 +154,23 @@ class Settings(BaseModel):
         30.0, description="Timeout for the broker's publisher confirms, in seconds."
     )
     amqp_ca_file: Path | None = Field(
-        None,
-        description="PEM file with the certificate authorities that may sign the broker's certificate. By default the"
-        " system's authorities are used.",
+        None, description="PEM file with the authorities for the broker's certificate. Default: those of the system."
     )
     amqp_certificate_file: Path | None = Field(
         None, description="PEM file with the worker's certificate for the broker and its chain (mutual TLS)."
     )
     amqp_key_file: Path | None = Field(
-        None,
-        description="PEM file with the private key of that certificate, not encrypted. Not needed if the certificate file"
-        " contains the key.",
+        None, description="PEM file with its private key, not encrypted; not needed if the certificate file has it."
     )
     database_ca_file: Path | None = Field(
         None,
-        description="PEM file with the certificate authorities that may sign the database's certificate. If it is set, TLS"
-        " and a check of the host name are required, whatever `sslmode` says.",
+        description="PEM file with the authorities for the database's certificate. If set, TLS and a check of the host"
+        " name are required, whatever `sslmode` says.",
     )
     database_certificate_file: Path | None = Field(
         None, description="PEM file with the worker's certificate for the database and its chain (mutual TLS)."
     )
-    database_key_file: Path | None = Field(
-        None, description="PEM file with the private key of that certificate, not encrypted."
-    )
+    database_key_file: Path | None = Field(None, description="PEM file with its private key, not encrypted.")
     database_connect_timeout_seconds: Annotated[float, Field(gt=0)] = Field(
         10.0, description="Timeout of one attempt to connect to the database, in seconds."
     )
@@ -195,21 +178,19 @@ class Settings(BaseModel):
         30.0, description="Timeout of one statement, in seconds."
     )
     database_statement_cache: Annotated[int, Field(ge=0)] = Field(
-        100,
-        description="Number of prepared statements kept per connection. Set it to 0 behind pgbouncer in transaction mode.",
+        100, description="Prepared statements kept per connection. Use 0 behind pgbouncer in transaction mode."
     )
     hold_limit_seconds: Annotated[float, Field(gt=0, lt=1800)] = Field(
         600.0,
-        description="How long unsettled messages are kept during an outage, in seconds; after that they are requeued. Keep it"
-        " below the broker's consumer timeout (30 minutes).",
+        description="How long messages stay unsettled during an outage, in seconds; then they are requeued. Keep it below"
+        " the broker's consumer timeout (30 minutes).",
     )
     reply_give_up_seconds: Annotated[float, Field(ge=0)] = Field(
         30.0, description="How long a `reply_to` address may refuse a reply before the reply is given up, in seconds."
     )
     poison_from: Annotated[int, Field(ge=3, lt=20)] = Field(
         10,
-        description="Number of failed deliveries after which a message that may crash workers is rejected. It must be below"
-        " the delivery limit of the queue (20).",
+        description="Deliveries after which a message that may crash workers is rejected; below the queue's limit (20).",
     )
     inbox_keep_seconds: Annotated[float, Field(ge=60)] = Field(
         86_400.0, description="How long a message is remembered for deduplication, in seconds."
@@ -247,20 +228,12 @@ class Settings(BaseModel):
 
     @property
     def required_amqp_url(self) -> str:
-        """AMQP_URL in plain text, with its password, for a command that needs it (see `load`).
-
-        Raises:
-            SettingsError: it is not set.
-        """
+        """AMQP_URL with its password. Raises `SettingsError` if it is not set: see `needed` of `load`."""
         return _required(self.amqp_url, "AMQP_URL")
 
     @property
     def required_database_url(self) -> str:
-        """DATABASE_URL in plain text, with its password, for a command that needs it (see `load`).
-
-        Raises:
-            SettingsError: it is not set.
-        """
+        """DATABASE_URL with its password. Raises `SettingsError` if it is not set: see `needed` of `load`."""
         return _required(self.database_url, "DATABASE_URL")
 
     @property

@@ -6,6 +6,7 @@ import time
 from collections import Counter as Tally
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import product
+from typing import cast
 
 from prometheus_client import (
     CollectorRegistry,
@@ -62,19 +63,14 @@ class Metrics:
         return made
 
     def _counter(self, name: str) -> Counter:
-        made = self._all[name]
-        assert isinstance(made, Counter), name  # noqa: S101 - a programming error
-        return made
+        return cast("Counter", self._all[name])
 
     def _histogram(self, name: str) -> Histogram:
-        made = self._all[name]
-        assert isinstance(made, Histogram), name  # noqa: S101 - a programming error
-        return made
+        return cast("Histogram", self._all[name])
 
     def gauge(self, name: str, read: Callable[[], float], *labels: str) -> None:
         """Set a gauge to what `read` returns each time the metrics are scraped."""
-        made = self._all[name]
-        assert isinstance(made, Gauge), name  # noqa: S101 - a programming error
+        made = cast("Gauge", self._all[name])
         (made.labels(*labels) if labels else made).set_function(read)
 
     def took(self, stage: str, seconds: float) -> None:
