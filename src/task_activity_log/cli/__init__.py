@@ -6,7 +6,7 @@ exported       messages as lines of JSON, which `publish` reads again
 replies        follows the replies
 dead_letters/  inspects, replays, exports and discards rejected messages
 check/         checks that everything a worker needs is in place
-contract/      prints the wire contract for machines
+contract/      the wire contract for machines, written by tools/contract_files.py
 exit_codes     how a command ends
 terminal       tables, progress bars and plain lines
 """
@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import signal
 import sys
+from importlib import resources
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 from uuid import UUID
 
 import typer
@@ -25,6 +26,15 @@ from task_activity_log import __version__
 from task_activity_log.cli.dead_letters.options import app as dead_letters_app
 from task_activity_log.cli.exit_codes import INTERRUPTED, WRONG_USE, fail, settings_or_exit
 from task_activity_log.record import Outcome
+
+CONTRACT_FILES: Final = {
+    "asyncapi": "asyncapi.json",
+    "json-schema": "schema.json",
+    "xsd": "request.xsd",
+    "xsd-reply": "reply.xsd",
+    "xsd-problem": "problem.xsd",
+}
+"""What `contract` prints, and the files in `contract/` that have it."""
 
 app = typer.Typer(
     help="Consumes task_activity_log upserts from RabbitMQ, stores them in PostgreSQL and answers with the stored record."
@@ -203,9 +213,8 @@ def contract(
     ],
 ) -> None:
     """Print the wire contract in a machine-readable form, with the default names of queues and exchanges."""
-    from task_activity_log.cli.contract import describe
-
-    print(describe(description), end="")
+    file = resources.files(__name__).joinpath("contract", CONTRACT_FILES[description])
+    print(file.read_text(encoding="utf-8"), end="")
 
 
 @app.command(short_help="Check that everything a worker needs is in place.")
