@@ -23,7 +23,7 @@ from uuid import UUID
 import typer
 
 from task_activity_log import __version__
-from task_activity_log.cli.dead_letters.options import app as dead_letters_app
+from task_activity_log.cli.dead_letters.commands import app as dead_letters_app
 from task_activity_log.cli.exit_codes import INTERRUPTED, WRONG_USE, fail, settings_or_exit
 from task_activity_log.record import Outcome
 

@@ -62,9 +62,9 @@ class DeadLetter:
         return self.properties.message_id or "@" + sha256(self.body).hexdigest()[:12]
 
     @cached_property
-    def key(self) -> tuple[str, bytes]:
+    def key(self) -> str:
         """Identifies it; copies of one message have the same."""
-        return self.name, sha256(self.body).digest()
+        return f"{self.name} {sha256(self.body).hexdigest()}"
 
     @cached_property
     def since(self) -> datetime | None:
@@ -72,10 +72,8 @@ class DeadLetter:
         with suppress(ValueError):
             seen = datetime.fromisoformat(self._text("x-first-seen") or "")
             return seen if seen.tzinfo else seen.replace(tzinfo=UTC)
-        sent = self.properties.timestamp
-        if sent is None:
-            return None
-        return datetime.fromtimestamp(sent / 1000 if sent > 2**32 else sent, UTC)
+        sent = self.properties.sent
+        return None if sent is None else datetime.fromtimestamp(sent, UTC)
 
     @property
     def headers(self) -> dict[str, object]:
