@@ -13,18 +13,19 @@ terminal       tables, progress bars and plain lines
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import sys
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Final, Literal
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import typer
 
 from task_activity_log import __version__
 from task_activity_log.cli.dead_letters.commands import app as dead_letters_app
-from task_activity_log.cli.exit_codes import INTERRUPTED, WRONG_USE, fail, settings_or_exit
+from task_activity_log.cli.exit_codes import INTERRUPTED, WRONG_USE, fail, guarded, settings_or_exit
 from task_activity_log.record import Outcome
 
 CONTRACT_FILES: Final = {
@@ -154,13 +155,15 @@ def publish(
       zcat records.jsonl.gz | task-activity-log publish -
     """
     settings = settings_or_exit() if dry_run else settings_or_exit("amqp_url")
-    from task_activity_log.cli.publish import Options
-    from task_activity_log.cli.publish import publish as publish_all
+    if rejected is not None and rejected.exists():
+        fail(f"{rejected} already exists: name another file for the rejected records, or remove it", WRONG_USE)
+    from task_activity_log.cli.publish import Publication
 
-    options = Options(
-        timeout=timeout, dry_run=dry_run, wait=wait, merge=merge, rejected=rejected, run=run, stdin_format=stdin
+    run = run or uuid4().hex[:12]
+    work = Publication(
+        settings, timeout=timeout, dry_run=dry_run, wait=wait, merge=merge, rejected=rejected, run=run, stdin=stdin
     )
-    sys.exit(publish_all(paths, settings, options))
+    sys.exit(guarded(lambda: work.carry_out(paths), interrupted=lambda: work.explained("interrupted")))
 
 
 @app.command(short_help="Follow the replies.")
@@ -202,7 +205,8 @@ def replies(
     from task_activity_log.cli.replies import Wanted, follow
 
     wanted = Wanted(frozenset(ids or ()), frozenset(outcomes or ()), frozenset(codes or ()))
-    sys.exit(follow(settings, wanted, take=take, as_json=as_json, count=count, seconds=seconds))
+    following = follow(settings, wanted, take=take, as_json=as_json, count=count, seconds=seconds)
+    sys.exit(guarded(lambda: asyncio.run(following)))
 
 
 @app.command(short_help="Print the wire contract in a machine-readable form.")
@@ -229,7 +233,5 @@ def check(
     """
     settings = settings_or_exit("amqp_url", "database_url")
     from task_activity_log.cli.check import check as check_all
-    from task_activity_log.telemetry.logs import quiet_drivers
 
-    quiet_drivers()
-    sys.exit(check_all(settings, strict=strict))
+    sys.exit(guarded(lambda: check_all(settings, strict=strict)))
