@@ -9,7 +9,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Iterable
 
 from task_activity_log.aio import Waiting
 from task_activity_log.client.asks import BATCH, Ask, Asks
-from task_activity_log.client.messages import Answer, ClientError, NoAnswer, Record, Upsert, request_of
+from task_activity_log.client.messages import Answer, ClientError, Record, Upsert, request_of
 
 
 class Summary:
@@ -92,8 +92,7 @@ class Bulk:
             async with asyncio.timeout(self._timeout if self._unanswered else None):
                 return await self._arrived.take(BATCH)
         except TimeoutError:
-            text = self._asks.why_silent(self._timeout, len(self._unanswered))
-            raise NoAnswer(text, next(iter(self.unanswered))) from None
+            raise self._asks.no_answer(self._timeout, self.unanswered) from None
 
     async def _feed(self) -> None:
         try:

@@ -11,7 +11,7 @@ from typing import Self
 from task_activity_log.client.asks import BATCH, Asks
 from task_activity_log.client.bulk import Bulk
 from task_activity_log.client.connections import PROGRAM
-from task_activity_log.client.messages import Answer, ClientError, NoAnswer, Record, Upsert, request_of
+from task_activity_log.client.messages import Answer, ClientError, Record, Upsert, request_of
 from task_activity_log.rabbitmq.link import LinkOptions
 
 
@@ -86,7 +86,7 @@ class TaskActivityLogClient:
             async with asyncio.timeout(timeout):
                 answer = await answered
         except TimeoutError:
-            raise NoAnswer(self._asks.why_silent(timeout, 1), upsert) from None
+            raise self._asks.no_answer(timeout, [upsert]) from None
         finally:
             self._asks.forget(ask)
         if isinstance(answer, ClientError):
@@ -112,26 +112,20 @@ class TaskActivityLogClient:
     ) -> int:
         """Send without asking for answers, which go to the replies exchange; returns how many the broker has confirmed.
 
-        Args:
-            records: what to send.
-            timeout: the longest time in seconds without a confirmation, outages included.
-            on_sent: called with how many more are confirmed.
+        `timeout` is the longest time in seconds without a confirmation, outages included. `on_sent` is called with how
+        many more are confirmed.
 
         Raises:
             ClientError: no queue takes upserts, or nothing was confirmed in time. Those before were.
         """
         count = 0
-
-        def sent(more: int) -> None:
-            nonlocal count
-            count += more
-            on_sent(more)
-
         coming = map(request_of, records)
         while batch := list(islice(coming, BATCH)):
             try:
                 async with asyncio.timeout(timeout):
-                    await self._asks.send(batch, sent)
+                    await self._asks.send(batch)
             except TimeoutError:
-                raise ClientError(self._asks.why_unconfirmed(timeout)) from None
+                raise self._asks.not_confirmed(timeout) from None
+            count += len(batch)
+            on_sent(len(batch))
         return count

@@ -101,11 +101,7 @@ class Upsert:
             mode: whether a field that was not set becomes null (`replace`) or keeps its value (`merge`); None leaves
                 it to the worker's setting.
         """
-        headers: dict[str, object] = {}
-        if version is not None:
-            headers[VERSION] = version
-        if mode is not None:
-            headers[UPDATE_MODE] = mode
+        headers = {name: value for name, value in ((VERSION, version), (UPDATE_MODE, mode)) if value is not None}
         return cls(wire.encode(record, wire.JSON).body, message_id=message_id or str(uuid4()), headers=headers)
 
     def properties(self, reply_to: str | None, app_id: str) -> Properties:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from urllib.parse import unquote, urlsplit
 from uuid import UUID
 
 from task_activity_log.cli.dead_letters.selection import Selection
 from task_activity_log.cli.exit_codes import DONE, SOME_REJECTED
 from task_activity_log.cli.terminal import FEW, progress, say
 from task_activity_log.client import ClientError
-from task_activity_log.client.dead_letters import DeadLetter, publishing
+from task_activity_log.client.dead_letters import DeadLetter
 from task_activity_log.client.dead_letters import replay as replay_letters
 from task_activity_log.pipeline.request import judge
 from task_activity_log.problem import Problem, Unavailable
@@ -34,17 +33,15 @@ async def replay(
         if dry_run:
             say(f"{len(chosen):,} would be replayed{others}; nothing was sent")
         elif chosen:
-            async with publishing(link_of(settings)) as publisher:
-                with progress(len(chosen)) as bar:
-                    count = await replay_letters(
-                        loan,
-                        [(letter, bodies[letter.key]) for letter in chosen],
-                        publisher,
-                        exchange=settings.requests_exchange,
-                        user=unquote(urlsplit(settings.required_amqp_url).username or "") or None,
-                        rate=rate,
-                        on_replayed=lambda _: bar.advance(bar.task_ids[0]),
-                    )
+            with progress(len(chosen)) as bar:
+                count = await replay_letters(
+                    loan,
+                    [(letter, bodies[letter.key]) for letter in chosen],
+                    link_of(settings),
+                    exchange=settings.requests_exchange,
+                    rate=rate,
+                    on_replayed=lambda _: bar.advance(bar.task_ids[0]),
+                )
             say(f"{count:,} replayed{others}; any that are rejected again become dead letters again")
         elif letters:
             say(f"nothing was replayed{others}")
