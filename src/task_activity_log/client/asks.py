@@ -53,11 +53,7 @@ class Asks:
         self._reason = ""  # of the latest outage or nack
 
     async def open(self) -> None:
-        """Connect, and stay connected until `close`.
-
-        Raises:
-            ClientError: nothing answers, the broker refuses, or the exchange does not exist.
-        """
+        """Connect, and stay connected until `close`. Raises `ClientError` if the first attempt fails."""
         await self._connections.open(
             self._publisher.run(),
             supervise("answers", self._listen, lambda: None, self._connections.options.on_outage),
@@ -90,11 +86,7 @@ class Asks:
             del self._asks[ask.upsert.message_id]
 
     async def send(self, upserts: Sequence[Upsert]) -> None:
-        """Send upserts without asking for answers; return when the broker has confirmed all.
-
-        Raises:
-            ClientError: no queue takes upserts.
-        """
+        """Send without asking for answers, until the broker has confirmed all. Raises `ClientError` if no queue takes them."""
         while True:
             returned, upserts = await self._publish(upserts, None)
             if returned:

@@ -173,11 +173,7 @@ def _explained() -> Iterator[None]:
 
 @asynccontextmanager
 async def publishing(broker: str | LinkOptions) -> AsyncIterator[Publisher]:
-    """A publisher for replays.
-
-    Raises:
-        ClientError: no connection.
-    """
+    """A publisher for replays. Raises `ClientError` if there is no connection."""
     connections = Connections(broker, on_outage=lambda _: None)
     publisher = Publisher(connections.options, purpose="replays")
     await connections.open(publisher.run(), ready=publisher.wait_connected())
@@ -207,7 +203,7 @@ async def replay(
     """
     user = unquote(urlsplit(options(broker).url).username or "") or None
     size = max(1, min(500, int(rate / 10)))
-    began, count = time.monotonic(), 0
+    began = time.monotonic()
     async with publishing(broker) as publisher:
         for start in range(0, len(letters), size):
             await asyncio.sleep(max(0.0, began + start / rate - time.monotonic()))
@@ -217,12 +213,12 @@ async def replay(
                     [Outgoing(exchange, REQUEST_KEY, letter.restored(user), body) for letter, body in chunk]
                 )
             except Unavailable as error:
-                raise ClientError(f"{count} replayed, then: {error.reason}; the others are in the queue") from error
+                raise ClientError(f"{start} replayed, then: {error.reason}; the others are in the queue") from error
             done = [letter for (letter, _), fate in zip(chunk, fates, strict=True) if fate is Fate.CONFIRMED]
             await loan.remove(done)
-            count += len(done)
             for letter in done:
                 on_replayed(letter)
             if len(done) < len(chunk):
+                count = start + len(done)
                 raise ClientError(f"{count} replayed, then {exchange} took no more; the others are in the queue")
-    return count
+    return len(letters)
