@@ -36,11 +36,7 @@ def is_message(parsed: object) -> bool:
 
 
 def upsert(parsed: dict[str, Any], message_id: str, source: str) -> Upsert:
-    """The request in such a line; `message_id` is used if the line has none.
-
-    Raises:
-        ValueError: a member has the wrong type, or does not fit into AMQP; the text says which.
-    """
+    """The request in such a line, by default with this `message_id`. A `ValueError` says which member cannot be sent."""
     for name, kind in (("content_type", str), ("message_id", str), ("headers", dict), ("content_encoding", str)):
         if parsed.get(name) is not None and not isinstance(parsed[name], kind):
             raise ValueError(f"{name} should be {'an object' if kind is dict else 'a string'}")

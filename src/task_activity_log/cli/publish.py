@@ -151,11 +151,7 @@ class Publication:
             print(printable(readable(answer.body)))
 
     def _keep(self, answer: Answer) -> None:
-        """Add a rejected record to the file to correct and publish, which the first one creates.
-
-        Raises:
-            ClientError: the file exists already, or cannot be written.
-        """
+        """Add a rejected record to the file to correct and publish, which the first one creates."""
         if self.rejected is None:
             return
         upsert = answer.upsert

@@ -6,6 +6,7 @@ import json
 import re
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
@@ -27,22 +28,18 @@ class Unreadable(Exception):
     """A file cannot be read as records; the text is one line with file, line and reason."""
 
 
+@dataclass
 class Source:
     """One file, or standard input, whose records can be iterated over more than once."""
 
-    def __init__(self, path: str, suffix: str, run: str) -> None:
-        """`run` is part of the message_ids: the same file in the same run has the same ones."""
-        self.path = path
-        self._suffix = suffix
-        self._run = run
-        self._piped: bytes | None = None
+    path: str
+    suffix: str
+    run: str
+    """Part of the message_ids: the same file in the same run has the same ones."""
+    _piped: bytes | None = field(default=None, init=False)
 
     def upserts(self) -> Iterator[Upsert]:
-        """The records as they will be sent. Only the syntax is checked: the worker judges the fields.
-
-        Raises:
-            Unreadable: the file is missing, of an unknown kind, or malformed.
-        """
+        """The records as they will be sent, or `Unreadable`. Only the syntax is checked: the worker judges the fields."""
         try:
             with self._open() as file:
                 yield from self._records(file)
@@ -59,14 +56,14 @@ class Source:
         return BytesIO(self._piped)
 
     def _records(self, file: IO[bytes]) -> Iterator[Upsert]:
-        if self._suffix in _LINES:
+        if self.suffix in _LINES:
             for number, line in enumerate(file, 1):
                 content = (line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line).strip()
                 if content:
                     yield from self._json(content, number, f"{self.path}:{number}")
-        elif self._suffix == ".json":
+        elif self.suffix == ".json":
             yield from self._json(file.read(), 1, self.path)
-        elif self._suffix == ".xml":
+        elif self.suffix == ".xml":
             yield self._xml(file.read())
         else:
             raise Unreadable(f"{self.path}: is neither .json, .jsonl nor .xml")
@@ -103,7 +100,7 @@ class Source:
 
     def _message_id(self, body: bytes, source: str) -> str:
         # The source is part of it: otherwise a record that is changed, and later changed back, would count as a repeat.
-        return str(uuid5(NAMESPACE_URL, f"{self._run}\n{source}\n{sha256(body).hexdigest()}"))
+        return str(uuid5(NAMESPACE_URL, f"{self.run}\n{source}\n{sha256(body).hexdigest()}"))
 
 
 def expand(path: str, stdin_format: str, run: str) -> list[Source]:

@@ -71,8 +71,7 @@ class Asks:
     def ask(self, upsert: Upsert, done: Callable[[Answer | ClientError], None]) -> Ask:
         """Send an upsert; `done` is called with its answer, or with the reason why there will not be one.
 
-        Raises:
-            ClientError: one with its message_id is waiting already.
+        Raises `ClientError` if one with its message_id is waiting already.
         """
         if upsert.message_id in self._asks:
             raise ClientError(f"an upsert with message_id {upsert.message_id} is already waiting for its answer")

@@ -80,11 +80,7 @@ class Connections:
 
 
 def options(broker: str | LinkOptions, on_outage: Callable[[Outage], None] | None = None) -> LinkOptions:
-    """The options for a URL, or those given, under the client's name.
-
-    Raises:
-        ClientError: the URL is not that of a broker.
-    """
+    """The options for a URL, or those given, under the client's name. `ClientError` if it is not a broker's URL."""
     given = LinkOptions(broker) if isinstance(broker, str) else broker
     try:
         parts = urlsplit(given.url)

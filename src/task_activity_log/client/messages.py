@@ -70,11 +70,7 @@ class Upsert:
     """Where it came from, for whoever reads the answer. Not sent."""
 
     def __post_init__(self) -> None:
-        """Refuse what AMQP cannot represent.
-
-        Raises:
-            ValueError: message_id, content type or headers are too long, or a header's number is too big.
-        """
+        """Raises `ValueError` for what AMQP cannot represent: texts that are too long, a number that is too big."""
         if self.headers or self.content_encoding or len(self.message_id) + len(self.content_type) > _SURELY_SHORT:
             try:
                 size = len(encode(self.properties(None, ""), 0))

@@ -34,11 +34,7 @@ class Management:
         self._headers = {"Authorization": "Basic " + base64.b64encode(login.encode()).decode()}
 
     def get(self, *path: str) -> Any:
-        """The answer to a path below `/api`; None if what is asked about does not exist.
-
-        Raises:
-            ManagementError: there is no answer, or the user may not ask this.
-        """
+        """The answer to a path below `/api`, or `ManagementError`; None if what is asked about does not exist."""
         where = self._root + "/".join(quote(part, safe="") for part in path)
         try:
             self._connection.request("GET", where, headers=self._headers)

@@ -204,7 +204,7 @@ def discard(
     if letters:
         if export is not None:
             listing.export(export, letters)
-        count = selection.remove(letters)
+        count = asyncio.run(selection.remove(letters))
         say(f"{count:,} discarded" + (f"; a copy is in {export}" if export else ""))
     return selection.exit_code(letters)
 

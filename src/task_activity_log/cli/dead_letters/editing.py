@@ -26,10 +26,7 @@ from task_activity_log.problem import Problem
 def edited(letters: Iterable[DeadLetter], rules: Rules) -> Iterator[dict[str, bytes]]:
     """Open each dead letter in the editor: the bodies that the contract accepts now, by `DeadLetter.key`.
 
-    The files are kept if something fails afterwards.
-
-    Raises:
-        ClientError: there is no editor, or it failed.
+    The files are kept if something fails afterwards. Raises `ClientError` if the editor does not run, or fails.
     """
     folder = Path(tempfile.mkdtemp(prefix="dead-letters-"))  # readable by its owner only
     bodies: dict[str, bytes] = {}

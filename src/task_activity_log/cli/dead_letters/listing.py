@@ -84,11 +84,7 @@ def export_line(letter: DeadLetter) -> str:
 
 
 def export(file: Path, letters: Sequence[DeadLetter]) -> None:
-    """Write a new file, and return once it is on disk.
-
-    Raises:
-        ClientError: it exists already, or cannot be written.
-    """
+    """Write a new file, and return once it is on disk. Raises `ClientError` if it exists, or cannot be written."""
     try:
         with file.open("x", encoding="utf-8") as written:
             written.writelines(f"{export_line(letter)}\n" for letter in letters)

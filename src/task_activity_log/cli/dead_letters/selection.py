@@ -20,11 +20,7 @@ _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def seconds(text: str) -> float | None:
-    """The seconds in `30s`, `15m`, `2h` or `7d`; None for an empty text.
-
-    Raises:
-        ValueError: it is something else.
-    """
+    """The seconds in `30s`, `15m`, `2h` or `7d`; None for an empty text; `ValueError` for any other."""
     if not text:
         return None
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text)
@@ -101,11 +97,7 @@ class Selection:
             await loan.give_back([letter for letter in letters if letter.key not in keys])
             yield loan, [letter for letter in letters if letter.key in keys]
 
-    def remove(self, letters: Sequence[DeadLetter]) -> int:
+    async def remove(self, letters: Sequence[DeadLetter]) -> int:
         """Remove these from the queue for good; returns how many were there."""
-
-        async def removed() -> int:
-            async with self.on_loan({letter.key for letter in letters}) as (loan, found):
-                return await loan.remove(found)
-
-        return asyncio.run(removed())
+        async with self.on_loan({letter.key for letter in letters}) as (loan, found):
+            return await loan.remove(found)
