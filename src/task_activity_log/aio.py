@@ -1,7 +1,5 @@
 """Three asyncio tools: a queue from which items are taken in batches, jittered delays, and cancelling tasks."""
 
-from __future__ import annotations
-
 import asyncio
 import random
 from collections import deque

@@ -1,7 +1,5 @@
 """An AMQP message: its body, its properties, and how often it was delivered before. Names that requests and replies use."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final

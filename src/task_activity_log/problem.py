@@ -6,8 +6,6 @@
   subclasses name outages that are handled in their own way: `TimedOut` and `NotMigrated`.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from enum import StrEnum
 

@@ -1,7 +1,5 @@
 """The record: `TaskActivityLog` as a request has it, `StoredTaskActivityLog` as it is in the database."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from enum import StrEnum

@@ -4,8 +4,6 @@
 have the prefix `WORKER_`. A value can be read from a file: `AMQP_URL_FILE` is the path of a file that contains AMQP_URL.
 """
 
-from __future__ import annotations
-
 import difflib
 import os
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """The state of a worker process: readiness, liveness, /status and the gauges."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, field

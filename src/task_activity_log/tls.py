@@ -1,7 +1,5 @@
 """TLS with files: trusted authorities, and our own certificate."""
 
-from __future__ import annotations
-
 import ssl
 from dataclasses import dataclass
 from pathlib import Path

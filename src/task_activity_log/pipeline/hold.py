@@ -1,7 +1,5 @@
 """Waits out an outage, and shows why, since when, and how long until the next attempt."""
 
-from __future__ import annotations
-
 import asyncio
 import time
 from contextlib import suppress

@@ -3,8 +3,6 @@
 Their classes match these protocols by structure. The worker imports none of them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic, Literal, Protocol, TypeVar

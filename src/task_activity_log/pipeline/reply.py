@@ -3,8 +3,6 @@
 Timestamp, app_id, delivery mode, and where the reply is sent are left to the broker package.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from uuid import uuid4

@@ -1,7 +1,5 @@
 """Decodes a delivery into a request: media type, update mode, version, request key, and the record."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Suspects: messages that may have crashed a worker. Which messages they are, and which others must not overtake them."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from typing import TypeVar

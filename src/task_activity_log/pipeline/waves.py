@@ -1,7 +1,5 @@
 """Splits a batch into waves, and a wave into halves."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import TypeVar
 

@@ -4,8 +4,6 @@ Three parts: what an error means (`Fault`), how to connect (`connect`), and a co
 (`Session`).
 """
 
-from __future__ import annotations
-
 import asyncio
 import ssl
 import time

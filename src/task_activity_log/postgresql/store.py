@@ -1,7 +1,5 @@
 """PostgreSQL: takes waves of requests, returns outcomes and stored records. The statements are in `sql/`."""
 
-from __future__ import annotations
-
 import json
 import re
 from asyncio import gather

@@ -1,7 +1,5 @@
 """A channel of a connection: opened, and waited for until it closes."""
 
-from __future__ import annotations
-
 import asyncio
 
 import aio_pika

@@ -1,7 +1,5 @@
 """Dead letters: a copy of each rejected message, with the reason (contract, section 6)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime

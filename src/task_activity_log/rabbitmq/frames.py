@@ -7,8 +7,6 @@ heartbeats, channels and topology. `tests/unit/test_frames.py` checks that what 
 reads.
 """
 
-from __future__ import annotations
-
 import asyncio
 import struct
 from collections.abc import Callable, Sequence
@@ -43,7 +41,7 @@ class Inbound:
     """Delivery tag, multiple, and whether the broker took the message (ack) or not (nack)."""
     returned: Callable[[str, str, bytes], None] | None = None
     """Exchange, routing key and payload of the content header of a message that was returned: no queue took it."""
-    content: _Content | None = None
+    content: "_Content | None" = None
     """The delivery or return whose header and body are still arriving. Written by the frame reader."""
 
 

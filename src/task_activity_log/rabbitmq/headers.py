@@ -5,8 +5,6 @@ and does so again at each redelivery until the broker has dead-lettered everythi
 here: a property that cannot be read is left out and named in `unreadable`, and no error is raised.
 """
 
-from __future__ import annotations
-
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import suppress

@@ -1,7 +1,5 @@
 """What AMQP shows of the broker, for `check`. Everything is declared passively, so that nothing changes."""
 
-from __future__ import annotations
-
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TypeVar

@@ -1,7 +1,5 @@
 """Intake: deliveries from the requests queue, at the pace that is safe, over a connection that is rebuilt when lost."""
 
-from __future__ import annotations
-
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence

@@ -4,8 +4,6 @@ aio-pika's robust connection restores channels in place, with a fixed delay, and
 opened again from the start has no half-restored state.
 """
 
-from __future__ import annotations
-
 import asyncio
 import errno
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator

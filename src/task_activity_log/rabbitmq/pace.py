@@ -31,8 +31,6 @@ Every method that can change what the broker may send returns the step to take: 
 change. The steps must be taken in the order in which they are returned.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum, auto

@@ -3,8 +3,6 @@
 The connection is separate because a broker that blocks publishers must not block acknowledgements.
 """
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Which queue a reader reads: an existing one, or a new one of its own. No driver shows outside."""
 
-from __future__ import annotations
-
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass

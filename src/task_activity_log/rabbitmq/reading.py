@@ -1,7 +1,5 @@
 """A queue that a subscriber reads, or a person looks into: one connection, which is not rebuilt when lost."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager, suppress

@@ -1,7 +1,5 @@
 """Replies: where each one goes, and what happens to one that cannot be delivered (contract, section 6)."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase

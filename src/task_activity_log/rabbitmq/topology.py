@@ -1,7 +1,5 @@
 """The queues and exchanges, and how they are declared or checked."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager

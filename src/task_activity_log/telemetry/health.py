@@ -1,7 +1,5 @@
 """Health and metrics over HTTP, served by a separate thread: it responds even if the event loop is blocked."""
 
-from __future__ import annotations
-
 import asyncio
 import io
 import json
@@ -71,7 +69,7 @@ def _verdict(reasons: list[str]) -> tuple[int, str, str]:
 
 
 class _Handler(BaseHTTPRequestHandler):
-    server: HealthServer
+    server: "HealthServer"
     server_version = "task-activity-log-worker"
     sys_version = ""
 

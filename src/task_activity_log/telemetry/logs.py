@@ -1,7 +1,5 @@
 """Logs with structlog: JSON in production, colours on a terminal. They never contain a payload or a secret."""
 
-from __future__ import annotations
-
 import logging
 import re
 import sys

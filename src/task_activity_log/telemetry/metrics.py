@@ -1,7 +1,5 @@
 """Metrics for Prometheus, as `names` declares them."""
 
-from __future__ import annotations
-
 import threading
 import time
 from collections import Counter as Tally

@@ -3,8 +3,6 @@
 `Metrics` creates its metrics from `METRICS`. A test compares `EVENTS` with what the code logs.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Literal
 

@@ -6,8 +6,6 @@ while they are off. The intake starts and ends a span for each message; store an
 The span of a message is identified by its `traceparent`, which the delivery carries from then on, and later its reply.
 """
 
-from __future__ import annotations
-
 import logging
 import threading
 import time

@@ -3,8 +3,6 @@
 Without them OpenTelemetry is not even imported: only `spans` imports it, and only this function imports `spans`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -16,7 +14,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 
-def from_environment(environment: Mapping[str, str], requests_queue: str, replies_exchange: str) -> Tracing | None:
+def from_environment(environment: Mapping[str, str], requests_queue: str, replies_exchange: str) -> "Tracing | None":
     """Tracing as the environment asks for it. None if it does not, or if the packages are not installed."""
     endpoint = environment.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") or environment.get("OTEL_EXPORTER_OTLP_ENDPOINT")
     if (

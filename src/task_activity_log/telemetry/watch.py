@@ -1,7 +1,5 @@
 """The worker's `Watch`: passes what happens on to the metrics and the log."""
 
-from __future__ import annotations
-
 import logging
 from collections import Counter
 from collections.abc import Sequence

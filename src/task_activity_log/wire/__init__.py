@@ -8,8 +8,6 @@ values    text to uuid and instant
 problems  problem to bytes and back
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 from task_activity_log.problem import Code, Rejected

@@ -5,8 +5,6 @@ serializers usually write: known names, each once, with values in their most com
 is left to the complete one, `_members`, which knows every rule and is slower (see docs/performance.md).
 """
 
-from __future__ import annotations
-
 import json
 import re
 from datetime import UTC, datetime

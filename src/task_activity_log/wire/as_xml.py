@@ -9,8 +9,6 @@ expat was not chosen because it copies the namespace into every prefixed attribu
 5 s; libxml2 needs less than 5 ms.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterable
 from datetime import datetime

@@ -1,7 +1,5 @@
 """Makes a record from members by name, and names every invalid field (contract, sections 1 and 6)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Mapping
 from enum import Enum
 from typing import Any, NamedTuple, TypeVar, get_args

@@ -1,7 +1,5 @@
 """Content type and body to text: media type, charset, byte order mark, XML declaration (contract, section 2)."""
 
-from __future__ import annotations
-
 import re
 from functools import lru_cache
 from typing import NamedTuple

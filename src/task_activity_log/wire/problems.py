@@ -1,7 +1,5 @@
 """Problems to bytes and back: the members of RFC 9457 in JSON, or in XML as in its appendix B (contract, section 6)."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from typing import Any, Final

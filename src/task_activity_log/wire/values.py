@@ -1,7 +1,5 @@
 """Text to uuid and instant, in the forms that both formats accept (contract, sections 3 and 4)."""
 
-from __future__ import annotations
-
 import re
 from datetime import UTC, datetime, timedelta
 from typing import Final, Literal

@@ -6,8 +6,6 @@ env        Alembic's environment
 versions/  the revisions
 """
 
-from __future__ import annotations
-
 import asyncio
 import io
 import threading
