@@ -61,6 +61,7 @@ async def test_an_outage_of_the_first_connection_is_raised(outage: Outage, text:
     async def run() -> None:
         try:
             report(connections, outage)
+            report(connections, away(text="the other connection"))  # before `open` has raised the first
             await until_cancelled()
         finally:
             ended.set()

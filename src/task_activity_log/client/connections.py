@@ -32,7 +32,7 @@ class Connections:
         self.options = options(broker, self._outage)
         self._on_outage = on_outage
         self._on_failure = on_failure
-        self._opened: asyncio.Future[None] | None = None
+        self._opening: asyncio.Future[None] | None = None  # while the first connections are made
         self._tasks: list[asyncio.Task[None]] = []
 
     async def open(self, *runs: Coroutine[Any, Any, None], ready: Coroutine[Any, Any, None]) -> None:
@@ -40,40 +40,40 @@ class Connections:
 
         Raises `ClientError` if the first attempt of one of them fails; no task is left then.
         """
-        self._opened = opened = asyncio.get_running_loop().create_future()
-
-        async def until_ready() -> None:
-            await ready
-            if not opened.done():
-                opened.set_result(None)
-
-        self._tasks = [asyncio.create_task(run) for run in (*runs, until_ready())]
+        self._opening = opening = asyncio.get_running_loop().create_future()
+        self._tasks = [asyncio.create_task(run) for run in (*runs, ready)]
         for task in self._tasks:
             task.add_done_callback(self._ended)
         try:
-            await opened
+            await opening
         except BaseException:
             await self.close()
             raise
+        finally:
+            self._opening = None
 
     async def close(self) -> None:
         """End the tasks, and with them their connections."""
         await end(*self._tasks)
 
     def _outage(self, outage: Outage) -> None:
-        if self._opened is not None and not self._opened.done():
-            self._opened.set_exception(no_connection(self.options, outage))
-        elif self._opened is None or self._opened.exception() is None:  # of two that fail at the start, one is reported
+        if self._opening is None:
             self._on_outage(outage)
+        elif not self._opening.done():
+            self._opening.set_exception(no_connection(self.options, outage))
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        if task.cancelled() or (error := task.exception()) is None:
+        if task.cancelled():
             return
-        failure = ClientError(f"the client failed: {type(error).__name__}")
-        failure.__cause__ = error
-        self._on_failure(failure)
-        if self._opened is not None and not self._opened.done():
-            self._opened.set_exception(failure)
+        opening = None if self._opening is None or self._opening.done() else self._opening
+        if error := task.exception():
+            failure = ClientError(f"the client failed: {type(error).__name__}")
+            failure.__cause__ = error
+            self._on_failure(failure)
+            if opening is not None:
+                opening.set_exception(failure)
+        elif opening is not None:
+            opening.set_result(None)  # that was `ready`; the others go on until they are cancelled
 
 
 def options(broker: str | LinkOptions, on_outage: Callable[[Outage], None] | None = None) -> LinkOptions:
