@@ -21,7 +21,7 @@ def table() -> str:
     for name, field in Settings.model_fields.items():
         default = "(required)" if name in required else "" if field.default is None else f"`{_shown(field.default)}`"
         choices = ", ".join(f"`{choice}`" for choice in get_args(field.annotation) if isinstance(choice, str))
-        text = f"{field.description} One of {choices}." if choices else field.description
+        text = " ".join((field.description or "").split()) + (f" One of {choices}." if choices else "")
         rows.append(f"| `{variable(name)}` | {default} | {text} |")
     return "\n".join(rows)
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from task_activity_log.telemetry.names import EVENTS, METRICS, SPANS
+from task_activity_log.telemetry.names import EVENTS, METRICS
 from tools.generated import replace_between, write_or_check
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "telemetry.md"
@@ -29,17 +29,10 @@ def events() -> Iterator[str]:
         yield f"| `{name}` | {event.level} | {', '.join(f'`{field}`' for field in event.fields)} | {event.meaning} |"
 
 
-def spans() -> Iterator[str]:
-    """The spans as a Markdown table."""
-    yield from ("| span | kind | meaning |", "| --- | --- | --- |")
-    for name, span in SPANS.items():
-        yield f"| `{name}` | {span.kind} | {span.meaning} |"
-
-
 def main() -> int:
     """Rewrite the tables, or check them."""
     text = DOCUMENT.read_text(encoding="utf-8")
-    for table in (metrics, events, spans):
+    for table in (metrics, events):
         begin, end = f"<!-- {table.__name__}: begin (make docs) -->", f"<!-- {table.__name__}: end -->"
         text = replace_between(text, begin, end, "\n".join(table()))
     return write_or_check({DOCUMENT: text})

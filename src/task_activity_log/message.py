@@ -12,25 +12,19 @@ PERSISTENT: Final = 2
 """The `delivery_mode` of a message that the broker writes to disk."""
 _MILLISECONDS_FROM: Final = 2**32
 
-STORED: Final = "task_activity_log.stored"
-"""The `type` of a reply with a stored record."""
-REJECTED: Final = "task_activity_log.rejected"
-"""The `type` of a reply with a problem."""
+STORED: Final = "task_activity_log.stored"  # type of a reply with a record
+REJECTED: Final = "task_activity_log.rejected"  # type of a reply with a problem
 
+# Headers of requests,
 UPDATE_MODE: Final = "x-update-mode"
-"""Header of a request: `replace` or `merge`."""
 VERSION: Final = "x-version"
-"""Header of a request: the version of its record."""
+# of replies and dead letters,
 OUTCOME: Final = "x-outcome"
-"""Header of a reply: the outcome of its request."""
 ERROR_CODE: Final = "x-error-code"
-"""Header of a problem and of a dead letter: the error code."""
 REPLACED_CHARACTERS: Final = "x-replaced-characters"
-"""Header of a reply: the fields in which characters were replaced because XML cannot represent them."""
+# and of the W3C trace context.
 TRACE_PARENT: Final = "traceparent"
-"""Header of the W3C trace context."""
 TRACE_STATE: Final = "tracestate"
-"""Header of the W3C trace context, for the vendor's data."""
 
 
 @dataclass(slots=True)

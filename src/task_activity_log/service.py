@@ -51,11 +51,12 @@ class Service:
         self._start_hold = Hold("start")
         topology = topology_of(settings)
         link = link_of(settings)
+        count = self.metrics.counters
         self._store = store_of(settings)
         self._publisher = Publisher(
             link,
             confirm_timeout_seconds=settings.confirm_timeout_seconds,
-            on_lost=lambda: self.metrics.connection_lost("replies"),
+            on_lost=count["task_activity_log_connections_lost_total"].labels("replies").inc,
         )
         self._intake = Intake(
             link,
@@ -63,8 +64,8 @@ class Service:
             prefetch=settings.prefetch,
             declare_topology=settings.topology == "declare",
             before_consuming=self._ready_to_consume,
-            on_lost=lambda: self.metrics.connection_lost("intake"),
-            on_late=self.metrics.settled_late,
+            on_lost=count["task_activity_log_connections_lost_total"].labels("intake").inc,
+            on_late=count["task_activity_log_late_settlements_total"].inc,
         )
         self._tasks = self._intake if traces is None else traces.intake(self._intake)
         replies = Replies(
@@ -73,7 +74,7 @@ class Service:
             reply_to_allowed=settings.reply_to_allowed,
             also_to_exchange=settings.replies == "both",
             give_up_seconds=settings.reply_give_up_seconds,
-            on_given_up=self.metrics.reply_given_up,
+            on_given_up=lambda why: count["task_activity_log_replies_given_up_total"].labels(why).inc(),
         )
         self._worker: Worker[RabbitDelivery] = Worker(
             intake=self._tasks,
@@ -87,7 +88,8 @@ class Service:
             hold_limit_seconds=settings.hold_limit_seconds,
         )
         self._draining = asyncio.Event()
-        self._http_port = settings.http_port
+        self.http_port = settings.http_port
+        """The port on which health and metrics are served, once the service runs."""
         self.status = Status(
             settings,
             intake=self._intake,
@@ -97,16 +99,18 @@ class Service:
             watch=self._watch,
         )
         self.status.show_gauges(self.metrics)
+        self._health = Health(
+            ready=self.status.not_ready,
+            alive=self.status.not_alive,
+            status=self.status.report,
+            metrics=self.metrics.exposition,
+            redact=logs.Redaction(secrets_of(settings)).text,
+        )
 
     @property
     def in_hand(self) -> int:
         """How many deliveries are unsettled."""
         return self._intake.in_hand
-
-    @property
-    def http_port(self) -> int:
-        """The port on which health and metrics are served, once the service runs."""
-        return self._http_port
 
     async def wait_consuming(self) -> None:
         """Return once a consumer is registered."""
@@ -125,58 +129,36 @@ class Service:
         Raises:
             OSError: it is not possible to listen on HTTP_HOST and HTTP_PORT.
         """
-        health = self._health()
-        server = HealthServer(health, self._settings.http_host, self._settings.http_port)
-        self._http_port = server.port
+        server = HealthServer(self._health, self._settings.http_host, self._settings.http_port)
+        self.http_port = server.port
         self._log_started()
         working = asyncio.create_task(self._worker.run(), name="worker")
-        background = [
-            asyncio.create_task(health.beat(), name="beat"),
+        tasks: list[asyncio.Task[Any]] = [
+            working,
+            asyncio.create_task(self._draining.wait(), name="draining"),
+            asyncio.create_task(self._health.beat(), name="beat"),
             asyncio.create_task(self._publisher.run(), name="publisher"),
             asyncio.create_task(self._intake.run(), name="intake"),
             asyncio.create_task(self._trim_inbox(), name="trim"),
         ]
         try:
-            await self._until_draining(working, *background)
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()  # raises an error, unless the service drains: no other task ends by itself
             await self._drain(working)
         finally:
-            await end(working, *background)
+            await end(*tasks)
             await self._store.close()
             server.close()
             if self._traces is not None:
                 await asyncio.to_thread(self._traces.close)
             log.info("stopped")
 
-    def _health(self) -> Health:
-        return Health(
-            ready=self.status.not_ready,
-            alive=self.status.not_alive,
-            status=self.status.report,
-            metrics=self.metrics.exposition,
-            redact=logs.Redaction(secrets_of(self._settings)).text,
-        )
-
     def _log_started(self) -> None:
-        settings = self._settings
-        log.info(
-            "started",
-            version=__version__,
-            http_port=self._http_port,
-            prefetch=settings.prefetch,
-            batch_max=settings.batch_max,
-        )
-        if settings.prefetch < BATCHES_IN_HAND * settings.batch_max:
-            log.warning("prefetch_reduced", prefetch=settings.prefetch, why="WORKER_MEMORY_LIMIT_BYTES")
-
-    async def _until_draining(self, *tasks: asyncio.Task[None]) -> None:
-        """Return once the service drains. If one of the tasks ends before, raise its error: none of them ends by itself."""
-        draining = asyncio.create_task(self._draining.wait())
-        try:
-            done, _ = await asyncio.wait({draining, *tasks}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            draining.cancel()
-        for task in done:
-            task.result()
+        prefetch, batch_max = self._settings.prefetch, self._settings.batch_max
+        log.info("started", version=__version__, http_port=self.http_port, prefetch=prefetch, batch_max=batch_max)
+        if prefetch < BATCHES_IN_HAND * batch_max:
+            log.warning("prefetch_reduced", prefetch=prefetch, why="WORKER_MEMORY_LIMIT_BYTES")
 
     async def _drain(self, working: asyncio.Task[None]) -> None:
         """Let the worker finish its current batches, within the drain limit, and requeue the other deliveries."""
@@ -213,7 +195,7 @@ class Service:
                 trimmed = _TRIM_CHUNK
                 while trimmed == _TRIM_CHUNK:
                     trimmed = await self._store.trim(keep, _TRIM_CHUNK)
-                    self.metrics.inbox_trimmed(trimmed)
+                    self.metrics.counters["task_activity_log_inbox_trimmed_total"].inc(trimmed)
             await asyncio.sleep(_TRIM_EVERY_SECONDS)
 
 

@@ -9,10 +9,9 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -20,6 +19,9 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
     SecretStr,
     ValidationError,
     model_validator,
@@ -38,192 +40,148 @@ class SettingsError(Exception):
     """A setting is missing, unknown or invalid. Its text has one line for each problem, and no secrets."""
 
 
-def _amqp_url(url: SecretStr | None) -> SecretStr | None:
-    if url is not None and not _split(url, ("amqp", "amqps")).hostname:
-        raise ValueError("should name a host, as in amqp://user:password@host:5672/vhost")
-    return url
+def _url(*schemes: str, example: str | None = None) -> AfterValidator:
+    """Checks a URL. The errors do not quote it. Without an example it may have several hosts, as libpq allows, or none."""
 
+    def check(url: SecretStr | None) -> SecretStr | None:
+        if url is None:
+            return None
+        try:
+            parts = urlsplit(url.get_secret_value())
+        except ValueError:
+            raise ValueError("is not a URL") from None
+        if parts.scheme not in schemes:
+            raise ValueError(f"should begin with {schemes[0]}://")
+        if example is None:
+            return url
+        if not parts.hostname:
+            raise ValueError(f"should name a host, as in {example}")
+        try:
+            _ = parts.port
+        except ValueError:
+            raise ValueError("has a port that is not a number from 1 to 65535") from None
+        return url
 
-def _database_url(url: SecretStr | None) -> SecretStr | None:
-    if url is not None:
-        _split(url, ("postgresql", "postgres"), several_hosts=True)
-    return url
-
-
-def _management_url(url: SecretStr | None) -> SecretStr | None:
-    if url is not None and not _split(url, ("http", "https")).hostname:
-        raise ValueError("should name a host, as in http://user:password@host:15672")
-    return url
-
-
-def _split(url: SecretStr, schemes: tuple[str, ...], *, several_hosts: bool = False) -> SplitResult:
-    try:
-        parts = urlsplit(url.get_secret_value())
-    except ValueError:
-        raise ValueError("is not a URL") from None  # the parser's message may quote it
-    if parts.scheme not in schemes:
-        raise ValueError(f"should begin with {schemes[0]}://")
-    with suppress(ValueError):
-        _ = None if several_hosts else parts.port
-        return parts
-    raise ValueError("has a port that is not a number from 1 to 65535")
+    return AfterValidator(check)
 
 
 def _patterns(value: object) -> object:
     return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
 
+def _readable(path: Path) -> Path:
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise ValueError(f"cannot be read ({error.strerror})") from None
+    return path
+
+
+_Url = Annotated[SecretStr | None, Field(exclude=True)]
+"""It may contain a password, so it is never shown."""
+_File = Annotated[Path, AfterValidator(_readable)]
+
+
 class Settings(BaseModel):
-    """All settings."""
+    """All settings. The text below a setting is its description in docs/settings.md."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, use_attribute_docstrings=True)
 
-    amqp_url: Annotated[SecretStr | None, AfterValidator(_amqp_url)] = Field(
-        description="URL of the broker: `amqp://user:password@host:5672/vhost`, or `amqps://` for TLS.",
-    )
-    """None if the command does not need it, and it is not set. The same holds for `database_url`."""
-    database_url: Annotated[SecretStr | None, AfterValidator(_database_url)] = Field(
-        description="URL of the database: `postgresql://user:password@host:5432/name`. Several hosts and the options of"
-        " libpq are possible.",
-    )
-    management_url: Annotated[SecretStr | None, AfterValidator(_management_url)] = Field(
-        None,
-        description="URL of RabbitMQ's management API, used only by `check`: `http://user:password@host:15672`. The user"
-        " needs the tag `monitoring`.",
-    )
-    http_host: str = Field(
-        "0.0.0.0",  # noqa: S104 - probes come from outside the pod
-        description="Address on which health and metrics are served.",
-    )
-    http_port: Annotated[int, Field(ge=0, le=65535)] = Field(
-        8080, description="Port on which health and metrics are served. With 0 a free port is used."
-    )
-    log_format: Literal["auto", "json", "console"] = Field(
-        "auto", description="Format of log events. `auto` means `console` on a terminal and `json` otherwise."
-    )
-    log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "info",
-        description="Lowest level that is logged. `info` logs one event per batch, `debug` also one per message.",
-    )
+    amqp_url: Annotated[_Url, _url("amqp", "amqps", example="amqp://user:password@host:5672/vhost")] = None
+    """URL of the broker: `amqp://user:password@host:5672/vhost`, or `amqps://` for TLS."""
+    database_url: Annotated[_Url, _url("postgresql", "postgres")] = None
+    """URL of the database: `postgresql://user:password@host:5432/name`. Several hosts and the options of libpq are
+    possible."""
+    management_url: Annotated[_Url, _url("http", "https", example="http://user:password@host:15672")] = None
+    """URL of RabbitMQ's management API, used only by `check`: `http://user:password@host:15672`. The user needs the tag
+    `monitoring`."""
+    http_host: str = "0.0.0.0"  # noqa: S104 - probes come from outside the pod
+    """Address on which health and metrics are served."""
+    http_port: Annotated[int, Field(ge=0, le=65535)] = 8080
+    """Port on which health and metrics are served. With 0 a free port is used."""
+    log_format: Literal["auto", "json", "console"] = "auto"
+    """Format of log events. `auto` means `console` on a terminal and `json` otherwise."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Lowest level that is logged. `info` logs one event per batch, `debug` also one per message."""
 
-    batch_max: Annotated[int, Field(ge=1, le=5000)] = Field(500, description="Maximum number of messages in one batch.")
-    body_limit_bytes: Annotated[int, Field(ge=1024, le=128 * 2**20)] = Field(
-        256 * 1024, description="Maximum length of a message body in bytes. A longer body is rejected."
-    )
-    memory_limit_bytes: Annotated[int, Field(ge=2**20)] = Field(
-        512 * 2**20,
-        description="Maximum memory for prefetched message bodies in bytes. The prefetch is reduced to fit.",
-    )
-    drain_limit_seconds: Annotated[float, Field(gt=0, le=3600)] = Field(
-        10.0, description="Time allowed at a stop for finishing the current batches, in seconds."
-    )
-    default_media_type: Literal["application/json", "application/xml", "none"] = Field(
-        "application/json",
-        description="Media type assumed when content_type is absent. With `none` such a message is rejected.",
-    )
-    naive_dates: Literal["utc", "reject"] = Field(
-        "utc", description="How a date without an offset is read: as UTC (`utc`), or not at all (`reject`)."
-    )
-    update_mode: Literal["replace", "merge"] = Field(
-        "replace",
-        description="Whether a field that is absent in a message becomes null (`replace`) or keeps its value (`merge`).",
-    )
-    nulls: Literal["emit", "omit"] = Field(
-        "emit", description="Whether JSON replies contain members with the value null (`emit`) or not (`omit`)."
-    )
-    replies: Literal["reply_to", "both"] = Field(
-        "reply_to",
-        description="Whether a reply to a `reply_to` address is sent only there, or also to the replies exchange (`both`).",
-    )
-    reply_to_allowed: Annotated[tuple[str, ...], BeforeValidator(_patterns)] = Field(
-        ("*",), description="Patterns of the `reply_to` addresses to which replies may be sent, separated by commas."
-    )
+    batch_max: Annotated[int, Field(ge=1, le=5000)] = 500
+    """Maximum number of messages in one batch."""
+    body_limit_bytes: Annotated[int, Field(ge=1024, le=128 * 2**20)] = 256 * 1024
+    """Maximum length of a message body in bytes. A longer body is rejected."""
+    memory_limit_bytes: Annotated[int, Field(ge=2**20)] = 512 * 2**20
+    """Maximum memory for prefetched message bodies in bytes. The prefetch is reduced to fit."""
+    drain_limit_seconds: Annotated[float, Field(gt=0, le=3600)] = 10.0
+    """Time allowed at a stop for finishing the current batches, in seconds."""
+    default_media_type: Literal["application/json", "application/xml", "none"] = "application/json"
+    """Media type assumed when content_type is absent. With `none` such a message is rejected."""
+    naive_dates: Literal["utc", "reject"] = "utc"
+    """How a date without an offset is read: as UTC (`utc`), or not at all (`reject`)."""
+    update_mode: Literal["replace", "merge"] = "replace"
+    """Whether a field that is absent in a message becomes null (`replace`) or keeps its value (`merge`)."""
+    nulls: Literal["emit", "omit"] = "emit"
+    """Whether JSON replies contain members with the value null (`emit`) or not (`omit`)."""
+    replies: Literal["reply_to", "both"] = "reply_to"
+    """Whether a reply to a `reply_to` address is sent only there, or also to the replies exchange (`both`)."""
+    reply_to_allowed: Annotated[tuple[str, ...], BeforeValidator(_patterns)] = ("*",)
+    """Patterns of the `reply_to` addresses to which replies may be sent, separated by commas."""
 
-    topology: Literal["declare", "check"] = Field(
-        "declare",
-        description="Whether the worker declares queues and exchanges, or only checks them because operators declare them.",
-    )
-    requests_queue: str = Field("task_activity_log.upsert", description="Name of the queue for requests.")
-    replies_queue: str = Field("task_activity_log.replies", description="Name of the queue for replies.")
-    dead_letters_queue: str = Field("task_activity_log.dead-letters", description="Name of the queue for dead letters.")
-    requests_exchange: str = Field("task_activity_log", description="Name of the exchange for requests (direct).")
-    replies_exchange: str = Field("task_activity_log.replies", description="Name of the exchange for replies (topic).")
-    single_active_consumer: bool = Field(
-        default=False,
-        description="Whether the requests queue is declared with a single active consumer: one worker consumes, the others"
-        " stand by.",
-    )
-    amqp_heartbeat_seconds: Annotated[int, Field(ge=1, le=300)] = Field(
-        10,
-        description="Heartbeat interval of the broker connections in seconds. A dead connection is noticed after about three"
-        " intervals.",
-    )
-    amqp_connect_timeout_seconds: Annotated[float, Field(gt=0)] = Field(
-        10.0, description="Timeout of one attempt to connect to the broker, in seconds."
-    )
-    confirm_timeout_seconds: Annotated[float, Field(gt=0)] = Field(
-        30.0, description="Timeout for the broker's publisher confirms, in seconds."
-    )
-    amqp_ca_file: Path | None = Field(
-        None,
-        description="PEM file with the certificate authorities that may sign the broker's certificate. By default the"
-        " system's authorities are used.",
-    )
-    amqp_certificate_file: Path | None = Field(
-        None, description="PEM file with the worker's certificate for the broker and its chain (mutual TLS)."
-    )
-    amqp_key_file: Path | None = Field(
-        None,
-        description="PEM file with the private key of that certificate, not encrypted. Not needed if the certificate file"
-        " contains the key.",
-    )
-    database_ca_file: Path | None = Field(
-        None,
-        description="PEM file with the certificate authorities that may sign the database's certificate. If it is set, TLS"
-        " and a check of the host name are required, whatever `sslmode` says.",
-    )
-    database_certificate_file: Path | None = Field(
-        None, description="PEM file with the worker's certificate for the database and its chain (mutual TLS)."
-    )
-    database_key_file: Path | None = Field(
-        None, description="PEM file with the private key of that certificate, not encrypted."
-    )
-    database_connect_timeout_seconds: Annotated[float, Field(gt=0)] = Field(
-        10.0, description="Timeout of one attempt to connect to the database, in seconds."
-    )
-    database_command_timeout_seconds: Annotated[float, Field(gt=0)] = Field(
-        30.0, description="Timeout of one statement, in seconds."
-    )
-    database_statement_cache: Annotated[int, Field(ge=0)] = Field(
-        100,
-        description="Number of prepared statements kept per connection. Set it to 0 behind pgbouncer in transaction mode.",
-    )
-    hold_limit_seconds: Annotated[float, Field(gt=0, lt=1800)] = Field(
-        600.0,
-        description="How long unsettled messages are kept during an outage, in seconds; after that they are requeued. Keep it"
-        " below the broker's consumer timeout (30 minutes).",
-    )
-    reply_give_up_seconds: Annotated[float, Field(ge=0)] = Field(
-        30.0, description="How long a `reply_to` address may refuse a reply before the reply is given up, in seconds."
-    )
-    poison_from: Annotated[int, Field(ge=3, lt=20)] = Field(
-        10,
-        description="Number of failed deliveries after which a message that may crash workers is rejected. It must be below"
-        " the delivery limit of the queue (20).",
-    )
-    inbox_keep_seconds: Annotated[float, Field(ge=60)] = Field(
-        86_400.0, description="How long a message is remembered for deduplication, in seconds."
-    )
+    topology: Literal["declare", "check"] = "declare"
+    """Whether the worker declares queues and exchanges, or only checks them because operators declare them."""
+    requests_queue: str = "task_activity_log.upsert"
+    """Name of the queue for requests."""
+    replies_queue: str = "task_activity_log.replies"
+    """Name of the queue for replies."""
+    dead_letters_queue: str = "task_activity_log.dead-letters"
+    """Name of the queue for dead letters."""
+    requests_exchange: str = "task_activity_log"
+    """Name of the exchange for requests (direct)."""
+    replies_exchange: str = "task_activity_log.replies"
+    """Name of the exchange for replies (topic)."""
+    single_active_consumer: bool = False
+    """Whether the requests queue is declared with a single active consumer: one worker consumes, the others stand by."""
+    amqp_heartbeat_seconds: Annotated[int, Field(ge=1, le=300)] = 10
+    """Heartbeat interval of the broker connections in seconds. A dead connection is noticed after about three intervals."""
+    amqp_connect_timeout_seconds: PositiveFloat = 10.0
+    """Timeout of one attempt to connect to the broker, in seconds."""
+    confirm_timeout_seconds: PositiveFloat = 30.0
+    """Timeout for the broker's publisher confirms, in seconds."""
+    amqp_ca_file: _File | None = None
+    """PEM file with the certificate authorities that may sign the broker's certificate. By default the system's
+    authorities are used."""
+    amqp_certificate_file: _File | None = None
+    """PEM file with the worker's certificate for the broker and its chain (mutual TLS)."""
+    amqp_key_file: _File | None = None
+    """PEM file with the private key of that certificate, not encrypted. Not needed if the certificate file contains the
+    key."""
+    database_ca_file: _File | None = None
+    """PEM file with the certificate authorities that may sign the database's certificate. If it is set, TLS and a check
+    of the host name are required, whatever `sslmode` says."""
+    database_certificate_file: _File | None = None
+    """PEM file with the worker's certificate for the database and its chain (mutual TLS)."""
+    database_key_file: _File | None = None
+    """PEM file with the private key of that certificate, not encrypted."""
+    database_connect_timeout_seconds: PositiveFloat = 10.0
+    """Timeout of one attempt to connect to the database, in seconds."""
+    database_command_timeout_seconds: PositiveFloat = 30.0
+    """Timeout of one statement, in seconds."""
+    database_statement_cache: NonNegativeInt = 100
+    """Number of prepared statements kept per connection. Set it to 0 behind pgbouncer in transaction mode."""
+    hold_limit_seconds: Annotated[float, Field(gt=0, lt=1800)] = 600.0
+    """How long unsettled messages are kept during an outage, in seconds; after that they are requeued. Keep it below
+    the broker's consumer timeout (30 minutes)."""
+    reply_give_up_seconds: NonNegativeFloat = 30.0
+    """How long a `reply_to` address may refuse a reply before the reply is given up, in seconds."""
+    poison_from: Annotated[int, Field(ge=3, lt=20)] = 10
+    """Number of failed deliveries after which a message that may crash workers is rejected. It must be below the
+    delivery limit of the queue (20)."""
+    inbox_keep_seconds: Annotated[float, Field(ge=60)] = 86_400.0
+    """How long a message is remembered for deduplication, in seconds."""
 
     @model_validator(mode="after")
     def _tls_is_of_use(self) -> Self:
         problems = []
-        for service, tls in (("amqp", self.amqp_tls), ("database", self.database_tls)):
-            absent = [problem for kind in ("ca", "certificate", "key") if (problem := self._unreadable(service, kind))]
-            name = f"{PREFIX}{service.upper()}"
-            if absent:
-                problems += absent
-            elif tls is not None and tls.key and not tls.certificate:
+        for name, tls in ((f"{PREFIX}AMQP", self.amqp_tls), (f"{PREFIX}DATABASE", self.database_tls)):
+            if tls is not None and tls.key and not tls.certificate:
                 problems.append(f"{name}_KEY_FILE: also needs {name}_CERTIFICATE_FILE")
             elif tls is not None:
                 try:
@@ -236,36 +194,19 @@ class Settings(BaseModel):
             raise ValueError("\n".join(problems))
         return self
 
-    def _unreadable(self, service: str, kind: str) -> str | None:
-        path: Path | None = getattr(self, f"{service}_{kind}_file")
-        try:
-            if path is not None:
-                path.open("rb").close()
-        except OSError as error:
-            return f"{variable(f'{service}_{kind}_file')}: cannot be read ({error.strerror})"
-        return None
-
     @property
     def required_amqp_url(self) -> str:
-        """AMQP_URL in plain text, with its password, for a command that needs it (see `load`).
-
-        Raises:
-            SettingsError: it is not set.
-        """
+        """AMQP_URL in plain text, with its password. Raises `SettingsError` if it is not set (see `load`)."""
         return _required(self.amqp_url, "AMQP_URL")
 
     @property
     def required_database_url(self) -> str:
-        """DATABASE_URL in plain text, with its password, for a command that needs it (see `load`).
-
-        Raises:
-            SettingsError: it is not set.
-        """
+        """DATABASE_URL in plain text, with its password. Raises `SettingsError` if it is not set (see `load`)."""
         return _required(self.database_url, "DATABASE_URL")
 
     @property
     def secret_urls(self) -> tuple[str, ...]:
-        """All settings that contain a password, in plain text."""
+        """All settings that may contain a password, in plain text."""
         urls = (self.amqp_url, self.database_url, self.management_url)
         return tuple(url.get_secret_value() for url in urls if url is not None)
 
@@ -289,10 +230,6 @@ class Settings(BaseModel):
         bodies of the maximum length.
         """
         return max(1, min(BATCHES_IN_HAND * self.batch_max, self.memory_limit_bytes // self.body_limit_bytes))
-
-
-SECRETS = frozenset(("amqp_url", "database_url", "management_url"))
-"""Settings that are never shown."""
 
 
 def variable(field: str) -> str:
@@ -324,8 +261,7 @@ def load(
             close = difflib.get_close_matches(name, fields, n=1)
             errors.append(f"{name}: unknown setting" + (f"; did you mean {close[0]}?" if close else ""))
     values = {field: value for field, value in values.items() if value}  # compose files pass unset variables as empty
-    for field in {"amqp_url", "database_url"}.difference(needed):
-        values.setdefault(field, None)
+    errors += [_missing(variable(field)) for field in needed if field not in values]
     try:
         settings = Settings(**values)
     except ValidationError as invalid:
@@ -353,8 +289,7 @@ def _explain(error: ErrorDetails) -> str:
     text = str(error.get("ctx", {}).get("error", error["msg"]))  # our own validators' text, else pydantic's
     if not error["loc"]:  # a combination of settings, which the text names
         return text
-    name = variable(str(error["loc"][0]))
-    return _missing(name) if error["type"] == "missing" else f"{name}: {text[:1].lower()}{text[1:]}"
+    return f"{variable(str(error['loc'][0]))}: {text[:1].lower()}{text[1:]}"
 
 
 def _missing(name: str) -> str:

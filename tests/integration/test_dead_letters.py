@@ -93,9 +93,9 @@ async def test_a_replay_is_the_request_that_it_was(amqp_url: str) -> None:
     """Same body, message_id, properties and headers, without what the rejection added."""
     async with queues(amqp_url) as channel:
         await reject(channel, 1)
-        async with borrow_dead_letters(amqp_url) as loan, publishing(amqp_url) as publisher:
+        async with borrow_dead_letters(amqp_url) as loan:
             (letter,) = [letter async for letter in loan]
-            assert await replay(loan, [(letter, letter.body)], publisher) == 1
+            assert await replay(loan, [(letter, letter.body)], amqp_url) == 1
         assert await taken(channel, TOPOLOGY.dead_letters_queue) == []
         (request,) = await taken(channel, TOPOLOGY.requests_queue)
     assert (request.body, request.message_id, request.correlation_id) == (b'{"number": 1}', "1", "correlation")
@@ -115,8 +115,8 @@ async def test_what_the_broker_refuses_stays(amqp_url: str) -> None:
         await reject(channel, 1)
         await (await channel.get_queue(TOPOLOGY.requests_queue)).unbind(TOPOLOGY.requests_exchange, "upsert")
         with pytest.raises(ClientError, match="took no more"):
-            async with borrow_dead_letters(amqp_url) as loan, publishing(amqp_url) as publisher:
-                await replay(loan, [(letter, letter.body) async for letter in loan], publisher)
+            async with borrow_dead_letters(amqp_url) as loan:
+                await replay(loan, [(letter, letter.body) async for letter in loan], amqp_url)
         assert len(await taken(channel, TOPOLOGY.dead_letters_queue)) == 1
 
 
@@ -130,9 +130,9 @@ async def test_a_replay_that_is_interrupted_loses_nothing(amqp_url: str, how: st
         link = LinkOptions(proxy.url, heartbeat_seconds=1)
 
         async def work() -> None:
-            async with borrow_dead_letters(link) as loan, publishing(link) as publisher:
+            async with borrow_dead_letters(link) as loan:
                 letters = [(letter, letter.body) async for letter in loan]
-                await replay(loan, letters, publisher, rate=20, on_replayed=lambda _: going.set())
+                await replay(loan, letters, link, rate=20, on_replayed=lambda _: going.set())
 
         working = asyncio.create_task(work())
         await going.wait()

@@ -1,4 +1,4 @@
-"""The worker accepts what a schema in docs/contract accepts, and the schemas accept what the worker writes."""
+"""The worker accepts what a schema of the contract accepts, and the schemas accept what the worker writes."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from jsonschema import Draft202012Validator
 from lxml import etree
 
 from task_activity_log import wire
-from task_activity_log.cli.contract import describe
 from task_activity_log.problem import Code, FieldError, Problem, Rejected
 from task_activity_log.record import FIELDS, STORED_FIELDS, StoredTaskActivityLog
+from tools.contract_files import describe
 
 SCHEMA: dict[str, Any] = json.loads(describe("json-schema"))
 REQUEST = Draft202012Validator(SCHEMA)

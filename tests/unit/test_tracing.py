@@ -3,12 +3,14 @@
 import asyncio
 import logging
 import os
+import re
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 import structlog
@@ -96,6 +98,16 @@ async def test_a_trace_goes_from_the_publisher_through_the_worker_to_the_reply()
     [reply] = traced.replies.published
     assert reply.headers["traceparent"] == f"00-{TRACE}-{id_of(span)}-01"
     assert reply.headers["tracestate"] == "vendor=1"
+
+
+async def test_the_spans_are_those_in_the_documentation() -> None:
+    """The table in docs/telemetry.md has their names and kinds, and no others."""
+    table = (Path(__file__).parents[2] / "docs" / "telemetry.md").read_text(encoding="utf-8").partition("| span |")[2]
+    rows = re.findall(r"^\| `(.+?)` \| (consumer|client|producer) \|", table, re.MULTILINE)
+    traced = Traced()
+    await traced.work(upsert())
+    spans = {(span.name, span.kind.name.lower()) for span in traced.exporter.get_finished_spans()}
+    assert {(re.sub(r"\{(\w+) \w+\}", r"\1", name), kind) for name, kind in rows} == spans
 
 
 async def test_batches_link_to_every_one_of_their_messages() -> None:

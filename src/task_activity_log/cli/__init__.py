@@ -6,25 +6,36 @@ exported       messages as lines of JSON, which `publish` reads again
 replies        follows the replies
 dead_letters/  inspects, replays, exports and discards rejected messages
 check/         checks that everything a worker needs is in place
-contract/      prints the wire contract for machines
+contract/      the wire contract for machines, written by tools/contract_files.py
 exit_codes     how a command ends
 terminal       tables, progress bars and plain lines
 """
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import sys
+from importlib import resources
 from pathlib import Path
-from typing import Annotated, Literal
-from uuid import UUID
+from typing import Annotated, Final, Literal
+from uuid import UUID, uuid4
 
 import typer
 
 from task_activity_log import __version__
-from task_activity_log.cli.dead_letters.options import app as dead_letters_app
-from task_activity_log.cli.exit_codes import INTERRUPTED, WRONG_USE, fail, settings_or_exit
+from task_activity_log.cli.dead_letters.commands import app as dead_letters_app
+from task_activity_log.cli.exit_codes import INTERRUPTED, WRONG_USE, fail, guarded, settings_or_exit
 from task_activity_log.record import Outcome
+
+CONTRACT_FILES: Final = {
+    "asyncapi": "asyncapi.json",
+    "json-schema": "schema.json",
+    "xsd": "request.xsd",
+    "xsd-reply": "reply.xsd",
+    "xsd-problem": "problem.xsd",
+}
+"""What `contract` prints, and the files in `contract/` that have it."""
 
 app = typer.Typer(
     help="Consumes task_activity_log upserts from RabbitMQ, stores them in PostgreSQL and answers with the stored record."
@@ -144,13 +155,15 @@ def publish(
       zcat records.jsonl.gz | task-activity-log publish -
     """
     settings = settings_or_exit() if dry_run else settings_or_exit("amqp_url")
-    from task_activity_log.cli.publish import Options
-    from task_activity_log.cli.publish import publish as publish_all
+    if rejected is not None and rejected.exists():
+        fail(f"{rejected} already exists: name another file for the rejected records, or remove it", WRONG_USE)
+    from task_activity_log.cli.publish import Publication
 
-    options = Options(
-        timeout=timeout, dry_run=dry_run, wait=wait, merge=merge, rejected=rejected, run=run, stdin_format=stdin
+    run = run or uuid4().hex[:12]
+    work = Publication(
+        settings, timeout=timeout, dry_run=dry_run, wait=wait, merge=merge, rejected=rejected, run=run, stdin=stdin
     )
-    sys.exit(publish_all(paths, settings, options))
+    sys.exit(guarded(lambda: work.carry_out(paths), interrupted=lambda: work.explained("interrupted")))
 
 
 @app.command(short_help="Follow the replies.")
@@ -192,7 +205,8 @@ def replies(
     from task_activity_log.cli.replies import Wanted, follow
 
     wanted = Wanted(frozenset(ids or ()), frozenset(outcomes or ()), frozenset(codes or ()))
-    sys.exit(follow(settings, wanted, take=take, as_json=as_json, count=count, seconds=seconds))
+    following = follow(settings, wanted, take=take, as_json=as_json, count=count, seconds=seconds)
+    sys.exit(guarded(lambda: asyncio.run(following)))
 
 
 @app.command(short_help="Print the wire contract in a machine-readable form.")
@@ -203,9 +217,8 @@ def contract(
     ],
 ) -> None:
     """Print the wire contract in a machine-readable form, with the default names of queues and exchanges."""
-    from task_activity_log.cli.contract import describe
-
-    print(describe(description), end="")
+    file = resources.files(__name__).joinpath("contract", CONTRACT_FILES[description])
+    print(file.read_text(encoding="utf-8"), end="")
 
 
 @app.command(short_help="Check that everything a worker needs is in place.")
@@ -220,7 +233,5 @@ def check(
     """
     settings = settings_or_exit("amqp_url", "database_url")
     from task_activity_log.cli.check import check as check_all
-    from task_activity_log.telemetry.logs import quiet_drivers
 
-    quiet_drivers()
-    sys.exit(check_all(settings, strict=strict))
+    sys.exit(guarded(lambda: check_all(settings, strict=strict)))

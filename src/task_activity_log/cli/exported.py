@@ -36,21 +36,16 @@ def is_message(parsed: object) -> bool:
 
 
 def upsert(parsed: dict[str, Any], message_id: str, source: str) -> Upsert:
-    """The request in such a line; `message_id` is used if the line has none.
-
-    Raises:
-        ValueError: a member has the wrong type, or does not fit into AMQP; the text says which.
-    """
-    given = {name: parsed.get(name) for name in ("content_type", "message_id", "headers", "content_encoding")}
-    for name, kinds in (("content_type", str), ("message_id", str), ("headers", dict), ("content_encoding", str)):
-        if given[name] is not None and not isinstance(given[name], kinds):
-            raise ValueError(f"{name} should be {'an object' if kinds is dict else 'a string'}")
+    """The request in such a line, by default with this `message_id`. A `ValueError` says which member cannot be sent."""
+    for name, kind in (("content_type", str), ("message_id", str), ("headers", dict), ("content_encoding", str)):
+        if parsed.get(name) is not None and not isinstance(parsed[name], kind):
+            raise ValueError(f"{name} should be {'an object' if kind is dict else 'a string'}")
     return Upsert(
         _bytes(parsed),
-        given["content_type"] or "",
-        message_id=given["message_id"] or message_id,
-        headers=given["headers"] or {},
-        content_encoding=given["content_encoding"],
+        parsed.get("content_type") or "",
+        message_id=parsed.get("message_id") or message_id,
+        headers=parsed.get("headers") or {},
+        content_encoding=parsed.get("content_encoding"),
         source=source,
     )
 

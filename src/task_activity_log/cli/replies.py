@@ -6,15 +6,15 @@ import asyncio
 import json
 import sys
 from collections.abc import Sequence
-from contextlib import aclosing
-from dataclasses import dataclass
+from contextlib import aclosing, suppress
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from task_activity_log.cli.exit_codes import DONE, guarded
+from task_activity_log.cli.exit_codes import DONE
 from task_activity_log.cli.terminal import printable, say
-from task_activity_log.client import ClientError, Reply, subscribe
+from task_activity_log.client import ClientError, Reply, StoredTaskActivityLog, UpsertRejected, subscribe
 from task_activity_log.record import Outcome
 from task_activity_log.settings import Settings
 from task_activity_log.wiring import link_of
@@ -43,20 +43,14 @@ class Wanted:
         return (
             (not self.codes or reply.code in self.codes)
             and (not self.outcomes or reply.outcome in self.outcomes)
-            and (not self.ids or _id(reply) in self.ids)
+            and (not self.ids or getattr(_content(reply), "id", None) in self.ids)
         )
 
 
-def follow(settings: Settings, wanted: Wanted, *, take: bool, as_json: bool, count: int, seconds: float | None) -> int:
-    """Print replies until there were `count` of them (0: until interrupted), or until `seconds` have passed."""
-    return guarded(
-        lambda: asyncio.run(_follow(settings, wanted, take=take, as_json=as_json, count=count, seconds=seconds))
-    )
-
-
-async def _follow(
+async def follow(
     settings: Settings, wanted: Wanted, *, take: bool, as_json: bool, count: int, seconds: float | None
 ) -> int:
+    """Print replies until there were `count` of them (0: until interrupted), or until `seconds` have passed."""
     replies = subscribe(
         link_of(settings),
         queue=settings.replies_queue,
@@ -68,7 +62,7 @@ async def _follow(
         on_connected=lambda: say(f"{'taking' if take else 'following'} replies; press Ctrl-C to stop"),
     )
     shown = 0
-    try:
+    with suppress(TimeoutError):
         async with asyncio.timeout(seconds), aclosing(replies):
             async for reply in replies:
                 if reply not in wanted:
@@ -77,44 +71,37 @@ async def _follow(
                 shown += 1
                 if shown == count and not take:  # a taken reply is acknowledged when the loop asks for the next
                     break
-    except TimeoutError:
-        pass
     return DONE
 
 
-def _id(reply: Reply) -> UUID | None:
+def _content(reply: Reply) -> StoredTaskActivityLog | ClientError:
+    """The record, the problem (`UpsertRejected`), or why the body cannot be read."""
     try:
-        return None if reply.rejected else reply.record.id
-    except ClientError:
-        return None
+        return reply.record
+    except ClientError as problem:
+        return problem
 
 
 def _json(reply: Reply) -> str:
-    content: dict[str, Any]
-    try:
-        if reply.rejected:
-            problem = reply.problem
-            errors = [{"name": bad.name, "code": bad.code, "message": bad.message} for bad in problem.errors]
-            content = {"problem": {"code": problem.code, "detail": problem.detail, "errors": errors}}
-        else:
-            content = {"record": reply.record.model_dump(mode="json")}
-    except ClientError:
-        content = {"body": reply.body.decode(errors="replace")}
+    found = _content(reply)
+    content: dict[str, Any] = {"body": reply.body.decode(errors="replace")}
+    if isinstance(found, StoredTaskActivityLog):
+        content = {"record": found.model_dump(mode="json")}
+    elif isinstance(found, UpsertRejected):
+        errors = [asdict(bad) for bad in found.errors]
+        content = {"problem": {"code": found.code, "detail": found.detail, "errors": errors}}
     members = {"outcome": reply.outcome, "message_id": reply.message_id, "correlation_id": reply.correlation_id}
     return json.dumps({**members, **content}, ensure_ascii=False)
 
 
 def _line(reply: Reply) -> str:
     """Time of receipt, outcome, and the record's id and subject; for a problem, the request's message_id and the reason."""
-    try:
-        if reply.rejected:
-            named, told = reply.correlation_id or "-", f"{reply.code}: {reply.problem.detail}"
-        else:
-            named, told = str(reply.record.id), reply.record.subject or ""
-    except ClientError as error:
-        named, told = reply.correlation_id or "-", str(error)
-    cells = [f"{datetime.now().astimezone():%H:%M:%S}", reply.outcome, named, " ".join(printable(told).split())]
+    found = _content(reply)
+    if isinstance(found, StoredTaskActivityLog):
+        named, told = str(found.id), found.subject or ""
+    else:
+        named, told = reply.correlation_id or "-", str(found)
+    time, told = f"{datetime.now().astimezone():%H:%M:%S}", " ".join(printable(told).split())
     if not sys.stdout.isatty():
-        return "\t".join(cells)
-    time, outcome, named, told = cells
-    return f"{time}  \033[{_COLOURS.get(outcome, '0')}m{outcome:{_WIDTH}}\033[0m  {named:36}  {told}"
+        return f"{time}\t{reply.outcome}\t{named}\t{told}"
+    return f"{time}  \033[{_COLOURS.get(reply.outcome, '0')}m{reply.outcome:{_WIDTH}}\033[0m  {named:36}  {told}"

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from hashlib import sha256
+from io import BytesIO
 from pathlib import Path
+from typing import IO
 from uuid import NAMESPACE_URL, uuid5
 
 from lxml import etree
@@ -25,54 +28,52 @@ class Unreadable(Exception):
     """A file cannot be read as records; the text is one line with file, line and reason."""
 
 
+@dataclass
 class Source:
     """One file, or standard input, whose records can be iterated over more than once."""
 
-    def __init__(self, path: str, suffix: str, run: str) -> None:
-        """`run` is part of the message_ids: the same file in the same run has the same ones."""
-        self.path = path
-        self._suffix = suffix
-        self._run = run
-        self._piped: bytes | None = None
+    path: str
+    suffix: str
+    run: str
+    """Part of the message_ids: the same file in the same run has the same ones."""
+    _piped: bytes | None = field(default=None, init=False)
 
     def upserts(self) -> Iterator[Upsert]:
-        """The records as they will be sent. Only the syntax is checked: the worker judges the fields.
-
-        Raises:
-            Unreadable: the file is missing, of an unknown kind, or malformed.
-        """
-        if self._suffix in _LINES:
-            yield from self._lines()
-        elif self._suffix == ".json":
-            yield from self._json(self._content(), 1, self.path)
-        elif self._suffix == ".xml":
-            content = self._content()
-            try:
-                etree.fromstring(content, etree.XMLParser(resolve_entities=False, no_network=True))
-            except (etree.XMLSyntaxError, ValueError) as error:
-                raise Unreadable(f"{self.path}:{getattr(error, 'lineno', 1)}: {getattr(error, 'msg', error)}") from None
-            yield Upsert(content, wire.XML, self._message_id(content, self.path), source=self.path)
-        else:
-            self._content()  # a missing file is reported as missing
-            raise Unreadable(f"{self.path}: is neither .json, .jsonl nor .xml")
-
-    def _lines(self) -> Iterator[Upsert]:
-        if self.path == STANDARD_INPUT:
-            for number, line in enumerate(self._content().split(b"\n"), 1):
-                yield from self._line(line, number)
-            return
+        """The records as they will be sent, or `Unreadable`. Only the syntax is checked: the worker judges the fields."""
         try:
-            with Path(self.path).open("rb") as file:
-                for number, line in enumerate(file, 1):
-                    yield from self._line(line, number)
+            with self._open() as file:
+                yield from self._records(file)
+        except IsADirectoryError:
+            raise Unreadable(f"{self.path}: contains no .json, .jsonl or .xml file") from None
         except OSError as error:
             raise Unreadable(f"{self.path}: {error.strerror}") from None
 
-    def _line(self, line: bytes, number: int) -> Iterator[Upsert]:
-        if number == 1:
-            line = line.removeprefix(b"\xef\xbb\xbf")
-        if line := line.strip():
-            yield from self._json(line, number, f"{self.path}:{number}")
+    def _open(self) -> IO[bytes]:
+        if self.path != STANDARD_INPUT:
+            return Path(self.path).open("rb")
+        if self._piped is None:
+            self._piped = sys.stdin.buffer.read()
+        return BytesIO(self._piped)
+
+    def _records(self, file: IO[bytes]) -> Iterator[Upsert]:
+        if self.suffix in _LINES:
+            for number, line in enumerate(file, 1):
+                content = (line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line).strip()
+                if content:
+                    yield from self._json(content, number, f"{self.path}:{number}")
+        elif self.suffix == ".json":
+            yield from self._json(file.read(), 1, self.path)
+        elif self.suffix == ".xml":
+            yield self._xml(file.read())
+        else:
+            raise Unreadable(f"{self.path}: is neither .json, .jsonl nor .xml")
+
+    def _xml(self, content: bytes) -> Upsert:
+        try:
+            etree.fromstring(content, etree.XMLParser(resolve_entities=False, no_network=True))
+        except (etree.XMLSyntaxError, ValueError) as error:
+            raise Unreadable(f"{self.path}:{getattr(error, 'lineno', 1)}: {getattr(error, 'msg', error)}") from None
+        return Upsert(content, wire.XML, self._message_id(content, self.path), source=self.path)
 
     def _json(self, content: bytes, first_line: int, source: str) -> Iterator[Upsert]:
         try:
@@ -99,35 +100,17 @@ class Source:
 
     def _message_id(self, body: bytes, source: str) -> str:
         # The source is part of it: otherwise a record that is changed, and later changed back, would count as a repeat.
-        return str(uuid5(NAMESPACE_URL, f"{self._run}\n{source}\n{sha256(body).hexdigest()}"))
-
-    def _content(self) -> bytes:
-        if self.path != STANDARD_INPUT:
-            try:
-                return Path(self.path).read_bytes()
-            except OSError as error:
-                raise Unreadable(f"{self.path}: {error.strerror}") from None
-        if self._piped is None:
-            self._piped = sys.stdin.buffer.read()
-        return self._piped
+        return str(uuid5(NAMESPACE_URL, f"{self.run}\n{source}\n{sha256(body).hexdigest()}"))
 
 
-def expand(paths: Sequence[str], stdin_format: str, run: str) -> Iterator[Source]:
-    """A source for each path, and for each file below a folder, in the order of their names.
-
-    Raises:
-        Unreadable: a folder contains no file of a known kind.
-    """
-    for path in paths:
-        if path == STANDARD_INPUT:
-            yield Source(path, f".{stdin_format}", run)
-        elif Path(path).is_dir():
-            found = sorted(file for file in Path(path).rglob("*") if file.suffix.lower() in KNOWN and file.is_file())
-            if not found:
-                raise Unreadable(f"{path}: contains no .json, .jsonl or .xml file")
-            yield from (Source(str(file), file.suffix.lower(), run) for file in found)
-        else:
-            yield Source(path, Path(path).suffix.lower(), run)
+def expand(path: str, stdin_format: str, run: str) -> list[Source]:
+    """The source at a path; for a folder, one for each file of a known kind below it, in the order of their names."""
+    if path == STANDARD_INPUT:
+        return [Source(path, f".{stdin_format}", run)]
+    files = sorted(file for file in Path(path).rglob("*") if file.suffix.lower() in KNOWN and file.is_file())
+    if files:
+        return [Source(str(file), file.suffix.lower(), run) for file in files]
+    return [Source(path, Path(path).suffix.lower(), run)]
 
 
 def line_of(upsert: Upsert, field: str) -> str:

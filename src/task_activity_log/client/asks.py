@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 from task_activity_log.aio import Waiting
 from task_activity_log.client.connections import Connections
@@ -21,8 +20,6 @@ from task_activity_log.rabbitmq.topology import REQUEST_KEY
 BATCH = 500
 _AGAIN_SECONDS = 0.2
 """After a nack, or a lost connection that has not been noticed everywhere yet."""
-
-T = TypeVar("T")
 
 
 @dataclass(eq=False, slots=True)
@@ -43,11 +40,7 @@ class Asks:
     def __init__(
         self, broker: str | LinkOptions, *, exchange: str, app_id: str, on_outage: Callable[[str], None]
     ) -> None:
-        """Connect to nothing yet.
-
-        Raises:
-            ClientError: the URL is not that of a broker.
-        """
+        """Connect to nothing yet. Raises `ClientError` if the URL is not that of a broker."""
         self._connections = Connections(broker, on_outage=self._away, on_failure=self._fail)
         self._exchange = exchange
         self._app_id = app_id
@@ -56,15 +49,11 @@ class Asks:
         self._listening = asyncio.Event()
         self._reply_to: str | None = None  # the queue that is listened to
         self._asks: dict[str, Ask] = {}  # by message_id, in the order given
-        self._outbox: Waiting[Ask] = Waiting()
+        self._outbox: Waiting[Upsert] = Waiting()
         self._reason = ""  # of the latest outage or nack
 
     async def open(self) -> None:
-        """Connect, and stay connected until `close`.
-
-        Raises:
-            ClientError: nothing answers, the broker refuses, or the exchange does not exist.
-        """
+        """Connect, and stay connected until `close`. Raises `ClientError` if the first attempt fails."""
         await self._connections.open(
             self._publisher.run(),
             supervise("answers", self._listen, lambda: None, self._connections.options.on_outage),
@@ -82,13 +71,12 @@ class Asks:
     def ask(self, upsert: Upsert, done: Callable[[Answer | ClientError], None]) -> Ask:
         """Send an upsert; `done` is called with its answer, or with the reason why there will not be one.
 
-        Raises:
-            ClientError: one with its message_id is waiting already.
+        Raises `ClientError` if one with its message_id is waiting already.
         """
         if upsert.message_id in self._asks:
             raise ClientError(f"an upsert with message_id {upsert.message_id} is already waiting for its answer")
         ask = self._asks[upsert.message_id] = Ask(upsert, done)
-        self._outbox.put(ask)
+        self._outbox.put(upsert)
         return ask
 
     def forget(self, ask: Ask) -> None:
@@ -96,31 +84,27 @@ class Asks:
         if self._asks.get(ask.upsert.message_id) is ask:
             del self._asks[ask.upsert.message_id]
 
-    async def send(self, upserts: Sequence[Upsert], on_sent: Callable[[int], None]) -> None:
-        """Send upserts without asking for answers; `on_sent` is called with how many more the broker has confirmed.
-
-        Raises:
-            ClientError: no queue takes upserts.
-        """
-        while upserts:
-            confirmed, returned, upserts = by_fate(upserts, await self._publish(upserts, None))
+    async def send(self, upserts: Sequence[Upsert]) -> None:
+        """Send without asking for answers, until the broker has confirmed all. Raises `ClientError` if no queue takes them."""
+        while True:
+            returned, upserts = await self._publish(upserts, None)
             if returned:
                 raise self._no_queue()
-            on_sent(len(confirmed))
-            if upserts:
-                self._nacked()
-                await asyncio.sleep(_AGAIN_SECONDS)
+            if not upserts:
+                return
+            await asyncio.sleep(_AGAIN_SECONDS)
 
-    def why_silent(self, timeout: float | None, unanswered: int) -> str:
-        """What to say of `unanswered` upserts when no answer has come for `timeout` seconds."""
+    def no_answer(self, timeout: float | None, unanswered: Sequence[Upsert]) -> NoAnswer:
+        """What to raise when no answer to these has come for `timeout` seconds."""
         away = not (self._listening.is_set() and self._publisher.connected)
         why = f"the broker is away ({self._reason})" if away else "is a worker running? What was sent is in its queue"
-        upserts = f"{unanswered:,} upsert{'' if unanswered == 1 else 's'}"
-        return f"no answer for {timeout or 0:g} s ({upserts} unanswered): {why}"
+        upserts = f"{len(unanswered):,} upsert{'' if len(unanswered) == 1 else 's'}"
+        return NoAnswer(f"no answer for {timeout or 0:g} s ({upserts} unanswered): {why}", unanswered[0])
 
-    def why_unconfirmed(self, timeout: float | None) -> str:
-        """What to say when the broker has confirmed nothing for `timeout` seconds."""
-        return f"the broker confirmed nothing for {timeout or 0:g} s: {self._reason or 'no reason known'}"
+    def not_confirmed(self, timeout: float | None) -> ClientError:
+        """What to raise when the broker has confirmed nothing for `timeout` seconds."""
+        reason = self._reason or "no reason known"
+        return ClientError(f"the broker confirmed nothing for {timeout or 0:g} s: {reason}")
 
     async def _ready(self) -> None:
         await self._publisher.wait_connected()
@@ -131,36 +115,42 @@ class Asks:
     async def _send_all(self) -> None:
         while batch := await self._outbox.take(BATCH):
             await self._listening.wait()
-            asks = [ask for ask in batch if ask.upsert.message_id in self._asks]
-            _, returned, nacked = by_fate(asks, await self._publish([ask.upsert for ask in asks], self._reply_to))
-            for ask in returned:
-                self.forget(ask)
-                ask.done(self._no_queue())
-            if nacked:
-                self._nacked()
-                asyncio.get_running_loop().call_later(_AGAIN_SECONDS, self._send_again, nacked)
+            waiting = [upsert for upsert in batch if upsert.message_id in self._asks]
+            returned, nacked = await self._publish(waiting, self._reply_to)
+            for upsert in returned:
+                if ask := self._asks.pop(upsert.message_id, None):
+                    ask.done(self._no_queue())
+            asyncio.get_running_loop().call_later(_AGAIN_SECONDS, self._send_again, nacked)
 
-    def _send_again(self, asks: Iterable[Ask]) -> None:
-        for ask in asks:
-            self._outbox.put(ask)
+    def _send_again(self, upserts: Iterable[Upsert]) -> None:
+        for upsert in upserts:
+            self._outbox.put(upsert)
 
-    async def _publish(self, upserts: Sequence[Upsert], reply_to: str | None) -> list[Fate]:
-        """Publish, on each new connection again, until the broker has answered for all."""
+    async def _publish(self, upserts: Sequence[Upsert], reply_to: str | None) -> tuple[list[Upsert], list[Upsert]]:
+        """Publish, on each new connection again, until the broker has answered for all.
+
+        Returns:
+            Those that no queue takes, and those that the broker has nacked, to be sent again.
+        """
         while True:
             await self._publisher.wait_connected()
             try:
-                return await self._publisher.publish(
+                fates = await self._publisher.publish(
                     [
                         Outgoing(self._exchange, REQUEST_KEY, upsert.properties(reply_to, self._app_id), upsert.body)
                         for upsert in upserts
                     ]
                 )
+                break
             except Unavailable as error:
                 self._reason = error.reason
             await asyncio.sleep(_AGAIN_SECONDS)
-
-    def _nacked(self) -> None:
-        self._reason = "the broker refuses upserts: is the queue full?"
+        failed = [(upsert, fate) for upsert, fate in zip(upserts, fates, strict=True) if fate is not Fate.CONFIRMED]
+        returned = [upsert for upsert, fate in failed if fate is Fate.RETURNED]
+        nacked = [upsert for upsert, fate in failed if fate is not Fate.RETURNED]
+        if nacked:
+            self._reason = "the broker refuses upserts: is the queue full?"
+        return returned, nacked
 
     def _no_queue(self) -> ClientError:
         return ClientError(
@@ -174,7 +164,8 @@ class Asks:
         async with reading(self._connections.options, "answers", choice) as reader:
             self._reply_to = reader.found.queue
             self._outbox.clear()
-            self._send_again(self._asks.values())  # the queue of their reply_to was deleted with its connection
+            # The queue of their reply_to was deleted with its connection.
+            self._send_again([ask.upsert for ask in self._asks.values()])
             self._listening.set()
             established()
             try:
@@ -198,12 +189,3 @@ class Asks:
     def _fail(self, failure: ClientError) -> None:
         for ask in list(self._asks.values()):
             ask.done(failure)
-
-
-def by_fate(messages: Sequence[T], fates: Sequence[Fate]) -> tuple[list[T], list[T], list[T]]:
-    """Published messages in three lists: confirmed; returned, as no queue takes them; nacked, to be sent again."""
-    pairs = list(zip(messages, fates, strict=True))
-    confirmed = [message for message, fate in pairs if fate is Fate.CONFIRMED]
-    returned = [message for message, fate in pairs if fate is Fate.RETURNED]
-    nacked = [message for message, fate in pairs if fate not in (Fate.CONFIRMED, Fate.RETURNED)]
-    return confirmed, returned, nacked

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Iterable
 
 from task_activity_log.aio import Waiting
 from task_activity_log.client.asks import BATCH, Ask, Asks
-from task_activity_log.client.messages import Answer, ClientError, NoAnswer, Record, Upsert, request_of
+from task_activity_log.client.messages import Answer, ClientError, Record, Upsert, request_of
 
 
 class Summary:
@@ -40,19 +40,14 @@ class Bulk:
     """The answers to many upserts, as they come: `async for answer in bulk`."""
 
     def __init__(
-        self,
-        asks: Asks,
-        records: Iterable[Record] | AsyncIterable[Record],
-        *,
-        window: int,
-        timeout: float | None,
+        self, asks: Asks, records: Iterable[Record] | AsyncIterable[Record], *, window: int, timeout: float | None
     ) -> None:
         self._asks = asks
         self._records = records
+        self._window = window
         self._timeout = timeout
         self._unanswered: dict[str, Ask] = {}
         self._arrived: Waiting[Answer | ClientError | None] = Waiting()
-        self._window = asyncio.Semaphore(window)
         self._answered = asyncio.Event()
         self.summary = Summary()
 
@@ -79,7 +74,6 @@ class Bulk:
                     del self._unanswered[answer.upsert.message_id]
                     self._answered.set()
                     self.summary.outcomes[answer.outcome] += 1
-                    self._window.release()
                     yield answer
             await feeding
         finally:
@@ -92,15 +86,14 @@ class Bulk:
             async with asyncio.timeout(self._timeout if self._unanswered else None):
                 return await self._arrived.take(BATCH)
         except TimeoutError:
-            text = self._asks.why_silent(self._timeout, len(self._unanswered))
-            raise NoAnswer(text, next(iter(self.unanswered))) from None
+            raise self._asks.no_answer(self._timeout, self.unanswered) from None
 
     async def _feed(self) -> None:
         try:
             async for record in _each(self._records):
-                await self._window.acquire()
                 upsert = request_of(record)
-                while upsert.message_id in self._unanswered:  # an answer does not say which of two it belongs to
+                # An answer does not say which of two upserts with one message_id it belongs to.
+                while len(self._unanswered) >= self._window or upsert.message_id in self._unanswered:
                     self._answered.clear()
                     await self._answered.wait()
                 self._unanswered[upsert.message_id] = self._asks.ask(upsert, self._arrived.put)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterable, Callable, Iterable
 from itertools import islice
-from types import TracebackType
 from typing import Self
 
 from task_activity_log.client.asks import BATCH, Asks
 from task_activity_log.client.bulk import Bulk
 from task_activity_log.client.connections import PROGRAM
-from task_activity_log.client.messages import Answer, ClientError, NoAnswer, Record, Upsert, request_of
+from task_activity_log.client.messages import Answer, Record, Upsert, request_of
 from task_activity_log.rabbitmq.link import LinkOptions
 
 
@@ -57,9 +56,7 @@ class TaskActivityLogClient:
         await self._asks.open()
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         """Disconnect; the reply queue is deleted. Upserts that the worker has not answered yet are applied all the same."""
         await self._asks.close()
 
@@ -80,17 +77,7 @@ class TaskActivityLogClient:
             ClientError: no queue takes upserts.
         """
         upsert = record if isinstance(record, Upsert) else Upsert.of(record, message_id=message_id, version=version)
-        answered: asyncio.Future[Answer | ClientError] = asyncio.get_running_loop().create_future()
-        ask = self._asks.ask(upsert, lambda answer: None if answered.done() else answered.set_result(answer))
-        try:
-            async with asyncio.timeout(timeout):
-                answer = await answered
-        except TimeoutError:
-            raise NoAnswer(self._asks.why_silent(timeout, 1), upsert) from None
-        finally:
-            self._asks.forget(ask)
-        if isinstance(answer, ClientError):
-            raise answer
+        [answer] = [answer async for answer in self.upsert_many([upsert], timeout=timeout)]
         if answer.rejected:
             raise answer.problem
         return answer
@@ -112,26 +99,20 @@ class TaskActivityLogClient:
     ) -> int:
         """Send without asking for answers, which go to the replies exchange; returns how many the broker has confirmed.
 
-        Args:
-            records: what to send.
-            timeout: the longest time in seconds without a confirmation, outages included.
-            on_sent: called with how many more are confirmed.
+        `timeout` is the longest time in seconds without a confirmation, outages included. `on_sent` is called with how
+        many more are confirmed.
 
         Raises:
             ClientError: no queue takes upserts, or nothing was confirmed in time. Those before were.
         """
         count = 0
-
-        def sent(more: int) -> None:
-            nonlocal count
-            count += more
-            on_sent(more)
-
         coming = map(request_of, records)
         while batch := list(islice(coming, BATCH)):
             try:
                 async with asyncio.timeout(timeout):
-                    await self._asks.send(batch, sent)
+                    await self._asks.send(batch)
             except TimeoutError:
-                raise ClientError(self._asks.why_unconfirmed(timeout)) from None
+                raise self._asks.not_confirmed(timeout) from None
+            count += len(batch)
+            on_sent(len(batch))
         return count

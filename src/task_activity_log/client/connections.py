@@ -17,7 +17,11 @@ _PORTS = {"amqp": 5672, "amqps": 5671}
 
 
 class Connections:
-    """Tasks that each keep one connection, from the first attempt until `close`."""
+    """Tasks that each keep one connection, from the first attempt until `close`.
+
+    `on_outage` is called with each outage after `open` has returned, and `on_failure` when a task ends with an error
+    that is not an outage: a fault of the client itself.
+    """
 
     def __init__(
         self,
@@ -26,20 +30,11 @@ class Connections:
         on_outage: Callable[[Outage], None],
         on_failure: Callable[[ClientError], None] = lambda _: None,
     ) -> None:
-        """Connect to nothing yet.
-
-        Args:
-            broker: the URL, or options.
-            on_outage: called with each outage after `open` has returned.
-            on_failure: called when a task ends with an error that is not an outage: a fault of the client itself.
-
-        Raises:
-            ClientError: the URL is not that of a broker.
-        """
+        """Connect to nothing yet. Raises `ClientError` if the URL is not that of a broker."""
         self.options = options(broker, self._outage)
         self._on_outage = on_outage
         self._on_failure = on_failure
-        self._failed: asyncio.Future[Outage] | None = None  # while the first connections are made
+        self._opened: asyncio.Future[None] | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
     async def open(self, *runs: Coroutine[Any, Any, None], ready: Coroutine[Any, Any, None]) -> None:
@@ -48,11 +43,18 @@ class Connections:
         Raises:
             ClientError: nothing answers, the broker refuses, or what is needed does not exist. No task is left then.
         """
-        self._tasks = [asyncio.create_task(run) for run in runs]
+        self._opened = opened = asyncio.get_running_loop().create_future()
+
+        async def until_ready() -> None:
+            await ready
+            if not opened.done():
+                opened.set_result(None)
+
+        self._tasks = [asyncio.create_task(run) for run in (*runs, until_ready())]
         for task in self._tasks:
             task.add_done_callback(self._ended)
         try:
-            await self._first_attempt(ready)
+            await opened
         except BaseException:
             await self.close()
             raise
@@ -61,23 +63,11 @@ class Connections:
         """End the tasks, and with them their connections."""
         await end(*self._tasks)
 
-    async def _first_attempt(self, ready: Coroutine[Any, Any, None]) -> None:
-        self._failed = failed = asyncio.get_running_loop().create_future()
-        connected = asyncio.create_task(ready)
-        try:
-            await asyncio.wait({connected, failed}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            self._failed = None
-            await end(connected)
-        if failed.done():
-            raise no_connection(self.options, failed.result())
-        connected.result()
-
     def _outage(self, outage: Outage) -> None:
-        if self._failed is None:
+        if self._opened is not None and not self._opened.done():
+            self._opened.set_exception(no_connection(self.options, outage))
+        else:
             self._on_outage(outage)
-        elif not self._failed.done():
-            self._failed.set_result(outage)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         if task.cancelled() or (error := task.exception()) is None:
@@ -85,16 +75,12 @@ class Connections:
         failure = ClientError(f"the client failed: {type(error).__name__}")
         failure.__cause__ = error
         self._on_failure(failure)
-        if self._failed is not None and not self._failed.done():
-            self._failed.set_exception(failure)
+        if self._opened is not None and not self._opened.done():
+            self._opened.set_exception(failure)
 
 
 def options(broker: str | LinkOptions, on_outage: Callable[[Outage], None] | None = None) -> LinkOptions:
-    """The options for a URL, or those given, under the client's name.
-
-    Raises:
-        ClientError: the URL is not that of a broker.
-    """
+    """The options for a URL, or those given, under the client's name. `ClientError` if it is not a broker's URL."""
     given = LinkOptions(broker) if isinstance(broker, str) else broker
     try:
         parts = urlsplit(given.url)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from hashlib import sha256
+from urllib.parse import unquote, urlsplit
 
 from task_activity_log.client.connections import Connections, no_connection, options
 from task_activity_log.client.messages import ClientError
@@ -62,9 +63,9 @@ class DeadLetter:
         return self.properties.message_id or "@" + sha256(self.body).hexdigest()[:12]
 
     @cached_property
-    def key(self) -> tuple[str, bytes]:
+    def key(self) -> str:
         """Identifies it; copies of one message have the same."""
-        return self.name, sha256(self.body).digest()
+        return f"{self.name} {sha256(self.body).hexdigest()}"
 
     @cached_property
     def since(self) -> datetime | None:
@@ -172,11 +173,7 @@ def _explained() -> Iterator[None]:
 
 @asynccontextmanager
 async def publishing(broker: str | LinkOptions) -> AsyncIterator[Publisher]:
-    """A publisher for replays.
-
-    Raises:
-        ClientError: no connection.
-    """
+    """A publisher for replays. Raises `ClientError` if there is no connection."""
     connections = Connections(broker, on_outage=lambda _: None)
     publisher = Publisher(connections.options, purpose="replays")
     await connections.open(publisher.run(), ready=publisher.wait_connected())
@@ -189,48 +186,39 @@ async def publishing(broker: str | LinkOptions) -> AsyncIterator[Publisher]:
 async def replay(
     loan: Loan,
     letters: Sequence[tuple[DeadLetter, bytes]],
-    publisher: Publisher,
+    broker: str | LinkOptions,
     *,
     exchange: str = "task_activity_log",
-    user: str | None = None,
     rate: float = 100.0,
     on_replayed: Callable[[DeadLetter], None] = lambda _: None,
 ) -> int:
     """Publish each as the request that it was, and remove it from the dead letters once the broker has confirmed that.
 
-    If this is interrupted in between, the request is in both queues: with a message_id it is applied once.
-
-    Args:
-        loan: the loan that they come from.
-        letters: each with the body to send, its own or a corrected one.
-        publisher: see `publishing`.
-        exchange: the exchange that the worker takes its requests from.
-        user: the user of the connection.
-        rate: how many to publish per second, at most.
-        on_replayed: called with each that has been replayed.
-
-    Returns:
-        How many were replayed.
+    If this is interrupted in between, the request is in both queues: with a message_id it is applied once. Each letter
+    comes with the body to send, its own or a corrected one. At most `rate` are published per second, and `on_replayed`
+    is called with each that has been replayed. Returns how many that were.
 
     Raises:
         ClientError: the broker refuses them, or is away: those that were not replayed are in the queue.
     """
+    user = unquote(urlsplit(options(broker).url).username or "") or None
     size = max(1, min(500, int(rate / 10)))
-    began, count = time.monotonic(), 0
-    for start in range(0, len(letters), size):
-        await asyncio.sleep(max(0.0, began + start / rate - time.monotonic()))
-        chunk = letters[start : start + size]
-        try:
-            fates = await publisher.publish(
-                [Outgoing(exchange, REQUEST_KEY, letter.restored(user), body) for letter, body in chunk]
-            )
-        except Unavailable as error:
-            raise ClientError(f"{count} replayed, then: {error.reason}; the others are in the queue") from error
-        done = [letter for (letter, _), fate in zip(chunk, fates, strict=True) if fate is Fate.CONFIRMED]
-        await loan.remove(done)
-        count += len(done)
-        for letter in done:
-            on_replayed(letter)
-        if len(done) < len(chunk):
-            raise ClientError(f"{count} replayed, then {exchange} took no more; the others are in the queue")
-    return count
+    began = time.monotonic()
+    async with publishing(broker) as publisher:
+        for start in range(0, len(letters), size):
+            await asyncio.sleep(max(0.0, began + start / rate - time.monotonic()))
+            chunk = letters[start : start + size]
+            try:
+                fates = await publisher.publish(
+                    [Outgoing(exchange, REQUEST_KEY, letter.restored(user), body) for letter, body in chunk]
+                )
+            except Unavailable as error:
+                raise ClientError(f"{start} replayed, then: {error.reason}; the others are in the queue") from error
+            done = [letter for (letter, _), fate in zip(chunk, fates, strict=True) if fate is Fate.CONFIRMED]
+            await loan.remove(done)
+            for letter in done:
+                on_replayed(letter)
+            if len(done) < len(chunk):
+                count = start + len(done)
+                raise ClientError(f"{count} replayed, then {exchange} took no more; the others are in the queue")
+    return len(letters)

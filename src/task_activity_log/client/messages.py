@@ -70,11 +70,7 @@ class Upsert:
     """Where it came from, for whoever reads the answer. Not sent."""
 
     def __post_init__(self) -> None:
-        """Refuse what AMQP cannot represent.
-
-        Raises:
-            ValueError: message_id, content type or headers are too long, or a header's number is too big.
-        """
+        """Raises `ValueError` for what AMQP cannot represent: texts that are too long, a number that is too big."""
         if self.headers or self.content_encoding or len(self.message_id) + len(self.content_type) > _SURELY_SHORT:
             try:
                 size = len(encode(self.properties(None, ""), 0))
@@ -101,11 +97,7 @@ class Upsert:
             mode: whether a field that was not set becomes null (`replace`) or keeps its value (`merge`); None leaves
                 it to the worker's setting.
         """
-        headers: dict[str, object] = {}
-        if version is not None:
-            headers[VERSION] = version
-        if mode is not None:
-            headers[UPDATE_MODE] = mode
+        headers = {name: value for name, value in ((VERSION, version), (UPDATE_MODE, mode)) if value is not None}
         return cls(wire.encode(record, wire.JSON).body, message_id=message_id or str(uuid4()), headers=headers)
 
     def properties(self, reply_to: str | None, app_id: str) -> Properties:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import suppress
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import TypeVar
 from uuid import UUID
 
 from task_activity_log.aio import Backoff
@@ -73,7 +74,6 @@ async def subscribe(
                             reply = Reply.of(delivery)
                             if everything or news.is_news(reply):
                                 yield reply
-                                news.note(reply)
                                 most = most and most - 1
                             await reader.acknowledge([delivery.tag])
                             if most == 0:
@@ -91,32 +91,24 @@ class _News:
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._seen: OrderedDict[str, None] = OrderedDict()
+        self._seen: OrderedDict[str | None, None] = OrderedDict()
         self._newest: OrderedDict[UUID, datetime] = OrderedDict()
 
     def is_news(self, reply: Reply) -> bool:
+        """Whether it is new; it is remembered then. Without a readable record, only its message_id counts."""
         if reply.message_id in self._seen:
             return False
-        record = _record(reply)
-        newest = record and self._newest.get(record.id)
-        return newest is None or record.modified_dateutc > newest
-
-    def note(self, reply: Reply) -> None:
+        with suppress(ClientError):
+            record = reply.record
+            if record.id in self._newest and record.modified_dateutc <= self._newest[record.id]:
+                return False
+            self._remember(self._newest, record.id, record.modified_dateutc)
         if reply.message_id is not None:
             self._remember(self._seen, reply.message_id, None)
-        if (record := _record(reply)) is not None:
-            self._remember(self._newest, record.id, record.modified_dateutc)
+        return True
 
     def _remember(self, known: OrderedDict[K, V], key: K, value: V) -> None:
         known[key] = value
         known.move_to_end(key)
         if len(known) > self._most:
             known.popitem(last=False)
-
-
-def _record(reply: Reply) -> Any:
-    """The stored record; None for a problem, and for a body that cannot be read: both are always yielded."""
-    try:
-        return None if reply.rejected else reply.record
-    except ClientError:
-        return None

@@ -38,38 +38,30 @@ class Intake(Protocol[D]):
     @property
     def in_hand(self) -> int:
         """How many deliveries are unsettled."""
-        ...
 
     async def take(self, most: int) -> list[D]:
         """Wait for the next batch, in delivery order; empty if the worker drains."""
-        ...
 
     def take_waiting(self, most: int) -> list[D]:
         """Take the deliveries that are waiting now; may be empty."""
-        ...
 
     async def acknowledge(self, deliveries: Sequence[D]) -> None:
         """Acknowledge these deliveries."""
-        ...
 
     async def prove(self, deliveries: Sequence[D]) -> None:
         """These were processed safely, although they cannot be acknowledged yet.
 
         A consumer that delivers one message at a time at first may go on to its full prefetch.
         """
-        ...
 
     async def pause(self, by: str) -> None:
         """Stop new deliveries until `resume` is called with the same name."""
-        ...
 
     async def resume(self, by: str) -> None:
         """Consume again, one message at a time at first."""
-        ...
 
     async def requeue(self, *, one_by_one: bool = False) -> int:
         """Return all unsettled deliveries to the queue. With `one_by_one` they are delivered again one at a time."""
-        ...
 
 
 class Store(Protocol):
@@ -83,7 +75,6 @@ class Store(Protocol):
             TimedOut: the statement took too long. A smaller wave may pass.
             Unavailable: the database cannot be used.
         """
-        ...
 
     async def probe(self) -> None:
         """Prove that writing is possible, without writing anything.
@@ -91,7 +82,6 @@ class Store(Protocol):
         Raises:
             Unavailable: it is not possible.
         """
-        ...
 
 
 class Replies(Protocol):
@@ -105,7 +95,6 @@ class Replies(Protocol):
         Raises:
             Unavailable: publish all of them again later.
         """
-        ...
 
 
 class DeadLetters(Protocol[D_contra]):
@@ -117,7 +106,6 @@ class DeadLetters(Protocol[D_contra]):
         Raises:
             Unavailable: keep all of them again later.
         """
-        ...
 
 
 class Watch(Protocol):
@@ -125,20 +113,15 @@ class Watch(Protocol):
 
     def took(self, stage: Literal["decode", "store", "reply"], seconds: float) -> None:
         """A stage took this long for one batch."""
-        ...
 
     def answered(self, settlements: Sequence[Settlement[D]]) -> None:
         """A batch was answered and settled."""
-        ...
 
     def held(self, place: str, outage: Unavailable) -> None:
         """Work at `place` failed because of an outage and will be tried again."""
-        ...
 
     def released(self, place: str, seconds: float) -> None:
         """Work at `place` succeeded after it had been held for this long."""
-        ...
 
     def set_apart(self, suspects: Sequence[D]) -> None:
         """These deliveries will be tried alone."""
-        ...

@@ -65,10 +65,7 @@ def decode(delivery: D, rules: Rules) -> Request[D]:
 
     A poison message, which was delivered too often, is rejected at once. The other checks are made in this order, and
     the first that fails determines the error code: properties, media type, size, content encoding, charset, empty body,
-    bytes, syntax, root, duplicates, headers, fields (contract, section 2).
-
-    Raises:
-        Rejected: the only exception, whatever was sent.
+    bytes, syntax, root, duplicates, headers, fields (contract, section 2). Raises `Rejected` and no other exception.
     """
     if delivery.attempts >= rules.poison_from:
         raise Rejected(POISON)
@@ -135,11 +132,7 @@ def _is_record_id(message: str, record: UUID) -> bool:
 
 
 def _directives(headers: Mapping[str, object], rules: Rules) -> tuple[UpdateMode, int | None]:
-    """The update mode and the version that the headers ask for. A header without a value is invalid, not absent.
-
-    Raises:
-        Rejected: a header is invalid.
-    """
+    """The update mode and the version in the headers. A header without a value is invalid. Raises `Rejected`."""
     return (
         _update_mode(headers[UPDATE_MODE]) if UPDATE_MODE in headers else rules.update_mode,
         _version(headers[VERSION]) if VERSION in headers else None,

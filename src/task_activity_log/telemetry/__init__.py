@@ -1,6 +1,6 @@
 """What the worker shows: logs, metrics, traces, and health over HTTP.
 
-names     every metric, log event and span, with its meaning
+names     every metric and log event, with its meaning
 watch     the worker's `Watch`: passes on to metrics and logs
 metrics   Prometheus
 logs      structlog, without secrets

@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import re
 import socket
 import socketserver
 import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, cast
+from typing import Any
 
 _STUCK_SECONDS = 10.0
 _BEAT_SECONDS = 1.0
@@ -21,51 +23,44 @@ _CLIENTS = 16
 """Number of clients served at once. One more cuts off the oldest, so that slow clients cannot keep a probe waiting."""
 _REQUEST_BYTES = 16 * 1024
 """Maximum length of a request line and its headers together."""
+_HEAD_END = re.compile(rb"\n\r?\n")
 
 
+@dataclass(kw_only=True)
 class Health:
     """Answers the HTTP server's requests. `ready` and `alive` return reasons; an empty list means yes."""
 
-    def __init__(
-        self,
-        *,
-        ready: Callable[[], list[str]],
-        alive: Callable[[], list[str]],
-        status: Callable[[], Mapping[str, object]],
-        metrics: Callable[[], bytes],
-        redact: Callable[[str], str] = str,
-    ) -> None:
-        """Take the functions that answer. `redact` removes secrets; each text passes through it last."""
-        self._redact = redact
-        self._ready = ready
-        self._alive = alive
-        self._status = status
-        self._metrics = metrics
-        self._beat = time.monotonic()
+    ready: Callable[[], list[str]]
+    alive: Callable[[], list[str]]
+    status: Callable[[], Mapping[str, object]]
+    metrics: Callable[[], bytes]
+    redact: Callable[[str], str] = str
+    """Removes secrets. Each text passes through it last."""
+    last_beat: float = field(default_factory=time.monotonic)
 
     async def beat(self) -> None:
         """Show that the event loop runs, until cancelled."""
         while True:
-            self._beat = time.monotonic()
+            self.last_beat = time.monotonic()
             await asyncio.sleep(_BEAT_SECONDS)
 
     def answer(self, path: str) -> tuple[int, str, bytes]:
         """The HTTP status, content type and body for a path."""
         status, content_type, text = self._page(path)
-        return status, content_type, self._redact(text).encode()
+        return status, content_type, self.redact(text).encode()
 
     def _page(self, path: str) -> tuple[int, str, str]:
-        stuck = time.monotonic() - self._beat
+        stuck = time.monotonic() - self.last_beat
         frozen = [f"the event loop has been blocked for {stuck:.0f} s"] if stuck > _STUCK_SECONDS else []
         match path.partition("?")[0]:
             case "/livez":
-                return _verdict(frozen + self._alive())
+                return _verdict(frozen + self.alive())
             case "/readyz":
-                return _verdict(frozen + self._ready())
+                return _verdict(frozen + self.ready())
             case "/metrics":
-                return 200, "text/plain; version=0.0.4; charset=utf-8", self._metrics().decode()
+                return 200, "text/plain; version=0.0.4; charset=utf-8", self.metrics().decode()
             case "/status":
-                return 200, "application/json", json.dumps(self._status(), default=str)
+                return 200, "application/json", json.dumps(self.status(), default=str)
             case _:
                 return 404, "text/plain; charset=utf-8", "the paths are /livez, /readyz, /metrics and /status\n"
 
@@ -75,29 +70,20 @@ def _verdict(reasons: list[str]) -> tuple[int, str, str]:
     return 503 if reasons else 200, "text/plain; charset=utf-8", text
 
 
-class _Bounded:
-    """Reads the lines of a request up to the limit, and then reports the end of the file."""
-
-    def __init__(self, file: io.BufferedIOBase) -> None:
-        self._file = file
-        self._left = _REQUEST_BYTES
-        self.close = file.close
-
-    def readline(self, size: int) -> bytes:
-        line = self._file.readline(min(size, self._left))
-        self._left -= len(line)
-        return line
-
-
 class _Handler(BaseHTTPRequestHandler):
-    server: _Server
-    timeout = _CLIENT_SECONDS
+    server: HealthServer
     server_version = "task-activity-log-worker"
     sys_version = ""
 
     def setup(self) -> None:
         super().setup()
-        self.rfile = cast("io.BufferedIOBase", _Bounded(self.rfile))
+        # The socket's timeout applies to each read, so a client could send a byte now and then. All is read here instead.
+        deadline, head, more = time.monotonic() + _CLIENT_SECONDS, b"", b" "
+        while more and len(head) < _REQUEST_BYTES and not _HEAD_END.search(head):
+            self.connection.settimeout(max(0, deadline - time.monotonic()))
+            more = self.connection.recv(_REQUEST_BYTES - len(head))
+            head += more
+        self.rfile = io.BytesIO(head)
 
     def do_GET(self) -> None:
         status, content_type, body = self.server.health.answer(self.path)
@@ -111,53 +97,11 @@ class _Handler(BaseHTTPRequestHandler):
         """Log nothing: probes are frequent and mean nothing."""
 
 
-class _Server(ThreadingHTTPServer):
+class HealthServer(ThreadingHTTPServer):
+    """Serves `Health` until closed."""
+
     daemon_threads = True
     request_queue_size = 128
-
-    def __init__(self, health: Health, host: str, port: int) -> None:
-        self.health = health
-        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self._slots = threading.BoundedSemaphore(_CLIENTS)
-        self._since: dict[socket.socket, float] = {}  # the clients being served, the oldest first
-        super().__init__((host, port), _Handler)
-
-    def server_bind(self) -> None:
-        # HTTPServer.server_bind() looks up its own name in the DNS, which can take long if there is no DNS.
-        socketserver.TCPServer.server_bind(self)
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        if not self._slots.acquire(blocking=False):
-            self._cut_off(next(iter(self._since), None))
-            self._slots.acquire()
-        self._since[request] = time.monotonic()
-        super().process_request(request, client_address)
-
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
-        try:
-            super().process_request_thread(request, client_address)
-        finally:
-            self._since.pop(request, None)
-            self._slots.release()
-
-    def service_actions(self) -> None:
-        # Called twice a second. The handler's timeout applies to each read, so a client could send a byte now and then.
-        late = time.monotonic() - _CLIENT_SECONDS
-        for request, since in list(self._since.items()):
-            if since < late:
-                self._cut_off(request)
-
-    def _cut_off(self, request: socket.socket | None) -> None:
-        with suppress(OSError):
-            if request is not None:
-                request.shutdown(socket.SHUT_RDWR)
-
-    def handle_error(self, *_: Any) -> None:
-        """Ignore clients that disconnect early."""
-
-
-class HealthServer:
-    """Serves `Health` until closed."""
 
     def __init__(self, health: Health, host: str, port: int) -> None:
         """Bind and start serving.
@@ -165,12 +109,39 @@ class HealthServer:
         Raises:
             OSError: the address is in use or not available.
         """
-        self._server = _Server(health, host, port)
-        self.port: int = self._server.server_address[1]
-        self._thread = threading.Thread(target=self._server.serve_forever, name="health", daemon=True)
-        self._thread.start()
+        self.health = health
+        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._slots = threading.BoundedSemaphore(_CLIENTS)
+        self._clients: dict[socket.socket, None] = {}  # those being served, the oldest first
+        super().__init__((host, port), _Handler)
+        self.port: int = self.server_address[1]
+        threading.Thread(target=self.serve_forever, name="health", daemon=True).start()
+
+    def server_bind(self) -> None:
+        """Bind. HTTPServer would look up its own name in the DNS, which can take long if there is no DNS."""
+        socketserver.TCPServer.server_bind(self)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Serve a client in a thread of its own; first cut off the oldest one if there are too many."""
+        if not self._slots.acquire(blocking=False):
+            with suppress(OSError, RuntimeError, StopIteration):  # one ends just now
+                next(iter(self._clients)).shutdown(socket.SHUT_RDWR)
+            self._slots.acquire()
+        self._clients[request] = None
+        super().process_request(request, client_address)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Serve a client, and make room for another one."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._clients.pop(request, None)
+            self._slots.release()
+
+    def handle_error(self, *_: Any) -> None:
+        """Ignore clients that disconnect early."""
 
     def close(self) -> None:
         """Stop serving and close the port."""
-        self._server.shutdown()
-        self._server.server_close()
+        self.shutdown()
+        self.server_close()

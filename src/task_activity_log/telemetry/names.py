@@ -1,4 +1,4 @@
-"""Every metric, log event and span, with its meaning. The tables in docs/telemetry.md are generated from here.
+"""Every metric and log event, with its meaning. The tables in docs/telemetry.md are generated from here.
 
 `Metrics` creates its metrics from `METRICS`. A test compares `EVENTS` with what the code logs.
 """
@@ -191,20 +191,3 @@ EVENTS = {
     ),
 }
 """By name. Each also has `timestamp`, `level` and `event`; none ever contains a payload or a secret."""
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """A span of a trace. Its attributes follow the semantic conventions for messaging and databases."""
-
-    kind: Literal["consumer", "client", "producer"]
-    meaning: str
-
-
-SPANS = {
-    "process {requests queue}": Span(
-        "consumer", "One message, from its delivery to its acknowledgement. Its parent is the publisher's span."
-    ),
-    "INSERT task_activity_log": Span("client", "One wave in the database. It links to the spans of its messages."),
-    "send {replies exchange}": Span("producer", "The replies of one batch. It links to the spans of their messages."),
-}

@@ -80,7 +80,7 @@ class Tracing:
         self._tracer = provider.get_tracer("task_activity_log", __version__)
         self._propagator = TraceContextTextMapPropagator()
         self._queue = requests_queue
-        self._exchange = replies_exchange
+        self.exchange = replies_exchange
         self._open: dict[object, Span] = {}  # by traceparent
 
     def intake(self, intake: Intake[D]) -> Intake[D]:
@@ -104,19 +104,14 @@ class Tracing:
     def begin(self, delivery: Delivery) -> None:
         """Start the span of a message that was taken."""
         sent = {name: value for name, value in delivery.properties.headers.items() if isinstance(value, str)}
-        attributes: dict[str, str | int] = {
-            "messaging.system": "rabbitmq",
-            "messaging.operation.name": "process",
-            "messaging.operation.type": "process",
-            "messaging.destination.name": self._queue,
-            "messaging.message.body.size": len(delivery.body),
+        optional = {
+            "messaging.message.id": message_id(delivery),
+            "messaging.message.conversation_id": delivery.properties.correlation_id,
         }
-        if (message := message_id(delivery)) is not None:
-            attributes["messaging.message.id"] = message
-        if delivery.properties.correlation_id is not None:
-            attributes["messaging.message.conversation_id"] = delivery.properties.correlation_id
+        attributes = _messaging("process", self._queue) | {"messaging.message.body.size": len(delivery.body)}
+        attributes.update((name, value) for name, value in optional.items() if value is not None)
         span = self._tracer.start_span(
-            f"process {self._queue}", self._propagator.extract(sent), kind=SpanKind.CONSUMER, attributes=attributes
+            f"process {self._queue}", self._propagator.extract(sent), SpanKind.CONSUMER, attributes
         )
         context: dict[str, str] = {}
         self._propagator.inject(context, set_span_in_context(span))
@@ -154,7 +149,7 @@ class Tracing:
         if not links:
             yield
             return
-        span = self._tracer.start_span(name, Context(), kind=kind, links=links, attributes=dict(attributes))
+        span = self._tracer.start_span(name, Context(), kind, attributes, links)
         try:
             yield
         except (Refused, Unavailable) as error:
@@ -164,38 +159,21 @@ class Tracing:
         finally:
             span.end()
 
-    async def apply(self, store: Store, wave: Sequence[Request[Delivery]]) -> list[Applied]:
-        """Apply a wave, in a span."""
-        attributes: dict[str, str | int] = {
-            "db.system.name": "postgresql",
-            "db.operation.name": "INSERT",
-            "db.collection.name": "task_activity_log",
-            "db.operation.batch.size": len(wave),
-        }
-        headers = [request.delivery.properties.headers for request in wave]
-        with self.batch("INSERT task_activity_log", SpanKind.CLIENT, headers, attributes):
-            return await store.apply(wave)
 
-    async def publish(self, replies: Replies, batch: Sequence[Reply]) -> list[bool]:
-        """Publish the replies of a batch, in a span."""
-        for reply in batch:
-            self.answered(reply)
-        attributes: dict[str, str | int] = {
-            "messaging.system": "rabbitmq",
-            "messaging.operation.name": "send",
-            "messaging.operation.type": "send",
-            "messaging.destination.name": self._exchange,
-            "messaging.batch.message_count": len(batch),
-        }
-        headers = [reply.headers for reply in batch]
-        with self.batch(f"send {self._exchange}", SpanKind.PRODUCER, headers, attributes):
-            return await replies.publish(batch)
+def _messaging(operation: str, destination: str) -> dict[str, str | int]:
+    return {
+        "messaging.system": "rabbitmq",
+        "messaging.operation.name": operation,
+        "messaging.operation.type": operation,
+        "messaging.destination.name": destination,
+    }
 
 
 class _TracedIntake(Generic[D]):
     def __init__(self, intake: Intake[D], tracing: Tracing) -> None:
         self._intake = intake
         self._tracing = tracing
+        self.prove, self.pause, self.resume = intake.prove, intake.pause, intake.resume
 
     @property
     def in_hand(self) -> int:
@@ -216,15 +194,6 @@ class _TracedIntake(Generic[D]):
         await self._intake.acknowledge(deliveries)
         self._tracing.end(deliveries)
 
-    async def prove(self, deliveries: Sequence[D]) -> None:
-        await self._intake.prove(deliveries)
-
-    async def pause(self, by: str) -> None:
-        await self._intake.pause(by)
-
-    async def resume(self, by: str) -> None:
-        await self._intake.resume(by)
-
     async def requeue(self, *, one_by_one: bool = False) -> int:
         count = await self._intake.requeue(one_by_one=one_by_one)
         self._tracing.end_all()
@@ -235,12 +204,18 @@ class _TracedStore:
     def __init__(self, store: Store, tracing: Tracing) -> None:
         self._store = store
         self._tracing = tracing
+        self.probe = store.probe
 
     async def apply(self, wave: Sequence[Request[Delivery]]) -> list[Applied]:
-        return await self._tracing.apply(self._store, wave)
-
-    async def probe(self) -> None:
-        await self._store.probe()
+        headers = [request.delivery.properties.headers for request in wave]
+        attributes: dict[str, str | int] = {
+            "db.system.name": "postgresql",
+            "db.operation.name": "INSERT",
+            "db.collection.name": "task_activity_log",
+            "db.operation.batch.size": len(wave),
+        }
+        with self._tracing.batch("INSERT task_activity_log", SpanKind.CLIENT, headers, attributes):
+            return await self._store.apply(wave)
 
 
 class _TracedReplies:
@@ -249,4 +224,9 @@ class _TracedReplies:
         self._tracing = tracing
 
     async def publish(self, replies: Sequence[Reply]) -> list[bool]:
-        return await self._tracing.publish(self._replies, replies)
+        for reply in replies:
+            self._tracing.answered(reply)
+        exchange, headers = self._tracing.exchange, [reply.headers for reply in replies]
+        attributes = _messaging("send", exchange) | {"messaging.batch.message_count": len(replies)}
+        with self._tracing.batch(f"send {exchange}", SpanKind.PRODUCER, headers, attributes):
+            return await self._replies.publish(replies)

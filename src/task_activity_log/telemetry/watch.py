@@ -29,7 +29,7 @@ class Watch:
 
     def took(self, stage: Literal["decode", "store", "reply"], seconds: float) -> None:
         """A stage took this long for one batch."""
-        self._metrics.took(stage, seconds)
+        self._metrics.histograms["task_activity_log_stage_seconds"].labels(stage).observe(seconds)
 
     def answered(self, settlements: Sequence[Settlement[D]]) -> None:
         """A batch was answered and settled."""
@@ -57,7 +57,7 @@ class Watch:
 
     def set_apart(self, suspects: Sequence[D]) -> None:
         """These deliveries will be tried alone."""
-        self._metrics.suspects(len(suspects))
+        self._metrics.counters["task_activity_log_suspects_total"].inc(len(suspects))
         log.warning("suspects_set_apart", suspects=len(suspects), attempts=suspects[0].attempts)
 
 

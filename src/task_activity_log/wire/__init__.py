@@ -10,12 +10,11 @@ problems  problem to bytes and back
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
-from task_activity_log.problem import Code, Problem, Rejected
+from task_activity_log.problem import Code, Rejected
 from task_activity_log.record import StoredTaskActivityLog, TaskActivityLog
-from task_activity_log.wire import as_json, as_xml, fields, problems
+from task_activity_log.wire import as_json, as_xml, fields
 from task_activity_log.wire.fields import Encoded, InvalidFields
 from task_activity_log.wire.media import (
     JSON,
@@ -28,6 +27,8 @@ from task_activity_log.wire.media import (
     media_type,
     text,
 )
+from task_activity_log.wire.problems import decode as decode_problem
+from task_activity_log.wire.problems import encode as encode_problem
 from task_activity_log.wire.values import NaiveDates
 
 __all__ = [
@@ -89,13 +90,3 @@ def encode(record: TaskActivityLog, name: str, nulls: Nulls = "emit") -> Encoded
 def problem_type(name: str) -> str:
     """The media type of the problem for a message of this media type."""
     return PROBLEM_XML if is_xml(name) else PROBLEM_JSON
-
-
-def encode_problem(problem: Problem, name: str) -> bytes:
-    """A problem in the format of this media type."""
-    return problems.encode(problem, name)
-
-
-def decode_problem(body: bytes, content_type: str) -> Mapping[str, Any]:
-    """The members of a problem in the body of a reply: `code`, `detail`, `errors` and others. Raises `ValueError`."""
-    return problems.decode(body, content_type)

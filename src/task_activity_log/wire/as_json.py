@@ -143,8 +143,7 @@ def _validator(naive: NaiveDates) -> SchemaValidator:
 def _members(text: str) -> dict[str, Any]:
     """The members of a JSON object that are fields of a record, by field. Unknown members are left out.
 
-    Raises:
-        Rejected: `malformed_json`, `not_an_object` or `duplicate_field`.
+    Raises `Rejected` with `malformed_json`, `not_an_object` or `duplicate_field`.
     """
     try:
         root = _DECODER.decode(text)

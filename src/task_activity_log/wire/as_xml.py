@@ -87,8 +87,7 @@ def escape(text: str) -> str:
 def parse(text: str) -> _Element:
     """The root of an XML text, without comments and processing instructions.
 
-    Raises:
-        Rejected: `dtd_forbidden` or `malformed_xml`.
+    Raises `Rejected` with `dtd_forbidden` or `malformed_xml`.
     """
     # A DTD is rejected before libxml2 parses the text, so that no entity is ever declared. A DTD can only be in the
     # prolog; in other places `<!DOCTYPE` is text or not well-formed.
@@ -135,8 +134,7 @@ def _parser(*, recover: bool) -> etree.XMLParser:
 def _members(text: str) -> dict[str, _Element]:
     """The children that are fields of a record, by field.
 
-    Raises:
-        Rejected: as `parse`; or `wrong_root`, `malformed_xml` for text between the children, or `duplicate_field`.
+    Raises `Rejected` as `parse`, or with `wrong_root`, `malformed_xml` (text between the children) or `duplicate_field`.
     """
     root = parse(text)
     namespace, _, name = root.tag.rpartition("}")

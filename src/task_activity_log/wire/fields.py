@@ -10,7 +10,7 @@ from uuid import UUID
 from pydantic import AwareDatetime
 
 from task_activity_log.problem import Code, FieldError, Problem, Rejected
-from task_activity_log.record import StoredTaskActivityLog, TaskActivityLog
+from task_activity_log.record import FIELDS, StoredTaskActivityLog, TaskActivityLog
 from task_activity_log.wire.values import Invalid
 
 Reader = Callable[[Any], Any]
@@ -35,21 +35,16 @@ class Kind(Enum):
 _TYPES: dict[Any, Kind] = {UUID: Kind.UUID, str: Kind.TEXT, AwareDatetime: Kind.INSTANT, bool: Kind.BOOLEAN}
 
 
-def _kinds(record: type[TaskActivityLog]) -> dict[str, Kind]:
-    """The kind of each field, from its annotation."""
-    return {name: _TYPES[_plain(field.annotation)] for name, field in record.model_fields.items()}
-
-
-def _plain(annotation: Any) -> Any:
-    """The type in an annotation, without `| None` and without validators."""
+def _kind(annotation: Any) -> Kind:
+    """The kind of a field with this annotation, whatever validators it has, and whether it may be null or not."""
     arguments = get_args(annotation)
-    return _plain(arguments[0]) if arguments else annotation
+    return _kind(arguments[0]) if arguments else _TYPES[annotation]
 
 
-KINDS = _kinds(TaskActivityLog)
-"""The kind of each field that a request can set, in the record's order."""
-STORED_KINDS = _kinds(StoredTaskActivityLog)
+STORED_KINDS = {name: _kind(field.annotation) for name, field in StoredTaskActivityLog.model_fields.items()}
 """The kind of each field of a stored record, in the record's order."""
+KINDS = {name: STORED_KINDS[name] for name in FIELDS}
+"""The kind of each field that a request can set, in the record's order."""
 
 _WANTED = {
     Code.DUPLICATE_FIELD: "only once; upper and lower case do not matter",
@@ -89,11 +84,7 @@ def problem(errors: Collection[FieldError]) -> Problem:
 
 
 def check_unique(repeated: Collection[str], order: Collection[str]) -> None:
-    """Reject a message in which fields are repeated, because readers differ in which one they use.
-
-    Raises:
-        Rejected: `duplicate_field`, with an error for each field in `repeated`.
-    """
+    """Raise `Rejected` (`duplicate_field`) if a field is repeated, because readers differ in which one they use."""
     if repeated:
         raise Rejected(problem([bad(field, Code.DUPLICATE_FIELD) for field in order if field in repeated]))
 
@@ -104,8 +95,7 @@ def record(kind: type[Record], members: Mapping[str, Any], readers: Mapping[str,
     `readers` has every field of the class, in its order. Members without a reader are ignored and not parsed. A member
     that is None is null.
 
-    Raises:
-        InvalidFields: with an error for each invalid field.
+    Raises `InvalidFields` with an error for each invalid field.
     """
     values: dict[str, Any] = dict.fromkeys(readers)
     errors: dict[str, Code] = {}

@@ -63,8 +63,7 @@ def is_xml(name: str) -> bool:
 def media_type(content_type: str | None, default: str | None = JSON) -> MediaType:
     """The media type in a content type; `default` if the content type is absent or empty.
 
-    Raises:
-        Rejected: `unsupported_media_type`, if it is not in `MEDIA_TYPES`, or is absent and there is no default.
+    Raises `Rejected` (`unsupported_media_type`) for any other, and for an absent one without a default.
     """
     content_type = (content_type or "").strip(WHITE) or default or ""
     name = content_type.partition(";")[0].strip(WHITE).lower()
@@ -82,9 +81,7 @@ def text(body: bytes, media: MediaType) -> str:
     """The characters of a body, without the byte order mark.
 
     The charset is that of the byte order mark, else of the charset parameter, else of the XML declaration, else UTF-8.
-
-    Raises:
-        Rejected: `unsupported_charset`, `empty_body` or `invalid_encoding`.
+    Raises `Rejected` with `unsupported_charset`, `empty_body` or `invalid_encoding`.
     """
     charset, mark = media.charset, b""
     if body.startswith(_ANY_MARK):

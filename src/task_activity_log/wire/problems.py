@@ -35,13 +35,10 @@ def encode(problem: Problem, name: str) -> bytes:
 def decode(body: bytes, name: str) -> Mapping[str, Any]:
     """The members of a problem in the format of this media type. In XML their values are texts.
 
-    Raises:
-        ValueError: the body cannot be parsed.
+    Raises `ValueError` if the body cannot be parsed.
     """
     if not is_xml(name):
-        members = json.loads(body)
-        if not isinstance(members, dict):
-            raise ValueError("a problem is one object")
+        members: dict[str, Any] = json.loads(body)
         return members
     try:
         root = etree.fromstring(body, _PARSER)

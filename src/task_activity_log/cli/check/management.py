@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import base64
-import http.client
 import json
 from http import HTTPStatus
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
@@ -19,30 +19,31 @@ class ManagementError(Exception):
 
 
 class Management:
-    """The management API at a URL."""
+    """The management API at a URL. No proxy is used and no redirect is followed: they would learn the password."""
 
     def __init__(self, url: str, tls: Tls | None) -> None:
-        self._parts = urlsplit(url)
-        self._tls = tls
-        login = f"{unquote(self._parts.username or 'guest')}:{unquote(self._parts.password or 'guest')}"
+        parts = urlsplit(url)
+        host = parts.hostname or "localhost"
+        if parts.scheme == "http":
+            self._connection = HTTPConnection(host, parts.port, timeout=_SECONDS)
+        else:
+            context = tls.context() if tls else None
+            self._connection = HTTPSConnection(host, parts.port, timeout=_SECONDS, context=context)
+        self._root = f"{parts.path.rstrip('/')}/api/"
+        login = f"{unquote(parts.username or 'guest')}:{unquote(parts.password or 'guest')}"
         self._headers = {"Authorization": "Basic " + base64.b64encode(login.encode()).decode()}
 
     def get(self, *path: str) -> Any:
-        """The answer to a path below `/api`; None if what is asked about does not exist.
-
-        Raises:
-            ManagementError: there is no answer, or the user may not ask this.
-        """
-        where = "/".join(quote(part, safe="") for part in path)
-        connection = self._connection()
+        """The answer to a path below `/api`, or `ManagementError`; None if what is asked about does not exist."""
+        where = self._root + "/".join(quote(part, safe="") for part in path)
         try:
-            connection.request("GET", f"{self._parts.path.rstrip('/')}/api/{where}", headers=self._headers)
-            answer = connection.getresponse()
+            self._connection.request("GET", where, headers=self._headers)
+            answer = self._connection.getresponse()
             text = answer.read()
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, HTTPException) as error:
             raise ManagementError(f"no answer ({getattr(error, 'strerror', None) or type(error).__name__})") from None
         finally:
-            connection.close()
+            self._connection.close()  # the next request opens it again
         if answer.status == HTTPStatus.NOT_FOUND:
             return None
         if answer.status == HTTPStatus.UNAUTHORIZED:
@@ -53,10 +54,3 @@ class Management:
             return json.loads(text)
         except ValueError:
             raise ManagementError("this is not the management API of RabbitMQ") from None
-
-    def _connection(self) -> http.client.HTTPConnection:
-        host, port = self._parts.hostname or "localhost", self._parts.port
-        if self._parts.scheme == "http":
-            return http.client.HTTPConnection(host, port, timeout=_SECONDS)
-        context = self._tls.context() if self._tls else None
-        return http.client.HTTPSConnection(host, port, timeout=_SECONDS, context=context)

@@ -1,146 +1,234 @@
-"""What each command of `dead-letters` does."""
-
-from __future__ import annotations
+"""The commands of `task-activity-log dead-letters` and their options. Each imports what it needs when it runs."""
 
 import asyncio
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable
+from contextlib import nullcontext
+from inspect import Signature, signature
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from typing import TYPE_CHECKING, Annotated, Any
 
-from task_activity_log.cli.dead_letters import listing
-from task_activity_log.cli.dead_letters.candidates import Candidate, accepted, without_newer_rows
-from task_activity_log.cli.dead_letters.editing import Edits
-from task_activity_log.cli.dead_letters.selection import Selector, borrowed, copies, selected
-from task_activity_log.cli.exit_codes import DONE, FAILED, SOME_REJECTED, WRONG_USE
-from task_activity_log.cli.terminal import FEW, progress, say
-from task_activity_log.client.dead_letters import DeadLetter, Loan, publishing, replay
-from task_activity_log.settings import Settings
-from task_activity_log.wiring import link_of, rules_of
+import typer
+
+from task_activity_log.cli.exit_codes import DONE, FAILED, WRONG_USE, fail, guarded, settings_or_exit
+from task_activity_log.cli.terminal import say
+
+if TYPE_CHECKING:
+    from task_activity_log.cli.dead_letters.selection import Selection
+
+app = typer.Typer(
+    help="List and show rejected messages; correct, replay, export or discard them. Listing and showing change nothing.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+Ids = Annotated[list[str] | None, typer.Argument(help="Message ids, as shown by `list --each`.", show_default=False)]
+Codes = Annotated[
+    list[str] | None,
+    typer.Option("--code", help="Only those rejected with this error code, as shown by `list`.", show_default=False),
+]
+Publishers = Annotated[
+    list[str] | None, typer.Option("--publisher", help="Only those sent by this app_id or user.", show_default=False)
+]
+Older = Annotated[
+    str, typer.Option(help="Only those first rejected more than this long ago: 30s, 15m, 2h or 7d.", show_default=False)
+]
+Newer = Annotated[
+    str, typer.Option(help="Only those first rejected less than this long ago: 30s, 15m, 2h or 7d.", show_default=False)
+]
+All = Annotated[bool, typer.Option("--all", help="All dead letters.")]
 
 
-class Commands:
-    """The commands, for the dead letters that were selected. Each returns its exit code."""
+def _select(
+    *,
+    ids: Ids = None,
+    codes: Codes = None,
+    publishers: Publishers = None,
+    older_than: Older = "",
+    newer_than: Newer = "",
+    everything: All = False,
+) -> "Selection":
+    """The dead letters that these options select; exits if none of them is given."""
+    from task_activity_log.cli.dead_letters.selection import Selection, seconds
 
-    def __init__(self, settings: Settings, selector: Selector) -> None:
-        self._settings = settings
-        self._selector = selector
-        self._rules = rules_of(settings)
+    try:
+        older, newer = seconds(older_than), seconds(newer_than)
+    except ValueError as error:
+        fail(str(error), WRONG_USE)
+    settings = settings_or_exit("amqp_url")
+    if not (ids or codes or publishers or older_than or newer_than or everything):
+        fail(
+            "select dead letters by message id, --code, --publisher, --older-than or --newer-than, or pass --all",
+            WRONG_USE,
+        )
+    return Selection(settings, frozenset(ids or ()), frozenset(codes or ()), frozenset(publishers or ()), older, newer)
 
-    def list_(self, *, each: bool, as_json: bool) -> int:
-        """Print groups, or with `each` or `as_json` one line for each dead letter."""
-        letters = asyncio.run(self._in_the_queue())
-        if as_json:
-            for letter in letters:
-                print(listing.as_json(letter))
-        elif not letters:
-            say("there are no dead letters" if self._selector.empty else "no dead letters match")
-        elif each:
-            listing.print_each(letters, self._selector)
-        else:
-            listing.print_groups(letters, self._selector)
-        return DONE
 
-    def show(self) -> int:
-        """Print them in full."""
-        letters = self._copies()
+def _selecting(
+    *, without: tuple[str, ...] = (), interrupted: str = "interrupted"
+) -> Callable[[Callable[..., int]], Callable[..., None]]:
+    """Gives a command the options of `_select`; it is called with the selection, and returns its exit code.
+
+    Without `everything`, the command is about all dead letters unless others are selected.
+    """
+    shared = {name: option for name, option in signature(_select).parameters.items() if name not in without}
+
+    def with_options(command: Callable[..., int]) -> Callable[..., None]:
+        def run(**given: Any) -> None:
+            selection = _select(**{"everything": True, **{name: given.pop(name) for name in shared}})
+            sys.exit(guarded(lambda: command(selection, **given), lambda: interrupted))
+
+        _, *own = signature(command).parameters.values()
+        # Positional arguments first, as Python demands; the others in the order of the help text.
+        parameters = sorted((*shared.values(), *own), key=lambda parameter: parameter.kind)
+        run.__name__, run.__doc__ = command.__name__, command.__doc__
+        run.__signature__ = Signature(parameters)  # type: ignore[attr-defined]  # typer reads it
+        return run
+
+    return with_options
+
+
+@app.command("list")
+@_selecting(without=("ids", "everything"))
+def list_(
+    selection: "Selection",
+    *,
+    each: Annotated[bool, typer.Option("--each", help="Print one line per dead letter, with its message id.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one line of JSON per dead letter, without its body.")
+    ] = False,
+) -> int:
+    """Count the dead letters by code and publisher, with their ages.
+
+    \b
+    Examples:
+      task-activity-log dead-letters list
+      task-activity-log dead-letters list --each --code invalid_date
+      task-activity-log dead-letters list --json | jq .message_id
+    """
+    from task_activity_log.cli.dead_letters import listing
+
+    letters = selection.copies()
+    if as_json:
         for letter in letters:
-            print(listing.in_full(letter, self._rules))
-        return self._code(letters)
+            print(listing.as_json(letter))
+    elif letters and each:
+        listing.print_each(letters, selection)
+    elif letters:
+        listing.print_groups(letters, selection)
+    return DONE
 
-    def export(self, file: Path) -> int:
-        """Write them to a file."""
-        letters = self._copies()
-        if str(file) == "-":
-            for letter in letters:
-                print(listing.export_line(letter))
-        elif letters:
-            listing.export(file, letters)
-            say(f"{len(letters):,} written to {file}; they are still in the queue")
-        return self._code(letters)
 
-    def discard(self, export: Path | None, *, yes: bool) -> int:
-        """Remove them, after a question."""
-        letters = self._copies()
-        if not letters:
-            return self._code(letters)
-        if not yes:
-            if not sys.stdin.isatty():
-                say(
-                    f"this would discard {len(letters):,} for good: confirm with --yes, as there is no terminal to ask on"
-                )
-                return WRONG_USE
-            if input(f"Discard {len(letters):,} dead letters for good? [y/N] ").strip().lower() not in ("y", "yes"):
-                say("nothing was discarded")
-                return DONE
+@app.command(short_help="Print dead letters in full.")
+@_selecting()
+def show(selection: "Selection") -> int:
+    """Print dead letters in full: the reason, properties and headers, and the body.
+
+    \b
+    Examples:
+      task-activity-log dead-letters show 6f1c8e0e-3a5b-4f8b-9d57-0d7f3f6f9b11
+      task-activity-log dead-letters show --code refused_by_database | less
+    """
+    from task_activity_log.cli.dead_letters import listing
+
+    letters = selection.copies()
+    for letter in letters:
+        print(listing.in_full(letter, selection.rules))
+    return selection.exit_code(letters)
+
+
+@app.command(short_help="Send dead letters again.")
+@_selecting(interrupted="interrupted; dead letters that were not replayed are still in the queue")
+def replay(
+    selection: "Selection",
+    *,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only print what would be replayed; send nothing.")
+    ] = False,
+    edit: Annotated[
+        bool, typer.Option("--edit", help="Open each body in $EDITOR first; those left unchanged are not replayed.")
+    ] = False,
+    rate: Annotated[float, typer.Option(min=0.1, max=100_000, help="Send at most this many per second.")] = 100.0,
+    over_newer: Annotated[
+        bool,
+        typer.Option("--over-newer", help="Also replay those whose row has changed since they were rejected."),
+    ] = False,
+) -> int:
+    """Send dead letters again, as the requests that they were: same message_id, properties and headers.
+
+    Those that the present contract would reject again are kept. If DATABASE_URL is set, so are those whose row has
+    changed since the rejection. A dead letter is removed once the broker has confirmed its request.
+
+    \b
+    Examples:
+      task-activity-log dead-letters replay --code refused_by_database --dry-run
+      task-activity-log dead-letters replay --code refused_by_database --rate 20
+      task-activity-log dead-letters replay --edit 6f1c8e0e-3a5b-4f8b-9d57-0d7f3f6f9b11
+    """
+    from task_activity_log.cli.dead_letters import editing, replaying
+
+    letters = selection.copies()
+    unchanged = {letter.key: letter.body for letter in letters}
+    with editing.edited(letters, selection.rules) if edit else nullcontext(unchanged) as bodies:
+        if edit and not bodies:
+            say("nothing was replayed")
+            return FAILED if selection.names else DONE
+        return asyncio.run(replaying.replay(selection, bodies, dry_run=dry_run, rate=rate, over_newer=over_newer))
+
+
+@app.command()
+@_selecting(interrupted="interrupted; dead letters that were not discarded are still in the queue")
+def discard(
+    selection: "Selection",
+    *,
+    export: Annotated[Path | None, typer.Option(help="Write them to this file first.", show_default=False)] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
+) -> int:
+    """Remove dead letters for good.
+
+    \b
+    Examples:
+      task-activity-log dead-letters discard --older-than 30d --export old.jsonl
+      task-activity-log dead-letters discard --publisher crm-test --yes
+    """
+    from task_activity_log.cli.dead_letters import listing
+
+    letters = selection.copies()
+    if letters and not yes:
+        if not sys.stdin.isatty():
+            say(f"this would discard {len(letters):,} for good: confirm with --yes, as there is no terminal to ask on")
+            return WRONG_USE
+        if input(f"Discard {len(letters):,} dead letters for good? [y/N] ").strip().lower() not in ("y", "yes"):
+            say("nothing was discarded")
+            return DONE
+    if letters:
         if export is not None:
             listing.export(export, letters)
-        count = asyncio.run(self._remove({letter.key for letter in letters}))
+        count = asyncio.run(selection.remove(letters))
         say(f"{count:,} discarded" + (f"; a copy is in {export}" if export else ""))
-        return self._code(letters)
+    return selection.exit_code(letters)
 
-    def replay(self, *, dry_run: bool, edit: bool, rate: float, over_newer: bool) -> int:
-        """Send them again, except those that would be rejected again or would overwrite a newer row."""
-        with Edits(self._rules) as edits:
-            if edit:
-                for letter in self._copies():
-                    edits.edit(letter)
-                if not edits.accepted:
-                    say("nothing was replayed")
-                    return FAILED if self._selector.names else DONE
-            chosen = edits if edit else None
-            code = asyncio.run(self._replay(chosen, dry_run=dry_run, rate=rate, over_newer=over_newer))
-            edits.done = True
-            return code
 
-    def _copies(self) -> list[DeadLetter]:
-        return asyncio.run(copies(self._settings, self._selector))
+@app.command(short_help="Write dead letters to a file that `publish` accepts.")
+@_selecting()
+def export(
+    selection: "Selection",
+    file: Annotated[Path, typer.Argument(help="A file that does not exist yet; - is standard output.")],
+) -> int:
+    """Write dead letters as lines of JSON that can be corrected, and that `publish` accepts. They stay in the queue.
 
-    async def _in_the_queue(self) -> list[DeadLetter]:
-        async with borrowed(self._settings) as loan:
-            letters = [letter async for letter in loan if letter in self._selector]
-            if loan.waiting > len(letters) and self._selector.empty:
-                say(f"only the oldest {len(letters):,} of {loan.waiting:,} are shown")
-            return letters
+    \b
+    Examples:
+      task-activity-log dead-letters export rejected.jsonl --code invalid_date
+      task-activity-log publish rejected.jsonl
+    """
+    from task_activity_log.cli.dead_letters import listing
 
-    async def _remove(self, keys: set[tuple[str, bytes]]) -> int:
-        async with selected(self._settings, self._selector, keys) as (loan, letters):
-            return await loan.remove(letters)
-
-    async def _replay(self, edits: Edits | None, *, dry_run: bool, rate: float, over_newer: bool) -> int:
-        async with selected(self._settings, self._selector, edits.accepted if edits else None) as (loan, letters):
-            candidates, kept = edits.applied(letters) if edits else accepted(letters, self._rules)
-            if not over_newer:
-                candidates, newer = await without_newer_rows(candidates, self._settings)
-                kept += newer
-            for reason in kept[:FEW]:
-                say(reason)
-            if len(kept) > FEW:
-                say(f"and {len(kept) - FEW:,} more")
-            others = f", {len(kept):,} kept" if kept else ""
-            if dry_run:
-                say(f"{len(candidates):,} would be replayed{others}; nothing was sent")
-            elif candidates:
-                count = await self._send(loan, candidates, rate)
-                say(f"{count:,} replayed{others}; any that are rejected again become dead letters again")
-            elif letters:
-                say(f"nothing was replayed{others}")
-        return self._code(letters) or (SOME_REJECTED if kept else DONE)
-
-    async def _send(self, loan: Loan, candidates: Sequence[Candidate], rate: float) -> int:
-        user = urlsplit(self._settings.required_amqp_url).username
-        async with publishing(link_of(self._settings)) as publisher:
-            with progress(len(candidates)) as bar:
-                return await replay(
-                    loan,
-                    [(candidate.letter, candidate.body) for candidate in candidates],
-                    publisher,
-                    exchange=self._settings.requests_exchange,
-                    user=unquote(user) if user else None,
-                    rate=rate,
-                    on_replayed=lambda _: bar.advance(bar.task_ids[0]),
-                )
-
-    def _code(self, letters: Sequence[DeadLetter]) -> int:
-        """Not finding what was named is a failure; that nothing matches the other criteria is not."""
-        return FAILED if self._selector.missing(letters) else DONE
+    letters = selection.copies()
+    if str(file) == "-":
+        for letter in letters:
+            print(listing.export_line(letter))
+    elif letters:
+        listing.export(file, letters)
+        say(f"{len(letters):,} written to {file}; they are still in the queue")
+    return selection.exit_code(letters)

@@ -8,24 +8,23 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from task_activity_log.cli import exported
-from task_activity_log.cli.dead_letters.candidates import judged
-from task_activity_log.cli.dead_letters.selection import Selector
+from task_activity_log.cli.dead_letters.selection import Selection
 from task_activity_log.cli.terminal import printable, readable, reasons, table
 from task_activity_log.client import ClientError
 from task_activity_log.client.dead_letters import DeadLetter
-from task_activity_log.pipeline.request import Rules
+from task_activity_log.pipeline.request import Rules, judge
 from task_activity_log.problem import Problem
 
 
-def print_each(letters: Sequence[DeadLetter], selector: Selector) -> None:
+def print_each(letters: Sequence[DeadLetter], selection: Selection) -> None:
     """Print a table with a row for each."""
     table(
         ("age", "code", "publisher", "message id", "reason"),
-        [(selector.age(letter), letter.code, letter.publisher, letter.name, letter.detail) for letter in letters],
+        [(selection.age(letter), letter.code, letter.publisher, letter.name, letter.detail) for letter in letters],
     )
 
 
-def print_groups(letters: Sequence[DeadLetter], selector: Selector) -> None:
+def print_groups(letters: Sequence[DeadLetter], selection: Selection) -> None:
     """Print a table with a row for each code and publisher, the largest group first."""
     groups: dict[tuple[str, str], list[DeadLetter]] = {}
     for letter in letters:
@@ -34,7 +33,7 @@ def print_groups(letters: Sequence[DeadLetter], selector: Selector) -> None:
     table(
         ("count", "code", "publisher", "oldest", "newest", "reason of the oldest"),
         [
-            (f"{len(group)}", *key, selector.age(group[0]), selector.age(group[-1]), group[0].detail)
+            (f"{len(group)}", *key, selection.age(group[0]), selection.age(group[-1]), group[0].detail)
             for key, group in ordered
         ],
     )
@@ -58,7 +57,7 @@ def in_full(letter: DeadLetter, rules: Rules) -> str:
     """The reason, properties and headers, and the body."""
     lines = [f"message {letter.name}", f"  reason          {letter.code}: {letter.detail}"]
     lines += [f"  first rejected  {letter.since:%Y-%m-%d %H:%M:%S %Z}" if letter.since else "  first rejected  unknown"]
-    found = judged(letter, letter.body, rules)
+    found = judge(letter.body, letter.restored(None), rules)
     if isinstance(found, Problem):
         lines += [f"  if sent today   rejected: {reason}" for reason in reasons(found)]
     else:
@@ -85,11 +84,7 @@ def export_line(letter: DeadLetter) -> str:
 
 
 def export(file: Path, letters: Sequence[DeadLetter]) -> None:
-    """Write a new file, and return once it is on disk.
-
-    Raises:
-        ClientError: it exists already, or cannot be written.
-    """
+    """Write a new file, and return once it is on disk. Raises `ClientError` if it exists, or cannot be written."""
     try:
         with file.open("x", encoding="utf-8") as written:
             written.writelines(f"{export_line(letter)}\n" for letter in letters)

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import AsyncIterator, Container, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
+from task_activity_log.cli.exit_codes import DONE, FAILED
 from task_activity_log.cli.terminal import say
 from task_activity_log.client.dead_letters import DeadLetter, Loan, borrow_dead_letters
+from task_activity_log.pipeline.request import Rules
 from task_activity_log.settings import Settings
-from task_activity_log.wiring import link_of
+from task_activity_log.wiring import link_of, rules_of
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def seconds(text: str) -> float | None:
-    """The seconds in `30s`, `15m`, `2h` or `7d`; None for an empty text.
-
-    Raises:
-        ValueError: it is something else.
-    """
+    """The seconds in `30s`, `15m`, `2h` or `7d`; None for an empty text; `ValueError` for any other."""
     if not text:
         return None
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text)
@@ -31,20 +30,16 @@ def seconds(text: str) -> float | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Selector:
-    """Selects the dead letters that match every criterion that was given."""
+class Selection:
+    """The dead letters that match every criterion that was given."""
 
-    names: frozenset[str] = frozenset()
-    codes: frozenset[str] = frozenset()
-    publishers: frozenset[str] = frozenset()
-    older_than: float | None = None
-    newer_than: float | None = None
+    settings: Settings
+    names: frozenset[str]
+    codes: frozenset[str]
+    publishers: frozenset[str]
+    older_than: float | None
+    newer_than: float | None
     now: datetime = field(default_factory=lambda: datetime.now(UTC))
-
-    @property
-    def empty(self) -> bool:
-        """Whether no criterion was given."""
-        return not (self.names or self.codes or self.publishers or self.older_than or self.newer_than)
 
     def __contains__(self, letter: DeadLetter) -> bool:
         age = None if letter.since is None else (self.now - letter.since).total_seconds()
@@ -56,9 +51,14 @@ class Selector:
             and (self.newer_than is None or (age is not None and age < self.newer_than))
         )
 
-    def missing(self, letters: Sequence[DeadLetter]) -> frozenset[str]:
-        """The names that were given and are not those of `letters`."""
-        return self.names - {letter.name for letter in letters}
+    @property
+    def rules(self) -> Rules:
+        """The rules that a worker judges them by."""
+        return rules_of(self.settings)
+
+    def exit_code(self, letters: Sequence[DeadLetter]) -> int:
+        """Not finding a name that was given is a failure; that nothing matches the other criteria is not."""
+        return FAILED if self.names - {letter.name for letter in letters} else DONE
 
     def age(self, letter: DeadLetter) -> str:
         """How long ago a dead letter was first rejected, in its largest unit."""
@@ -68,44 +68,36 @@ class Selector:
         unit = next((unit for unit, size in reversed(_UNITS.items()) if age >= size), "s")
         return f"{age / _UNITS[unit]:.0f} {unit}"
 
+    def copies(self) -> list[DeadLetter]:
+        """The selected dead letters, to read: all are in the queue again. Prints a line for what was not found."""
 
-@asynccontextmanager
-async def borrowed(settings: Settings) -> AsyncIterator[Loan]:
-    """All dead letters, on loan; prints a line if other consumers may have some."""
-    async with borrow_dead_letters(link_of(settings), settings.dead_letters_queue) as loan:
-        if loan.others:
-            say(f"{settings.dead_letters_queue} has other consumers ({loan.others}): what they have is not seen here")
-        yield loan
+        async def read() -> list[DeadLetter]:
+            queue = self.settings.dead_letters_queue
+            async with borrow_dead_letters(link_of(self.settings), queue) as loan:
+                letters = [letter async for letter in loan]
+            if loan.others:
+                say(f"{queue} has other consumers ({loan.others}): what they have is not seen here")
+            if loan.waiting > len(letters):
+                say(f"only the oldest {len(letters):,} of {loan.waiting:,} were read")
+            return letters
 
-
-@asynccontextmanager
-async def selected(
-    settings: Settings, selector: Selector, keys: Container[tuple[str, bytes]] | None = None
-) -> AsyncIterator[tuple[Loan, list[DeadLetter]]]:
-    """The selected dead letters, on loan; all others have been returned to the queue.
-
-    Prints what `selector` does not find, unless it selects again among the `keys` of those that it found before.
-    """
-    async with borrowed(settings) as loan:
-        letters: list[DeadLetter] = []
-        others: list[DeadLetter] = []
-        async for letter in loan:
-            wanted = letter in selector and (keys is None or letter.key in keys)
-            (letters if wanted else others).append(letter)
-        if keys is None:
-            _say_what_is_missing(selector, letters, others)
-        await loan.give_back(others)
-        yield loan, letters
-
-
-async def copies(settings: Settings, selector: Selector) -> list[DeadLetter]:
-    """The selected dead letters, to read: they have been returned to the queue."""
-    async with selected(settings, selector) as (_, letters):
+        every = asyncio.run(read())
+        letters = [letter for letter in every if letter in self]
+        for name in sorted(self.names - {letter.name for letter in letters}):
+            say(f"{name}: no such dead letter")
+        if not letters and not self.names:
+            say(f"none of the {len(every):,} dead letters match" if every else "there are no dead letters")
         return letters
 
+    @asynccontextmanager
+    async def on_loan(self, keys: Container[str]) -> AsyncIterator[tuple[Loan, list[DeadLetter]]]:
+        """The dead letters with these keys, on loan; all others have been returned to the queue."""
+        async with borrow_dead_letters(link_of(self.settings), self.settings.dead_letters_queue) as loan:
+            letters = [letter async for letter in loan]
+            await loan.give_back([letter for letter in letters if letter.key not in keys])
+            yield loan, [letter for letter in letters if letter.key in keys]
 
-def _say_what_is_missing(selector: Selector, letters: Sequence[DeadLetter], others: Sequence[DeadLetter]) -> None:
-    for name in sorted(selector.missing(letters)):
-        say(f"{name}: no such dead letter")
-    if not letters and not selector.names:
-        say(f"none of the {len(others):,} dead letters match" if others else "there are no dead letters")
+    async def remove(self, letters: Sequence[DeadLetter]) -> int:
+        """Remove these from the queue for good; returns how many were there."""
+        async with self.on_loan({letter.key for letter in letters}) as (loan, found):
+            return await loan.remove(found)

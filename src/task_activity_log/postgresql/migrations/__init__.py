@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import io
 import threading
+from functools import partial
 from typing import Any, cast
 
 from alembic import command
@@ -19,7 +20,7 @@ from alembic.script import ScriptDirectory
 from alembic.util.exc import CommandError
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
 from task_activity_log.postgresql.session import connect
@@ -34,7 +35,8 @@ _HINTS = {
     "42P07": "these migrations did not make it: rename it or drop it first",
 }
 
-
+_UNNAMED = {"prepared_statement_cache_size": 0, "prepared_statement_name_func": lambda: ""}
+"""Prepared statements without names: behind pgbouncer the next transaction may use another server connection."""
 _ONE_IN_THIS_PROCESS = threading.Lock()
 """Alembic keeps its state in a module, so one process can migrate only one database at a time."""
 
@@ -55,7 +57,11 @@ def migrate(dsn: str, *, connect_timeout: float = 10.0, command_timeout: float =
     """
 
     async def upgrade() -> None:
-        engine = _engine(dsn, connect_timeout, command_timeout, tls)
+        # A DSN means the same here as for the worker, because this opens the connection.
+        opener = partial(connect, dsn, connect_timeout=connect_timeout, command_timeout=command_timeout, tls=tls)
+        engine = create_async_engine(
+            "postgresql+asyncpg://", poolclass=NullPool, connect_args={"async_creator_fn": opener, **_UNNAMED}
+        )
         try:
             async with engine.begin() as connection:
                 await connection.run_sync(_upgrade)
@@ -96,35 +102,13 @@ def known() -> set[str]:
 
 
 def _upgrade(connection: Connection) -> None:
-    config = _config()
-    config.attributes["connection"] = connection
-    command.upgrade(config, "head")
+    command.upgrade(_config(attributes={"connection": connection}), "head")
 
 
-def _config(output_buffer: io.StringIO | None = None) -> Config:
-    config = Config(output_buffer=output_buffer)
+def _config(**options: Any) -> Config:
+    config = Config(**options)
     config.set_main_option("script_location", "task_activity_log.postgresql:migrations")
     return config
-
-
-def _engine(dsn: str, connect_timeout: float, command_timeout: float, tls: Tls | None) -> AsyncEngine:
-    """An engine that opens connections with `connect`, so that a DSN means the same here as for the worker.
-
-    Prepared statements have no names: behind pgbouncer in transaction mode the next transaction may use another server
-    connection.
-    """
-
-    def creator() -> Any:
-        return engine.dialect.loaded_dbapi.connect(
-            async_creator_fn=lambda: connect(
-                dsn, connect_timeout=connect_timeout, command_timeout=command_timeout, statement_cache_size=0, tls=tls
-            ),
-            prepared_statement_cache_size=0,
-            prepared_statement_name_func=lambda: "",
-        )
-
-    engine = create_async_engine("postgresql+asyncpg://", creator=creator, poolclass=NullPool)
-    return engine
 
 
 def _explain(error: DBAPIError) -> str:

@@ -1,0 +1,96 @@
+"""Sends dead letters again, except those that would be rejected again or would overwrite a newer row."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from uuid import UUID
+
+from task_activity_log.cli.dead_letters.selection import Selection
+from task_activity_log.cli.exit_codes import DONE, SOME_REJECTED
+from task_activity_log.cli.terminal import FEW, progress, say
+from task_activity_log.client import ClientError
+from task_activity_log.client.dead_letters import DeadLetter
+from task_activity_log.client.dead_letters import replay as replay_letters
+from task_activity_log.pipeline.request import judge
+from task_activity_log.problem import Problem, Unavailable
+from task_activity_log.settings import Settings
+from task_activity_log.wiring import link_of, store_of
+
+
+async def replay(
+    selection: Selection, bodies: Mapping[str, bytes], *, dry_run: bool, rate: float, over_newer: bool
+) -> int:
+    """Send dead letters again with these bodies, by `DeadLetter.key`; returns the exit code."""
+    settings = selection.settings
+    async with selection.on_loan(bodies) as (loan, letters):
+        chosen, kept = await _chosen(letters, bodies, selection, over_newer=over_newer)
+        for reason in kept[:FEW]:
+            say(reason)
+        if len(kept) > FEW:
+            say(f"and {len(kept) - FEW:,} more")
+        others = f", {len(kept):,} kept" if kept else ""
+        if dry_run:
+            say(f"{len(chosen):,} would be replayed{others}; nothing was sent")
+        elif chosen:
+            with progress(len(chosen)) as bar:
+                count = await replay_letters(
+                    loan,
+                    [(letter, bodies[letter.key]) for letter in chosen],
+                    link_of(settings),
+                    exchange=settings.requests_exchange,
+                    rate=rate,
+                    on_replayed=lambda _: bar.advance(bar.task_ids[0]),
+                )
+            say(f"{count:,} replayed{others}; any that are rejected again become dead letters again")
+        elif letters:
+            say(f"nothing was replayed{others}")
+    return selection.exit_code(letters) or (SOME_REJECTED if kept else DONE)
+
+
+async def _chosen(
+    letters: Sequence[DeadLetter], bodies: Mapping[str, bytes], selection: Selection, *, over_newer: bool
+) -> tuple[list[DeadLetter], list[str]]:
+    """Those to send, and a line for each that is kept.
+
+    A request with `x-version` is safe to replay in any case: the worker compares versions.
+    """
+    rules = selection.rules
+    found = {letter.key: judge(bodies[letter.key], letter.restored(None), rules) for letter in letters}
+    ids = {record.id for record in found.values() if not isinstance(record, Problem)}
+    changed = {} if over_newer else await _changed(ids, selection.settings)
+    chosen: list[DeadLetter] = []
+    kept: list[str] = []
+    for letter in letters:
+        record = found[letter.key]
+        if isinstance(record, Problem):
+            kept.append(f"{letter.name}: kept, as it would be rejected again: {record.code}: {record.detail}")
+            continue
+        at = changed.get(record.id)
+        if at and letter.since and at > letter.since and "x-version" not in letter.properties.headers:
+            kept.append(
+                f"{letter.name}: kept, as its row has changed at {at:%Y-%m-%d %H:%M:%S}, after the rejection;"
+                " use --over-newer to replay it anyway"
+            )
+        else:
+            chosen.append(letter)
+    return chosen, kept
+
+
+async def _changed(ids: set[UUID], settings: Settings) -> Mapping[UUID, datetime]:
+    """When the rows of these records were last changed, as far as there are rows and a database is set."""
+    if not ids:
+        return {}
+    if settings.database_url is None:
+        say("DATABASE_URL is not set: not checked whether rows have changed since the rejection")
+        return {}
+    store = store_of(settings)
+    try:
+        return await store.modified(sorted(ids))
+    except Unavailable as error:
+        raise ClientError(
+            f"cannot check whether rows have changed since the rejection: {error.reason};"
+            " use --over-newer to skip this check"
+        ) from None
+    finally:
+        await store.close()
