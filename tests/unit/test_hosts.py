@@ -2,7 +2,7 @@
 
 import pytest
 
-from task_activity_log.rabbitmq.hosts import Hosts, urls
+from task_activity_log.hosts import Hosts, urls
 
 
 @pytest.mark.parametrize(
@@ -22,7 +22,7 @@ def test_each_host_of_a_url_is_a_url_of_its_own(url: str, expected: list[str]) -
 @pytest.mark.parametrize(
     ("url", "why"),
     [
-        ("http://h/", "should begin with amqp://"),
+        ("ftp://h/", "should begin with amqp://"),
         ("amqp:///v", "should name a host"),
         ("amqp://h1,,h2/", "should name a host"),
         ("amqp://h1:x,h2/", "has a port that is not a number"),

@@ -26,9 +26,9 @@ from aiormq.exceptions import (
 from yarl import URL
 
 from task_activity_log.aio import Backoff
+from task_activity_log.hosts import Hosts
 from task_activity_log.problem import Unavailable
 from task_activity_log.rabbitmq.frames import FrameReader, FrameReaderFactory
-from task_activity_log.rabbitmq.hosts import Hosts
 from task_activity_log.tls import Tls
 
 log = structlog.get_logger(__name__)
@@ -148,7 +148,7 @@ async def _addresses(url: str, timeout_seconds: float) -> list[str]:
     """The addresses of a URL's host. Raises `OSError`: there is no such name, or no name server answers in time."""
     host = URL(url).host or ""
     async with asyncio.timeout(timeout_seconds):
-        found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
+        found = await asyncio.get_running_loop().getaddrinfo(host, URL(url).port, type=socket.SOCK_STREAM)
     return list(dict.fromkeys(str(address[4][0]) for address in found))
 
 

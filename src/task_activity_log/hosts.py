@@ -1,4 +1,4 @@
-"""The hosts of a broker URL, and which of them is tried first."""
+"""The hosts of a URL, and which of them is tried first."""
 
 from __future__ import annotations
 
@@ -6,16 +6,21 @@ from collections.abc import Iterator
 from functools import cached_property
 from urllib.parse import urlsplit, urlunsplit
 
-_PORTS = {"amqp": 5672, "amqps": 5671}
+_PORTS = {"amqp": 5672, "amqps": 5671, "http": 15672, "https": 15671}
+"""RabbitMQ's own ports."""
 
 
 def urls(url: str) -> list[str]:
     """A URL with several hosts (`amqp://user:password@h1:5672,h2/vhost`) as one URL for each, in their order.
 
     Raises:
-        ValueError: the scheme is not one of AMQP, a host is missing, or a port is not a number from 1 to 65535.
+        ValueError: the scheme is not known, a host is missing, or a port is not a number from 1 to 65535. The text does
+            not quote the URL.
     """
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        raise ValueError("is not a URL") from None
     if parts.scheme not in _PORTS:
         raise ValueError("should begin with amqp:// or amqps://")
     login, at, hosts = parts.netloc.rpartition("@")
@@ -23,7 +28,7 @@ def urls(url: str) -> list[str]:
     for host in hosts.split(","):
         one = urlsplit(f"//{host}")
         if not one.hostname:
-            raise ValueError("should name a host, as in amqp://user:password@host:5672/vhost")
+            raise ValueError("should name a host")
         try:
             port = one.port or _PORTS[parts.scheme]
         except ValueError:  # its text quotes the URL
@@ -31,6 +36,11 @@ def urls(url: str) -> list[str]:
         name = f"[{one.hostname}]" if ":" in one.hostname else one.hostname
         found.append(urlunsplit(parts._replace(netloc=f"{login}{at}{name}:{port}")))
     return found
+
+
+def addresses(url: str) -> list[str]:
+    """Host and port of each host of a URL, for people. Raises `ValueError` as `urls` does."""
+    return [urlsplit(one).netloc.rpartition("@")[2] for one in urls(url)]
 
 
 class Hosts:
