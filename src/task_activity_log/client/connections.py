@@ -65,7 +65,7 @@ class Connections:
     def _outage(self, outage: Outage) -> None:
         if self._opened is not None and not self._opened.done():
             self._opened.set_exception(no_connection(self.options, outage))
-        else:
+        elif self._opened is None or self._opened.exception() is None:
             self._on_outage(outage)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
