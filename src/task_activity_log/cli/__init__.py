@@ -11,8 +11,6 @@ exit_codes     how a command ends
 terminal       tables, progress bars and plain lines
 """
 
-from __future__ import annotations
-
 import asyncio
 import signal
 import sys

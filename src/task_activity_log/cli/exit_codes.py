@@ -1,7 +1,5 @@
 """How a command ends: its exit code, and a line on standard error for whatever went wrong."""
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Callable

@@ -5,15 +5,13 @@ being parsed and written again, as `body` if it is other text, or else as `body_
 is for whoever corrects it.
 """
 
-from __future__ import annotations
-
 import base64
-import binascii
 import json
 from collections.abc import Mapping
 from typing import Any
 
-from task_activity_log.client import Upsert
+from task_activity_log.client import Upsert, UpsertRejected
+from task_activity_log.problem import Problem
 
 _BODIES = ("record", "body", "body_base64")
 
@@ -28,6 +26,11 @@ def line(body: bytes, content_type: str, message_id: str | None, headers: Mappin
         members["headers"] = kept
     name, value = _body(body)
     return json.dumps({**members, name: value}, ensure_ascii=False)
+
+
+def reasons(problem: Problem | UpsertRejected) -> list[str]:
+    """A line for each bad field, or one for the whole message."""
+    return [f"{bad.code}: {bad.message}" for bad in problem.errors] or [f"{problem.code}: {problem.detail}"]
 
 
 def is_message(parsed: object) -> bool:
@@ -57,14 +60,13 @@ def _bytes(parsed: dict[str, Any]) -> bytes:
         if "body" in parsed:
             return str(parsed["body"]).encode()
         return base64.b64decode(parsed["body_base64"], validate=True)
-    except (UnicodeEncodeError, TypeError, ValueError, binascii.Error):
+    except (TypeError, ValueError):
         raise ValueError("the body is neither text nor base64") from None
 
 
 def _body(body: bytes) -> tuple[str, Any]:
     try:
         text = body.decode()
-        text.encode()
     except UnicodeDecodeError:
         return "body_base64", base64.b64encode(body).decode()
     try:

@@ -1,7 +1,5 @@
 """`task-activity-log publish`: sends records from files, and prints the replies."""
 
-from __future__ import annotations
-
 import asyncio
 import sys
 from collections.abc import Iterator, Sequence
@@ -12,7 +10,7 @@ from pathlib import Path
 from task_activity_log.cli import exported
 from task_activity_log.cli.exit_codes import DONE, FAILED, SOME_REJECTED
 from task_activity_log.cli.sources import Source, Unreadable, expand, line_of
-from task_activity_log.cli.terminal import FEW, printable, progress, readable, reasons, say
+from task_activity_log.cli.terminal import FEW, printable, progress, readable, say
 from task_activity_log.client import Answer, ClientError, Summary, TaskActivityLogClient, Upsert, UpsertRejected
 from task_activity_log.pipeline.request import judge
 from task_activity_log.problem import Problem
@@ -40,7 +38,7 @@ class Publication:
 
     def carry_out(self, paths: Sequence[str]) -> int:
         """Publish what the files contain, print the replies, return the exit code. Nothing is sent from an unreadable file."""
-        failed = DONE if self._read(paths) else FAILED
+        failed = self._read(paths)
         if self.dry_run:
             return max(self._judge(), failed)
         if self._total:
@@ -59,9 +57,9 @@ class Publication:
             f" To continue, add --run {self.run}: records that were applied are not applied again"
         )
 
-    def _read(self, paths: Sequence[str]) -> bool:
-        """Read all sources to their end, to keep those that can be read; whether all of them can."""
-        unreadable = False
+    def _read(self, paths: Sequence[str]) -> int:
+        """Read all sources to their end, and keep those that can be read; returns the exit code."""
+        code = DONE
         for path in paths:
             for source in expand(path, self.stdin, self.run):
                 try:
@@ -69,8 +67,8 @@ class Publication:
                     self._sources.append(source)
                 except Unreadable as error:
                     say(f"{error}; nothing was sent from it")
-                    unreadable = True
-        return not unreadable
+                    code = FAILED
+        return code
 
     def _upserts(self) -> Iterator[Upsert]:
         for source in self._sources:
@@ -118,7 +116,9 @@ class Publication:
         with progress(0 if self._few else self._total) as bar:
             async for answer in bulk:
                 if not self._few:
-                    bar.update(bar.task_ids[0], advance=1, description=_outcomes(self._summary))
+                    outcomes = islice(sorted(self._summary.outcomes.items()), 5)
+                    shown = " · ".join(f"{count:,} {outcome}" for outcome, count in outcomes)
+                    bar.update(bar.task_ids[0], advance=1, description=shown)
                 if answer.rejected:
                     self._keep(answer)
                 self._show(answer)
@@ -162,7 +162,7 @@ class Publication:
             upsert.headers,
             content_encoding=upsert.content_encoding,
             source=upsert.source,
-            problems=reasons(answer.problem),
+            problems=exported.reasons(answer.problem),
         )
         try:
             with self.rejected.open("x" if self._summary.outcomes["rejected"] == 1 else "a", encoding="utf-8") as file:
@@ -179,8 +179,4 @@ class Publication:
 def _complaints(upsert: Upsert, problem: Problem | UpsertRejected, fields: Sequence[str]) -> Iterator[tuple[str, str]]:
     """Where each bad field is in its file, and what is wrong with it; or the same of the whole record."""
     places = [line_of(upsert, field) for field in fields] or [upsert.source]
-    return zip(places, reasons(problem), strict=True)
-
-
-def _outcomes(summary: Summary) -> str:
-    return " · ".join(f"{count:,} {outcome}" for outcome, count in islice(sorted(summary.outcomes.items()), 5))
+    return zip(places, exported.reasons(problem), strict=True)

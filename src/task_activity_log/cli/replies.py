@@ -1,7 +1,5 @@
 """`task-activity-log replies`: print the worker's replies as they come."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import sys
@@ -20,7 +18,6 @@ from task_activity_log.settings import Settings
 from task_activity_log.wiring import link_of
 
 _COLOURS = {"inserted": "32", "updated": "36", "rejected": "31", "duplicate": "2", "stale": "33"}
-_WIDTH = 9  # of the longest outcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,4 +101,4 @@ def _line(reply: Reply) -> str:
     time, told = f"{datetime.now().astimezone():%H:%M:%S}", " ".join(printable(told).split())
     if not sys.stdout.isatty():
         return f"{time}\t{reply.outcome}\t{named}\t{told}"
-    return f"{time}  \033[{_COLOURS.get(reply.outcome, '0')}m{reply.outcome:{_WIDTH}}\033[0m  {named:36}  {told}"
+    return f"{time}  \033[{_COLOURS.get(reply.outcome, '0')}m{reply.outcome:9}\033[0m  {named:36}  {told}"

@@ -1,7 +1,5 @@
 """Files, folders and standard input as upserts."""
 
-from __future__ import annotations
-
 import json
 import re
 import sys
@@ -22,6 +20,8 @@ from task_activity_log.client import Upsert
 STANDARD_INPUT = "-"
 _LINES = (".jsonl", ".ndjson")
 KNOWN = (".json", *_LINES, ".xml")
+_BETWEEN = re.compile(r"[ \t\r\n,]*")
+"""What is between the elements of a JSON array."""
 
 
 class Unreadable(Exception):
@@ -127,11 +127,6 @@ def _elements(content: bytes) -> Iterator[bytes]:
     text = content.decode(json.detect_encoding(content))
     decoder = json.JSONDecoder()
     position = text.index("[") + 1
-    while True:
-        while text[position] in " \t\r\n,":
-            position += 1
-        if text[position] == "]":
-            return
-        start = position
-        _, position = decoder.raw_decode(text, start)
-        yield text[start:position].encode()
+    while (between := _BETWEEN.match(text, position)) and text[between.end()] != "]":
+        _, position = decoder.raw_decode(text, between.end())
+        yield text[between.end() : position].encode()

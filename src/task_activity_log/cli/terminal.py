@@ -1,18 +1,13 @@
 """Output of all commands: tables and progress bars on a terminal, plain lines anywhere else."""
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # `--help` and `run` load neither
+if TYPE_CHECKING:  # `--help` and `run` do not load it
     from rich.progress import Progress
-
-    from task_activity_log.client import UpsertRejected
-    from task_activity_log.problem import Problem
 
 FEW = 20
 """At most this many records or dead letters are reported one by one."""
@@ -38,11 +33,6 @@ def readable(body: bytes) -> str:
         return body.decode(errors="backslashreplace")
 
 
-def reasons(problem: Problem | UpsertRejected) -> list[str]:
-    """A line for each bad field, or one for the whole message."""
-    return [f"{bad.code}: {bad.message}" for bad in problem.errors] or [f"{problem.code}: {problem.detail}"]
-
-
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Print a table: columns are aligned on a terminal, and separated by tabs elsewhere."""
     if not sys.stdout.isatty():
@@ -62,7 +52,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     Console().print(shown)
 
 
-def progress(total: int) -> AbstractContextManager[Progress]:
+def progress(total: int) -> "AbstractContextManager[Progress]":
     """A progress bar with one task, on standard error. It is hidden if `total` is 0 or standard error is not a terminal."""
     from rich import progress as parts
     from rich.console import Console

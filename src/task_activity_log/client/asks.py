@@ -1,7 +1,5 @@
 """Upserts that wait for their answers: sent in batches, and sent again on a new connection until each is answered."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -10,7 +8,6 @@ from task_activity_log.aio import Waiting
 from task_activity_log.client.connections import Connections
 from task_activity_log.client.messages import Answer, ClientError, NoAnswer, Upsert
 from task_activity_log.problem import Unavailable
-from task_activity_log.rabbitmq.consumer import RabbitDelivery
 from task_activity_log.rabbitmq.link import LinkOptions, Outage, supervise
 from task_activity_log.rabbitmq.publisher import Fate, Outgoing, Publisher
 from task_activity_log.rabbitmq.queues import own_queue
@@ -69,10 +66,7 @@ class Asks:
         self._asks.clear()
 
     def ask(self, upsert: Upsert, done: Callable[[Answer | ClientError], None]) -> Ask:
-        """Send an upsert; `done` is called with its answer, or with the reason why there will not be one.
-
-        Raises `ClientError` if one with its message_id is waiting already.
-        """
+        """Send an upsert whose message_id is not waiting already; `done` is called with its answer, or why there is none."""
         if upsert.message_id in self._asks:
             raise ClientError(f"an upsert with message_id {upsert.message_id} is already waiting for its answer")
         ask = self._asks[upsert.message_id] = Ask(upsert, done)
@@ -103,8 +97,7 @@ class Asks:
 
     def not_confirmed(self, timeout: float | None) -> ClientError:
         """What to raise when the broker has confirmed nothing for `timeout` seconds."""
-        reason = self._reason or "no reason known"
-        return ClientError(f"the broker confirmed nothing for {timeout or 0:g} s: {reason}")
+        return ClientError(f"the broker confirmed nothing for {timeout or 0:g} s: {self._reason or 'no reason known'}")
 
     async def _ready(self) -> None:
         await self._publisher.wait_connected()
@@ -132,30 +125,28 @@ class Asks:
         Returns:
             Those that no queue takes, and those that the broker has nacked, to be sent again.
         """
+        messages = [
+            Outgoing(self._exchange, REQUEST_KEY, upsert.properties(reply_to, self._app_id), upsert.body)
+            for upsert in upserts
+        ]
         while True:
             await self._publisher.wait_connected()
             try:
-                fates = await self._publisher.publish(
-                    [
-                        Outgoing(self._exchange, REQUEST_KEY, upsert.properties(reply_to, self._app_id), upsert.body)
-                        for upsert in upserts
-                    ]
-                )
+                fates = await self._publisher.publish(messages)
                 break
             except Unavailable as error:
                 self._reason = error.reason
             await asyncio.sleep(_AGAIN_SECONDS)
-        failed = [(upsert, fate) for upsert, fate in zip(upserts, fates, strict=True) if fate is not Fate.CONFIRMED]
-        returned = [upsert for upsert, fate in failed if fate is Fate.RETURNED]
-        nacked = [upsert for upsert, fate in failed if fate is not Fate.RETURNED]
+        pairs = list(zip(upserts, fates, strict=True))
+        returned = [upsert for upsert, fate in pairs if fate is Fate.RETURNED]
+        nacked = [upsert for upsert, fate in pairs if fate not in (Fate.CONFIRMED, Fate.RETURNED)]
         if nacked:
             self._reason = "the broker refuses upserts: is the queue full?"
         return returned, nacked
 
     def _no_queue(self) -> ClientError:
-        return ClientError(
-            f"exchange {self._exchange} routes upserts to no queue: a worker declares and binds its queue when it starts"
-        )
+        advice = "a worker declares and binds its queue when it starts"
+        return ClientError(f"exchange {self._exchange} routes upserts to no queue: {advice}")
 
     # ---- back
 
@@ -172,15 +163,11 @@ class Asks:
                 while True:
                     deliveries = await reader.take(BATCH)
                     for delivery in deliveries:
-                        self._answered(delivery)
+                        if ask := self._asks.pop(delivery.properties.correlation_id or "", None):
+                            ask.done(Answer.of(delivery, upsert=ask.upsert))
                     await reader.acknowledge([delivery.tag for delivery in deliveries])
             finally:
                 self._listening.clear()
-
-    def _answered(self, delivery: RabbitDelivery) -> None:
-        ask = self._asks.pop(delivery.properties.correlation_id or "", None)
-        if ask is not None:
-            ask.done(Answer.of(delivery, upsert=ask.upsert))
 
     def _away(self, outage: Outage) -> None:
         self._reason = outage.text

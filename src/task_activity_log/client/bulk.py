@@ -1,25 +1,24 @@
 """Many upserts, a limited number of them unanswered at a time, and their outcomes."""
 
-from __future__ import annotations
-
 import asyncio
 import time
 from collections import Counter
 from collections.abc import AsyncIterable, AsyncIterator, Iterable
+from dataclasses import dataclass, field
 
 from task_activity_log.aio import Waiting
 from task_activity_log.client.asks import BATCH, Ask, Asks
 from task_activity_log.client.messages import Answer, ClientError, Record, Upsert, request_of
 
 
+@dataclass
 class Summary:
     """How far a bulk has come."""
 
-    def __init__(self) -> None:
-        self.sent = 0
-        self.outcomes: Counter[str] = Counter()
-        """Answers by outcome."""
-        self._began = time.monotonic()
+    sent: int = 0
+    outcomes: Counter[str] = field(default_factory=Counter)
+    """Answers by outcome."""
+    _began: float = field(default_factory=time.monotonic)
 
     @property
     def answered(self) -> int:

@@ -1,7 +1,5 @@
 """The publisher's client: sends upserts, and receives the answer to each."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import AsyncIterable, Callable, Iterable
 from itertools import islice

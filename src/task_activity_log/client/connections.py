@@ -1,7 +1,5 @@
 """The client's connections: the first attempt succeeds or fails at once; later losses are reported and repaired."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
@@ -39,8 +37,7 @@ class Connections:
     async def open(self, *runs: Coroutine[Any, Any, None], ready: Coroutine[Any, Any, None]) -> None:
         """Start the tasks and return when `ready` does.
 
-        Raises:
-            ClientError: nothing answers, the broker refuses, or what is needed does not exist. No task is left then.
+        Raises `ClientError` if the first attempt of one of them fails; no task is left then.
         """
         self._opened = opened = asyncio.get_running_loop().create_future()
 

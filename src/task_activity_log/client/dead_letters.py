@@ -1,7 +1,5 @@
 """Dead letters: read without removing them, and removed only when whatever replaces them is safe."""
 
-from __future__ import annotations
-
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
@@ -54,8 +52,7 @@ class DeadLetter:
     @property
     def publisher(self) -> str:
         """Who sent it: app_id, or else the user, or else `-`."""
-        properties = self.properties
-        return properties.app_id or properties.user_id or self._text("x-original-user-id") or "-"
+        return self.properties.app_id or self.properties.user_id or self._text("x-original-user-id") or "-"
 
     @cached_property
     def name(self) -> str:

@@ -1,7 +1,5 @@
 """What is sent and what is received: upserts, replies, and the errors in between."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -31,7 +29,7 @@ class NoAnswer(ClientError):
     It is safe to send `upsert` again: with the same message_id and body it is applied once.
     """
 
-    def __init__(self, text: str, upsert: Upsert) -> None:
+    def __init__(self, text: str, upsert: "Upsert") -> None:
         super().__init__(text)
         self.upsert = upsert
 
@@ -183,11 +181,8 @@ class Reply:
             raise ClientError("this reply holds a stored record, not a problem")
         try:
             members = wire.decode_problem(self.body, self.content_type)
-            return UpsertRejected(
-                members["code"],
-                members["detail"],
-                tuple(FieldProblem(bad["name"], bad["code"], bad["message"]) for bad in members["errors"]),
-            )
+            errors = tuple(FieldProblem(bad["name"], bad["code"], bad["message"]) for bad in members["errors"])
+            return UpsertRejected(members["code"], members["detail"], errors)
         except (ValueError, KeyError, TypeError):
             raise ClientError("this problem cannot be read") from None
 

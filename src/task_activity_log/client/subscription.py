@@ -1,13 +1,11 @@
 """The subscriber's loop: each new reply once, acknowledged after the body of the loop."""
 
-from __future__ import annotations
-
 import asyncio
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import suppress
 from datetime import datetime
-from typing import TypeVar
+from typing import Any
 from uuid import UUID
 
 from task_activity_log.aio import Backoff
@@ -16,9 +14,6 @@ from task_activity_log.client.messages import ClientError, Reply
 from task_activity_log.rabbitmq.link import LOST, LinkOptions, asking_the_driver, describe
 from task_activity_log.rabbitmq.queues import existing_queue, own_queue
 from task_activity_log.rabbitmq.reading import reading
-
-K = TypeVar("K")
-V = TypeVar("V")
 
 
 async def subscribe(
@@ -107,7 +102,7 @@ class _News:
             self._remember(self._seen, reply.message_id, None)
         return True
 
-    def _remember(self, known: OrderedDict[K, V], key: K, value: V) -> None:
+    def _remember(self, known: OrderedDict[Any, Any], key: object, value: object) -> None:
         known[key] = value
         known.move_to_end(key)
         if len(known) > self._most:

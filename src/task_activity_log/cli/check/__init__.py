@@ -7,9 +7,8 @@ management  the management API, read only
 database    PostgreSQL: server, schema, privileges
 """
 
-from __future__ import annotations
-
 import asyncio
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from task_activity_log.cli.check import broker, database
@@ -39,10 +38,9 @@ def table(findings: Sequence[Finding]) -> Iterator[str]:
         yield f"{finding.verdict:<8} {finding.what:<{width}}  {finding.found}"
         if finding.advice:
             yield f"{'':<8} {'':<{width}}  → {finding.advice}"
-    counted = (
-        (sum(finding.verdict == kind for finding in findings), kind) for kind in ("broken", "warning", "unknown")
-    )
-    yield ", ".join(f"{count} {kind}" for count, kind in counted if count) or "all fine"
+    counts = Counter(finding.verdict for finding in findings)
+    bad = [f"{counts[kind]} {kind}" for kind in ("broken", "warning", "unknown") if counts[kind]]
+    yield ", ".join(bad) or "all fine"
 
 
 async def findings(settings: Settings) -> list[Finding]:

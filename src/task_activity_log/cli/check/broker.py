@@ -1,7 +1,5 @@
 """RabbitMQ, as AMQP and the management API show it."""
 
-from __future__ import annotations
-
 import asyncio
 import re
 from collections.abc import Iterator
@@ -43,11 +41,8 @@ async def findings(settings: Settings) -> list[Finding]:
 
 def _judge_sight(sight: BrokerState, settings: Settings, where: str) -> Iterator[Finding]:
     """What AMQP shows."""
-    found = f"RabbitMQ {sight.version} at {where}"
-    if number(sight.version) < _OLDEST:
-        yield Finding("broken", "broker", found, "use RabbitMQ 3.10 or newer")
-    else:
-        yield Finding("fine", "broker", found)
+    advice = "use RabbitMQ 3.10 or newer" if number(sight.version) < _OLDEST else ""
+    yield Finding("broken" if advice else "fine", "broker", f"RabbitMQ {sight.version} at {where}", advice)
     url = settings.required_amqp_url
     if not url.startswith("amqps:") and not is_local(url):
         yield Finding("warning", "broker link", "not encrypted", "use amqps:// in AMQP_URL")
@@ -61,10 +56,7 @@ def _judge_sight(sight: BrokerState, settings: Settings, where: str) -> Iterator
             continue
         yield Finding("fine", what, f"{queue.messages} waiting, {queue.consumers} consumers")
         if name == settings.requests_queue and queue.consumers > 1 and not settings.single_active_consumer:
-            advice = (
-                "of two messages for one record the later may be applied first, unless publishers send x-version:"
-                " make sure that they do, run one worker, or set WORKER_SINGLE_ACTIVE_CONSUMER"
-            )
+            advice = "updates may be reordered: send x-version, run one worker, or set WORKER_SINGLE_ACTIVE_CONSUMER"
             yield Finding("warning", "order per record", f"{queue.consumers} consumers", advice)
 
 

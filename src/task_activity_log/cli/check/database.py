@@ -1,7 +1,5 @@
 """PostgreSQL, as `check` sees it: server, schema, privileges."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from task_activity_log.cli.check.finding import Finding
@@ -37,10 +35,8 @@ async def findings(settings: Settings) -> list[Finding]:
 
 def _judge_server(row: Row, where: str, *, local: bool) -> Iterator[Finding]:
     found = f"PostgreSQL {row['version'].split()[0]} at {where}"
-    if row["version_number"] < _OLDEST:
-        yield Finding("warning", "database", found, "use PostgreSQL 13 or newer: older releases are not tested")
-    else:
-        yield Finding("fine", "database", found)
+    advice = "use PostgreSQL 13 or newer: older releases are not tested" if row["version_number"] < _OLDEST else ""
+    yield Finding("warning" if advice else "fine", "database", found, advice)
     if row["read_only"]:
         advice = "name the primary in DATABASE_URL, or all hosts: the one that accepts writes is used"
         yield Finding("broken", "database writes", "read-only", advice)
@@ -57,9 +53,8 @@ def _judge_revision(revision: str | None) -> Finding:
     if revision in migrations.known():
         found = f"revision {revision}, but {migrations.head()} is needed"
         return Finding("broken", "schema", found, "run task-activity-log migrate")
-    return Finding(
-        "warning", "schema", f"revision {revision}: made by a newer release", "use that release here as well"
-    )
+    found = f"revision {revision}: made by a newer release"
+    return Finding("warning", "schema", found, "use that release here as well")
 
 
 def _judge_rights(row: Row) -> Iterator[Finding]:

@@ -1,7 +1,5 @@
 """One line of the table that `check` prints."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

@@ -1,7 +1,5 @@
 """The limits of queues, by their arguments and policies: are messages kept, and given up in time?"""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -67,8 +65,7 @@ def judge_kept(what: str, limits: Limits, _settings: Settings) -> Iterator[Findi
     deliveries = limits.deliveries
     if limits.kind == "quorum" and deliveries is not None and deliveries < _KEPT_LIMIT:
         advice = (
-            "inspecting a message counts as a delivery, and beyond the limit the broker deletes it:"
-            " set a policy with delivery-limit 1000000"
+            "each inspection counts, and beyond the limit the broker deletes: set a policy with delivery-limit 1000000"
         )
         yield Finding("warning", what, f"delivery limit {deliveries}", advice)
     elif limits.kind != "quorum":
@@ -87,10 +84,7 @@ def _delivery_limit(what: str, limits: Limits, settings: Settings) -> Finding:
         advice = "a message that crashes workers would be delivered without end: set a policy with delivery-limit 20"
         return Finding("broken", what, "has no delivery limit", advice)
     if deliveries <= settings.poison_from:
-        advice = (
-            f"set it above WORKER_POISON_FROM ({settings.poison_from}): otherwise the broker gives a message up before"
-            " a worker rejects it with a reason"
-        )
+        advice = f"set it above WORKER_POISON_FROM ({settings.poison_from}), or the broker gives up before a worker can reject it"
         return Finding("warning", what, f"delivery limit {deliveries}", advice)
     return Finding("fine", what, f"delivery limit {deliveries}")
 
@@ -98,10 +92,7 @@ def _delivery_limit(what: str, limits: Limits, settings: Settings) -> Finding:
 def _dead_lettering(what: str, limits: Limits, settings: Settings) -> Finding:
     exchange, key = limits.get("dead-letter-exchange"), limits.get("dead-letter-routing-key")
     if exchange is None:
-        advice = (
-            "messages that exceed the delivery limit are lost: set a policy that dead-letters to"
-            f" {settings.dead_letters_queue}"
-        )
+        advice = f"messages beyond the delivery limit are lost: set a policy that dead-letters to {settings.dead_letters_queue}"
         return Finding("broken", what, "does not dead-letter", advice)
     if (exchange, key) != ("", settings.dead_letters_queue):
         found = f"dead-letters to {exchange or 'default'}/{key}"

@@ -1,7 +1,5 @@
 """The management API of RabbitMQ, read only."""
 
-from __future__ import annotations
-
 import base64
 import json
 from http import HTTPStatus

@@ -133,7 +133,7 @@ def show(selection: "Selection") -> int:
 
     letters = selection.copies()
     for letter in letters:
-        print(listing.in_full(letter, selection.rules))
+        print(listing.in_full(letter, selection))
     return selection.exit_code(letters)
 
 
@@ -169,7 +169,7 @@ def replay(
 
     letters = selection.copies()
     unchanged = {letter.key: letter.body for letter in letters}
-    with editing.edited(letters, selection.rules) if edit else nullcontext(unchanged) as bodies:
+    with editing.edited(letters, selection.settings) if edit else nullcontext(unchanged) as bodies:
         if edit and not bodies:
             say("nothing was replayed")
             return FAILED if selection.names else DONE

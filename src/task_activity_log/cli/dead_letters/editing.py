@@ -1,7 +1,5 @@
 """The body of a dead letter in the user's own editor."""
 
-from __future__ import annotations
-
 import os
 import re
 import shlex
@@ -15,15 +13,18 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from task_activity_log import wire
-from task_activity_log.cli.terminal import reasons, say
+from task_activity_log.cli.exported import reasons
+from task_activity_log.cli.terminal import say
 from task_activity_log.client import ClientError
 from task_activity_log.client.dead_letters import DeadLetter
 from task_activity_log.pipeline.request import Rules, judge
 from task_activity_log.problem import Problem
+from task_activity_log.settings import Settings
+from task_activity_log.wiring import rules_of
 
 
 @contextmanager
-def edited(letters: Iterable[DeadLetter], rules: Rules) -> Iterator[dict[str, bytes]]:
+def edited(letters: Iterable[DeadLetter], settings: Settings) -> Iterator[dict[str, bytes]]:
     """Open each dead letter in the editor: the bodies that the contract accepts now, by `DeadLetter.key`.
 
     The files are kept if something fails afterwards. Raises `ClientError` if the editor does not run, or fails.
@@ -33,7 +34,7 @@ def edited(letters: Iterable[DeadLetter], rules: Rules) -> Iterator[dict[str, by
     keep = True
     try:
         for letter in letters:
-            if (body := _edited(letter, rules, folder)) is not None:
+            if (body := _edited(letter, rules_of(settings), folder)) is not None:
                 bodies[letter.key] = body
         yield bodies
         keep = False

@@ -1,7 +1,5 @@
 """Dead letters as a table, as lines of JSON, in full, or as a file that `publish` reads."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Sequence
@@ -9,11 +7,12 @@ from pathlib import Path
 
 from task_activity_log.cli import exported
 from task_activity_log.cli.dead_letters.selection import Selection
-from task_activity_log.cli.terminal import printable, readable, reasons, table
+from task_activity_log.cli.terminal import printable, readable, table
 from task_activity_log.client import ClientError
 from task_activity_log.client.dead_letters import DeadLetter
-from task_activity_log.pipeline.request import Rules, judge
+from task_activity_log.pipeline.request import judge
 from task_activity_log.problem import Problem
+from task_activity_log.wiring import rules_of
 
 
 def print_each(letters: Sequence[DeadLetter], selection: Selection) -> None:
@@ -53,13 +52,13 @@ def as_json(letter: DeadLetter) -> str:
     return json.dumps(members, ensure_ascii=False)
 
 
-def in_full(letter: DeadLetter, rules: Rules) -> str:
+def in_full(letter: DeadLetter, selection: Selection) -> str:
     """The reason, properties and headers, and the body."""
     lines = [f"message {letter.name}", f"  reason          {letter.code}: {letter.detail}"]
     lines += [f"  first rejected  {letter.since:%Y-%m-%d %H:%M:%S %Z}" if letter.since else "  first rejected  unknown"]
-    found = judge(letter.body, letter.restored(None), rules)
+    found = judge(letter.body, letter.restored(None), rules_of(selection.settings))
     if isinstance(found, Problem):
-        lines += [f"  if sent today   rejected: {reason}" for reason in reasons(found)]
+        lines += [f"  if sent today   rejected: {reason}" for reason in exported.reasons(found)]
     else:
         lines.append("  if sent today   accepted by the contract")
     for name in ("content_type", "content_encoding", "correlation_id", "reply_to", "app_id", "type", "timestamp"):

@@ -1,7 +1,5 @@
 """Sends dead letters again, except those that would be rejected again or would overwrite a newer row."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from uuid import UUID
@@ -15,7 +13,7 @@ from task_activity_log.client.dead_letters import replay as replay_letters
 from task_activity_log.pipeline.request import judge
 from task_activity_log.problem import Problem, Unavailable
 from task_activity_log.settings import Settings
-from task_activity_log.wiring import link_of, store_of
+from task_activity_log.wiring import link_of, rules_of, store_of
 
 
 async def replay(
@@ -55,7 +53,7 @@ async def _chosen(
 
     A request with `x-version` is safe to replay in any case: the worker compares versions.
     """
-    rules = selection.rules
+    rules = rules_of(selection.settings)
     found = {letter.key: judge(bodies[letter.key], letter.restored(None), rules) for letter in letters}
     ids = {record.id for record in found.values() if not isinstance(record, Problem)}
     changed = {} if over_newer else await _changed(ids, selection.settings)
@@ -68,10 +66,8 @@ async def _chosen(
             continue
         at = changed.get(record.id)
         if at and letter.since and at > letter.since and "x-version" not in letter.properties.headers:
-            kept.append(
-                f"{letter.name}: kept, as its row has changed at {at:%Y-%m-%d %H:%M:%S}, after the rejection;"
-                " use --over-newer to replay it anyway"
-            )
+            changed_at = f"{at:%Y-%m-%d %H:%M:%S}, after the rejection; use --over-newer to replay it anyway"
+            kept.append(f"{letter.name}: kept, as its row has changed at {changed_at}")
         else:
             chosen.append(letter)
     return chosen, kept
@@ -88,9 +84,7 @@ async def _changed(ids: set[UUID], settings: Settings) -> Mapping[UUID, datetime
     try:
         return await store.modified(sorted(ids))
     except Unavailable as error:
-        raise ClientError(
-            f"cannot check whether rows have changed since the rejection: {error.reason};"
-            " use --over-newer to skip this check"
-        ) from None
+        advice = "use --over-newer to skip this check"
+        raise ClientError(f"cannot check whether rows have changed: {error.reason}; {advice}") from None
     finally:
         await store.close()

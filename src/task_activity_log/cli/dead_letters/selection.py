@@ -1,7 +1,5 @@
 """Which dead letters are meant, and how they are borrowed from the queue."""
 
-from __future__ import annotations
-
 import asyncio
 import re
 from collections.abc import AsyncIterator, Container, Sequence
@@ -12,9 +10,8 @@ from datetime import UTC, datetime
 from task_activity_log.cli.exit_codes import DONE, FAILED
 from task_activity_log.cli.terminal import say
 from task_activity_log.client.dead_letters import DeadLetter, Loan, borrow_dead_letters
-from task_activity_log.pipeline.request import Rules
 from task_activity_log.settings import Settings
-from task_activity_log.wiring import link_of, rules_of
+from task_activity_log.wiring import link_of
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -50,11 +47,6 @@ class Selection:
             and (self.older_than is None or (age is not None and age > self.older_than))
             and (self.newer_than is None or (age is not None and age < self.newer_than))
         )
-
-    @property
-    def rules(self) -> Rules:
-        """The rules that a worker judges them by."""
-        return rules_of(self.settings)
 
     def exit_code(self, letters: Sequence[DeadLetter]) -> int:
         """Not finding a name that was given is a failure; that nothing matches the other criteria is not."""
