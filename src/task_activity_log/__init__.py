@@ -6,6 +6,7 @@ aio         three asyncio tools: a queue taken from in batches, backoff, the end
 message     an AMQP message: body, properties, attempts                          pure
 record      the record as asked for and as stored                                pure
 problem     what can go wrong, typed by what is done about it                    pure
+hosts       the hosts of a URL, and which is tried first
 tls         certificates, by files
 wire/       bytes to record and problem and back, by media type                  pure
 pipeline/   the path of a message: take, decode, store, reply, settle. Start reading here

@@ -26,6 +26,7 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
+from task_activity_log.hosts import urls
 from task_activity_log.tls import Tls
 
 PREFIX = "WORKER_"
@@ -39,7 +40,7 @@ class SettingsError(Exception):
 
 
 def _url(*schemes: str, example: str | None = None) -> AfterValidator:
-    """Checks a URL. The errors do not quote it. Without an example it may have several hosts, as libpq allows, or none."""
+    """Checks a URL. The errors do not quote it. Without an example it may have any hosts that libpq allows, or none."""
 
     def check(url: SecretStr | None) -> SecretStr | None:
         if url is None:
@@ -54,10 +55,7 @@ def _url(*schemes: str, example: str | None = None) -> AfterValidator:
             return url
         if not parts.hostname:
             raise ValueError(f"should name a host, as in {example}")
-        try:
-            _ = parts.port
-        except ValueError:
-            raise ValueError("has a port that is not a number from 1 to 65535") from None
+        urls(url.get_secret_value())
         return url
 
     return AfterValidator(check)
@@ -86,7 +84,8 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, use_attribute_docstrings=True)
 
     amqp_url: Annotated[_Url, _url("amqp", "amqps", example="amqp://user:password@host:5672/vhost")] = None
-    """URL of the broker: `amqp://user:password@host:5672/vhost`, or `amqps://` for TLS."""
+    """URL of the broker: `amqp://user:password@host:5672/vhost`, or `amqps://` for TLS. Several hosts, separated by commas,
+    are tried in turn."""
     database_url: Annotated[_Url, _url("postgresql", "postgres")] = None
     """URL of the database: `postgresql://user:password@host:5432/name`. Several hosts and the options of libpq are
     possible."""

@@ -4,14 +4,13 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from typing import Any
-from urllib.parse import urlsplit
 
 from task_activity_log.aio import end
 from task_activity_log.client.messages import ClientError
+from task_activity_log.hosts import addresses, urls
 from task_activity_log.rabbitmq.link import LinkOptions, Outage, OutageKind
 
 PROGRAM = "task-activity-log"
-_PORTS = {"amqp": 5672, "amqps": 5671}
 
 
 class Connections:
@@ -80,9 +79,7 @@ def options(broker: str | LinkOptions, on_outage: Callable[[Outage], None] | Non
     """The options for a URL, or those given, under the client's name. `ClientError` if it is not a broker's URL."""
     given = LinkOptions(broker) if isinstance(broker, str) else broker
     try:
-        parts = urlsplit(given.url)
-        usable = parts.scheme in _PORTS and bool(parts.hostname)
-        _ = parts.port  # raises where it is not a port number
+        usable = given.url.startswith("amqp") and bool(urls(given.url))
     except ValueError:
         usable = False
     if not usable:
@@ -94,6 +91,5 @@ def no_connection(given: LinkOptions, outage: Outage) -> ClientError:
     """What to raise when the first connection fails."""
     if outage.kind is OutageKind.NOT_FOUND:
         return ClientError(f"{outage.text}: a worker declares it when it starts")
-    parts = urlsplit(given.url)
     reason = "connection refused" if outage.kind is OutageKind.CONNECTION_REFUSED else outage.text
-    return ClientError(f"no connection to {parts.hostname}:{parts.port or _PORTS[parts.scheme]}: {reason}")
+    return ClientError(f"no connection to {' or '.join(addresses(given.url))}: {reason}")

@@ -7,7 +7,7 @@ inspection    what AMQP shows of the broker, for `check`
 pace          how many messages the broker may send: a state machine                 pure
 intake        deliveries from the requests queue, at that pace
 consumer      one channel that deliveries come through, and how they are settled
-queues        which queue a reader reads
+queues        which queue a reader reads, and whether one still knows its consumer
 reading       a queue that a subscriber reads, or a person looks into
 publisher     publishing in batches with publisher confirms
 replies       where each reply goes, and what happens to one that cannot be delivered

@@ -195,7 +195,9 @@ def _short_string(data: bytes, offset: int) -> tuple[str, int]:
 class FrameReaderFactory(TransportFactory):
     """Opens the driver's transport, plain or TLS, with a `FrameReader` as its protocol."""
 
-    def __init__(self) -> None:
+    def __init__(self, address: str) -> None:
+        """`address` is where to connect to: one of those of the URL's host, whose name TLS verifies."""
+        self._address = address
         """Open nothing yet. Both attributes are set by `create`, and stay None where it fails."""
         self.frame_reader: FrameReader | None = None
         self.transport: asyncio.Transport | None = None
@@ -212,7 +214,12 @@ class FrameReaderFactory(TransportFactory):
         reader = asyncio.StreamReader(loop=loop)
         try:
             transport, frame_reader = await loop.create_connection(
-                lambda: FrameReader(reader, loop), host=url.host or "", port=url.port or 0, ssl=context, **kwargs
+                lambda: FrameReader(reader, loop),
+                host=self._address,
+                port=url.port or 0,
+                ssl=context,
+                server_hostname=url.host if context else None,
+                **kwargs,
             )
         except OSError as error:
             raise aiormq.exceptions.AMQPConnectionError(*error.args) from error

@@ -14,6 +14,7 @@ from task_activity_log.rabbitmq.consumer import Consumer, RabbitDelivery
 from task_activity_log.rabbitmq.frames import FrameReader, Inbound
 from task_activity_log.rabbitmq.link import LOST, LinkOptions, asking_the_driver, connect, supervise
 from task_activity_log.rabbitmq.pace import Pace, Register, Step
+from task_activity_log.rabbitmq.queues import wait_forgotten
 from task_activity_log.rabbitmq.topology import Topology, check, consumers, declare
 
 log = structlog.get_logger(__name__)
@@ -114,6 +115,9 @@ class Intake:
         frame_reader.channels[channel.number] = Inbound(deliver=consumer.deliver)
         lost = asyncio.ensure_future(consumer.wait_lost())
         gate = asyncio.ensure_future(self._before_consuming())
+        proof = asyncio.ensure_future(
+            wait_forgotten(connection, self._topology.requests_queue, lambda: consumer.registered)
+        )
         try:
             await asyncio.wait({lost, gate}, return_when=asyncio.FIRST_COMPLETED)
             if gate.done():
@@ -122,10 +126,13 @@ class Intake:
                 async with self._pacing:
                     await self._take_step(consumer, self._pace.connected())
                 established()
-            await lost
+            await asyncio.wait({lost, proof}, return_when=asyncio.FIRST_COMPLETED)
+            for ended in (lost, proof):
+                if ended.done():
+                    ended.result()
         finally:
-            gate.cancel()
-            lost.cancel()
+            for task in (gate, lost, proof):
+                task.cancel()
             consumer.abandon()
             self._consumer = None
             self._pace.lost()

@@ -6,9 +6,10 @@ opened again from the start has no half-restored state.
 
 import asyncio
 import errno
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass, field
 from enum import Enum
 
 import aio_pika
@@ -23,6 +24,7 @@ from aiormq.exceptions import (
 from yarl import URL
 
 from task_activity_log.aio import Backoff
+from task_activity_log.hosts import Hosts
 from task_activity_log.problem import Unavailable
 from task_activity_log.rabbitmq.frames import FrameReader, FrameReaderFactory
 from task_activity_log.tls import Tls
@@ -86,22 +88,75 @@ class LinkOptions:
     """Files for TLS. They take precedence over what the URL says."""
     heartbeat_seconds: int = 10
     connect_timeout_seconds: float = 10.0
+    """For each host of the URL, and each address of a host's name."""
     program: str = "task-activity-log-worker"
     """The program's name, which begins the connection's name in the broker's management."""
     on_outage: Callable[[Outage], None] | None = None
     """Called with each outage, which is not logged then: for programs that are not a service."""
+    hosts: Hosts = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Share the order of the hosts among all connections that are opened with these options."""
+        object.__setattr__(self, "hosts", Hosts(self.url))
 
 
 @asynccontextmanager
 async def connect(options: LinkOptions, purpose: str) -> AsyncIterator[tuple[aio_pika.Connection, FrameReader]]:
     """A connection and its frame reader. The broker's management shows the connection under its `purpose`.
 
+    The hosts of the URL are tried in turn, and of a host's name each address, until one of them lets us in. The next
+    connection begins with another host than one that was lost.
+
     Raises:
-        One of `LOST`: nobody answers, or the broker refuses.
+        One of `LOST`: nobody answers, or the broker refuses; it is that of the last address.
     """
-    factory = FrameReaderFactory()
+    async with AsyncExitStack() as stack:
+        url, opened = await _open_any(options, purpose, stack)
+        try:
+            yield opened
+        except LOST:
+            options.hosts.leave(url)
+            raise
+
+
+async def _open_any(
+    options: LinkOptions, purpose: str, stack: AsyncExitStack
+) -> tuple[str, tuple[aio_pika.Connection, FrameReader]]:
+    failure: BaseException | None = None
+    for url in options.hosts:
+        try:
+            addresses = await _addresses(url, options.connect_timeout_seconds)
+        except OSError as error:
+            failure = error
+            addresses = []
+        for address in addresses:
+            try:
+                opened = await stack.enter_async_context(_open(options, purpose, URL(url), address))
+            except LOST as error:
+                failure = error
+            else:
+                options.hosts.stay(url)
+                return url, opened
+        options.hosts.leave(url)
+    assert failure is not None  # noqa: S101 - there is at least one host, and it has failed
+    raise failure
+
+
+async def _addresses(url: str, timeout_seconds: float) -> list[str]:
+    """The addresses of a URL's host. Raises `OSError`: there is no such name, or no name server answers in time."""
+    host = URL(url).host or ""
+    async with asyncio.timeout(timeout_seconds):
+        found = await asyncio.get_running_loop().getaddrinfo(host, URL(url).port, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(str(address[4][0]) for address in found))
+
+
+@asynccontextmanager
+async def _open(
+    options: LinkOptions, purpose: str, url: URL, address: str
+) -> AsyncIterator[tuple[aio_pika.Connection, FrameReader]]:
+    factory = FrameReaderFactory(address)
     connection = aio_pika.Connection(
-        URL(options.url).update_query(heartbeat=options.heartbeat_seconds),
+        url.update_query(heartbeat=options.heartbeat_seconds),
         ssl_context=options.tls.context() if options.tls else None,
         client_properties={"connection_name": f"{options.program} {purpose}"},
     )

@@ -1,14 +1,20 @@
-"""Which queue a reader reads: an existing one, or a new one of its own. No driver shows outside."""
+"""Which queue a reader reads, and whether a queue still knows its consumer. No driver shows outside."""
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TypeAlias
 
+import aio_pika
 import aiormq
 from aiormq.exceptions import ChannelNotFoundEntity
 
+from task_activity_log.rabbitmq.channel import open_channel
 from task_activity_log.rabbitmq.link import Missing
+
+_PROVE_EVERY_SECONDS = 15.0
+_ANSWER_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,3 +65,24 @@ async def _must_exist(what: str) -> AsyncIterator[None]:
         yield
     except ChannelNotFoundEntity:
         raise Missing(f"{what} does not exist on this broker") from None
+
+
+async def wait_forgotten(connection: aio_pika.Connection, queue: str, registered: Callable[[], bool]) -> None:
+    """Return never; raise when a queue has no consumer although ours is registered, or when it does not answer.
+
+    On the minority side of a partition a node keeps its connections, and a worker there would wait forever for messages
+    that others get. The count is 0 there; elsewhere it is at least 1, also if another worker is the active consumer.
+
+    Raises:
+        ConnectionError: the queue does not know the consumer any more. It may be known at another node.
+        TimeoutError: the queue does not answer.
+    """
+    while True:
+        known = registered()  # a queue counts a new consumer a moment late
+        await asyncio.sleep(_PROVE_EVERY_SECONDS)
+        async with asyncio.timeout(_ANSWER_SECONDS):
+            channel = await open_channel(connection)
+            consumers = (await channel.queue_declare(queue, passive=True)).consumer_count
+            await channel.close()
+        if not consumers and known and registered():
+            raise ConnectionError(f"queue '{queue}' does not know this consumer any more")

@@ -88,9 +88,10 @@ def address(url: str) -> str:
 
 
 def is_local(url: str) -> bool:
-    """Whether a URL refers to this machine. The URL of a Unix socket has no host."""
-    host = urlsplit(url).hostname or "localhost"
-    return host in ("localhost", "::1") or host.startswith("127.")
+    """Whether all hosts of a URL are this machine. The URL of a Unix socket has no host."""
+    hosts = urlsplit(url).netloc.rpartition("@")[2].split(",")
+    names = [urlsplit(f"//{host}").hostname or "localhost" for host in hosts]
+    return all(name in ("localhost", "::1") or name.startswith("127.") for name in names)
 
 
 def whereabouts(error: BaseException) -> str:

@@ -1,0 +1,50 @@
+"""Several hosts in one broker URL: what each of them is, and which is tried first."""
+
+import pytest
+
+from task_activity_log.hosts import Hosts, urls
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("amqp://h", ["amqp://h:5672"]),
+        ("amqps://h/", ["amqps://h:5671/"]),
+        ("amqp://u:p@h1:1,h2/v?heartbeat=5", ["amqp://u:p@h1:1/v?heartbeat=5", "amqp://u:p@h2:5672/v?heartbeat=5"]),
+        ("amqp://u:p%40,@[::1]:7,10.0.0.1/", ["amqp://u:p%40,@[::1]:7/", "amqp://u:p%40,@10.0.0.1:5672/"]),
+    ],
+)
+def test_each_host_of_a_url_is_a_url_of_its_own(url: str, expected: list[str]) -> None:
+    """User, virtual host and options are those of all hosts; a host without a port has the default port."""
+    assert urls(url) == expected
+
+
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        ("ftp://h/", "should begin with amqp://"),
+        ("amqp:///v", "should name a host"),
+        ("amqp://h1,,h2/", "should name a host"),
+        ("amqp://h1:x,h2/", "has a port that is not a number"),
+        ("amqp://h1:1,h2:65536/", "has a port that is not a number"),
+    ],
+)
+def test_a_url_that_names_no_host_is_refused_without_being_quoted(url: str, why: str) -> None:
+    """The text says what should be there, and not what was there."""
+    with pytest.raises(ValueError, match=f"^{why}") as error:
+        urls(url)
+    assert "h1" not in str(error.value)
+
+
+def test_the_next_connection_begins_with_another_host_than_the_one_that_was_lost() -> None:
+    """And goes round all of them."""
+    hosts = Hosts("amqp://a,b,c")
+    assert list(hosts) == ["amqp://a:5672", "amqp://b:5672", "amqp://c:5672"]
+    hosts.leave("amqp://a:5672")
+    assert list(hosts) == ["amqp://b:5672", "amqp://c:5672", "amqp://a:5672"]
+    hosts.leave("amqp://a:5672")  # another connection lost the same host: it was left already
+    assert next(iter(hosts)) == "amqp://b:5672"
+    hosts.stay("amqp://c:5672")
+    assert next(iter(hosts)) == "amqp://c:5672"
+    hosts.leave("amqp://c:5672")
+    assert next(iter(hosts)) == "amqp://a:5672"
