@@ -52,6 +52,7 @@ class Service:
         topology = topology_of(settings)
         link = link_of(settings)
         self._store = store_of(settings)
+        self._parked_store = store_of(settings)  # connects only while something is parked
         self._publisher = Publisher(
             link,
             confirm_timeout_seconds=settings.confirm_timeout_seconds,
@@ -85,6 +86,9 @@ class Service:
             batch_max=settings.batch_max,
             nulls=settings.nulls,
             hold_limit_seconds=settings.hold_limit_seconds,
+            parked_store=self._parked_store if traces is None else traces.store(self._parked_store),
+            park_most=max(1, settings.prefetch // 2),
+            park_limit_seconds=settings.park_limit_seconds,
         )
         self._draining = asyncio.Event()
         self._http_port = settings.http_port
@@ -94,6 +98,7 @@ class Service:
             publisher=self._publisher,
             store=self._store,
             holds=(self._start_hold, self._worker.store_hold, self._worker.reply_hold),
+            parking=self._worker.parking,
             watch=self._watch,
         )
         self.status.show_gauges(self.metrics)
@@ -141,7 +146,7 @@ class Service:
             await self._drain(working)
         finally:
             await end(working, *background)
-            await self._store.close()
+            await asyncio.gather(self._store.close(), self._parked_store.close())
             server.close()
             if self._traces is not None:
                 await asyncio.to_thread(self._traces.close)

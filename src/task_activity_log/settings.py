@@ -203,6 +203,11 @@ class Settings(BaseModel):
         description="How long unsettled messages are kept during an outage, in seconds; after that they are requeued. Keep it"
         " below the broker's consumer timeout (30 minutes).",
     )
+    park_limit_seconds: Annotated[float, Field(gt=0, lt=1800)] = Field(
+        600.0,
+        description="How long a message may wait for a row that is locked, in seconds; after that everything is requeued."
+        " Keep it below the broker's consumer timeout (30 minutes).",
+    )
     reply_give_up_seconds: Annotated[float, Field(ge=0)] = Field(
         30.0, description="How long a `reply_to` address may refuse a reply before the reply is given up, in seconds."
     )

@@ -8,7 +8,9 @@ from datetime import UTC, datetime
 
 from task_activity_log import __version__
 from task_activity_log.pipeline.hold import Hold
+from task_activity_log.pipeline.parking import Parking
 from task_activity_log.postgresql.store import Store
+from task_activity_log.rabbitmq.consumer import RabbitDelivery
 from task_activity_log.rabbitmq.intake import Intake
 from task_activity_log.rabbitmq.publisher import Publisher
 from task_activity_log.settings import SECRETS, Settings
@@ -31,6 +33,7 @@ class Status:
         publisher: Publisher,
         store: Store,
         holds: Sequence[Hold],
+        parking: Parking[RabbitDelivery],
         watch: Watch,
     ) -> None:
         self._settings = settings
@@ -38,6 +41,7 @@ class Status:
         self._publisher = publisher
         self._store = store
         self._holds = holds
+        self._parking = parking
         self._watch = watch
         self._started = datetime.now(UTC)
         self.draining = False
@@ -92,6 +96,7 @@ class Status:
             "consuming": self._intake.consuming,
             "in_hand": {"waiting": waiting, "under_way": self._intake.in_hand - waiting, "prefetch": settings.prefetch},
             "last_batch": self._watch.last_batch,
+            "parked": self._parking.report(),
             "holds": [
                 {"place": hold.place, "reason": hold.reason, "seconds": round(hold.seconds, 1)}
                 for hold in self._holds
@@ -106,6 +111,8 @@ class Status:
         intake, publisher, show = self._intake, self._publisher, metrics.gauge
         show("task_activity_log_consuming", lambda: intake.consuming)
         show("task_activity_log_in_hand", lambda: intake.in_hand)
+        show("task_activity_log_parked", lambda: self._parking.messages)
+        show("task_activity_log_parked_age_seconds", lambda: self._parking.oldest_seconds)
         show("task_activity_log_prefetch", lambda: self._settings.prefetch)
         show("task_activity_log_connected", lambda: intake.connected_since is not None, "intake")
         show("task_activity_log_connected", lambda: publisher.connected, "replies")

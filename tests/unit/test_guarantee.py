@@ -338,7 +338,7 @@ class Process:
         if trouble is Trouble.AWAY:
             raise Unavailable("connection lost")
         if trouble is Trouble.SLOW:
-            raise TimedOut("timeout")
+            raise TimedOut
         if any(self._kind(request) is Kind.REFUSED for request in wave):
             raise Refused("23514")
         applied = self.world.database.apply(wave)
@@ -346,7 +346,7 @@ class Process:
         if trouble in (Trouble.DONE_BUT_LOST, Trouble.HALF_DONE):
             raise Unavailable("connection lost")
         if trouble is Trouble.SLOW_BUT_DONE:
-            raise TimedOut("timeout")
+            raise TimedOut
         return applied
 
     def _kind(self, request: Request[Delivery]) -> Kind:

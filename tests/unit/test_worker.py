@@ -9,6 +9,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from task_activity_log.message import Delivery
+from task_activity_log.pipeline.ports import PATIENT, Patience
 from task_activity_log.pipeline.reply import Reply
 from task_activity_log.pipeline.request import Request, Rules
 from task_activity_log.pipeline.worker import Worker
@@ -223,7 +224,7 @@ async def test_an_unexpected_error_ends_the_worker() -> None:
     """It is not suppressed: the process ends, and unsettled messages are delivered again."""
     bench = Bench()
 
-    async def broken(_: object) -> None:
+    async def broken(*_: object) -> None:
         raise ZeroDivisionError
 
     bench.store.apply = broken  # type: ignore[assignment, method-assign]
@@ -324,14 +325,14 @@ async def test_past_the_hold_limit_replies_are_still_tried() -> None:
 async def test_a_row_that_times_out_does_not_delay_others() -> None:
     """A locked row is found by halving; the other rows are answered while the worker waits for it."""
     bench = Bench()
-    bench.store.locked = {"locked"}
+    bench.store.locks = {"locked"}
     locked = upsert(subject="locked")
     bench.intake.put(*(upsert(subject="free") for _ in range(7)), locked)
     async with bench.running():
         await bench.watch.settled(7)
         assert bench.hold_reason == "timeout"
         assert locked not in bench.intake.acknowledged
-        bench.store.locked = set()
+        bench.store.locks = set()
         await bench.watch.settled(8)
     assert len(bench.store.rows) == 8
 
@@ -339,12 +340,12 @@ async def test_a_row_that_times_out_does_not_delay_others() -> None:
 async def test_nothing_overtakes_a_row_that_times_out() -> None:
     """A later request of the same record waits behind it, so the record ends with the values of the later one."""
     bench = Bench()
-    bench.store.locked = {"locked"}
+    bench.store.locks = {"locked"}
     identifier = uuid4()
     bench.intake.put(upsert(identifier, subject="locked"), upsert(identifier, subject="later"), upsert())
     async with bench.running():
         await bench.watch.settled(1)
-        bench.store.locked = set()
+        bench.store.locks = set()
         await bench.watch.settled(3)
     assert bench.store.rows[identifier].subject == "later"
 
@@ -413,8 +414,8 @@ def test_a_batch_that_is_stored_when_refused_replies_are_due_is_not_lost(seconds
         bench.intake.put(refused)
         store = bench.store.apply
 
-        async def slowly(wave: Sequence[Request[Delivery]]) -> list[Applied]:
-            applied = await store(wave)
+        async def slowly(wave: Sequence[Request[Delivery]], patience: Patience = PATIENT) -> list[Applied]:
+            applied = await store(wave, patience)
             await asyncio.sleep(seconds)  # of virtual time
             return applied
 
@@ -450,7 +451,7 @@ async def test_a_refused_reply_is_identified_by_its_position() -> None:
     assert bench.intake.acknowledged == [second]
 
 
-@pytest.mark.parametrize("refusal", ["refuses", "locked"])
+@pytest.mark.parametrize("refusal", ["refuses", "locks"])
 async def test_an_outage_that_ends_with_a_refusal_is_over(refusal: str) -> None:
     """If the database answers at all, the worker no longer holds because of the outage."""
     bench = Bench()
@@ -466,7 +467,7 @@ async def test_an_outage_that_ends_with_a_refusal_is_over(refusal: str) -> None:
         if refusal == "refuses":
             await bench.watch.settled(1)
             assert bench.hold_reason is None
-        bench.store.locked = set()
+        bench.store.locks = set()
 
 
 async def test_a_suspect_that_is_the_only_one_left_is_tried_at_once() -> None:

@@ -163,6 +163,10 @@ class Intake:
         """What is waiting now, at most `most`."""
         return self._waiting.take_waiting(most)
 
+    def has(self, delivery: RabbitDelivery) -> bool:
+        """Whether this delivery is not settled yet, neither here nor by a channel that was closed or lost."""
+        return delivery.consumer is self._consumer and delivery.consumer.has(delivery.tag)
+
     async def acknowledge(self, deliveries: Sequence[RabbitDelivery]) -> None:
         """Acknowledge `deliveries`. Those of a lost channel come again: counted as late, never an error."""
         late = len(deliveries)

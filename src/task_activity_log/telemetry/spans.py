@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Generic, TypeVar
+from uuid import UUID
 
 import structlog
 from opentelemetry.context import Context
@@ -26,7 +27,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from task_activity_log import __version__
 from task_activity_log.message import ERROR_CODE, TRACE_PARENT, Delivery
-from task_activity_log.pipeline.ports import Intake, Replies, Store
+from task_activity_log.pipeline.ports import PATIENT, Intake, Patience, Replies, Store
 from task_activity_log.pipeline.reply import Reply
 from task_activity_log.pipeline.request import Request, message_id
 from task_activity_log.problem import Refused, Unavailable
@@ -164,7 +165,7 @@ class Tracing:
         finally:
             span.end()
 
-    async def apply(self, store: Store, wave: Sequence[Request[Delivery]]) -> list[Applied]:
+    async def apply(self, store: Store, wave: Sequence[Request[Delivery]], patience: Patience) -> list[Applied]:
         """Apply a wave, in a span."""
         attributes: dict[str, str | int] = {
             "db.system.name": "postgresql",
@@ -174,7 +175,7 @@ class Tracing:
         }
         headers = [request.delivery.properties.headers for request in wave]
         with self.batch("INSERT task_activity_log", SpanKind.CLIENT, headers, attributes):
-            return await store.apply(wave)
+            return await store.apply(wave, patience)
 
     async def publish(self, replies: Replies, batch: Sequence[Reply]) -> list[bool]:
         """Publish the replies of a batch, in a span."""
@@ -200,6 +201,9 @@ class _TracedIntake(Generic[D]):
     @property
     def in_hand(self) -> int:
         return self._intake.in_hand
+
+    def has(self, delivery: D) -> bool:
+        return self._intake.has(delivery)
 
     async def take(self, most: int) -> list[D]:
         return self._begun(await self._intake.take(most))
@@ -236,11 +240,17 @@ class _TracedStore:
         self._store = store
         self._tracing = tracing
 
-    async def apply(self, wave: Sequence[Request[Delivery]]) -> list[Applied]:
-        return await self._tracing.apply(self._store, wave)
+    async def apply(self, wave: Sequence[Request[Delivery]], patience: Patience = PATIENT) -> list[Applied]:
+        return await self._tracing.apply(self._store, wave, patience)
+
+    async def locked(self, ids: Sequence[UUID]) -> set[UUID]:
+        return await self._store.locked(ids)
 
     async def probe(self) -> None:
         await self._store.probe()
+
+    async def close(self) -> None:
+        await self._store.close()
 
 
 class _TracedReplies:
