@@ -97,8 +97,9 @@ class Parking(Generic[D]):
 
     @property
     def messages(self) -> int:
-        """How many messages are parked."""
-        return sum(len(line.waiting) for line in list(self._lines.values()))
+        """How many messages are parked. What was requeued meanwhile does not count, as it is not in hand any more."""
+        lines = list(self._lines.values())
+        return sum(self.intake.has(parked.request.delivery) for line in lines for parked in list(line.waiting))
 
     @property
     def oldest_seconds(self) -> float:
@@ -275,9 +276,9 @@ class Parking(Generic[D]):
 
         It is the row's if any other request was stored since. Without that it is taken for the row's once: if requests
         fail one after the other and none passes, the database may be the cause although the probe passes (a trigger that
-        fails for all rows), and they wait.
+        fails for all rows), and they wait, for half of the limit.
         """
-        if self.passes > line.passes:
+        if self.passes > line.passes or time.monotonic() - line.waiting[0].since > self.limit_seconds / 2:
             return True
         alone = not any(other.cause.lasting for other in self._lines.values() if other is not line)
         if alone and self.passes > self._refused_at:

@@ -67,9 +67,9 @@ class Intake(Protocol[D]):
         ...
 
     async def prove(self, deliveries: Sequence[D]) -> None:
-        """These were processed safely, although they cannot be acknowledged yet.
+        """These were processed safely, although they cannot be acknowledged yet, and stay in hand.
 
-        A consumer that delivers one message at a time at first may go on to its full prefetch.
+        A consumer that delivers one message at a time at first must go on to its full prefetch.
         """
         ...
 

@@ -183,7 +183,7 @@ class Storing(_Stage[D]):
 
     async def _store_batch(self, batch: Sequence[D]) -> None:
         go_on, suspects = part(batch, self.rules.poison_from)
-        if suspects and self.intake.in_hand > 1:
+        if suspects and self.intake.in_hand - self.parking.messages > 1:
             await self._set_apart(go_on, suspects)
         else:
             await self._store_all(batch)
@@ -204,7 +204,7 @@ class Storing(_Stage[D]):
                 suspects += more
                 await self._store_all(go_on, behind=suspects)
             await self.stored.join()
-            if self.intake.in_hand == 1:
+            if self.intake.in_hand - self.parking.messages == 1:
                 await self._store_all(suspects)
                 await self.stored.join()
             else:

@@ -184,7 +184,7 @@ class Intake:
 
     async def prove(self, deliveries: Sequence[RabbitDelivery]) -> None:
         """These were processed safely, although they cannot be acknowledged yet: they prove the consumer all the same."""
-        await self._ask_pace(lambda: self._pace.proved(deliveries))
+        await self._ask_pace(lambda: self._pace.proved() if deliveries else None)
 
     async def pause(self, by: str) -> None:
         """Let nothing more come until everybody who paused has resumed. What is in hand stays there."""
