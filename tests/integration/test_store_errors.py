@@ -15,7 +15,7 @@ from sandbox.proxy import Proxy
 from task_activity_log.postgresql import migrations
 from task_activity_log.postgresql.session import CLIENT, Session
 from task_activity_log.postgresql.store import Store
-from task_activity_log.problem import NotMigrated, Refused, TimedOut, Unavailable
+from task_activity_log.problem import Failed, NotMigrated, Refused, TimedOut, Unavailable
 from tests.asking import Connection, ask, merge, outcomes, until_blocked
 
 
@@ -177,7 +177,7 @@ async def test_a_read_only_database(store: Store, database: Connection, database
     which may reach the new primary."""
     await store.apply([ask()])
     async with opened(with_option(database_url, default_transaction_read_only="on")) as standby:
-        assert await outage(standby) == "read-only (25006)"
+        assert await outage(standby, Failed) == "read-only (25006)"
         with pytest.raises(Unavailable, match="read-only"):
             await standby.probe()
         assert standby._writer._connection is None
