@@ -80,7 +80,7 @@ async def main() -> None:
     took["decode"] = best(lambda: [decode(delivery, rules) for delivery in batch])
     decoded = [decode(delivery, rules) for delivery in batch]
     took["waves"] = best(lambda: waves(decoded))
-    took["store: columns"] = best(lambda: _arguments(decoded, UpdateMode.REPLACE))
+    took["store: columns"] = best(lambda: _arguments(decoded, UpdateMode.REPLACE, 1.0))
     rows: list[dict[str, Any]] = [
         {**dict(request.record), "modified_dateutc": datetime.now(UTC), "outcome": "inserted"} for request in decoded
     ]

@@ -13,10 +13,10 @@ from uuid import UUID, uuid4
 
 from task_activity_log.aio import Waiting
 from task_activity_log.message import Delivery, Properties
-from task_activity_log.pipeline.ports import D, Settlement
+from task_activity_log.pipeline.ports import PATIENT, D, Patience, Settlement
 from task_activity_log.pipeline.reply import Reply
 from task_activity_log.pipeline.request import Request, UpdateMode
-from task_activity_log.problem import Problem, Refused, TimedOut, Unavailable
+from task_activity_log.problem import Failed, Problem, Refused, TimedOut, Unavailable
 from task_activity_log.record import FIELDS, Applied, Outcome, StoredTaskActivityLog
 
 
@@ -80,6 +80,9 @@ class FakeIntake:
     def in_hand(self) -> int:
         return len(self.unsettled) + len(self.waiting)
 
+    def has(self, delivery: Delivery) -> bool:
+        return delivery in self.unsettled
+
     async def prove(self, deliveries: Sequence[Delivery]) -> None:
         self.proved += deliveries
 
@@ -140,14 +143,22 @@ class FakeDatabase:
 
 
 class FakeStore:
-    """The store over rows in memory. It refuses the subjects in `refuses`. While `away` is set, it is unavailable."""
+    """The store over rows in memory. While `away` is set, it is unavailable.
+
+    Sets of subjects say what happens to a wave that has one of them: `refuses`, `locks` (a timeout, and `locked` names the
+    row), `delays` (a timeout, and it does not), `fails` (with what may pass) and `doubts` (with what lasts).
+    """
 
     def __init__(self) -> None:
         self.database = FakeDatabase()
         self.waves: list[list[str | None]] = []
         self.refuses: set[str | None] = set()
-        self.locked: set[str | None] = set()
+        self.locks: set[str | None] = set()
+        self.delays: set[str | None] = set()
+        self.fails: set[str | None] = set()
         self.doubts: set[str | None] = set()
+        self.patience: Patience | None = None  # of the last wave
+        self._subjects: dict[UUID, str | None] = {}  # by the record that was last tried with it
         self.unwritable = False
         self.away: str | None = None
         self.tried = asyncio.Event()
@@ -157,20 +168,33 @@ class FakeStore:
         """The table of records."""
         return self.database.rows
 
-    async def apply(self, wave: Sequence[Request[Delivery]]) -> list[Applied]:
+    async def apply(self, wave: Sequence[Request[Delivery]], patience: Patience = PATIENT) -> list[Applied]:
         await asyncio.sleep(0)
+        self.patience = patience
         self.tried.set()
         if self.away is not None:
             raise Unavailable(self.away)
         self.waves.append([request.record.subject for request in wave])
+        self._subjects |= {request.record.id: request.record.subject for request in wave}
         subjects = {request.record.subject for request in wave}
-        if subjects & self.locked:
-            raise TimedOut("timeout")
+        if subjects & (self.locks | self.delays):
+            raise TimedOut
         if subjects & self.refuses:
             raise Refused("23514")
+        if subjects & self.fails:
+            raise Failed("out of resources (53200)", "53200")
         if subjects & self.doubts:
-            raise Refused("42501", doubtful=True)
+            raise Failed("not permitted (42501)", "42501", lasting=True)
         return self.database.apply(wave)
+
+    async def locked(self, ids: Sequence[UUID]) -> set[UUID]:
+        await asyncio.sleep(0)
+        if self.away is not None:
+            raise Unavailable(self.away)
+        return {identifier for identifier in ids if self._subjects.get(identifier) in self.locks}
+
+    async def close(self) -> None:
+        """Nothing is open."""
 
     async def probe(self) -> None:
         await asyncio.sleep(0)

@@ -186,7 +186,7 @@ class MemoryIntake:
 
     async def prove(self, deliveries: Sequence[Loan]) -> None:
         await asyncio.sleep(0)
-        self._take_step(self._pace.proved(deliveries))
+        self._take_step(self._pace.proved() if deliveries else None)
 
     async def pause(self, by: str) -> None:
         await asyncio.sleep(0)

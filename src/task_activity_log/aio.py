@@ -1,8 +1,10 @@
-"""Three asyncio tools: a queue from which items are taken in batches, jittered delays, and cancelling tasks."""
+"""Four asyncio tools: a queue from which items are taken in batches, a shared lock, jittered delays, cancelling tasks."""
 
 import asyncio
 import random
 from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any, Generic, TypeVar
 
 Item = TypeVar("Item")
@@ -53,6 +55,36 @@ class Waiting(Generic[Item]):
         """Give out no more items. Waiting items are not taken."""
         self._closed = True
         self._changed.set()
+
+
+class SharedLock:
+    """A lock that several tasks may share, or one task may have alone. Whoever waits for it alone is served first."""
+
+    def __init__(self) -> None:
+        self._shares = 0
+        self._alone = asyncio.Lock()
+        self._unshared = asyncio.Event()
+        self._unshared.set()
+
+    @asynccontextmanager
+    async def shared(self) -> AsyncIterator[None]:
+        """Share it with others. It must not be taken alone meanwhile by the same task."""
+        async with self._alone:
+            self._shares += 1
+            self._unshared.clear()
+        try:
+            yield
+        finally:
+            self._shares -= 1
+            if not self._shares:
+                self._unshared.set()
+
+    @asynccontextmanager
+    async def alone(self) -> AsyncIterator[None]:
+        """Have it while nobody shares it."""
+        async with self._alone:
+            await self._unshared.wait()
+            yield
 
 
 class Backoff:

@@ -2,8 +2,10 @@
 
 * `Rejected`: the message is at fault. It is answered with its problem and dead-lettered; other messages are not affected.
 * `Refused`: the database refuses a value in a wave. The wave is halved until the row at fault is alone and rejected.
-* `Unavailable`: the database or the broker cannot be used. The worker keeps its deliveries and tries again. Two
-  subclasses name outages that are handled in their own way: `TimedOut` and `NotMigrated`.
+* `Unavailable`: the database or the broker cannot be used. The worker keeps its deliveries and tries again.
+* `Failed`, a kind of `Unavailable`: a statement failed, and the database or one of the rows may be the cause. If a probe
+  passes, the row is found by halving and parked. Two subclasses name failures that are treated in their own way:
+  `TimedOut` and `NotMigrated`.
 """
 
 from dataclasses import dataclass
@@ -112,14 +114,11 @@ class Refused(Exception):
     """The database refuses a value in this wave: halve the wave until the row at fault is alone.
 
     `sqlstate` has PostgreSQL's five characters, or is `client` if the driver could not send a value or read a result.
-    `doubtful` means that the error may be one row's fault or everybody's (a missing privilege, an unknown class of
-    errors). If other rows pass, it is the row's fault; if nothing passes, it is an outage.
     """
 
-    def __init__(self, sqlstate: str, *, doubtful: bool = False) -> None:
+    def __init__(self, sqlstate: str) -> None:
         super().__init__(sqlstate)
         self.sqlstate = sqlstate
-        self.doubtful = doubtful
 
     @property
     def problem(self) -> Problem:
@@ -145,9 +144,29 @@ class Unavailable(Exception):
         super().__init__(self.reason)
 
 
-class TimedOut(Unavailable):
+class Failed(Unavailable):
+    """A statement failed with an error that a single row can cause as well as the whole database.
+
+    If a probe fails too, it is an outage. If the probe passes, a row is at fault: halve the wave until it is alone.
+
+    Attributes:
+        sqlstate: PostgreSQL's five characters.
+        lasting: whether the row has little hope to pass later (a trigger that does not fit the schema, corrupt data). It
+            is then refused after one more try. Any other row is tried again until it passes.
+    """
+
+    def __init__(self, label: str, sqlstate: str, *, lasting: bool = False) -> None:
+        super().__init__(label)
+        self.sqlstate = sqlstate
+        self.lasting = lasting
+
+
+class TimedOut(Failed):
     """A statement took too long, or waited too long for a lock. A smaller wave may pass."""
 
+    def __init__(self) -> None:
+        super().__init__("timeout", "57014")
 
-class NotMigrated(Unavailable):
-    """The tables do not exist yet."""
+
+class NotMigrated(Failed):
+    """A table does not exist. If the probe says so too, the database was not migrated yet."""

@@ -53,6 +53,7 @@ class Service:
         link = link_of(settings)
         count = self.metrics.counters
         self._store = store_of(settings)
+        self._parked_store = store_of(settings)  # connects only while something is parked
         self._publisher = Publisher(
             link,
             confirm_timeout_seconds=settings.confirm_timeout_seconds,
@@ -86,6 +87,9 @@ class Service:
             batch_max=settings.batch_max,
             nulls=settings.nulls,
             hold_limit_seconds=settings.hold_limit_seconds,
+            parked_store=self._parked_store if traces is None else traces.store(self._parked_store),
+            park_most=max(1, settings.prefetch // 2),
+            park_limit_seconds=settings.park_limit_seconds,
         )
         self._draining = asyncio.Event()
         self.http_port = settings.http_port
@@ -96,6 +100,7 @@ class Service:
             publisher=self._publisher,
             store=self._store,
             holds=(self._start_hold, self._worker.store_hold, self._worker.reply_hold),
+            parking=self._worker.parking,
             watch=self._watch,
         )
         self.status.show_gauges(self.metrics)
@@ -148,7 +153,7 @@ class Service:
             await self._drain(working)
         finally:
             await end(*tasks)
-            await self._store.close()
+            await asyncio.gather(self._store.close(), self._parked_store.close())
             server.close()
             if self._traces is not None:
                 await asyncio.to_thread(self._traces.close)

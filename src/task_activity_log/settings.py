@@ -168,6 +168,9 @@ class Settings(BaseModel):
     the broker's consumer timeout (30 minutes)."""
     reply_give_up_seconds: NonNegativeFloat = 30.0
     """How long a `reply_to` address may refuse a reply before the reply is given up, in seconds."""
+    park_limit_seconds: Annotated[float, Field(gt=0, lt=1800)] = 600.0
+    """How long a message may wait for a row that is locked, in seconds; after that everything is requeued. Keep it below the
+    broker's consumer timeout (30 minutes)."""
     poison_from: Annotated[int, Field(ge=3, lt=20)] = 10
     """Number of failed deliveries after which a message that may crash workers is rejected. It must be below the
     delivery limit of the queue (20)."""

@@ -8,7 +8,9 @@ from functools import partial
 
 from task_activity_log import __version__
 from task_activity_log.pipeline.hold import Hold
+from task_activity_log.pipeline.parking import Parking
 from task_activity_log.postgresql.store import Store
+from task_activity_log.rabbitmq.consumer import RabbitDelivery
 from task_activity_log.rabbitmq.intake import Intake
 from task_activity_log.rabbitmq.publisher import Publisher
 from task_activity_log.settings import Settings
@@ -30,6 +32,7 @@ class Status:
     publisher: Publisher
     store: Store
     holds: Sequence[Hold]
+    parking: Parking[RabbitDelivery]
     watch: Watch
     started: datetime = field(default_factory=partial(datetime.now, UTC))
     draining: bool = False
@@ -82,6 +85,7 @@ class Status:
             "consuming": self.intake.consuming,
             "in_hand": {"waiting": waiting, "under_way": self.intake.in_hand - waiting, "prefetch": settings.prefetch},
             "last_batch": self.watch.last_batch,
+            "parked": self.parking.report(),
             "holds": [
                 {"place": hold.place, "reason": hold.reason, "seconds": round(hold.seconds, 1)}
                 for hold in self.holds
@@ -96,6 +100,8 @@ class Status:
         intake, publisher, show = self.intake, self.publisher, metrics.gauge
         show("task_activity_log_consuming", lambda: intake.consuming)
         show("task_activity_log_in_hand", lambda: intake.in_hand)
+        show("task_activity_log_parked", lambda: self.parking.messages)
+        show("task_activity_log_parked_age_seconds", lambda: self.parking.oldest_seconds)
         show("task_activity_log_prefetch", lambda: self.settings.prefetch)
         show("task_activity_log_connected", lambda: intake.connected_since is not None, "intake")
         show("task_activity_log_connected", lambda: publisher.connected, "replies")

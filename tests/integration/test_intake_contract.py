@@ -227,11 +227,26 @@ async def test_a_suspect_does_not_prove_the_consumer(start: Start) -> None:
             await bench.lose()
         [suspect] = await bench.intake.take(10)
         assert suspect.attempts == SUSPICIOUS_FROM
-        await bench.intake.prove([suspect])
         await bench.intake.acknowledge([suspect])
         assert bodies(await bench.intake.take(10)) == ["b"]
         await bench.left(1)
         assert bench.intake.in_hand == 1
+
+
+async def test_a_suspect_that_stays_in_hand_does_not_keep_others_out(start: Start) -> None:
+    """It was processed, but cannot be acknowledged yet: its row is locked. Others would wait for that lock, too."""
+    async with start(prefetch=10) as bench:
+        await bench.publish(*"abc")
+        for _ in range(SUSPICIOUS_FROM):
+            await bench.intake.take(10)
+            await bench.lose()
+        [suspect] = await bench.intake.take(10)
+        assert suspect.attempts == SUSPICIOUS_FROM
+        await bench.intake.prove([suspect])
+        assert bodies(await bench.take(2)) == ["b", "c"]
+        assert bench.intake.has(suspect)
+        await bench.intake.acknowledge([suspect])
+        assert not bench.intake.has(suspect)
 
 
 async def test_acknowledging_out_of_order_leaves_the_others(start: Start) -> None:

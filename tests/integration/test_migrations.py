@@ -13,7 +13,7 @@ import pytest
 
 from task_activity_log.postgresql import migrations
 from task_activity_log.postgresql.store import Store
-from task_activity_log.problem import Unavailable
+from task_activity_log.problem import Failed, Unavailable
 from tests.asking import Connection, ask, grants, merge, outcomes, until_blocked
 
 
@@ -254,13 +254,13 @@ class TestGrants:
         await connection.close()
 
     async def test_missing_privileges_are_an_outage(self, database_url: str, database: Connection, role: str) -> None:
-        """For the probe they are an outage; for a wave they are doubtful, as one row could be at fault."""
+        """For the probe they are an outage; for a wave they are a failure, as one row could be at fault."""
         store = Store(as_role(database_url, role))
         with pytest.raises(Unavailable, match="not permitted"):
             await store.probe()
-        with pytest.raises(Exception, match="42501") as caught:
+        with pytest.raises(Failed, match="42501") as caught:
             await store.apply([ask()])
-        assert getattr(caught.value, "doubtful", False)
+        assert caught.value.lasting
         await database.execute(grants(role))
         assert outcomes(await store.apply([ask()])) == ["inserted"]
         await store.close()

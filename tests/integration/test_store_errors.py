@@ -15,7 +15,7 @@ from sandbox.proxy import Proxy
 from task_activity_log.postgresql import migrations
 from task_activity_log.postgresql.session import CLIENT, Session
 from task_activity_log.postgresql.store import Store
-from task_activity_log.problem import NotMigrated, Refused, TimedOut, Unavailable
+from task_activity_log.problem import Failed, NotMigrated, Refused, TimedOut, Unavailable
 from tests.asking import Connection, ask, merge, outcomes, until_blocked
 
 
@@ -69,33 +69,40 @@ async def raise_subject(database: Connection) -> None:
 
 
 async def test_every_class_of_errors_is_recognized(store: Store, database: Connection) -> None:
-    """A server raises errors of rows, doubtful ones, and those of the database and the schema. Their text is dropped."""
+    """A server raises errors of rows, errors that a row or the database may cause, and others. Their text is dropped."""
     await raise_subject(database)
     always = "1000000"
     for sqlstate in ("22000", "22P05", "23503", "23514", "44000", "54000", "P0001"):
         error = await refusal(store, subject=sqlstate, description=always)
-        assert (error.sqlstate, error.doubtful) == (sqlstate, False)
-    for sqlstate in ("42501", "21000", "38000", "F0000", "HV000", "P0002", "ZZZZZ"):
-        error = await refusal(store, subject=sqlstate, description=always)
-        assert (error.sqlstate, error.doubtful) == (sqlstate, True)
-    for sqlstate, expected in {
-        "08006": "connection lost (08006)",
-        "25006": "read-only (25006)",
-        "40001": "conflict (40001)",
-        "42703": "schema does not fit (42703)",
-        "42P01": "not migrated yet (42P01)",
-        "53100": "disk full (53100)",
-        "53200": "out of resources (53200)",
-        "55006": "not in a fit state (55006)",
-        "55P03": "timeout",
-        "57014": "timeout",
-        "57P03": "shutting down or starting up (57P03)",
-        "58030": "database error (58030)",
-        "XX001": "database error (XX001)",
-    }.items():
+        assert error.sqlstate == sqlstate
+    lasting, passing, nobodys = True, False, None
+    for sqlstate, expected, kind in (
+        ("08006", "connection lost (08006)", nobodys),
+        ("0A000", "schema does not fit (0A000)", lasting),
+        ("21000", "database error (21000)", lasting),
+        ("25006", "read-only (25006)", passing),
+        ("26000", "database error (26000)", passing),
+        ("38000", "database error (38000)", lasting),
+        ("40001", "conflict (40001)", passing),
+        ("42501", "not permitted (42501)", lasting),
+        ("42703", "schema does not fit (42703)", lasting),
+        ("42P01", "not migrated yet (42P01)", lasting),
+        ("53100", "disk full (53100)", nobodys),
+        ("53200", "out of resources (53200)", passing),
+        ("55006", "not in a fit state (55006)", passing),
+        ("55P03", "timeout", passing),
+        ("57014", "timeout", passing),
+        ("57P03", "shutting down or starting up (57P03)", passing),
+        ("58030", "database error (58030)", lasting),
+        ("F0000", "database error (F0000)", lasting),
+        ("HV000", "database error (HV000)", lasting),
+        ("P0002", "database error (P0002)", lasting),
+        ("XX001", "database error (XX001)", lasting),
+        ("ZZZZZ", "database error (ZZZZZ)", lasting),
+    ):
         with pytest.raises(Unavailable) as caught:
             await store.apply([ask(subject=sqlstate, description=always)])
-        assert caught.value.reason == expected
+        assert (caught.value.reason, getattr(caught.value, "lasting", nobodys)) == (expected, kind)
         assert "secret" not in repr(caught.value)
     assert outcomes(await store.apply([ask()])) == ["inserted"]
 
@@ -170,7 +177,7 @@ async def test_a_read_only_database(store: Store, database: Connection, database
     which may reach the new primary."""
     await store.apply([ask()])
     async with opened(with_option(database_url, default_transaction_read_only="on")) as standby:
-        assert await outage(standby) == "read-only (25006)"
+        assert await outage(standby, Failed) == "read-only (25006)"
         with pytest.raises(Unavailable, match="read-only"):
             await standby.probe()
         assert standby._writer._connection is None

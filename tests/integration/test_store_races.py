@@ -107,8 +107,13 @@ async def test_opposite_orders_do_not_deadlock(
 
 
 async def test_a_deadlock_is_tried_again_at_once(store: Store, database: Connection) -> None:
-    """Somebody else's transaction locks in another order: PostgreSQL ends ours, and the wave passes all the same."""
+    """Somebody else's transaction locks in another order: PostgreSQL ends ours, and the wave passes all the same.
+
+    The server looks for deadlocks before our wait for a lock ends. With its default, a second, both come at the same time.
+    """
     first, second = sorted(uuid4() for _ in range(2))
+    name = await database.fetchval("SELECT quote_ident(current_database())")
+    await database.execute(f"ALTER DATABASE {name} SET deadlock_timeout = '100ms'")
     await store.apply([ask(first), ask(second)])
     await database.execute("SET deadlock_timeout = '10s'; BEGIN")  # ours is found out first
     await database.execute("UPDATE task_activity_log SET subject = 'theirs' WHERE id = $1", second)

@@ -10,7 +10,7 @@ import asyncio
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from enum import Enum, auto
 from itertools import compress
@@ -22,13 +22,14 @@ import structlog
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from task_activity_log.message import Delivery
-from task_activity_log.pipeline import hold
+from task_activity_log.message import ERROR_CODE, Delivery
+from task_activity_log.pipeline import hold, parking, search
+from task_activity_log.pipeline.ports import PATIENT, Patience
 from task_activity_log.pipeline.reply import Reply
 from task_activity_log.pipeline.request import Request, Rules, decode
 from task_activity_log.pipeline.suspects import SUSPICIOUS_FROM
 from task_activity_log.pipeline.worker import Worker
-from task_activity_log.problem import Problem, Refused, TimedOut, Unavailable
+from task_activity_log.problem import Code, Failed, Problem, Refused, TimedOut, Unavailable
 from task_activity_log.record import FIELDS, Applied, Outcome
 from task_activity_log.settings import BATCHES_IN_HAND
 from tests import virtual_time
@@ -38,6 +39,7 @@ from tests.memory_broker import Loan, MemoryBroker, MemoryIntake
 POISON_FROM = 10
 HOLD_LIMIT_SECONDS = 20.0
 DRAIN_LIMIT_SECONDS = 10.0
+PARK_LIMIT_SECONDS = 30.0
 
 
 class Kind(Enum):
@@ -50,6 +52,8 @@ class Kind(Enum):
     """It cannot be decoded."""
     CRASHES = auto()
     """The process that tries to store it crashes."""
+    FAULTY = auto()
+    """The database fails for its row, as it does when all rows are corrupt."""
 
 
 class Trouble(Enum):
@@ -63,6 +67,14 @@ class Trouble(Enum):
     SLOW = auto()
     """A timeout, and nothing was done."""
     SLOW_BUT_DONE = auto()
+    LOCKED = auto()
+    """Somebody else locks a row of the wave for some seconds."""
+    INSERTED = auto()
+    """The same, and it cannot be seen, because the row is new and not committed."""
+    LOCKED_FOR_LONG = auto()
+    """Longer than messages may be parked."""
+    OUT_OF_MEMORY = auto()
+    """The database fails for a row of the wave for some seconds."""
     KILLED = auto()
     KILLED_AFTER = auto()
     LINK_LOST = auto()
@@ -71,6 +83,15 @@ class Trouble(Enum):
     """The queue of the reply_to is gone."""
     REFUSES = auto()
     """The queue of the reply_to is full."""
+
+
+HINDRANCES = {
+    Trouble.LOCKED: 7.0,
+    Trouble.INSERTED: 7.0,
+    Trouble.OUT_OF_MEMORY: 7.0,
+    Trouble.LOCKED_FOR_LONG: 2.5 * PARK_LIMIT_SECONDS,
+}
+"""For how many seconds a row cannot be written."""
 
 
 class Event(Enum):
@@ -117,7 +138,7 @@ class Sent:
 messages = st.builds(
     Sent,
     record=st.integers(0, 3),
-    kind=st.sampled_from([Kind.GOOD] * 12 + [Kind.REFUSED, Kind.BAD, Kind.BAD, Kind.CRASHES]),
+    kind=st.sampled_from([Kind.GOOD] * 12 + [Kind.REFUSED, Kind.BAD, Kind.BAD, Kind.CRASHES, Kind.FAULTY]),
     merges=st.booleans(),
     version=st.none() | st.integers(1, 5),
     keyed=st.booleans(),
@@ -187,6 +208,8 @@ class World:
         self.published: list[Delivery] = []
         self.batch_max = schedule.batch_max
         self.interruptions = 0
+        self.hindered: dict[UUID, tuple[Trouble, float]] = {}
+        """Records whose rows somebody else has locked, or that fail: how, and until when."""
         self._schedule = schedule
         self._troubles = iter(schedule.troubles)
         self._unsent = self._messages()
@@ -195,6 +218,19 @@ class World:
     def trouble(self) -> Trouble:
         """What goes wrong at this call."""
         return next(self._troubles, Trouble.NONE)
+
+    def hinder(self, wave: Sequence[Request[Delivery]], trouble: Trouble) -> None:
+        """Let the first row of a wave be locked, or fail, for some time, if that is the trouble."""
+        if trouble in HINDRANCES:
+            if trouble is Trouble.LOCKED_FOR_LONG:
+                self.interruptions += SUSPICIOUS_FROM  # messages are returned meanwhile, more than once
+            until = asyncio.get_running_loop().time() + HINDRANCES[trouble]
+            self.hindered[wave[0].record.id] = (trouble, until)
+
+    def hindrance(self, record: UUID) -> Trouble:
+        """What prevents writing this record at present."""
+        trouble, until = self.hindered.get(record, (Trouble.NONE, 0.0))
+        return trouble if asyncio.get_running_loop().time() < until else Trouble.NONE
 
     async def run(self) -> None:
         """Run the schedule, then wait until every message is settled."""
@@ -267,6 +303,9 @@ class Process:
             rules=Rules(poison_from=POISON_FROM),
             batch_max=world.batch_max,
             hold_limit_seconds=HOLD_LIMIT_SECONDS,
+            parked_store=_ParkedStore(self),
+            park_most=max(1, BATCHES_IN_HAND * world.batch_max // 2),
+            park_limit_seconds=PARK_LIMIT_SECONDS,
         )
 
     def start(self) -> None:
@@ -329,8 +368,11 @@ class Process:
         if trouble in (Trouble.AWAY, Trouble.SLOW):
             raise Unavailable("connection lost")
 
-    async def apply(self, wave: Sequence[Request[Delivery]]) -> list[Applied]:
+    async def apply(self, wave: Sequence[Request[Delivery]], patience: Patience = PATIENT) -> list[Applied]:
         self._check_suspects(wave)
+        return await self.write(wave, patience)
+
+    async def write(self, wave: Sequence[Request[Delivery]], patience: Patience) -> list[Applied]:
         trouble = self.world.trouble()
         await self.stumble(trouble)
         if any(self._kind(request) is Kind.CRASHES for request in wave):
@@ -338,7 +380,8 @@ class Process:
         if trouble is Trouble.AWAY:
             raise Unavailable("connection lost")
         if trouble is Trouble.SLOW:
-            raise TimedOut("timeout")
+            raise TimedOut
+        await self._lock(wave, trouble, patience)
         if any(self._kind(request) is Kind.REFUSED for request in wave):
             raise Refused("23514")
         applied = self.world.database.apply(wave)
@@ -346,8 +389,32 @@ class Process:
         if trouble in (Trouble.DONE_BUT_LOST, Trouble.HALF_DONE):
             raise Unavailable("connection lost")
         if trouble is Trouble.SLOW_BUT_DONE:
-            raise TimedOut("timeout")
+            raise TimedOut
         return applied
+
+    async def _lock(self, wave: Sequence[Request[Delivery]], trouble: Trouble, patience: Patience) -> None:
+        """Lock all rows of a wave, as the statement does before it writes any of them."""
+        self.world.hinder(wave, trouble)
+        for request in sorted(wave, key=lambda request: request.record.id):
+            if self.world.hindrance(request.record.id) is Trouble.OUT_OF_MEMORY:
+                raise Failed("out of resources (53200)", "53200")
+            if self.world.hindrance(request.record.id) is not Trouble.NONE:
+                await asyncio.sleep(patience.lock_seconds)
+            if self.world.hindrance(request.record.id) is not Trouble.NONE:
+                raise TimedOut
+        if any(self._kind(request) is Kind.FAULTY for request in wave):
+            raise Failed("database error (XX001)", "XX001", lasting=True)
+
+    async def locked(self, ids: Sequence[UUID]) -> set[UUID]:
+        trouble = self.world.trouble()
+        await self.stumble(trouble)
+        if trouble in (Trouble.AWAY, Trouble.SLOW):
+            raise Unavailable("connection lost")
+        seen = (Trouble.LOCKED, Trouble.LOCKED_FOR_LONG)
+        return {identifier for identifier in ids if self.world.hindrance(identifier) in seen}
+
+    async def close(self) -> None:
+        """Nothing is open."""
 
     def _kind(self, request: Request[Delivery]) -> Kind:
         return self.world.ledger.kinds[str(request.delivery.properties.correlation_id)]
@@ -359,7 +426,8 @@ class Process:
             assert loan.attempts < POISON_FROM, "poison was tried"
             if loan.attempts >= SUSPICIOUS_FROM and self.intake.has(loan):
                 assert len(wave) == 1, "a suspect was tried among others"
-                assert self.intake.in_hand == 1, "a suspect was tried with others in hand"
+                parked = self._worker.parking.messages
+                assert self.intake.in_hand - parked == 1, "a suspect was tried with others in hand"
 
     # the dead letters
 
@@ -374,6 +442,17 @@ class Process:
         await self.stumble(Trouble.KILLED if trouble is Trouble.KILLED_AFTER else Trouble.NONE)
         if trouble in (Trouble.HALF_DONE, Trouble.DONE_BUT_LOST, Trouble.SLOW_BUT_DONE):
             raise Unavailable("replies not confirmed in time")
+
+
+class _ParkedStore:
+    """The same store, for what is parked. Suspects were tried alone before they were parked."""
+
+    def __init__(self, process: Process) -> None:
+        self._process = process
+        self.probe, self.locked, self.close = process.probe, process.locked, process.close
+
+    async def apply(self, wave: Sequence[Request[Delivery]], patience: Patience = PATIENT) -> list[Applied]:
+        return await self._process.write(wave, patience)
 
 
 class _Replies:
@@ -403,7 +482,9 @@ class _Replies:
 def _silent_and_timeless() -> Iterator[None]:
     """Measure holds on the loop's clock, and log nothing."""
     clock = SimpleNamespace(monotonic=lambda: asyncio.get_running_loop().time())
-    with patch.object(hold, "time", clock), structlog.testing.capture_logs():
+    with ExitStack() as patched, structlog.testing.capture_logs():
+        for module in (hold, parking, search):
+            patched.enter_context(patch.object(module, "time", clock))
         yield
 
 
@@ -446,7 +527,9 @@ def check_answers(world: World) -> None:
             assert not rejected, f"{marker}: rejected, because of its neighbours"
             assert marker not in world.ledger.dead, f"{marker}: dead-lettered, because of its neighbours"
         if message.properties.message_id is not None:
-            for same in (rejected, [reply for reply in answers if reply not in rejected]):
+            poison_replies = [reply for reply in rejected if reply.headers[ERROR_CODE] == Code.POISON_MESSAGE]
+            refusals = [reply for reply in rejected if reply not in poison_replies]
+            for same in (poison_replies, refusals, [reply for reply in answers if reply not in rejected]):
                 assert len({reply.message_id for reply in same}) <= 1, f"{marker}: repeats with different message_ids"
         for reply in answers:
             if reply.outcome in (Outcome.INSERTED, Outcome.UPDATED):

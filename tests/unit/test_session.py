@@ -3,7 +3,7 @@
 import pytest
 
 from task_activity_log.postgresql.session import Fault, _each_host, fault, outage
-from task_activity_log.problem import NotMigrated, TimedOut, Unavailable
+from task_activity_log.problem import Failed, NotMigrated, TimedOut, Unavailable
 
 
 @pytest.mark.parametrize(
@@ -14,49 +14,68 @@ from task_activity_log.problem import NotMigrated, TimedOut, Unavailable
         ("44000", Fault.ROW),
         ("54000", Fault.ROW),
         ("P0001", Fault.ROW),
-        ("P0002", Fault.DOUBTFUL),
-        ("42501", Fault.DOUBTFUL),
-        ("21000", Fault.DOUBTFUL),
-        ("39P01", Fault.DOUBTFUL),
-        ("", Fault.DOUBTFUL),
+        ("P0002", Fault.LASTING),
+        ("42501", Fault.LASTING),
+        ("21000", Fault.LASTING),
+        ("39P01", Fault.LASTING),
+        ("", Fault.LASTING),
         ("40001", Fault.CONFLICT),
         ("40P01", Fault.CONFLICT),
         ("42P01", Fault.SCHEMA),
         ("42703", Fault.SCHEMA),
-        ("26000", Fault.SCHEMA),
+        ("26000", Fault.STATEMENT),
         ("0A000", Fault.SCHEMA),
+        ("0AZZZ", Fault.SCHEMA),
         ("08P01", Fault.DATABASE),
-        ("25006", Fault.DATABASE),
+        ("25006", Fault.PASSING),
         ("28P01", Fault.DATABASE),
         ("3D000", Fault.DATABASE),
         ("53100", Fault.DATABASE),
-        ("55P03", Fault.DATABASE),
-        ("57P01", Fault.DATABASE),
-        ("58030", Fault.DATABASE),
-        ("XX000", Fault.DATABASE),
+        ("53200", Fault.PASSING),
+        ("53300", Fault.DATABASE),
+        ("55006", Fault.PASSING),
+        ("55P03", Fault.TIMEOUT),
+        ("57014", Fault.TIMEOUT),
+        ("57P01", Fault.PASSING),
+        ("58030", Fault.LASTING),
+        ("XX000", Fault.LASTING),
     ],
 )
 def test_the_sqlstate_determines_the_fault(sqlstate: str, expected: Fault) -> None:
-    """Usually its class does, for some the whole SQLSTATE; an unknown one is doubtful."""
+    """Usually its class does, for some the whole SQLSTATE; an unknown one may be a row's."""
     assert fault(sqlstate) is expected
 
 
 @pytest.mark.parametrize(
-    ("sqlstate", "kind", "label"),
+    ("sqlstate", "kind", "label", "lasting"),
     [
-        ("57014", TimedOut, "timeout"),
-        ("55P03", TimedOut, "timeout"),
-        ("53100", Unavailable, "disk full (53100)"),
-        ("53400", Unavailable, "out of resources (53400)"),
-        ("42P01", NotMigrated, "not migrated yet (42P01)"),
-        ("42804", Unavailable, "schema does not fit (42804)"),
-        ("58030", Unavailable, "database error (58030)"),
+        ("57014", TimedOut, "timeout", False),
+        ("55P03", TimedOut, "timeout", False),
+        ("53100", Unavailable, "disk full (53100)", None),
+        ("53300", Unavailable, "too many connections (53300)", None),
+        ("28P01", Unavailable, "access refused (28P01)", None),
+        ("53400", Failed, "out of resources (53400)", False),
+        ("40001", Failed, "conflict (40001)", False),
+        ("26000", Failed, "database error (26000)", False),
+        ("42P01", NotMigrated, "not migrated yet (42P01)", True),
+        ("42501", Failed, "not permitted (42501)", True),
+        ("42804", Failed, "schema does not fit (42804)", True),
+        ("0A000", Failed, "schema does not fit (0A000)", True),
+        ("58030", Failed, "database error (58030)", True),
+        ("XX001", Failed, "database error (XX001)", True),
+        ("38000", Failed, "database error (38000)", True),
     ],
 )
-def test_an_outage_has_a_type_and_a_short_label(sqlstate: str, kind: type[Unavailable], label: str) -> None:
-    """The label has words for the class, or for some for the single error. All timeouts have the same label."""
+def test_an_outage_has_a_type_and_a_short_label(
+    sqlstate: str, kind: type[Unavailable], label: str, lasting: bool | None
+) -> None:
+    """The label has words for the class, or for some for the single error. All timeouts have the same label.
+
+    A failure that one row may cause says whether it lasts; an outage that no row causes does not.
+    """
     found = outage(sqlstate)
     assert (type(found), found.label, found.reason) == (kind, label, label)
+    assert getattr(found, "lasting", None) is lasting
 
 
 def test_the_detail_of_an_outage_is_not_part_of_its_label() -> None:

@@ -1,13 +1,15 @@
 """What a worker says of itself: readiness, liveness and /status."""
 
+import asyncio
 import json
 import time
 from typing import Any
 
 import pytest
 
-from task_activity_log.aio import Backoff
+from task_activity_log.aio import Backoff, SharedLock
 from task_activity_log.pipeline.hold import Hold
+from task_activity_log.pipeline.parking import Parking
 from task_activity_log.rabbitmq.intake import Intake
 from task_activity_log.rabbitmq.publisher import Publisher
 from task_activity_log.settings import Settings, load
@@ -28,15 +30,16 @@ class Worker:
         async def ready() -> None:
             """Consume at once."""
 
-        link = link_of(settings)
+        link, store = link_of(settings), store_of(settings)
         self.start_hold = Hold("start", Backoff(first=0.001))
         self.intake = Intake(link, topology_of(settings), prefetch=settings.prefetch, before_consuming=ready)
         self.status = Status(
             settings,
             intake=self.intake,
             publisher=Publisher(link),
-            store=store_of(settings),
+            store=store,
             holds=(self.start_hold, Hold("store"), Hold("reply")),
+            parking=Parking(self.intake, store, asyncio.Queue(), SharedLock(), "emit", most=10, limit_seconds=600),
             watch=Watch(Metrics()),
         )
 

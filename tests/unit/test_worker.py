@@ -9,6 +9,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from task_activity_log.message import Delivery
+from task_activity_log.pipeline.ports import PATIENT, Patience
 from task_activity_log.pipeline.reply import Reply
 from task_activity_log.pipeline.request import Request, Rules
 from task_activity_log.pipeline.worker import Worker
@@ -20,7 +21,7 @@ from tests.fakes import FakeDeadLetters, FakeIntake, FakeReplies, FakeStore, Fak
 class Bench:
     """A worker and everything around it."""
 
-    def __init__(self, batch_max: int = 100, hold_limit_seconds: float = 600) -> None:
+    def __init__(self, batch_max: int = 100, hold_limit_seconds: float = 600, park_most: int = 1000) -> None:
         self.log: list[str] = []
         self.intake = FakeIntake()
         self.store = FakeStore()
@@ -36,6 +37,7 @@ class Bench:
             rules=Rules(),
             batch_max=batch_max,
             hold_limit_seconds=hold_limit_seconds,
+            park_most=park_most,
         )
 
     @asynccontextmanager
@@ -223,7 +225,7 @@ async def test_an_unexpected_error_ends_the_worker() -> None:
     """It is not suppressed: the process ends, and unsettled messages are delivered again."""
     bench = Bench()
 
-    async def broken(_: object) -> None:
+    async def broken(*_: object) -> None:
         raise ZeroDivisionError
 
     bench.store.apply = broken  # type: ignore[assignment, method-assign]
@@ -321,30 +323,96 @@ async def test_past_the_hold_limit_replies_are_still_tried() -> None:
     assert bench.outcomes == ["inserted"]
 
 
-async def test_a_row_that_times_out_does_not_delay_others() -> None:
-    """A locked row is found by halving; the other rows are answered while the worker waits for it."""
+@pytest.mark.parametrize("how", ["locks", "delays", "fails"])
+async def test_a_row_that_does_not_pass_delays_no_other(how: str) -> None:
+    """The others of its batch and of later batches are answered while it is parked, and the worker does not hold."""
     bench = Bench()
-    bench.store.locked = {"locked"}
+    setattr(bench.store, how, {"locked"})
     locked = upsert(subject="locked")
     bench.intake.put(*(upsert(subject="free") for _ in range(7)), locked)
     async with bench.running():
         await bench.watch.settled(7)
-        assert bench.hold_reason == "timeout"
+        bench.intake.put(*(upsert(subject="later") for _ in range(3)))
+        await bench.watch.settled(10)
+        assert bench.hold_reason is None
         assert locked not in bench.intake.acknowledged
-        bench.store.locked = set()
-        await bench.watch.settled(8)
-    assert len(bench.store.rows) == 8
+        assert bench.worker.parking.messages == 1
+        setattr(bench.store, how, set())
+        await bench.watch.settled(11)
+        assert bench.worker.parking.messages == 0
+    assert len(bench.store.rows) == 11
+
+
+@pytest.mark.parametrize("how", ["locks", "delays", "fails"])
+async def test_draining_does_not_wait_for_what_is_parked(how: str) -> None:
+    """It stays unsettled, so that it is returned with everything else."""
+    bench = Bench()
+    setattr(bench.store, how, {"parked"})
+    parked = upsert(subject="parked")
+    bench.intake.put(upsert(), parked)
+    async with bench.running():
+        await bench.watch.settled(1)
+    assert bench.intake.unsettled == [parked]
+
+
+async def test_a_worker_with_too_much_parked_takes_nothing_more_and_says_why() -> None:
+    """Others would find no room in the prefetch soon. It goes on when there is room again."""
+    bench = Bench(batch_max=2, park_most=2)
+    bench.store.locks = {"locked"}
+    identifier = uuid4()
+    bench.intake.put(upsert(identifier, subject="locked"), upsert(identifier, subject="behind"), upsert())
+    async with bench.running():
+        while bench.hold_reason is None:
+            await asyncio.sleep(0)
+        assert bench.hold_reason == "parked: 2 messages of 1 records wait for their rows (timeout)"
+        assert len(bench.intake.waiting) == 1
+        bench.store.locks = set()
+        await bench.watch.settled(3)
+        assert not bench.hold_reason
+    assert bench.watch.held_reasons == ["store: parked: 2 messages of 1 records wait for their rows (timeout)"]
+
+
+async def test_a_failure_while_nothing_passes_is_shown_as_an_outage() -> None:
+    """The probe passes and the only row fails: it may be the database, until a row passes. The worker goes on."""
+    bench = Bench()
+    bench.store.fails = {"failing"}
+    bench.intake.put(upsert(subject="failing"))
+    async with bench.running():
+        while bench.hold_reason is None:
+            await asyncio.sleep(0)
+        assert bench.hold_reason == "out of resources (53200)"
+        bench.intake.put(upsert())
+        await bench.watch.settled(1)
+        assert not bench.hold_reason
+        bench.store.fails = set()
+        await bench.watch.settled(2)
+
+
+async def test_messages_that_were_requeued_meanwhile_are_not_stored() -> None:
+    """Another worker may have stored later messages of their records by now."""
+    bench = Bench()
+    lost, later = upsert(subject="lost"), upsert(subject="later")
+    bench.store.away = "database down"
+    bench.intake.put(lost)
+    async with bench.running():
+        await bench.store.tried.wait()
+        await bench.intake.requeue()
+        bench.store.away = None
+        bench.intake.put(later)
+        await bench.watch.settled(1)
+    assert bench.intake.acknowledged == [later]
+    assert [row.subject for row in bench.store.rows.values()] == ["later"]
 
 
 async def test_nothing_overtakes_a_row_that_times_out() -> None:
     """A later request of the same record waits behind it, so the record ends with the values of the later one."""
     bench = Bench()
-    bench.store.locked = {"locked"}
+    bench.store.locks = {"locked"}
     identifier = uuid4()
     bench.intake.put(upsert(identifier, subject="locked"), upsert(identifier, subject="later"), upsert())
     async with bench.running():
         await bench.watch.settled(1)
-        bench.store.locked = set()
+        bench.store.locks = set()
         await bench.watch.settled(3)
     assert bench.store.rows[identifier].subject == "later"
 
@@ -413,8 +481,8 @@ def test_a_batch_that_is_stored_when_refused_replies_are_due_is_not_lost(seconds
         bench.intake.put(refused)
         store = bench.store.apply
 
-        async def slowly(wave: Sequence[Request[Delivery]]) -> list[Applied]:
-            applied = await store(wave)
+        async def slowly(wave: Sequence[Request[Delivery]], patience: Patience = PATIENT) -> list[Applied]:
+            applied = await store(wave, patience)
             await asyncio.sleep(seconds)  # of virtual time
             return applied
 
@@ -450,7 +518,7 @@ async def test_a_refused_reply_is_identified_by_its_position() -> None:
     assert bench.intake.acknowledged == [second]
 
 
-@pytest.mark.parametrize("refusal", ["refuses", "locked"])
+@pytest.mark.parametrize("refusal", ["refuses", "locks"])
 async def test_an_outage_that_ends_with_a_refusal_is_over(refusal: str) -> None:
     """If the database answers at all, the worker no longer holds because of the outage."""
     bench = Bench()
@@ -466,7 +534,7 @@ async def test_an_outage_that_ends_with_a_refusal_is_over(refusal: str) -> None:
         if refusal == "refuses":
             await bench.watch.settled(1)
             assert bench.hold_reason is None
-        bench.store.locked = set()
+        bench.store.locks = set()
 
 
 async def test_a_suspect_that_is_the_only_one_left_is_tried_at_once() -> None:

@@ -4,7 +4,10 @@ worker      the control flow: start reading here
 ports       what the worker needs from the broker, the database and telemetry
 request     delivery to request: media type, update mode, version, key           pure
 reply       outcome to reply: body and properties                                pure
+settling    request and outcome, or problem, to what must be settled             pure
+search      finds the rows at fault in a wave that does not pass
 waves       splits a batch into waves; halves a wave                             pure
 suspects    messages that may have crashed a worker                              pure
 hold        waits out an outage
+parking     rows that are locked or late wait here, and delay their own record alone
 """

@@ -29,19 +29,23 @@ class Hold:
         """How long the hold has lasted; 0 if there is none."""
         return 0.0 if self.since is None else time.monotonic() - self.since
 
-    async def wait(self, reason: str) -> None:
-        """Start or continue the hold for this reason, and sleep until the next attempt.
+    def begin(self, reason: str) -> None:
+        """Start the hold, or continue it for another reason, without waiting."""
+        if self.since is None:
+            self.since = time.monotonic()
+        self.reason = reason
+
+    async def wait(self, reason: str, seconds: float | None = None) -> None:
+        """Start or continue the hold for this reason, and sleep until the next attempt, or for this many seconds.
 
         Raises:
             Abandoned: the worker drains, and its last attempt has failed too.
         """
         if self._draining.is_set():
             raise Abandoned
-        if self.since is None:
-            self.since = time.monotonic()
-        self.reason = reason
+        self.begin(reason)
         with suppress(TimeoutError):
-            async with asyncio.timeout(self._backoff.delay()):
+            async with asyncio.timeout(self._backoff.delay() if seconds is None else seconds):
                 await self._draining.wait()
 
     def release(self) -> float:

@@ -3,9 +3,11 @@
 Their classes match these protocols by structure. The worker imports none of them.
 """
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Generic, Literal, Protocol, TypeVar
+from typing import Final, Generic, Literal, NamedTuple, Protocol, TypeAlias, TypeVar
+from uuid import UUID
 
 from task_activity_log.message import Delivery
 from task_activity_log.pipeline.reply import Reply
@@ -27,6 +29,10 @@ class Settlement(Generic[D]):
     """Why the message is dead-lettered; None if it is not."""
 
 
+Stored: TypeAlias = "asyncio.Queue[list[Settlement[D]] | None]"
+"""What must be settled, batch by batch, in the order in which it was stored; None at the end."""
+
+
 class Intake(Protocol[D]):
     """Where deliveries come from and where they are settled.
 
@@ -36,6 +42,14 @@ class Intake(Protocol[D]):
     @property
     def in_hand(self) -> int:
         """How many deliveries are unsettled."""
+
+    def has(self, delivery: D) -> bool:
+        """Whether this delivery is unsettled: it was not requeued meanwhile, and its channel is not lost.
+
+        If it is not, the message is delivered again, perhaps to another worker, which may have stored later messages of
+        its record by now. So it must not be stored for this delivery any more.
+        """
+        ...
 
     async def take(self, most: int) -> list[D]:
         """Wait for the next batch, in delivery order; empty if the worker drains."""
@@ -47,9 +61,9 @@ class Intake(Protocol[D]):
         """Acknowledge these deliveries."""
 
     async def prove(self, deliveries: Sequence[D]) -> None:
-        """These were processed safely, although they cannot be acknowledged yet.
+        """These were processed safely, although they cannot be acknowledged yet, and stay in hand.
 
-        A consumer that delivers one message at a time at first may go on to its full prefetch.
+        A consumer that delivers one message at a time at first must go on to its full prefetch.
         """
 
     async def pause(self, by: str) -> None:
@@ -62,15 +76,37 @@ class Intake(Protocol[D]):
         """Return all unsettled deliveries to the queue. With `one_by_one` they are delivered again one at a time."""
 
 
+class Patience(NamedTuple):
+    """How long a statement may take before it fails with `TimedOut`."""
+
+    lock_seconds: float = 1.0
+    """Longest wait for one lock."""
+    seconds: float | None = None
+    """Longest time for the statement; None: WORKER_DATABASE_COMMAND_TIMEOUT_SECONDS."""
+
+
+PATIENT: Final = Patience()
+
+
 class Store(Protocol):
     """Where records are kept."""
 
-    async def apply(self, wave: Sequence[Request[Delivery]]) -> list[Applied]:
+    async def apply(self, wave: Sequence[Request[Delivery]], patience: Patience = PATIENT) -> list[Applied]:
         """Write a wave and return the outcome of each of its requests, in the wave's order.
 
         Raises:
             Refused: the database refuses a value in the wave.
-            TimedOut: the statement took too long. A smaller wave may pass.
+            Failed: the database or a row is the cause; `TimedOut` if it took too long. A smaller wave may pass.
+            Unavailable: the database cannot be used.
+        """
+        ...
+
+    async def locked(self, ids: Sequence[UUID]) -> set[UUID]:
+        """Those of these records whose rows are locked by another transaction now.
+
+        A row that another transaction inserts and has not committed is not seen.
+
+        Raises:
             Unavailable: the database cannot be used.
         """
 
@@ -80,6 +116,10 @@ class Store(Protocol):
         Raises:
             Unavailable: it is not possible.
         """
+
+    async def close(self) -> None:
+        """Disconnect. The next call connects again."""
+        ...
 
 
 class Replies(Protocol):

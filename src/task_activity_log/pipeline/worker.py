@@ -13,25 +13,25 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import compress
 from operator import not_
-from typing import Generic, Literal, TypeAlias, TypeVar
+from typing import Generic, Literal, TypeVar
 
 import structlog
 
-from task_activity_log.pipeline import reply
+from task_activity_log.aio import SharedLock
+from task_activity_log.pipeline import reply, settling
 from task_activity_log.pipeline.hold import Abandoned, Hold
-from task_activity_log.pipeline.ports import D, DeadLetters, Intake, Replies, Settlement, Store, Watch
+from task_activity_log.pipeline.parking import Parking
+from task_activity_log.pipeline.ports import D, DeadLetters, Intake, Patience, Replies, Settlement, Store, Stored, Watch
 from task_activity_log.pipeline.request import Request, Rules, decode
+from task_activity_log.pipeline.search import Search
 from task_activity_log.pipeline.suspects import may_mention, part
-from task_activity_log.pipeline.waves import halve, waves
-from task_activity_log.problem import UNREADABLE, Problem, Refused, Rejected, TimedOut, Unavailable
-from task_activity_log.record import Applied, Outcome
+from task_activity_log.pipeline.waves import waves
+from task_activity_log.problem import Failed, Refused, Rejected, Unavailable
+from task_activity_log.record import Applied
 
 log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
-Stored: TypeAlias = "asyncio.Queue[list[Settlement[D]] | None]"
-"""From `Storing` to `Answering`: what must be settled, batch by batch; None at the end."""
-
 _RETRY_SECONDS = 1.0
 """How often replies that their `reply_to` refuses are published again when no batch arrives."""
 
@@ -51,13 +51,21 @@ class Worker(Generic[D]):
         batch_max: int,
         nulls: Literal["emit", "omit"] = "emit",
         hold_limit_seconds: float = 600.0,
+        parked_store: Store | None = None,
+        park_most: int = 1000,
+        park_limit_seconds: float = 600.0,
     ) -> None:
         stored: Stored[D] = asyncio.Queue(maxsize=1)
         self.store_hold, self.reply_hold = Hold("store"), Hold("reply")
-        common = (intake, watch, hold_limit_seconds)
-        self._storing = Storing(
-            self.store_hold, *common, store=store, stored=stored, rules=rules, batch_max=batch_max, nulls=nulls
+        common = (intake, watch, hold_limit_seconds, writes := SharedLock())
+        self.parking: Parking[D] = Parking(
+            intake, parked_store or store, stored, writes, nulls, most=park_most, limit_seconds=park_limit_seconds
         )
+        self._storing = Storing(
+            self.store_hold, *common, store=store, stored=stored, rules=rules, batch_max=batch_max, nulls=nulls,
+            parking=self.parking,
+        )  # fmt: skip
+        self.parking.on_outage, self.parking.on_answer = self._storing.show, self._storing.release
         # Outages of the dead-letter queue are shown as `reply` too: places are label values that dashboards use.
         self._answering = Answering(self.reply_hold, *common, dead_letters=dead_letters, replies=replies, stored=stored)
 
@@ -70,15 +78,19 @@ class Worker(Generic[D]):
         """Work until the intake drains."""
         async with asyncio.TaskGroup() as stages:
             stages.create_task(self._storing.run(), name="store")
+            stages.create_task(self.parking.run(), name="park")
             stages.create_task(self._answering.run(), name="answer")
 
 
 class _Requeued(Exception):
-    """The outage lasted longer than the hold limit, and all unsettled deliveries were requeued."""
+    """Deliveries were requeued before they were stored: the outage was too long, or the connection is lost."""
 
 
-class _WaveTimedOut(Exception):
-    """The database works, but the wave took too long: it is too large, or one of its rows is locked."""
+class _PartFailed(Exception):
+    """The database works, and a part of a wave failed: it is too large, or one of its rows is locked or at fault."""
+
+    def __init__(self, cause: Failed) -> None:
+        self.cause = cause
 
 
 @dataclass(eq=False)
@@ -89,6 +101,9 @@ class _Stage(Generic[D]):
     intake: Intake[D]
     watch: Watch
     hold_limit_seconds: float
+    writes: SharedLock
+    """Shared by each write to the database. Had alone to requeue: otherwise a write could come after those of the worker
+    that gets the messages next."""
 
     async def _until_done(self, attempt: Callable[[], Awaitable[T]], *, repeatable: bool = True) -> T:
         """Try until the attempt succeeds, and back off in between.
@@ -107,19 +122,27 @@ class _Stage(Generic[D]):
                 if self.hold.seconds > self.hold_limit_seconds and not requeued:
                     requeued = True
                     await self.intake.pause(self.hold.place)
-                    log.warning("stood_down", place=self.hold.place, given_back=await self.intake.requeue())
+                    async with self.writes.alone():
+                        given_back = await self.intake.requeue()
+                    log.warning("stood_down", place=self.hold.place, given_back=given_back)
                     if not repeatable:
                         raise _Requeued from outage
-            except (Refused, _WaveTimedOut):
-                self._release()  # the database answers
+            except (Refused, _PartFailed):
+                self.release()  # the database answers
                 raise
             else:
-                self._release()
+                self.release()
                 if requeued:
                     await self.intake.resume(self.hold.place)
                 return result
 
-    def _release(self) -> None:
+    def show(self, outage: Unavailable) -> None:
+        """Show an outage although the work goes on."""
+        self.watch.held(self.hold.place, outage)
+        self.hold.begin(outage.reason)
+
+    def release(self) -> None:
+        """End the hold, if there is one."""
         if self.hold.reason is not None:
             self.watch.released(self.hold.place, self.hold.release())
 
@@ -133,11 +156,12 @@ class Storing(_Stage[D]):
     rules: Rules
     batch_max: int
     nulls: Literal["emit", "omit"]
+    parking: Parking[D]
 
     async def run(self) -> None:
         """Store batch after batch until the intake drains."""
         try:
-            while batch := await self.intake.take(self.batch_max):
+            while batch := await self._take():
                 try:
                     await self._store_batch(batch)
                 except _Requeued:
@@ -145,11 +169,21 @@ class Storing(_Stage[D]):
                     await self.intake.resume("store")
         except Abandoned:
             log.info("batch_abandoned", stage="store")
+        await self.parking.stop()
         await self.stored.put(None)
+
+    async def _take(self) -> list[D]:
+        """The next batch. While too many messages are parked, it waits: others would find no room in the prefetch."""
+        if self.parking.full():
+            self.show(outage := Unavailable("parked", self.parking.reason))
+            while self.parking.full():
+                await self.hold.wait(outage.reason, seconds=0.5)
+            self.release()
+        return await self.intake.take(self.batch_max)
 
     async def _store_batch(self, batch: Sequence[D]) -> None:
         go_on, suspects = part(batch, self.rules.poison_from)
-        if suspects and self.intake.in_hand > 1:
+        if suspects and self.intake.in_hand - self.parking.messages > 1:
             await self._set_apart(go_on, suspects)
         else:
             await self._store_all(batch)
@@ -170,7 +204,7 @@ class Storing(_Stage[D]):
                 suspects += more
                 await self._store_all(go_on, behind=suspects)
             await self.stored.join()
-            if self.intake.in_hand == 1:
+            if self.intake.in_hand - self.parking.messages == 1:
                 await self._store_all(suspects)
                 await self.stored.join()
             else:
@@ -184,16 +218,10 @@ class Storing(_Stage[D]):
         if behind:
             requests = [r for r in requests if not any(may_mention(suspect, r.record.id) for suspect in behind)]
         started = time.perf_counter()
-        unresolved: list[Request[D]] = []
         for wave in waves(requests):
-            waiting = {request.record.id for request in unresolved}  # their later requests must not overtake them
-            settled, failed = await self._apply([r for r in wave if r.record.id not in waiting])
-            settlements += settled
-            unresolved += [*failed, *(r for r in wave if r.record.id in waiting)]
+            settlements += await self._apply(await self.parking.admit(wave))
         self.watch.took("store", time.perf_counter() - started)
         await self.stored.put(settlements)
-        for request in unresolved:
-            await self.stored.put([await self._insist(request)])
 
     def _decode(self, batch: Sequence[D]) -> tuple[list[Request[D]], list[Settlement[D]]]:
         """The requests in a batch, and the settlements of the messages that are rejected."""
@@ -209,60 +237,33 @@ class Storing(_Stage[D]):
         self.watch.took("decode", time.perf_counter() - started)
         return requests, rejected
 
-    async def _apply(self, wave: Sequence[Request[D]]) -> tuple[list[Settlement[D]], list[Request[D]]]:
-        """Store a wave and return what must be settled, and the unresolved requests.
-
-        If the wave does not pass, it is halved, so that a row that the database refuses is found in O(log n) statements
-        and all other rows are stored. A request is unresolved if it failed alone, but may pass later or not be at fault.
-        """
+    async def _apply(self, wave: Sequence[Request[D]]) -> list[Settlement[D]]:
+        """Store a wave and return what must be settled. What does not pass is parked, or rejected if it is refused."""
         settlements: list[Settlement[D]] = []
-        unresolved: list[Request[D]] = []
-        parts = [wave] if wave else []
-        while parts:
-            some = parts.pop()
+        search = Search(wave, self.parking)
+        while part := search.next():
             try:
-                applied = await self._until_done(partial(self._try_wave, some), repeatable=False)
-            except (Refused, _WaveTimedOut) as error:
-                if len(some) > 1:
-                    parts += reversed(halve(some))
-                elif isinstance(error, Refused) and not error.doubtful:
-                    settlements.append(_rejected(some[0], error.problem))
-                else:
-                    unresolved += some
+                applied = await self._until_done(partial(self._try, part, search.patience), repeatable=False)
+            except Refused as refused:
+                if not search.refused(part):
+                    settlements.append(settling.rejected(part[0], refused.problem))
+            except _PartFailed as failed:
+                await search.failed(part, failed.cause)
             else:
-                settlements += map(self._settlement, some, applied)
-        return settlements, unresolved
+                search.passed()
+                settlements += [settling.stored(*each, self.nulls) for each in zip(part, applied, strict=True)]
+        return settlements
 
-    async def _try_wave(self, wave: Sequence[Request[D]]) -> list[Applied]:
+    async def _try(self, part: Sequence[Request[D]], patience: Patience) -> list[Applied]:
+        """Write a part of a wave, unless its messages were requeued meanwhile: another worker may have later ones."""
         try:
-            return await self.store.apply(wave)
-        except TimedOut as outage:
-            await self.store.probe()  # if this fails too, the database is unavailable, whatever the wave contains
-            raise _WaveTimedOut from outage
-
-    async def _insist(self, request: Request[D]) -> Settlement[D]:
-        """Store a request that did not pass alone: wait as long as it may pass, and reject it if it is at fault."""
-        doubted = False
-        while True:
-            try:
-                [applied] = await self._until_done(partial(self.store.apply, [request]), repeatable=False)
-            except Refused as error:
-                if doubted or not error.doubtful:
-                    return _rejected(request, error.problem)
-                doubted = True
-                # If the worker may not write at all, this fails and holds. If it passes, the row was at fault twice.
-                await self._until_done(self.store.probe, repeatable=False)
-            else:
-                return self._settlement(request, applied)
-
-    def _settlement(self, request: Request[D], applied: Applied) -> Settlement[D]:
-        if applied.outcome is Outcome.REJECTED:
-            return _rejected(request, UNREADABLE)
-        return Settlement(request.delivery, reply.stored(request, applied, self.nulls))
-
-
-def _rejected(request: Request[D], problem: Problem) -> Settlement[D]:
-    return Settlement(request.delivery, reply.rejected(request, problem), problem)
+            async with self.writes.shared():
+                if not all(self.intake.has(request.delivery) for request in part):
+                    raise _Requeued
+                return await self.store.apply(part, patience)
+        except Failed as failed:
+            await self.store.probe()  # if this fails too, the database is unavailable, whatever the part contains
+            raise _PartFailed(failed) from failed
 
 
 @dataclass(eq=False, kw_only=True)

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
 
-from task_activity_log.problem import NotMigrated, Refused, TimedOut, Unavailable
+from task_activity_log.problem import Failed, NotMigrated, Refused, TimedOut, Unavailable
 from task_activity_log.tls import Tls
 
 Row: TypeAlias = Mapping[str, Any]
@@ -31,39 +31,49 @@ class Fault(Enum):
 
     ROW = auto()
     """The row: halve the wave until the row is alone, then reject it."""
-    DOUBTFUL = auto()
-    """One row or all of them: halve the wave and see whether other rows pass."""
+    LASTING = auto()
+    """The row or the database. A row for which it is raised, while others pass, has little hope to pass later."""
+    PASSING = auto()
+    """The row or the database. A row for which it is raised, while others pass, may pass later."""
+    TIMEOUT = auto()
+    """The row or the database, as `PASSING`: the server gave up waiting. The connection can still be used."""
     CONFLICT = auto()
-    """Another transaction: try again at once, up to three times, then treat it as the database's fault."""
+    """Another transaction: try again at once, up to three times, then as `PASSING`."""
     SCHEMA = auto()
-    """The statement and the schema do not match: try once more on a new connection, which has no cached plans, then
-    treat it as the database's fault."""
+    """The statement and the schema do not match: try once more on a new connection, which has no cached plans, then as
+    `LASTING`."""
+    STATEMENT = auto()
+    """A prepared statement is gone: try once more on a new connection, then as `PASSING`."""
     DATABASE = auto()
-    """The database: wait until it works again."""
+    """The database, whatever the row: wait until it works again."""
 
 
 _FAULTS = {
     "08": Fault.DATABASE,  # connection
-    "0A000": Fault.SCHEMA,  # the result of a cached plan has changed
+    "0A": Fault.SCHEMA,  # not supported; the result of a cached plan has changed
     "22": Fault.ROW,  # data
     "23": Fault.ROW,  # constraint
-    "25": Fault.DATABASE,  # read-only
-    "26": Fault.SCHEMA,  # a prepared statement no longer exists
+    "25": Fault.PASSING,  # read-only
+    "26": Fault.STATEMENT,  # a prepared statement no longer exists
     "28": Fault.DATABASE,  # authentication
     "3D": Fault.DATABASE,  # no such database
     "40": Fault.CONFLICT,  # deadlock, serialization
-    "42": Fault.SCHEMA,  # no such table or column
-    "42501": Fault.DOUBTFUL,  # no privilege: for the table, or row security that refuses one row
+    "42": Fault.SCHEMA,  # no such table or column: ours, or one that a trigger names
+    "42501": Fault.LASTING,  # no privilege: for the table, or row security that refuses one row
     "44": Fault.ROW,  # WITH CHECK OPTION
-    "53": Fault.DATABASE,  # disk, memory, connections
+    "53": Fault.PASSING,  # memory
+    "53100": Fault.DATABASE,  # disk full. A probe passes, because it writes nothing
+    "53300": Fault.DATABASE,  # connections
     "54": Fault.ROW,  # program limits
-    "55": Fault.DATABASE,  # not in the required state, lock timeout
-    "57": Fault.DATABASE,  # operator intervention, statement timeout
-    "58": Fault.DATABASE,  # system
+    "55": Fault.PASSING,  # not in the required state
+    "55P03": Fault.TIMEOUT,  # lock_timeout
+    "57": Fault.PASSING,  # operator intervention
+    "57014": Fault.TIMEOUT,  # statement_timeout, or an administrator's pg_cancel_backend
+    "58": Fault.LASTING,  # system
     "P0001": Fault.ROW,  # RAISE EXCEPTION in a trigger
-    "XX": Fault.DATABASE,  # internal
+    "XX": Fault.LASTING,  # internal, corrupt data
 }
-"""By SQLSTATE or by its first two characters, which are its class. All others are doubtful."""
+"""By SQLSTATE or by its first two characters, which are its class. All others are `LASTING`."""
 
 _WORDS = {
     "08": "connection lost",
@@ -71,6 +81,7 @@ _WORDS = {
     "28": "access refused",
     "3D": "no such database",
     "40": "conflict",
+    "42501": "not permitted",
     "42P01": "not migrated yet",
     "53": "out of resources",
     "53100": "disk full",
@@ -79,24 +90,30 @@ _WORDS = {
     "57": "shutting down or starting up",
 }
 _NO_SUCH_TABLE = "42P01"
-_TIMEOUTS = ("55P03", "57014")  # lock_timeout; statement_timeout, or an administrator's pg_cancel_backend
-_TIMEOUT = "timeout"
-_RETRIES = {Fault.CONFLICT: 3, Fault.SCHEMA: 1}
-_HARMLESS = (Fault.ROW, Fault.DOUBTFUL, Fault.CONFLICT)  # the connection can still be used
+_RETRIES = {Fault.CONFLICT: 3, Fault.SCHEMA: 1, Fault.STATEMENT: 1}
+_HARMLESS = (Fault.ROW, Fault.LASTING, Fault.TIMEOUT, Fault.CONFLICT)  # the connection can still be used
 
 
 def fault(sqlstate: str) -> Fault:
     """What caused an error with this SQLSTATE."""
-    return _FAULTS.get(sqlstate) or _FAULTS.get(sqlstate[:2], Fault.DOUBTFUL)
+    return _FAULTS.get(sqlstate) or _FAULTS.get(sqlstate[:2], Fault.LASTING)
 
 
 def outage(sqlstate: str) -> Unavailable:
-    """What to raise for an error that is not a row's fault. Its label is short, such as `disk full (53100)`."""
-    if sqlstate in _TIMEOUTS:
-        return TimedOut(_TIMEOUT)
+    """What to raise for an error that is not certainly a row's. Its label is short, such as `disk full (53100)`."""
+    match fault(sqlstate):
+        case Fault.TIMEOUT:
+            return TimedOut()
+        case Fault.DATABASE:
+            return Unavailable(_label(sqlstate))
+        case kind:
+            failed = NotMigrated if sqlstate == _NO_SUCH_TABLE else Failed
+            return failed(_label(sqlstate), sqlstate, lasting=kind in (Fault.LASTING, Fault.SCHEMA))
+
+
+def _label(sqlstate: str) -> str:
     fallback = "schema does not fit" if fault(sqlstate) is Fault.SCHEMA else "database error"
-    label = f"{_WORDS.get(sqlstate) or _WORDS.get(sqlstate[:2], fallback)} ({sqlstate})"
-    return NotMigrated(label) if sqlstate == _NO_SUCH_TABLE else Unavailable(label)
+    return f"{_WORDS.get(sqlstate) or _WORDS.get(sqlstate[:2], fallback)} ({sqlstate})"
 
 
 _DRIVER_ERRORS = (
@@ -114,13 +131,11 @@ def _judge(error: Exception) -> tuple[Fault, Refused | Unavailable]:
     if isinstance(error, asyncpg.PostgresError):
         sqlstate = error.sqlstate or "XX000"
         kind = fault(sqlstate)
-        if kind in (Fault.ROW, Fault.DOUBTFUL):
-            return kind, Refused(sqlstate, doubtful=kind is Fault.DOUBTFUL)
-        return kind, outage(sqlstate)
+        return kind, Refused(sqlstate) if kind is Fault.ROW else outage(sqlstate)
     if isinstance(error, ValueError | OverflowError):
         return Fault.ROW, Refused(CLIENT)
     if isinstance(error, TimeoutError):
-        return Fault.DATABASE, TimedOut(_TIMEOUT)
+        return Fault.DATABASE, TimedOut()  # the server may still execute it, so the connection cannot be used any more
     return Fault.DATABASE, Unavailable("connection lost")
 
 
@@ -190,7 +205,7 @@ _CONNECT_ERRORS: tuple[tuple[type[Exception], str], ...] = (
 
 def _not_connected(error: Exception) -> Unavailable:
     if isinstance(error, asyncpg.PostgresError):
-        return outage(error.sqlstate or "XX000")
+        return Unavailable(_label(error.sqlstate or "XX000"))
     return Unavailable(next((words for kind, words in _CONNECT_ERRORS if isinstance(error, kind)), "access refused"))
 
 
@@ -224,15 +239,15 @@ class Session:
         async with self._turn:
             await self._open()
 
-    async def ask(self, statement: str, *arguments: object) -> list[Row]:
+    async def ask(self, statement: str, *arguments: object, seconds: float | None = None) -> list[Row]:
         """Execute one statement in its own transaction and return its rows.
 
         Conflicts and outdated caches are retried here (see `Fault`). Callers take turns; since each statement and each
-        attempt to connect has a timeout, no caller waits for ever.
+        attempt to connect has a timeout, no caller waits for ever. `seconds` replaces the timeout of the statement.
 
         Raises:
             Refused: the database or the driver refuses a value.
-            TimedOut: the statement took too long.
+            Failed: the statement failed; `TimedOut` if it took too long.
             Unavailable: the database cannot be used.
         """
         tried: Counter[Fault] = Counter()
@@ -240,7 +255,7 @@ class Session:
             while True:
                 connection = await self._open()
                 try:
-                    rows = await connection.fetch(statement, *arguments)
+                    rows = await connection.fetch(statement, *arguments, timeout=seconds)
                 except _DRIVER_ERRORS as error:
                     kind, failure = _judge(error)
                     if kind not in _HARMLESS:

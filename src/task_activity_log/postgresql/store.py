@@ -10,6 +10,7 @@ from operator import attrgetter
 from typing import Any
 from uuid import UUID
 
+from task_activity_log.pipeline.ports import PATIENT, Patience
 from task_activity_log.pipeline.request import Request, UpdateMode
 from task_activity_log.postgresql.session import Connection, Row, Session, connect
 from task_activity_log.problem import NotMigrated, Refused, Unavailable
@@ -26,7 +27,7 @@ def _sql(name: str) -> str:
 
 _NEW_VALUE = {
     UpdateMode.REPLACE: "excluded.{column}",
-    UpdateMode.MERGE: "CASE WHEN $14::jsonb -> excluded.id::text ? '{column}'"
+    UpdateMode.MERGE: "CASE WHEN $15::jsonb -> excluded.id::text ? '{column}'"
     " THEN excluded.{column} ELSE stored.{column} END",
 }
 """What an update sets a column to."""
@@ -40,7 +41,7 @@ def _write(mode: UpdateMode) -> str:
 
 _WRITE = {mode: _write(mode) for mode in UpdateMode}
 _READ = _sql("read")
-_PROBE = _sql("probe")
+_LOCKED = _sql("locked")
 _TRIM = _sql("trim")
 _SCHEMA_VERSION = _sql("schema_version")
 _CHECK = _sql("check")
@@ -51,6 +52,8 @@ GRANTS = resources.files("task_activity_log.postgresql").joinpath("sql", "grants
 _OUTCOMES = {str(outcome): outcome for outcome in Outcome}
 _ORDER = attrgetter("record.id.int")  # the order in which PostgreSQL sorts uuids; faster than comparing UUID objects
 _VALUES = attrgetter(*FIELDS)
+_NOTHING: tuple[object, ...] = ([],) * (len(FIELDS) + 2) + ("1s",)
+"""The parameters of the statement for a wave without requests."""
 _INSTANTS = tuple(index for index, name in enumerate(FIELDS) if KINDS[name] is Kind.INSTANT)
 
 
@@ -86,6 +89,7 @@ class Store:
                 tls=tls,
             )
 
+        self._command_timeout = command_timeout
         self._writer = Session(connection)
         self._maintenance = Session(connection)
 
@@ -103,10 +107,13 @@ class Store:
         await self._writer.open()
 
     async def close(self) -> None:
-        """Disconnect. Cancels a running statement; takes at most five seconds if the server does not answer."""
+        """Disconnect. Cancels a running statement; takes at most five seconds if the server does not answer.
+
+        The next call connects again.
+        """
         await gather(self._writer.close(), self._maintenance.close())
 
-    async def apply(self, wave: Sequence[Request[Any]]) -> list[Applied]:
+    async def apply(self, wave: Sequence[Request[Any]], patience: Patience = PATIENT) -> list[Applied]:
         """Store a wave in one transaction, and return the outcome of each request, in the wave's order.
 
         A wave contains each id once and has one update mode (see `waves`). It then contains each request key once as
@@ -120,13 +127,15 @@ class Store:
 
         Raises:
             Refused: the database refuses a value in the wave. Nothing of the wave is stored.
-            TimedOut: the statement took too long. A smaller wave may pass.
+            Failed: the database or a row is the cause; `TimedOut` if it took too long. A smaller wave may pass.
             Unavailable: the database cannot be used.
         """
         if not wave:
             return []
         mode = wave[0].mode
-        written = {row["id"]: row for row in await self._writer.ask(_WRITE[mode], *_arguments(wave, mode))}
+        arguments = _arguments(wave, mode, patience.lock_seconds)
+        seconds = None if patience.seconds is None else min(patience.seconds, self._command_timeout)
+        written = {row["id"]: row for row in await self._writer.ask(_WRITE[mode], *arguments, seconds=seconds)}
         applied: list[Applied] = []
         unwritten: list[int] = []
         for index, request in enumerate(wave):
@@ -146,12 +155,23 @@ class Store:
         return applied
 
     async def probe(self) -> None:
-        """Prove that writing is possible, without writing anything.
+        """Prove that writing is possible, without writing anything: store a wave without requests.
+
+        It is the statement that stores a wave, so it needs the same schema and the same privileges although it touches no
+        row. If it passes, and the same statement with a row fails, the row is the cause.
 
         Raises:
             Unavailable: it is not possible, or not permitted.
         """
-        await self._maintain(self._writer, _PROBE)
+        await self._maintain(self._writer, _WRITE[UpdateMode.REPLACE], *_NOTHING)
+
+    async def locked(self, ids: Sequence[UUID]) -> set[UUID]:
+        """Those of these records whose rows are locked by another transaction now (see sql/locked.sql).
+
+        Raises:
+            Unavailable: the database cannot be used, or a privilege is missing.
+        """
+        return {row["id"] for row in await self._maintain(self._writer, _LOCKED, ids)}
 
     async def trim(self, keep: timedelta, chunk: int) -> int:
         """Forget at most `chunk` requests that were stored longer than `keep` ago, and return their number.
@@ -203,13 +223,14 @@ class Store:
         raise outage
 
 
-def _arguments(wave: Sequence[Request[Any]], mode: UpdateMode) -> list[object]:
+def _arguments(wave: Sequence[Request[Any]], mode: UpdateMode, lock_seconds: float) -> list[object]:
     """The parameters of the statement that writes a wave: one array a column, sorted by id (see write.sql)."""
     ordered = sorted(wave, key=_ORDER)
     columns: list[Sequence[Any]] = list(zip(*[_VALUES(request.record) for request in ordered], strict=True))
     for index in _INSTANTS:
         columns[index] = [instant and instant.isoformat() for instant in columns[index]]
     arguments: list[object] = [*columns, [request.key for request in ordered], [request.version for request in ordered]]
+    arguments.append(f"{max(1, round(lock_seconds * 1000))}ms")
     if mode is UpdateMode.MERGE:
         present = {str(request.record.id): list(request.record.model_fields_set) for request in ordered}
         return [*arguments, json.dumps(present)]

@@ -168,6 +168,10 @@ class Intake:
         """What is waiting now, at most `most`."""
         return self._waiting.take_waiting(most)
 
+    def has(self, delivery: RabbitDelivery) -> bool:
+        """Whether this delivery is not settled yet, neither here nor by a channel that was closed or lost."""
+        return delivery.consumer is self._consumer and delivery.consumer.has(delivery.tag)
+
     async def acknowledge(self, deliveries: Sequence[RabbitDelivery]) -> None:
         """Acknowledge `deliveries`. Those of a lost channel come again: counted as late, never an error."""
         late = len(deliveries)
@@ -185,7 +189,7 @@ class Intake:
 
     async def prove(self, deliveries: Sequence[RabbitDelivery]) -> None:
         """These were processed safely, although they cannot be acknowledged yet: they prove the consumer all the same."""
-        await self._ask_pace(lambda: self._pace.proved(deliveries))
+        await self._ask_pace(lambda: self._pace.proved() if deliveries else None)
 
     async def pause(self, by: str) -> None:
         """Let nothing more come until everybody who paused has resumed. What is in hand stays there."""

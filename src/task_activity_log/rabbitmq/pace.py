@@ -114,11 +114,17 @@ class Pace:
         """
         if self.state is State.ONE_BY_ONE:
             self._one_by_one = max(0, self._one_by_one - count)
-        return self.proved(handled)
-
-    def proved(self, handled: Sequence[Delivery]) -> Step | None:
-        """`handled` were processed safely, whether they can be acknowledged already or not."""
         if self.state is State.UNPROVED and not all(map(is_suspect, handled)):
+            self._proved = True
+        return self._step()
+
+    def proved(self) -> Step | None:
+        """Messages were processed safely, suspects or not, and stay in hand.
+
+        They take up the prefetch. With a prefetch of one, nothing else would come while they stay.
+        """
+        if self.state in (State.UNPROVED, State.ONE_BY_ONE):
+            self._one_by_one = 0
             self._proved = True
         return self._step()
 

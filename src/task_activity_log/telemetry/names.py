@@ -62,6 +62,12 @@ METRICS = {
         _SECONDS,
     ),
     "task_activity_log_in_hand": Metric("gauge", "Deliveries that are not settled yet."),
+    "task_activity_log_parked": Metric(
+        "gauge", "Deliveries that wait for a row that is locked, late or fails for now. They are in hand too."
+    ),
+    "task_activity_log_parked_age_seconds": Metric(
+        "gauge", "How long the oldest of them has been waiting; 0 if there is none."
+    ),
     "task_activity_log_prefetch": Metric("gauge", "Maximum number of deliveries in hand."),
     # state
     "task_activity_log_consuming": Metric("gauge", "1 while a consumer is registered."),
@@ -147,6 +153,17 @@ EVENTS = {
     ),
     "settled_late": Event(
         "info", "The connection was lost before these messages were acknowledged: they are redelivered.", ("count",)
+    ),
+    "parked": Event(
+        "warning",
+        "Messages wait for rows that are locked, late or fail for now; other records go on. `records` has at most 20 ids.",
+        ("records", "count", "reason", "parked"),
+    ),
+    "unparked": Event("info", "Nothing of this record waits any more; these were settled last.", ("record", "count")),
+    "parked_too_long": Event(
+        "warning",
+        "Messages waited longer than the park limit: all unsettled messages were requeued.",
+        ("given_back", "seconds"),
     ),
     "suspects_set_apart": Event(
         "warning",

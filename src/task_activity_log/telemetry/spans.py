@@ -24,7 +24,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from task_activity_log import __version__
 from task_activity_log.message import ERROR_CODE, TRACE_PARENT, Delivery
-from task_activity_log.pipeline.ports import Intake, Replies, Store
+from task_activity_log.pipeline.ports import PATIENT, Intake, Patience, Replies, Store
 from task_activity_log.pipeline.reply import Reply
 from task_activity_log.pipeline.request import Request, message_id
 from task_activity_log.problem import Refused, Unavailable
@@ -177,6 +177,9 @@ class _TracedIntake(Generic[D]):
     def in_hand(self) -> int:
         return self._intake.in_hand
 
+    def has(self, delivery: D) -> bool:
+        return self._intake.has(delivery)
+
     async def take(self, most: int) -> list[D]:
         return self._begun(await self._intake.take(most))
 
@@ -202,9 +205,9 @@ class _TracedStore:
     def __init__(self, store: Store, tracing: Tracing) -> None:
         self._store = store
         self._tracing = tracing
-        self.probe = store.probe
+        self.probe, self.locked, self.close = store.probe, store.locked, store.close
 
-    async def apply(self, wave: Sequence[Request[Delivery]]) -> list[Applied]:
+    async def apply(self, wave: Sequence[Request[Delivery]], patience: Patience = PATIENT) -> list[Applied]:
         headers = [request.delivery.properties.headers for request in wave]
         attributes: dict[str, str | int] = {
             "db.system.name": "postgresql",
@@ -213,7 +216,7 @@ class _TracedStore:
             "db.operation.batch.size": len(wave),
         }
         with self._tracing.batch("INSERT task_activity_log", SpanKind.CLIENT, headers, attributes):
-            return await self._store.apply(wave)
+            return await self._store.apply(wave, patience)
 
 
 class _TracedReplies:

@@ -7,11 +7,15 @@
 -- and no ORDER BY: `IN (SELECT …)` under an OR is always a hashed lookup, whatever the planner expects the size of an
 -- array to be.
 --
+-- $14 is the longest wait for one lock. It is set for this statement's transaction, which ends with the statement, so it
+-- also works behind a pooler that assigns connections per transaction, and it costs no round trip. PostgreSQL evaluates a
+-- subquery that depends on no row once, before the first row is read; and no row is locked before `remembered` is complete.
+--
 -- {assignments} stands for the columns that an update sets. The store fills it in for one of the two update modes:
 --   replace: subject = excluded.subject
---   merge:   subject = CASE WHEN $14::jsonb -> excluded.id::text ? 'subject'
+--   merge:   subject = CASE WHEN $15::jsonb -> excluded.id::text ? 'subject'
 --                THEN excluded.subject ELSE stored.subject END
--- In a merge, $14 has the fields that each message contains: {"<id>": ["subject", …], …}. It is one document, and it is
+-- In a merge, $15 has the fields that each message contains: {"<id>": ["subject", …], …}. It is one document, and it is
 -- looked up by excluded.id, because ON CONFLICT can refer only to the stored row and to the row proposed for insertion.
 
 -- If another worker is about to commit the same key, this waits for it before any record is touched.
@@ -19,7 +23,7 @@ WITH remembered AS (
     INSERT INTO task_activity_log_inbox (request_key)
     SELECT request_key
     FROM unnest($12::uuid[]) AS request_key
-    WHERE request_key IS NOT NULL
+    WHERE (SELECT set_config('lock_timeout', $14::text, true)) IS NOT NULL AND request_key IS NOT NULL
     ON CONFLICT (request_key) DO NOTHING
     RETURNING request_key
 ),

@@ -1,0 +1,302 @@
+"""Parking: requests whose row is locked, late or fails for now wait here, so that they delay their own record alone.
+
+A record is parked with the request that did not pass. While it is parked, all later requests of it join behind, so that
+they keep their order. The others go on. One task tries the parked records again, each about once a second, over a
+connection of its own, and passes on what must be settled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Generic, NamedTuple
+from uuid import UUID
+
+import structlog
+
+from task_activity_log import wire
+from task_activity_log.aio import SharedLock, end
+from task_activity_log.pipeline import settling
+from task_activity_log.pipeline.ports import D, Intake, Patience, Settlement, Store, Stored
+from task_activity_log.pipeline.request import Request
+from task_activity_log.problem import Failed, Refused, TimedOut, Unavailable
+
+log = structlog.get_logger(__name__)
+
+_RETRY_SECONDS = 1.0
+"""How often a record is tried again."""
+_SETTLED_AT_ONCE = 100
+"""Number of requests of one record after which other records are tried."""
+_SECONDS = (2.0, 4.0, 8.0, None)
+"""Time for a statement, by the number of tries before: a slow row passes in the end, and does not delay others at first."""
+_STOP_SECONDS = 1.0
+_SHOWN = 20
+
+
+class Parked(NamedTuple, Generic[D]):
+    """A request, and when it was parked (`time.monotonic`)."""
+
+    request: Request[D]
+    since: float
+
+
+@dataclass(eq=False, slots=True)
+class Line(Generic[D]):
+    """One record that is parked."""
+
+    record: UUID
+    cause: Failed
+    """Why its first request did not pass."""
+    passes: int
+    """The number of statements that had passed when its first request was tried; see `Parking.may_refuse`."""
+    due: float
+    """When it is tried next."""
+    waiting: deque[Parked[D]] = field(default_factory=deque)
+    """Its requests, in order."""
+    tries: int = 0
+    """How often its first request was tried here."""
+
+
+@dataclass(eq=False)
+class Parking(Generic[D]):
+    """The records that are parked.
+
+    `Storing` parks them, and asks before each wave which records are parked. `run` tries them again.
+    """
+
+    intake: Intake[D]
+    store: Store
+    """Over a connection of its own, so that nobody waits for a statement that waits for a lock."""
+    stored: Stored[D]
+    writes: SharedLock
+    """Shared by each write to the database. Had alone to requeue."""
+    nulls: wire.Nulls
+    most: int
+    """Half of the prefetch. When as many messages are parked, `Storing` takes no more."""
+    limit_seconds: float
+    """How long a message may be parked before everything in hand is returned to the queue."""
+    on_outage: Callable[[Failed], None] = lambda _: None
+    """Called when requests are parked while no others pass: it may be an outage, although a probe passes."""
+    on_answer: Callable[[], None] = lambda: None
+    """Called when a parked request was stored or refused: the database answers."""
+    passes: int = field(init=False, default=0)
+    """The number of statements that have passed, counted by `Storing` and here."""
+
+    def __post_init__(self) -> None:
+        self._lines: dict[UUID, Line[D]] = {}  # by record
+        self._refused_at = -1  # `passes` when a request was last refused although no other had passed meanwhile
+        self._changed = asyncio.Event()  # something was parked, or `stop` was called
+        self._stopping = False
+        self._task: asyncio.Task[None] | None = None
+
+    # what others ask
+
+    @property
+    def messages(self) -> int:
+        """How many messages are parked. What was requeued meanwhile does not count, as it is not in hand any more."""
+        lines = list(self._lines.values())
+        return sum(self.intake.has(parked.request.delivery) for line in lines for parked in list(line.waiting))
+
+    @property
+    def oldest_seconds(self) -> float:
+        """How long the oldest message has been parked; 0 if there is none."""
+        return time.monotonic() - min(self._since(), default=time.monotonic())
+
+    def full(self) -> bool:
+        """Whether so many messages are parked that the worker must take no more."""
+        return self.messages >= self.most
+
+    @property
+    def reason(self) -> str:
+        """How much is parked and why, in a few words."""
+        lines = list(self._lines.values())
+        causes = ", ".join(sorted({line.cause.label for line in lines}))
+        return f"{self.messages} messages of {len(lines)} records wait for their rows ({causes})"
+
+    def report(self) -> dict[str, object]:
+        """What is parked, for /status."""
+        records = list(self._lines.values())
+        return {
+            "messages": self.messages,
+            "records": len(records),
+            "oldest_seconds": round(self.oldest_seconds, 1),
+            "some": [{"id": str(line.record), "reason": line.cause.reason} for line in records[:_SHOWN]],
+        }
+
+    # what Storing calls
+
+    async def admit(self, wave: Sequence[Request[D]]) -> Sequence[Request[D]]:
+        """The requests of a wave whose records are not parked. The others join behind their records' earlier requests."""
+        if not self._lines:
+            return wave
+        now = time.monotonic()
+        free: list[Request[D]] = []
+        joining: list[Request[D]] = []
+        for request in wave:
+            line = self._lines.get(request.record.id)
+            if line is None:
+                free.append(request)
+            else:
+                line.waiting.append(Parked(request, now))
+                joining.append(request)
+        await self._prove(joining)
+        return free
+
+    async def park(self, requests: Sequence[Request[D]], cause: Failed, passes: int) -> None:
+        """Park these requests, whose records are not parked. `passes` is what it was before they were tried."""
+        if passes == self.passes and not isinstance(cause, TimedOut):
+            self.on_outage(cause)
+        now = time.monotonic()
+        for request in requests:
+            identifier = request.record.id
+            line = Line[D](identifier, cause, passes, due=now)
+            line.waiting.append(Parked(request, now))
+            self._lines[identifier] = line
+        self._changed.set()
+        log.warning(
+            "parked",
+            records=[str(request.record.id) for request in requests[:_SHOWN]],
+            count=len(requests),
+            reason=cause.reason,
+            parked=self.messages,
+        )
+        await self._prove(requests)
+
+    async def locked(self, requests: Sequence[Request[D]]) -> set[UUID]:
+        """The records whose rows are locked now, as far as the database tells."""
+        self._changed.set()  # if nothing is parked, the connection is closed again
+        try:
+            return await self.store.locked([request.record.id for request in requests])
+        except Unavailable:
+            return set()
+
+    async def stop(self) -> None:
+        """Try nothing more. What is parked stays unsettled, and is returned to the queue with everything else."""
+        self._stopping = True
+        self._changed.set()
+        if self._task is not None:
+            await asyncio.wait({self._task}, timeout=_STOP_SECONDS)
+            await end(self._task)
+        await self.store.close()
+
+    async def _prove(self, requests: Sequence[Request[D]]) -> None:
+        """They were processed safely: a new consumer, which delivers little at first, need not wait for them."""
+        if requests:
+            await self.intake.prove([request.delivery for request in requests])
+
+    # the task
+
+    async def run(self) -> None:
+        """Try what is parked again, until `stop` is called."""
+        self._task = asyncio.current_task()
+        while not self._stopping:
+            self._changed.clear()
+            now = time.monotonic()
+            if not self._lines:
+                await self.store.close()
+                await self._changed.wait()
+            elif (returned_at := min(self._since()) + self.limit_seconds) <= now:
+                await self._return_all()
+            elif (line := min(self._lines.values(), key=lambda line: line.due)).due <= now:
+                await self._try(line)
+            else:
+                await self._until_changed(min(line.due, returned_at) - now)
+
+    async def _until_changed(self, seconds: float) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._changed.wait()
+
+    async def _try(self, line: Line[D]) -> None:
+        """Store the requests of one record in order, until one of them does not pass."""
+        settlements: list[Settlement[D]] = []
+        line.due = 0.0
+        while len(settlements) < _SETTLED_AT_ONCE and not self._stopping:
+            try:
+                settlement = await self._try_first(line)
+            except Unavailable as outage:
+                line.cause = outage if isinstance(outage, Failed) else line.cause
+                line.tries += 1
+                line.due = time.monotonic() + _RETRY_SECONDS
+                break
+            if settlement is None:
+                break
+            settlements.append(settlement)
+        if settlements:
+            self.on_answer()
+            await self.stored.put(settlements)
+        if not line.waiting:  # nothing has joined meanwhile, so the next request of the record need not wait any more
+            del self._lines[line.record]
+            log.info("unparked", record=str(line.record), count=len(settlements))
+
+    async def _try_first(self, line: Line[D]) -> Settlement[D] | None:
+        """Store the first request of a record, and take it from its line. None: there is none.
+
+        Raises:
+            Unavailable: it did not pass, and stays where it is.
+        """
+        async with self.writes.shared():
+            # Another worker may have stored later requests of the record by now. What was requeued comes again, behind.
+            while line.waiting and not self.intake.has(line.waiting[0].request.delivery):
+                line.waiting.popleft()
+            if not line.waiting:
+                return None
+            settlement = await self._settlement(line, line.waiting[0].request)
+            line.waiting.popleft()
+            line.tries, line.passes = 0, self.passes
+            return settlement
+
+    async def _settlement(self, line: Line[D], request: Request[D]) -> Settlement[D]:
+        lock_seconds = max(0.01, 1.0 / len(self._lines))  # so that trying all of them takes about a second
+        patience = Patience(lock_seconds, _SECONDS[min(line.tries, len(_SECONDS) - 1)])
+        doubted = False
+        while True:
+            try:
+                [applied] = await self.store.apply([request], patience)
+            except Refused as refused:
+                return settling.rejected(request, refused.problem)
+            except Failed as failed:
+                line.cause = failed
+                if not failed.lasting or (doubted and not self.may_refuse(line)):
+                    raise
+                if doubted:
+                    return settling.rejected(request, Refused(failed.sqlstate).problem)
+                await self.store.probe()
+                doubted = True
+            else:
+                self.passes += 1
+                return settling.stored(request, applied, self.nulls)
+
+    def may_refuse(self, line: Line[D]) -> bool:
+        """Whether a failure that lasts is the row's and not the database's.
+
+        It is the row's if any other request was stored since. Without that it is treated as the row's once: if requests
+        fail one after the other and none passes, the database may be the cause although the probe passes (a trigger that
+        fails for all rows), and they wait, for half of the limit.
+        """
+        if self.passes > line.passes or time.monotonic() - line.waiting[0].since > self.limit_seconds / 2:
+            return True
+        alone = not any(other.cause.lasting for other in self._lines.values() if other is not line)
+        if alone and self.passes > self._refused_at:
+            self._refused_at = self.passes
+            return True
+        return False
+
+    async def _return_all(self) -> None:
+        """Return everything in hand to the queue, in order: the broker does not wait for ever for what is parked."""
+        seconds = self.oldest_seconds
+        await self.intake.pause("parked")
+        await self.stored.join()
+        async with self.writes.alone():
+            given_back = await self.intake.requeue()
+            self._lines.clear()
+        log.warning("parked_too_long", given_back=given_back, seconds=round(seconds, 1))
+        await self.intake.resume("parked")
+
+    def _since(self) -> list[float]:
+        """When the oldest message of each record was parked."""
+        return [line.waiting[0].since for line in list(self._lines.values()) if line.waiting]

@@ -1,0 +1,22 @@
+"""The settlement of a request: its reply, and its problem if it is rejected."""
+
+from __future__ import annotations
+
+from task_activity_log import wire
+from task_activity_log.pipeline import reply
+from task_activity_log.pipeline.ports import D, Settlement
+from task_activity_log.pipeline.request import Request
+from task_activity_log.problem import UNREADABLE, Problem
+from task_activity_log.record import Applied, Outcome
+
+
+def stored(request: Request[D], applied: Applied, nulls: wire.Nulls) -> Settlement[D]:
+    """For a request that the store has applied."""
+    if applied.outcome is Outcome.REJECTED:
+        return rejected(request, UNREADABLE)
+    return Settlement(request.delivery, reply.stored(request, applied, nulls))
+
+
+def rejected(request: Request[D], problem: Problem) -> Settlement[D]:
+    """For a request that is answered with a problem and dead-lettered."""
+    return Settlement(request.delivery, reply.rejected(request, problem), problem)
