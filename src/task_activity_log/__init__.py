@@ -4,7 +4,7 @@ A map, from the bottom up:
 
 aio         three asyncio tools: a queue taken from in batches, backoff, the end of tasks
 message     an AMQP message: body, properties, attempts                          pure
-record      the record as asked for and as stored                                pure
+record      the record as requested and as stored                                pure
 problem     what can go wrong, typed by what is done about it                    pure
 hosts       the hosts of a URL, and which is tried first
 tls         certificates, by files
@@ -12,12 +12,12 @@ wire/       bytes to record and problem and back, by media type                 
 pipeline/   the path of a message: take, decode, store, reply, settle. Start reading here
 rabbitmq/   RabbitMQ: connections, deliveries, publishing, topology
 postgresql/ PostgreSQL: statements, connections, migrations
-telemetry/  names (all that is shown), metrics, logs, tracing, health
-settings    all that can be set
-wiring      settings to parts
+telemetry/  names of all metrics and events, metrics, logs, tracing, health
+settings    all settings
+wiring      builds the parts from the settings
 status      readiness, liveness, /status, gauges
 service     runs a worker: start, signals, drain
-client/     for publishers, subscribers and the person with the dead letters
+client/     for publishers, subscribers and operators who handle dead letters
 cli/        the commands
 """
 

@@ -37,7 +37,7 @@ class Asks:
     def __init__(
         self, broker: str | LinkOptions, *, exchange: str, app_id: str, on_outage: Callable[[str], None]
     ) -> None:
-        """Connect to nothing yet. Raises `ClientError` if the URL is not that of a broker."""
+        """Do not connect yet. Raises `ClientError` if the URL is not that of a broker."""
         self._connections = Connections(broker, on_outage=self._away, on_failure=self._fail)
         self._exchange = exchange
         self._app_id = app_id

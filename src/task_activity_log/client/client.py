@@ -30,7 +30,7 @@ class TaskActivityLogClient:
         window: int = 2_000,
         on_outage: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """Connect to nothing yet.
+        """Do not connect yet.
 
         Args:
             broker: the URL, `amqp://user:password@host:5672/vhost`.

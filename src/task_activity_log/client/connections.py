@@ -27,7 +27,7 @@ class Connections:
         on_outage: Callable[[Outage], None],
         on_failure: Callable[[ClientError], None] = lambda _: None,
     ) -> None:
-        """Connect to nothing yet. Raises `ClientError` if the URL is not that of a broker."""
+        """Do not connect yet. Raises `ClientError` if the URL is not that of a broker."""
         self.options = options(broker, self._outage)
         self._on_outage = on_outage
         self._on_failure = on_failure

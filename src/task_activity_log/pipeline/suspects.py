@@ -10,7 +10,7 @@ from task_activity_log.message import Delivery
 D = TypeVar("D", bound=Delivery)
 
 SUSPICIOUS_FROM = 2
-"""A message with this many earlier attempts was twice unsettled when a worker ended. Once happens at any restart."""
+"""A message with this many earlier attempts was unsettled at the end of a worker twice. Once is normal at any restart."""
 
 
 def is_suspect(delivery: Delivery) -> bool:

@@ -8,7 +8,7 @@ pace          how many messages the broker may send: a state machine            
 intake        deliveries from the requests queue, at that pace
 consumer      one channel that deliveries come through, and how they are settled
 queues        which queue a reader reads, and whether one still knows its consumer
-reading       a queue that a subscriber reads, or a person looks into
+reading       a queue that a subscriber reads, or an operator inspects
 publisher     publishing in batches with publisher confirms
 replies       where each reply goes, and what happens to one that cannot be delivered
 dead_letters  a copy of each rejected message, with the reason

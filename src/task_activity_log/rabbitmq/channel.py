@@ -11,7 +11,7 @@ from task_activity_log.rabbitmq.link import describe
 async def open_channel(connection: aio_pika.Connection, *, confirms: bool = False) -> AbstractChannel:
     """Open a channel, in confirm mode if `confirms`.
 
-    It is aiormq's own, which the connection keeps until it closes. aio-pika's channel around it would add nothing, and
+    It is aiormq's own, which the connection keeps until it closes. an aio-pika channel around it would add nothing, and
     its caller would have to keep a reference to it: the connection does not.
 
     Raises:

@@ -37,10 +37,10 @@ class RabbitDelivery(Delivery):
 
 
 class Consumer:
-    """Consumes one queue through one channel. Delivery tags die with the channel, and its deliveries come again."""
+    """Consumes one queue through one channel. Delivery tags are valid on it alone; when it closes, deliveries come again."""
 
     def __init__(self, channel: AbstractChannel, queue: str, waiting: Waiting[RabbitDelivery]) -> None:
-        """Consume nothing yet. `waiting` is where deliveries are put."""
+        """Do not consume yet. `waiting` is where deliveries are put."""
         self._channel = channel
         self._queue = queue
         self._waiting = waiting
@@ -70,7 +70,7 @@ class Consumer:
     async def register(self, prefetch: int) -> None:
         """Consume with this prefetch, which does not count what is in hand already.
 
-        A consumer that is registered must be cancelled first: basic.qos changes only those that come later.
+        A consumer that is registered must be cancelled first: basic.qos affects only consumers that are registered later.
         """
         await self._channel.basic_qos(prefetch_count=prefetch)
         ok = await self._channel.basic_consume(self._queue, _not_called)
@@ -87,7 +87,7 @@ class Consumer:
         return tag in self._unsettled
 
     async def acknowledge(self, tags: Iterable[int]) -> None:
-        """Acknowledge those that are not settled: with one frame where all older ones are settled, else a frame each."""
+        """Acknowledge those that are unsettled: with one frame if all older ones are settled, otherwise with a frame for each."""
         done = sorted(filter(self.has, tags))
         for tag in done:
             del self._unsettled[tag]

@@ -111,7 +111,7 @@ class FrameReader(asyncio.StreamReaderProtocol):
 
 
 def _take_frame(inbound: Inbound, kind: int, data: bytes, start: int, end: int) -> bool:
-    """Take the frame with this payload; False, with nothing taken, if it is the driver's."""
+    """Take the frame with this payload; False, and takes nothing, if the frame is the driver's."""
     if kind == _METHOD:
         method = int.from_bytes(data[start : start + 4], "big")
         if method == _DELIVER and inbound.deliver is not None:
@@ -198,7 +198,7 @@ class FrameReaderFactory(TransportFactory):
     def __init__(self, address: str) -> None:
         """`address` is where to connect to: one of those of the URL's host, whose name TLS verifies."""
         self._address = address
-        """Open nothing yet. Both attributes are set by `create`, and stay None where it fails."""
+        """Do not open anything yet. Both attributes are set by `create`, and stay None where it fails."""
         self.frame_reader: FrameReader | None = None
         self.transport: asyncio.Transport | None = None
 

@@ -47,7 +47,7 @@ class Intake:
         on_lost: Callable[[], None] = lambda: None,
         on_late: Callable[[int], None] = lambda _: None,
     ) -> None:
-        """Connect to nothing yet.
+        """Do not connect yet.
 
         Args:
             options: how to reach the broker.
@@ -173,7 +173,7 @@ class Intake:
         return delivery.consumer is self._consumer and delivery.consumer.has(delivery.tag)
 
     async def acknowledge(self, deliveries: Sequence[RabbitDelivery]) -> None:
-        """Acknowledge `deliveries`. Those of a lost channel come again: counted as late, never an error."""
+        """Acknowledge `deliveries`. Those of a lost channel are redelivered; they are counted as late and raise no error."""
         late = len(deliveries)
         with suppress(*LOST), asking_the_driver():
             async with self._pacing:
@@ -188,11 +188,11 @@ class Intake:
             log.info("settled_late", count=late)
 
     async def prove(self, deliveries: Sequence[RabbitDelivery]) -> None:
-        """These were processed safely, although they cannot be acknowledged yet: they prove the consumer all the same."""
+        """These were processed safely, although they cannot be acknowledged yet: they still prove that the consumer is safe."""
         await self._ask_pace(lambda: self._pace.proved() if deliveries else None)
 
     async def pause(self, by: str) -> None:
-        """Let nothing more come until everybody who paused has resumed. What is in hand stays there."""
+        """Stop deliveries until everybody who has called `pause` has called `resume`. What is in hand stays there."""
         await self._ask_pace(lambda: self._pace.pause(by))
 
     async def resume(self, by: str) -> None:

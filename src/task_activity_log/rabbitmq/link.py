@@ -68,7 +68,7 @@ def asking_the_driver() -> Iterator[None]:
     Such a CancelledError is not ours. Taken for ours, it would silently end a task of the worker.
 
     Raises:
-        ConnectionError: in place of a CancelledError that nobody here has asked for.
+        ConnectionError: in place of a CancelledError that this code did not request.
     """
     try:
         yield
@@ -92,7 +92,7 @@ class LinkOptions:
     program: str = "task-activity-log-worker"
     """The program's name, which begins the connection's name in the broker's management."""
     on_outage: Callable[[Outage], None] | None = None
-    """Called with each outage, which is not logged then: for programs that are not a service."""
+    """Called with each outage instead of logging it: for commands."""
     hosts: Hosts = field(init=False, compare=False)
 
     def __post_init__(self) -> None:

@@ -129,13 +129,13 @@ class Pace:
         return self._step()
 
     def pause(self, by: str) -> Step | None:
-        """Nothing more is to come until `by` resumes."""
+        """Stop deliveries until `by` resumes."""
         self.paused_by.add(by)
         self._proved = False
         return self._step()
 
     def resume(self, by: str) -> Step | None:
-        """`by` no longer pauses; it may be that others do, or that nobody did."""
+        """`by` no longer pauses; others may still pause, and `by` may never have paused."""
         self.paused_by.discard(by)
         return self._step()
 
@@ -150,7 +150,7 @@ class Pace:
         return self._step()
 
     def stop(self) -> Step | None:
-        """Nothing is ever to come again."""
+        """Stop consuming for good."""
         self._stopping = True
         return self._step()
 

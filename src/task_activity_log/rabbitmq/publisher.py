@@ -135,7 +135,7 @@ class Publisher:
         confirm_timeout_seconds: float = 30.0,
         on_lost: Callable[[], None] = lambda: None,
     ) -> None:
-        """Connect to nothing yet.
+        """Do not connect yet.
 
         Args:
             options: how to reach the broker.
@@ -163,7 +163,7 @@ class Publisher:
 
     @property
     def blocked(self) -> str | None:
-        """Why the broker takes no publishes at present (a resource alarm); None if it does."""
+        """Why the broker currently blocks publishing (a resource alarm); None if it does."""
         return None if self._frame_reader is None else self._frame_reader.blocked
 
     async def wait_connected(self) -> None:

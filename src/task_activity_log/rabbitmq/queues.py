@@ -1,4 +1,4 @@
-"""Which queue a reader reads, and whether a queue still knows its consumer. No driver shows outside."""
+"""Which queue a reader reads, and whether a queue still knows its consumer. No type of a driver appears in this interface."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence

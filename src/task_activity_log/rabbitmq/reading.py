@@ -1,4 +1,4 @@
-"""A queue that a subscriber reads, or a person looks into: one connection, which is not rebuilt when lost."""
+"""A queue that a subscriber reads, or an operator inspects: one connection, which is not rebuilt when lost."""
 
 import asyncio
 from collections.abc import AsyncIterator, Collection
