@@ -274,7 +274,7 @@ class Parking(Generic[D]):
     def may_refuse(self, line: Line[D]) -> bool:
         """Whether a failure that lasts is the row's and not the database's.
 
-        It is the row's if any other request was stored since. Without that it is taken for the row's once: if requests
+        It is the row's if any other request was stored since. Without that it is treated as the row's once: if requests
         fail one after the other and none passes, the database may be the cause although the probe passes (a trigger that
         fails for all rows), and they wait, for half of the limit.
         """
