@@ -1,10 +1,13 @@
-"""Three asyncio tools: a queue that is taken from in batches, jittered delays, and the end of tasks."""
+"""Four asyncio tools: a queue that is taken from in batches, a shared lock, jittered delays, and the end of tasks."""
 
 from __future__ import annotations
 
 import asyncio
 import random
 from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from itertools import islice
 from typing import Any, Generic, TypeVar
 
 Item = TypeVar("Item")
@@ -39,6 +42,19 @@ class Waiting(Generic[Item]):
             await self._changed.wait()
         return [] if self._closed else self.take_waiting(most)
 
+    def peek(self, most: int) -> list[Item]:
+        """What would be taken now, at most `most`. It is not taken."""
+        return list(islice(self._items, most))
+
+    async def changed(self) -> None:
+        """Wait until something is put, or until `wake` or `close` is called."""
+        self._changed.clear()
+        await self._changed.wait()
+
+    def wake(self) -> None:
+        """End each wait for a change, because what may be taken has changed."""
+        self._changed.set()
+
     def take_waiting(self, most: int) -> list[Item]:
         """What is there now, at most `most`; empty if that is nothing."""
         if len(self._items) <= most:
@@ -55,6 +71,36 @@ class Waiting(Generic[Item]):
         """Give nothing out any more; what waits stays untaken."""
         self._closed = True
         self._changed.set()
+
+
+class SharedLock:
+    """A lock that several tasks may share, or one task may have alone. Whoever waits for it alone is served first."""
+
+    def __init__(self) -> None:
+        self._shares = 0
+        self._alone = asyncio.Lock()
+        self._unshared = asyncio.Event()
+        self._unshared.set()
+
+    @asynccontextmanager
+    async def shared(self) -> AsyncIterator[None]:
+        """Share it with others. It must not be taken alone meanwhile by the same task."""
+        async with self._alone:
+            self._shares += 1
+            self._unshared.clear()
+        try:
+            yield
+        finally:
+            self._shares -= 1
+            if not self._shares:
+                self._unshared.set()
+
+    @asynccontextmanager
+    async def alone(self) -> AsyncIterator[None]:
+        """Have it while nobody shares it."""
+        async with self._alone:
+            await self._unshared.wait()
+            yield
 
 
 class Backoff:

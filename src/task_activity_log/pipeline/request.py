@@ -70,7 +70,7 @@ def decode(delivery: D, rules: Rules) -> Request[D]:
     Raises:
         Rejected: the only exception, whatever was sent.
     """
-    if delivery.attempts >= rules.poison_from:
+    if delivery.attempts >= rules.poison_from and delivery.may_be_poison:
         raise Rejected(POISON)
     if delivery.properties.unreadable is not None:
         _reject(

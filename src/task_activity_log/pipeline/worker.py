@@ -17,11 +17,12 @@ from typing import Generic, Literal, TypeAlias, TypeVar
 
 import structlog
 
+from task_activity_log.aio import SharedLock
 from task_activity_log.pipeline import reply
 from task_activity_log.pipeline.hold import Abandoned, Hold
 from task_activity_log.pipeline.ports import D, DeadLetters, Intake, Replies, Settlement, Store, Watch
 from task_activity_log.pipeline.request import Request, Rules, decode
-from task_activity_log.pipeline.suspects import may_mention, part
+from task_activity_log.pipeline.suspects import is_suspect
 from task_activity_log.pipeline.waves import halve, waves
 from task_activity_log.problem import UNREADABLE, Problem, Refused, Rejected, TimedOut, Unavailable
 from task_activity_log.record import Applied, Outcome
@@ -54,7 +55,7 @@ class Worker(Generic[D]):
     ) -> None:
         stored: Stored[D] = asyncio.Queue(maxsize=1)
         self.store_hold, self.reply_hold = Hold("store"), Hold("reply")
-        common = (intake, watch, hold_limit_seconds)
+        common = (intake, watch, hold_limit_seconds, SharedLock())
         self._storing = Storing(
             self.store_hold, *common, store=store, stored=stored, rules=rules, batch_max=batch_max, nulls=nulls
         )
@@ -74,7 +75,7 @@ class Worker(Generic[D]):
 
 
 class _Requeued(Exception):
-    """The outage lasted longer than the hold limit, and all unsettled deliveries were requeued."""
+    """Deliveries were requeued before they were stored: the outage was too long, or the connection is lost."""
 
 
 class _WaveTimedOut(Exception):
@@ -89,6 +90,9 @@ class _Stage(Generic[D]):
     intake: Intake[D]
     watch: Watch
     hold_limit_seconds: float
+    writes: SharedLock
+    """Shared by each write to the database. Had alone to requeue: otherwise a write could come after those of the worker
+    that gets the messages next."""
 
     async def _until_done(self, attempt: Callable[[], Awaitable[T]], *, repeatable: bool = True) -> T:
         """Try until the attempt succeeds, and back off in between.
@@ -107,7 +111,9 @@ class _Stage(Generic[D]):
                 if self.hold.seconds > self.hold_limit_seconds and not requeued:
                     requeued = True
                     await self.intake.pause(self.hold.place)
-                    log.warning("stood_down", place=self.hold.place, given_back=await self.intake.requeue())
+                    async with self.writes.alone():
+                        given_back = await self.intake.requeue()
+                    log.warning("stood_down", place=self.hold.place, given_back=given_back)
                     if not repeatable:
                         raise _Requeued from outage
             except (Refused, _WaveTimedOut):
@@ -137,9 +143,9 @@ class Storing(_Stage[D]):
     async def run(self) -> None:
         """Store batch after batch until the intake drains."""
         try:
-            while batch := await self.intake.take(self.batch_max):
+            while (batch := await self.intake.take(self.batch_max)) is not None:
                 try:
-                    await self._store_batch(batch)
+                    await (self._store_batch(batch) if batch else self._renew())
                 except _Requeued:
                     await self._until_done(self.store.probe)
                     await self.intake.resume("store")
@@ -148,41 +154,21 @@ class Storing(_Stage[D]):
         await self.stored.put(None)
 
     async def _store_batch(self, batch: Sequence[D]) -> None:
-        go_on, suspects = part(batch, self.rules.poison_from)
-        if suspects and self.intake.in_hand > 1:
-            await self._set_apart(go_on, suspects)
-        else:
-            await self._store_all(batch)
-
-    async def _set_apart(self, go_on: Sequence[D], suspects: list[D]) -> None:
-        """Settle all other deliveries, then try the suspect if it is the only one left.
-
-        Several (suspects, and requests of the same records behind them) are requeued at once, which keeps their order, and
-        are delivered again one by one. A single one is not: it could go from one busy worker to the next, untried, until
-        its attempts made it a poison message.
-        """
-        self.watch.set_apart(suspects)
-        await self.intake.pause("suspect")
-        try:
-            await self._store_all(go_on, behind=suspects)
-            while waiting := self.intake.take_waiting(self.batch_max):
-                go_on, more = part(waiting, self.rules.poison_from)
-                suspects += more
-                await self._store_all(go_on, behind=suspects)
+        if is_suspect(batch[0]):
+            # If it crashes the process, it must be the oldest one that is unsettled: that one is rejected in the end.
             await self.stored.join()
-            if self.intake.in_hand == 1:
-                await self._store_all(suspects)
-                await self.stored.join()
-            else:
-                await self.intake.requeue(one_by_one=True)
-        finally:
-            await self.intake.resume("suspect")
+            await self.intake.synchronize()
+        await self._store_all(batch)
 
-    async def _store_all(self, batch: Sequence[D], behind: Sequence[D] = ()) -> None:
-        """Decode and store a batch, and pass on what must be settled. Leave out what must not overtake `behind`."""
+    async def _renew(self) -> None:
+        """Finish what was taken before the rest is requeued."""
+        await self.stored.join()
+        async with self.writes.alone():
+            await self.intake.renew()
+
+    async def _store_all(self, batch: Sequence[D]) -> None:
+        """Decode and store a batch, and pass on what must be settled."""
         requests, settlements = self._decode(batch)
-        if behind:
-            requests = [r for r in requests if not any(may_mention(suspect, r.record.id) for suspect in behind)]
         started = time.perf_counter()
         unresolved: list[Request[D]] = []
         for wave in waves(requests):
@@ -235,17 +221,27 @@ class Storing(_Stage[D]):
 
     async def _try_wave(self, wave: Sequence[Request[D]]) -> list[Applied]:
         try:
-            return await self.store.apply(wave)
+            return await self._write(wave)
         except TimedOut as outage:
             await self.store.probe()  # if this fails too, the database is unavailable, whatever the wave contains
             raise _WaveTimedOut from outage
+
+    async def _write(self, wave: Sequence[Request[D]]) -> list[Applied]:
+        """Write a wave, unless its messages were requeued meanwhile, because of an outage or a lost connection.
+
+        Another worker may have stored later requests of its records by now.
+        """
+        async with self.writes.shared():
+            if not all(self.intake.has(request.delivery) for request in wave):
+                raise _Requeued
+            return await self.store.apply(wave)
 
     async def _insist(self, request: Request[D]) -> Settlement[D]:
         """Store a request that did not pass alone: wait as long as it may pass, and reject it if it is at fault."""
         doubted = False
         while True:
             try:
-                [applied] = await self._until_done(partial(self.store.apply, [request]), repeatable=False)
+                [applied] = await self._until_done(partial(self._write, [request]), repeatable=False)
             except Refused as error:
                 if doubted or not error.doubtful:
                     return _rejected(request, error.problem)
