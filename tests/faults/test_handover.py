@@ -144,6 +144,7 @@ async def test_a_worker_that_stops_as_soon_as_it_has_begun_keeps_the_order(
         await sent.send(2 * IN_HAND)
         await make_suspicious(amqp_url, BATCH, IN_HAND - BATCH, 1)
         for _ in range(5):
+            await sent.fill(2 * IN_HAND)
             async with serving(amqp_url, database_url, **SETTINGS) as worker:
                 await until(lambda: worker.in_hand > 0)
         async with serving(amqp_url, database_url, **SETTINGS) as worker:

@@ -8,9 +8,10 @@ return, because closing a channel counts too. The more often a message was retur
     2                   a quarter of that
     3                   a quarter of that
     4                   a quarter of that
-    5 and more          1, after everything before it is settled
+    5 and more          1
 
-A message that is tried alone is a suspect. If it crashes the process, it is the oldest one in hand, and comes again first.
+Such a batch is stored when everything before it is settled. So a message that is tried alone, a suspect, is the oldest one
+in hand if it crashes the process, and comes again first.
 """
 
 from __future__ import annotations
@@ -29,6 +30,11 @@ ALONE_FROM = 5
 def is_suspect(delivery: Delivery) -> bool:
     """Whether a message must be tried alone."""
     return delivery.attempts >= ALONE_FROM
+
+
+def is_smaller(batch: Sequence[Delivery]) -> bool:
+    """Whether a batch has messages for which it was kept small, and everything before it must be settled first."""
+    return any(delivery.attempts > _HARMLESS for delivery in batch)
 
 
 def batch_length(waiting: Sequence[Delivery], batch_max: int) -> int:

@@ -22,7 +22,7 @@ from task_activity_log.pipeline import reply
 from task_activity_log.pipeline.hold import Abandoned, Hold
 from task_activity_log.pipeline.ports import D, DeadLetters, Intake, Replies, Settlement, Store, Watch
 from task_activity_log.pipeline.request import Request, Rules, decode
-from task_activity_log.pipeline.suspects import is_suspect
+from task_activity_log.pipeline.suspects import is_smaller
 from task_activity_log.pipeline.waves import halve, waves
 from task_activity_log.problem import UNREADABLE, Problem, Refused, Rejected, TimedOut, Unavailable
 from task_activity_log.record import Applied, Outcome
@@ -154,8 +154,8 @@ class Storing(_Stage[D]):
         await self.stored.put(None)
 
     async def _store_batch(self, batch: Sequence[D]) -> None:
-        if is_suspect(batch[0]):
-            # If it crashes the process, it must be the oldest one that is unsettled: that one is rejected in the end.
+        if is_smaller(batch):
+            # If it crashes the process, nothing before it may be unsettled: the oldest one is rejected in the end.
             await self.stored.join()
             await self.intake.synchronize()
         await self._store_all(batch)
