@@ -10,8 +10,8 @@ return, because closing a channel counts too. The more often a message was retur
     4                   a quarter of that
     5 and more          1
 
-Such a batch is stored when everything before it is settled. So a message that is tried alone, a suspect, is the oldest one
-in hand if it crashes the process, and comes again first.
+Such a smaller batch is stored when everything before it is settled, and is settled before anything else is stored. So a
+message that is tried alone, a suspect, is the oldest one in hand if it crashes the process, and comes again first.
 """
 
 from __future__ import annotations

@@ -139,6 +139,8 @@ class Storing(_Stage[D]):
     rules: Rules
     batch_max: int
     nulls: Literal["emit", "omit"]
+    smaller: bool = field(init=False, default=False)
+    """Whether the last batch was kept small because of its attempts."""
 
     async def run(self) -> None:
         """Store batch after batch until the intake drains."""
@@ -154,8 +156,9 @@ class Storing(_Stage[D]):
         await self.stored.put(None)
 
     async def _store_batch(self, batch: Sequence[D]) -> None:
-        if is_smaller(batch):
-            # If it crashes the process, nothing before it may be unsettled: the oldest one is rejected in the end.
+        before, self.smaller = self.smaller, is_smaller(batch)
+        if before or self.smaller:
+            # If the process crashes, only messages of this batch may be unsettled: the oldest one is rejected in the end.
             await self.stored.join()
             await self.intake.synchronize()
         await self._store_all(batch)

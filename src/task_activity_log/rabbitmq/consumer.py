@@ -17,6 +17,10 @@ from task_activity_log.rabbitmq.channel import wait_closed
 _ANSWER_SECONDS = 10.0
 """How long the broker may take to register or cancel a consumer."""
 
+NEAR_THE_LIMIT = 15
+"""From this many attempts on a message must be rejected if it is poison. Above 20 the broker dead-letters it by itself, and
+nobody is answered."""
+
 _CLOSE_SECONDS = 3.0
 """How long the broker may take to close a channel."""
 
@@ -34,7 +38,7 @@ class RabbitDelivery(Delivery):
         # At the first delivery a header of this name is the publisher's own.
         count = self.properties.headers.get("x-delivery-count") if redelivered else None
         self.attempts = count if isinstance(count, int) else 0
-        self.may_be_poison = tag == 1 or not consumer.single_active
+        self.may_be_poison = tag == 1 or not consumer.single_active or self.attempts >= NEAR_THE_LIMIT
 
 
 class Consumer:
