@@ -54,7 +54,10 @@ class FakeIntake:
         self.unsettled: list[Delivery] = []
         self.requeued: list[Delivery] = []
         self.proved: list[Delivery] = []
+        self.batches: list[list[Delivery]] = []
+        """What `take` returns before it takes anything from `waiting`."""
         self.renewed = 0
+        self.acknowledged_when_renewed: list[Delivery] = []
         self.synchronized = 0
         self.paused_by: set[str] = set()
         self.resumed = asyncio.Event()
@@ -64,12 +67,16 @@ class FakeIntake:
             self.waiting.put(delivery)
 
     async def take(self, most: int) -> list[Delivery] | None:
+        if self.batches:
+            self.unsettled += self.batches[0]
+            return self.batches.pop(0)
         taken = await self.waiting.take(most)
         self.unsettled += taken
         return taken or None
 
     async def renew(self) -> None:
         self.renewed += 1
+        self.acknowledged_when_renewed = list(self.acknowledged)
 
     async def synchronize(self) -> None:
         self.synchronized += 1

@@ -82,6 +82,12 @@ class MemoryBroker:
         self._ready.append(Queued(message, self._published))
         self.dispatch()
 
+    def return_some(self, attempts: Sequence[int]) -> None:
+        """Let the first messages of the queue have been delivered and returned that often."""
+        for count in attempts:
+            self._requeued.append(self._ready.popleft())
+            self._requeued[-1].attempts = count
+
     def consume(self, intake: "MemoryIntake") -> None:
         self._consumers.append(intake)
         self.dispatch()
@@ -243,9 +249,8 @@ class MemoryIntake:
         return len(self.unsettled)
 
     @property
-    def prefetch(self) -> int:
-        """That of the present registration; 0 if there is none."""
-        return self._registered
+    def waiting(self) -> int:
+        return len(self._waiting)
 
     async def take(self, most: int) -> list[Loan] | None:
         while True:
