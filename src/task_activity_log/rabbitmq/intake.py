@@ -40,6 +40,14 @@ class Intake:
     in hand.
     """
 
+    connected_since: float | None = None
+    """When the present connection was opened (`time.monotonic`); None while there is none. Set by `_session`."""
+    _consumer: Consumer | None = None  # set by `_register`
+    _finish_until: float | None = None  # set by `stop`: when nothing more is taken (`time.monotonic`)
+    _ready = False  # whether the present connection may consume; set by `_consume`
+    _seen_others = False  # set at the first connection
+    _suspects = False  # whether the last batch was a suspect; set by `take`
+
     def __init__(
         self,
         options: LinkOptions,
@@ -63,8 +71,7 @@ class Intake:
             batch_max: how many deliveries may be processed together.
             poison_from: the attempts from which a message is rejected without being tried.
             declare_topology: whether to declare the queues, or only to check that they exist.
-            before_consuming: awaited on each new connection before it consumes. What is delivered while the database is
-                away uses up deliveries that the broker counts.
+            before_consuming: awaited on each new connection. What is delivered in an outage uses up counted deliveries.
             on_lost: called when a connection that consumed is lost.
             on_late: called with the number of deliveries that could not be acknowledged any more.
             on_suspects: called with messages that may have crashed a worker, before the first of them is tried alone.
@@ -79,15 +86,8 @@ class Intake:
         self._waiting: Waiting[RabbitDelivery] = Waiting()  # filled by the consumer
         self._pace = Pace(prefetch, batch_max, poison_from, single_active=topology.single_active_consumer)
         self._pacing = asyncio.Lock()  # held while a consumer is registered, acknowledges or is closed
-        self._consumer: Consumer | None = None  # set by `_register`
-        self._finish_until: float | None = None  # set by `stop`: when nothing more is taken (`time.monotonic`)
-        self._ready = False  # whether the present connection may consume; set by `_consume`
         self._wanted = asyncio.Event()  # whether a channel is to be opened; set by `_repaced`
         self._registered = asyncio.Event()  # set by `_register`, cleared when the connection is lost
-        self._seen_others = False  # set at the first connection
-        self._suspects = False  # whether the last batch was a suspect; set by `take`
-        self.connected_since: float | None = None
-        """When the present connection was opened (`time.monotonic`); None while there is none. Set by `_session`."""
 
     @property
     def consuming(self) -> bool:
