@@ -26,7 +26,7 @@ async def make_suspicious(amqp_url: str, before: int, count: int, deliveries: in
 
 
 async def take(channel: AbstractChannel, count: int) -> tuple[AbstractQueue, str]:
-    """Consume until so many messages are in hand, and settle none; the queue and the consumer's tag."""
+    """Consume until `count` messages are in hand, and settle none; the queue and the consumer's tag."""
     taken = asyncio.Semaphore(0)
 
     async def on_message(_: AbstractIncomingMessage) -> None:

@@ -550,7 +550,7 @@ async def test_stopping_takes_nothing_more(hold: Hold) -> None:
         assert held.late == []
 
 
-async def test_what_is_in_hand_is_taken_for_a_while_after_stopping(hold: Hold) -> None:
+async def test_after_stopping_the_rest_in_hand_is_taken(hold: Hold) -> None:
     """Nothing comes in place of what is finished, so it ends."""
     async with hold(prefetch=4) as held:
         await held.prove()

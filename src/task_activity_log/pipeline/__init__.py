@@ -5,6 +5,6 @@ ports       what the worker needs from the broker, the database and telemetry
 request     delivery to request: media type, update mode, version, key           pure
 reply       outcome to reply: body and properties                                pure
 waves       splits a batch into waves; halves a wave                             pure
-suspects    messages that may have crashed a worker                              pure
+suspects    smaller batches of messages that may have crashed a worker           pure
 hold        waits out an outage
 """

@@ -209,6 +209,7 @@ class _TracedIntake(Generic[D]):
 
     async def renew(self) -> None:
         await self._intake.renew()
+        self._tracing.end_all()
 
     async def synchronize(self) -> None:
         await self._intake.synchronize()
