@@ -54,7 +54,11 @@ class FakeIntake:
         self.unsettled: list[Delivery] = []
         self.requeued: list[Delivery] = []
         self.proved: list[Delivery] = []
-        self.requeued_one_by_one = False
+        self.batches: list[list[Delivery]] = []
+        """What `take` returns before it takes anything from `waiting`."""
+        self.renewed = 0
+        self.acknowledged_when_renewed: list[Delivery] = []
+        self.synchronized = 0
         self.paused_by: set[str] = set()
         self.resumed = asyncio.Event()
 
@@ -62,15 +66,23 @@ class FakeIntake:
         for delivery in deliveries:
             self.waiting.put(delivery)
 
-    async def take(self, most: int) -> list[Delivery]:
+    async def take(self, most: int) -> list[Delivery] | None:
+        if self.batches:
+            self.unsettled += self.batches[0]
+            return self.batches.pop(0)
         taken = await self.waiting.take(most)
         self.unsettled += taken
-        return taken
+        return taken or None
 
-    def take_waiting(self, most: int) -> list[Delivery]:
-        taken = self.waiting.take_waiting(most)
-        self.unsettled += taken
-        return taken
+    async def renew(self) -> None:
+        self.renewed += 1
+        self.acknowledged_when_renewed = list(self.acknowledged)
+
+    async def synchronize(self) -> None:
+        self.synchronized += 1
+
+    def has(self, delivery: Delivery) -> bool:
+        return delivery in self.unsettled
 
     async def acknowledge(self, deliveries: Sequence[Delivery]) -> None:
         self.acknowledged += deliveries
@@ -79,9 +91,6 @@ class FakeIntake:
     @property
     def in_hand(self) -> int:
         return len(self.unsettled) + len(self.waiting)
-
-    def has(self, delivery: Delivery) -> bool:
-        return delivery in self.unsettled
 
     async def prove(self, deliveries: Sequence[Delivery]) -> None:
         self.proved += deliveries
@@ -93,10 +102,9 @@ class FakeIntake:
         self.paused_by.discard(by)
         self.resumed.set()
 
-    async def requeue(self, *, one_by_one: bool = False) -> int:
+    async def requeue(self) -> int:
         count = len(self.unsettled)
         self.requeued += self.unsettled
-        self.requeued_one_by_one = one_by_one
         self.waiting.clear()
         self.unsettled = []
         return count
@@ -265,9 +273,6 @@ class FakeWatch:
 
     def released(self, place: str, seconds: float) -> None:
         assert seconds >= 0, place
-
-    def set_apart(self, suspects: Sequence[D]) -> None:
-        assert suspects
 
     async def settled(self, count: int) -> None:
         """Return once `count` messages are settled."""

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 
 from task_activity_log.aio import Waiting
 from task_activity_log.message import Delivery
-from task_activity_log.rabbitmq.pace import Pace, Register, Step
+from task_activity_log.rabbitmq.consumer import NEAR_THE_LIMIT
+from task_activity_log.rabbitmq.pace import Pace, State
 
 DELIVERY_LIMIT = 20
 
@@ -30,10 +31,6 @@ class Loan(Delivery):
     """One delivery of a message, as RabbitMQ tells it from others: a message that comes again has another tag."""
 
     queued: Queued = field(kw_only=True)
-    channel: int = field(kw_only=True)
-    """The number of its connection."""
-    consumer: int = field(kw_only=True)
-    """The number of the registration that it came by. Each has a prefetch of its own."""
     tag: int = field(kw_only=True)
     """Never used again by its intake."""
 
@@ -46,10 +43,26 @@ class MemoryBroker:
     as a consumer has everything that was requeued in hand before it is interrupted again.
     """
 
-    def __init__(self, settled: Callable[[Delivery], None], *, by_position: bool) -> None:
-        """`settled` is called with each message that is acknowledged, before it is gone."""
+    def __init__(
+        self,
+        settled: Callable[[Delivery], None],
+        *,
+        by_position: bool,
+        single_active: bool = False,
+        drops: bool = False,
+    ) -> None:
+        """No messages yet.
+
+        Args:
+            settled: called with each message that is acknowledged, before it is gone.
+            by_position: see above.
+            single_active: whether only one consumer gets messages, until its channel is closed or cancelled.
+            drops: whether acknowledgements that come with the end of a channel are lost.
+        """
         self._settled = settled
         self._by_position = by_position
+        self._drops = drops
+        self.single_active = single_active
         self._ready: deque[Queued] = deque()
         self._requeued: deque[Queued] = deque()
         self._consumers: list[MemoryIntake] = []
@@ -69,19 +82,49 @@ class MemoryBroker:
         self._ready.append(Queued(message, self._published))
         self.dispatch()
 
+    def return_some(self, attempts: Sequence[int]) -> None:
+        """Let the first messages of the queue have been delivered and returned that often."""
+        for count in attempts:
+            self._requeued.append(self._ready.popleft())
+            self._requeued[-1].attempts = count
+
     def consume(self, intake: "MemoryIntake") -> None:
         self._consumers.append(intake)
         self.dispatch()
 
     def cancel(self, intake: "MemoryIntake") -> None:
+        """The next consumer may become the active one, whatever this one has in hand."""
         if intake in self._consumers:
             self._consumers.remove(intake)
+        self.dispatch()
 
-    def settle(self, queued: Queued) -> None:
-        self._settled(queued.message)
-        self.unsettled -= 1
+    def acknowledge(self, intake: "MemoryIntake", loans: Sequence[Loan]) -> None:
+        """Settle these. The broker sends others in their place at once."""
+        for loan in loans:
+            intake.unsettled.pop(loan.tag, None)
+            intake.room += intake in self._consumers
+            self._settled(loan.queued.message)
+            self.unsettled -= 1
+        self.dispatch()
 
-    def requeue(self, back: Sequence[Queued]) -> None:
+    def close(self, intake: "MemoryIntake", acknowledged: Sequence[Loan] = ()) -> int:
+        """Close the channel, after these acknowledgements: all that it has in hand comes again; how many messages.
+
+        Only then is the next consumer given anything.
+        """
+        left = len(intake.unsettled)
+        if self._drops:
+            intake.unsettled |= {loan.tag: loan for loan in acknowledged}
+            intake.unsettled = dict(sorted(intake.unsettled.items()))
+        else:
+            self.acknowledge(intake, acknowledged)
+        intake.room = 0
+        back, intake.unsettled = intake.unsettled, {}
+        self._requeue([loan.queued for loan in back.values()])
+        self.cancel(intake)
+        return left
+
+    def _requeue(self, back: Sequence[Queued]) -> None:
         """Return these in this order. It counts as a failed delivery of each."""
         for queued in back:
             queued.attempts += 1
@@ -92,15 +135,18 @@ class MemoryBroker:
                 self._requeued.append(queued)
         if self._by_position:
             self._requeued = deque(sorted(self._requeued, key=lambda queued: queued.position))
-        self.dispatch()
 
     def dispatch(self) -> None:
-        """Hand out what can be, to each consumer in turn."""
-        while self.ready and (free := [one for one in self._consumers if one.has_room]):
+        """Hand out what can be: to each consumer in turn, or to the active one."""
+        while self.ready and (free := [one for one in self._receivers() if one.room > 0]):
             intake = free[0]
-            self._consumers.remove(intake)
-            self._consumers.append(intake)
+            if not self.single_active:
+                self._consumers.remove(intake)
+                self._consumers.append(intake)
             intake.deliver((self._requeued or self._ready).popleft())
+
+    def _receivers(self) -> Sequence["MemoryIntake"]:
+        return self._consumers[:1] if self.single_active else self._consumers
 
 
 class MemoryIntake:
@@ -110,124 +156,169 @@ class MemoryIntake:
         self,
         broker: MemoryBroker,
         prefetch: int,
+        batch_max: int,
         before_consuming: Callable[[], Awaitable[object]],
         on_late: Callable[[int], None] = lambda _: None,
+        poison_from: int = 10,
     ) -> None:
         self._broker = broker
         self._before_consuming = before_consuming
         self._on_late = on_late
-        self._pace = Pace(prefetch)
+        self._pace = Pace(prefetch, batch_max, poison_from, single_active=broker.single_active)
         self._waiting: Waiting[Loan] = Waiting()
-        self._unsettled: dict[int, Loan] = {}  # by tag, in the order delivered
-        self._channel = self._consumer = self._tag = 0  # the last number of each
-        self._room = 0  # how many more the present registration may be sent
-        self.consuming = False
-        """Whether a consumer is registered. Changed by `_take_step` and `_cancel` alone."""
-        self._registered = asyncio.Event()
-        self._lost = asyncio.Event()
+        self._kept: dict[int, Loan] = {}  # finished, with the acknowledgement kept back
+        self._tag = self._first_tag = 0  # the last tag, and the first one of the channel
+        self._registered = 0  # the prefetch; 0 while there is no consumer
+        self._ready = False  # whether there is a connection that may consume
+        self._finish_until: float | None = None
+        self._changed = asyncio.Event()
+        self._consuming = asyncio.Event()
+        self.unsettled: dict[int, Loan] = {}
+        """By tag, in the order delivered. Changed by the broker too."""
+        self.room = 0
+        """How many more the present registration may be sent. Changed by the broker too."""
+        self.in_hand_when_taken = 0
+        """How many were in hand when the last batch was taken."""
 
     async def run(self) -> None:
         """Connect, and again whenever the connection is lost."""
         while True:
-            self._lost.clear()
+            self._changed.clear()
             await self._before_consuming()
-            if not self._lost.is_set():
-                self._channel += 1
-                self._take_step(self._pace.connected())
-                await self._lost.wait()
+            self._ready = True
+            while self._ready:
+                if self._pace.wanted and self._pace.state is State.CLOSED:
+                    self._first_tag = self._tag + 1
+                    self._pace.opened()
+                    self._register(self._pace.wanted)
+                await self._changed.wait()
+                self._changed.clear()
             await asyncio.sleep(0.5)
+
+    def _register(self, prefetch: int) -> None:
+        self._registered = self.room = prefetch
+        self._consuming.set()
+        self._broker.consume(self)
 
     def lose(self) -> None:
         """The connection is gone, and the broker knows: everything in hand goes back to the queue."""
-        self._cancel()
-        self._pace.lost()
-        self._lost.set()
-        self._registered.clear()
-        self._requeue_all()
+        self._ready = False
+        self._consuming.clear()
+        self._close(())
+        self._pace.closed()
+        self._repaced()
 
-    async def wait_consuming(self) -> None:
-        await self._registered.wait()
+    def _close(self, acknowledged: Sequence[Loan]) -> int:
+        self.unsettled |= {loan.tag: loan for loan in self._kept.values() if loan not in acknowledged}
+        self.unsettled = dict(sorted(self.unsettled.items()))
+        self._kept.clear()
+        self._waiting.clear()
+        self._registered = 0
+        return self._broker.close(self, acknowledged)
+
+    def _repaced(self) -> None:
+        self._changed.set()
+        self._waiting.wake()
 
     @property
-    def has_room(self) -> bool:
-        return self._room > 0
+    def consuming(self) -> bool:
+        return self._consuming.is_set() and self._pace.wanted > 0
+
+    async def wait_consuming(self) -> None:
+        await self._consuming.wait()
 
     def deliver(self, queued: Queued) -> None:
         self._tag += 1
-        self._room -= 1
+        self.room -= 1
         loan = Loan(
             queued.message.body, queued.message.properties, queued.attempts,
-            queued=queued, channel=self._channel, consumer=self._consumer, tag=self._tag,
+            may_be_poison=(
+                self._tag == self._first_tag or not self._broker.single_active or queued.attempts >= NEAR_THE_LIMIT
+            ),
+            queued=queued, tag=self._tag,
         )  # fmt: skip
-        self._unsettled[loan.tag] = loan
-        self._waiting.put(loan)
+        self.unsettled[loan.tag] = loan
+        if self._registered:
+            self._waiting.put(loan)
 
-    def has(self, loan: Loan) -> bool:
-        """Whether it is not settled, and its connection not lost."""
-        return loan.tag in self._unsettled
+    def has(self, delivery: Loan) -> bool:
+        return delivery.tag in self.unsettled
 
     @property
     def in_hand(self) -> int:
-        return len(self._unsettled)
+        return len(self.unsettled)
 
-    async def take(self, most: int) -> list[Loan]:
-        return await self._waiting.take(most)
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
 
-    def take_waiting(self, most: int) -> list[Loan]:
-        return self._waiting.take_waiting(most)
+    async def take(self, most: int) -> list[Loan] | None:
+        while True:
+            stopped = self._finish_until is not None
+            now = asyncio.get_running_loop().time()
+            if stopped and (not self._waiting or now >= (self._finish_until or 0)):
+                return None
+            if self._waiting and not self._pace.paused_by:
+                self.in_hand_when_taken = self.in_hand
+                if count := self._pace.batch(self._waiting.peek(most), self.in_hand):
+                    return self._waiting.take_waiting(count)
+                return None if stopped else []
+            await self._waiting.changed()
+
+    async def renew(self) -> None:
+        await self.requeue()
+
+    async def synchronize(self) -> None:
+        await asyncio.sleep(0)
 
     async def acknowledge(self, deliveries: Sequence[Loan]) -> None:
         await asyncio.sleep(0)
-        handled = [loan for loan in deliveries if loan.channel == self._channel]
-        unsettled = [loan for loan in handled if self.has(loan)]
-        self._take_step(self._pace.settled(handled, len(unsettled)), unsettled)
+        unsettled = [loan for loan in deliveries if self.has(loan)]
+        self._pace.settled(unsettled)
+        self._settle(unsettled)
         if late := len(deliveries) - len(unsettled):
             self._on_late(late)
 
     async def prove(self, deliveries: Sequence[Loan]) -> None:
         await asyncio.sleep(0)
-        self._take_step(self._pace.proved() if deliveries else None)
+        self._pace.proved([loan for loan in deliveries if self.has(loan)])
+        self._settle(())
+
+    def _settle(self, finished: Sequence[Loan]) -> None:
+        for loan in finished:
+            del self.unsettled[loan.tag]
+            self._kept[loan.tag] = loan
+        if self._pace.state in (State.CLOSED, State.CLOSING):
+            return
+        kept = list(self._kept.values())
+        self._kept.clear()
+        if self._pace.wanted > self._registered:
+            self.room = 0
+            self._broker.cancel(self)
+            self._broker.acknowledge(self, kept)
+            self._register(self._pace.wanted)
+        else:
+            self._broker.acknowledge(self, kept)
 
     async def pause(self, by: str) -> None:
         await asyncio.sleep(0)
-        self._take_step(self._pace.pause(by))
+        self._pace.pause(by)
+        self._repaced()
 
     async def resume(self, by: str) -> None:
         await asyncio.sleep(0)
-        self._take_step(self._pace.resume(by))
+        self._pace.resume(by)
+        self._settle(())
+        self._repaced()
 
-    async def requeue(self, *, one_by_one: bool = False) -> int:
+    async def requeue(self) -> int:
         await asyncio.sleep(0)
-        count = self._requeue_all()
-        self._take_step(self._pace.requeued(count, one_by_one=one_by_one))
+        count = self._close(list(self._kept.values()))
+        self._pace.closed(count)
+        self._repaced()
         return count
 
-    async def stop(self) -> None:
-        self._waiting.close()
-        self._take_step(self._pace.stop())
-
-    def _take_step(self, step: Step | None, acknowledged: Sequence[Loan] = ()) -> None:
-        if step is not None:
-            self._cancel()
-        for loan in acknowledged:
-            del self._unsettled[loan.tag]
-            self._broker.settle(loan.queued)
-            self._room += self.consuming and loan.consumer == self._consumer
-        if isinstance(step, Register):
-            self._consumer += 1
-            self._room = step.prefetch
-            self.consuming = True
-            self._registered.set()
-            self._broker.consume(self)
-        self._broker.dispatch()
-
-    def _cancel(self) -> None:
-        self._room = 0
-        self.consuming = False
-        self._broker.cancel(self)
-
-    def _requeue_all(self) -> int:
-        self._waiting.clear()
-        back, self._unsettled = [loan.queued for loan in self._unsettled.values()], {}
-        self._broker.requeue(back)
-        return len(back)
+    async def stop(self, finish_seconds: float = 0.0) -> None:
+        self._finish_until = asyncio.get_running_loop().time() + finish_seconds
+        self._pace.stop()
+        self._repaced()

@@ -5,6 +5,7 @@ import random
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from itertools import islice
 from typing import Any, Generic, TypeVar
 
 Item = TypeVar("Item")
@@ -38,6 +39,19 @@ class Waiting(Generic[Item]):
             self._changed.clear()
             await self._changed.wait()
         return [] if self._closed else self.take_waiting(most)
+
+    def peek(self, most: int) -> list[Item]:
+        """What would be taken now, at most `most`. It is not taken."""
+        return list(islice(self._items, most))
+
+    async def changed(self) -> None:
+        """Wait until something is put, or until `wake` or `close` is called."""
+        self._changed.clear()
+        await self._changed.wait()
+
+    def wake(self) -> None:
+        """End each wait for a change, because what may be taken has changed."""
+        self._changed.set()
 
     def take_waiting(self, most: int) -> list[Item]:
         """Take the items that are waiting now, at most `most`. May be empty."""

@@ -70,3 +70,6 @@ class Delivery:
     properties: Properties = field(default_factory=Properties)
     attempts: int = 0
     """How often the message was delivered before without being settled; 0 if the broker does not count."""
+    may_be_poison: bool = True
+    """Whether it is rejected when it has too many attempts. False for what a single active consumer was given behind other
+    messages: its attempts grow with those of a message before it."""

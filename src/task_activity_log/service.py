@@ -35,6 +35,12 @@ if TYPE_CHECKING:  # it imports OpenTelemetry
 
 log = structlog.get_logger(__name__)
 
+_FINISHING_SHARE = 1 / 3
+"""The part of the drain limit in which messages in hand are still taken. The batches under way then get another third."""
+
+_CLOSING_SHARE = 1 / 4
+"""The part of the drain limit that is left to return messages to the queue and to close the connections."""
+
 _TRIM_EVERY_SECONDS = 60.0
 _TRIM_CHUNK = 5_000
 
@@ -63,10 +69,13 @@ class Service:
             link,
             topology,
             prefetch=settings.prefetch,
+            batch_max=settings.batch_max,
+            poison_from=settings.poison_from,
             declare_topology=settings.topology == "declare",
             before_consuming=self._ready_to_consume,
             on_lost=count["task_activity_log_connections_lost_total"].labels("intake").inc,
             on_late=count["task_activity_log_late_settlements_total"].inc,
+            on_suspects=self._watch.set_apart,
         )
         self._tasks = self._intake if traces is None else traces.intake(self._intake)
         replies = Replies(
@@ -166,18 +175,22 @@ class Service:
             log.warning("prefetch_reduced", prefetch=prefetch, why="WORKER_MEMORY_LIMIT_BYTES")
 
     async def _drain(self, working: asyncio.Task[None]) -> None:
-        """Let the worker finish its current batches, within the drain limit, and requeue the other deliveries."""
+        """Let the worker finish what is in hand, or only the batches under way, and requeue the rest, all in time."""
+        limit = self._settings.drain_limit_seconds
         try:
-            async with asyncio.timeout(self._settings.drain_limit_seconds):
+            async with asyncio.timeout(limit * (1 - _CLOSING_SHARE)):
                 self._worker.drain()
-                await self._intake.stop()
+                await self._intake.stop(limit * _FINISHING_SHARE)
                 await working
-                log.info("drained", given_back=await self._tasks.requeue())
+            log.info("drained", given_back=await self._tasks.requeue())
         except TimeoutError:
             log.warning("drain_limit_reached", in_hand=self._intake.in_hand, what_is_in_hand="will be redelivered")
             await end(working)
             if not working.cancelled():
                 working.result()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(limit * _CLOSING_SHARE):
+                    await self._tasks.requeue()  # what is finished is acknowledged with it
 
     async def _ready_to_consume(self) -> None:
         """Return once a message could be stored and answered."""

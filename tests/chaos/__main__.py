@@ -57,14 +57,16 @@ def _plan() -> Plan:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
     parser.add_argument("--seconds", type=float, default=60, help="how long faults are injected (60)")
     parser.add_argument("--seed", type=int, default=secrets.randbelow(10_000), help="seed of an earlier run (random)")
-    parser.add_argument("--workers", type=int, default=0, help="number of workers (2 with --versions, 1 with --order)")
+    parser.add_argument("--workers", type=int, default=0, help="number of workers (2, but 1 with --order alone)")
     parser.add_argument("--rate", type=float, default=60, help="messages published a second (60)")
     parser.add_argument("--gap", type=float, default=2.5, help="mean seconds between two faults (2.5)")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--versions", action="store_true", help="requests have versions; the newest must win (default)")
     what.add_argument("--order", action="store_true", help="requests have no versions; their order must be kept")
     parser.add_argument(
-        "--single-active", action="store_true", help="single active consumer; with --order, also half-open connections"
+        "--single-active",
+        action="store_true",
+        help="single active consumer; with --order, also half-open connections, and with two workers hand-overs",
     )
     parser.add_argument(
         "--pgbouncer", action="store_true", help="put pgbouncer in transaction mode before the database"
@@ -73,7 +75,7 @@ def _plan() -> Plan:
     return Plan(
         seconds=given.seconds,
         seed=given.seed,
-        workers=given.workers or (1 if given.order else 2),
+        workers=given.workers or (1 if given.order and not given.single_active else 2),
         versions=not given.order,
         single_active=given.single_active,
         pgbouncer=given.pgbouncer,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from random import Random
 from typing import TypeAlias
@@ -55,7 +55,7 @@ class Faults:
                     task = asyncio.ensure_future(fault(self))
                     self._under_way.add(task)
                     task.add_done_callback(self._over)
-                    if self.plan.in_order:
+                    if self.plan.in_order and not self.plan.single_active:
                         await self._recovered(task)
         except TimeoutError:
             self.journal.note("no more faults")
@@ -67,7 +67,8 @@ class Faults:
 
         A quorum queue redelivers requeued messages in the order in which they were requeued. If the next fault requeued
         some messages while others from an earlier fault were still waiting, they would be redelivered out of order.
-        Without versions, order is therefore promised for one interruption at a time only.
+        Without versions, order is therefore promised for one interruption at a time only; but a single active consumer
+        has all of them in hand at once, and keeps the order through any interruption.
         """
         await asyncio.wait({fault})
         await asyncio.sleep(1)  # the workers may need some time to notice the fault
@@ -85,6 +86,7 @@ class Faults:
         return [
             (worker_killed, 6),
             (worker_terminated, 4),
+            (handed_over, 6 if self.plan.hand_overs else 0),
             (worker_frozen, 3),
             (broker_killed, 0.7),
             (broker_restarted, 0.7),
@@ -136,6 +138,21 @@ async def worker_terminated(faults: Faults) -> None:
     async with faults.lock_of(worker):
         faults.journal.fault("worker terminated", worker.name)
         await worker.terminate(faults.journal, faults.fleet.failures)
+
+
+async def handed_over(faults: Faults) -> None:
+    """The workers drain one after the other while the database is slow and a backlog has built up."""
+    async with AsyncExitStack() as stack:
+        for worker in faults.fleet.workers:
+            await stack.enter_async_context(faults.lock_of(worker))
+        faults.journal.fault("handed over", "under a backlog")
+        for worker in faults.fleet.workers:
+            worker.database.delay(0.3)
+        await asyncio.sleep(faults.seconds(1, 4))
+        for worker in faults.fleet.workers:
+            await worker.terminate(faults.journal, faults.fleet.failures)
+        for worker in faults.fleet.workers:
+            worker.database.delay(0)
 
 
 async def worker_frozen(faults: Faults) -> None:

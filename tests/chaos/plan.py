@@ -36,6 +36,11 @@ class Plan:
         """Whether faults may include half-open connections. Order survives them only with a single active consumer."""
         return self.versions or self.single_active
 
+    @property
+    def hand_overs(self) -> bool:
+        """Whether a worker stands by for the single active one."""
+        return self.single_active and self.workers > 1
+
     def command(self) -> str:
         """The command line that repeats this run."""
         flags = ["--versions" if self.versions else "--order"]

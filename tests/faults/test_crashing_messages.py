@@ -13,8 +13,10 @@ from task_activity_log.pipeline.request import Request, Rules, decode
 from task_activity_log.rabbitmq.consumer import RabbitDelivery
 from task_activity_log.service import Service
 from task_activity_log.settings import load
+from tests import audit_trigger
 from tests.asking import Connection
 from tests.faults.conversation import TOPOLOGY, conversing
+from tests.numbered import backlog
 
 OTHERS = 1000
 
@@ -26,13 +28,14 @@ class Crash(Exception):
 class Fleet:
     """Workers that are started again when they crash."""
 
-    def __init__(self, amqp_url: str, database_url: str) -> None:
+    def __init__(self, amqp_url: str, database_url: str, **variables: str) -> None:
         self._variables = {
             "AMQP_URL": amqp_url,
             "DATABASE_URL": database_url,
             "HTTP_HOST": "127.0.0.1",
             "HTTP_PORT": "0",
             "WORKER_BATCH_MAX": "50",
+            **variables,
         }
         self._services: dict[int, Service] = {}
         self._stopping = False
@@ -78,17 +81,52 @@ async def test_a_message_that_crashes_the_worker_is_rejected_alone(
         await asyncio.gather(*running)
         assert outcomes == ["inserted"] * OTHERS + ["rejected"]
         # After ten deliveries it is rejected without being decoded. A busy worker requeues it, to take it again alone;
-        # before RabbitMQ 4.3 that counts as a delivery, so with several workers there may be fewer crashes.
+        # that counts as a delivery, so with several workers there may be fewer crashes.
         assert fleet.crashes == 10 if workers == 1 else 3 <= fleet.crashes <= 10
         assert [message.headers["x-error-code"] for message in await talk.kept()] == ["poison_message"]
     assert await admin.fetchval("SELECT count(*) FROM task_activity_log") == OTHERS
+
+
+async def test_messages_that_crash_a_single_active_worker_are_rejected_alone(
+    amqp_url: str, database_url: str, admin: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Everything stays in hand with them, to keep the order, so that all have the same attempts. Only the first one of a
+    new consumer is rejected: it is what the last one was working on."""
+    crashing = {UUID(int=1), UUID(int=2)}
+
+    def crash_on_them(delivery: Delivery, rules: Rules) -> Request[Delivery]:
+        request = decode(delivery, rules)
+        if request.record.id in crashing:
+            raise Crash
+        return request
+
+    monkeypatch.setattr(worker, "decode", crash_on_them)
+    await audit_trigger.install(admin)
+    talking = conversing(amqp_url, answers=False, single_active_consumer=True)
+    async with backlog(amqp_url, records=10) as sent, talking as talk:
+        await sent.send(30)
+        await talk.send(UUID(int=1))
+        await sent.send(30)
+        await talk.send(UUID(int=2))
+        await sent.send(340)
+        fleet = Fleet(amqp_url, database_url, WORKER_SINGLE_ACTIVE_CONSUMER="true")
+        running = [asyncio.create_task(fleet.run(number)) for number in range(2)]
+        async with asyncio.timeout(100):
+            while await sent.dead_letters() < 2 or await sent.answered() < 402:
+                await asyncio.sleep(0.05)
+        fleet.drain()
+        await asyncio.gather(*running)
+        # The first one crashes ten workers. The second one has come as often, and crashes one more.
+        assert fleet.crashes == 11
+        assert [message.headers["x-error-code"] for message in await talk.kept()] == ["poison_message"] * 2
+        assert await sent.disorder(admin) == []
 
 
 @pytest.mark.parametrize("workers", [1, 3])
 async def test_crashes_without_a_guilty_message_reject_no_message(
     amqp_url: str, database_url: str, monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:
-    """Workers crash three times with many messages in hand. Many become suspects, and all are stored."""
+    """Workers crash three times with many messages in hand. Many were delivered several times, and all are stored."""
     crashes = 0
 
     def crash_three_times(delivery: Delivery, rules: Rules) -> Request[Delivery]:

@@ -1,36 +1,123 @@
 """The order in which RabbitMQ redelivers what was requeued: order per record depends on it."""
 
 import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import aio_pika
 import pytest
+from aiormq.abc import AbstractChannel
 
-from task_activity_log.aio import end
+from task_activity_log.aio import Waiting, end
+from task_activity_log.rabbitmq.channel import open_channel
+from task_activity_log.rabbitmq.consumer import Consumer, RabbitDelivery
+from task_activity_log.rabbitmq.frames import Inbound
 from task_activity_log.rabbitmq.intake import Intake
-from task_activity_log.rabbitmq.link import LinkOptions
-from task_activity_log.rabbitmq.topology import Topology
+from task_activity_log.rabbitmq.link import LinkOptions, connect
+from task_activity_log.rabbitmq.topology import Topology, declare
+
+TOPOLOGY = Topology(single_active_consumer=True)
+
+
+async def publish(channel: aio_pika.abc.AbstractChannel, *bodies: int) -> None:
+    exchange = await channel.get_exchange(TOPOLOGY.requests_exchange, ensure=False)
+    await asyncio.gather(*(exchange.publish(aio_pika.Message(b"%d" % body), "upsert") for body in bodies))
 
 
 @pytest.mark.parametrize("count", [1, 32, 33, 64, 1000])
 async def test_what_is_requeued_comes_again_in_order(amqp_url: str, count: int) -> None:
     """However much it is. On RabbitMQ 3.10 more than 32 messages that one nack requeues would come again in another order."""
-    topology = Topology()
-    intake = Intake(LinkOptions(amqp_url), topology, prefetch=count)
+    intake = Intake(LinkOptions(amqp_url), TOPOLOGY, prefetch=count, batch_max=count)
     running = asyncio.create_task(intake.run())
     await intake.wait_consuming()
     async with await aio_pika.connect(amqp_url) as connection:
         channel = await connection.channel()
-        exchange = await channel.get_exchange(topology.requests_exchange, ensure=False)
-        for number in range(-1, count):
-            await exchange.publish(aio_pika.Message(str(number).encode()), "upsert")
-        await intake.acknowledge(await intake.take(1))  # proves the consumer
+        for number in range(count):
+            await publish(channel, number)
         taken = 0
         while taken < count:
-            taken += len(await intake.take(count))
+            taken += len(await intake.take(count) or [])
         await intake.pause("test")
         assert await intake.requeue() == count
-        queue = await channel.get_queue(topology.requests_queue, ensure=False)
+        queue = await channel.get_queue(TOPOLOGY.requests_queue, ensure=False)
         again: asyncio.Queue[aio_pika.abc.AbstractIncomingMessage] = asyncio.Queue()
         await queue.consume(again.put, no_ack=True)
         assert [int((await again.get()).body) for _ in range(count)] == list(range(count))
     await end(running)
+
+
+@asynccontextmanager
+async def consuming(amqp_url: str) -> AsyncIterator[tuple[Consumer, Waiting[RabbitDelivery], AbstractChannel]]:
+    waiting: Waiting[RabbitDelivery] = Waiting()
+    async with connect(LinkOptions(amqp_url), "test") as (connection, frame_reader):
+        await declare(connection, TOPOLOGY)
+        channel = await open_channel(connection)
+        consumer = Consumer(channel, TOPOLOGY.requests_queue, waiting, single_active=True)
+        frame_reader.channels[channel.number] = Inbound(deliver=consumer.deliver)
+        yield consumer, waiting, channel
+
+
+async def test_closing_acknowledges_what_was_kept_back(amqp_url: str, caplog: pytest.LogCaptureFixture) -> None:
+    """In one write, after which nothing of it comes again. The driver takes the close for its own."""
+    async with await aio_pika.connect(amqp_url) as publisher, consuming(amqp_url) as (first, waiting, channel):
+        await first.register(10)
+        await publish(await publisher.channel(), *range(30))
+        deliveries: list[RabbitDelivery] = []
+        while len(deliveries) < 10:
+            deliveries += await waiting.take(10)
+        first.keep([delivery.tag for delivery in deliveries[:4]])
+        first.keep([deliveries[6].tag])
+        assert first.in_hand == 5
+        with caplog.at_level(logging.INFO):
+            assert await first.close() == 5
+            await first.wait_ended()
+        assert channel.is_closed
+        assert caplog.records == []
+        assert await waiting_count(publisher) == 25
+        async with consuming(amqp_url) as (second, others, _):
+            await second.register(25)
+            again: list[int] = []
+            while len(again) < 25:
+                again += [int(delivery.body) for delivery in await others.take(25)]
+            assert again == [4, 5, *range(7, 30)]
+
+
+async def waiting_count(connection: aio_pika.abc.AbstractConnection) -> int:
+    """How many messages are in the queue, once the broker has requeued what it was given back."""
+    channel = await connection.channel()
+    async with asyncio.timeout(30):
+        while True:
+            queue = await channel.declare_queue(TOPOLOGY.requests_queue, passive=True)
+            if (count := queue.declaration_result.message_count or 0) >= 25:
+                return count
+            await asyncio.sleep(0.01)
+
+
+async def test_a_consumer_can_be_closed_and_its_channel_number_used_again(amqp_url: str) -> None:
+    """The driver frees the number when the broker has answered. A hundred hand-overs need no second connection."""
+    numbers = set()
+    waiting: Waiting[RabbitDelivery] = Waiting()
+    async with connect(LinkOptions(amqp_url), "test") as (connection, _):
+        await declare(connection, TOPOLOGY)
+        for _ in range(100):
+            channel = await open_channel(connection)
+            numbers.add(channel.number)
+            consumer = Consumer(channel, TOPOLOGY.requests_queue, waiting, single_active=True)
+            await consumer.register(1)
+            await consumer.close()
+    assert len(numbers) == 1
+
+
+async def test_a_close_that_the_broker_does_not_answer_gives_the_connection_up(
+    amqp_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It neither hangs nor leaves a consumer behind that nobody waits for."""
+    monkeypatch.setattr("task_activity_log.rabbitmq.consumer._CLOSE_SECONDS", 0.05)
+    async with consuming(amqp_url) as (consumer, _, channel):
+        await consumer.register(1)
+        monkeypatch.setattr(channel.connection, "write_queue", asyncio.Queue())  # nobody sends it
+        with pytest.raises(TimeoutError):
+            await consumer.close()
+        with pytest.raises(ConnectionError, match="did not close"):
+            await consumer.wait_ended()

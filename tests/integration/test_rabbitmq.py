@@ -23,6 +23,7 @@ from task_activity_log.aio import end
 from task_activity_log.message import Properties
 from task_activity_log.pipeline.reply import Reply
 from task_activity_log.problem import Code, Problem, Unavailable
+from task_activity_log.rabbitmq.consumer import RabbitDelivery
 from task_activity_log.rabbitmq.dead_letters import DeadLetters
 from task_activity_log.rabbitmq.intake import Intake
 from task_activity_log.rabbitmq.link import LinkOptions, asking_the_driver
@@ -45,9 +46,16 @@ REPLY = Reply(
 )
 
 
+async def taken_from(intake: Intake, most: int) -> list[RabbitDelivery]:
+    """The next batch of an intake that is not stopping."""
+    batch = await intake.take(most)
+    assert batch
+    return batch
+
+
 @asynccontextmanager
 async def consuming(amqp_url: str, prefetch: int = 100, **options: Any) -> AsyncIterator[Intake]:
-    intake = Intake(LinkOptions(amqp_url), TOPOLOGY, prefetch=prefetch, **options)
+    intake = Intake(LinkOptions(amqp_url), TOPOLOGY, prefetch=prefetch, batch_max=prefetch, **options)
     task = asyncio.create_task(intake.run())
     try:
         await intake.wait_consuming()
@@ -105,7 +113,7 @@ async def test_a_delivery_is_what_the_driver_would_deliver(amqp_url: str, driver
             ),
             "upsert",
         )
-        (delivery,) = await intake.take(10)
+        (delivery,) = await taken_from(intake, 10)
         assert delivery.body == body
         assert (delivery.properties.content_type, delivery.properties.content_encoding) == ("application/json", "utf-8")
         assert (delivery.properties.correlation_id, delivery.properties.reply_to, delivery.properties.message_id) == (
@@ -139,7 +147,7 @@ async def test_batches_arrive_in_order_and_are_acknowledged_together(amqp_url: s
             await publisher.publish([to_requests(b"%d" % number) for number in range(start, start + 250)])
         taken: list[bytes] = []
         while len(taken) < 1000:
-            batch = await intake.take(150)
+            batch = await taken_from(intake, 150)
             taken += [delivery.body for delivery in batch]
             await intake.acknowledge(batch)
         assert taken == [b"%d" % number for number in range(1000)]
@@ -162,14 +170,14 @@ async def test_a_consumer_that_the_broker_cancels_consumes_again(amqp_url: str, 
         publishing(amqp_url) as publisher,
     ):
         await publisher.publish([to_requests(b"x")])
-        taken = await intake.take(1)
+        taken = await taken_from(intake, 1)
         await driver.queue_delete(TOPOLOGY.requests_queue)
         await lost.wait()
         await intake.acknowledge(taken)
         assert late == [1]
         await intake.wait_consuming()
         await publisher.publish([to_requests(b"again")])
-        assert [delivery.body for delivery in await intake.take(1)] == [b"again"]
+        assert [delivery.body for delivery in await taken_from(intake, 1)] == [b"again"]
 
 
 async def test_a_returned_message_is_not_confused_with_its_neighbours(amqp_url: str, driver: AbstractChannel) -> None:
@@ -270,7 +278,7 @@ async def test_direct_reply_to_is_answered(amqp_url: str, driver: AbstractChanne
     async with consuming(amqp_url) as intake, publishing(amqp_url) as publisher:
         exchange = await driver.get_exchange(TOPOLOGY.requests_exchange)
         await exchange.publish(aio_pika.Message(b"", reply_to="amq.rabbitmq.reply-to"), "upsert")
-        (delivery,) = await intake.take(1)
+        (delivery,) = await taken_from(intake, 1)
         replies = Replies(publisher, TOPOLOGY, on_given_up=given_up.append)
         await replies.publish([replace(REPLY, reply_to=delivery.properties.reply_to)])
         assert (await answers.get()).body == b"{}"
@@ -303,7 +311,7 @@ async def test_a_dead_letter_is_the_original_with_the_reason(amqp_url: str, driv
             ),
             "upsert",
         )
-        (delivery,) = await intake.take(1)
+        (delivery,) = await taken_from(intake, 1)
         problem = Problem(Code.UNSUPPORTED_MEDIA_TYPE, "é" * 600)
         await DeadLetters(publisher, TOPOLOGY.dead_letters_queue).keep([(delivery, problem)])
     (kept,) = await drain(driver, TOPOLOGY.dead_letters_queue, 1)
@@ -326,7 +334,7 @@ async def test_headers_that_would_not_fit_are_left_out(amqp_url: str, driver: Ab
     async with consuming(amqp_url) as intake, publishing(amqp_url) as publisher:
         exchange = await driver.get_exchange(TOPOLOGY.requests_exchange)
         await exchange.publish(aio_pika.Message(b"", headers={"large": "x" * 130_500}), "upsert")
-        (delivery,) = await intake.take(1)
+        (delivery,) = await taken_from(intake, 1)
         await DeadLetters(publisher, TOPOLOGY.dead_letters_queue).keep([(delivery, Problem(Code.EMPTY_BODY, "d"))])
     (kept,) = await drain(driver, TOPOLOGY.dead_letters_queue, 1)
     assert kept.headers["x-headers-dropped"] is True
@@ -350,7 +358,7 @@ async def test_a_queue_with_another_argument_is_used_as_it_is(
     with structlog.testing.capture_logs() as logged:
         async with consuming(amqp_url) as intake, publishing(amqp_url) as publisher:
             await publisher.publish([to_requests(b"x")])
-            assert len(await intake.take(1)) == 1
+            assert len(await taken_from(intake, 1)) == 1
     [warning] = [event for event in logged if event["event"] == "topology_differs"]
     assert warning["log_level"] == "warning"
     assert (warning["what"], warning["argument"]) == (f"queue {TOPOLOGY.requests_queue}", argument)
@@ -365,7 +373,7 @@ async def test_a_classic_queue_is_used_as_it_is(amqp_url: str, driver: AbstractC
     with structlog.testing.capture_logs() as logged:
         async with consuming(amqp_url) as intake, publishing(amqp_url) as publisher:
             await publisher.publish([to_requests(b"x")])
-            assert len(await intake.take(1)) == 1
+            assert len(await taken_from(intake, 1)) == 1
     [warning] = [event for event in logged if event["event"] == "topology_differs"]
     assert warning["what"] == f"queue {TOPOLOGY.requests_queue}"
     assert warning["argument"] in ARGUMENTS
@@ -401,7 +409,7 @@ async def test_checking_the_topology_reports_what_is_missing_and_declares_nothin
 
 async def test_an_intake_that_only_checks_consumes_once_everything_exists(amqp_url: str) -> None:
     """On an empty broker it declares nothing, and says what it is waiting for; later it consumes."""
-    intake = Intake(LinkOptions(amqp_url), TOPOLOGY, prefetch=1, declare_topology=False)
+    intake = Intake(LinkOptions(amqp_url), TOPOLOGY, prefetch=1, batch_max=1, declare_topology=False)
     with structlog.testing.capture_logs() as logged:
         task = asyncio.create_task(intake.run())
         while not logged:
@@ -433,7 +441,7 @@ async def test_a_driver_that_ends_a_call_with_its_own_cancellation_has_lost_the_
     async with publishing(amqp_url) as publisher, consuming(amqp_url) as intake:
         monkeypatch.setattr(aiormq.Channel, "basic_qos", AsyncMock(side_effect=asyncio.CancelledError))
         await publisher.publish([to_requests(b"first")])
-        await intake.acknowledge(await intake.take(1))  # registering the full prefetch meets it, too
+        await intake.acknowledge(await taken_from(intake, 1))  # registering the full prefetch meets it, too
     assert calls == 2
 
 

@@ -7,153 +7,125 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from task_activity_log.message import Delivery
-from task_activity_log.pipeline.suspects import SUSPICIOUS_FROM
-from task_activity_log.rabbitmq.pace import Cancel, Pace, Register, State, Step
+from task_activity_log.pipeline.suspects import ALONE_FROM, batch_length, is_smaller
+from task_activity_log.rabbitmq.pace import Pace, State
 
-FULL = 4
-HARMLESS, SUSPECT = Delivery(b"", attempts=SUSPICIOUS_FROM - 1), Delivery(b"", attempts=SUSPICIOUS_FROM)
+FULL, BATCH_MAX, POISON_FROM = 4, 2, 10
+HARMLESS, SUSPECT = Delivery(b"", attempts=ALONE_FROM - 1), Delivery(b"", attempts=ALONE_FROM)
 
-Event = Callable[[Pace], Step | None]
+Event = Callable[[Pace], object]
 
 EVENTS: dict[str, Event] = {
-    "connected": Pace.connected,
-    "lost": Pace.lost,
-    "a harmless message is settled": lambda pace: pace.settled([HARMLESS], 1),
-    "a suspect is settled": lambda pace: pace.settled([SUSPECT], 1),
-    "a harmless message is settled late": lambda pace: pace.settled([HARMLESS], 0),
-    "nothing is settled": lambda pace: pace.settled([], 0),
-    "a message is proved": lambda pace: pace.proved(),
+    "opened": Pace.opened,
+    "lost": Pace.closed,
+    "two are returned": lambda pace: pace.closed(2),
+    "a harmless message is settled": lambda pace: pace.settled([HARMLESS]),
+    "a suspect is settled": lambda pace: pace.settled([SUSPECT]),
+    "nothing is settled": lambda pace: pace.settled([]),
+    "a harmless message is proved": lambda pace: pace.proved([HARMLESS]),
+    "a suspect is proved": lambda pace: pace.proved([SUSPECT]),
+    "a suspect comes alone": lambda pace: pace.batch([SUSPECT], 1),
+    "a suspect comes with another": lambda pace: pace.batch([SUSPECT], 2),
     "pause": lambda pace: pace.pause("store"),
     "resume": lambda pace: pace.resume("store"),
-    "requeued": lambda pace: pace.requeued(2, one_by_one=False),
-    "requeued one by one": lambda pace: pace.requeued(2, one_by_one=True),
     "stop": Pace.stop,
 }
 
 BEFORE: dict[str, tuple[str, ...]] = {
     "not connected": (),
-    "unproved": ("connected",),
-    "proved": ("connected", "a harmless message is settled"),
-    "paused": ("connected", "pause"),
-    "paused with two to come one by one": ("connected", "pause", "requeued one by one"),
-    "one by one with two to come": ("connected", "pause", "requeued one by one", "resume"),
-    "one by one with one to come": (
-        "connected",
-        "pause",
-        "requeued one by one",
-        "resume",
+    "unproved": ("opened",),
+    "proved": ("opened", "a harmless message is settled"),
+    "returning": ("opened", "a harmless message is settled", "a suspect comes with another"),
+    "paused": ("opened", "pause"),
+    "paused, everything returned": ("opened", "pause", "two are returned"),
+    "two to come one by one": ("opened", "a suspect comes with another", "two are returned", "opened"),
+    "one to come one by one": (
+        "opened",
+        "a suspect comes with another",
+        "two are returned",
+        "opened",
         "a suspect is settled",
     ),
-    "stopping": ("connected", "stop"),
-    "stopping, not connected": ("stop",),
+    "stopping": ("opened", "stop"),
+    "stopped": ("stop",),
 }
 """How each state is reached."""
 
-NOT_CONNECTED, UNPROVED, PROVED, PAUSED, ONE_BY_ONE, STOPPING = State
+CLOSED, UNPROVED, PROVED, CLOSING = State
 
-TRANSITIONS: dict[str, dict[str, tuple[State, Step | None]]] = {
+TRANSITIONS: dict[str, dict[str, tuple[State, int]]] = {
     "not connected": {
-        "connected": (UNPROVED, Register(1)),
-        "lost": (NOT_CONNECTED, None),
-        "a harmless message is settled": (NOT_CONNECTED, None),
-        "a suspect is settled": (NOT_CONNECTED, None),
-        "a harmless message is settled late": (NOT_CONNECTED, None),
-        "nothing is settled": (NOT_CONNECTED, None),
-        "a message is proved": (NOT_CONNECTED, None),
-        "pause": (NOT_CONNECTED, None),
-        "resume": (NOT_CONNECTED, None),
-        "requeued": (NOT_CONNECTED, None),
-        "requeued one by one": (NOT_CONNECTED, None),
-        "stop": (STOPPING, None),
+        **dict.fromkeys(EVENTS, (CLOSED, 1)),
+        "opened": (UNPROVED, 1),
+        "pause": (CLOSED, 0),
+        "stop": (CLOSED, 0),
     },
     "unproved": {
-        "lost": (NOT_CONNECTED, None),
-        "a harmless message is settled": (PROVED, Register(FULL)),
-        "a suspect is settled": (UNPROVED, None),
-        "a harmless message is settled late": (PROVED, Register(FULL)),
-        "nothing is settled": (UNPROVED, None),
-        "a message is proved": (PROVED, Register(FULL)),
-        "pause": (PAUSED, Cancel()),
-        "resume": (UNPROVED, None),
-        "requeued": (UNPROVED, None),
-        "requeued one by one": (ONE_BY_ONE, None),
-        "stop": (STOPPING, Cancel()),
+        **dict.fromkeys(EVENTS, (UNPROVED, 1)),
+        "lost": (CLOSED, 1),
+        "two are returned": (CLOSED, 1),
+        "a harmless message is settled": (PROVED, FULL),
+        "a harmless message is proved": (PROVED, FULL),
+        "a suspect comes with another": (CLOSING, 1),
+        "pause": (CLOSING, 0),
+        "stop": (CLOSING, 0),
     },
     "proved": {
-        "lost": (NOT_CONNECTED, None),
-        "a harmless message is settled": (PROVED, None),
-        "a suspect is settled": (PROVED, None),
-        "a harmless message is settled late": (PROVED, None),
-        "nothing is settled": (PROVED, None),
-        "a message is proved": (PROVED, None),
-        "pause": (PAUSED, Cancel()),
-        "resume": (PROVED, None),
-        "requeued": (UNPROVED, Register(1)),
-        "requeued one by one": (ONE_BY_ONE, Register(1)),
-        "stop": (STOPPING, Cancel()),
+        **dict.fromkeys(EVENTS, (PROVED, FULL)),
+        "lost": (CLOSED, 1),
+        "two are returned": (CLOSED, 1),
+        "a suspect comes with another": (CLOSING, FULL),
+        "pause": (CLOSING, 0),
+        "stop": (CLOSING, 0),
+    },
+    "returning": {
+        **dict.fromkeys(EVENTS, (CLOSING, FULL)),
+        "lost": (CLOSED, 1),
+        "two are returned": (CLOSED, 1),
+        "pause": (CLOSING, 0),
+        "stop": (CLOSING, 0),
     },
     "paused": {
-        "lost": (NOT_CONNECTED, None),
-        "a harmless message is settled": (PAUSED, None),
-        "a suspect is settled": (PAUSED, None),
-        "a harmless message is settled late": (PAUSED, None),
-        "nothing is settled": (PAUSED, None),
-        "a message is proved": (PAUSED, None),
-        "pause": (PAUSED, None),
-        "resume": (UNPROVED, Register(1)),
-        "requeued": (PAUSED, None),
-        "requeued one by one": (PAUSED, None),
-        "stop": (STOPPING, None),
+        **dict.fromkeys(EVENTS, (CLOSING, 0)),
+        "lost": (CLOSED, 0),
+        "two are returned": (CLOSED, 0),
+        "resume": (UNPROVED, 1),
     },
-    "paused with two to come one by one": {
-        "lost": (NOT_CONNECTED, None),
-        "a harmless message is settled": (PAUSED, None),
-        "a suspect is settled": (PAUSED, None),
-        "a harmless message is settled late": (PAUSED, None),
-        "nothing is settled": (PAUSED, None),
-        "a message is proved": (PAUSED, None),
-        "pause": (PAUSED, None),
-        "resume": (ONE_BY_ONE, Register(1)),
-        "requeued": (PAUSED, None),
-        "requeued one by one": (PAUSED, None),
-        "stop": (STOPPING, None),
+    "paused, everything returned": {
+        **dict.fromkeys(EVENTS, (CLOSED, 0)),
+        "opened": (CLOSING, 0),
+        "resume": (CLOSED, 1),
     },
-    "one by one with two to come": {
-        "lost": (NOT_CONNECTED, None),
-        "a harmless message is settled": (ONE_BY_ONE, None),
-        "a suspect is settled": (ONE_BY_ONE, None),
-        "a harmless message is settled late": (ONE_BY_ONE, None),
-        "nothing is settled": (ONE_BY_ONE, None),
-        "a message is proved": (PROVED, Register(FULL)),
-        "pause": (PAUSED, Cancel()),
-        "resume": (ONE_BY_ONE, None),
-        "requeued": (UNPROVED, None),
-        "requeued one by one": (ONE_BY_ONE, None),
-        "stop": (STOPPING, Cancel()),
+    "two to come one by one": {
+        **dict.fromkeys(EVENTS, (UNPROVED, 1)),
+        "lost": (CLOSED, 1),
+        "two are returned": (CLOSED, 1),
+        "a suspect comes with another": (CLOSING, 1),
+        "pause": (CLOSING, 0),
+        "stop": (CLOSING, 0),
     },
-    "one by one with one to come": {
-        "lost": (NOT_CONNECTED, None),
-        "a harmless message is settled": (PROVED, Register(FULL)),
-        "a suspect is settled": (UNPROVED, None),
-        "a harmless message is settled late": (ONE_BY_ONE, None),
-        "nothing is settled": (ONE_BY_ONE, None),
-        "a message is proved": (PROVED, Register(FULL)),
-        "pause": (PAUSED, Cancel()),
-        "resume": (ONE_BY_ONE, None),
-        "requeued": (UNPROVED, None),
-        "requeued one by one": (ONE_BY_ONE, None),
-        "stop": (STOPPING, Cancel()),
+    "one to come one by one": {
+        **dict.fromkeys(EVENTS, (UNPROVED, 1)),
+        "lost": (CLOSED, 1),
+        "two are returned": (CLOSED, 1),
+        "a harmless message is settled": (PROVED, FULL),
+        "a suspect comes with another": (CLOSING, 1),
+        "pause": (CLOSING, 0),
+        "stop": (CLOSING, 0),
     },
-    "stopping": dict.fromkeys(EVENTS, (STOPPING, None)),
-    "stopping, not connected": dict.fromkeys(EVENTS, (STOPPING, None)),
+    "stopping": {
+        **dict.fromkeys(EVENTS, (CLOSING, 0)),
+        "lost": (CLOSED, 0),
+        "two are returned": (CLOSED, 0),
+    },
+    "stopped": {**dict.fromkeys(EVENTS, (CLOSED, 0)), "opened": (CLOSING, 0)},
 }
-"""By state and event: the next state, and the step that the intake has to take. Only a lost connection is followed by
-`connected`."""
+"""By state and event: the next state, and the prefetch that is wanted then."""
 
 
-def after(*events: str) -> Pace:
+def after(*events: str, single_active: bool = False) -> Pace:
     """A pace that has seen these events."""
-    pace = Pace(FULL)
+    pace = Pace(FULL, BATCH_MAX, POISON_FROM, single_active=single_active)
     for event in events:
         EVENTS[event](pace)
     return pace
@@ -163,89 +135,106 @@ def after(*events: str) -> Pace:
     ("before", "event"), [(before, event) for before, table in TRANSITIONS.items() for event in table]
 )
 def test_every_state_meets_every_event(before: str, event: str) -> None:
-    """The next state and the step are those of the table."""
+    """The next state and the prefetch are those of the table."""
     pace = after(*BEFORE[before])
-    step = EVENTS[event](pace)
-    assert (pace.state, step) == TRANSITIONS[before][event]
+    EVENTS[event](pace)
+    assert (pace.state, pace.wanted) == TRANSITIONS[before][event]
 
 
-def test_the_table_has_every_state_and_every_event() -> None:
+def test_the_table_has_every_state() -> None:
     """Otherwise the test above would miss a case."""
     assert {after(*events).state for events in BEFORE.values()} == set(State)
-    for before, table in TRANSITIONS.items():
-        assert set(table) >= set(EVENTS) - {"connected"}, before
+    assert set(TRANSITIONS) == set(BEFORE)
 
 
 def test_one_harmless_message_among_suspects_proves_the_consumer() -> None:
     """It was processed, and nothing happened to the process."""
-    assert after("connected").settled([SUSPECT, HARMLESS], 2) == Register(FULL)
+    pace = after("opened")
+    pace.settled([SUSPECT, HARMLESS])
+    assert pace.state is PROVED
 
 
 def test_consuming_goes_on_when_the_last_of_those_who_paused_has_resumed() -> None:
     """The store and the replies may be unavailable at the same time."""
-    pace = after("connected")
-    assert pace.pause("store") == Cancel()
-    assert pace.pause("reply") is None
+    pace = after("opened")
+    pace.pause("store")
+    pace.pause("reply")
     assert pace.paused_by == {"store", "reply"}
-    assert pace.resume("store") is None
-    assert pace.resume("reply") == Register(1)
-    assert pace.paused_by == set()
+    pace.resume("store")
+    assert pace.state is CLOSING
+    pace.resume("reply")
+    assert (pace.state, pace.paused_by) == (UNPROVED, set())
 
 
-def test_a_consumer_has_to_be_proved_again_after_a_pause_and_after_a_lost_connection() -> None:
+def test_a_consumer_has_to_be_proved_again_after_its_channel_was_closed() -> None:
     """What crashes the process may have arrived meanwhile."""
-    paused = after("connected", "a harmless message is settled", "pause")
-    assert paused.resume("store") == Register(1)
-    lost = after("connected", "a harmless message is settled", "lost")
-    assert lost.connected() == Register(1)
-
-
-def test_a_pause_outlives_a_lost_connection() -> None:
-    """The new connection consumes only when it is over."""
-    pace = after("connected", "pause", "lost")
-    assert pace.connected() is None
-    assert pace.state is PAUSED
-    assert pace.resume("store") == Register(1)
+    for closed in ("two are returned", "lost"):
+        pace = after("opened", "a harmless message is settled", "pause", closed, "resume", "opened")
+        assert (pace.state, pace.wanted) == (UNPROVED, 1)
 
 
 def test_messages_to_come_one_by_one_outlive_a_lost_connection() -> None:
     """They are first in the queue, whoever consumes them."""
-    pace = after("connected", "pause", "requeued one by one", "resume", "lost")
-    assert pace.connected() == Register(1)
-    assert pace.state is ONE_BY_ONE
-
-
-def test_more_may_be_settled_than_were_expected_one_by_one() -> None:
-    """Then nothing is left to come one by one."""
-    pace = after("connected", "pause", "requeued one by one", "resume")
-    assert pace.settled([HARMLESS] * 3, 3) == Register(FULL)
-
-
-def test_with_a_prefetch_of_one_a_proved_consumer_stays_as_it_is() -> None:
-    """Registering it again would change nothing."""
-    pace = Pace(1)
-    assert pace.connected() == Register(1)
-    assert pace.settled([HARMLESS], 1) is None
+    pace = after("opened", "a suspect comes with another", "two are returned", "opened", "lost", "opened")
+    pace.settled([HARMLESS])
+    assert pace.state is UNPROVED
+    pace.settled([HARMLESS] * 3)
     assert pace.state is PROVED
 
 
-@given(st.lists(st.sampled_from(list(EVENTS)), max_size=30))
-def test_the_steps_lead_to_what_the_state_allows(events: list[str]) -> None:
-    """Whatever happens in whatever order: taken one after the other, the steps register exactly what the state says."""
-    pace, registered = Pace(FULL), 0
-    allowed = {UNPROVED: 1, ONE_BY_ONE: 1, PROVED: FULL}
+def test_a_single_active_consumer_always_has_the_full_prefetch() -> None:
+    """A part of what was returned must not be returned apart from the rest."""
+    for closed in ("two are returned", "lost"):
+        pace = after("opened", closed, "opened", single_active=True)
+        assert (pace.state, pace.wanted) == (PROVED, FULL)
+    pace = after("opened", single_active=True)
+    assert pace.batch([SUSPECT, SUSPECT], FULL) == 1
+    assert pace.state is PROVED
+
+
+def test_at_its_last_attempt_a_suspect_is_tried_whatever_is_in_hand() -> None:
+    """Busy workers could pass it on, untried, until it would be rejected as poison."""
+    pace = after("opened", "a harmless message is settled")
+    assert pace.batch([Delivery(b"", attempts=POISON_FROM - 1), HARMLESS], FULL) == 1
+    assert pace.batch([Delivery(b"", attempts=POISON_FROM), HARMLESS], FULL) == 1
+    assert pace.batch([Delivery(b"", attempts=POISON_FROM - 2), HARMLESS], FULL) == 0
+
+
+@pytest.mark.parametrize(
+    ("attempts", "batch"),
+    [
+        ([], 0),
+        ([0], 1),
+        ([0] * 600, 500),
+        ([1] * 600, 500),
+        ([2] * 600, 125),
+        ([3] * 600, 31),
+        ([4] * 600, 7),
+        ([5] * 600, 1),
+        ([19] * 600, 1),
+        ([0] * 100 + [2] * 500, 125),
+        ([0] * 200 + [2] * 500, 200),
+        ([0] * 3 + [5] + [0] * 500, 3),
+        ([5] + [0] * 500, 1),
+        ([2] + [0] * 500, 125),
+        ([0] * 5 + [4] * 9, 7),
+    ],
+)
+def test_a_batch_shrinks_with_the_attempts_of_its_messages(attempts: list[int], batch: int) -> None:
+    """To a quarter each time. Messages with fewer attempts before them go first."""
+    waiting = [Delivery(b"", attempts=count) for count in attempts]
+    assert batch_length(waiting, 500) == batch
+    assert is_smaller(waiting[:batch]) == any(count > 1 for count in attempts[:batch])
+
+
+@given(st.lists(st.sampled_from(list(EVENTS)), max_size=30), st.booleans())
+def test_the_state_says_what_may_be_wanted(events: list[str], single_active: bool) -> None:
+    """Whatever happens in whatever order."""
+    pace = Pace(FULL, BATCH_MAX, POISON_FROM, single_active=single_active)
     for event in events:
-        if event == "connected":
-            pace.lost()  # a connection is opened when the last one is lost, never before
-        step = EVENTS[event](pace)
-        if event in ("connected", "lost"):
-            registered = 0
-        if isinstance(step, Register):
-            assert step.prefetch != registered, "a step for nothing"
-            registered = step.prefetch
-        elif step is not None:
-            assert registered, "there was nothing to cancel"
-            registered = 0
-        assert registered == allowed.get(pace.state, 0)
-        assert not (registered and pace.paused_by)
-    assert (pace.state is STOPPING) == ("stop" in events)
+        EVENTS[event](pace)
+        assert (pace.wanted == 0) == bool(pace.stopping or pace.paused_by)
+        assert pace.wanted in ((0, FULL) if single_active else (0, 1, FULL))
+        if pace.state in (UNPROVED, PROVED):
+            assert pace.wanted == {UNPROVED: 1, PROVED: FULL}[pace.state]
+    assert pace.stopping == ("stop" in events)

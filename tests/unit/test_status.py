@@ -32,7 +32,13 @@ class Worker:
 
         link, store = link_of(settings), store_of(settings)
         self.start_hold = Hold("start", Backoff(first=0.001))
-        self.intake = Intake(link, topology_of(settings), prefetch=settings.prefetch, before_consuming=ready)
+        self.intake = Intake(
+            link,
+            topology_of(settings),
+            prefetch=settings.prefetch,
+            batch_max=settings.batch_max,
+            before_consuming=ready,
+        )
         self.status = Status(
             settings,
             intake=self.intake,

@@ -12,6 +12,7 @@ from task_activity_log.message import Delivery
 from task_activity_log.pipeline.ports import PATIENT, Patience
 from task_activity_log.pipeline.reply import Reply
 from task_activity_log.pipeline.request import Request, Rules
+from task_activity_log.pipeline.suspects import ALONE_FROM
 from task_activity_log.pipeline.worker import Worker
 from task_activity_log.record import Applied
 from tests import virtual_time
@@ -251,31 +252,81 @@ async def test_a_row_that_was_deleted_is_answered_and_not_dead_lettered() -> Non
     assert bench.store.rows == {}
 
 
-async def test_a_suspect_is_set_apart_after_all_others_are_settled() -> None:
-    """It is requeued with the later messages of its record, in order, to be delivered one at a time."""
+async def test_a_suspect_is_stored_when_everything_before_it_is_settled() -> None:
+    """And nothing else is stored before it is settled: if it crashes the process, it is the oldest that is unsettled."""
     bench = Bench()
-    identifier = uuid4()
-    suspect = replace(upsert(identifier, subject="suspect"), attempts=2)
-    overtaking = upsert(identifier, subject="later")
-    others = [upsert() for _ in range(5)]
-    bench.intake.put(others[0], suspect, overtaking, *others[1:])
+    suspect = replace(upsert(subject="suspect"), attempts=ALONE_FROM)
+    batches = [[upsert(subject="before")], [suspect], [upsert(subject="after")]]
+    settled: list[int] = []
+    apply = bench.store.apply
+
+    async def noting(wave: Sequence[Request[Delivery]], patience: Patience = PATIENT) -> list[Applied]:
+        settled.append(len(bench.intake.acknowledged))
+        return await apply(wave, patience)
+
+    bench.store.apply = noting  # type: ignore[method-assign]
+    bench.intake.batches = batches
     async with bench.running():
-        await bench.intake.resumed.wait()
-    assert bench.intake.acknowledged == others
-    assert bench.intake.requeued == [suspect, overtaking]
-    assert bench.intake.requeued_one_by_one
-    assert bench.intake.paused_by == set()
+        await bench.watch.settled(3)
+    assert settled == [0, 1, 2]
+    assert bench.intake.synchronized == 2
 
 
-async def test_a_suspect_that_comes_alone_is_tried() -> None:
-    """No other message is unsettled, so none is affected if it crashes the worker."""
+async def test_before_the_rest_is_requeued_everything_that_was_taken_is_settled() -> None:
+    """An empty batch asks for that."""
     bench = Bench()
-    suspect = replace(upsert(subject="suspect"), attempts=3)
-    bench.intake.put(suspect)
+    taken = [upsert(), upsert()]
+    bench.intake.batches = [taken, []]
     async with bench.running():
+        await bench.watch.settled(2)
+        while not bench.intake.renewed:
+            await asyncio.sleep(0)
+    assert bench.intake.acknowledged_when_renewed == taken
+
+
+async def test_what_was_requeued_meanwhile_is_not_stored() -> None:
+    """Another worker may have it by now, and may have stored later messages of its records."""
+    bench = Bench(hold_limit_seconds=600)
+    bench.store.away = "database down"
+    lost, later = upsert(subject="lost"), upsert(subject="later")
+    bench.intake.put(lost)
+    async with bench.running():
+        while bench.hold_reason is None:
+            await asyncio.sleep(0)
+        await bench.intake.requeue()  # as the other stage does, or as a lost connection
+        bench.store.away = None
+        bench.intake.put(later)
         await bench.watch.settled(1)
-    assert bench.intake.acknowledged == [suspect]
-    assert bench.intake.requeued == []
+    assert bench.store.waves == [["later"]]
+    assert bench.intake.acknowledged == [later]
+
+
+async def test_nothing_is_requeued_while_it_is_being_stored() -> None:
+    """The replies are not confirmed for too long while the database is slow: the requeueing waits for the statement."""
+    bench = Bench(hold_limit_seconds=0.01)
+    bench.replies.away = "no confirms"
+    writing, finish = asyncio.Event(), asyncio.Event()
+    apply = bench.store.apply
+
+    async def slow(wave: Sequence[Request[Delivery]], patience: Patience = PATIENT) -> list[Applied]:
+        if wave[0].record.subject == "slow":
+            writing.set()
+            await finish.wait()
+        return await apply(wave, patience)
+
+    bench.store.apply = slow  # type: ignore[method-assign]
+    bench.intake.batches = [[upsert(subject="first")], [upsert(subject="slow")]]
+    async with bench.running():
+        await writing.wait()
+        while "reply" not in bench.intake.paused_by:
+            await asyncio.sleep(0.001)
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert bench.intake.requeued == []
+        finish.set()
+        while not bench.intake.requeued:
+            await asyncio.sleep(0.001)
+        bench.replies.away = None
 
 
 async def test_a_poison_message_is_rejected_without_being_tried() -> None:
@@ -535,16 +586,3 @@ async def test_an_outage_that_ends_with_a_refusal_is_over(refusal: str) -> None:
             await bench.watch.settled(1)
             assert bench.hold_reason is None
         bench.store.locks = set()
-
-
-async def test_a_suspect_that_is_the_only_one_left_is_tried_at_once() -> None:
-    """If it were requeued, busy workers could pass it on, untried, until it counts as a poison message."""
-    bench = Bench()
-    suspect = replace(upsert(subject="suspect"), attempts=2)
-    others = [upsert() for _ in range(5)]
-    bench.intake.put(others[0], suspect, *others[1:])
-    async with bench.running():
-        await bench.watch.settled(6)
-    assert bench.intake.acknowledged == [*others, suspect]
-    assert bench.store.waves[-1] == ["suspect"]
-    assert bench.intake.requeued == []

@@ -7,7 +7,7 @@ reply       outcome to reply: body and properties                               
 settling    request and outcome, or problem, to what must be settled             pure
 search      finds the rows at fault in a wave that does not pass
 waves       splits a batch into waves; halves a wave                             pure
-suspects    messages that may have crashed a worker                              pure
+suspects    smaller batches of messages that may have crashed a worker           pure
 hold        waits out an outage
 parking     rows that are locked or late wait here, and delay their own record alone
 """

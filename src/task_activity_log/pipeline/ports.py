@@ -51,11 +51,21 @@ class Intake(Protocol[D]):
         """
         ...
 
-    async def take(self, most: int) -> list[D]:
-        """Wait for the next batch, in delivery order; empty if the worker drains."""
+    async def take(self, most: int) -> list[D] | None:
+        """Wait for the next batch, in delivery order; None if the worker drains.
 
-    def take_waiting(self, most: int) -> list[D]:
-        """Take the deliveries that are waiting now; may be empty."""
+        An empty batch says that nothing more is to be taken before `renew` is called.
+        """
+
+    async def renew(self) -> None:
+        """Return what is unsettled to the queue, in order, and consume again.
+
+        To be called after an empty batch, when all that was taken is stored and settled as far as possible. No later
+        message is delivered to anybody before that.
+        """
+
+    async def synchronize(self) -> None:
+        """Return when the broker has read the acknowledgements so far."""
 
     async def acknowledge(self, deliveries: Sequence[D]) -> None:
         """Acknowledge these deliveries."""
@@ -67,13 +77,13 @@ class Intake(Protocol[D]):
         """
 
     async def pause(self, by: str) -> None:
-        """Stop new deliveries until `resume` is called with the same name."""
+        """Take nothing more until `resume` is called with the same name."""
 
     async def resume(self, by: str) -> None:
         """Consume again, one message at a time at first."""
 
-    async def requeue(self, *, one_by_one: bool = False) -> int:
-        """Return all unsettled deliveries to the queue. With `one_by_one` they are delivered again one at a time."""
+    async def requeue(self) -> int:
+        """Return all unsettled deliveries to the queue, in order, while paused. Nothing of them may be under way."""
 
 
 class Patience(NamedTuple):
@@ -160,6 +170,3 @@ class Watch(Protocol):
 
     def released(self, place: str, seconds: float) -> None:
         """Work at `place` succeeded after it had been held for this long."""
-
-    def set_apart(self, suspects: Sequence[D]) -> None:
-        """These deliveries will be tried alone."""

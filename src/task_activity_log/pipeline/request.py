@@ -65,7 +65,7 @@ def decode(delivery: D, rules: Rules) -> Request[D]:
     the first that fails determines the error code: properties, media type, size, content encoding, charset, empty body,
     bytes, syntax, root, duplicates, headers, fields (contract, section 2). Raises `Rejected` and no other exception.
     """
-    if delivery.attempts >= rules.poison_from:
+    if delivery.attempts >= rules.poison_from and delivery.may_be_poison:
         raise Rejected(POISON)
     if delivery.properties.unreadable is not None:
         _reject(

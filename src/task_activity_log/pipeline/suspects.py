@@ -1,43 +1,48 @@
-"""Suspects: messages that may have crashed a worker. Which messages they are, and which others must not overtake them."""
+"""Suspects: messages that may have crashed a worker. How many messages are processed together with them.
 
-import re
+A crash returns everything in hand to the queue, and RabbitMQ counts a failed delivery of each message. So does an orderly
+return, because closing a channel counts too. The more often a message was returned, the fewer others are in its batch:
+
+    earlier attempts    messages in a batch
+    0 or 1              WORKER_BATCH_MAX
+    2                   a quarter of that
+    3                   a quarter of that
+    4                   a quarter of that
+    5 and more          1
+
+Such a smaller batch is stored when everything before it is settled, and is settled before anything else is stored. So a
+message that is tried alone, a suspect, is the oldest one in hand if it crashes the process, and comes again first.
+"""
+
+from __future__ import annotations
+
 from collections.abc import Sequence
-from typing import TypeVar
-from uuid import UUID
 
 from task_activity_log.message import Delivery
 
-D = TypeVar("D", bound=Delivery)
+_HARMLESS = 1
+"""A message with this many earlier attempts was unsettled once when a channel closed. That happens at any restart."""
 
-SUSPICIOUS_FROM = 2
-"""A message with this many earlier attempts was unsettled at the end of a worker twice. Once is normal at any restart."""
+ALONE_FROM = 5
+"""A message with this many earlier attempts is a suspect. A few restarts in a row do not lead to that."""
 
 
 def is_suspect(delivery: Delivery) -> bool:
-    """Whether the message must be tried alone, while no other delivery is unsettled."""
-    return delivery.attempts >= SUSPICIOUS_FROM
+    """Whether a message must be tried alone."""
+    return delivery.attempts >= ALONE_FROM
 
 
-def part(batch: Sequence[D], poison_from: int) -> tuple[list[D], list[D]]:
-    """Split a batch into the deliveries that can be processed now, and the suspects.
-
-    A message with `poison_from` attempts is among the first: it is not tried again, only answered and dead-lettered.
-    """
-    go_on: list[D] = []
-    suspects: list[D] = []
-    for delivery in batch:
-        tried_alone = is_suspect(delivery) and delivery.attempts < poison_from
-        (suspects if tried_alone else go_on).append(delivery)
-    return go_on, suspects
+def is_smaller(batch: Sequence[Delivery]) -> bool:
+    """Whether a batch has messages for which it was kept small, and everything before it must be settled first."""
+    return any(delivery.attempts > _HARMLESS for delivery in batch)
 
 
-def may_mention(suspect: Delivery, identifier: UUID) -> bool:
-    """Whether a suspect may be about this record. The suspect is not decoded, because decoding may be what crashes.
-
-    Its body is searched for the 32 digits, with or without hyphens. If the digits could be hidden by escapes or by
-    UTF-16, the answer is True.
-    """
-    body = suspect.body.lower()
-    if b"\\u" in body or b"&#" in body or b"\0" in body:
-        return True
-    return identifier.hex.encode() in re.sub(rb"[^0-9a-f]+", b"", body)
+def batch_length(waiting: Sequence[Delivery], batch_max: int) -> int:
+    """How many of the messages that wait, from the first one on, make up the next batch."""
+    most = batch_max
+    for count, delivery in enumerate(waiting[:batch_max]):
+        if delivery.attempts > _HARMLESS:
+            most = min(most, 1 if is_suspect(delivery) else max(1, batch_max >> 2 * (delivery.attempts - _HARMLESS)))
+            if count >= most:
+                return max(count, 1)
+    return min(len(waiting), most)

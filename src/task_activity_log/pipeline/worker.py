@@ -24,7 +24,7 @@ from task_activity_log.pipeline.parking import Parking
 from task_activity_log.pipeline.ports import D, DeadLetters, Intake, Patience, Replies, Settlement, Store, Stored, Watch
 from task_activity_log.pipeline.request import Request, Rules, decode
 from task_activity_log.pipeline.search import Search
-from task_activity_log.pipeline.suspects import may_mention, part
+from task_activity_log.pipeline.suspects import is_smaller
 from task_activity_log.pipeline.waves import waves
 from task_activity_log.problem import Failed, Refused, Rejected, Unavailable
 from task_activity_log.record import Applied
@@ -157,13 +157,15 @@ class Storing(_Stage[D]):
     batch_max: int
     nulls: Literal["emit", "omit"]
     parking: Parking[D]
+    smaller: bool = field(init=False, default=False)
+    """Whether the last batch was kept small because of its attempts."""
 
     async def run(self) -> None:
         """Store batch after batch until the intake drains."""
         try:
-            while batch := await self._take():
+            while (batch := await self._take()) is not None:
                 try:
-                    await self._store_batch(batch)
+                    await (self._store_batch(batch) if batch else self._renew())
                 except _Requeued:
                     await self._until_done(self.store.probe)
                     await self.intake.resume("store")
@@ -172,7 +174,7 @@ class Storing(_Stage[D]):
         await self.parking.stop()
         await self.stored.put(None)
 
-    async def _take(self) -> list[D]:
+    async def _take(self) -> list[D] | None:
         """The next batch. While too many messages are parked, it waits: others would find no room in the prefetch."""
         if self.parking.full():
             self.show(outage := Unavailable("parked", self.parking.reason))
@@ -182,41 +184,22 @@ class Storing(_Stage[D]):
         return await self.intake.take(self.batch_max)
 
     async def _store_batch(self, batch: Sequence[D]) -> None:
-        go_on, suspects = part(batch, self.rules.poison_from)
-        if suspects and self.intake.in_hand - self.parking.messages > 1:
-            await self._set_apart(go_on, suspects)
-        else:
-            await self._store_all(batch)
-
-    async def _set_apart(self, go_on: Sequence[D], suspects: list[D]) -> None:
-        """Settle all other deliveries, then try the suspect if it is the only one left.
-
-        Several (suspects, and requests of the same records behind them) are requeued at once, which keeps their order, and
-        are delivered again one by one. A single one is not: it could go from one busy worker to the next, untried, until
-        its attempts made it a poison message.
-        """
-        self.watch.set_apart(suspects)
-        await self.intake.pause("suspect")
-        try:
-            await self._store_all(go_on, behind=suspects)
-            while waiting := self.intake.take_waiting(self.batch_max):
-                go_on, more = part(waiting, self.rules.poison_from)
-                suspects += more
-                await self._store_all(go_on, behind=suspects)
+        before, self.smaller = self.smaller, is_smaller(batch)
+        if before or self.smaller:
+            # If the process crashes, only messages of this batch may be unsettled: the oldest one is rejected in the end.
             await self.stored.join()
-            if self.intake.in_hand - self.parking.messages == 1:
-                await self._store_all(suspects)
-                await self.stored.join()
-            else:
-                await self.intake.requeue(one_by_one=True)
-        finally:
-            await self.intake.resume("suspect")
+            await self.intake.synchronize()
+        await self._store_all(batch)
 
-    async def _store_all(self, batch: Sequence[D], behind: Sequence[D] = ()) -> None:
-        """Decode and store a batch, and pass on what must be settled. Leave out what must not overtake `behind`."""
+    async def _renew(self) -> None:
+        """Finish what was taken before the rest is requeued."""
+        await self.stored.join()
+        async with self.writes.alone():
+            await self.intake.renew()
+
+    async def _store_all(self, batch: Sequence[D]) -> None:
+        """Decode and store a batch, and pass on what must be settled."""
         requests, settlements = self._decode(batch)
-        if behind:
-            requests = [r for r in requests if not any(may_mention(suspect, r.record.id) for suspect in behind)]
         started = time.perf_counter()
         for wave in waves(requests):
             settlements += await self._apply(await self.parking.admit(wave))

@@ -3,7 +3,7 @@
 import asyncio
 
 import aio_pika
-from aiormq.abc import AbstractChannel
+from aiormq.abc import AbstractChannel, AbstractConnection
 
 from task_activity_log.rabbitmq.link import describe
 
@@ -22,13 +22,13 @@ async def open_channel(connection: aio_pika.Connection, *, confirms: bool = Fals
     return await connection.transport.connection.channel(publisher_confirms=confirms)
 
 
-async def wait_closed(channel: AbstractChannel, given_up: asyncio.Event) -> str:
-    """Return the reason once the channel is closed, or "closed" once `given_up` is set.
+async def wait_closed(of: AbstractChannel | AbstractConnection, given_up: asyncio.Event) -> str:
+    """Return the reason once the channel or connection is closed, or "closed" once `given_up` is set.
 
     A lost connection closes its channels.
     """
     giving_up = asyncio.ensure_future(given_up.wait())
-    closing = channel.closing
+    closing = of.closing
     try:
         await asyncio.wait({giving_up, closing}, return_when=asyncio.FIRST_COMPLETED)
     finally:

@@ -6,19 +6,23 @@ import asyncio
 from collections.abc import Iterable
 from itertools import takewhile
 
-from aiormq.abc import AbstractChannel, DeliveredMessage
+from aiormq.abc import AbstractChannel, ChannelFrame, DeliveredMessage
+from pamqp.commands import Basic, Channel
 
 from task_activity_log.aio import Waiting
 from task_activity_log.message import Delivery
 from task_activity_log.rabbitmq import headers
 from task_activity_log.rabbitmq.channel import wait_closed
 
-_CANCEL_SECONDS = 3.0
+_ANSWER_SECONDS = 10.0
+"""How long the broker may take to register or cancel a consumer."""
 
-_KEPT_IN_ORDER = 32
-"""RabbitMQ 3 keeps the order of at most this many messages that one nack requeues (larger Erlang maps are unordered), and
-mixes up those of several nacks when the queue is slow and joins them. Closing the channel keeps any number in order, at
-the same cost of one failed delivery each. RabbitMQ 4 has no limit."""
+NEAR_THE_LIMIT = 15
+"""From this many attempts on a message must be rejected if it is poison. Above 20 the broker dead-letters it by itself, and
+nobody is answered."""
+
+_CLOSE_SECONDS = 3.0
+"""How long the broker may take to close a channel."""
 
 
 class RabbitDelivery(Delivery):
@@ -34,30 +38,40 @@ class RabbitDelivery(Delivery):
         # At the first delivery a header of this name is the publisher's own.
         count = self.properties.headers.get("x-delivery-count") if redelivered else None
         self.attempts = count if isinstance(count, int) else 0
+        self.may_be_poison = tag == 1 or not consumer.single_active or self.attempts >= NEAR_THE_LIMIT
 
 
 class Consumer:
-    """Consumes one queue through one channel. Delivery tags are valid on it alone; when it closes, deliveries come again."""
+    """Consumes one queue through one channel. Delivery tags die with the channel, and its deliveries come again.
 
-    def __init__(self, channel: AbstractChannel, queue: str, waiting: Waiting[RabbitDelivery]) -> None:
-        """Do not consume yet. `waiting` is where deliveries are put."""
+    There is no way to cancel it and keep unfinished deliveries: `close` says why.
+    """
+
+    def __init__(
+        self, channel: AbstractChannel, queue: str, waiting: Waiting[RabbitDelivery], *, single_active: bool = False
+    ) -> None:
+        """Consume nothing yet. `waiting` is where deliveries are put, `single_active` what the queue was declared with."""
+        self.single_active = single_active
+        """Whether the queue gives its messages to one consumer only."""
+        self.prefetch = 0
+        """How many deliveries may be in hand; 0 before it is registered. Set by `register`."""
         self._channel = channel
         self._queue = queue
         self._waiting = waiting
         self._unsettled: dict[int, None] = {}  # tags in the order delivered
         self._registered_as: str | None = None  # the consumer tag; None while not registered
-        self._cancelled = asyncio.Event()  # set by the driver when the broker cancels the consumer
+        self._kept: set[int] = set()  # tags of finished deliveries whose acknowledgements are kept back
+        self._unusable = asyncio.Event()  # set by `_give_up`
+        self._why = ""
         self._abandoned = False  # set by `abandon` alone
-        channel.on_consumer_cancel_callbacks.add(lambda _: self._cancelled.set())
-
-    @property
-    def registered(self) -> bool:
-        """Whether the broker may send messages."""
-        return self._registered_as is not None
+        self._closing = False  # set by `close` alone
+        channel.on_consumer_cancel_callbacks.add(
+            lambda _: self._give_up("the broker cancelled the consumer (was the queue deleted or moved?)")
+        )
 
     @property
     def in_hand(self) -> int:
-        """How many deliveries are not settled."""
+        """How many deliveries are not settled. Those whose acknowledgement is kept back are."""
         return len(self._unsettled)
 
     def deliver(self, tag: int, redelivered: bool, header: bytes, body: bytes) -> None:
@@ -68,50 +82,103 @@ class Consumer:
         self._waiting.put(RabbitDelivery(self, tag, redelivered, header, body))
 
     async def register(self, prefetch: int) -> None:
-        """Consume with this prefetch, which does not count what is in hand already.
+        """Consume with this prefetch.
 
-        A consumer that is registered must be cancelled first: basic.qos affects only consumers that are registered later.
+        Raises:
+            One of `link.LOST`: the broker refuses, or does not answer in time.
         """
-        await self._channel.basic_qos(prefetch_count=prefetch)
-        ok = await self._channel.basic_consume(self._queue, _not_called)
+        async with asyncio.timeout(_ANSWER_SECONDS):
+            await self._channel.basic_qos(prefetch_count=prefetch)
+            ok = await self._channel.basic_consume(self._queue, _not_called)
         self._registered_as = ok.consumer_tag
+        self.prefetch = prefetch
 
     async def cancel(self) -> None:
-        """Let the broker send nothing more. What is in hand stays there."""
+        """Let the broker send nothing more. What is in hand stays there.
+
+        This is no hand-over: other consumers may be given later messages before what is in hand is finished. It is for
+        queues in which order does not matter, and for `widen`.
+        """
         if self._registered_as is not None:
             tag, self._registered_as = self._registered_as, None
-            await self._channel.basic_cancel(tag, timeout=_CANCEL_SECONDS)
+            await self._channel.basic_cancel(tag, timeout=_ANSWER_SECONDS)
+
+    async def widen(self, prefetch: int, finished: Iterable[int]) -> None:
+        """Consume with a larger prefetch from now on, and acknowledge what is finished.
+
+        To be called while as many deliveries are in hand as the prefetch allows, and all are finished. Then the broker
+        sends nothing between the cancellation and the new registration, and nothing has to be returned to the queue.
+        """
+        await self.cancel()  # before the acknowledgement, which lets the broker send more
+        await self.acknowledge(finished)
+        await self.register(prefetch)
+
+    async def synchronize(self) -> None:
+        """Return when the broker has read everything that was sent: it handles a channel's frames in order."""
+        async with asyncio.timeout(_ANSWER_SECONDS):
+            await self._channel.basic_qos(prefetch_count=self.prefetch)
 
     def has(self, tag: int) -> bool:
         """Whether a delivery is not settled yet. One that was requeued meanwhile comes again."""
         return tag in self._unsettled
 
     async def acknowledge(self, tags: Iterable[int]) -> None:
-        """Acknowledge those that are unsettled: with one frame if all older ones are settled, otherwise with a frame for each."""
-        done = sorted(filter(self.has, tags))
-        for tag in done:
+        """Acknowledge those that are not settled, and those that were kept back.
+
+        One frame is enough where all older ones are settled; the others need a frame each.
+        """
+        for tag, multiple in self._acknowledgements(tags):
+            await self._channel.basic_ack(tag, multiple=multiple, wait=False)
+
+    def keep(self, tags: Iterable[int]) -> None:
+        """Settle these, and keep their acknowledgements back until `acknowledge` or `close` is called.
+
+        Until then the broker sends nothing in their place.
+        """
+        for tag in filter(self.has, list(tags)):
             del self._unsettled[tag]
+            self._kept.add(tag)
+
+    def _acknowledgements(self, tags: Iterable[int]) -> list[tuple[int, bool]]:
+        """The tags to acknowledge, with those that were kept back, and whether each includes all before it."""
+        done = sorted({*filter(self.has, tags), *self._kept})
+        self._kept.clear()
+        for tag in done:
+            self._unsettled.pop(tag, None)
         oldest = next(iter(self._unsettled), None)
         together = done if oldest is None else list(takewhile(oldest.__gt__, done))
-        if together:
-            await self._channel.basic_ack(together[-1], multiple=True, wait=False)
-        for tag in done[len(together) :]:
-            await self._channel.basic_ack(tag, wait=False)
+        singly = [(tag, False) for tag in done[len(together) :]]
+        return [(together[-1], True), *singly] if together else singly
 
-    async def requeue(self) -> int:
-        """Return everything in hand to the queue so that it comes again in order; returns how many messages.
+    async def close(self) -> int:
+        """Send what was kept back, return everything else in hand to the queue in order, and end; how many messages.
 
-        With one nack, or where that would change their order by closing the channel, and with it the consumer.
+        Acknowledgements and `channel.close` go out in one write. RabbitMQ then applies both before it gives the next
+        consumer anything, returns what is left in the order delivered, also what has arrived since, and only then
+        activates the next consumer of a queue with a single active one. A `basic.cancel` before, between or after them
+        breaks the order: the next consumer starts on later messages while earlier ones are still in hand here.
+
+        Each way of closing counts as a failed delivery of what is returned. A broker that is slow to apply
+        acknowledgements drops some when the channel closes. Those messages come again in order.
+
+        Raises:
+            One of `link.LOST`: the connection is lost, or the broker does not answer in time. Everything comes again.
         """
+        done = self._acknowledgements(())
         count = len(self._unsettled)
-        if count:
-            last = next(reversed(self._unsettled))
-            self._unsettled.clear()
-            if count > _KEPT_IN_ORDER and self._before_4():
-                self.abandon()
-                await self._channel.close()
-            else:
-                await self._channel.basic_nack(last, multiple=True, requeue=True)
+        self.abandon()
+        self._closing = True
+        commands = [*(Basic.Ack(tag, multiple) for tag, multiple in done), Channel.Close(200, "", 0, 0)]
+        closed = self._channel.closing
+        try:
+            async with asyncio.timeout(_CLOSE_SECONDS):
+                # The driver's own close would be a second write. It takes our close for its own: it frees the channel
+                # when the broker answers. A future for this write would be rejected by that answer.
+                await self._channel.connection.write_queue.put(ChannelFrame.marshall(self._channel.number, commands))
+                await asyncio.wait({closed})
+        except TimeoutError:
+            self._give_up("the broker did not close a channel in time")
+            raise
         return count
 
     async def requeue_some(self, deliveries: Iterable[RabbitDelivery]) -> None:
@@ -120,26 +187,27 @@ class Consumer:
             self._unsettled.pop(delivery.tag, None)
             await self._channel.basic_nack(delivery.tag, requeue=True)
 
-    def _before_4(self) -> bool:
-        version = self._channel.connection.server_properties.get("version")
-        text = version.decode() if isinstance(version, bytes) else str(version)
-        return text.startswith("3.")
-
     def abandon(self) -> None:
         """Forget what is in hand and ignore what still arrives: the channel ends, and all of it comes again."""
         self._abandoned = True
         self._unsettled.clear()
+        self._kept.clear()
 
-    async def wait_lost(self) -> None:
-        """Raise once the channel is closed or the broker has cancelled the consumer; never return.
+    def _give_up(self, why: str) -> None:
+        self._why = why
+        self._unusable.set()
+
+    async def wait_ended(self) -> None:
+        """Return once `close` has closed the channel.
 
         Raises:
-            ConnectionError: with the reason.
+            ConnectionError: the connection or the channel is lost, or the broker has cancelled the consumer.
         """
-        reason = await wait_closed(self._channel, self._cancelled)
-        if self._cancelled.is_set():
-            raise ConnectionError("the broker cancelled the consumer (was the queue deleted or moved?)")
-        raise ConnectionError("the channel was closed to requeue what was in hand" if self._abandoned else reason)
+        reason = await wait_closed(self._channel, self._unusable)
+        if self._unusable.is_set():
+            raise ConnectionError(self._why)
+        if not self._closing:
+            raise ConnectionError(reason)
 
 
 async def _not_called(_: DeliveredMessage) -> None:

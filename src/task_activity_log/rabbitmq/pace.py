@@ -1,171 +1,143 @@
 """The pace of the intake: how many messages the broker may send, decided without input, output or a clock.
 
-A lost connection counts as a failed delivery for every message in hand. So each new consumer starts with one message at
-a time, and gets the full prefetch once a harmless message was processed: a message that crashes the process takes no
-others with it. Harmless is every message that is not a suspect (`pipeline.suspects`).
+A quorum queue appends what is returned to those that were returned before, and delivers these first. So the order is kept
+only if whoever has a part of what was returned has all of it when the next return happens. What a consumer returns is
+never more than its prefetch: a consumer that always has the same, full prefetch keeps the order through any interruption.
+That is the pace of a single active consumer.
 
-    state           broker may send      ends when
-    NOT_CONNECTED   nothing              there is a connection
-    UNPROVED        one at a time        a harmless message is settled or proved
-    PROVED          the full prefetch
-    PAUSED          nothing              everybody who paused has resumed
-    ONE_BY_ONE      one at a time        as many messages are settled as were requeued one by one
-    STOPPING        nothing              never
+Without a single active consumer order is promised for one consumer and one interruption at a time. There, a message that
+crashes the process must not take others with it, whose attempts would grow with its own: it may come to any worker, among
+any others. So each new consumer starts with one message, and gets the full prefetch once it has processed a harmless one;
+and suspects (`pipeline.suspects`) that come with others in hand are returned, together with the others, to come one by one.
 
-                   connected              harmless message
-    NOT_CONNECTED ------------> UNPROVED ------------------> PROVED
-          ^                      |    ^                      |   ^
-          |                pause |    | resume         pause |   |
-          | lost,                v    |                      |   |
-          | in any state         PAUSED <--------------------+   |
-          |                      ^    |                          |
-          |                pause |    | resume, after            | all of them settled,
-          |                      |    v requeue one by one       | the last one harmless
-          |                    ONE_BY_ONE -----------------------+
+    state      broker may send      ends when
+    CLOSED     nothing              a prefetch is wanted, and a channel consumes
+    UNPROVED   one at a time        a harmless message is processed, and none is to come one by one
+    PROVED     the full prefetch    the channel is closed: a pause, the stop, suspects, a lost connection
+    CLOSING    what the prefetch    the channel is closed, or everybody who paused has resumed
+               leaves room for
 
-From ONE_BY_ONE it goes to UNPROVED if the last message was a suspect.
-STOPPING follows any state and is final. Who has paused, and how many messages are still to come one by one, is kept when
-the connection is lost: then `connected` leads to PAUSED or ONE_BY_ONE.
+                opened                 harmless message
+    CLOSED ---------------> UNPROVED -------------------> PROVED
+      ^ |                      |                           |  ^
+      | |   opened, if a single active consumer            |  |
+      | +-----------------------------------------------------+
+      |                        |                           |
+      |                        | pause, stop, suspects     |
+      | closed or lost,        v                           |
+      | in any state        CLOSING <----------------------+
+      +------------------------+
 
-Every method that can change what the broker may send returns the step to take: `Register`, `Cancel`, or None for no
-change. The steps must be taken in the order in which they are returned.
+In CLOSING acknowledgements are kept back, so that nothing new comes in place of what is finished. Then the channel is
+closed in one write with them: `Consumer.close`. No consumer is ever cancelled with messages in hand.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import Enum, auto
 
 from task_activity_log.message import Delivery
-from task_activity_log.pipeline.suspects import is_suspect
-
-
-@dataclass(frozen=True, slots=True)
-class Register:
-    """Consume with this prefetch. A consumer that is registered is cancelled first."""
-
-    prefetch: int
-
-
-@dataclass(frozen=True, slots=True)
-class Cancel:
-    """Cancel the consumer. What it has delivered stays in hand."""
-
-
-Step = Register | Cancel
+from task_activity_log.pipeline.suspects import batch_length, is_suspect
 
 
 class State(Enum):
     """What the broker may send, and why; see the drawing above."""
 
-    NOT_CONNECTED = auto()
+    CLOSED = auto()
     UNPROVED = auto()
     PROVED = auto()
-    PAUSED = auto()
-    ONE_BY_ONE = auto()
-    STOPPING = auto()
+    CLOSING = auto()
 
 
 class Pace:
-    """Decides when to consume, and with which prefetch."""
+    """Decides when to consume, with which prefetch, and how many messages make up a batch."""
 
-    def __init__(self, prefetch: int) -> None:
-        """Start without a connection.
+    def __init__(self, prefetch: int, batch_max: int, poison_from: int, *, single_active: bool) -> None:
+        """Start without a channel.
 
         Args:
             prefetch: how many messages a proved consumer may have in hand; at least 1.
+            batch_max: how many messages may be processed together; at least 1.
+            poison_from: the attempts from which a message is rejected without being tried.
+            single_active: whether only one consumer of the queue gets messages.
         """
         self._full = prefetch
-        self._connected = False
-        self._proved = False
-        self._one_by_one = 0
-        self._stopping = False
-        self._registered = 0
-        """The prefetch of the last step; 0 while there is no consumer."""
+        self._batch_max = batch_max
+        self._poison_from = poison_from
+        self._single_active = single_active
+        self._proved = single_active
+        self._one_by_one = 0  # how many of the returned messages are still to come one by one
+        self._open = False
+        self.returning = False
+        """Whether the channel must be closed because a suspect has come with others in hand."""
+        self.stopping = False
+        """Whether nothing is ever to come again. Set by `stop` alone."""
         self.paused_by: set[str] = set()
         """Who has paused and not resumed. Changed by `pause` and `resume` alone."""
 
     @property
     def state(self) -> State:
         """The present state."""
-        if self._stopping:
-            return State.STOPPING
-        if not self._connected:
-            return State.NOT_CONNECTED
-        if self.paused_by:
-            return State.PAUSED
-        if self._one_by_one:
-            return State.ONE_BY_ONE
-        return State.PROVED if self._proved else State.UNPROVED
+        if not self._open:
+            return State.CLOSED
+        if self.returning or not self.wanted:
+            return State.CLOSING
+        return State.PROVED if self.wanted == self._full else State.UNPROVED
 
-    def connected(self) -> Step | None:
-        """There is a new channel, and nothing is consumed on it yet."""
-        self._connected = True
-        return self._step()
+    @property
+    def wanted(self) -> int:
+        """The prefetch to consume with; 0 if nothing is to be consumed."""
+        if self.stopping or self.paused_by:
+            return 0
+        return self._full if self._proved and not self._one_by_one else 1
 
-    def lost(self) -> None:
-        """The channel is gone, and its consumer with it."""
-        self._connected = self._proved = False
-        self._registered = 0
+    def opened(self) -> None:
+        """A new channel consumes."""
+        self._open = True
 
-    def settled(self, handled: Sequence[Delivery], count: int) -> Step | None:
-        """`handled` were processed, and `count` of them are about to be acknowledged.
+    def closed(self, returned: int = 0) -> None:
+        """The channel is closed or lost; `returned` messages went back to the queue in good order."""
+        self._open = False
+        self._proved = self._single_active
+        if self.returning:
+            # In bulk, the suspects among them would return the others again, each time with one more attempt.
+            self._one_by_one = returned
+            self.returning = False
 
-        The step comes before the acknowledgement if it cancels: the acknowledgement lets the broker send more.
-        """
-        if self.state is State.ONE_BY_ONE:
-            self._one_by_one = max(0, self._one_by_one - count)
+    def settled(self, handled: Sequence[Delivery]) -> None:
+        """`handled` were processed, and are about to be acknowledged."""
+        self._one_by_one = max(0, self._one_by_one - len(handled))
+        self.proved(handled)
+
+    def proved(self, handled: Sequence[Delivery]) -> None:
+        """`handled` were processed safely, whether they can be acknowledged already or not."""
         if self.state is State.UNPROVED and not all(map(is_suspect, handled)):
             self._proved = True
-        return self._step()
 
-    def proved(self) -> Step | None:
-        """Messages were processed safely, suspects or not, and stay in hand.
+    def batch(self, waiting: Sequence[Delivery], in_hand: int) -> int:
+        """How many of the messages that wait, from the first one on, make up the next batch.
 
-        They take up the prefetch. With a prefetch of one, nothing else would come while they stay.
+        Returns 0 if the first one is a suspect and must be returned with the others in hand; see `returning`.
         """
-        if self.state in (State.UNPROVED, State.ONE_BY_ONE):
-            self._one_by_one = 0
-            self._proved = True
-        return self._step()
+        if not self._single_active and in_hand > 1 and self._must_return(waiting[0]):
+            self.returning = True
+            return 0
+        return batch_length(waiting, self._batch_max)
 
-    def pause(self, by: str) -> Step | None:
-        """Stop deliveries until `by` resumes."""
+    def _must_return(self, delivery: Delivery) -> bool:
+        # At its last attempt it is tried nevertheless. Busy workers could pass it on, untried, until it would be rejected
+        # as poison. Poison is not tried, so it puts nothing at risk.
+        return is_suspect(delivery) and delivery.attempts < self._poison_from - 1
+
+    def pause(self, by: str) -> None:
+        """Nothing more is to come until `by` resumes."""
         self.paused_by.add(by)
-        self._proved = False
-        return self._step()
 
-    def resume(self, by: str) -> Step | None:
-        """`by` no longer pauses; others may still pause, and `by` may never have paused."""
+    def resume(self, by: str) -> None:
+        """`by` no longer pauses; it may be that others do, or that nobody did."""
         self.paused_by.discard(by)
-        return self._step()
 
-    def requeued(self, count: int, *, one_by_one: bool) -> Step | None:
-        """Everything in hand, `count` messages, went back to the queue.
-
-        With `one_by_one` that many come again one at a time. In bulk, suspects among them would have to be requeued once
-        more, and each time counts as a failed delivery.
-        """
-        self._one_by_one = count if one_by_one else 0
-        self._proved = False
-        return self._step()
-
-    def stop(self) -> Step | None:
-        """Stop consuming for good."""
-        self._stopping = True
-        return self._step()
-
-    def _step(self) -> Step | None:
-        prefetch = self._prefetch()
-        if prefetch == self._registered:
-            return None
-        self._registered = prefetch
-        return Register(prefetch) if prefetch else Cancel()
-
-    def _prefetch(self) -> int:
-        match self.state:
-            case State.PROVED:
-                return self._full
-            case State.UNPROVED | State.ONE_BY_ONE:
-                return 1
-            case State.NOT_CONNECTED | State.PAUSED | State.STOPPING:
-                return 0
+    def stop(self) -> None:
+        """Nothing is ever to come again."""
+        self.stopping = True

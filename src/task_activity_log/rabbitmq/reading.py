@@ -28,7 +28,7 @@ class Reader(Consumer):
         """The queue, as it was before this reader consumed it."""
         self._arrived: Waiting[RabbitDelivery] = Waiting()
         super().__init__(channel, found.queue, self._arrived)
-        self._ended = asyncio.ensure_future(self.wait_lost())
+        self._ended = asyncio.ensure_future(self.wait_ended())
         self._ended.add_done_callback(self._close)
 
     def _close(self, ended: asyncio.Future[None]) -> None:
@@ -61,8 +61,7 @@ class Reader(Consumer):
         self._ended.cancel()
         back = self.in_hand
         with suppress(*LOST), asking_the_driver():
-            await self.cancel()
-            await self.requeue()
+            await self.close()
         self.abandon()
         return back
 

@@ -180,23 +180,25 @@ class _TracedIntake(Generic[D]):
     def has(self, delivery: D) -> bool:
         return self._intake.has(delivery)
 
-    async def take(self, most: int) -> list[D]:
-        return self._begun(await self._intake.take(most))
-
-    def take_waiting(self, most: int) -> list[D]:
-        return self._begun(self._intake.take_waiting(most))
-
-    def _begun(self, deliveries: list[D]) -> list[D]:
-        for delivery in deliveries:
+    async def take(self, most: int) -> list[D] | None:
+        deliveries = await self._intake.take(most)
+        for delivery in deliveries or ():
             self._tracing.begin(delivery)
         return deliveries
+
+    async def renew(self) -> None:
+        await self._intake.renew()
+        self._tracing.end_all()
+
+    async def synchronize(self) -> None:
+        await self._intake.synchronize()
 
     async def acknowledge(self, deliveries: Sequence[D]) -> None:
         await self._intake.acknowledge(deliveries)
         self._tracing.end(deliveries)
 
-    async def requeue(self, *, one_by_one: bool = False) -> int:
-        count = await self._intake.requeue(one_by_one=one_by_one)
+    async def requeue(self) -> int:
+        count = await self._intake.requeue()
         self._tracing.end_all()
         return count
 
