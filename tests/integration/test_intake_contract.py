@@ -80,6 +80,12 @@ class Held(ABC):
             while await self.count() != count:
                 await asyncio.sleep(0)
 
+    async def all_arrived(self) -> None:
+        """Return once everything has come that the broker sends because of what it was sent so far."""
+        await self.intake.synchronize()  # its channel has handed the acknowledgements on to the queue,
+        await self.count()  # the queue has given the channel what it had room for,
+        await self.intake.synchronize()  # and the channel has sent that
+
     async def in_hand(self, count: int) -> None:
         """Return once that many deliveries have come."""
         async with asyncio.timeout(60):
@@ -319,6 +325,7 @@ async def test_nothing_is_taken_while_paused(hold: Hold) -> None:
         nothing = asyncio.create_task(held.intake.take(10))
         await held.intake.acknowledge(taken[:1])
         await held.intake.prove(taken)
+        await held.all_arrived()
         await held.left(3)
         assert held.intake.in_hand == 2
         assert await held.intake.requeue() == 2
@@ -561,6 +568,7 @@ async def test_after_stopping_the_rest_in_hand_is_taken(hold: Hold) -> None:
         while batch := await held.intake.take(2):
             taken += bodies(batch)
             await held.intake.acknowledge(batch)
+            await held.all_arrived()
         assert batch is None
         assert taken == ["a", "b", "c", "d"]
         assert await held.intake.requeue() == 0
