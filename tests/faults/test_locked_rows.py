@@ -195,37 +195,6 @@ async def test_a_record_that_fills_half_of_the_prefetch_holds(
         await until(lambda: not service.status.not_ready())
 
 
-async def test_what_is_parked_for_too_long_is_returned_in_order(
-    amqp_url: str, database_url: str, admin: Connection
-) -> None:
-    """Another consumer sees it come back: nothing is lost or rejected, and it is applied when the lock is gone."""
-    record, subjects = uuid4(), ["0", "1", "2"]
-    async with conversing(amqp_url) as talk, transaction(database_url) as other:
-        await lock_rows(admin, other, [record])
-        async with serving(amqp_url, database_url, **SMALL, WORKER_PARK_LIMIT_SECONDS="1") as service:
-            for subject in subjects:
-                await talk.send(record, subject=subject)
-            others = await send_others(talk, 20)
-            assert {answer.message_id for answer in await answers(talk, 20)} == others
-            async with await aio_pika.connect(amqp_url) as connection:
-                channel = await connection.channel()
-                returned: asyncio.Queue[AbstractIncomingMessage] = asyncio.Queue()
-                queue = await channel.get_queue(TOPOLOGY.requests_queue, ensure=False)
-                await queue.consume(returned.put)
-                async with asyncio.timeout(ANSWER_SECONDS):
-                    messages = [await returned.get() for _ in subjects]
-                assert [json.loads(message.body)["subject"] for message in messages] == subjects
-                assert all(message.redelivered for message in messages)
-                assert service.status.not_alive() == []
-            # The worker gets them again, and parks them again.
-            others = await send_others(talk, 20)
-            assert {answer.message_id for answer in await answers(talk, 20)} == others
-            await other.execute("ROLLBACK")
-            assert [answer.subject for answer in await answers(talk, 3)] == subjects
-            await until(lambda: service.in_hand == 0)
-            assert await talk.kept() == []
-
-
 async def test_a_worker_that_drains_leaves_what_is_parked_to_the_next_one(
     amqp_url: str, database_url: str, admin: Connection
 ) -> None:
