@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from urllib.parse import unquote, urlsplit, urlunsplit
 
+from sandbox import packages
 from sandbox.postgresql import in_thread
 from sandbox.processes import Processes, unprivileged_user
 from sandbox.service import READY_LIMIT_SECONDS, SandboxError, free_port
@@ -22,7 +23,11 @@ class Pooler:
         port = free_port()
         path = shutil.which("pgbouncer") or "/usr/sbin/pgbouncer"
         if not Path(path).exists():
-            raise SandboxError("pgbouncer is not installed (Debian, Ubuntu: apt-get install pgbouncer)")
+            if obstacle := packages.cannot_install():
+                raise SandboxError(
+                    f"pgbouncer is not installed, and {obstacle}; Debian, Ubuntu: apt-get install pgbouncer"
+                )
+            packages.install("pgbouncer", lambda _: None)
         self.url = urlunsplit(parts._replace(netloc=f"{parts.netloc.rpartition('@')[0]}@127.0.0.1:{port}"))
         self._processes = Processes(path, user=unprivileged_user("postgres"), stop_signal=signal.SIGINT)
         users = self._processes.write(

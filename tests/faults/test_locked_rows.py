@@ -25,6 +25,8 @@ from tests.serving import serving
 ANSWER_SECONDS = 20
 """What waits for a lock waits 30 seconds, the timeout of a statement; what does not is answered long before this."""
 SMALL: dict[str, Any] = {"WORKER_BATCH_MAX": "20"}
+ORDERED: dict[str, Any] = {"WORKER_SINGLE_ACTIVE_CONSUMER": "true"}
+"""What is parked keeps its order when it is returned; see docs/guarantees.md for the other way to consume."""
 
 PASSING = ("25006", "26000", "40001", "53200", "55000", "57014")
 """Read-only, no such statement, conflict, out of memory, not in the state for it, cancelled: it may work later."""
@@ -195,6 +197,37 @@ async def test_a_record_that_fills_half_of_the_prefetch_holds(
         await until(lambda: not service.status.not_ready())
 
 
+async def test_what_is_parked_for_too_long_is_returned_in_order(
+    amqp_url: str, database_url: str, admin: Connection
+) -> None:
+    """Another consumer sees it come back: nothing is lost or rejected, and it is applied when the lock is gone."""
+    record, subjects = uuid4(), ["0", "1", "2"]
+    async with conversing(amqp_url) as talk, transaction(database_url) as other:
+        await lock_rows(admin, other, [record])
+        async with serving(amqp_url, database_url, **SMALL, **ORDERED, WORKER_PARK_LIMIT_SECONDS="1") as service:
+            for subject in subjects:
+                await talk.send(record, subject=subject)
+            others = await send_others(talk, 20)
+            assert {answer.message_id for answer in await answers(talk, 20)} == others
+            async with await aio_pika.connect(amqp_url) as connection:
+                channel = await connection.channel()
+                returned: asyncio.Queue[AbstractIncomingMessage] = asyncio.Queue()
+                queue = await channel.get_queue(TOPOLOGY.requests_queue, ensure=False)
+                await queue.consume(returned.put)
+                async with asyncio.timeout(ANSWER_SECONDS):
+                    messages = [await returned.get() for _ in subjects]
+                assert [json.loads(message.body)["subject"] for message in messages] == subjects
+                assert all(message.redelivered for message in messages)
+                assert service.status.not_alive() == []
+            # The worker gets them again, and parks them again.
+            others = await send_others(talk, 20)
+            assert {answer.message_id for answer in await answers(talk, 20)} == others
+            await other.execute("ROLLBACK")
+            assert [answer.subject for answer in await answers(talk, 3)] == subjects
+            await until(lambda: service.in_hand == 0)
+            assert await talk.kept() == []
+
+
 async def test_a_worker_that_drains_leaves_what_is_parked_to_the_next_one(
     amqp_url: str, database_url: str, admin: Connection
 ) -> None:
@@ -205,14 +238,14 @@ async def test_a_worker_that_drains_leaves_what_is_parked_to_the_next_one(
         async with transaction(database_url) as other:
             await lock_rows(admin, other, [record])
             with capture_logs() as events:
-                async with serving(amqp_url, database_url, **SMALL):
+                async with serving(amqp_url, database_url, **SMALL, **ORDERED):
                     for subject in subjects:
                         await talk.send(record, subject=subject)
                     others = await send_others(talk, 20)
                     assert {answer.message_id for answer in await answers(talk, 20)} == others
             ends = [event["event"] for event in events if event["event"] in ("drained", "drain_limit_reached")]
             assert ends == ["drained"]
-        async with serving(amqp_url, database_url, **SMALL):
+        async with serving(amqp_url, database_url, **SMALL, **ORDERED):
             assert [answer.subject for answer in await answers(talk, 10)] == subjects
         assert await talk.kept() == []
     written = audit_trigger.subjects(await audit_trigger.read(admin), record)
@@ -225,7 +258,7 @@ async def test_a_row_that_fails_with_what_passes_waits_alone(
     """Each error is one row's, as the others pass: it is tried again until it works, and its record waits behind it."""
     await admin.execute(_FAIL)
     records = {state: uuid4() for state in PASSING}
-    async with conversing(amqp_url) as talk, serving(amqp_url, database_url, **SMALL) as service:
+    async with conversing(amqp_url) as talk, serving(amqp_url, database_url, **SMALL, **ORDERED) as service:
         others = await send_others(talk, 20)
         for state, record in records.items():
             await talk.send(record, subject=f"fails with {state}")
@@ -245,7 +278,7 @@ async def test_a_row_that_fails_with_what_passes_waits_alone(
 async def test_a_row_that_fails_with_what_stays_is_refused(amqp_url: str, database_url: str, admin: Connection) -> None:
     """A dead letter for each, and the others are stored: those of other records, and the later ones of its own."""
     await admin.execute(_FAIL)
-    async with conversing(amqp_url) as talk, serving(amqp_url, database_url, **SMALL) as service:
+    async with conversing(amqp_url) as talk, serving(amqp_url, database_url, **SMALL, **ORDERED) as service:
         stored = await send_others(talk, 20)
         refused: dict[str, str] = {}
         for state in LASTING:
