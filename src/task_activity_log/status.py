@@ -9,8 +9,10 @@ from datetime import UTC, datetime
 from task_activity_log import __version__
 from task_activity_log.pipeline.hold import Hold
 from task_activity_log.postgresql.store import Store
+from task_activity_log.rabbitmq.consumer import RabbitDelivery
 from task_activity_log.rabbitmq.intake import Intake
 from task_activity_log.rabbitmq.publisher import Publisher
+from task_activity_log.rabbitmq.replies import Replies
 from task_activity_log.settings import SECRETS, Settings
 from task_activity_log.telemetry.logs import address
 from task_activity_log.telemetry.metrics import Metrics
@@ -29,6 +31,8 @@ class Status:
         *,
         intake: Intake,
         publisher: Publisher,
+        addressed: Publisher,
+        replies: Replies[RabbitDelivery],
         store: Store,
         holds: Sequence[Hold],
         watch: Watch,
@@ -36,6 +40,8 @@ class Status:
         self._settings = settings
         self._intake = intake
         self._publisher = publisher
+        self._addressed = addressed
+        self._replies = replies
         self._store = store
         self._holds = holds
         self._watch = watch
@@ -46,7 +52,7 @@ class Status:
     @property
     def hold_reason(self) -> str | None:
         """Why the worker waits; None if it does not."""
-        blocked = self._publisher.blocked
+        blocked = self._publisher.blocked or self._addressed.blocked
         reasons = [hold.reason for hold in self._holds if hold.reason is not None]
         if blocked is not None:
             reasons.append(f"the broker blocks publishers: {blocked}")
@@ -87,6 +93,11 @@ class Status:
             "connections": {
                 "intake": {"address": broker, "connected": self._intake.connected_since is not None},
                 "replies": publisher,
+                "reply_to": {
+                    "address": broker,
+                    "connected": self._addressed.connected,
+                    "blocked": self._addressed.blocked,
+                },
                 "database": {"address": database, "connected": self._store.connected},
             },
             "consuming": self._intake.consuming,
@@ -97,20 +108,38 @@ class Status:
                 for hold in self._holds
                 if hold.reason is not None
             ],
+            "failing_addresses": self._failing_addresses(),
             "draining": self.draining,
             "settings": settings.model_dump(mode="json", exclude=set(SECRETS)),
         }
+
+    def _failing_addresses(self) -> list[dict[str, object]]:
+        """The addresses at which replies wait, those with the oldest first."""
+        return [
+            {
+                "reply_to": one.address,
+                "waiting": one.waiting,
+                "oldest_seconds": round(one.oldest_seconds, 1),
+                "reason": None if one.fate is None else one.fate.value,
+            }
+            for one in self._replies.failing
+        ]
 
     def show_gauges(self, metrics: Metrics) -> None:
         """Let each gauge read its value here when the metrics are scraped."""
         intake, publisher, show = self._intake, self._publisher, metrics.gauge
         show("task_activity_log_consuming", lambda: intake.consuming)
         show("task_activity_log_in_hand", lambda: intake.in_hand)
+        show("task_activity_log_replies_waiting", lambda: self._replies.waiting)
         show("task_activity_log_prefetch", lambda: self._settings.prefetch)
         show("task_activity_log_connected", lambda: intake.connected_since is not None, "intake")
         show("task_activity_log_connected", lambda: publisher.connected, "replies")
+        show("task_activity_log_connected", lambda: self._addressed.connected, "reply-to")
         show("task_activity_log_connected", lambda: self._store.connected, "database")
-        show("task_activity_log_publisher_blocked", lambda: publisher.blocked is not None)
+        show(
+            "task_activity_log_publisher_blocked",
+            lambda: publisher.blocked is not None or self._addressed.blocked is not None,
+        )
         show("task_activity_log_holding", lambda: self.hold_reason is not None)
         show("task_activity_log_hold_age_seconds", lambda: max(hold.seconds for hold in self._holds))
         show("task_activity_log_draining", lambda: self.draining)

@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 
 from task_activity_log.message import Delivery
 from task_activity_log.pipeline import hold
+from task_activity_log.pipeline.ports import Settlement
 from task_activity_log.pipeline.reply import Reply
 from task_activity_log.pipeline.request import Request, Rules, decode
 from task_activity_log.pipeline.suspects import SUSPICIOUS_FROM
@@ -379,9 +380,11 @@ class Process:
 class _Replies:
     def __init__(self, process: Process) -> None:
         self._process = process
+        self._refused: list[Settlement[Loan]] = []
 
-    async def publish(self, replies: Sequence[Reply]) -> list[bool]:
+    async def publish(self, settlements: Sequence[Settlement[Loan]]) -> list[bool]:
         world = self._process.world
+        replies = [settlement.reply for settlement in settlements]
         trouble = world.trouble()
         await self._process.stumble(trouble)
         if trouble in (Trouble.AWAY, Trouble.SLOW):
@@ -396,7 +399,19 @@ class _Replies:
         await self._process.stumble(Trouble.KILLED if trouble is Trouble.KILLED_AFTER else Trouble.NONE)
         if trouble in (Trouble.HALF_DONE, Trouble.DONE_BUT_LOST, Trouble.SLOW_BUT_DONE):
             raise Unavailable("replies not confirmed in time")
+        self._refused += [each for each, done in zip(settlements, placed, strict=True) if not done]
         return placed
+
+    async def settled(self) -> list[Settlement[Loan]]:
+        """Take what was refused after a second, unless its delivery is not in hand any more."""
+        while True:
+            await asyncio.sleep(1)
+            refused, self._refused = self._refused, []
+            done = [each for each in refused if self._process.intake.has(each.delivery)]
+            for settlement in done:
+                self._process.world.ledger.answer(settlement.reply)
+            if done:
+                return done
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from task_activity_log.aio import Backoff
 from task_activity_log.pipeline.hold import Hold
 from task_activity_log.rabbitmq.intake import Intake
 from task_activity_log.rabbitmq.publisher import Publisher
+from task_activity_log.rabbitmq.replies import Replies
 from task_activity_log.settings import Settings, load
 from task_activity_log.status import Status
 from task_activity_log.telemetry.metrics import Metrics
@@ -35,6 +36,8 @@ class Worker:
             settings,
             intake=self.intake,
             publisher=Publisher(link),
+            addressed=Publisher(link),
+            replies=Replies(Publisher(link), Publisher(link), link, topology_of(settings)),
             store=store_of(settings),
             holds=(self.start_hold, Hold("store"), Hold("reply")),
             watch=Watch(Metrics()),
@@ -50,6 +53,7 @@ async def test_status_shows_connections_holds_and_settings() -> None:
     assert status["connections"] == {
         "intake": {"address": "broker:5673/v", "connected": False},
         "replies": {"address": "broker:5673/v", "connected": False, "blocked": None},
+        "reply_to": {"address": "broker:5673/v", "connected": False, "blocked": None},
         "database": {"address": "db/app", "connected": False},
     }
     [hold] = status["holds"]

@@ -9,7 +9,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from task_activity_log.message import Delivery
-from task_activity_log.pipeline.reply import Reply
+from task_activity_log.pipeline.ports import Settlement
 from task_activity_log.pipeline.request import Request, Rules
 from task_activity_log.pipeline.worker import Worker
 from task_activity_log.record import Applied
@@ -436,9 +436,9 @@ async def test_a_refused_reply_is_identified_by_its_position() -> None:
     """Two deliveries of one invalid message have equal replies. Only the one that is refused stays unsettled."""
     bench = Bench()
 
-    async def refuse_the_first(replies: Sequence[Reply]) -> list[bool]:
-        one, other = replies
-        assert one == other
+    async def refuse_the_first(settlements: Sequence[Settlement[Delivery]]) -> list[bool]:
+        one, other = settlements
+        assert one.reply == other.reply
         return [False, True]
 
     bench.replies.publish = refuse_the_first  # type: ignore[method-assign]

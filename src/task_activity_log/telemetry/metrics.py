@@ -121,6 +121,10 @@ class Metrics:
         """A reply was not sent to the address that its request asked for."""
         self._counter("task_activity_log_replies_given_up_total").labels(why).inc()
 
+    def subscriber_took_nothing(self, why: str, count: int) -> None:
+        """This number of replies was not taken by another queue that is bound to the replies exchange."""
+        self._counter("task_activity_log_subscriber_replies_not_taken_total").labels(why).inc(count)
+
     def inbox_trimmed(self, count: int) -> None:
         """This number of requests was forgotten."""
         self._counter("task_activity_log_inbox_trimmed_total").inc(count)

@@ -26,7 +26,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from task_activity_log import __version__
 from task_activity_log.message import ERROR_CODE, TRACE_PARENT, Delivery
-from task_activity_log.pipeline.ports import Intake, Replies, Store
+from task_activity_log.pipeline.ports import Intake, Replies, Settlement, Store
 from task_activity_log.pipeline.reply import Reply
 from task_activity_log.pipeline.request import Request, message_id
 from task_activity_log.problem import Refused, Unavailable
@@ -91,7 +91,7 @@ class Tracing:
         """The store, with a span for each wave."""
         return _TracedStore(store, self)
 
-    def replies(self, replies: Replies) -> Replies:
+    def replies(self, replies: Replies[D]) -> Replies[D]:
         """The replies, with a span for each batch."""
         return _TracedReplies(replies, self)
 
@@ -176,10 +176,10 @@ class Tracing:
         with self.batch("INSERT task_activity_log", SpanKind.CLIENT, headers, attributes):
             return await store.apply(wave)
 
-    async def publish(self, replies: Replies, batch: Sequence[Reply]) -> list[bool]:
+    async def publish(self, replies: Replies[D], batch: Sequence[Settlement[D]]) -> list[bool]:
         """Publish the replies of a batch, in a span."""
-        for reply in batch:
-            self.answered(reply)
+        for each in batch:
+            self.answered(each.reply)
         attributes: dict[str, str | int] = {
             "messaging.system": "rabbitmq",
             "messaging.operation.name": "send",
@@ -187,7 +187,7 @@ class Tracing:
             "messaging.destination.name": self._exchange,
             "messaging.batch.message_count": len(batch),
         }
-        headers = [reply.headers for reply in batch]
+        headers = [each.reply.headers for each in batch]
         with self.batch(f"send {self._exchange}", SpanKind.PRODUCER, headers, attributes):
             return await replies.publish(batch)
 
@@ -243,10 +243,13 @@ class _TracedStore:
         await self._store.probe()
 
 
-class _TracedReplies:
-    def __init__(self, replies: Replies, tracing: Tracing) -> None:
+class _TracedReplies(Generic[D]):
+    def __init__(self, replies: Replies[D], tracing: Tracing) -> None:
         self._replies = replies
         self._tracing = tracing
 
-    async def publish(self, replies: Sequence[Reply]) -> list[bool]:
-        return await self._tracing.publish(self._replies, replies)
+    async def publish(self, settlements: Sequence[Settlement[D]]) -> list[bool]:
+        return await self._tracing.publish(self._replies, settlements)
+
+    async def settled(self) -> list[Settlement[D]]:
+        return await self._replies.settled()
