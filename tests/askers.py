@@ -182,6 +182,7 @@ async def survive(here: Scene, *addresses: str) -> None:
             await here.given_up(address)
         await here.innocents_are_answered()
         await here.settled(service)
+    assert here.events_of("drain_limit_reached") == []
 
 
 async def full_queue(talk: Conversation, **arguments: Any) -> AbstractQueue:

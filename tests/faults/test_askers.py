@@ -6,6 +6,7 @@ before and after a restart of the worker. The bad one's record is stored, and it
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from urllib.parse import quote
@@ -14,6 +15,7 @@ from uuid import uuid4
 import aio_pika
 import pytest
 from aio_pika.abc import AbstractQueue
+from pamqp.common import Arguments
 
 from sandbox import RabbitMQ
 from task_activity_log.rabbitmq.topology import declare
@@ -112,7 +114,7 @@ async def test_many_addresses_that_end_the_connection_harm_nobody(here: Scene) -
 
 @pytest.mark.parametrize("count", [1, 100])
 async def test_a_silent_reply_to_is_given_up(apart: Scene, own_rabbitmq: RabbitMQ, count: int) -> None:
-    """A quorum queue that accepts and never confirms. With more than 32 messages open its channel is stuck as well."""
+    """A quorum queue that accepts and never confirms, and holds everything else on the channel for 65 s."""
     queue = await quorum_queue(apart.talk)
     with silenced(own_rabbitmq, apart.amqp_url, queue.name):
         await apart.ask(queue.name, count)
@@ -136,16 +138,18 @@ async def test_so_many_requests_of_a_silent_asker_that_the_broker_stops_reading_
 
 
 async def test_a_reply_to_that_is_silent_for_a_while_gets_its_reply_once(apart: Scene, own_rabbitmq: RabbitMQ) -> None:
-    """It is waited for, and no copies are sent meanwhile."""
+    """It was well before. It is waited for, and no copies are sent meanwhile."""
     queue = await quorum_queue(apart.talk)
     async with apart.worker(WORKER_REPLY_GIVE_UP_SECONDS=NEVER) as service:
+        await apart.ask(queue.name)
+        await apart.settled(service)
         with silenced(own_rabbitmq, apart.amqp_url, queue.name):
-            await apart.ask(queue.name)
-            await until_stored(apart, 1)
+            await apart.ask(queue.name, 2)
+            await until_stored(apart, 3)
             for _ in range(3):
                 await apart.innocents_are_answered()
         await apart.settled(service)
-    assert await contents(queue) == ["0"]
+    assert await contents(queue) == ["0", "1", "2"]
     assert apart.events_of("reply_given_up") == []
 
 
@@ -202,6 +206,29 @@ async def test_a_reply_to_that_was_full_gets_all_its_replies_in_order(here: Scen
         async with asyncio.timeout(10):
             while queue.name in await shown(service.http_port):
                 await asyncio.sleep(0.1)
+
+
+async def test_many_full_addresses_harm_nobody(here: Scene) -> None:
+    """A hundred queues that take nothing at all, each with a request."""
+    names = [f"nothing.{uuid4()}" for _ in range(100)]
+    arguments: Arguments = {"x-queue-type": "classic", "x-max-length": 0, "x-overflow": "reject-publish"}
+    for name in names:
+        await here.talk.channel.declare_queue(name, exclusive=True, arguments=arguments)
+    await survive(here, *names)
+
+
+async def test_a_reply_that_also_goes_to_the_exchange_is_not_repeated_there(here: Scene) -> None:
+    """WORKER_REPLIES=both, and the address refuses: what the exchange has confirmed is not published again."""
+    queue = await full_queue(here.talk)
+    async with here.worker(WORKER_REPLIES="both", WORKER_REPLY_GIVE_UP_SECONDS="2") as service:
+        await here.ask(queue.name, 3)
+        await here.innocents_are_answered()
+        await here.given_up(queue.name)
+        await here.settled(service)
+        await here.innocents_are_answered()
+    here.read_on()
+    assert [text(message) for message in here.read if text(message) in {"0", "1", "2"}] == ["0", "1", "2"]
+    assert max(here.copies.values()) == 1
 
 
 async def test_a_slow_reply_to_does_not_take_the_prefetch(here: Scene) -> None:
@@ -332,22 +359,25 @@ async def test_a_dead_letter_that_is_too_large_to_be_published_harms_nobody(
 
 
 async def test_a_full_queue_bound_to_the_replies_exchange_stops_nobody(here: Scene) -> None:
-    """It gets nothing more; all others get each reply, and at most once again."""
+    """It gets nothing more; every other queue gets each reply, and at most once again."""
     full = await full_queue(here.talk)
     await full.bind(TOPOLOGY.replies_exchange, "#")
-    await bound_queue_stops_nobody(here)
+    copies = await copies_of_a_healthy_subscriber(here)
+    assert len(copies) == len(here.copies)
+    assert max(copies.values()) <= 2
 
 
 async def test_a_silent_queue_bound_to_the_replies_exchange_stops_nobody(apart: Scene, own_rabbitmq: RabbitMQ) -> None:
-    """As a full one: the replies of the whole exchange are never confirmed while it is silent."""
+    """The broker holds the whole channel for 65 s then, so that other subscribers wait too; no requests do."""
     silent = await quorum_queue(apart.talk)
     await silent.bind(TOPOLOGY.replies_exchange, "#")
     with silenced(own_rabbitmq, apart.amqp_url, silent.name):
-        await bound_queue_stops_nobody(apart)
+        copies = await copies_of_a_healthy_subscriber(apart)
+        assert max(copies.values(), default=0) <= 2
 
 
-async def bound_queue_stops_nobody(one: Scene) -> None:
-    """Two workers one after the other; another subscriber's healthy queue counts the copies."""
+async def copies_of_a_healthy_subscriber(one: Scene) -> Counter[str]:
+    """Have innocents answered by two workers one after the other, and count what another bound queue was sent."""
     healthy = await one.talk.channel.declare_queue(exclusive=True)
     await healthy.bind(TOPOLOGY.replies_exchange, "#")
     for _ in range(2):
@@ -355,14 +385,11 @@ async def bound_queue_stops_nobody(one: Scene) -> None:
             await one.innocents_are_answered()
             await one.innocents_are_answered()
             await one.settled(service)
-    unasked = 4 * (INNOCENTS - INNOCENTS // 2)
-    copies = [message.message_id async for message in everything(healthy)]
-    assert len(set(copies)) == unasked
-    assert len(copies) <= 2 * unasked
     one.read_on()
-    assert len(one.copies) == unasked
+    assert len(one.copies) == 4 * (INNOCENTS - INNOCENTS // 2)
     assert max(one.copies.values()) <= 2
     assert one.events_of("holding") == []
+    return Counter([str(message.message_id) async for message in everything(healthy)])
 
 
 # an address in the form of AMQP 1.0

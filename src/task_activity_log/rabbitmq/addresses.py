@@ -27,6 +27,8 @@ T = TypeVar("T")
 TOO_MANY = "too_many"
 """Why a reply is given up before its time: so many wait that others could starve."""
 
+PATIENCE_SECONDS = 1.5
+"""How long a reply may take to be confirmed before others go on without it."""
 AGAIN_SECONDS = 1.0
 _AGAIN_MOST_SECONDS = 8.0
 _TOGETHER_MAX = 64
@@ -263,6 +265,8 @@ class Addresses(Generic[T]):
                 and now - _oldest(line).since > self._give_up_seconds + _UNTRIED_SECONDS
             ):
                 self._fails(line, Fate.LOST)  # the broker takes other replies, but no connection for this one
+            if line.fate is None and line.open and not line.together and now - line.opened > PATIENCE_SECONDS:
+                self._fails(line, Fate.UNCONFIRMED)
             if line.fate is not None:
                 self._give_up(line, now)
             if line.open and now - line.opened > _OPEN_MAX_SECONDS:

@@ -183,11 +183,11 @@ class Publisher:
         except asyncio.CancelledError:
             # Nobody knows whether the write happened, so the sequence numbers are unknown as well.
             sending.cancel()
-            channel.broken.set()
+            self._leave(channel)
             raise
         if sending.done():
             if not _sent(sending):
-                channel.broken.set()
+                self._leave(channel)
             return batch.end(Fate.LOST)
         if self.blocked is not None and self._channel is channel:
             # The broker takes what was written once the alarm is over: the channel stays usable.
@@ -216,7 +216,14 @@ class Publisher:
         if on_late is not None and batch.written and len(self._lingering) < _LINGERING_MAX:
             batch.on_late = on_late
             self._lingering.append(channel)
+        self._leave(channel)
+
+    def _leave(self, channel: ConfirmChannel) -> None:
+        """Publish nothing more on this channel, from now on and not only when the session has noticed."""
         channel.broken.set()
+        if self._channel is channel:
+            self._channel = self._frame_reader = None
+            self._connected.clear()
 
 
 _BLOCKED = "the broker blocks publishers"

@@ -18,14 +18,14 @@ import structlog
 
 from task_activity_log.pipeline.ports import D, Settlement
 from task_activity_log.pipeline.reply import Reply, too_large
-from task_activity_log.rabbitmq.addresses import Addresses, Waiting
+from task_activity_log.rabbitmq.addresses import PATIENCE_SECONDS, Addresses, Waiting
 from task_activity_log.rabbitmq.confirms import Fate, Outgoing
 from task_activity_log.rabbitmq.exchange import RepliesExchange
 from task_activity_log.rabbitmq.link import LinkOptions
 from task_activity_log.rabbitmq.properties import properties_of
 from task_activity_log.rabbitmq.publisher import MessageMax, Publisher
 from task_activity_log.rabbitmq.reply_to import is_direct, is_malformed, queue_of
-from task_activity_log.rabbitmq.retries import PATIENCE_SECONDS, Failing, Retries
+from task_activity_log.rabbitmq.retries import Failing, Retries
 from task_activity_log.rabbitmq.topology import Topology
 
 log = structlog.get_logger(__name__)

@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 import aio_pika
 import structlog
 
-from task_activity_log.rabbitmq.addresses import AGAIN_SECONDS, Addresses, Line, Waiting
+from task_activity_log.rabbitmq.addresses import AGAIN_SECONDS, PATIENCE_SECONDS, Addresses, Line, Waiting
 from task_activity_log.rabbitmq.confirms import ConfirmChannel, Fate, Outgoing, open_confirming
 from task_activity_log.rabbitmq.frames import FrameReader
 from task_activity_log.rabbitmq.link import LOST, LinkOptions, asking_the_driver, connect, supervise
@@ -23,9 +23,6 @@ from task_activity_log.rabbitmq.link import LOST, LinkOptions, asking_the_driver
 log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
-
-PATIENCE_SECONDS = 1.5
-"""How long a reply may take to be confirmed before others go on without it."""
 
 _CHANNELS_MAX = 64
 _TICK_SECONDS = 0.25
