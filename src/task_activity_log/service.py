@@ -89,7 +89,7 @@ class Service:
         self._worker: Worker[RabbitDelivery] = Worker(
             intake=self._tasks,
             store=self._store if traces is None else traces.store(self._store),
-            dead_letters=DeadLetters(self._publisher, topology.dead_letters_queue),
+            dead_letters=DeadLetters(self._publisher, topology.dead_letters_queue, message_max),
             replies=replies if traces is None else traces.replies(replies),
             watch=self._watch,
             rules=rules_of(settings),

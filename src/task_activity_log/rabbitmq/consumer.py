@@ -98,6 +98,12 @@ class Consumer:
         for tag in done[len(together) :]:
             await self._channel.basic_ack(tag, wait=False)
 
+    async def reject(self, tag: int) -> None:
+        """Let the broker dead-letter a delivery, as the arguments of its queue say, unless it is settled."""
+        if self.has(tag):
+            del self._unsettled[tag]
+            await self._channel.basic_reject(tag, requeue=False, wait=False)
+
     async def requeue(self) -> int:
         """Return everything in hand to the queue so that it comes again in order; returns how many messages.
 

@@ -164,6 +164,11 @@ EVENTS = {
         ("reply_to", "why"),
     ),
     "reply_to_recovered": Event("info", "An address takes replies again.", ("reply_to",)),
+    "dead_lettered_by_broker": Event(
+        "warning",
+        "Rejected messages are larger than the broker takes now: it dead-letters them itself, without x-error-code.",
+        ("count",),
+    ),
     "subscriber_takes_nothing": Event(
         "warning",
         "A queue that is bound to the replies exchange, in addition to the replies queue, refuses replies or does not confirm"
