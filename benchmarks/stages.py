@@ -29,7 +29,8 @@ from task_activity_log.rabbitmq.confirms import ConfirmChannel
 from task_activity_log.rabbitmq.consumer import Consumer, RabbitDelivery
 from task_activity_log.rabbitmq.frames import FrameReader, Inbound
 from task_activity_log.rabbitmq.link import LinkOptions
-from task_activity_log.rabbitmq.publisher import Outgoing, Publisher
+from task_activity_log.rabbitmq.outgoing import Outgoing
+from task_activity_log.rabbitmq.publisher import Publisher
 from task_activity_log.rabbitmq.replies import Replies
 from task_activity_log.rabbitmq.topology import Topology
 from task_activity_log.record import Applied, Outcome, StoredTaskActivityLog

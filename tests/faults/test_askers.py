@@ -458,7 +458,7 @@ async def read_slowly(queue: AbstractQueue) -> None:
 
 
 async def until_stored(one: Scene, count: int) -> None:
-    """Wait until so many records of bad askers are stored."""
+    """Wait until this number of records of bad askers is stored."""
     async with asyncio.timeout(20):
         while await one.stored() < count:
             await asyncio.sleep(0.05)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pytest
 
 from task_activity_log.rabbitmq.addresses import TOO_MANY, Addresses, Line, Waiting
-from task_activity_log.rabbitmq.confirms import Fate
+from task_activity_log.rabbitmq.outgoing import Fate
 
 GIVE_UP = 30.0
 DIRECT = "amq.rabbitmq.reply-to.x.y"
@@ -280,10 +280,10 @@ def test_addresses_that_end_a_connection_are_found_by_halving(guilty: set[str]) 
 def test_an_address_that_ends_its_connection_alone_is_tried_after_1_2_4_and_8_seconds() -> None:
     """Until it is given up."""
     bench = Bench()
-    bench.addresses.suspect(bench.join("killer", "1")[0].line)
+    bench.addresses.suspect(bench.join("ender", "1")[0].line)
     tried = []
     began = bench.now
-    while "killer" in bench.addresses and len(bench.addresses):
+    while "ender" in bench.addresses and len(bench.addresses):
         if bench.group():
             tried.append(bench.now - began)
             bench.addresses.ended(bench.lines, bench.now)

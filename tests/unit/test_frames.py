@@ -15,8 +15,9 @@ from pamqp.header import ContentHeader
 
 from task_activity_log.message import Properties
 from task_activity_log.rabbitmq import headers
-from task_activity_log.rabbitmq.confirms import Batch, ConfirmChannel, Fate, Outgoing
+from task_activity_log.rabbitmq.confirms import Batch, ConfirmChannel
 from task_activity_log.rabbitmq.frames import FrameReader, Inbound, publish_frames
+from task_activity_log.rabbitmq.outgoing import Fate, Outgoing
 
 OURS, OTHER = 1, 2
 BEAT = frame.marshal(heartbeat.Heartbeat(), 0)

@@ -13,7 +13,8 @@ from task_activity_log.client.messages import Answer, ClientError, NoAnswer, Ups
 from task_activity_log.problem import Unavailable
 from task_activity_log.rabbitmq.consumer import RabbitDelivery
 from task_activity_log.rabbitmq.link import LinkOptions, Outage, supervise
-from task_activity_log.rabbitmq.publisher import Fate, Outgoing, Publisher
+from task_activity_log.rabbitmq.outgoing import Fate, Outgoing
+from task_activity_log.rabbitmq.publisher import Publisher
 from task_activity_log.rabbitmq.queues import own_queue
 from task_activity_log.rabbitmq.reading import reading
 from task_activity_log.rabbitmq.topology import REQUEST_KEY
@@ -108,7 +109,6 @@ class Asks:
                 raise self._no_queue()
             on_sent(len(confirmed))
             if upserts:
-                self._nacked()
                 await asyncio.sleep(_AGAIN_SECONDS)
 
     def why_silent(self, timeout: float | None, unanswered: int) -> str:
@@ -137,7 +137,6 @@ class Asks:
                 self.forget(ask)
                 ask.done(self._no_queue())
             if nacked:
-                self._nacked()
                 asyncio.get_running_loop().call_later(_AGAIN_SECONDS, self._send_again, nacked)
 
     def _send_again(self, asks: Iterable[Ask]) -> None:
@@ -149,18 +148,26 @@ class Asks:
         while True:
             await self._publisher.wait_connected()
             try:
-                return await self._publisher.publish(
+                fates = await self._publisher.publish(
                     [
                         Outgoing(self._exchange, REQUEST_KEY, upsert.properties(reply_to, self._app_id), upsert.body)
                         for upsert in upserts
                     ]
                 )
+                self._note(fates)
+                return fates
             except Unavailable as error:
                 self._reason = error.reason
             await asyncio.sleep(_AGAIN_SECONDS)
 
-    def _nacked(self) -> None:
-        self._reason = "the broker refuses upserts: is the queue full?"
+    def _note(self, fates: Sequence[Fate]) -> None:
+        """Remember why some of these were not taken."""
+        if Fate.LOST in fates:
+            self._reason = f"publisher connection lost: {self._publisher.last_reason}"
+        elif Fate.UNCONFIRMED in fates:
+            self._reason = "upserts not confirmed in time"
+        elif Fate.NACKED in fates:
+            self._reason = "the broker refuses upserts: is the queue full?"
 
     def _no_queue(self) -> ClientError:
         return ClientError(
@@ -201,7 +208,7 @@ class Asks:
 
 
 def by_fate(messages: Sequence[T], fates: Sequence[Fate]) -> tuple[list[T], list[T], list[T]]:
-    """Published messages in three lists: confirmed; returned, as no queue takes them; nacked, to be sent again."""
+    """Published messages in three lists: confirmed; returned, as no queue takes them; all others, to be sent again."""
     pairs = list(zip(messages, fates, strict=True))
     confirmed = [message for message, fate in pairs if fate is Fate.CONFIRMED]
     returned = [message for message, fate in pairs if fate is Fate.RETURNED]

@@ -9,6 +9,7 @@ intake        deliveries from the requests queue, at that pace
 consumer      one channel that deliveries come through, and how they are settled
 queues        which queue a reader reads
 reading       a queue that a subscriber reads, or a person looks into
+outgoing      a message to be published, and what may become of it                  pure
 confirms      one channel that is published on: the fate of each message
 publisher     publishing in batches with publisher confirms
 replies       where each reply goes, and what happens to one that cannot be placed

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Generic, TypeVar
 
-from task_activity_log.rabbitmq.confirms import Fate
+from task_activity_log.rabbitmq.outgoing import Fate
 
 T = TypeVar("T")
 

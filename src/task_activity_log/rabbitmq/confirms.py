@@ -5,48 +5,21 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from enum import Enum
 from typing import TypeAlias
 
 import aio_pika
 import aiormq
 
-from task_activity_log.message import Properties
 from task_activity_log.rabbitmq import headers
 from task_activity_log.rabbitmq.channel import open_channel
 from task_activity_log.rabbitmq.frames import FrameReader, Inbound, publish_frames, write
 from task_activity_log.rabbitmq.link import describe
+from task_activity_log.rabbitmq.outgoing import Fate, Outgoing
 
 FRAME_MAX = 131_072
 """The largest frame in bytes where the broker sets no limit."""
 
 _TOO_LARGE = re.compile(r"larger than configured max size (\d+)")
-
-
-@dataclass(slots=True)  # not frozen, which would take three times as long to make
-class Outgoing:
-    """A message to be published. It is not changed."""
-
-    exchange: str
-    routing_key: str
-    properties: Properties
-    body: bytes
-    mandatory: bool = True
-
-
-class Fate(Enum):
-    """What became of a published message; the value is the word for it in logs and metrics."""
-
-    CONFIRMED = "confirmed"
-    RETURNED = "returned"
-    """No queue takes messages at that address."""
-    NACKED = "refused"
-    """A queue is full, or could not write the message."""
-    UNCONFIRMED = "unconfirmed"
-    """The broker has not answered in time. It may have the message, and may still answer."""
-    LOST = "lost"
-    """The channel or the connection ended before the answer. This message may be the reason."""
 
 
 Late: TypeAlias = Callable[[int, Fate], None]

@@ -15,7 +15,8 @@ from task_activity_log.problem import Problem, Unavailable
 from task_activity_log.rabbitmq.consumer import RabbitDelivery
 from task_activity_log.rabbitmq.headers import encode, raw_headers
 from task_activity_log.rabbitmq.link import LOST, asking_the_driver
-from task_activity_log.rabbitmq.publisher import Fate, MessageMax, Outgoing, Publisher
+from task_activity_log.rabbitmq.outgoing import Fate, Outgoing
+from task_activity_log.rabbitmq.publisher import MessageMax, Publisher
 
 log = structlog.get_logger(__name__)
 

@@ -13,7 +13,7 @@ import structlog
 
 from task_activity_log.pipeline.reply import Reply
 from task_activity_log.problem import Unavailable
-from task_activity_log.rabbitmq.confirms import Fate, Outgoing
+from task_activity_log.rabbitmq.outgoing import Fate, Outgoing
 from task_activity_log.rabbitmq.properties import properties_of
 from task_activity_log.rabbitmq.publisher import Publisher
 from task_activity_log.rabbitmq.topology import Topology

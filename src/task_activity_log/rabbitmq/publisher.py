@@ -13,11 +13,10 @@ import aio_pika
 
 from task_activity_log.problem import Unavailable
 from task_activity_log.rabbitmq.channel import wait_closed
-from task_activity_log.rabbitmq.confirms import FRAME_MAX, Batch, ConfirmChannel, Fate, Late, Outgoing, open_confirming
+from task_activity_log.rabbitmq.confirms import FRAME_MAX, Batch, ConfirmChannel, Late, open_confirming
 from task_activity_log.rabbitmq.frames import FrameReader
 from task_activity_log.rabbitmq.link import LOST, LinkOptions, connect, supervise
-
-__all__ = ["Fate", "MessageMax", "Outgoing", "Publisher"]
+from task_activity_log.rabbitmq.outgoing import Fate, Outgoing
 
 _OPEN_SECONDS = 2.0
 """A broker that takes longer to open a channel on a connection in use reads nothing from that connection."""

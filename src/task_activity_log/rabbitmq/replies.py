@@ -19,9 +19,9 @@ import structlog
 from task_activity_log.pipeline.ports import D, Settlement
 from task_activity_log.pipeline.reply import Reply, too_large
 from task_activity_log.rabbitmq.addresses import PATIENCE_SECONDS, Addresses, Waiting
-from task_activity_log.rabbitmq.confirms import Fate, Outgoing
 from task_activity_log.rabbitmq.exchange import RepliesExchange
 from task_activity_log.rabbitmq.link import LinkOptions
+from task_activity_log.rabbitmq.outgoing import Fate, Outgoing
 from task_activity_log.rabbitmq.properties import properties_of
 from task_activity_log.rabbitmq.publisher import MessageMax, Publisher
 from task_activity_log.rabbitmq.reply_to import is_direct, is_malformed, queue_of

@@ -16,9 +16,10 @@ import aio_pika
 import structlog
 
 from task_activity_log.rabbitmq.addresses import AGAIN_SECONDS, PATIENCE_SECONDS, Addresses, Line, Waiting
-from task_activity_log.rabbitmq.confirms import ConfirmChannel, Fate, Outgoing, open_confirming
+from task_activity_log.rabbitmq.confirms import ConfirmChannel, open_confirming
 from task_activity_log.rabbitmq.frames import FrameReader
 from task_activity_log.rabbitmq.link import LOST, LinkOptions, asking_the_driver, connect, supervise
+from task_activity_log.rabbitmq.outgoing import Fate, Outgoing
 
 log = structlog.get_logger(__name__)
 
