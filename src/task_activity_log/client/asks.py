@@ -154,11 +154,12 @@ class Asks:
                         for upsert in upserts
                     ]
                 )
-                self._note(fates)
-                return fates
             except Unavailable as error:
                 self._reason = error.reason
-            await asyncio.sleep(_AGAIN_SECONDS)
+                await asyncio.sleep(_AGAIN_SECONDS)
+            else:
+                self._note(fates)
+                return fates
 
     def _note(self, fates: Sequence[Fate]) -> None:
         """Remember why some of these were not taken."""
