@@ -250,6 +250,22 @@ def test_replies_that_may_be_healthy_are_not_given_up_because_they_are_many() ->
     assert [why for _, why in bench.done()] == [None] * 500
 
 
+def test_a_broker_that_answers_nobody_has_three_seconds_before_replies_are_given_up_as_too_many() -> None:
+    """It may be slow for everybody, and the address only the first to notice. A refusal is an answer."""
+    bench = Bench(count_max=8)
+    for one in bench.join("silent", *"123456"):
+        bench.addresses.opened(one, bench.now)
+    bench.now += 2.9
+    bench.addresses.tidy(bench.now, wanted, answering=False)
+    assert bench.addresses.finished == []
+    bench.now += 0.2
+    bench.addresses.tidy(bench.now, wanted, answering=False)
+    assert [waiting.item for waiting, _ in bench.addresses.finished] == ["1", "2"]
+    bench.refused("full", *"12345")
+    bench.addresses.tidy(bench.now, wanted, answering=False)
+    assert [waiting.item for waiting, _ in bench.addresses.finished[2:]] == ["1"]
+
+
 def test_what_was_requeued_is_forgotten() -> None:
     """Its message is delivered again, and answered then."""
     bench = Bench()

@@ -41,6 +41,7 @@ _OPEN_MAX_SECONDS = 90.0
 _PREEMPTED_AFTER_SECONDS = 5.0
 _PREEMPTED_FOR_SECONDS = 30.0
 _UNTRIED_SECONDS = 30.0
+_SLOW_SECONDS = 3.0
 _TRUSTED_MAX = 4_096
 
 
@@ -73,6 +74,7 @@ class Line(Generic[T]):
     """Whether it may end the connection that it is tried over."""
     due: float = 0.0
     opened: float = 0.0
+    failing_from: float = 0.0
     emptied: float = 0.0
     step: float = AGAIN_SECONDS
     part: int = 1
@@ -140,11 +142,11 @@ class Addresses(Generic[T]):
         line = waiting.line
         line.open[waiting.number] = waiting
         line.opened = now
-        self._fails(line, Fate.UNCONFIRMED)
+        self._fails(line, Fate.UNCONFIRMED, now)
 
     def refused(self, waiting: Waiting[T], now: float) -> None:
         """This reply was published, and its queue has refused it."""
-        self._fails(waiting.line, Fate.NACKED)
+        self._fails(waiting.line, Fate.NACKED, now)
         waiting.line.due = now + AGAIN_SECONDS
 
     def suspect(self, line: Line[T]) -> None:
@@ -211,7 +213,7 @@ class Addresses(Generic[T]):
         elif fate is Fate.LOST:
             self.suspect(line)
         else:
-            self._fails(line, fate)
+            self._fails(line, fate, now)
             line.together = False
             line.due = now if fate is Fate.UNCONFIRMED else now + AGAIN_SECONDS
         self._drop_if_empty(line, now)
@@ -225,7 +227,7 @@ class Addresses(Generic[T]):
             self._groups.extendleft((list(group[middle:]), list(group[:middle])))
             return
         for line in group:
-            self._fails(line, Fate.LOST)
+            self._fails(line, Fate.LOST, now)
             line.due = now + line.step
             line.step = min(2 * line.step, _AGAIN_MOST_SECONDS)
 
@@ -241,20 +243,25 @@ class Addresses(Generic[T]):
         if not line.open:
             line.part = min(2 * line.part, _PART_MAX)
 
-    def _fails(self, line: Line[T], fate: Fate) -> None:
+    def _fails(self, line: Line[T], fate: Fate, now: float) -> None:
         if not line.failed:
             self.changes.append((line.address, fate))
+        if line.fate is None:
+            line.failing_from = now
         line.failed = True
         line.fate = fate
         line.part = 1
 
     # the end
 
-    def tidy(self, now: float, still: Callable[[T], bool]) -> None:
+    def tidy(self, now: float, still: Callable[[T], bool], *, answering: bool = True) -> None:
         """Give up what has waited too long or is too much, and forget what is not `still` wanted.
 
         A reply is given up when it has waited for the limit at an address that fails, whether or not others were taken
         meanwhile. If too many wait at addresses that fail, the oldest of the address with the most go first.
+
+        `answering` says whether the broker has answered anything lately. If not, it may be slow for everybody, and an
+        address that is silent does not lose its replies for the first seconds.
         """
         for line in list(self._lines.values()):
             for waiting in [waiting for waiting in line.waiting.values() if not still(waiting.item)]:
@@ -264,15 +271,15 @@ class Addresses(Generic[T]):
                 and line.waiting
                 and now - _oldest(line).since > self._give_up_seconds + _UNTRIED_SECONDS
             ):
-                self._fails(line, Fate.LOST)  # the broker takes other replies, but no connection for this one
+                self._fails(line, Fate.LOST, now)  # the broker takes other replies, but no connection for this one
             if line.fate is None and line.open and not line.together and now - line.opened > PATIENCE_SECONDS:
-                self._fails(line, Fate.UNCONFIRMED)
+                self._fails(line, Fate.UNCONFIRMED, now)
             if line.fate is not None:
                 self._give_up(line, now)
             if line.open and now - line.opened > _OPEN_MAX_SECONDS:
                 line.open.clear()
             self._drop_if_empty(line, now)
-        self._make_room(now)
+        self._make_room(now, answering)
         empty = [line for line in self._lines.values() if not line.waiting]
         for line in sorted(empty, key=lambda line: line.emptied)[: max(0, len(empty) - _REMEMBERED_MAX)]:
             del self._lines[line.address]
@@ -285,8 +292,18 @@ class Addresses(Generic[T]):
                 break
             self._finish(waiting, line.fate.value)
 
-    def _make_room(self, now: float) -> None:
-        failing = [line for line in self._lines.values() if line.fate is not None and line.waiting]
+    def is_open(self, address: str) -> bool:
+        """Whether an answer from this address is waited for."""
+        return address in self._lines and bool(self._lines[address].open)
+
+    def _make_room(self, now: float, answering: bool) -> None:
+        failing = [
+            line
+            for line in self._lines.values()
+            if line.fate is not None
+            and line.waiting
+            and (answering or line.fate is not Fate.UNCONFIRMED or now - line.failing_from > _SLOW_SECONDS)
+        ]
         most = self._count_max - self._count_max // 2
         for line in failing:
             while len(line.waiting) > most:

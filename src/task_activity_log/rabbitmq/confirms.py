@@ -80,6 +80,8 @@ class ConfirmChannel:
         """Set when the channel must not be used any more, although it may be open."""
         self.message_max: int | None = None
         """The broker's `max_message_size`, if it has closed the channel because of it."""
+        self.answered_at = 0.0
+        """When the broker last answered, on the event loop's clock."""
         self._sequence = 0
         self._confirmed_to = 0
         self._batches: list[Batch] = []  # the oldest first
@@ -120,6 +122,7 @@ class ConfirmChannel:
 
     def confirm(self, tag: int, multiple: bool, taken: bool) -> None:
         """The broker's answer. Called by the frame reader."""
+        self.answered_at = asyncio.get_running_loop().time()
         tags = range(self._confirmed_to + 1 if multiple else tag, tag + 1)
         fate = Fate.CONFIRMED if taken else Fate.NACKED
         for batch in self._batches:

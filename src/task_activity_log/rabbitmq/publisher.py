@@ -22,6 +22,7 @@ _OPEN_SECONDS = 2.0
 """A broker that takes longer to open a channel on a connection in use reads nothing from that connection."""
 _RECONNECT_SECONDS = 1.0
 """How long `publish` waits for a channel: opening the next one takes less if the broker is there."""
+_SLOW_SECONDS = 2.5
 _LINGERING_MAX = 8
 _LEARNED_SECONDS = 600.0
 
@@ -77,6 +78,9 @@ class Publisher:
         self._channel: ConfirmChannel | None = None  # this and the next two are set by `_keep_open`
         self._frame_reader: FrameReader | None = None
         self._connected = asyncio.Event()
+        self.answered_at = 0.0
+        """When the broker last answered a publish, on the event loop's clock."""
+        self._waiting_from: float | None = None  # since when `publish` waits for the broker
         self.last_reason = "closed"
         """Why the last channel ended."""
         self._lingering: list[ConfirmChannel] = []  # those of the present connection that still wait for answers
@@ -95,6 +99,12 @@ class Publisher:
     def blocked(self) -> str | None:
         """Why the broker takes no publishes at present (a resource alarm); None if it does."""
         return None if self._frame_reader is None else self._frame_reader.blocked
+
+    @property
+    def slow(self) -> bool:
+        """Whether a publish waits for the broker's answer for an unusually long time."""
+        now = asyncio.get_running_loop().time()
+        return self._waiting_from is not None and now - self._waiting_from > _SLOW_SECONDS
 
     @property
     def version(self) -> str:
@@ -176,14 +186,7 @@ class Publisher:
             return []
         batch, pieces = channel.begin(messages)
         sending = asyncio.ensure_future(channel.send(batch, pieces))
-        try:
-            patience = self._confirm_timeout if patience_seconds is None else patience_seconds
-            await asyncio.wait({sending}, timeout=patience)
-        except asyncio.CancelledError:
-            # Nobody knows whether the write happened, so the sequence numbers are unknown as well.
-            sending.cancel()
-            self._leave(channel)
-            raise
+        await self._wait(sending, channel, self._confirm_timeout if patience_seconds is None else patience_seconds)
         if sending.done():
             if not _sent(sending):
                 self._leave(channel)
@@ -195,6 +198,19 @@ class Publisher:
         sending.cancel()
         self._linger(channel, batch, on_late)
         return batch.end(Fate.UNCONFIRMED)
+
+    async def _wait(self, sending: asyncio.Task[None], channel: ConfirmChannel, patience_seconds: float) -> None:
+        self._waiting_from = asyncio.get_running_loop().time()
+        try:
+            await asyncio.wait({sending}, timeout=patience_seconds)
+        except asyncio.CancelledError:
+            # Nobody knows whether the write happened, so the sequence numbers are unknown as well.
+            sending.cancel()
+            self._leave(channel)
+            raise
+        finally:
+            self._waiting_from = None
+            self.answered_at = max(self.answered_at, channel.answered_at)
 
     async def _usable(self) -> ConfirmChannel:
         if self._channel is None:

@@ -25,7 +25,7 @@ from task_activity_log.rabbitmq.outgoing import Fate, Outgoing
 from task_activity_log.rabbitmq.properties import properties_of
 from task_activity_log.rabbitmq.publisher import MessageMax, Publisher
 from task_activity_log.rabbitmq.reply_to import is_direct, is_malformed, queue_of
-from task_activity_log.rabbitmq.retries import Failing, Retries
+from task_activity_log.rabbitmq.retries import Callbacks, Failing, Retries
 from task_activity_log.rabbitmq.topology import Topology
 
 log = structlog.get_logger(__name__)
@@ -80,15 +80,15 @@ class Replies(Generic[D]):
         self._addresses: Addresses[Settlement[D]] = Addresses(
             give_up_seconds=options.give_up_seconds, count_max=options.waiting_max, size_max=options.waiting_bytes_max
         )
-        self._retries = Retries(
-            link,
-            self._addresses,
+        callbacks = Callbacks(
             outgoing=self._to_address,
             finished=self._finished,
             still=lambda settlement: still(settlement.delivery),
-            reachable=lambda: own.connected and own.blocked is None,
+            reachable=lambda: own.connected and own.blocked is None and not own.slow,
+            answered_at=lambda: max(own.answered_at, addressed.answered_at),
             message_max=self._message_max.learn,
         )
+        self._retries = Retries(link, self._addresses, callbacks)
         self._late: asyncio.Queue[Settlement[D]] = asyncio.Queue()
         # Of the batch in `publish`, by id: what needs nothing more at its address (False: it waits), what the exchange has.
         self._placed: dict[int, bool] = {}

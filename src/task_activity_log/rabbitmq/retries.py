@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Generic, TypeVar
@@ -28,6 +29,7 @@ T = TypeVar("T")
 _CHANNELS_MAX = 64
 _TICK_SECONDS = 0.25
 _OPEN_SECONDS = 2.0
+_LATELY_SECONDS = 2.0
 _SHOWN_MAX = 20
 _EVENTS_MAX = 10
 _EVENTS_SECONDS = 60.0
@@ -44,44 +46,38 @@ class Failing:
     """What became of the last try; None if there was none, or its reply was taken."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Callbacks(Generic[T]):
+    """What `Retries` asks and tells."""
+
+    outgoing: Callable[[str, T], Outgoing]
+    """The message for an address and a reply."""
+    finished: Callable[[list[tuple[Waiting[T], str | None]]], None]
+    """Called with what is confirmed or given up, and why."""
+    still: Callable[[T], bool]
+    """Whether a reply is still wanted. It is not if its delivery was requeued."""
+    reachable: Callable[[], bool]
+    """Whether the broker takes other replies. While it does not, no time passes for those that wait."""
+    answered_at: Callable[[], float]
+    """When the broker last answered a publish, on the event loop's clock."""
+    message_max: Callable[[int], None]
+    """Called with the broker's `max_message_size`, if it says so."""
+
+
 class Retries(Generic[T]):
     """Publishes what waits in `Addresses` until it is confirmed or given up."""
 
-    def __init__(
-        self,
-        options: LinkOptions,
-        addresses: Addresses[T],
-        *,
-        outgoing: Callable[[str, T], Outgoing],
-        finished: Callable[[list[tuple[Waiting[T], str | None]]], None],
-        still: Callable[[T], bool],
-        reachable: Callable[[], bool],
-        message_max: Callable[[int], None] = lambda _: None,
-    ) -> None:
-        """Connect to nothing yet.
-
-        Args:
-            options: how to reach the broker.
-            addresses: what waits.
-            outgoing: the message for an address and a reply.
-            finished: called with what is confirmed or given up, and why.
-            still: whether a reply is still wanted. It is not if its delivery was requeued.
-            reachable: whether the broker takes other replies. If it does not, no time passes for those that wait.
-            message_max: called with the broker's `max_message_size`, if it says so.
-        """
+    def __init__(self, options: LinkOptions, addresses: Addresses[T], callbacks: Callbacks[T]) -> None:
+        """Connect to nothing yet."""
         self._options = options
         self._addresses = addresses
-        self._outgoing = outgoing
-        self._finished = finished
-        self._still = still
-        self._reachable = reachable
-        self._message_max = message_max
+        self._callbacks = callbacks
         self._changed, self._needed = asyncio.Event(), asyncio.Event()  # `_needed`: something is tried apart
         self._link: tuple[aio_pika.Connection, FrameReader] | None = None  # set by `_session`
         self._channels: dict[str, ConfirmChannel] = {}  # by address; those of `_link`
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: asyncio.TaskGroup | None = None  # set by `run`
         self._together: asyncio.Task[None] | None = None
-        self._clock, self._read_at = 0.0, 0.0
+        self._clock, self._read_at, self._last_answer = 0.0, 0.0, 0.0
         self._events: list[float] = []
         self.waiting = 0
         """How many replies wait. Like `failing`, up to a quarter of a second old: another thread may read both."""
@@ -92,7 +88,7 @@ class Retries(Generic[T]):
         """The seconds in which the broker was reachable, which `Addresses` counts in."""
         now = asyncio.get_running_loop().time()
         blocked = self._link is not None and self._link[1].blocked is not None
-        if self._read_at and not blocked and self._reachable():
+        if self._read_at and not blocked and self._callbacks.reachable():
             self._clock += now - self._read_at
         self._read_at = now
         return self._clock
@@ -103,32 +99,25 @@ class Retries(Generic[T]):
 
     async def run(self) -> None:
         """Try what waits until cancelled."""
-        connecting = asyncio.create_task(supervise("retries", self._session, lambda: None, self._options.on_outage))
-        try:
+        async with asyncio.TaskGroup() as self._tasks:
+            self._tasks.create_task(supervise("retries", self._session, lambda: None, self._options.on_outage))
             while True:
-                try:
+                with suppress(TimeoutError):
                     async with asyncio.timeout(_TICK_SECONDS if self._addresses.busy else None):
                         await self._changed.wait()
-                except TimeoutError:
-                    pass
                 self._changed.clear()
                 self._step()
-        finally:
-            for task in (connecting, *self._tasks):
-                task.cancel()
 
     def _step(self) -> None:
         """Give up, report, and start what is due. It does not wait."""
         now, addresses = self.clock(), self._addresses
-        addresses.tidy(now, self._still)
-        finished, addresses.finished = addresses.finished, []
-        changes, addresses.changes = addresses.changes, []
-        if finished:
-            self._finished(finished)
-        for address, fate in changes:
-            self._tell(address, fate)
-        for address in [address for address in self._channels if address not in addresses]:
-            self._spawn(_close(self._channels.pop(address)))
+        answered = max(self._callbacks.answered_at(), self._last_answer)
+        lately = asyncio.get_running_loop().time() - answered < _LATELY_SECONDS
+        addresses.tidy(now, self._callbacks.still, answering=lately)
+        self._report(now)
+        for address, channel in list(self._channels.items()):
+            if address not in addresses or not (channel.settled or addresses.is_open(address)):
+                self._spawn(_close(self._channels.pop(address)))
         due = addresses.due(now)
         if due or self._channels:
             self._needed.set()
@@ -140,10 +129,17 @@ class Retries(Generic[T]):
         if self._together is None or self._together.done():
             group = addresses.next_group(now)
             if group:
-                self._together = self._spawn(self._try_together(group))
-        self._show(now)
+                some = [addresses.begin(line, now)[0] for line in group]
+                self._together = self._spawn(self._try_together(group, some))
 
-    def _show(self, now: float) -> None:
+    def _report(self, now: float) -> None:
+        """Pass on what is finished and has changed, and show what waits."""
+        finished, self._addresses.finished = self._addresses.finished, []
+        changes, self._addresses.changes = self._addresses.changes, []
+        if finished:
+            self._callbacks.finished(finished)
+        for address, fate in changes:
+            self._tell(address, fate)
         self.waiting = len(self._addresses)
         self.failing = tuple(
             Failing(line.address, len(line.waiting), now - next(iter(line.waiting.values())).since, line.fate)
@@ -151,10 +147,8 @@ class Retries(Generic[T]):
         )
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
+        assert self._tasks is not None  # noqa: S101 - a programming error
+        return self._tasks.create_task(work)
 
     def _tell(self, address: str, fate: Fate | None) -> None:
         now = asyncio.get_running_loop().time()
@@ -217,7 +211,7 @@ class Retries(Generic[T]):
                 return
         await self._publish(channel, some)
         if channel.message_max is not None:
-            self._message_max(channel.message_max)
+            self._callbacks.message_max(channel.message_max)
 
     async def _open(self) -> ConfirmChannel:
         if self._link is None:
@@ -228,7 +222,9 @@ class Retries(Generic[T]):
 
     async def _publish(self, channel: ConfirmChannel, some: Sequence[Waiting[T]]) -> None:
         """Publish these, and return when each is answered, however late."""
-        batch, pieces = channel.begin([self._outgoing(waiting.line.address, waiting.item) for waiting in some])
+        batch, pieces = channel.begin(
+            [self._callbacks.outgoing(waiting.line.address, waiting.item) for waiting in some]
+        )
         batch.on_late = lambda position, fate: self._answered(some[position], fate)
         try:
             with asking_the_driver():
@@ -237,15 +233,16 @@ class Retries(Generic[T]):
             channel.lose()
 
     def _answered(self, waiting: Waiting[T], fate: Fate) -> None:
+        if fate is not Fate.LOST:
+            self._last_answer = asyncio.get_running_loop().time()
         self._addresses.answered(waiting, fate, self.clock())
         self.wake()
 
     # together
 
-    async def _try_together(self, group: Sequence[Line[T]]) -> None:
+    async def _try_together(self, group: Sequence[Line[T]], some: Sequence[Waiting[T]]) -> None:
         """Publish one reply to each address over a new connection, and tell what became of each."""
         fates: dict[Line[T], Fate] = {}
-        some = [self._addresses.begin(line, self.clock())[0] for line in group]
         try:
             with asking_the_driver():
                 async with connect(self._options, "trial") as link:
@@ -271,7 +268,7 @@ class Retries(Generic[T]):
 
         async def publish(channel: ConfirmChannel, waiting: Waiting[T]) -> None:
             fates[waiting.line] = Fate.UNCONFIRMED
-            batch, pieces = channel.begin([self._outgoing(waiting.line.address, waiting.item)])
+            batch, pieces = channel.begin([self._callbacks.outgoing(waiting.line.address, waiting.item)])
             try:
                 with asking_the_driver():
                     await channel.send(batch, pieces)
@@ -287,7 +284,7 @@ class Retries(Generic[T]):
                 task.cancel()
         for channel in channels:
             if channel.message_max is not None:
-                self._message_max(channel.message_max)
+                self._callbacks.message_max(channel.message_max)
 
 
 async def _close(channel: ConfirmChannel) -> None:
