@@ -17,7 +17,7 @@ from task_activity_log.pipeline.ports import D, Settlement
 from task_activity_log.pipeline.reply import Reply
 from task_activity_log.pipeline.request import Request, UpdateMode
 from task_activity_log.problem import Problem, Refused, TimedOut, Unavailable
-from task_activity_log.record import FIELDS, Applied, Outcome, StoredTaskActivityLog
+from task_activity_log.record import FIELDS, Applied, Outcome, StoredTaskActivityLog, Unread
 
 
 def delivered(
@@ -149,6 +149,8 @@ class FakeStore:
         self.locked: set[str | None] = set()
         self.doubts: set[str | None] = set()
         self.unwritable = False
+        self.leaves_unread = False
+        """Whether the records of a wave are left unread, but for the first."""
         self.away: str | None = None
         self.tried = asyncio.Event()
 
@@ -170,7 +172,16 @@ class FakeStore:
             raise Refused("23514")
         if subjects & self.doubts:
             raise Refused("42501", doubtful=True)
-        return self.database.apply(wave)
+        applied = self.database.apply(wave)
+        if self.leaves_unread:
+            applied[1:] = [Unread(each.outcome, None) for each in applied[1:]]
+        return applied
+
+    async def read(self, request: Request[Delivery], outcome: Outcome) -> Applied:
+        await asyncio.sleep(0)
+        if self.away is not None:
+            raise Unavailable(self.away)
+        return Applied(outcome, self.rows.get(request.record.id))
 
     async def probe(self) -> None:
         await asyncio.sleep(0)

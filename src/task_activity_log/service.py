@@ -22,6 +22,7 @@ from task_activity_log.rabbitmq.dead_letters import DeadLetters
 from task_activity_log.rabbitmq.intake import Intake
 from task_activity_log.rabbitmq.publisher import Publisher
 from task_activity_log.rabbitmq.replies import Replies
+from task_activity_log.rabbitmq.weight import Bounds
 from task_activity_log.settings import BATCHES_IN_HAND, Settings
 from task_activity_log.status import Status
 from task_activity_log.telemetry import logs, tracing
@@ -62,6 +63,7 @@ class Service:
             link,
             topology,
             prefetch=settings.prefetch,
+            bounds=Bounds(settings.batch_bytes, settings.in_hand_bytes),
             declare_topology=settings.topology == "declare",
             before_consuming=self._ready_to_consume,
             on_lost=count["task_activity_log_connections_lost_total"].labels("intake").inc,
@@ -84,6 +86,7 @@ class Service:
             watch=self._watch,
             rules=rules_of(settings),
             batch_max=settings.batch_max,
+            part_bytes=settings.batch_bytes,
             nulls=settings.nulls,
             hold_limit_seconds=settings.hold_limit_seconds,
         )

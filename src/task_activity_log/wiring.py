@@ -61,5 +61,6 @@ def store_of(settings: Settings) -> Store:
         connect_timeout=settings.database_connect_timeout_seconds,
         command_timeout=settings.database_command_timeout_seconds,
         statement_cache_size=settings.database_statement_cache,
+        read_bytes=settings.batch_bytes,
         tls=settings.database_tls,
     )

@@ -349,6 +349,9 @@ class Process:
             raise TimedOut("timeout")
         return applied
 
+    async def read(self, request: Request[Delivery], outcome: Outcome) -> Applied:
+        return Applied(outcome, self.world.database.rows.get(request.record.id))
+
     def _kind(self, request: Request[Delivery]) -> Kind:
         return self.world.ledger.kinds[str(request.delivery.properties.correlation_id)]
 

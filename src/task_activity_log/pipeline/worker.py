@@ -18,13 +18,14 @@ from typing import Generic, Literal, TypeAlias, TypeVar
 import structlog
 
 from task_activity_log.pipeline import reply
+from task_activity_log.pipeline.batches import Parts, decode_all
 from task_activity_log.pipeline.hold import Abandoned, Hold
 from task_activity_log.pipeline.ports import D, DeadLetters, Intake, Replies, Settlement, Store, Watch
-from task_activity_log.pipeline.request import Request, Rules, decode
+from task_activity_log.pipeline.request import Request, Rules
 from task_activity_log.pipeline.suspects import may_mention, part
 from task_activity_log.pipeline.waves import halve, waves
-from task_activity_log.problem import UNREADABLE, Problem, Refused, Rejected, TimedOut, Unavailable
-from task_activity_log.record import Applied, Outcome
+from task_activity_log.problem import UNREADABLE, Problem, Refused, TimedOut, Unavailable
+from task_activity_log.record import Applied, Outcome, Unread
 
 log = structlog.get_logger(__name__)
 
@@ -49,15 +50,18 @@ class Worker(Generic[D]):
         watch: Watch,
         rules: Rules,
         batch_max: int,
+        part_bytes: int = 8 * 2**20,
         nulls: Literal["emit", "omit"] = "emit",
         hold_limit_seconds: float = 600.0,
     ) -> None:
         stored: Stored[D] = asyncio.Queue(maxsize=1)
         self.store_hold, self.reply_hold = Hold("store"), Hold("reply")
         common = (intake, watch, hold_limit_seconds)
+        parts = Parts(stored, part_bytes)
         self._storing = Storing(
-            self.store_hold, *common, store=store, stored=stored, rules=rules, batch_max=batch_max, nulls=nulls
-        )
+            self.store_hold, *common, store=store, stored=stored, parts=parts, rules=rules, batch_max=batch_max,
+            nulls=nulls,
+        )  # fmt: skip
         # Outages of the dead-letter queue are shown as `reply` too: places are label values that dashboards use.
         self._answering = Answering(self.reply_hold, *common, dead_letters=dead_letters, replies=replies, stored=stored)
 
@@ -130,6 +134,7 @@ class Storing(_Stage[D]):
 
     store: Store
     stored: Stored[D]
+    parts: Parts[D]
     rules: Rules
     batch_max: int
     nulls: Literal["emit", "omit"]
@@ -141,6 +146,7 @@ class Storing(_Stage[D]):
                 try:
                     await self._store_batch(batch)
                 except _Requeued:
+                    self.parts.clear()
                     await self._until_done(self.store.probe)
                     await self.intake.resume("store")
         except Abandoned:
@@ -180,42 +186,29 @@ class Storing(_Stage[D]):
 
     async def _store_all(self, batch: Sequence[D], behind: Sequence[D] = ()) -> None:
         """Decode and store a batch, and pass on what must be settled. Leave out what must not overtake `behind`."""
-        requests, settlements = self._decode(batch)
+        started = time.perf_counter()
+        requests, rejected = await decode_all(batch, self.rules)
+        self.watch.took("decode", time.perf_counter() - started)
+        await self.parts.add_all(rejected)
         if behind:
             requests = [r for r in requests if not any(may_mention(suspect, r.record.id) for suspect in behind)]
         started = time.perf_counter()
         unresolved: list[Request[D]] = []
         for wave in waves(requests):
             waiting = {request.record.id for request in unresolved}  # their later requests must not overtake them
-            settled, failed = await self._apply([r for r in wave if r.record.id not in waiting])
-            settlements += settled
-            unresolved += [*failed, *(r for r in wave if r.record.id in waiting)]
+            unresolved += await self._apply([r for r in wave if r.record.id not in waiting])
+            unresolved += [r for r in wave if r.record.id in waiting]
         self.watch.took("store", time.perf_counter() - started)
-        await self.stored.put(settlements)
+        await self.parts.pass_on()
         for request in unresolved:
             await self.stored.put([await self._insist(request)])
 
-    def _decode(self, batch: Sequence[D]) -> tuple[list[Request[D]], list[Settlement[D]]]:
-        """The requests in a batch, and the settlements of the messages that are rejected."""
-        started = time.perf_counter()
-        requests: list[Request[D]] = []
-        rejected: list[Settlement[D]] = []
-        for delivery in batch:
-            try:
-                requests.append(decode(delivery, self.rules))
-            except Rejected as error:
-                answer = reply.undecoded(delivery, error.problem, self.rules.default_media_type)
-                rejected.append(Settlement(delivery, answer, error.problem))
-        self.watch.took("decode", time.perf_counter() - started)
-        return requests, rejected
-
-    async def _apply(self, wave: Sequence[Request[D]]) -> tuple[list[Settlement[D]], list[Request[D]]]:
-        """Store a wave and return what must be settled, and the unresolved requests.
+    async def _apply(self, wave: Sequence[Request[D]]) -> list[Request[D]]:
+        """Store a wave, pass on what must be settled, and return the unresolved requests.
 
         If the wave does not pass, it is halved, so that a row that the database refuses is found in O(log n) statements
         and all other rows are stored. A request is unresolved if it failed alone, but may pass later or not be at fault.
         """
-        settlements: list[Settlement[D]] = []
         unresolved: list[Request[D]] = []
         parts = [wave] if wave else []
         while parts:
@@ -226,12 +219,20 @@ class Storing(_Stage[D]):
                 if len(some) > 1:
                     parts += reversed(halve(some))
                 elif isinstance(error, Refused) and not error.doubtful:
-                    settlements.append(_rejected(some[0], error.problem))
+                    self.parts.add(_rejected(some[0], error.problem))
                 else:
                     unresolved += some
             else:
-                settlements += map(self._settlement, some, applied)
-        return settlements, unresolved
+                await self._answer(some, applied)
+        return unresolved
+
+    async def _answer(self, wave: Sequence[Request[D]], applied: Sequence[Applied]) -> None:
+        """Build the replies to a wave that was stored, and pass them on."""
+        for request, each in zip(wave, applied, strict=True):
+            if isinstance(each, Unread):
+                each = await self._until_done(partial(self.store.read, request, each.outcome), repeatable=False)  # noqa: PLW2901 - now it is read
+            if self.parts.add(self._settlement(request, each)):
+                await self.parts.relieve()
 
     async def _try_wave(self, wave: Sequence[Request[D]]) -> list[Applied]:
         try:
@@ -253,7 +254,7 @@ class Storing(_Stage[D]):
                 # If the worker may not write at all, this fails and holds. If it passes, the row was at fault twice.
                 await self._until_done(self.store.probe, repeatable=False)
             else:
-                return self._settlement(request, applied)
+                return self._settlement(request, applied)  # a single record is never left unread
 
     def _settlement(self, request: Request[D], applied: Applied) -> Settlement[D]:
         if applied.outcome is Outcome.REJECTED:

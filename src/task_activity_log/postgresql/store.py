@@ -7,6 +7,7 @@ import re
 from asyncio import gather
 from collections.abc import Awaitable, Sequence
 from datetime import datetime, timedelta
+from functools import cache
 from importlib import resources
 from operator import attrgetter
 from typing import Any
@@ -15,7 +16,7 @@ from uuid import UUID
 from task_activity_log.pipeline.request import Request, UpdateMode
 from task_activity_log.postgresql.session import Connection, Row, Session, connect
 from task_activity_log.problem import NotMigrated, Refused, Unavailable
-from task_activity_log.record import FIELDS, Applied, Outcome, StoredTaskActivityLog
+from task_activity_log.record import FIELDS, Applied, Outcome, StoredTaskActivityLog, Unread
 from task_activity_log.tls import Tls
 from task_activity_log.wire.fields import KINDS, Kind
 
@@ -34,14 +35,27 @@ _NEW_VALUE = {
 """What an update sets a column to."""
 
 
-def _write(mode: UpdateMode) -> str:
-    """The statement that writes a wave in this mode."""
+_TOO_LONG = """coalesce(sum(
+            coalesce(octet_length(subject), 0) + coalesce(octet_length(description), 0)
+            + coalesce(octet_length(reference_back_office), 0)
+        ) OVER (ORDER BY id ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING), 0) > {most_bytes}"""
+"""Whether the rows before this one have more bytes of text. PostgreSQL knows the length of a long value without reading
+it."""
+
+
+@cache
+def _write(mode: UpdateMode, most_bytes: int) -> str:
+    """The statement that writes a wave in this mode.
+
+    It returns the texts of the first rows, until they have `most_bytes`. A merge can return rows of any length; what a
+    replace returns is as long as the requests.
+    """
     assignments = [f"{column} = {_NEW_VALUE[mode].format(column=column)}," for column in FIELDS if column != "id"]
-    return _sql("write").replace("{assignments}", "\n        ".join(assignments))
+    too_long = _TOO_LONG.format(most_bytes=most_bytes) if mode is UpdateMode.MERGE else "false"
+    return _sql("write").replace("{assignments}", "\n        ".join(assignments)).replace("{too_long}", too_long)
 
 
-_WRITE = {mode: _write(mode) for mode in UpdateMode}
-_READ = _sql("read")
+_READ = _sql("read").replace("{too_long}", _TOO_LONG.format(most_bytes="$2::bigint"))
 _PROBE = _sql("probe")
 _TRIM = _sql("trim")
 _SCHEMA_VERSION = _sql("schema_version")
@@ -50,6 +64,7 @@ _CHECK = _sql("check")
 GRANTS = resources.files("task_activity_log.postgresql").joinpath("sql", "grants.sql")
 """The privileges that the role of the workers needs, for psql."""
 
+_UNLIMITED = 2**62
 _OUTCOMES = {str(outcome): outcome for outcome in Outcome}
 _ORDER = attrgetter("record.id.int")  # the order in which PostgreSQL sorts uuids; faster than comparing UUID objects
 _VALUES = attrgetter(*FIELDS)
@@ -66,6 +81,7 @@ class Store:
         connect_timeout: float = 10.0,
         command_timeout: float = 30.0,
         statement_cache_size: int = 100,
+        read_bytes: int = 8 * 2**20,
         tls: Tls | None = None,
     ) -> None:
         """Prepare a store without connecting.
@@ -76,6 +92,7 @@ class Store:
             command_timeout: seconds allowed for a statement.
             statement_cache_size: number of prepared statements kept. Use 0 behind pgbouncer in transaction mode; each
                 statement then takes one more round trip.
+            read_bytes: how much text is read at a time. The records of a wave that are beyond it are left unread.
             tls: files for TLS. They replace the settings in the DSN.
         """
 
@@ -88,6 +105,7 @@ class Store:
                 tls=tls,
             )
 
+        self._read_bytes = read_bytes
         self._writer = Session(connection)
         self._maintenance = Session(connection)
 
@@ -116,8 +134,8 @@ class Store:
         raises, the wave is not committed, or it is not known because the connection was lost; the wave can be sent
         again.
 
-        Each outcome has the record as it is in the database. The record is None if the row of a duplicate or stale
-        request was deleted since, or (outcome `rejected`) if other programs have stored values in the row that Python
+        Each outcome has the record as it is in the database, or is `Unread`. The record is None if the row of a duplicate
+        or stale request was deleted since, or (outcome `rejected`) if other programs have stored values in the row that Python
         cannot represent.
 
         Raises:
@@ -128,7 +146,9 @@ class Store:
         if not wave:
             return []
         mode = wave[0].mode
-        written = {row["id"]: row for row in await self._writer.ask(_WRITE[mode], *_arguments(wave, mode))}
+        written = {
+            row["id"]: row for row in await self._writer.ask(_write(mode, self._read_bytes), *_arguments(wave, mode))
+        }
         applied: list[Applied] = []
         unwritten: list[int] = []
         for index, request in enumerate(wave):
@@ -141,11 +161,20 @@ class Store:
                 applied.append(_answer(outcome, row))
         if unwritten:
             ids = [wave[index].record.id for index in unwritten]
-            current = {row["id"]: row for row in await self._writer.ask(_READ, ids)}
+            current = {row["id"]: row for row in await self._writer.ask(_READ, ids, self._read_bytes)}
             for index in unwritten:
                 if (row := current.get(wave[index].record.id)) is not None:
                     applied[index] = _answer(applied[index].outcome, row)
         return applied
+
+    async def read(self, request: Request[Any], outcome: Outcome) -> Applied:
+        """The outcome of a request that was stored, with its record as it is now.
+
+        Raises:
+            Unavailable: the database cannot be used, or a privilege is missing.
+        """
+        rows = await self._maintain(self._writer, _READ, [request.record.id], self._read_bytes)
+        return _answer(outcome, rows[0]) if rows else Applied(outcome, None)
 
     async def probe(self) -> None:
         """Prove that writing is possible, without writing anything.
@@ -193,7 +222,7 @@ class Store:
         Raises:
             Unavailable: the database cannot be used, or a privilege is missing.
         """
-        rows = await self._maintain(self._maintenance, _READ, ids)
+        rows = await self._maintain(self._maintenance, _READ, ids, _UNLIMITED)
         return {row["id"]: row["modified_dateutc"] for row in rows if row["modified_dateutc"] is not None}
 
     async def _maintain(self, session: Session, statement: str, *arguments: object) -> list[Row]:
@@ -221,4 +250,6 @@ def _arguments(wave: Sequence[Request[Any]], mode: UpdateMode) -> list[object]:
 def _answer(outcome: Outcome, row: Row) -> Applied:
     if row["outcome"] == Outcome.REJECTED:
         return Applied(Outcome.REJECTED, None)
+    if row["modified_dateutc"] is None:  # no row has none: its values are left out
+        return Unread(outcome, None)
     return Applied(outcome, StoredTaskActivityLog.from_row(row))

@@ -13,5 +13,6 @@ publisher     publishing in batches with publisher confirms
 replies       where each reply goes, and what happens to one that cannot be delivered
 dead_letters  a copy of each rejected message, with the reason
 frames        the fast path below consumer and publisher: AMQP frames
+weight        how much memory a delivery takes                                     pure
 headers       content headers: bytes to properties, leniently, and properties to bytes
 """

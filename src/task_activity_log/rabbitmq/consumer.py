@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 from itertools import takewhile
+from math import inf
 
 from aiormq.abc import AbstractChannel, DeliveredMessage
 
@@ -12,6 +13,7 @@ from task_activity_log.aio import Waiting
 from task_activity_log.message import Delivery
 from task_activity_log.rabbitmq import headers
 from task_activity_log.rabbitmq.channel import wait_closed
+from task_activity_log.rabbitmq.weight import weigh
 
 _CANCEL_SECONDS = 3.0
 
@@ -24,7 +26,7 @@ the same cost of one failed delivery each. RabbitMQ 4 has no limit."""
 class RabbitDelivery(Delivery):
     """A delivery of one consumer, with the tag that settles it."""
 
-    __slots__ = ("consumer", "tag")
+    __slots__ = ("consumer", "tag", "weight")
 
     def __init__(self, consumer: Consumer, tag: int, redelivered: bool, header: bytes, body: bytes) -> None:
         self.consumer = consumer
@@ -34,17 +36,22 @@ class RabbitDelivery(Delivery):
         # At the first delivery a header of this name is the publisher's own.
         count = self.properties.headers.get("x-delivery-count") if redelivered else None
         self.attempts = count if isinstance(count, int) else 0
+        self.weight = weigh(body, header, len(self.properties.headers))
 
 
 class Consumer:
     """Consumes one queue through one channel. Delivery tags die with the channel, and its deliveries come again."""
 
-    def __init__(self, channel: AbstractChannel, queue: str, waiting: Waiting[RabbitDelivery]) -> None:
-        """Consume nothing yet. `waiting` is where deliveries are put."""
+    def __init__(
+        self, channel: AbstractChannel, queue: str, waiting: Waiting[RabbitDelivery], *, most_weight: float = inf
+    ) -> None:
+        """Consume nothing yet. `waiting` is where deliveries are put; `full` says whether they weigh `most_weight`."""
         self._channel = channel
         self._queue = queue
         self._waiting = waiting
-        self._unsettled: dict[int, None] = {}  # tags in the order delivered
+        self._unsettled: dict[int, int] = {}  # the weight of each by its tag, in the order delivered
+        self._most_weight = most_weight
+        self._weight = 0  # at least that of all unsettled deliveries: it is not lowered when they are settled
         self._registered_as: str | None = None  # the consumer tag; None while not registered
         self._cancelled = asyncio.Event()  # set by the driver when the broker cancels the consumer
         self._abandoned = False  # set by `abandon` alone
@@ -64,8 +71,16 @@ class Consumer:
         """Take a delivery in. Called by the frame reader."""
         if self._abandoned:
             return
-        self._unsettled[tag] = None
-        self._waiting.put(RabbitDelivery(self, tag, redelivered, header, body))
+        delivery = RabbitDelivery(self, tag, redelivered, header, body)
+        self._unsettled[tag] = delivery.weight
+        self._weight += delivery.weight
+        self._waiting.put(delivery, delivery.weight)
+
+    def full(self, arriving: int) -> bool:
+        """Whether something is in hand that leaves no room for a body of `arriving` bytes. Called by the frame reader."""
+        if self._weight + arriving > self._most_weight:
+            self._weight = sum(self._unsettled.values())
+        return bool(self._unsettled) and self.registered and self._weight + arriving > self._most_weight
 
     async def register(self, prefetch: int) -> None:
         """Consume with this prefetch, which does not count what is in hand already.

@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from pamqp import decode
-
+from task_activity_log.aio import Slices
 from task_activity_log.message import PERSISTENT, Properties
 from task_activity_log.problem import Problem, Unavailable
 from task_activity_log.rabbitmq.consumer import RabbitDelivery
-from task_activity_log.rabbitmq.headers import encode, raw_headers
+from task_activity_log.rabbitmq.headers import encode, readable_headers
 from task_activity_log.rabbitmq.publisher import Fate, Outgoing, Publisher
 
 _DROPPED = frozenset((b"CC", b"BCC", b"x-death", b"x-delivery-count"))
@@ -37,10 +36,13 @@ class DeadLetters:
         Raises:
             Unavailable: the broker is away, or the queue is missing or refuses the copies. Keep all of them again.
         """
-        copies = [
-            Outgoing("", self._queue, copied(delivery.properties, problem, self._publisher.header_max), delivery.body)
-            for delivery, problem in rejected
-        ]
+        slices = Slices()
+        copies: list[Outgoing] = []
+        for delivery, problem in rejected:
+            properties = copied(delivery.properties, problem, self._publisher.header_max)
+            copies.append(Outgoing("", self._queue, properties, delivery.body))
+            if slices.over():
+                await slices.next()
         for fate in await self._publisher.publish(copies):
             if fate is not Fate.CONFIRMED:
                 raise Unavailable(f"dead letters {fate.value}", f"{self._queue} does not take them")
@@ -49,7 +51,8 @@ class DeadLetters:
 def copied(original: Properties, problem: Problem, header_max: int) -> Properties:
     """The properties of a copy: those of the original, with the reason in headers.
 
-    What the broker would act on is moved to headers as well. If the content header came too close to `header_max` bytes,
+    What the broker would act on is moved to headers as well. A header that other programs' drivers cannot read would end
+    their connections, and is left out. If the content header came too close to `header_max` bytes,
     the publisher's headers are left out.
     """
     headers: dict[str, object] = {
@@ -65,11 +68,7 @@ def copied(original: Properties, problem: Problem, header_max: int) -> Propertie
     if "x-first-seen" not in original.headers:
         headers["x-first-seen"] = now
     ours = {name.encode() for name in headers}  # a replayed message has those of its last rejection
-    entries = [
-        (name, entry)
-        for name, entry in raw_headers(original.table)
-        if name not in _DROPPED and name not in ours and _readable(entry)
-    ]
+    entries = readable_headers(original.table, without=_DROPPED | ours)
     copy = replace(
         original,
         delivery_mode=PERSISTENT,
@@ -86,12 +85,3 @@ def copied(original: Properties, problem: Problem, header_max: int) -> Propertie
         if not copy.table:
             headers["x-first-seen"] = now
     return copy
-
-
-def _readable(entry: bytes) -> bool:
-    """Whether other programs' drivers can read this header. One that they cannot read would end their connection."""
-    try:
-        decode.field_table(len(entry).to_bytes(4, "big") + entry)
-    except (ValueError, OverflowError, OSError, RecursionError, KeyError, IndexError):
-        return False
-    return True

@@ -14,12 +14,14 @@ import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, cast
 
 import aiormq
 from aiormq.abc import ChannelFrame
 from aiormq.connection import SSLContextProvider, TransportFactory
 from yarl import URL
+
+from task_activity_log.aio import Slices
 
 _FRAME = struct.Struct(">BHI")
 _METHOD, _HEADER, _BODY = 1, 2, 3
@@ -31,6 +33,8 @@ _END = b"\xce"
 _SMALLEST = len(_HEARTBEAT)
 
 _HEARTBEAT_EVERY_SECONDS = 2.0
+_LOOK_EVERY_SECONDS = 0.02
+"""How often a connection that is not read looks whether there is room again. What is in hand keeps the worker busy."""
 
 
 @dataclass(slots=True)
@@ -43,8 +47,15 @@ class Inbound:
     """Delivery tag, multiple, and whether the broker took the message (ack) or not (nack)."""
     returned: Callable[[str, str, bytes], None] | None = None
     """Exchange, routing key and payload of the content header of a message that was returned: no queue took it."""
+    full: Callable[[int], bool] | None = None
+    """Whether a body of this size must wait until deliveries are settled. The connection is not read until then."""
     content: _Content | None = None
     """The delivery or return whose header and body are still arriving. Written by the frame reader."""
+
+    @property
+    def arriving(self) -> int:
+        """The size of the body that is arriving; 0 if there is none."""
+        return 0 if self.content is None else self.content.size
 
 
 class FrameReader(asyncio.StreamReaderProtocol):
@@ -56,16 +67,52 @@ class FrameReader(asyncio.StreamReaderProtocol):
         """By channel number. Filled by whoever opens the channel."""
         self.blocked: str | None = None
         """Why the broker has blocked publishers (a resource alarm); None while it has not."""
+        self._event_loop = loop
         self._loop_time = loop.time
         self._fed_at = loop.time()
         self._rest = b""
+        self._socket: asyncio.Transport | None = None
+        self._suspended: asyncio.TimerHandle | None = None
+
+    @property
+    def suspended(self) -> bool:
+        """Whether the connection is not read at present. Answers of the broker do not arrive until it is again."""
+        return self._suspended is not None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Remember the transport, to suspend it."""
+        super().connection_made(transport)
+        self._socket = cast("asyncio.Transport", transport)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """End what waits for the connection."""
+        if self._suspended is not None:
+            self._suspended.cancel()
+        self._suspended = self._socket = None
+        self._rest = b""
+        super().connection_lost(error)
 
     def data_received(self, data: bytes) -> None:
-        """Handle the frames in `data`. An incomplete frame is kept until the rest of it arrives."""
+        """Handle the frames in `data`. An incomplete frame is kept until the rest of it arrives.
+
+        After a slice of time (`Slices`) the rest is kept as well, and handled when the event loop has run.
+        """
         if self._rest:
             data = self._rest + data
+        if self._suspended is not None:
+            self._rest = data
+            return
+        slices = Slices()
+        self._rest = data[self._handle(data, slices) :]
+        if slices.over():
+            self._suspend(0)
+        elif self._full():
+            self._suspend(_LOOK_EVERY_SECONDS)
+
+    def _handle(self, data: bytes, slices: Slices) -> int:
+        """Take the frames or pass them to the driver; where the first one begins that is not handled."""
         offset, length, passed = 0, len(data), 0
-        while length - offset >= _SMALLEST:
+        while length - offset >= _SMALLEST and not slices.over():
             kind, channel, size = _FRAME.unpack_from(data, offset)
             end = offset + size + 8
             if kind > _HEARTBEAT[0]:
@@ -85,7 +132,28 @@ class FrameReader(asyncio.StreamReaderProtocol):
             # A busy broker sends no heartbeats, and the driver does not see the frames taken here. Without a heartbeat
             # it would take the connection for dead.
             self._pass_on(_HEARTBEAT)
-        self._rest = data[offset:] if offset < length else b""
+        return offset
+
+    def _full(self) -> bool:
+        return any(inbound.full(inbound.arriving) for inbound in self.channels.values() if inbound.full is not None)
+
+    def _suspend(self, seconds: float) -> None:
+        """Read nothing for this long. The socket's buffers fill, and the broker waits."""
+        if self._socket is not None and not self._socket.is_closing():
+            self._socket.pause_reading()
+            self._suspended = self._event_loop.call_later(seconds, self._go_on)
+
+    def _go_on(self) -> None:
+        self._suspended = None
+        if self._socket is None or self._socket.is_closing():
+            return
+        if self._full():
+            if self._loop_time() - self._fed_at > _HEARTBEAT_EVERY_SECONDS:
+                self._pass_on(_HEARTBEAT)  # as below: those of the broker are not read
+            self._suspend(_LOOK_EVERY_SECONDS)
+            return
+        self._socket.resume_reading()
+        self.data_received(b"")
 
     def _pass_on(self, frames: bytes) -> None:
         self._fed_at = self._loop_time()
@@ -137,7 +205,7 @@ def _take_frame(inbound: Inbound, kind: int, data: bytes, start: int, end: int) 
         return False
     if kind == _HEADER:
         content.header = data[start:end]
-        content.missing = int.from_bytes(data[start + 4 : start + 12], "big")
+        content.missing = content.size = int.from_bytes(data[start + 4 : start + 12], "big")
     else:
         content.parts.append(data[start:end])
         content.missing -= end - start
@@ -179,13 +247,13 @@ def _take_whole(inbound: Inbound, channel: int, data: bytes, start: int, header:
 class _Content:
     """A delivery or a return while its header and its body arrive."""
 
-    __slots__ = ("complete", "header", "missing", "parts")
+    __slots__ = ("complete", "header", "missing", "parts", "size")
 
     def __init__(self, complete: Callable[[bytes, bytes], None]) -> None:
         """`complete` is called with the header's payload and the body once all of it is there."""
         self.complete = complete
         self.header = b""
-        self.missing = 0  # bytes of the body
+        self.missing = self.size = 0  # bytes of the body
         self.parts: list[bytes] = []
 
 

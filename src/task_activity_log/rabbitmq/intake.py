@@ -17,6 +17,7 @@ from task_activity_log.rabbitmq.frames import FrameReader, Inbound
 from task_activity_log.rabbitmq.link import LOST, LinkOptions, asking_the_driver, connect, supervise
 from task_activity_log.rabbitmq.pace import Pace, Register, Step
 from task_activity_log.rabbitmq.topology import Topology, check, consumers, declare
+from task_activity_log.rabbitmq.weight import UNBOUNDED, Bounds
 
 log = structlog.get_logger(__name__)
 
@@ -43,6 +44,7 @@ class Intake:
         topology: Topology,
         *,
         prefetch: int,
+        bounds: Bounds = UNBOUNDED,
         declare_topology: bool = True,
         before_consuming: Callable[[], Awaitable[object]] = _at_once,
         on_lost: Callable[[], None] = lambda: None,
@@ -54,6 +56,7 @@ class Intake:
             options: how to reach the broker.
             topology: the names.
             prefetch: how many deliveries may be in hand once the consumer is proved.
+            bounds: how much a batch and what is in hand may weigh.
             declare_topology: whether to declare the queues, or only to check that they exist.
             before_consuming: awaited on each new connection before it consumes. What is delivered while the database is
                 away uses up deliveries that the broker counts.
@@ -66,7 +69,8 @@ class Intake:
         self._before_consuming = before_consuming
         self._on_lost = on_lost
         self._on_late = on_late
-        self._waiting: Waiting[RabbitDelivery] = Waiting()  # filled by the consumer
+        self._waiting: Waiting[RabbitDelivery] = Waiting(bounds.batch)  # filled by the consumer
+        self._bounds = bounds
         self._pace = Pace(prefetch)
         self._pacing = asyncio.Lock()  # held while `_pace` is asked and its step is taken
         self._consumer: Consumer | None = None  # the present connection's; set by `_consume`
@@ -112,8 +116,8 @@ class Intake:
         await self._prepare(connection, self._topology)
         await self._warn_of_others(connection)
         channel = await open_channel(connection)
-        consumer = Consumer(channel, self._topology.requests_queue, self._waiting)
-        frame_reader.channels[channel.number] = Inbound(deliver=consumer.deliver)
+        consumer = Consumer(channel, self._topology.requests_queue, self._waiting, most_weight=self._bounds.in_hand)
+        frame_reader.channels[channel.number] = Inbound(deliver=consumer.deliver, full=consumer.full)
         lost = asyncio.ensure_future(consumer.wait_lost())
         gate = asyncio.ensure_future(self._before_consuming())
         try:

@@ -44,10 +44,14 @@ class Fate(Enum):
     """A queue is full, or could not write the message."""
 
 
+_Address = tuple[str, str, str | None]
+"""Exchange, routing key and message_id of a message that was published."""
+
+
 class _Batch:
     """Messages that were published together, with consecutive sequence numbers from `first`."""
 
-    __slots__ = ("done", "fates", "first", "messages", "unconfirmed")
+    __slots__ = ("_by_address", "done", "fates", "first", "messages", "unconfirmed")
 
     def __init__(self, first: int, messages: Sequence[Outgoing]) -> None:
         self.first = first
@@ -55,6 +59,7 @@ class _Batch:
         self.fates = [Fate.CONFIRMED] * len(messages)
         self.unconfirmed = set(range(first, first + len(messages)))
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._by_address: dict[_Address, list[int]] | None = None
 
     def settle(self, tags: Iterable[int], taken: bool) -> None:
         """The broker's answer to these sequence numbers, as far as they belong to this batch."""
@@ -64,6 +69,19 @@ class _Batch:
         self.unconfirmed.difference_update(tags)
         if not self.unconfirmed and not self.done.done():
             self.done.set_result(None)
+
+    def return_to(self, address: _Address) -> None:
+        """The broker returns the messages of this address that are not confirmed yet.
+
+        A search for each return would take 2 s where 5,000 messages of one batch are returned.
+        """
+        if self._by_address is None:
+            self._by_address = {}
+            for tag, message in enumerate(self.messages, self.first):
+                key = (message.exchange, message.routing_key, message.properties.message_id)
+                self._by_address.setdefault(key, []).append(tag)
+        for tag in self.unconfirmed.intersection(self._by_address.pop(address, ())):
+            self.fates[tag - self.first] = Fate.RETURNED
 
 
 class _Channel:
@@ -112,10 +130,7 @@ class _Channel:
         # message_id are repeats of one message, and its queue is gone for all of them.
         address = (exchange, routing_key, headers.decode(header).message_id)
         for batch in self._batches:
-            for tag in batch.unconfirmed:
-                message = batch.messages[tag - batch.first]
-                if (message.exchange, message.routing_key, message.properties.message_id) == address:
-                    batch.fates[tag - batch.first] = Fate.RETURNED
+            batch.return_to(address)
 
     def lose(self, error: BaseException) -> None:
         """End every wait for a confirm: no more confirms will come."""

@@ -204,7 +204,7 @@ class _TracedStore:
     def __init__(self, store: Store, tracing: Tracing) -> None:
         self._store = store
         self._tracing = tracing
-        self.probe = store.probe
+        self.probe, self.read = store.probe, store.read
 
     async def apply(self, wave: Sequence[Request[Delivery]]) -> list[Applied]:
         headers = [request.delivery.properties.headers for request in wave]

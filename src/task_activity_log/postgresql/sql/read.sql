@@ -1,21 +1,24 @@
 -- The current records of duplicates and stale requests. This is a separate statement that follows the write: what the
 -- write waited for was committed after the write had begun, so the write itself cannot see it.
 -- A record with an instant that Python cannot represent is returned without its instants, and with the outcome
--- `rejected` (see write.sql).
+-- `rejected` (see write.sql). The texts of all are returned until they have $2 bytes; {too_long} is as in write.sql.
 SELECT
-    id, task_id, task_activity_id, user_id, contact_id, subject, description,
+    id, task_id, task_activity_id, user_id, contact_id,
+    CASE WHEN NOT too_long THEN subject END AS subject,
+    CASE WHEN NOT too_long THEN description END AS description,
     CASE WHEN readable THEN due_date END AS due_date,
     is_closed,
     CASE WHEN readable THEN date_closed END AS date_closed,
-    reference_back_office,
-    CASE WHEN readable THEN modified_dateutc END AS modified_dateutc,
+    CASE WHEN NOT too_long THEN reference_back_office END AS reference_back_office,
+    CASE WHEN readable AND NOT too_long THEN modified_dateutc END AS modified_dateutc,
     CASE WHEN NOT readable THEN 'rejected' END AS outcome
 FROM (
     SELECT
         id, task_id, task_activity_id, user_id, contact_id, subject, description,
         due_date, is_closed, date_closed, reference_back_office, modified_dateutc,
         least(due_date, date_closed, modified_dateutc) >= '0001-01-01 00:00:00Z'
-        AND greatest(due_date, date_closed, modified_dateutc) <= '9999-12-31 23:59:59.999999Z' AS readable
+        AND greatest(due_date, date_closed, modified_dateutc) <= '9999-12-31 23:59:59.999999Z' AS readable,
+        {too_long} AS too_long
     FROM task_activity_log
     WHERE id = ANY ($1::uuid[])
 ) AS answer

@@ -57,19 +57,24 @@ written AS (
 )
 -- Other programs may have stored instants that Python cannot represent (infinity, before year 1, after year 9999). Such a
 -- record is written, but there is no reply with it. Without this check one such row would fail the whole wave.
+-- {too_long} stands for the condition that the rows before have so much text that this one must be read by itself. Its
+-- texts and modified_dateutc are then null.
 SELECT
-    id, task_id, task_activity_id, user_id, contact_id, subject, description,
+    id, task_id, task_activity_id, user_id, contact_id,
+    CASE WHEN NOT too_long THEN subject END AS subject,
+    CASE WHEN NOT too_long THEN description END AS description,
     CASE WHEN readable THEN due_date END AS due_date,
     is_closed,
     CASE WHEN readable THEN date_closed END AS date_closed,
-    reference_back_office,
-    CASE WHEN readable THEN modified_dateutc END AS modified_dateutc,
+    CASE WHEN NOT too_long THEN reference_back_office END AS reference_back_office,
+    CASE WHEN readable AND NOT too_long THEN modified_dateutc END AS modified_dateutc,
     CASE WHEN NOT readable THEN 'rejected' WHEN inserted THEN 'inserted' ELSE 'updated' END AS outcome
 FROM (
     SELECT
         *,
         least(due_date, date_closed, modified_dateutc) >= '0001-01-01 00:00:00Z'
-        AND greatest(due_date, date_closed, modified_dateutc) <= '9999-12-31 23:59:59.999999Z' AS readable
+        AND greatest(due_date, date_closed, modified_dateutc) <= '9999-12-31 23:59:59.999999Z' AS readable,
+        {too_long} AS too_long
     FROM written
 ) AS answer
 UNION ALL

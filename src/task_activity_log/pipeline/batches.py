@@ -1,0 +1,74 @@
+"""Work on whole batches: decoding in slices, and passing on what must be settled in parts.
+
+The event loop runs between two slices, and only a few parts exist at a time. So neither the number nor the size of the
+messages in a batch delays heartbeats and probes, or takes more memory than planned.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from typing import Generic
+
+from task_activity_log.aio import Slices
+from task_activity_log.pipeline import reply
+from task_activity_log.pipeline.ports import D, Settlement
+from task_activity_log.pipeline.request import Request, Rules, decode
+from task_activity_log.problem import Rejected
+
+
+async def decode_all(batch: Sequence[D], rules: Rules) -> tuple[list[Request[D]], list[Settlement[D]]]:
+    """The requests in a batch, and the settlements of the messages that are rejected."""
+    slices = Slices()
+    requests: list[Request[D]] = []
+    rejected: list[Settlement[D]] = []
+    for delivery in batch:
+        try:
+            requests.append(decode(delivery, rules))
+        except Rejected as error:
+            answer = reply.undecoded(delivery, error.problem, rules.default_media_type)
+            rejected.append(Settlement(delivery, answer, error.problem))
+        if slices.over():
+            await slices.next()
+    return requests, rejected
+
+
+class Parts(Generic[D]):
+    """Collects what must be settled, and passes it on when a batch is complete or its replies are long."""
+
+    def __init__(self, stored: asyncio.Queue[list[Settlement[D]] | None], most_bytes: int) -> None:
+        """`stored` takes the parts. A part is passed on when its replies have more than `most_bytes`."""
+        self._stored = stored
+        self._most_bytes = most_bytes
+        self._bytes = 0
+        self._part: list[Settlement[D]] = []
+        self._slices = Slices()
+
+    def add(self, settlement: Settlement[D]) -> bool:
+        """Add what must be settled next; whether `relieve` must be awaited before more is added."""
+        self._part.append(settlement)
+        self._bytes += len(settlement.reply.body)
+        return self._bytes > self._most_bytes or self._slices.over()
+
+    async def add_all(self, settlements: Iterable[Settlement[D]]) -> None:
+        """Add these in their order."""
+        for settlement in settlements:
+            if self.add(settlement):
+                await self.relieve()
+
+    async def relieve(self) -> None:
+        """Pass on a part that is long enough, when the parts before are settled. Let the event loop run."""
+        if self._bytes > self._most_bytes:
+            await self.pass_on()
+        await self._slices.next()
+
+    async def pass_on(self) -> None:
+        """Pass on what was added, if there is anything."""
+        part = self._part
+        self.clear()
+        if part:
+            await self._stored.put(part)
+
+    def clear(self) -> None:
+        """Forget what was added, because it was requeued."""
+        self._part, self._bytes = [], 0
