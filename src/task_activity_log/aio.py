@@ -94,16 +94,17 @@ class Slices:
 
     def __init__(self) -> None:
         """Begin the first slice."""
-        self._until = time.perf_counter() + self.SECONDS
+        self.until = time.perf_counter() + self.SECONDS
+        """When the slice ends (`time.perf_counter`)."""
 
     def over(self) -> bool:
         """Whether the slice has taken its time."""
-        return time.perf_counter() > self._until
+        return time.perf_counter() > self.until
 
     async def next(self) -> None:
         """Let the event loop run once, then begin the next slice."""
         await asyncio.sleep(0)
-        self._until = time.perf_counter() + self.SECONDS
+        self.until = time.perf_counter() + self.SECONDS
 
 
 class Backoff:

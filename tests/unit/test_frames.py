@@ -1,8 +1,10 @@
 """The frame reader: whatever the cuts between reads, deliveries, confirms and returns are taken, and the driver gets the rest."""
 
 import asyncio
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any, cast
+from unittest.mock import patch
 
 import pytest
 from hypothesis import given, settings
@@ -13,6 +15,7 @@ from pamqp.body import ContentBody
 from pamqp.commands import Basic
 from pamqp.header import ContentHeader
 
+from task_activity_log.aio import Slices
 from task_activity_log.message import Properties
 from task_activity_log.rabbitmq import headers
 from task_activity_log.rabbitmq.frames import FrameReader, Inbound, publish_frames
@@ -35,6 +38,13 @@ def content(channel: int, *bodies: bytes, method: Frame, headers: str = "") -> l
 
 def delivered(tag: int, *bodies: bytes, channel: int = OURS, redelivered: bool = False) -> list[bytes]:
     return content(channel, *bodies, method=Basic.Deliver("consumer", tag, redelivered, "exchange", "key"))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_slice() -> Iterator[None]:
+    """There is no event loop that would go on after a slice of time."""
+    with patch.object(Slices, "SECONDS", 3_600.0):
+        yield
 
 
 class Seen:
@@ -195,3 +205,14 @@ async def test_a_return_is_matched_to_its_message(channel: _Channel) -> None:
     channel.returned("", "q1", header("m2"))  # nobody's
     channel.confirm(5, True, True)
     assert [batch.fates for batch in batches] == [[C, C, C], [R, C]]
+
+
+async def test_one_return_is_all_for_equal_messages(channel: _Channel) -> None:
+    """Unconfirmed messages with the same address and message_id are repeats of one message: its queue is gone for all."""
+    equal = [Outgoing("", "gone", Properties(message_id="m"), b"") for _ in range(3)]
+    batch = _Batch(6, [*equal, Outgoing("", "gone", Properties(message_id="other"), b"")])
+    channel._batches.append(batch)
+    for _ in equal:
+        channel.returned("", "gone", headers.encode(Properties(message_id="m"), 0))
+    channel.confirm(9, True, True)
+    assert batch.fates == [R, R, R, C]

@@ -14,6 +14,7 @@ import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from time import perf_counter
 from typing import Any, cast
 
 import aiormq
@@ -103,16 +104,16 @@ class FrameReader(asyncio.StreamReaderProtocol):
             self._rest = data
             return
         slices = Slices()
-        self._rest = data[self._handle(data, slices) :]
+        self._rest = data[self._handle(data, slices.until) :]
         if slices.over():
             self._suspend(0)
         elif self._full():
             self._suspend(_LOOK_EVERY_SECONDS)
 
-    def _handle(self, data: bytes, slices: Slices) -> int:
-        """Take the frames or pass them to the driver; where the first one begins that is not handled."""
+    def _handle(self, data: bytes, until: float) -> int:
+        """Take the frames or pass them to the driver, until this time; where the first one begins that is not handled."""
         offset, length, passed = 0, len(data), 0
-        while length - offset >= _SMALLEST and not slices.over():
+        while length - offset >= _SMALLEST and perf_counter() < until:
             kind, channel, size = _FRAME.unpack_from(data, offset)
             end = offset + size + 8
             if kind > _HEARTBEAT[0]:

@@ -31,12 +31,12 @@ _LONG = 4_096
 
 
 def weigh(body: bytes, header: bytes, headers: int) -> int:
-    """The weight of a delivery with this body, this payload of the content header, and so many headers."""
-    return _OBJECTS + _WIDE * len(header) + _HEADER * headers + _decoded(body)
+    """The weight of a delivery with this body, this payload of the content header, and so many headers.
 
-
-def _decoded(body: bytes) -> int:
-    """A body of ASCII has texts of as many bytes. Escapes are ASCII, too, and may stand for any character."""
-    if len(body) <= _LONG or not body.isascii() or b"\\u" in body or b"&#" in body:
-        return _WIDE * len(body)
-    return len(body)
+    A body of ASCII has texts of as many bytes. Escapes are ASCII, too, and may stand for any character.
+    """
+    size = len(body)
+    weight = _OBJECTS + _HEADER * headers + _WIDE * (len(header) + size)
+    if size > _LONG and body.isascii() and b"\\u" not in body and b"&#" not in body:
+        weight -= (_WIDE - 1) * size
+    return weight
