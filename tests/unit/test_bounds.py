@@ -159,6 +159,23 @@ def test_the_connection_is_not_read_while_too_much_is_in_hand() -> None:
     assert intake.tags == [1, 2, 3]
 
 
+def test_a_little_is_read_every_ten_seconds() -> None:
+    """RabbitMQ closes a connection on which it can send nothing for 30 seconds."""
+    intake = Intake()
+    intake.receive(*delivery_frames(1, b"x" * 9_000))
+    for now, tag in ((11.0, 2), (22.0, 3)):
+        assert not intake.socket.is_reading()
+        intake.loop.now = now - 2
+        intake.loop.run_timers()
+        assert not intake.socket.is_reading()
+        intake.loop.now = now
+        intake.loop.run_timers()
+        assert intake.socket.is_reading()
+        intake.receive(*delivery_frames(tag, b"x" * 2**20))
+    assert not intake.socket.is_reading()
+    assert intake.tags == [1, 2, 3]
+
+
 def test_a_body_that_leaves_no_room_waits_until_nothing_is_in_hand() -> None:
     """It is announced with its size. Alone it is read, however long it is."""
     intake = Intake()

@@ -36,6 +36,10 @@ _SMALLEST = len(_HEARTBEAT)
 _HEARTBEAT_EVERY_SECONDS = 2.0
 _LOOK_EVERY_SECONDS = 0.02
 """How often a connection that is not read looks whether there is room again. What is in hand keeps the worker busy."""
+_READ_SOME_SECONDS = 10.0
+_SOME_BYTES = 2**20
+"""So much is read every ten seconds even if too much is in hand: RabbitMQ closes a connection on which it could not send
+anything for 30 s. That makes 60 MiB until the hold limit, when everything is requeued."""
 
 
 @dataclass(slots=True)
@@ -74,6 +78,8 @@ class FrameReader(asyncio.StreamReaderProtocol):
         self._rest = b""
         self._socket: asyncio.Transport | None = None
         self._suspended: asyncio.TimerHandle | None = None
+        self._read_at = loop.time()
+        self._allowance = 0  # how much may be read although too much is in hand
 
     @property
     def suspended(self) -> bool:
@@ -103,12 +109,17 @@ class FrameReader(asyncio.StreamReaderProtocol):
         if self._suspended is not None:
             self._rest = data
             return
+        self._read_at = self._loop_time()
         slices = Slices()
         self._rest = data[self._handle(data, slices.until) :]
         if slices.over():
             self._suspend(0)
         elif self._full():
-            self._suspend(_LOOK_EVERY_SECONDS)
+            self._allowance -= len(data)
+            if self._allowance <= 0:
+                self._suspend(_LOOK_EVERY_SECONDS)
+        else:
+            self._allowance = 0
 
     def _handle(self, data: bytes, until: float) -> int:
         """Take the frames or pass them to the driver, until this time; where the first one begins that is not handled."""
@@ -148,11 +159,14 @@ class FrameReader(asyncio.StreamReaderProtocol):
         self._suspended = None
         if self._socket is None or self._socket.is_closing():
             return
-        if self._full():
-            if self._loop_time() - self._fed_at > _HEARTBEAT_EVERY_SECONDS:
-                self._pass_on(_HEARTBEAT)  # as below: those of the broker are not read
-            self._suspend(_LOOK_EVERY_SECONDS)
-            return
+        if self._full() and self._allowance <= 0:
+            now = self._loop_time()
+            if now - self._fed_at > _HEARTBEAT_EVERY_SECONDS:
+                self._pass_on(_HEARTBEAT)  # those of the broker are not read
+            if now - self._read_at < _READ_SOME_SECONDS:
+                self._suspend(_LOOK_EVERY_SECONDS)
+                return
+            self._allowance = _SOME_BYTES
         self._socket.resume_reading()
         self.data_received(b"")
 
@@ -306,25 +320,25 @@ def publish_frames(
     header: bytes,
     body: bytes,
     frame_max: int,
-) -> list[bytes]:
+) -> list[bytes | memoryview]:
     """The frames of one basic.publish, as pieces to be joined. `header` is the payload of its content header.
 
     Raises:
         ValueError: the name of the exchange or the routing key is longer than 255 bytes.
     """
     method = _publish_method(exchange, routing_key, mandatory)
-    pieces = [
+    pieces: list[bytes | memoryview] = [
         _FRAME.pack(_METHOD, channel, len(method)), method, _END,
         _FRAME.pack(_HEADER, channel, len(header)), header, _END,
     ]  # fmt: skip
     payload_max = frame_max - 8
     for start in range(0, len(body), payload_max):
-        part = body if len(body) <= payload_max else body[start : start + payload_max]
+        part = body if len(body) <= payload_max else memoryview(body)[start : start + payload_max]
         pieces += (_FRAME.pack(_BODY, channel, len(part)), part, _END)
     return pieces
 
 
-async def write(channel: aiormq.abc.AbstractChannel, pieces: Sequence[bytes]) -> None:
+async def write(channel: aiormq.abc.AbstractChannel, pieces: Sequence[bytes | memoryview]) -> None:
     """Send `pieces` in one write, after what the driver has queued; return when the socket has taken them."""
     drained = channel.create_future()  # the channel's, so that a lost connection ends the wait
     await channel.connection.write_queue.put(

@@ -96,7 +96,7 @@ class _Channel:
         self._batches: list[_Batch] = []  # the oldest first
 
     async def publish(self, messages: Sequence[Outgoing]) -> list[Fate]:
-        pieces: list[bytes] = []
+        pieces: list[bytes | memoryview] = []
         for message in messages:
             pieces += publish_frames(
                 self.channel.number,
