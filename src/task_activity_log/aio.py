@@ -83,28 +83,35 @@ class Slices:
         slices = Slices()
         for item in batch:
             work(item)
-            if slices.over():
+            if slices.over(len(item)):
                 await slices.next()
 
     The loop is stopped for a slice and one item at most.
     """
 
     SECONDS = 0.02
-    """The length of a slice. The costliest item takes some 70 ms, and the loop must not stop for more than 100 ms."""
+    """The longest slice. The costliest item takes some 70 ms, and the loop must not stop for more than 100 ms."""
+    BYTES = 2**20
+    """What is worked on in one slice at most, so that it does not depend on the clock alone."""
 
     def __init__(self) -> None:
         """Begin the first slice."""
+        self._begin()
+
+    def _begin(self) -> None:
         self.until = time.perf_counter() + self.SECONDS
         """When the slice ends (`time.perf_counter`)."""
+        self._left = self.BYTES
 
-    def over(self) -> bool:
-        """Whether the slice has taken its time."""
-        return time.perf_counter() > self.until
+    def over(self, size: int = 0) -> bool:
+        """Whether the slice is over, after an item of `size` bytes."""
+        self._left -= size
+        return self._left < 0 or time.perf_counter() > self.until
 
     async def next(self) -> None:
         """Let the event loop run once, then begin the next slice."""
         await asyncio.sleep(0)
-        self.until = time.perf_counter() + self.SECONDS
+        self._begin()
 
 
 class Backoff:

@@ -28,7 +28,7 @@ async def decode_all(batch: Sequence[D], rules: Rules) -> tuple[list[Request[D]]
         except Rejected as error:
             answer = reply.undecoded(delivery, error.problem, rules.default_media_type)
             rejected.append(Settlement(delivery, answer, error.problem))
-        if slices.over():
+        if slices.over(len(delivery.body)):
             await slices.next()
     return requests, rejected
 
@@ -47,8 +47,9 @@ class Parts(Generic[D]):
     def add(self, settlement: Settlement[D]) -> bool:
         """Add what must be settled next; whether `relieve` must be awaited before more is added."""
         self._part.append(settlement)
-        self._bytes += len(settlement.reply.body)
-        return self._bytes > self._most_bytes or self._slices.over()
+        size = len(settlement.reply.body)
+        self._bytes += size
+        return self._slices.over(size) or self._bytes > self._most_bytes
 
     async def add_all(self, settlements: Iterable[Settlement[D]]) -> None:
         """Add these in their order."""

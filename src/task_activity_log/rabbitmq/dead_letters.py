@@ -41,7 +41,7 @@ class DeadLetters:
         for delivery, problem in rejected:
             properties = copied(delivery.properties, problem, self._publisher.header_max)
             copies.append(Outgoing("", self._queue, properties, delivery.body))
-            if slices.over():
+            if slices.over(len(properties.table)):
                 await slices.next()
         for fate in await self._publisher.publish(copies):
             if fate is not Fate.CONFIRMED:
