@@ -1,0 +1,248 @@
+"""Several hosts in AMQP_URL, and a host name with several addresses: each is tried with a timeout of its own."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, aclosing, asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+from uuid import uuid4
+
+import pytest
+
+from sandbox import RabbitMQ
+from sandbox.proxy import Proxy
+from sandbox.service import free_port
+from task_activity_log.client import TaskActivityLog, TaskActivityLogClient, subscribe
+from task_activity_log.service import Service
+from task_activity_log.settings import SettingsError, load
+from tests.acceptance.test_process import fetch
+from tests.broker_control import forget_consumers
+from tests.commands import World, command
+from tests.faults.conversation import TOPOLOGY, conversing
+from tests.serving import serving
+
+NAME = "broker.test"
+"""A name that only these tests resolve."""
+
+QUICK: dict[str, Any] = {"WORKER_AMQP_CONNECT_TIMEOUT_SECONDS": "1", "WORKER_AMQP_HEARTBEAT_SECONDS": "1"}
+
+
+@contextmanager
+def refusing(_host: str, _port: int) -> Iterator[None]:
+    """Nobody listens."""
+    yield
+
+
+@contextmanager
+def mute(host: str, port: int) -> Iterator[None]:
+    """Connections are accepted and nothing is sent, as by a process that is stopped."""
+    with socket.create_server((host, port)):
+        yield
+
+
+@contextmanager
+def unreachable(host: str, port: int) -> Iterator[None]:
+    """Packets are dropped, as if the machine were switched off: the queue of the listening socket is full."""
+    with ExitStack() as sockets:
+        listener = sockets.enter_context(socket.socket())
+        listener.bind((host, port))
+        listener.listen(0)
+        while True:
+            waiting = sockets.enter_context(socket.socket())
+            waiting.settimeout(0.3)
+            try:
+                waiting.connect((host, port))
+            except TimeoutError:
+                break
+        yield
+
+
+Gone = Callable[[str, int], AbstractContextManager[None]]
+
+gone = pytest.mark.parametrize("gone", [refusing, mute, unreachable])
+
+
+def at(amqp_url: str, *hosts: str) -> str:
+    """The URL with other hosts, each with its port."""
+    parts = urlsplit(amqp_url)
+    return urlunsplit(parts._replace(netloc=f"{parts.netloc.rpartition('@')[0]}@{','.join(hosts)}"))
+
+
+def host_of(amqp_url: str) -> str:
+    """The host and port of a URL."""
+    return urlsplit(amqp_url).netloc.rpartition("@")[2]
+
+
+@asynccontextmanager
+async def soon_serving(amqp_url: str, database_url: str) -> AsyncIterator[Service]:
+    """A worker that must consume within seconds."""
+    async with serving(amqp_url, database_url, consuming=False, **QUICK) as service:
+        async with asyncio.timeout(30):
+            await service.wait_consuming()
+        yield service
+
+
+@gone
+async def test_a_worker_takes_the_next_host(amqp_url: str, database_url: str, gone: Gone) -> None:
+    """The first is away and the second is used; /status names both, without the password."""
+    port = free_port()
+    several = at(amqp_url, f"127.0.0.1:{port}", host_of(amqp_url))
+    with gone("127.0.0.1", port):
+        async with conversing(amqp_url) as talk, soon_serving(several, database_url) as service:
+            await talk.send()
+            assert await talk.outcomes(1) == ["inserted"]
+            status, text = await asyncio.to_thread(fetch, f"http://127.0.0.1:{service.http_port}/status")
+            assert status == 200
+            assert f"127.0.0.1:{port},{host_of(amqp_url)}" in text
+            assert str(urlsplit(amqp_url).password) not in text
+
+
+async def test_silent_hosts_do_not_share_one_timeout(amqp_url: str, database_url: str) -> None:
+    """Three of four accept connections and never answer; the last one is reached."""
+    ports = [free_port() for _ in range(3)]
+    several = at(amqp_url, *[f"127.0.0.1:{port}" for port in ports], host_of(amqp_url))
+    with ExitStack() as hosts:
+        for port in ports:
+            hosts.enter_context(mute("127.0.0.1", port))
+        async with conversing(amqp_url) as talk, soon_serving(several, database_url):
+            await talk.send()
+            assert await talk.outcomes(1) == ["inserted"]
+
+
+@pytest.mark.parametrize("how", ["cut", "hold"])
+async def test_a_worker_goes_on_at_another_host_when_its_own_dies(amqp_url: str, database_url: str, how: str) -> None:
+    """With a reset or silently; and back again when the other one dies."""
+    async with Proxy.to(amqp_url) as one, Proxy.to(amqp_url) as other, conversing(amqp_url) as talk:
+        several = at(amqp_url, f"127.0.0.1:{one.port}", f"127.0.0.1:{other.port}")
+        async with soon_serving(several, database_url):
+            await talk.send()
+            assert await talk.outcomes(1) == ["inserted"]
+            one.refuse()
+            getattr(one, how)()
+            await talk.send()
+            assert set(await talk.outcomes(1)) <= {"inserted", "duplicate"}
+            one.resume()
+            one.accept()
+            other.refuse()
+            other.cut()
+            await talk.send()
+            assert set(await talk.outcomes(1)) <= {"inserted", "duplicate"}
+
+
+@gone
+async def test_a_name_with_several_addresses_is_tried_at_each(
+    amqp_url: str, database_url: str, monkeypatch: pytest.MonkeyPatch, gone: Gone
+) -> None:
+    """The first address is away, and the second is the broker's."""
+    resolve_to(monkeypatch, "127.0.0.2", "127.0.0.1")
+    async with Proxy.to(amqp_url) as proxy, conversing(amqp_url) as talk:
+        with gone("127.0.0.2", proxy.port):
+            async with soon_serving(at(amqp_url, f"{NAME}:{proxy.port}"), database_url):
+                await talk.send()
+                assert await talk.outcomes(1) == ["inserted"]
+
+
+async def test_a_worker_goes_on_at_another_address_when_its_own_dies(
+    amqp_url: str, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By then the first address of the name is one that does not answer, as in a round robin with a dead machine."""
+    async with Proxy.to(amqp_url) as proxy, conversing(amqp_url) as talk:
+        resolve_to(monkeypatch, "127.0.0.1")
+        async with soon_serving(at(amqp_url, f"{NAME}:{proxy.port}"), database_url):
+            await talk.send()
+            assert await talk.outcomes(1) == ["inserted"]
+            with unreachable("127.0.0.2", proxy.port):
+                resolve_to(monkeypatch, "127.0.0.2", "127.0.0.1")
+                proxy.cut()
+                await talk.send()
+                assert set(await talk.outcomes(1)) <= {"inserted", "duplicate"}
+
+
+def resolve_to(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> None:
+    """Let the name have these addresses, in this order."""
+    monkeypatch.undo()
+    system = socket.getaddrinfo
+
+    def resolve(host: Any, port: Any, *arguments: Any, **options: Any) -> Any:
+        if host not in (NAME, NAME.encode()):
+            return system(host, port, *arguments, **options)
+        return [(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (one, int(port))) for one in addresses]
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+
+
+@gone
+@pytest.mark.parametrize("arguments", [("publish",), ("check",), ("dead-letters", "list")])
+async def test_a_command_takes_the_next_host(
+    world: World, tmp_path: Path, arguments: tuple[str, ...], gone: Gone
+) -> None:
+    """As the worker does."""
+    port = free_port()
+    (tmp_path / "record.json").write_text(f'{{"id": "{uuid4()}"}}')
+    files = (str(tmp_path / "record.json"),) if arguments == ("publish",) else ()
+    with gone("127.0.0.1", port):
+        said = await command(
+            *arguments,
+            *files,
+            AMQP_URL=at(world.amqp_url, f"127.0.0.1:{port}", host_of(world.amqp_url)),
+            DATABASE_URL=world.database_url,
+            **QUICK,
+        )
+    assert said.code == 0, said
+    assert "Traceback" not in said.err
+
+
+async def test_the_client_takes_the_next_host(world: World) -> None:
+    """An upsert is answered, and a subscriber reads replies."""
+    several = at(world.amqp_url, f"127.0.0.1:{free_port()}", host_of(world.amqp_url))
+    async with asyncio.timeout(30):
+        async with TaskActivityLogClient(several) as client:
+            assert (await client.upsert(TaskActivityLog(id=uuid4()))).outcome == "inserted"
+        async with conversing(world.amqp_url, answers=False) as talk:
+            sent = await talk.send()
+        async with aclosing(subscribe(several, everything=True)) as replies:
+            while (await anext(replies)).correlation_id != sent:
+                pass
+
+
+async def test_a_command_that_reaches_no_host_says_so_in_one_line(tmp_path: Path) -> None:
+    """Without the password."""
+    (tmp_path / "record.json").write_text("{}")
+    hosts = [f"127.0.0.1:{free_port()}" for _ in range(2)]
+    url = f"amqp://user:secret@{','.join(hosts)}/"
+    said = await command("publish", str(tmp_path / "record.json"), AMQP_URL=url)
+    assert said.code == 1
+    assert said.err.count("\n") == 1
+    assert all(host in said.err for host in hosts)
+    assert "secret" not in said.err
+
+
+@pytest.mark.parametrize(
+    ("hosts", "reason"),
+    [("one:5672,two:99999", "has a port"), ("one:5672,two:x", "has a port"), ("one,,two", "should name a host")],
+)
+def test_a_wrong_host_among_several_is_refused_at_start(hosts: str, reason: str) -> None:
+    """In one line without the password."""
+    with pytest.raises(SettingsError) as error:
+        load({"AMQP_URL": f"amqp://user:secret@{hosts}/", "DATABASE_URL": "postgresql://me@host/app"})
+    assert str(error.value).startswith("AMQP_URL: ")
+    assert reason in str(error.value)
+    assert "secret" not in str(error.value)
+
+
+async def test_a_worker_whose_consumer_the_queue_has_forgotten_leaves(
+    own_rabbitmq: RabbitMQ, own_amqp_url: str, database_url: str
+) -> None:
+    """As on the minority side of a partition: connected, ready, and nothing comes. The proof finds it within 15 s."""
+    async with Proxy.to(own_amqp_url) as one, Proxy.to(own_amqp_url) as other, conversing(own_amqp_url) as talk:
+        several = at(own_amqp_url, f"127.0.0.1:{one.port}", f"127.0.0.1:{other.port}")
+        async with soon_serving(several, database_url):
+            await talk.send()
+            assert await talk.outcomes(1) == ["inserted"]
+            before = one.connections + other.connections
+            await forget_consumers(own_rabbitmq, own_amqp_url, TOPOLOGY.requests_queue)
+            await talk.send()
+            assert await talk.outcomes(1) == ["inserted"]
+            assert one.connections + other.connections > before
