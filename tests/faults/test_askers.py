@@ -133,8 +133,8 @@ async def test_a_silent_reply_to_with_1500_requests_harms_nobody(apart: Scene, o
             await apart.innocents_are_answered()
 
 
-async def test_a_reply_to_that_is_silent_for_a_while_gets_its_reply_once(apart: Scene, own_rabbitmq: RabbitMQ) -> None:
-    """It took a reply before. The worker waits for the confirm and sends no copies meanwhile."""
+async def test_a_reply_to_that_is_silent_for_a_while_gets_its_replies(apart: Scene, own_rabbitmq: RabbitMQ) -> None:
+    """It took a reply before. Afterwards it has each reply in order, and at most one repeat of it."""
     queue = await quorum_queue(apart.talk)
     async with apart.worker(WORKER_REPLY_GIVE_UP_SECONDS=NEVER) as service:
         await apart.ask(queue.name)
@@ -145,7 +145,9 @@ async def test_a_reply_to_that_is_silent_for_a_while_gets_its_reply_once(apart: 
             for _ in range(3):
                 await apart.innocents_are_answered()
         await apart.settled(service)
-    assert await contents(queue) == ["0", "1", "2"]
+    got = Counter(await contents(queue))  # in the order of their first copies
+    assert list(got) == ["0", "1", "2"]
+    assert max(got.values()) <= 2
     assert apart.events_of("reply_given_up") == []
 
 
