@@ -1,0 +1,102 @@
+"""A backlog of numbered messages for few records: what was applied in which order is seen in their `subject`."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from uuid import uuid4
+
+import aio_pika
+from aio_pika.abc import AbstractChannel
+
+from task_activity_log.rabbitmq.topology import Topology, declare
+from tests import audit_trigger
+from tests.asking import Connection
+
+_TOGETHER = 500
+"""Messages that are published before their confirms are waited for."""
+
+
+class Backlog:
+    """Records, and how many messages each has been sent."""
+
+    def __init__(self, channel: AbstractChannel, topology: Topology, *, records: int, repeatable: int) -> None:
+        self._channel = channel
+        self._topology = topology
+        self._records = [uuid4() for _ in range(records)]
+        self.sent = dict.fromkeys(self._records, 0)
+        self.repeatable = frozenset(self._records[:repeatable])
+        """Those whose messages have no message_id: they are applied again when they come again."""
+
+    @property
+    def total(self) -> int:
+        """How many messages were sent."""
+        return sum(self.sent.values())
+
+    async def send(self, count: int) -> None:
+        """Publish `count` messages, the records in turn; returns when the broker has confirmed all."""
+        exchange = await self._channel.get_exchange(self._topology.requests_exchange, ensure=False)
+        for start in range(0, count, _TOGETHER):
+            batch = [self._message() for _ in range(min(_TOGETHER, count - start))]
+            await asyncio.gather(*(exchange.publish(message, "upsert", mandatory=True) for message in batch))
+
+    def _message(self) -> aio_pika.Message:
+        record = self._records[self.total % len(self._records)]
+        body = json.dumps({"id": str(record), "subject": str(self.sent[record])}).encode()
+        self.sent[record] += 1
+        message_id = None if record in self.repeatable else str(uuid4())
+        return aio_pika.Message(body, message_id=message_id, delivery_mode=aio_pika.DeliveryMode.PERSISTENT)
+
+    async def waiting(self) -> int:
+        """How many messages are in the queue of the requests and in nobody's hands."""
+        return await self._length(self._topology.requests_queue)
+
+    async def answered(self) -> int:
+        """How many replies there are."""
+        return await self._length(self._topology.replies_queue)
+
+    async def dead_letters(self) -> int:
+        """How many messages were rejected, by the worker or by the broker."""
+        return await self._length(self._topology.dead_letters_queue)
+
+    async def _length(self, queue: str) -> int:
+        found = await self._channel.declare_queue(queue, passive=True)
+        return found.declaration_result.message_count or 0
+
+    async def written(self, database: Connection, count: int) -> None:
+        """Wait until there have been `count` writes, or all messages are written. The database has no event for that."""
+        async with asyncio.timeout(60):
+            while await audit_trigger.count(database) < min(count, self.total):
+                await asyncio.sleep(0.01)
+
+    async def settled(self, in_hand: Callable[[], Awaitable[int]]) -> None:
+        """Wait until all is answered, and nothing is left in the queue or in the workers' hands.
+
+        Args:
+            in_hand: says how many deliveries the workers have not settled.
+        """
+        async with asyncio.timeout(90):
+            while await self.answered() < self.total or await self.waiting() or await in_hand():
+                await asyncio.sleep(0.05)
+
+    async def disorder(self, database: Connection) -> list[str]:
+        """What is wrong with the order of all writes so far."""
+        return audit_trigger.disorder(await audit_trigger.read(database), self.sent, self.repeatable)
+
+
+@asynccontextmanager
+async def backlog(
+    amqp_url: str, *, records: int = 20, repeatable: int = 0, single_active_consumer: bool = True
+) -> AsyncIterator[Backlog]:
+    """Declare the queues as a worker would, and send to them.
+
+    Args:
+        amqp_url: the broker.
+        records: how many records the messages are for, in turn.
+        repeatable: how many of these have messages without message_id.
+        single_active_consumer: whether one worker at a time is to consume.
+    """
+    topology = Topology(single_active_consumer=single_active_consumer)
+    async with await aio_pika.connect(amqp_url) as connection:
+        await declare(connection, topology)
+        yield Backlog(await connection.channel(on_return_raises=True), topology, records=records, repeatable=repeatable)
