@@ -4,7 +4,6 @@ Every message of a record is a number higher than the one before, none has an x-
 database records each write. Half of the records have no message_id: there a repeat is applied again, but in order.
 """
 
-import asyncio
 import logging
 import signal
 from collections.abc import AsyncIterator, Iterable, Iterator
@@ -13,18 +12,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import aio_pika
 import pytest
 import structlog
-from aio_pika.abc import AbstractChannel, AbstractIncomingMessage, AbstractQueue
 
 from sandbox.proxy import Proxy
 from task_activity_log.service import Service
 from tests import audit_trigger
 from tests.asking import Connection
-from tests.faults.conversation import TOPOLOGY, until
+from tests.faults.conversation import until
 from tests.numbered import backlog
 from tests.processes import fleet as worker_fleet
+from tests.returned import make_suspicious
 from tests.serving import serving
 
 BATCH = 100
@@ -210,39 +208,6 @@ def batches(workers: Iterable[Service], *, of_one: bool = False) -> float:
         worker.metrics.registry.get_sample_value(f"task_activity_log_batch_size_{name}", labels) for worker in workers
     ]
     return sum(sample or 0 for sample in samples)
-
-
-async def make_suspicious(amqp_url: str, before: int, count: int, deliveries: int) -> None:
-    """Have `before` messages delivered once, and the `count` behind them `deliveries` times. They keep their places.
-
-    Whoever has the first ones must go before the others do: what is returned later comes again later.
-    """
-    async with await aio_pika.connect(amqp_url) as connection:
-        first = await connection.channel()
-        queue, tag = await take(first, before)
-        await queue.cancel(tag)  # so that the next consumer becomes the active one
-        for number in range(deliveries):
-            others = await connection.channel()
-            await take(others, count)
-            if number == deliveries - 1:
-                await first.close()
-            await others.close()
-
-
-async def take(channel: AbstractChannel, count: int) -> tuple[AbstractQueue, str]:
-    """Consume until so many messages are in hand, and settle none; the queue and the consumer's tag."""
-    taken = asyncio.Semaphore(0)
-
-    async def on_message(_: AbstractIncomingMessage) -> None:
-        taken.release()
-
-    await channel.set_qos(prefetch_count=count)
-    queue = await channel.get_queue(TOPOLOGY.requests_queue, ensure=False)
-    tag = await queue.consume(on_message)
-    async with asyncio.timeout(30):
-        for _ in range(count):
-            await taken.acquire()
-    return queue, tag
 
 
 class Rolling:
