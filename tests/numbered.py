@@ -40,6 +40,11 @@ class Backlog:
             batch = [self._message() for _ in range(min(_TOGETHER, count - start))]
             await asyncio.gather(*(exchange.publish(message, "upsert", mandatory=True) for message in batch))
 
+    async def fill(self, waiting: int) -> None:
+        """Publish as many as it takes for `waiting` messages to be in the queue and in nobody's hands."""
+        while (missing := waiting - await self.waiting()) > 0:
+            await self.send(missing)
+
     def _message(self) -> aio_pika.Message:
         record = self._records[self.total % len(self._records)]
         body = json.dumps({"id": str(record), "subject": str(self.sent[record])}).encode()

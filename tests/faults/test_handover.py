@@ -49,13 +49,13 @@ async def test_sigterm_of_the_active_worker_keeps_the_order(
         backlog(amqp_url, repeatable=10) as sent,
         worker_fleet(tmp_path, amqp_url, database_url, **variables) as workers,
     ):
-        await sent.send(1800)
+        await sent.fill(3 * IN_HAND)
         for _ in range(2):
             await workers.start()
         for _ in range(3):
             await sent.written(admin, await audit_trigger.count(admin) + BATCH)
             active = await workers.active()
-            assert await sent.waiting() > 0, "the backlog is too short for this test"
+            await sent.fill(2 * IN_HAND)
             assert await workers.end(active) == 0
             assert active.events("drained")
             assert not active.events("drain_limit_reached")
@@ -75,7 +75,7 @@ async def test_a_killed_worker_keeps_the_order(
         backlog(amqp_url, records=4, repeatable=2) as sent,
         worker_fleet(tmp_path, amqp_url, database_url, **SETTINGS) as workers,
     ):
-        await sent.send(1200)
+        await sent.fill(3 * IN_HAND)
         await make_suspicious(amqp_url, BATCH, 2 * BATCH, 2)
         for _ in range(2):
             await workers.start()
@@ -96,13 +96,13 @@ async def test_an_outage_longer_than_the_hold_limit_keeps_the_order(
     await audit_trigger.install(admin, seconds_per_write=0.001)
     quick: dict[str, Any] = {"WORKER_HOLD_LIMIT_SECONDS": "0.3", "WORKER_DATABASE_CONNECT_TIMEOUT_SECONDS": "0.5"}
     async with backlog(amqp_url, repeatable=10) as sent, AsyncExitStack() as stack:
-        await sent.send(2000)
+        await sent.fill(3 * IN_HAND)
         ways = [await stack.enter_async_context(Proxy.to(database_url)) for _ in range(2)]
         workers = [await stack.enter_async_context(serving(amqp_url, way.url, **SETTINGS, **quick)) for way in ways]
         for _ in range(3):
             await sent.written(admin, await audit_trigger.count(admin) + BATCH)
             await until(lambda: any(worker.in_hand > BATCH for worker in workers))
-            assert await sent.waiting() > 0, "the backlog is too short for this test"
+            await sent.fill(2 * IN_HAND)
             active, way = max(zip(workers, ways, strict=True), key=lambda pair: pair[0].in_hand)
             way.refuse()
             way.cut()
@@ -122,13 +122,13 @@ async def test_lost_connections_keep_the_order(amqp_url: str, database_url: str,
     """
     await audit_trigger.install(admin, seconds_per_write=0.001)
     async with backlog(amqp_url) as sent, AsyncExitStack() as stack:
-        await sent.send(2000)
+        await sent.fill(3 * IN_HAND)
         ways = [await stack.enter_async_context(Proxy.to(amqp_url)) for _ in range(2)]
         workers = [await stack.enter_async_context(serving(way.url, database_url, **SETTINGS)) for way in ways]
         for number in range(8):
             await sent.written(admin, await audit_trigger.count(admin) + (10, BATCH)[number % 2])
             await until(lambda: any(worker.in_hand for worker in workers))
-            assert await sent.waiting() > 0, "the backlog is too short for this test"
+            await sent.fill(2 * IN_HAND)
             max(zip(workers, ways, strict=True), key=lambda pair: pair[0].in_hand)[1].cut()
         await sent.settled(lambda: in_hand(workers))
         assert await sent.disorder(admin) == []
@@ -176,20 +176,19 @@ async def test_orderly_hand_overs_make_no_suspects(
     """Rolling updates under a backlog: nothing is taken one by one afterwards, and nothing is rejected."""
     await audit_trigger.install(admin, seconds_per_write=0.0005)
     settings = {**SETTINGS, "WORKER_SINGLE_ACTIVE_CONSUMER": str(single_active_consumer).lower()}
-    messages = 600 * hand_overs
     queue: dict[str, Any] = {"records": 100, "repeatable": 50, "single_active_consumer": single_active_consumer}
     async with backlog(amqp_url, **queue) as sent:
-        await sent.send(messages)
+        await sent.fill(3 * IN_HAND)
         async with rolling(amqp_url, database_url, settings) as update:
             for _ in range(hand_overs):
                 await sent.written(admin, await audit_trigger.count(admin) + BATCH)
-                assert await sent.waiting() > 0, "the backlog is too short for this test"
+                await sent.fill(2 * IN_HAND)
                 await update.replace()
             await sent.settled(lambda: in_hand(update.workers))
         assert await sent.disorder(admin) == []
         assert await sent.dead_letters() == 0
         # Each consumer begins with little; all the others are whole batches, or what had arrived.
-        assert batches(update.workers) < messages / 10
+        assert batches(update.workers) < sent.total / 10
         assert batches(update.workers, of_one=True) < 10 * len(update.workers)
 
 

@@ -26,8 +26,8 @@ from tests.serving import serving
 
 LINES_MAX = 1_500_000
 """What Python executes in about a tenth of a second."""
-OCTETS_MAX = 8 * 2**20
-"""Each body of 256 KiB is handed on some ten times: two or three of the worst take a tenth of a second."""
+OCTETS_MAX = 16 * 2**20
+"""A body of 256 KiB is handed from function to function some ten times: the worst take a quarter of that tenth each."""
 
 
 @pytest.fixture(autouse=True)

@@ -202,7 +202,7 @@ async def test_what_is_parked_for_too_long_is_returned_in_order(
     record, subjects = uuid4(), ["0", "1", "2"]
     async with conversing(amqp_url) as talk, transaction(database_url) as other:
         await lock_rows(admin, other, [record])
-        async with serving(amqp_url, database_url, **SMALL, WORKER_PARK_LIMIT_SECONDS="2") as service:
+        async with serving(amqp_url, database_url, **SMALL, WORKER_PARK_LIMIT_SECONDS="1") as service:
             for subject in subjects:
                 await talk.send(record, subject=subject)
             others = await send_others(talk, 20)
