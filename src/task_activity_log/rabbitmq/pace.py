@@ -125,8 +125,7 @@ class Pace:
 
         They take up the prefetch. With a prefetch of one, nothing else would come while they stay.
         """
-        if self.state in (State.UNPROVED, State.ONE_BY_ONE):
-            self._one_by_one = 0
+        if self.state is State.UNPROVED:
             self._proved = True
         return self._step()
 
