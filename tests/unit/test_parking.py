@@ -251,10 +251,7 @@ class TestParking:
             assert not bench.parking.full()
             await bench.parking.admit([bench.request(record, "later")])
             assert bench.parking.full()
-            assert (
-                bench.parking.reason
-                == "3 messages of 2 records wait for their rows (out of resources (53200), timeout)"
-            )
+            assert bench.parking.reason == "messages that wait for their rows: 3 (out of resources (53200), timeout)"
             await bench.until(7)
             report = bench.parking.report()
             assert (report["messages"], report["records"], report["oldest_seconds"]) == (3, 2, 7.0)

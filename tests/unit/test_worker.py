@@ -364,12 +364,12 @@ async def test_a_worker_with_too_much_parked_takes_nothing_more_and_says_why() -
     async with bench.running():
         while bench.hold_reason is None:
             await asyncio.sleep(0)
-        assert bench.hold_reason == "parked: 2 messages of 1 records wait for their rows (timeout)"
+        assert bench.hold_reason == "parked: messages that wait for their rows: 2 (timeout)"
         assert len(bench.intake.waiting) == 1
         bench.store.locks = set()
         await bench.watch.settled(3)
-        assert bench.hold_reason is None
-    assert bench.watch.held_reasons == ["store: parked: 2 messages of 1 records wait for their rows (timeout)"]
+        assert not bench.hold_reason
+    assert bench.watch.held_reasons == ["store: parked: messages that wait for their rows: 2 (timeout)"]
 
 
 async def test_a_failure_while_nothing_passes_is_shown_as_an_outage() -> None:
@@ -383,7 +383,7 @@ async def test_a_failure_while_nothing_passes_is_shown_as_an_outage() -> None:
         assert bench.hold_reason == "out of resources (53200)"
         bench.intake.put(upsert())
         await bench.watch.settled(1)
-        assert bench.hold_reason is None
+        assert not bench.hold_reason
         bench.store.fails = set()
         await bench.watch.settled(2)
 

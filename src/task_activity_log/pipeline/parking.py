@@ -113,9 +113,8 @@ class Parking(Generic[D]):
     @property
     def reason(self) -> str:
         """How much is parked and why, in a few words."""
-        lines = list(self._lines.values())
-        causes = ", ".join(sorted({line.cause.label for line in lines}))
-        return f"{self.messages} messages of {len(lines)} records wait for their rows ({causes})"
+        causes = ", ".join(sorted({line.cause.label for line in list(self._lines.values())}))
+        return f"messages that wait for their rows: {self.messages} ({causes})"
 
     def report(self) -> dict[str, object]:
         """What is parked, for /status."""
