@@ -221,7 +221,10 @@ async def test_what_is_parked_for_too_long_is_returned_in_order(
             others = await send_others(talk, 20)
             assert {answer.message_id for answer in await answers(talk, 20)} == others
             await other.execute("ROLLBACK")
-            assert [answer.subject for answer in await answers(talk, 3)] == subjects
+            found: list[str | None] = []
+            while "2" not in found:
+                found += [answer.subject for answer in await answers(talk, 1)]
+            assert list(dict.fromkeys(found)) == subjects  # an acknowledgement that the broker dropped: answered again
             await until(lambda: service.in_hand == 0)
             assert await talk.kept() == []
 
