@@ -152,6 +152,21 @@ def test_the_topology_operator_declares_what_the_worker_declares() -> None:
     assert {b["destinationType"] for b in bindings} == {"queue"}
 
 
+def test_a_single_active_consumer_is_declared_as_the_worker_declares_it() -> None:
+    """By the worker, and by the topology operator. A second worker stands by, and a new one starts before an old one stops."""
+    component = manifest("components/single-active-consumer/kustomization.yaml", "Component")
+    [settings] = component["configMapGenerator"]
+    assert settings["literals"] == ["WORKER_SINGLE_ACTIVE_CONSUMER=true"]
+    deployment, queue = (yaml.safe_load(patch["patch"]) for patch in component["patches"])
+    assert deployment["spec"]["replicas"] == 2
+    assert deployment["spec"]["strategy"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
+    plain, ours = (
+        Topology(single_active_consumer=single).queues()["task_activity_log.upsert"] or {} for single in (False, True)
+    )
+    more = {f"/spec/arguments/{name}": value for name, value in ours.items() if name not in plain}
+    assert more == {queue[0]["path"]: queue[0]["value"]}
+
+
 def test_every_queue_has_one_policy_and_it_rejects_publishes_at_the_limit() -> None:
     """Limits are policies, so that they can be changed, and no policy drops messages."""
     policies = [each["spec"] for each in manifests("components/rabbitmq-topology/policies.yaml")]
