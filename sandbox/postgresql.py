@@ -21,6 +21,8 @@ DATABASE = "task_activity_log"
 """The database that `url` names on a server that the sandbox has started."""
 
 _T = TypeVar("_T")
+_SHARED_LIMIT_SECONDS = 60.0
+"""How long the shared server may take to answer on a busy machine; below the time limit of a test."""
 _OLDEST = 13  # the first version with DROP DATABASE … WITH (FORCE)
 _COPY_BY_WAL = 15  # the first version that can copy a template without two checkpoints
 
@@ -113,7 +115,8 @@ def from_url(origin: str, url: str, version: str) -> PostgreSQL:
     """Return a server that another process of this test run has started and will stop."""
     server = PostgreSQL(NotOurs(origin, "it is shared by all tests; ask for `own_postgresql`"), url)
     server.version = version
-    server.check()
+    # Not one try: pytest keeps a failure of the shared fixture for all tests of its process.
+    server.wait_until_ready(_SHARED_LIMIT_SECONDS)
     return server
 
 

@@ -13,7 +13,8 @@ import pytest
 import sandbox
 from sandbox import PostgreSQL, RabbitMQ, SandboxError, environment, packages
 from sandbox.choice import POSTGRESQL, RABBITMQ, Choice, Kind, ways
-from sandbox.service import free_port
+from sandbox.postgresql import from_url
+from sandbox.service import NotReadyError, free_port
 
 
 async def fetch(url: str, query: str) -> object:
@@ -259,3 +260,19 @@ def test_broken_binaries_are_not_used(tmp_path: Path, monkeypatch: pytest.Monkey
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     assert POSTGRESQL.find_binaries() != tmp_path
+
+
+def test_a_slow_answer_of_the_shared_server_fails_no_test(
+    postgresql: PostgreSQL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """pytest keeps the failure of a shared fixture for all tests of its process, so one try would not be enough."""
+    answers = iter([NotReadyError("no answer within 5 s"), None])
+
+    def check(_: PostgreSQL) -> None:
+        if (error := next(answers)) is not None:
+            raise error
+
+    monkeypatch.setattr(PostgreSQL, "check", check)
+    shared = from_url(postgresql.origin, postgresql.url, postgresql.version)
+    assert shared.url == postgresql.url
+    assert next(answers, "asked twice") == "asked twice"
