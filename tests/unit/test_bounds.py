@@ -86,6 +86,9 @@ class Loop:
         self.timers.append(call)
         return SimpleNamespace(cancel=lambda: self.timers.remove(call))
 
+    def call_soon(self, call: Any) -> None:
+        self.timers.append(call)
+
     def run_timers(self) -> None:
         timers, self.timers = self.timers, []
         for call in timers:
@@ -214,6 +217,21 @@ def test_frames_that_take_long_are_handled_in_slices(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(Slices, "SECONDS", 3_600.0)
     intake.loop.run_timers()
     assert intake.tags == [1, 2, 3]
+    assert intake.socket.is_reading()
+
+
+def test_a_slice_ends_when_the_event_loop_has_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """uvloop reads many times before the event loop runs: all of these are one slice."""
+    clock = iter(range(0, 1_000, 8))  # each look at the clock is 8 ms later
+    monkeypatch.setattr("task_activity_log.rabbitmq.frames.perf_counter", lambda: next(clock) / 1_000)
+    monkeypatch.setattr("task_activity_log.aio.time", SimpleNamespace(perf_counter=lambda: next(clock) / 1_000))
+    intake = Intake()
+    reads = 0
+    while intake.socket.is_reading():
+        reads += 1
+        intake.receive()
+    assert reads == 2
+    intake.loop.run_timers()
     assert intake.socket.is_reading()
 
 

@@ -1,7 +1,7 @@
 """The frame reader: whatever the cuts between reads, deliveries, confirms and returns are taken, and the driver gets the rest."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any, cast
 from unittest.mock import patch
@@ -74,6 +74,9 @@ class _NoLoop:
 
     def get_debug(self) -> bool:
         return False
+
+    def call_soon(self, call: Callable[[], None]) -> None:
+        call()
 
 
 STREAMS = st.lists(

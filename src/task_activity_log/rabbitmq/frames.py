@@ -36,6 +36,8 @@ _SMALLEST = len(_HEARTBEAT)
 _HEARTBEAT_EVERY_SECONDS = 2.0
 _LOOK_EVERY_SECONDS = 0.02
 """How often a connection that is not read looks whether there is room again. What is in hand keeps the worker busy."""
+_LONG_SECONDS = 0.001
+"""Handling data for this long is remembered until the event loop has run; 32 shorter times need not be."""
 _READ_SOME_SECONDS = 10.0
 _SOME_BYTES = 2**20
 """So much is read every ten seconds even if too much is in hand: RabbitMQ closes a connection on which it could not send
@@ -78,6 +80,7 @@ class FrameReader(asyncio.StreamReaderProtocol):
         self._rest = b""
         self._socket: asyncio.Transport | None = None
         self._suspended: asyncio.TimerHandle | None = None
+        self._slices: Slices | None = None  # the slice that goes on, if the event loop has not run since
         self._read_at = loop.time()
         self._allowance = 0  # how much may be read although too much is in hand
 
@@ -102,7 +105,8 @@ class FrameReader(asyncio.StreamReaderProtocol):
     def data_received(self, data: bytes) -> None:
         """Handle the frames in `data`. An incomplete frame is kept until the rest of it arrives.
 
-        After a slice of time (`Slices`) the rest is kept as well, and handled when the event loop has run.
+        After a slice of time (`Slices`) the rest is kept as well, and handled when the event loop has run. uvloop reads up
+        to 32 times in one iteration of the loop, so a slice goes on from one call to the next until the loop has run.
         """
         if self._rest:
             data = self._rest + data
@@ -110,8 +114,12 @@ class FrameReader(asyncio.StreamReaderProtocol):
             self._rest = data
             return
         self._read_at = self._loop_time()
-        slices = Slices()
+        began = perf_counter()
+        slices = self._slices or Slices()
         self._rest = data[self._handle(data, slices.until) :]
+        if self._slices is None and perf_counter() - began > _LONG_SECONDS:
+            self._slices = slices
+            self._event_loop.call_soon(self._end_slice)
         if slices.over():
             self._suspend(0)
         elif self._full():
@@ -145,6 +153,9 @@ class FrameReader(asyncio.StreamReaderProtocol):
             # it would take the connection for dead.
             self._pass_on(_HEARTBEAT)
         return offset
+
+    def _end_slice(self) -> None:
+        self._slices = None
 
     def _full(self) -> bool:
         return any(inbound.full(inbound.arriving) for inbound in self.channels.values() if inbound.full is not None)
