@@ -91,7 +91,7 @@ class Slices:
 
     SECONDS = 0.02
     """The longest slice. The costliest item takes some 70 ms, and the loop must not stop for more than 100 ms."""
-    BYTES = 2**20
+    BYTES = 2**19
     """What is worked on in one slice at most, so that it does not depend on the clock alone."""
 
     def __init__(self) -> None:

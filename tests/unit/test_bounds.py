@@ -251,7 +251,7 @@ async def test_the_loop_runs_while_a_batch_is_decoded(monkeypatch: pytest.Monkey
             await asyncio.sleep(0)
 
     counting = asyncio.create_task(count())
-    requests, rejected = await decode_all([*(upsert() for _ in range(5)), delivered(b"{")], Rules())
+    requests, rejected = await decode_all([*(upsert() for _ in range(5)), delivered(b"{")], Rules(), Slices())
     counting.cancel()
     assert turns >= 6
     assert len(requests) == 5

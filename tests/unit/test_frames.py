@@ -219,3 +219,28 @@ async def test_one_return_is_all_for_equal_messages(channel: _Channel) -> None:
         channel.returned("", "gone", headers.encode(Properties(message_id="m"), 0))
     channel.confirm(9, True, True)
     assert batch.fates == [R, R, R, C]
+
+
+async def test_thousands_of_returns_look_at_each_message_once() -> None:
+    """A search for each return would look at 5,000 messages 5,000 times."""
+    looks = 0
+
+    class Messages(list[Outgoing]):
+        def __iter__(self) -> Iterator[Outgoing]:
+            nonlocal looks
+            looks += len(self)
+            return super().__iter__()
+
+        def __getitem__(self, index: Any) -> Any:
+            nonlocal looks
+            looks += 1
+            return super().__getitem__(index)
+
+    count = 5_000
+    channel = _Channel(cast("Any", None), 131_072)
+    batch = _Batch(1, Messages(Outgoing("", f"gone-{number}", Properties(), b"") for number in range(count)))
+    channel._batches.append(batch)
+    for number in range(count):
+        channel.returned("", f"gone-{number}", headers.encode(Properties(), 0))
+    assert batch.fates == [R] * count
+    assert looks <= 2 * count

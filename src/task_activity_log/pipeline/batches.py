@@ -17,9 +17,8 @@ from task_activity_log.pipeline.request import Request, Rules, decode
 from task_activity_log.problem import Rejected
 
 
-async def decode_all(batch: Sequence[D], rules: Rules) -> tuple[list[Request[D]], list[Settlement[D]]]:
+async def decode_all(batch: Sequence[D], rules: Rules, slices: Slices) -> tuple[list[Request[D]], list[Settlement[D]]]:
     """The requests in a batch, and the settlements of the messages that are rejected."""
-    slices = Slices()
     requests: list[Request[D]] = []
     rejected: list[Settlement[D]] = []
     for delivery in batch:
@@ -42,14 +41,15 @@ class Parts(Generic[D]):
         self._most_bytes = most_bytes
         self._bytes = 0
         self._part: list[Settlement[D]] = []
-        self._slices = Slices()
+        self.slices = Slices()
+        """Of all the work on batches: what follows without a wait continues the slice."""
 
     def add(self, settlement: Settlement[D]) -> bool:
         """Add what must be settled next; whether `relieve` must be awaited before more is added."""
         self._part.append(settlement)
         size = len(settlement.reply.body)
         self._bytes += size
-        return self._slices.over(size) or self._bytes > self._most_bytes
+        return self.slices.over(size) or self._bytes > self._most_bytes
 
     async def add_all(self, settlements: Iterable[Settlement[D]]) -> None:
         """Add these in their order."""
@@ -61,7 +61,7 @@ class Parts(Generic[D]):
         """Pass on a part that is long enough, when the parts before are settled. Let the event loop run."""
         if self._bytes > self._most_bytes:
             await self.pass_on()
-        await self._slices.next()
+        await self.slices.next()
 
     async def pass_on(self) -> None:
         """Pass on what was added, if there is anything."""

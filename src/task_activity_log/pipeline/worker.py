@@ -187,7 +187,7 @@ class Storing(_Stage[D]):
     async def _store_all(self, batch: Sequence[D], behind: Sequence[D] = ()) -> None:
         """Decode and store a batch, and pass on what must be settled. Leave out what must not overtake `behind`."""
         started = time.perf_counter()
-        requests, rejected = await decode_all(batch, self.rules)
+        requests, rejected = await decode_all(batch, self.rules, self.parts.slices)
         self.watch.took("decode", time.perf_counter() - started)
         await self.parts.add_all(rejected)
         if behind:
