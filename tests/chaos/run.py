@@ -31,6 +31,8 @@ from tests.chaos.publishers import CONNECTION_ERRORS, QUEUE, Publisher, connect,
 
 _SETTLE_SECONDS = 180.0
 """How long the workers may take, after the last fault, to process the remaining messages."""
+_COUNT_AGE_SECONDS = 6.0
+"""How old a queue's count can be: the broker updates it every five seconds."""
 _PUBLISH_SECONDS = 60.0
 """How long the publishers may take, after the last fault, to publish the remaining messages."""
 
@@ -155,15 +157,25 @@ async def _undo_faults(fleet: Fleet, broker: RabbitMQ, database: PostgreSQL) -> 
 
 
 async def _settled(account: Callable[[], Awaitable[Account]], broker: RabbitMQ, amqp_url: str) -> list[str]:
-    """Wait until no result is missing and the requests queue is empty; return a failure if that takes too long."""
+    """Wait until no result is missing and the requests queue is empty; return a failure if that takes too long.
+
+    The count includes unsettled deliveries, but the broker updates it only every five seconds. A zero can therefore be
+    older than a message that has come back since: it counts only when all looks in more than five seconds see it.
+    """
     queue = f"/queues/{quote(unquote(urlsplit(amqp_url).path[1:]), safe='')}/{QUEUE}"
     left: object = None
+    empty_since: float | None = None
+    loop = asyncio.get_running_loop()
     try:
         async with asyncio.timeout(_SETTLE_SECONDS):
-            while (missing := (await account()).missing()) or left != 0:
-                await asyncio.sleep(1)
-                # This includes unsettled deliveries. The broker updates the figure every five seconds.
+            while empty_since is None or loop.time() - empty_since < _COUNT_AGE_SECONDS:
+                missing = (await account()).missing()
                 left = (await asyncio.to_thread(broker.api, "GET", queue)).get("messages")
+                if missing or left != 0:
+                    empty_since = None
+                elif empty_since is None:
+                    empty_since = loop.time()
+                await asyncio.sleep(1)
     except TimeoutError:
         return [
             f"{_SETTLE_SECONDS:.0f} s after the last fault {len(missing)} messages have no result,"
