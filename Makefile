@@ -66,7 +66,7 @@ bench-stages: setup  ## measure the CPU time of each stage of the worker, withou
 bench-wire: setup  ## compare decoding and encoding with pydantic alone
 	@$(PYTHON) -m benchmarks.wire
 
-chaos: setup  ## account for every message under random faults; SECONDS (60), SEED (random), WORKERS, more in ARGS (--order, …)
+chaos: setup  ## account for every message under random faults; SECONDS (60), SEED (random), WORKERS, more in ARGS (--no-outages, --order, …)
 	@$(PYTHON) -m tests.chaos $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED)) $(if $(WORKERS),--workers $(WORKERS)) $(ARGS)
 
 fuzz: setup  ## fuzz the decoders with a million inputs each (installs atheris, which needs Python 3.12 or older)

@@ -3,10 +3,12 @@
 Modules:
 
 - `plan` says how long a run lasts, how many workers it has, and what must be true afterwards;
-- `messages` generates messages from the seed; `publishers` sends each one until the broker has confirmed it;
+- `messages` generates messages from the seed, `hostile` those of a stranger; `publishers` sends each one until the broker
+  has confirmed it;
 - `fleet` runs the workers and restarts any that end, as Kubernetes would;
-- `faults` kills, stops, freezes and disconnects workers and services at random, and undoes it;
-- `collector` reads replies and dead letters; `audit` makes the database record each write of a row;
+- `faults` kills, stops, freezes and disconnects workers and services at random, and undoes it; `locks` locks rows;
+- `collector` reads replies and dead letters; `queues` says when queues are empty; `audit` makes the database record each
+  write of a row;
 - `account` compares what was sent with what happened to it;
 - `run` puts the parts together; `python -m tests.chaos --help` lists the options.
 """

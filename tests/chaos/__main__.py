@@ -11,7 +11,7 @@ import sys
 
 from sandbox import SandboxError, close, in_background, say_on_stderr
 from sandbox.choice import POSTGRESQL, RABBITMQ, Choice, ways
-from tests.chaos.plan import Journal, Plan
+from tests.chaos.plan import HOSTILE, ROWS, Journal, Plan
 from tests.chaos.run import Result, run
 
 
@@ -71,17 +71,38 @@ def _plan() -> Plan:
     parser.add_argument(
         "--pgbouncer", action="store_true", help="put pgbouncer in transaction mode before the database"
     )
+    parser.add_argument(
+        "--hostile",
+        type=_kinds,
+        default=(ROWS,),
+        metavar="KINDS",
+        help=f"what is hostile, separated by commas: {', '.join(HOSTILE)} (rows), or none",
+    )
+    parser.add_argument(
+        "--no-outages",
+        action="store_true",
+        help="no faults but the hostile ones; everybody else must be answered within five seconds",
+    )
     given = parser.parse_args()
     return Plan(
         seconds=given.seconds,
         seed=given.seed,
         workers=given.workers or (1 if given.order and not given.single_active else 2),
         versions=not given.order,
+        hostile=given.hostile,
+        outages=not given.no_outages,
         single_active=given.single_active,
         pgbouncer=given.pgbouncer,
         rate=given.rate,
         gap_seconds=given.gap,
     )
+
+
+def _kinds(text: str) -> tuple[str, ...]:
+    named = set(text.split(",")) - {"none"}
+    if unknown := named - set(HOSTILE):
+        raise argparse.ArgumentTypeError(f"unknown: {', '.join(sorted(unknown))}")
+    return tuple(kind for kind in HOSTILE if kind in named)
 
 
 if __name__ == "__main__":

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
-from tests.chaos.audit import Write
+from tests.audit_trigger import Write
 from tests.chaos.collector import REPLIES, Answer, Collected
+from tests.chaos.locks import Locks
 from tests.chaos.messages import REPLY_QUEUE, Message
 from tests.chaos.plan import Plan
 
 POISON = "poison_message"
+TOO_LARGE = "reply_too_large"
+"""The code of an answer that stands for one that the broker does not take. Nothing was rejected."""
+PROMPT_SECONDS = 5.0
+"""Nobody's answer may take longer than this because of somebody else's row, body or reply."""
 _WROTE = ("inserted", "updated")
 
 
@@ -22,6 +27,9 @@ class Account:
 
     plan: Plan
     sent: Mapping[int, Message]
+    sent_at: Mapping[int, float]
+    """When the broker first confirmed each message (`time.monotonic`)."""
+    locks: Locks
     collected: Collected
     writes: Sequence[Write]
     rows: Mapping[UUID, Mapping[str, object]]
@@ -47,6 +55,7 @@ class Account:
             *self._applied_once(),
             *self._each_write_follows_from_the_one_before(),
             *(self._newest_wins() if self.plan.versions else self._in_order()),
+            *(() if self.plan.outages else self._promptly()),
         ]
 
     def figures(self) -> dict[str, int]:
@@ -59,6 +68,7 @@ class Account:
             "dead-lettered": len(sent & dead.keys()),
             "answered or dead-lettered": len(sent & (answers.keys() | dead.keys())),
             "sent with a reply queue that is gone or full": sum(not m.is_answered for m in self.sent.values()),
+            **{f"sent with hostile {kind}": count for kind, count in sorted(self._hostile().items())},
             "answers, including repeated ones": sum(map(len, answers.values())),
             "dead letters, including repeated ones": sum(map(len, dead.values())),
             "writes": len(self.writes),
@@ -67,7 +77,35 @@ class Account:
             "dead-lettered by the broker": sum(None in codes for codes in dead.values()),
             "answered as duplicate": sum(any(a.outcome == "duplicate" for a in given) for given in answers.values()),
             "answered as stale": sum(any(a.outcome == "stale" for a in given) for given in answers.values()),
+            **self._slowest(),
         }
+
+    def _hostile(self) -> Counter[str]:
+        return Counter(message.hostile for message in self.sent.values() if message.hostile)
+
+    def _slowest(self) -> dict[str, int]:
+        """How long innocent messages took to be answered. With outages this says nothing."""
+        if self.plan.outages or not (took := sorted(seconds for _, seconds in self._took())):
+            return {}
+        return {
+            "innocent messages whose answers were timed": len(took),
+            "ms until half of them were answered": round(1000 * took[len(took) // 2]),
+            "ms until 99 of 100 were answered": round(1000 * took[len(took) * 99 // 100]),
+            "ms until all were answered": round(1000 * took[-1]),
+        }
+
+    def _took(self) -> Iterator[tuple[Message, float]]:
+        """The innocent messages that were answered, and how long that took from when nobody else held their rows."""
+        for number, message in self.sent.items():
+            answers = self.collected.answers.get(number)
+            if answers and not message.hostile:
+                at = answers[0].at
+                yield message, at - self.locks.free_since(message.record, self.sent_at[number], at)
+
+    def _promptly(self) -> Iterator[str]:
+        for message, seconds in self._took():
+            if seconds > PROMPT_SECONDS:
+                yield f"{_name(message)}: answered after {seconds:.1f} s"
 
     def _answers(self) -> Iterator[str]:
         modified = {write.subject: write.modified for write in self.writes}
@@ -159,6 +197,7 @@ class Account:
 def _rejections(message: Message, answers: Sequence[Answer], codes: Sequence[str | None]) -> Iterator[str]:
     """A message is rejected only for its own error or as poison; if it is, it is answered and dead-lettered."""
     rejected = {answer.code for answer in answers if answer.outcome == "rejected"}
+    rejected -= {TOO_LARGE} if message.may_be_too_large else set()
     if wrong := (rejected | set(codes)) - {message.code, POISON, None}:
         yield f"{_name(message)}: rejected as {sorted(map(str, wrong))}"
     if rejected and not codes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import time
 from collections import defaultdict
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -25,6 +26,8 @@ class Answer:
     """The content of one reply."""
 
     queue: str
+    at: float
+    """When it was read (`time.monotonic`)."""
     outcome: str
     code: str | None
     message_id: str | None
@@ -101,4 +104,6 @@ def _answer(queue: str, message: AbstractIncomingMessage, code: str | None) -> A
         else:
             found = re.search(r"<subject>(.*?)</subject>", message.body.decode())
             subject = unescape(found[1]) if found else None
-    return Answer(queue, str(message.headers.get("x-outcome")), code, message.message_id, subject, modified)
+    return Answer(
+        queue, time.monotonic(), str(message.headers.get("x-outcome")), code, message.message_id, subject, modified
+    )

@@ -16,11 +16,21 @@ from sandbox.postgresql import PostgreSQL
 from sandbox.proxy import Proxy
 from sandbox.rabbitmq import RabbitMQ
 from tests.chaos.fleet import Fleet, WorkerProcess
-from tests.chaos.plan import Journal, Plan
+from tests.chaos.hostile import Stranger
+from tests.chaos.locks import (
+    DATABASE_ERRORS,
+    Locks,
+    requests_taken,
+    rows_changed,
+    rows_locked,
+    rows_referred_to,
+)
+from tests.chaos.plan import ROWS, Journal, Plan
 from tests.chaos.pooler import Pooler
 
 Fault: TypeAlias = Callable[["Faults"], Awaitable[None]]
-DATABASE_ERRORS = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError)
+_AT_ONCE, _HOSTILE_AT_ONCE = 2, 4
+"""With more outages at once there would be no time in which anything works. What is hostile stops nobody."""
 
 
 @dataclass
@@ -34,6 +44,7 @@ class Faults:
     database: PostgreSQL
     database_url: str
     pooler: Pooler | None
+    stranger: Stranger
     all_taken: Callable[[], Awaitable[bool]]
     """Whether every message in the requests queue has been delivered to a worker."""
 
@@ -41,17 +52,19 @@ class Faults:
         self.random = Random(f"{self.plan.seed}/faults")  # noqa: S311 - it has to be repeatable, not secret
         self._busy: dict[object, asyncio.Lock] = {}
         self._under_way: set[asyncio.Task[None]] = set()
+        self.locks = Locks()
 
     async def run(self, seconds: float) -> None:
         """Inject faults for `seconds`, and return when all of them are undone."""
-        kinds, weights = zip(*((fault, weight) for fault, weight in self._kinds() if weight), strict=True)
+        weights = {fault: weight for fault, weight in self._kinds() if weight}
+        most = _AT_ONCE if self.plan.outages else _HOSTILE_AT_ONCE
         try:
             async with asyncio.timeout(seconds):
                 while True:
                     await asyncio.sleep(self.random.expovariate(1 / self.plan.gap_seconds))
-                    if len(self._under_way) > 1:
-                        continue  # with more faults at once there would be no time in which anything works
-                    [fault] = self.random.choices(kinds, weights)
+                    if not weights or len(self._under_way) >= most:
+                        continue
+                    [fault] = self.random.choices(list(weights), list(weights.values()))
                     task = asyncio.ensure_future(fault(self))
                     self._under_way.add(task)
                     task.add_done_callback(self._over)
@@ -82,6 +95,18 @@ class Faults:
             self.fleet.failures.append(f"the test harness itself failed: {error!r}")
 
     def _kinds(self) -> list[tuple[Fault, float]]:
+        return [*self._hostile_kinds(), *(self._outages() if self.plan.outages else [])]
+
+    def _hostile_kinds(self) -> list[tuple[Fault, float]]:
+        rows: list[tuple[Fault, float]] = [
+            (rows_locked, 3),
+            (rows_changed, 2),
+            (requests_taken, 2),
+            (rows_referred_to, 1),
+        ]
+        return rows if ROWS in self.plan.hostile else []
+
+    def _outages(self) -> list[tuple[Fault, float]]:
         half_opens = 3.0 if self.plan.half_opens else 0.0
         return [
             (worker_killed, 6),
@@ -97,7 +122,6 @@ class Faults:
             (database_read_only, 3),
             (database_sessions_ended, 3),
             (table_locked, 2),
-            (rows_locked, 3),
             (pooler_killed, 4 if self.pooler else 0),
             (amqp_cut, 4),
             (amqp_refused, 2),
@@ -241,24 +265,15 @@ async def database_sessions_ended(faults: Faults) -> None:
 
 async def table_locked(faults: Faults) -> None:
     """Every statement waits for the table's lock; those that wait too long time out."""
-    await _locked(faults, "table locked", "LOCK TABLE task_activity_log IN SHARE MODE", faults.seconds(0.3, 10))
-
-
-async def rows_locked(faults: Faults) -> None:
-    """Statements that write one of three locked rows wait; all others pass."""
-    some = "SELECT FROM task_activity_log WHERE id::text >= '8' ORDER BY random() LIMIT 3 FOR UPDATE SKIP LOCKED"
-    await _locked(faults, "rows locked", some, faults.seconds(0.3, 10))
-
-
-async def _locked(faults: Faults, kind: str, statement: str, seconds: float) -> None:
+    seconds = faults.seconds(0.3, 10)
     async with faults.lock_of(faults.database):
-        faults.journal.fault(kind, f"for {seconds:.1f} s")
+        faults.journal.fault("table locked", f"for {seconds:.1f} s")
         with suppress(*DATABASE_ERRORS):
             connection = await asyncpg.connect(faults.database_url, timeout=5)
             try:
                 async with connection.transaction():
                     await connection.execute("SET LOCAL lock_timeout = '3s'")
-                    await connection.execute(statement)
+                    await connection.execute("LOCK TABLE task_activity_log IN SHARE MODE")
                     await asyncio.sleep(seconds)
             finally:
                 await connection.close(timeout=5)

@@ -142,7 +142,7 @@ class Fleet:
                 "WORKER_HOLD_LIMIT_SECONDS": "6",
                 "WORKER_REPLY_GIVE_UP_SECONDS": "3",
                 "WORKER_DRAIN_LIMIT_SECONDS": f"{DRAIN_LIMIT_SECONDS:g}",
-                "WORKER_BATCH_MAX": "50",
+                "WORKER_BATCH_MAX": "100",
                 **self._settings,
             }
             name = f"worker-{index}"

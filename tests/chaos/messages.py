@@ -30,7 +30,7 @@ class Message:
     """Its correlation_id, which relates answers and dead letters to it."""
     body: bytes
     content_type: str
-    headers: Mapping[str, int | str]
+    headers: Mapping[str, object]
     message_id: str | None
     reply_to: str | None
     code: str | None
@@ -39,6 +39,10 @@ class Message:
     fields: Mapping[str, object] = field(default_factory=dict)
     """The fields of the record that it sends. One of them is `subject`, which identifies this message in the database."""
     version: int | None = None
+    hostile: str = ""
+    """What is hostile about it; empty if it is innocent."""
+    may_be_too_large: bool = False
+    """Whether the reply may be too large for the broker, which the answer then says."""
     ordered: bool = False
     """Whether it must be applied after all earlier messages about the same record."""
 
@@ -112,7 +116,7 @@ class Author:
 
     def _number(self) -> int:
         self._written += 1
-        return self._written * self._plan.publishers + self._publisher
+        return self._plan.number(self._written, self._publisher)
 
     def _valid(self) -> Message:
         roll = self._random

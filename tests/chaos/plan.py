@@ -7,6 +7,9 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 
+ROWS, BODIES = HOSTILE = ("rows", "bodies")
+"""What can be hostile: other sessions, which lock rows; bodies and headers that cost a worker as much as they can."""
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -18,11 +21,15 @@ class Plan:
     workers: int
     versions: bool
     """True: requests have versions, and the newest must win. False: they have no versions, and order must be kept."""
+    hostile: tuple[str, ...] = (ROWS,)
+    outages: bool = True
+    """False: no fault but the hostile ones, and nobody else's answer may take long because of them."""
     single_active: bool = False
     pgbouncer: bool = False
     rate: float = 60.0
     """Messages a second, of all publishers together. Low enough for a machine with two cores."""
     publishers: int = 4
+    """How many publishers send innocent messages. One more sends the hostile ones."""
     gap_seconds: float = 2.5
     """Mean time between two faults."""
 
@@ -38,14 +45,25 @@ class Plan:
 
     @property
     def hand_overs(self) -> bool:
-        """Whether a worker stands by for the single active one."""
-        return self.single_active and self.workers > 1
+        """Whether workers may hand over to each other. Without versions only a single active consumer keeps the order."""
+        return self.workers > 1 and (self.versions or self.single_active)
+
+    @property
+    def hostile_rate(self) -> float:
+        """Hostile messages a second. Each costs a worker as much as many others."""
+        return self.rate / 15
+
+    def number(self, written: int, publisher: int) -> int:
+        """The number of a message, which no other message has."""
+        return written * (self.publishers + 1) + publisher
 
     def command(self) -> str:
         """The command line that repeats this run."""
         flags = ["--versions" if self.versions else "--order"]
         flags += ["--single-active"] if self.single_active else []
         flags += ["--pgbouncer"] if self.pgbouncer else []
+        flags += [f"--hostile {','.join(self.hostile) or 'none'}"] if self.hostile != (ROWS,) else []
+        flags += [] if self.outages else ["--no-outages"]
         return (
             f"python -m tests.chaos --seconds {self.seconds:g} --seed {self.seed} --workers {self.workers}"
             f" --rate {self.rate:g} --gap {self.gap_seconds:g} {' '.join(flags)}"

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from typing import Any, Protocol, cast
 
 import aio_pika
 from aio_pika.abc import AbstractConnection, AbstractExchange
 from aiormq.exceptions import AMQPError
 from yarl import URL
 
-from tests.chaos.messages import Author, Message
+from tests.chaos.messages import Message
 
 CONNECTION_ERRORS = (
     AMQPError,
@@ -44,13 +45,23 @@ async def disconnect(connection: AbstractConnection | None) -> None:
                 await connection.close()
 
 
-class Publisher:
-    """Sends the messages of its author at a steady rate."""
+class Writer(Protocol):
+    """Writes the messages of one publisher."""
 
-    def __init__(self, url: str, author: Author, rate: float, sent: Callable[[Message], None]) -> None:
+    def burst(self) -> list[Message]:
+        """Messages to send together."""
+
+    def kept_back(self) -> list[Message]:
+        """The messages that are not sent yet."""
+
+
+class Publisher:
+    """Sends what its writer writes at a steady rate."""
+
+    def __init__(self, url: str, writer: Writer, rate: float, sent: Callable[[Message], None]) -> None:
         """`sent` is called with each message that the broker has confirmed."""
         self._url = url
-        self._author = author
+        self._writer = writer
         self._rate = rate
         self._sent = sent
         self._connection: AbstractConnection | None = None
@@ -60,15 +71,15 @@ class Publisher:
         """How many messages were sent again because their confirm did not arrive."""
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Publish until `stop` is set, then publish what the author has kept back."""
+        """Publish until `stop` is set, then publish what the writer has kept back."""
         try:
             while not stop.is_set():
-                burst = self._author.burst()
+                burst = self._writer.burst()
                 await self._publish(burst)
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(len(burst) / self._rate):
+                    async with asyncio.timeout(max(len(burst), 1) / self._rate):
                         await stop.wait()
-            await self._publish(self._author.kept_back())
+            await self._publish(self._writer.kept_back())
         finally:
             await disconnect(self._connection)
 
@@ -113,7 +124,7 @@ class Publisher:
             aio_pika.Message(
                 message.body,
                 content_type=message.content_type,
-                headers=dict(message.headers),
+                headers=cast("dict[str, Any]", message.headers),
                 delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
                 correlation_id=str(message.number),
                 message_id=message.message_id,

@@ -6,33 +6,36 @@ import asyncio
 import logging
 import signal
 import tempfile
+import time
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, unquote, urlsplit
 from uuid import UUID
 
+from sandbox import SandboxError
 from sandbox.postgresql import PostgreSQL
 from sandbox.rabbitmq import RabbitMQ
 from task_activity_log.postgresql import migrations
 from task_activity_log.rabbitmq.topology import Topology, declare
 from tests.chaos import audit
 from tests.chaos.account import Account
-from tests.chaos.collector import Collector
+from tests.chaos.collector import DEAD_LETTERS, REPLIES, Collector
 from tests.chaos.faults import Faults
 from tests.chaos.fleet import Fleet
+from tests.chaos.hostile import Stranger
 from tests.chaos.messages import FULL_QUEUE, REPLY_QUEUE, Author, Message
 from tests.chaos.plan import Journal, Plan
 from tests.chaos.pooler import Pooler
 from tests.chaos.publishers import CONNECTION_ERRORS, QUEUE, Publisher, connect, disconnect
+from tests.chaos.queues import totals, waiting
 
 _SETTLE_SECONDS = 180.0
 """How long the workers may take, after the last fault, to process the remaining messages."""
-_COUNT_AGE_SECONDS = 6.0
-"""How old a queue's count can be: the broker updates it every five seconds."""
+_READ = (REPLIES, REPLY_QUEUE, DEAD_LETTERS)
+"""The queues that the collector empties."""
 _PUBLISH_SECONDS = 60.0
 """How long the publishers may take, after the last fault, to publish the remaining messages."""
 
@@ -88,21 +91,31 @@ async def _run(
         settings["WORKER_DATABASE_STATEMENT_CACHE"] = "0"
     fleet = Fleet(plan.workers, amqp_url, pooler.url if pooler else database_url, directory, **settings)
     sent: dict[int, Message] = {}
+    sent_at: dict[int, float] = {}
 
     def note_sent(message: Message) -> None:
         sent[message.number] = message
+        sent_at.setdefault(message.number, time.monotonic())
 
     versions: defaultdict[UUID, int] = defaultdict(int)
     publishers = [
         Publisher(amqp_url, Author(plan, index, versions), plan.rate / plan.publishers, note_sent)
         for index in range(plan.publishers)
     ]
+    stranger = Stranger(plan, plan.publishers)
+    publishers.append(Publisher(amqp_url, stranger, plan.hostile_rate, note_sent))
     collector = Collector(amqp_url)
     collecting = asyncio.create_task(collector.run())
-    faults = Faults(plan, journal, fleet, broker, database, database_url, pooler, lambda: _all_taken(amqp_url))
+
+    async def all_taken() -> bool:
+        return await _all_taken(broker, amqp_url)
+
+    faults = Faults(plan, journal, fleet, broker, database, database_url, pooler, stranger, all_taken)
     publishing_over = asyncio.Event()
     try:
         await fleet.start(journal)
+        if not plan.outages:
+            await _consumers(amqp_url, 1 if plan.single_active else plan.workers)
         publishing = [asyncio.create_task(publisher.run(publishing_over)) for publisher in publishers]
         await faults.run(plan.seconds)
         await _undo_faults(fleet, broker, database)
@@ -112,20 +125,16 @@ async def _run(
         journal.note(
             f"all faults are undone; {len(sent)} messages sent, {sum(p.resent for p in publishers)} sent again"
         )
-
-        async def account() -> Account:
-            return Account(plan, sent, collector.collected, *await audit.read(database_url))
-
-        left = await _settled(account, broker, amqp_url)
+        left = await _settled(broker, amqp_url)
         journal.note("not all messages are settled" if left else "all messages are settled")
         await fleet.stop()
         journal.note(
             f"workers stopped after {sum(w.starts for w in fleet.workers)} starts; exit statuses: {dict(fleet.exits)}"
         )
-        await _quiet(collector)
-        over = await account()
+        over = Account(plan, sent, sent_at, faults.locks, collector.collected, *await audit.read(database_url))
         failures = [*fleet.failures, *left, *over.failures()]
-        if back := await _count(amqp_url, QUEUE):
+        [back] = await totals(broker, amqp_url, [QUEUE])
+        if back and not left:
             failures.append(f"{back} messages are back in the requests queue after all workers have stopped")
     finally:
         collecting.cancel()
@@ -156,46 +165,44 @@ async def _undo_faults(fleet: Fleet, broker: RabbitMQ, database: PostgreSQL) -> 
             proxy.accept()
 
 
-async def _settled(account: Callable[[], Awaitable[Account]], broker: RabbitMQ, amqp_url: str) -> list[str]:
-    """Wait until no result is missing and the requests queue is empty; return a failure if that takes too long.
+async def _settled(broker: RabbitMQ, amqp_url: str) -> list[str]:
+    """Wait until all requests are settled and all answers are read; return a failure if that takes too long.
 
-    The count includes unsettled deliveries, but the broker updates it only every five seconds. A zero can therefore be
-    older than a message that has come back since: it counts only when all looks in more than five seconds see it.
+    The queues are looked at in this order at one moment each, and nothing is published to the requests queue any more.
+    So a single look that finds all of them empty is enough: nothing can come back.
     """
-    queue = f"/queues/{quote(unquote(urlsplit(amqp_url).path[1:]), safe='')}/{QUEUE}"
     left: object = None
-    empty_since: float | None = None
-    loop = asyncio.get_running_loop()
     try:
         async with asyncio.timeout(_SETTLE_SECONDS):
-            while empty_since is None or loop.time() - empty_since < _COUNT_AGE_SECONDS:
-                missing = (await account()).missing()
-                left = (await asyncio.to_thread(broker.api, "GET", queue)).get("messages")
-                if missing or left != 0:
-                    empty_since = None
-                elif empty_since is None:
-                    empty_since = loop.time()
-                await asyncio.sleep(1)
+            while True:
+                try:
+                    left = await totals(broker, amqp_url, [QUEUE, *_READ])
+                except SandboxError as error:
+                    left = error
+                if left == [0] * (1 + len(_READ)):
+                    return []
+                await asyncio.sleep(0.2)
     except TimeoutError:
-        return [
-            f"{_SETTLE_SECONDS:.0f} s after the last fault {len(missing)} messages have no result,"
-            f" and the requests queue still has {left}"
-        ]
-    return []
+        return [f"{_SETTLE_SECONDS:.0f} s after the last fault {', '.join([QUEUE, *_READ])} still have {left}"]
 
 
-async def _quiet(collector: Collector) -> None:
-    """Wait until no more replies come in: those of the last drain may still be under way."""
-    known = -1
-    while (now := sum(map(len, collector.collected.answers.values()))) != known:
-        known = now
-        await asyncio.sleep(1)
-
-
-async def _all_taken(amqp_url: str) -> bool:
+async def _consumers(amqp_url: str, count: int) -> None:
+    """Wait until the requests queue has as many consumers."""
+    connection = await connect(amqp_url)
     try:
-        return await _count(amqp_url, QUEUE) == 0
-    except CONNECTION_ERRORS:
+        channel = await connection.channel()
+        async with asyncio.timeout(60):
+            while (await channel.declare_queue(QUEUE, passive=True)).declaration_result.consumer_count != count:
+                await asyncio.sleep(0.05)
+    finally:
+        await disconnect(connection)
+
+
+async def _all_taken(broker: RabbitMQ, amqp_url: str) -> bool:
+    """Whether no message waits. The declaration is a cheap first look; it says zero, too, if the queue has no leader."""
+    try:
+        return await _count(amqp_url, QUEUE) == 0 and await waiting(broker, amqp_url, QUEUE) == 0
+    except (*CONNECTION_ERRORS, SandboxError):
         return False
 
 
