@@ -459,6 +459,16 @@ class TestSearch:
 
         run(act)
 
+    def test_while_rows_are_parked_a_wave_does_not_wait_long_for_another_lock(self) -> None:
+        """Whoever locks one row after the other would otherwise take a second from everybody each time."""
+
+        async def act(bench: Bench) -> None:
+            await bench.parking.park([bench.request()], TimedOut(), 0)
+            await self.search(bench, "ab")
+            assert bench.store.patience == Patience(lock_seconds=0.1)
+
+        run(act)
+
     def test_only_locked_rows(self) -> None:
         """Nothing is left to try."""
 

@@ -102,6 +102,11 @@ class Parking(Generic[D]):
         return sum(self.intake.has(parked.request.delivery) for line in lines for parked in list(line.waiting))
 
     @property
+    def records(self) -> int:
+        """How many records are parked."""
+        return len(self._lines)
+
+    @property
     def oldest_seconds(self) -> float:
         """How long the oldest message has been parked; 0 if there is none."""
         return time.monotonic() - min(self._since(), default=time.monotonic())

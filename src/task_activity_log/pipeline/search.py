@@ -13,6 +13,8 @@ from task_activity_log.pipeline.request import Request
 from task_activity_log.pipeline.waves import halve
 from task_activity_log.problem import Failed, TimedOut
 
+_WARNED = Patience(lock_seconds=0.1)
+"""For a wave while rows are parked. Somebody locks rows, and may lock more: each would cost the others a second."""
 _HURRIED = Patience(lock_seconds=0.1, seconds=2.0)
 """For parts of a wave that has failed, because the other requests of the batch, and all later batches, wait meanwhile."""
 _SEARCH_SECONDS = 2.0
@@ -29,7 +31,7 @@ class Search(Generic[D]):
 
     def __init__(self, wave: Sequence[Request[D]], parking: Parking[D]) -> None:
         """Begin with the whole wave, which may be empty."""
-        self.patience = PATIENT
+        self.patience = _WARNED if parking.records else PATIENT
         """For the next part."""
         self._parking = parking
         self._passes = parking.passes
@@ -52,7 +54,7 @@ class Search(Generic[D]):
 
     async def failed(self, part: Sequence[Request[D]], cause: Failed) -> None:
         """The part failed although the database works."""
-        if self.patience is PATIENT:
+        if self.patience is not _HURRIED:
             self.patience, self._until = _HURRIED, time.monotonic() + _SEARCH_SECONDS
         in_time = time.monotonic() < self._until
         locked = await self._parking.locked(part) if in_time and isinstance(cause, TimedOut) else set()
