@@ -155,8 +155,8 @@ class Failed(Unavailable):
             is then refused after one more try. Any other row is tried again until it passes.
     """
 
-    def __init__(self, label: str, sqlstate: str, *, lasting: bool = False) -> None:
-        super().__init__(label)
+    def __init__(self, label: str, sqlstate: str, detail: str = "", *, lasting: bool = False) -> None:
+        super().__init__(label, detail)
         self.sqlstate = sqlstate
         self.lasting = lasting
 
@@ -164,8 +164,8 @@ class Failed(Unavailable):
 class TimedOut(Failed):
     """A statement took too long, or waited too long for a lock. A smaller wave may pass."""
 
-    def __init__(self) -> None:
-        super().__init__("timeout", "57014")
+    def __init__(self, detail: str = "") -> None:
+        super().__init__("timeout", "57014", detail)
 
 
 class NotMigrated(Failed):

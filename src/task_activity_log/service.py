@@ -28,7 +28,7 @@ from task_activity_log.telemetry import logs, tracing
 from task_activity_log.telemetry.health import Health, HealthServer
 from task_activity_log.telemetry.metrics import Metrics
 from task_activity_log.telemetry.watch import Watch
-from task_activity_log.wiring import link_of, rules_of, secrets_of, store_of, topology_of
+from task_activity_log.wiring import connector_of, link_of, rules_of, secrets_of, store_of, topology_of
 
 if TYPE_CHECKING:  # it imports OpenTelemetry
     from task_activity_log.telemetry.spans import Tracing
@@ -58,8 +58,9 @@ class Service:
         topology = topology_of(settings)
         link = link_of(settings)
         count = self.metrics.counters
-        self._store = store_of(settings)
-        self._parked_store = store_of(settings)  # connects only while something is parked
+        connector = connector_of(settings)
+        self._store = store_of(settings, connector)
+        self._parked_store = store_of(settings, connector)  # connects only while something is parked
         self._publisher = Publisher(
             link,
             confirm_timeout_seconds=settings.confirm_timeout_seconds,

@@ -20,13 +20,17 @@ from pydantic import (
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
+    PrivateAttr,
     SecretStr,
     ValidationError,
+    ValidationInfo,
     model_validator,
 )
 from pydantic_core import ErrorDetails
 
+from task_activity_log import libpq
 from task_activity_log.hosts import urls
+from task_activity_log.libpq import trust
 from task_activity_log.tls import Tls
 
 PREFIX = "WORKER_"
@@ -39,8 +43,8 @@ class SettingsError(Exception):
     """A setting is missing, unknown or invalid. Its text has one line for each problem, and no secrets."""
 
 
-def _url(*schemes: str, example: str | None = None) -> AfterValidator:
-    """Checks a URL. The errors do not quote it. Without an example it may have any hosts that libpq allows, or none."""
+def _url(*schemes: str, example: str) -> AfterValidator:
+    """Checks a URL. The errors do not quote it."""
 
     def check(url: SecretStr | None) -> SecretStr | None:
         if url is None:
@@ -51,14 +55,27 @@ def _url(*schemes: str, example: str | None = None) -> AfterValidator:
             raise ValueError("is not a URL") from None
         if parts.scheme not in schemes:
             raise ValueError(f"should begin with {schemes[0]}://")
-        if example is None:
-            return url
         if not parts.hostname:
             raise ValueError(f"should name a host, as in {example}")
         urls(url.get_secret_value())
         return url
 
     return AfterValidator(check)
+
+
+def _database_url(url: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+    """Checks a connection string and the files that it names: what can never work is refused at start."""
+    if url is not None:
+        target = libpq.read(url.get_secret_value(), (info.context or {}).get("environment", os.environ))
+        if unreadable := target.unreadable_file():
+            raise ValueError(unreadable)
+        try:
+            for host in target.hosts:
+                trust.context(target, host, None)
+        except OSError as error:
+            reason = (getattr(error, "reason", None) or error.strerror or "").replace("_", " ").lower()
+            raise ValueError(f"a file for TLS has not what it should have ({reason})") from None
+    return url
 
 
 def _patterns(value: object) -> object:
@@ -86,9 +103,9 @@ class Settings(BaseModel):
     amqp_url: Annotated[_Url, _url("amqp", "amqps", example="amqp://user:password@host:5672/vhost")] = None
     """URL of the broker: `amqp://user:password@host:5672/vhost`, or `amqps://` for TLS. Several hosts, separated by commas,
     are tried in turn."""
-    database_url: Annotated[_Url, _url("postgresql", "postgres")] = None
-    """URL of the database: `postgresql://user:password@host:5432/name`. Several hosts and the options of libpq are
-    possible."""
+    database_url: Annotated[_Url, AfterValidator(_database_url)] = None
+    """URL of the database: `postgresql://user:password@host:5432/name`, or any other connection string that psql takes, with
+    several hosts and with libpq's options ([Connecting to PostgreSQL](connecting.md))."""
     management_url: Annotated[_Url, _url("http", "https", example="http://user:password@host:15672")] = None
     """URL of RabbitMQ's management API, used only by `check`: `http://user:password@host:15672`. The user needs the tag
     `monitoring`."""
@@ -158,7 +175,8 @@ class Settings(BaseModel):
     database_key_file: _File | None = None
     """PEM file with the private key of that certificate, not encrypted."""
     database_connect_timeout_seconds: PositiveFloat = 10.0
-    """Timeout of one attempt to connect to the database, in seconds."""
+    """Timeout of one attempt to connect to the database, in seconds, for each address. `connect_timeout` in DATABASE_URL
+    replaces it."""
     database_command_timeout_seconds: PositiveFloat = 30.0
     """Timeout of one statement, in seconds."""
     database_statement_cache: NonNegativeInt = 100
@@ -176,6 +194,8 @@ class Settings(BaseModel):
     delivery limit of the queue (20)."""
     inbox_keep_seconds: Annotated[float, Field(ge=60)] = 86_400.0
     """How long a message is remembered for deduplication, in seconds."""
+
+    _environment: Mapping[str, str] = PrivateAttr(default_factory=lambda: os.environ)
 
     @model_validator(mode="after")
     def _tls_is_of_use(self) -> Self:
@@ -203,6 +223,14 @@ class Settings(BaseModel):
     def required_database_url(self) -> str:
         """DATABASE_URL in plain text, with its password. Raises `SettingsError` if it is not set (see `load`)."""
         return _required(self.database_url, "DATABASE_URL")
+
+    @property
+    def database_target(self) -> libpq.Target:
+        """What DATABASE_URL means, together with libpq's variables and files.
+
+        Raises `SettingsError` if it is not set, and `ValueError` if a file of libpq was changed and cannot be used now.
+        """
+        return libpq.read(self.required_database_url, self._environment)
 
     @property
     def secret_urls(self) -> tuple[str, ...]:
@@ -263,11 +291,12 @@ def load(
     values = {field: value for field, value in values.items() if value}  # compose files pass unset variables as empty
     errors += [_missing(variable(field)) for field in needed if field not in values]
     try:
-        settings = Settings(**values)
+        settings = Settings.model_validate(values, context={"environment": environment})
     except ValidationError as invalid:
         errors += map(_explain, invalid.errors(include_url=False))
     if errors:
         raise SettingsError("\n".join(errors))
+    settings._environment = environment  # noqa: SLF001 - this function is the other half of the class
     return settings
 
 

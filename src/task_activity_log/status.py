@@ -38,6 +38,9 @@ class Status:
     draining: bool = False
     """Set by the service when it starts to stop."""
 
+    def __post_init__(self) -> None:
+        self._database = self.settings.database_target.addresses
+
     @property
     def hold_reason(self) -> str | None:
         """Why the worker waits; None if it does not."""
@@ -71,7 +74,6 @@ class Status:
         settings = self.settings
         broker, waiting = address(settings.required_amqp_url), self.intake.waiting
         publisher = {"address": broker, "connected": self.publisher.connected, "blocked": self.publisher.blocked}
-        database = address(settings.required_database_url)
         return {
             "version": __version__,
             "started": self.started.isoformat(timespec="seconds"),
@@ -80,7 +82,7 @@ class Status:
             "connections": {
                 "intake": {"address": broker, "connected": self.intake.connected_since is not None},
                 "replies": publisher,
-                "database": {"address": database, "connected": self.store.connected},
+                "database": {"address": self._database, "connected": self.store.connected},
             },
             "consuming": self.intake.consuming,
             "in_hand": {"waiting": waiting, "under_way": self.intake.in_hand - waiting, "prefetch": settings.prefetch},

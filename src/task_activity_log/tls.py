@@ -23,7 +23,24 @@ class Tls:
             OSError: a file cannot be read, or (`ssl.SSLError`) does not contain what it should.
         """
         context = ssl.create_default_context(cafile=self.ca)
+        self._identify(context)
+        return context
+
+    def fill(self, context: ssl.SSLContext) -> None:
+        """Put the files into a client's context, which then checks the server's certificate and name.
+
+        Raises:
+            OSError: as `context`.
+        """
+        context.verify_mode = ssl.CERT_REQUIRED
+        context.check_hostname = True
+        if self.ca is None:
+            context.load_default_certs()
+        else:
+            context.load_verify_locations(cafile=self.ca)
+        self._identify(context)
+
+    def _identify(self, context: ssl.SSLContext) -> None:
         if self.certificate is not None:
             # With a password argument OpenSSL does not prompt for one on the terminal.
             context.load_cert_chain(self.certificate, self.key, password="")
-        return context

@@ -11,12 +11,14 @@ from task_activity_log.settings import Settings
 from task_activity_log.telemetry import logs
 
 if TYPE_CHECKING:
+    from task_activity_log.postgresql.connecting import Connector
     from task_activity_log.postgresql.store import Store
 
 
 def secrets_of(settings: Settings) -> set[str]:
     """The texts that must never be shown."""
-    return {secret for url in settings.secret_urls for secret in logs.secrets_in(url)}
+    found = {secret for url in settings.secret_urls for secret in logs.secrets_in(url)}
+    return found if settings.database_url is None else found | settings.database_target.secrets
 
 
 def topology_of(settings: Settings) -> Topology:
@@ -52,14 +54,23 @@ def link_of(settings: Settings) -> LinkOptions:
     )
 
 
-def store_of(settings: Settings) -> Store:
+def connector_of(settings: Settings) -> Connector:
+    """How to connect to the database. Raises `SettingsError` if DATABASE_URL is not set."""
+    from task_activity_log.postgresql.connecting import Connector  # noqa: PLC0415 - asyncpg, as above
+
+    return Connector(
+        settings.required_database_url,
+        connect_timeout=settings.database_connect_timeout_seconds,
+        tls=settings.database_tls,
+    )
+
+
+def store_of(settings: Settings, connector: Connector | None = None) -> Store:
     """The store. Raises `SettingsError` if DATABASE_URL is not set."""
     from task_activity_log.postgresql.store import Store  # noqa: PLC0415 - asyncpg, which most commands do not need
 
     return Store(
-        settings.required_database_url,
-        connect_timeout=settings.database_connect_timeout_seconds,
+        connector or connector_of(settings),
         command_timeout=settings.database_command_timeout_seconds,
         statement_cache_size=settings.database_statement_cache,
-        tls=settings.database_tls,
     )

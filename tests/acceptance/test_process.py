@@ -169,6 +169,8 @@ async def test_a_database_that_is_not_migrated_is_waited_for(amqp_url: str, empt
         ({}, "AMQP_URL: is not set"),
         ({"AMQP_URL": "localhost", "DATABASE_URL": "postgresql://x"}, "AMQP_URL: should begin with amqp://"),
         ({"AMQP_URL": "amqp://x", "DATABASE_URL": "postgresql://x", "WORKER_X": "1"}, "WORKER_X: unknown setting"),
+        ({"AMQP_URL": "amqp://x", "DATABASE_URL": "postgresql://x?foo=secret"}, "DATABASE_URL: unknown option foo"),
+        ({"AMQP_URL": "amqp://x", "DATABASE_URL": "postgresql://x?sslmode=bogus"}, "DATABASE_URL: sslmode should have"),
     ],
 )
 async def test_a_wrong_setting_is_one_line_and_exit_code_2(variables: dict[str, str], line: str) -> None:

@@ -194,8 +194,9 @@ class TestFailures:
     async def test_a_failed_connection_has_the_reason_of_the_store(self, database_url: str) -> None:
         """The reasons are the same as the store's."""
         parts = urlsplit(database_url)
-        assert await failure("postgresql://u:secret@127.0.0.1:1/d") == "unreachable"
-        assert await failure(urlunsplit(parts._replace(path="/no_such_database"))) == "no such database (3D000)"
+        assert await failure("postgresql://u:secret@127.0.0.1:1/d") == "connection refused: database d at 127.0.0.1:1"
+        unknown = await failure(urlunsplit(parts._replace(path="/no_such_database")))
+        assert unknown.startswith("no such database (3D000): database no_such_database at ")
 
     async def test_a_role_without_create_is_told_what_to_do(
         self, database_url: str, database: Connection, role: str

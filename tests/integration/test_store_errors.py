@@ -2,7 +2,6 @@
 
 import asyncio
 import secrets
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -13,6 +12,7 @@ import pytest
 
 from sandbox.proxy import Proxy
 from task_activity_log.postgresql import migrations
+from task_activity_log.postgresql.connecting import Connector
 from task_activity_log.postgresql.session import CLIENT, Session
 from task_activity_log.postgresql.store import Store
 from task_activity_log.problem import Failed, NotMigrated, Refused, TimedOut, Unavailable
@@ -20,8 +20,8 @@ from tests.asking import Connection, ask, merge, outcomes, until_blocked
 
 
 @asynccontextmanager
-async def opened(url: str, **options: Any) -> AsyncIterator[Store]:
-    store = Store(url, **options)
+async def opened(database: str | Connector, **options: Any) -> AsyncIterator[Store]:
+    store = Store(database, **options)
     try:
         yield store
     finally:
@@ -36,12 +36,12 @@ def with_option(url: str, **options: str) -> str:
 
 
 async def outage(store: Store, kind: type[Unavailable] = Unavailable) -> str:
-    """Why a write is not possible: an outage of this type."""
+    """Why a write is not possible: an outage of this type, and its label."""
     with pytest.raises(kind) as caught:
         await store.apply([ask()])
     assert type(caught.value) is kind
     assert caught.value.__context__ is None  # the driver's error quotes rows, so it must not be logged
-    return caught.value.reason
+    return caught.value.label
 
 
 async def refusal(store: Store, **fields: Any) -> Refused:
@@ -102,7 +102,7 @@ async def test_every_class_of_errors_is_recognized(store: Store, database: Conne
     ):
         with pytest.raises(Unavailable) as caught:
             await store.apply([ask(subject=sqlstate, description=always)])
-        assert (caught.value.reason, getattr(caught.value, "lasting", nobodys)) == (expected, kind)
+        assert (caught.value.label, getattr(caught.value, "lasting", nobodys)) == (expected, kind)
         assert "secret" not in repr(caught.value)
     assert outcomes(await store.apply([ask()])) == ["inserted"]
 
@@ -194,7 +194,7 @@ async def test_a_locked_row_is_a_timeout(database_url: str, database: Connection
             await database.execute("SELECT FROM task_activity_log WHERE id = $1 FOR UPDATE", locked.record.id)
             with pytest.raises(TimedOut) as caught:
                 await store.apply([ask(free.record.id), ask(locked.record.id), ask()])
-            assert caught.value.reason == "timeout"
+            assert caught.value.label == "timeout"
             assert outcomes(await store.apply([ask(free.record.id)])) == ["updated"]
 
 
@@ -248,7 +248,7 @@ async def test_a_network_that_is_cut(database_url: str) -> None:
         with pytest.raises(Unavailable, match="connection lost"):
             await applying
         proxy.refuse()
-        assert await outage(store) == "unreachable"
+        assert await outage(store) == "connection refused"
         proxy.accept()
         proxy.resume()
         assert outcomes(await store.apply([request])) in (["inserted"], ["duplicate"])
@@ -263,7 +263,7 @@ async def test_a_network_that_is_silent(database_url: str, monkeypatch: pytest.M
     async with (
         Proxy.to(database_url) as proxy,
         asyncio.timeout(60),
-        opened(proxy.url, command_timeout=0.2, connect_timeout=0.2) as store,
+        opened(Connector(proxy.url, connect_timeout=0.2), command_timeout=0.2) as store,
     ):
         await store.apply([ask()])
         proxy.hold()
@@ -283,57 +283,6 @@ async def test_a_connection_that_was_idle_for_long_is_replaced(store: Store, mon
     monkeypatch.setattr(Session, "_IDLE_SECONDS", 0.0)
     await store.apply([ask()])
     assert store._writer._connection is not old
-
-
-class TestConnecting:
-    """Why connecting fails, in a few words without secrets."""
-
-    @pytest.mark.parametrize(
-        ("change", "expected"),
-        [
-            ({"path": "/no_such_database"}, "no such database (3D000)"),
-            ({"netloc": "somebody:secret@127.0.0.1:1"}, "unreachable"),
-            ({"netloc": "somebody:secret@host.invalid"}, "unreachable"),
-            ({"netloc": "somebody:se/cret@127.0.0.1:1"}, "the database URL is not understood"),
-            ({"query": "sslmode=secret"}, "the database URL is not understood"),
-            (
-                {"query": "sslmode=verify-full&sslrootcert=/no/such/file"},
-                "a certificate file or the server's socket is not there or may not be read",
-            ),
-            ({"query": "target_session_attrs=standby"}, "no host takes writes"),
-        ],
-    )
-    async def test_wrong_urls(self, database_url: str, change: dict[str, str], expected: str) -> None:
-        """Each mistake has its own words, which never quote the URL."""
-        async with opened(urlunsplit(urlsplit(database_url)._replace(**change))) as store:
-            assert await outage(store) == expected
-
-    async def test_a_server_that_does_not_answer(self) -> None:
-        """Connecting ends after the connect timeout."""
-        with socket.create_server(("127.0.0.1", 0)) as deaf:
-            async with opened(f"postgresql://u:p@127.0.0.1:{deaf.getsockname()[1]}/d", connect_timeout=0.1) as store:
-                assert await outage(store) == "connect timeout"
-
-    async def test_each_host_has_its_own_timeout(self, database_url: str) -> None:
-        """If the first host does not answer, or refuses, the next one is tried."""
-        parts = urlsplit(database_url)
-        login, _, host = parts.netloc.rpartition("@")
-        with socket.create_server(("127.0.0.1", 0)) as deaf:
-            hosts = f"{login}@127.0.0.1:{deaf.getsockname()[1]},127.0.0.1:1,{host}"
-            async with opened(urlunsplit(parts._replace(netloc=hosts)), connect_timeout=0.5) as store:
-                await store.open()
-                assert outcomes(await store.apply([ask()])) == ["inserted"]
-
-    async def test_the_connection_has_an_application_name(self, database_url: str, database: Connection) -> None:
-        """pg_stat_activity shows the name of the program, unless the DSN has another one."""
-        query = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name = $1"
-        for url, name in (
-            (database_url, "task-activity-log-worker"),
-            (with_option(database_url, application_name="mine"), "mine"),
-        ):
-            async with opened(url) as store:
-                await store.open()
-                assert await database.fetchval(query, name) == 1
 
 
 async def test_nothing_remains_after_a_transaction(database_url: str, database: Connection) -> None:

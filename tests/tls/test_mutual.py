@@ -21,6 +21,8 @@ from sandbox import PostgreSQL, RabbitMQ, close, in_background, postgresql, rabb
 from sandbox.service import ServerTls
 from task_activity_log.cli.check import findings
 from task_activity_log.postgresql import migrations
+from task_activity_log.postgresql.connecting import Connector
+from task_activity_log.problem import Unavailable
 from task_activity_log.settings import load
 from task_activity_log.tls import Tls
 from tests.serving import serving
@@ -77,7 +79,7 @@ async def test_a_worker_with_certificates_works_over_encrypted_connections_only(
     variables = secured.settings()
     urls = {"AMQP_URL": secured.broker.tls_url, "DATABASE_URL": secured.database_url}
     settings = load({**urls, **variables})
-    await asyncio.to_thread(migrations.migrate, secured.database_url, tls=settings.database_tls)
+    await asyncio.to_thread(migrations.migrate, Connector(secured.database_url, tls=settings.database_tls))
     found = await findings(settings)
     assert [one for one in found if one.verdict == "broken"] == []
     tls = Tls(*(secured.files / name for name in ("ours-ca.pem", "ours.pem", "ours-key.pem")))
@@ -107,7 +109,7 @@ _TURNED_AWAY = "reset|alert"
     [
         ({"certificate": False}, _TURNED_AWAY, "access refused"),
         ({"files": "strange"}, _TURNED_AWAY, ""),
-        ({"ca": "strange"}, "certificate verify failed", "TLS failed"),
+        ({"ca": "strange"}, "certificate verify failed", "certificate not accepted"),
     ],
 )
 async def test_no_connection_is_made_without_trust_on_both_sides(
@@ -131,3 +133,72 @@ async def test_a_server_whose_certificate_has_another_name_is_refused(secured: S
     }
     found = await findings(load({**by_number, **secured.settings()}))
     assert {one.what for one in found if one.verdict == "broken"} == {"broker", "database"}
+
+
+def _with(secured: Secured, host: str, options: str) -> str:
+    """The database's URL with another host, these options, and our client certificate."""
+    own = f"sslcert={secured.files}/ours.pem&sslkey={secured.files}/ours-key.pem"
+    return f"{secured.database.url.replace('127.0.0.1', host)}?{own}&{options}"
+
+
+@pytest.mark.parametrize(
+    ("host", "options", "trusted"),
+    [
+        ("localhost", "sslmode=verify-full", "ours"),
+        ("localhost", "sslrootcert=system", "ours"),
+        ("localhost", "sslmode=verify-ca", "ours"),
+        ("localhost", "sslmode=verify-full&hostaddr=127.0.0.1", "ours"),
+        ("localhost", "sslmode=verify-full&sslrootcert={files}/ours-ca.pem", "strange"),
+        ("127.0.0.1", "sslmode=verify-ca&sslrootcert={files}/ours-ca.pem", "strange"),
+        ("127.0.0.1", "sslmode=require", "strange"),
+        ("127.0.0.1", "sslmode=require&sslsni=0", "strange"),
+        ("127.0.0.1", "sslmode=prefer", "strange"),
+        ("127.0.0.1", "sslmode=require&ssl_min_protocol_version=TLSv1.3", "strange"),
+    ],
+)
+async def test_sslmode_of_the_url(
+    secured: Secured, monkeypatch: pytest.MonkeyPatch, host: str, options: str, trusted: str
+) -> None:
+    """verify-full uses the system's authorities, which SSL_CERT_FILE replaces, and the name, not the address."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(secured.files / f"{trusted}-ca.pem"))
+    connector = Connector(
+        _with(secured, host, options.format(files=secured.files)), environment={"HOME": str(secured.files)}
+    )
+    connection = await connector.connect(command_timeout=10)
+    assert await connection.fetchval("SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()")
+    await connection.close()
+
+
+@pytest.mark.parametrize(
+    ("host", "options", "label", "said"),
+    [
+        (
+            "localhost",
+            "sslmode=verify-full",
+            "certificate not accepted",
+            "self-signed certificate in certificate chain",
+        ),
+        ("localhost", "sslrootcert=system", "certificate not accepted", "self-signed certificate in certificate chain"),
+        ("localhost", "sslmode=verify-ca", "certificate not accepted", "self-signed certificate in certificate chain"),
+        (
+            "127.0.0.1",
+            "sslmode=verify-full&sslrootcert={files}/ours-ca.pem",
+            "certificate not accepted",
+            "IP address mis",
+        ),
+        ("localhost", "sslmode=require&sslcertmode=disable", "access refused (28000)", "valid client certificate"),
+    ],
+)
+async def test_what_a_certificate_lacks_is_named(
+    secured: Secured, monkeypatch: pytest.MonkeyPatch, host: str, options: str, label: str, said: str
+) -> None:
+    """The reason has the cause, the database and the server."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(secured.files / "strange-ca.pem"))
+    connector = Connector(
+        _with(secured, host, options.format(files=secured.files)), environment={"HOME": str(secured.files)}
+    )
+    with pytest.raises(Unavailable) as caught:
+        await connector.connect(command_timeout=10)
+    assert caught.value.label == label
+    assert said in caught.value.reason
+    assert f"database task_activity_log at {host}:" in caught.value.reason

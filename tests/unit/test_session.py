@@ -1,8 +1,8 @@
-"""What an error means, how an outage is labelled, and how a DSN with several hosts is split."""
+"""What an error means, and how an outage is labelled."""
 
 import pytest
 
-from task_activity_log.postgresql.session import Fault, _each_host, fault, outage
+from task_activity_log.postgresql.session import Fault, fault, outage
 from task_activity_log.problem import Failed, NotMigrated, TimedOut, Unavailable
 
 
@@ -70,11 +70,12 @@ def test_an_outage_has_a_type_and_a_short_label(
     sqlstate: str, kind: type[Unavailable], label: str, lasting: bool | None
 ) -> None:
     """The label has words for the class, or for some for the single error. All timeouts have the same label.
+    The reason also has the database and its server.
 
     A failure that one row may cause says whether it lasts; an outage that no row causes does not.
     """
-    found = outage(sqlstate)
-    assert (type(found), found.label, found.reason) == (kind, label, label)
+    found = outage(sqlstate, "database app at db1:5432")
+    assert (type(found), found.label, found.reason) == (kind, label, f"{label}: database app at db1:5432")
     assert getattr(found, "lasting", None) is lasting
 
 
@@ -83,24 +84,3 @@ def test_the_detail_of_an_outage_is_not_part_of_its_label() -> None:
     found = Unavailable("replies returned", "no queue takes what x is sent")
     assert (found.label, found.reason) == ("replies returned", "replies returned: no queue takes what x is sent")
     assert str(found) == found.reason
-
-
-@pytest.mark.parametrize(
-    ("dsn", "hosts"),
-    [
-        ("postgresql://u:p@a:1,b,c:3/d?x=1", ["u:p@a:1", "u:p@b", "u:p@c:3"]),
-        ("postgresql://a,b/d?x=1", ["a", "b"]),
-        ("postgresql://u%40x:p%2F@[::1]:1,[::2]:2/d?x=1", ["u%40x:p%2F@[::1]:1", "u%40x:p%2F@[::2]:2"]),
-    ],
-)
-def test_a_dsn_is_split_into_one_for_each_host(dsn: str, hosts: list[str]) -> None:
-    """Each has the same login, database and options."""
-    assert _each_host(dsn) == [f"postgresql://{host}/d?x=1" for host in hosts]
-
-
-@pytest.mark.parametrize(
-    "dsn", ["postgresql://u:p@a/d", "postgresql:///d?host=/run/postgresql", "postgresql://[/d", ""]
-)
-def test_a_dsn_with_one_host_is_not_changed(dsn: str) -> None:
-    """This includes a socket, and a text that is not a URL, which the driver refuses."""
-    assert _each_host(dsn) == [dsn]

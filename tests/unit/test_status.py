@@ -59,7 +59,7 @@ async def test_status_shows_connections_holds_and_settings() -> None:
     assert status["connections"] == {
         "intake": {"address": "broker:5673/v", "connected": False},
         "replies": {"address": "broker:5673/v", "connected": False, "blocked": None},
-        "database": {"address": "db/app", "connected": False},
+        "database": {"address": "db:5432/app", "connected": False},
     }
     [hold] = status["holds"]
     assert (hold["place"], hold["reason"]) == ("start", "disk full (53100)")

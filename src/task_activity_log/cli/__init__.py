@@ -91,17 +91,14 @@ def migrate(
     """Bring the database schema up to date. Safe to run again, and to run concurrently. Needs DATABASE_URL."""
     from task_activity_log.postgresql import migrations
     from task_activity_log.problem import Unavailable
+    from task_activity_log.wiring import connector_of
 
     if sql:
         print(migrations.as_sql(), end="")
         return
     settings = settings_or_exit("database_url")
     try:
-        revision = migrations.migrate(
-            settings.required_database_url,
-            connect_timeout=settings.database_connect_timeout_seconds,
-            tls=settings.database_tls,
-        )
+        revision = migrations.migrate(connector_of(settings))
     except Unavailable as error:
         fail(f"not migrated: {error.reason}")
     print(f"The schema is at revision {revision}.")

@@ -1,29 +1,48 @@
-"""PostgreSQL connections: how to open one, and what its errors mean. The only module that calls asyncpg.
-
-Three parts: what an error means (`Fault`), how to connect (`connect`), and a connection that is replaced when it fails
-(`Session`).
-"""
+"""PostgreSQL connections: what their errors mean (`Fault`), and a connection that is replaced when it fails (`Session`)."""
 
 import asyncio
-import ssl
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from enum import Enum, auto
-from typing import Any, TypeAlias, cast
-from urllib.parse import urlsplit, urlunsplit
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import asyncpg
 
 from task_activity_log.problem import Failed, NotMigrated, Refused, TimedOut, Unavailable
-from task_activity_log.tls import Tls
 
 Row: TypeAlias = Mapping[str, Any]
 """Values by column name."""
-Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
+
+if TYPE_CHECKING:
+    _Connection = asyncpg.Connection[asyncpg.Record]
+else:
+    _Connection = asyncpg.Connection  # not generic at run time
 
 CLIENT = "client"
 """Used instead of an SQLSTATE if the driver could not send a value or read a result."""
+
+
+class ServerConnection(_Connection):
+    """A connection that knows its server. `connecting` fills in what it knows."""
+
+    __slots__ = ("cluster", "place", "timeline", "where", "writable")
+
+    place: str
+    """The server, for people: `db1:5432`."""
+    where: str
+    """The database and the server, for people: `database app at db1:5432`."""
+    writable: bool
+    cluster: int | None
+    """The system identifier: it is the same for a primary and its standbys. None: not known."""
+    timeline: int
+    """It grows with each promotion of a standby. 0: not known."""
+
+    @property
+    def socket(self) -> Any:
+        """The socket, to set its options."""
+        transport: Any = self._transport  # type: ignore[attr-defined]  # the driver has no public name for it
+        return transport.get_extra_info("socket")
 
 
 class Fault(Enum):
@@ -99,24 +118,28 @@ def fault(sqlstate: str) -> Fault:
     return _FAULTS.get(sqlstate) or _FAULTS.get(sqlstate[:2], Fault.LASTING)
 
 
-def outage(sqlstate: str) -> Unavailable:
-    """What to raise for an error that is not certainly a row's. Its label is short, such as `disk full (53100)`."""
+def outage(sqlstate: str, where: str = "") -> Unavailable:
+    """What to raise for an error that is not certainly a row's. Its label is short, such as `disk full (53100)`.
+
+    `where` is the database and its server.
+    """
     match fault(sqlstate):
         case Fault.TIMEOUT:
-            return TimedOut()
+            return TimedOut(where)
         case Fault.DATABASE:
-            return Unavailable(_label(sqlstate))
+            return Unavailable(label(sqlstate), where)
         case kind:
             failed = NotMigrated if sqlstate == _NO_SUCH_TABLE else Failed
-            return failed(_label(sqlstate), sqlstate, lasting=kind in (Fault.LASTING, Fault.SCHEMA))
+            return failed(label(sqlstate), sqlstate, where, lasting=kind in (Fault.LASTING, Fault.SCHEMA))
 
 
-def _label(sqlstate: str) -> str:
+def label(sqlstate: str) -> str:
+    """A few words for an SQLSTATE, such as `disk full (53100)`."""
     fallback = "schema does not fit" if fault(sqlstate) is Fault.SCHEMA else "database error"
     return f"{_WORDS.get(sqlstate) or _WORDS.get(sqlstate[:2], fallback)} ({sqlstate})"
 
 
-_DRIVER_ERRORS = (
+DRIVER_ERRORS = (
     asyncpg.PostgresError,
     asyncpg.InterfaceError,
     asyncpg.InternalClientError,
@@ -126,87 +149,19 @@ _DRIVER_ERRORS = (
 )
 
 
-def _judge(error: Exception) -> tuple[Fault, Refused | Unavailable]:
+def _judge(error: Exception, where: str) -> tuple[Fault, Refused | Unavailable]:
     """The cause of a driver's error, and what to raise for it. The error's text is dropped, because it quotes rows."""
     if isinstance(error, asyncpg.PostgresError):
         sqlstate = error.sqlstate or "XX000"
         kind = fault(sqlstate)
-        return kind, Refused(sqlstate) if kind is Fault.ROW else outage(sqlstate)
+        return kind, Refused(sqlstate) if kind is Fault.ROW else outage(sqlstate, where)
     if isinstance(error, ValueError | OverflowError):
         return Fault.ROW, Refused(CLIENT)
     if isinstance(error, TimeoutError):
-        return Fault.DATABASE, TimedOut()  # the server may still execute it, so the connection cannot be used any more
-    return Fault.DATABASE, Unavailable("connection lost")
-
-
-async def connect(
-    dsn: str,
-    *,
-    connect_timeout: float,
-    command_timeout: float,
-    statement_cache_size: int = 0,
-    tls: Tls | None = None,
-) -> Connection:
-    """Connect as libpq does: to one host after the other, each with its own timeout.
-
-    asyncpg has one timeout for all hosts, so a first host that does not answer would leave no time for the others. If
-    there are several hosts, the one that accepts writes is used, unless the DSN says otherwise.
-
-    Raises:
-        Unavailable: none of the hosts accepts the connection.
-    """
-    try:
-        options: dict[str, Any] = {"ssl": tls.context()} if tls else {}
-    except OSError as error:
-        raise _not_connected(error) from None
-    if "application_name" not in dsn:
-        options["server_settings"] = {"application_name": "task-activity-log-worker"}
-    hosts = _each_host(dsn)
-    if len(hosts) > 1 and "target_session_attrs" not in dsn:
-        options["target_session_attrs"] = "read-write"
-    failure = Unavailable("unreachable")
-    for host in hosts:
-        try:
-            return await asyncpg.connect(
-                host,
-                timeout=connect_timeout,
-                command_timeout=command_timeout,
-                statement_cache_size=statement_cache_size,
-                **options,
-            )
-        except _DRIVER_ERRORS as error:
-            failure = _not_connected(error)
-    raise failure
-
-
-def _each_host(dsn: str) -> list[str]:
-    try:
-        parts = urlsplit(dsn)
-    except ValueError:
-        return [dsn]  # the driver refuses it too
-    login, at, hosts = parts.netloc.rpartition("@")
-    if "," not in hosts:
-        return [dsn]
-    return [urlunsplit(parts._replace(netloc=f"{login}{at}{host}")) for host in hosts.split(",")]
-
-
-_FILE = "a certificate file or the server's socket is not there or may not be read"
-_CONNECT_ERRORS: tuple[tuple[type[Exception], str], ...] = (
-    (asyncpg.TargetServerAttributeNotMatched, "no host takes writes"),
-    (ssl.SSLError, "TLS failed"),
-    (TimeoutError, "connect timeout"),
-    (FileNotFoundError, _FILE),
-    (PermissionError, _FILE),
-    (OSError, "unreachable"),
-    (ValueError, "the database URL is not understood"),  # the driver's text may quote a part of the password
-)
-"""The first type that matches. For all others the driver does not support the server or its way to authenticate."""
-
-
-def _not_connected(error: Exception) -> Unavailable:
-    if isinstance(error, asyncpg.PostgresError):
-        return Unavailable(_label(error.sqlstate or "XX000"))
-    return Unavailable(next((words for kind, words in _CONNECT_ERRORS if isinstance(error, kind)), "access refused"))
+        return Fault.DATABASE, TimedOut(
+            where
+        )  # the server may still execute it, so the connection cannot be used any more
+    return Fault.DATABASE, Unavailable("connection lost", where)
 
 
 class Session:
@@ -217,11 +172,11 @@ class Session:
     )
     _CLOSE_SECONDS = 5.0
 
-    def __init__(self, connect: Callable[[], Awaitable[Connection]]) -> None:
+    def __init__(self, connect: Callable[[], Awaitable[ServerConnection]]) -> None:
         """Prepare a session without connecting; `connect` opens its connections."""
         self._connect = connect
         self._turn = asyncio.Lock()
-        self._connection: Connection | None = None
+        self._connection: ServerConnection | None = None
         self._used = 0.0
         self._closing: set[asyncio.Task[None]] = set()
 
@@ -256,8 +211,8 @@ class Session:
                 connection = await self._open()
                 try:
                     rows = await connection.fetch(statement, *arguments, timeout=seconds)
-                except _DRIVER_ERRORS as error:
-                    kind, failure = _judge(error)
+                except DRIVER_ERRORS as error:
+                    kind, failure = _judge(error, connection.where)
                     if kind not in _HARMLESS:
                         self._abandon()
                 except BaseException:
@@ -276,7 +231,7 @@ class Session:
         if self._closing:
             await asyncio.wait(self._closing)
 
-    async def _open(self) -> Connection:
+    async def _open(self) -> ServerConnection:
         if time.monotonic() - self._used > self._IDLE_SECONDS:
             self._abandon()
         if self._connection is None or self._connection.is_closed():
@@ -299,7 +254,7 @@ class Session:
             try:
                 async with asyncio.timeout(self._CLOSE_SECONDS):
                     await connection.close()
-            except (*_DRIVER_ERRORS, asyncio.CancelledError):
+            except (*DRIVER_ERRORS, asyncio.CancelledError):
                 connection.terminate()
 
         task = asyncio.create_task(close())

@@ -12,10 +12,10 @@ from uuid import UUID
 
 from task_activity_log.pipeline.ports import PATIENT, Patience
 from task_activity_log.pipeline.request import Request, UpdateMode
-from task_activity_log.postgresql.session import Connection, Row, Session, connect
+from task_activity_log.postgresql.connecting import Connector
+from task_activity_log.postgresql.session import Row, ServerConnection, Session
 from task_activity_log.problem import NotMigrated, Refused, Unavailable
 from task_activity_log.record import FIELDS, Applied, Outcome, StoredTaskActivityLog
-from task_activity_log.tls import Tls
 from task_activity_log.wire.fields import KINDS, Kind
 
 
@@ -62,32 +62,23 @@ class Store:
 
     def __init__(
         self,
-        dsn: str,
+        database: str | Connector,
         *,
-        connect_timeout: float = 10.0,
         command_timeout: float = 30.0,
         statement_cache_size: int = 100,
-        tls: Tls | None = None,
     ) -> None:
         """Prepare a store without connecting.
 
         Args:
-            dsn: `postgresql://…`, with several hosts and libpq's options if needed.
-            connect_timeout: seconds allowed for connecting, for each host.
+            database: how to connect, or a connection string as in `libpq`.
             command_timeout: seconds allowed for a statement.
             statement_cache_size: number of prepared statements kept. Use 0 behind pgbouncer in transaction mode; each
                 statement then takes one more round trip.
-            tls: files for TLS. They replace the settings in the DSN.
         """
+        connector = Connector(database) if isinstance(database, str) else database
 
-        def connection() -> Awaitable[Connection]:
-            return connect(
-                dsn,
-                connect_timeout=connect_timeout,
-                command_timeout=command_timeout,
-                statement_cache_size=statement_cache_size,
-                tls=tls,
-            )
+        def connection() -> Awaitable[ServerConnection]:
+            return connector.connect(command_timeout=command_timeout, statement_cache_size=statement_cache_size)
 
         self._command_timeout = command_timeout
         self._writer = Session(connection)

@@ -7,7 +7,6 @@ from task_activity_log.postgresql import migrations, store
 from task_activity_log.postgresql.session import Row
 from task_activity_log.problem import Unavailable
 from task_activity_log.settings import Settings
-from task_activity_log.telemetry.logs import address, is_local
 from task_activity_log.wiring import store_of
 
 _OLDEST = 130_000
@@ -15,7 +14,7 @@ _OLDEST = 130_000
 
 async def findings(settings: Settings) -> list[Finding]:
     """Connect, ask, and judge what the database answers."""
-    where = address(settings.required_database_url)
+    target = settings.database_target
     database = store_of(settings)
     try:
         row = await database.describe()
@@ -26,11 +25,10 @@ async def findings(settings: Settings) -> list[Finding]:
             schema = Finding("broken", "schema", error.reason, advice)
     except Unavailable as error:
         advice = "check that it is running and that DATABASE_URL is correct"
-        return [Finding("broken", "database", f"{where}: {error.reason}", advice)]
+        return [Finding("broken", "database", error.reason, advice)]
     finally:
         await database.close()
-    local = is_local(settings.required_database_url)
-    return [*_judge_server(row, where, local=local), schema, *_judge_rights(row)]
+    return [*_judge_server(row, target.addresses, local=target.is_local), schema, *_judge_rights(row)]
 
 
 def _judge_server(row: Row, where: str, *, local: bool) -> Iterator[Finding]:

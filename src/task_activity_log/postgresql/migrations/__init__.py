@@ -21,9 +21,8 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
-from task_activity_log.postgresql.session import connect
+from task_activity_log.postgresql.connecting import Connector
 from task_activity_log.problem import Unavailable
-from task_activity_log.tls import Tls
 
 VERSION_TABLE = "task_activity_log_alembic_version"
 """Where Alembic records the revision. Another application in the same database may use Alembic's default name."""
@@ -39,24 +38,23 @@ _ONE_IN_THIS_PROCESS = threading.Lock()
 """Alembic keeps its state in a module, so one process can migrate only one database at a time."""
 
 
-def migrate(dsn: str, *, connect_timeout: float = 10.0, command_timeout: float = 600.0, tls: Tls | None = None) -> str:
+def migrate(database: str | Connector, *, command_timeout: float = 600.0) -> str:
     """Upgrade the schema and return its revision. It succeeds or fails as a whole, and is safe to repeat or run in parallel.
 
     It runs its own event loop, so it cannot be called from a running one.
 
     Args:
-        dsn: the database, with a role that may create tables.
-        connect_timeout: seconds allowed for connecting, for each host.
+        database: how to connect, or a connection string as in `libpq`; with a role that may create tables.
         command_timeout: seconds allowed for a statement, including the time it waits for another migration.
-        tls: files for TLS. They replace the settings in the DSN.
 
     Raises:
         Unavailable: the schema was not upgraded. The reason is one line for people.
     """
+    connector = Connector(database) if isinstance(database, str) else database
 
     async def upgrade() -> None:
-        # A DSN means the same here as for the worker, because this opens the connection.
-        opener = partial(connect, dsn, connect_timeout=connect_timeout, command_timeout=command_timeout, tls=tls)
+        # A connection string means the same here as for the worker, because this opens the connection.
+        opener = partial(connector.connect, command_timeout=command_timeout)
         engine = create_async_engine(
             "postgresql+asyncpg://", poolclass=NullPool, connect_args={"async_creator_fn": opener, **_UNNAMED}
         )

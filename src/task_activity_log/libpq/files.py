@@ -1,0 +1,107 @@
+"""The files that libpq reads: services (`pg_service.conf`) and passwords (`.pgpass`)."""
+
+import os
+import re
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+
+_SERVICE_DIRECTORIES = ("/etc/postgresql-common", "/etc")
+"""Where distributions have the service file of the machine, unless PGSYSCONFDIR says otherwise."""
+_FIELDS = 5
+
+
+def home(environment: Mapping[str, str]) -> Path | None:
+    """The home directory; None if there is none."""
+    if named := environment.get("HOME"):
+        return Path(named)
+    try:
+        return Path.home()
+    except (RuntimeError, KeyError):
+        return None
+
+
+def service(name: str, file: str | None, environment: Mapping[str, str]) -> dict[str, str]:
+    """The options of a service.
+
+    Raises:
+        ValueError: no file has it, or it cannot be read.
+    """
+    at_home = home(environment)
+    files = [Path(file)] if file else [at_home / ".pg_service.conf"] if at_home else []
+    system = environment.get("PGSYSCONFDIR")
+    files += [Path(directory, "pg_service.conf") for directory in ((system,) if system else _SERVICE_DIRECTORIES)]
+    for path in files:
+        try:
+            text = path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            continue
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"the service file {path} cannot be read ({_why(error)})") from None
+        if (found := _section(text, name, path)) is not None:
+            return found
+    raise ValueError(f"service {name} is not defined in {' or '.join(map(str, files))}")
+
+
+def _section(text: str, name: str, path: Path) -> dict[str, str] | None:
+    found: dict[str, str] | None = None
+    for number, line in enumerate(text.splitlines(), 1):
+        line = line.strip()  # noqa: PLW2901 - libpq skips these blanks too
+        if not line or line.startswith("#"):
+            continue
+        if line.startswith("["):
+            if found is not None:
+                break
+            found = {} if line == f"[{name}]" else None
+        elif found is not None:
+            option, equals, value = line.partition("=")
+            if not equals or option == "service":
+                raise ValueError(f"the service file {path} has something else than an option in line {number}")
+            found.setdefault(option, value)
+    return found
+
+
+def password(
+    file: str | None, environment: Mapping[str, str], *, host: str, port: int, dbname: str, user: str
+) -> str | None:
+    """The password for a host; None if no line is for it, or if there is no such file.
+
+    As in libpq the file does not count if others may read it: `unprotected` tells.
+    """
+    path = password_file(file, environment)
+    if path is None or unprotected(path):
+        return None
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return None
+    for line in lines:
+        if line.startswith("#"):
+            continue
+        fields = [re.sub(r"\\(.)", r"\1", field) for field in re.findall(r"((?:[^\\:]|\\.)*)(?::|$)", line)]
+        if len(fields) < _FIELDS:
+            continue
+        wanted = zip(fields, (host, str(port), dbname, user), strict=False)
+        if all(field in ("*", value) for field, value in wanted):
+            return fields[_FIELDS - 1]
+    return None
+
+
+def password_file(file: str | None, environment: Mapping[str, str]) -> Path | None:
+    """The password file, whether it exists or not."""
+    if file:
+        return Path(file)
+    at_home = home(environment)
+    return at_home / ".pgpass" if at_home else None
+
+
+def unprotected(path: Path) -> bool:
+    """Whether others than the owner may read the file."""
+    try:
+        return os.name == "posix" and bool(path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO))
+    except OSError:
+        return False
+
+
+def _why(error: OSError | UnicodeDecodeError) -> str:
+    return getattr(error, "strerror", None) or "not UTF-8"

@@ -1,0 +1,409 @@
+"""Opens connections: to which server, and why it is not possible. The only module that calls `asyncpg.connect`."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import socket
+import ssl
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, cast
+from weakref import WeakSet
+
+import asyncpg
+
+from task_activity_log.libpq import Host, Target, read, trust
+from task_activity_log.postgresql.session import DRIVER_ERRORS, ServerConnection, label
+from task_activity_log.problem import Unavailable
+from task_activity_log.tls import Tls
+
+APPLICATION_NAME = "task-activity-log-worker"
+"""What pg_stat_activity shows, unless the connection string has another name."""
+
+_OTHERS_SECONDS = 1.0
+"""How long the other hosts may take to answer when one that accepts writes has answered."""
+_CLOSE_SECONDS = 1.0
+_SAID = 200
+"""How many characters of a server's message are shown."""
+
+
+class _NoConnection(Exception):
+    """One server cannot be used: the label, and what else is known."""
+
+    def __init__(self, place: str, why: str, said: str = "") -> None:
+        super().__init__(why)
+        self.place, self.label, self.said = place, why, said
+
+    def __str__(self) -> str:
+        """In one line, without the server."""
+        return f"{self.label}, {self.said}" if self.said else self.label
+
+
+_KEEPALIVE = (
+    ("keepalives_idle", "TCP_KEEPIDLE"),
+    ("keepalives_interval", "TCP_KEEPINTVL"),
+    ("keepalives_count", "TCP_KEEPCNT"),
+)
+
+
+def _keep_alive(connection: ServerConnection, target: Target) -> None:
+    """Set what finds out that the server is gone, as libpq does."""
+    connected = connection.socket
+    if connected is None or connected.family == getattr(socket, "AF_UNIX", None):
+        return
+    if target.options.get("keepalives") != "0":
+        connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, constant in _KEEPALIVE:
+            _set(connected, constant, target.number(name))
+    _set(connected, "TCP_USER_TIMEOUT", target.number("tcp_user_timeout"))
+
+
+def _set(connected: socket.socket, constant: str, value: int | None) -> None:
+    if value and value > 0 and hasattr(socket, constant):
+        connected.setsockopt(socket.IPPROTO_TCP, getattr(socket, constant), value)
+
+
+@dataclass(eq=False)
+class Connector:
+    """Opens connections to one database. All sessions of a process share one, so that all of them use one server.
+
+    Each address of each host has its own timeout. If there are several, the one that accepts writes is used. If several
+    accept writes, it is the one with the highest timeline, because another one is an old primary that came back, and of
+    equal ones the one that was used last.
+    """
+
+    source: str | Callable[[], str]
+    """The connection string (see `libpq`), or what reads it: it is read again for each connection."""
+    connect_timeout: float = 10.0
+    """Seconds for each address, unless the connection string has connect_timeout."""
+    tls: Tls | None = None
+    """Files for TLS. They replace the options of the connection string."""
+    environment: Mapping[str, str] = field(default_factory=lambda: os.environ)
+    last: str | None = field(init=False, default=None)
+    """The server that was used last."""
+
+    def __post_init__(self) -> None:
+        self._timelines: dict[int, int] = {}  # the highest that was seen, by cluster
+        self._open: WeakSet[ServerConnection] = WeakSet()
+
+    def target(self) -> Target:
+        """What the connection string means now.
+
+        Raises:
+            Unavailable: it cannot be read.
+        """
+        try:
+            return read(self.source if isinstance(self.source, str) else self.source(), self.environment)
+        except ValueError as error:
+            why = str(error)
+        raise Unavailable("the database URL cannot be used", why)
+
+    async def connect(self, *, command_timeout: float, statement_cache_size: int = 0) -> ServerConnection:
+        """Connect to the server that accepts writes. A single server is used even if it does not accept them.
+
+        Raises:
+            Unavailable: it is not possible. The reason names the database, each server, and the cause.
+        """
+        target = self.target()
+        opener = _Opener(target, self.tls, self.connect_timeout, command_timeout, statement_cache_size)
+        hosts = list(target.hosts)
+        if balanced := target.options.get("load_balance_hosts") == "random":
+            random.shuffle(hosts)
+        opened, failures = await opener.open_all(hosts)
+        chosen = choose(opened, None if balanced else self.last, self._timelines)
+        await _close([connection for connection in opened if connection is not chosen])
+        if chosen is None:
+            raise _unavailable(target, [*failures, *(self._unfit(connection) for connection in opened)])
+        self._use(chosen)
+        return chosen
+
+    def _use(self, chosen: ServerConnection) -> None:
+        """Remember the server, and end the connections to older primaries of its cluster."""
+        self.last = chosen.place
+        if chosen.cluster is not None:
+            self._timelines[chosen.cluster] = max(chosen.timeline, self._timelines.get(chosen.cluster, 0))
+            for other in list(self._open):
+                if other.cluster == chosen.cluster and other.timeline < chosen.timeline:
+                    other.terminate()
+        self._open.add(chosen)
+
+    def _unfit(self, connection: ServerConnection) -> _NoConnection:
+        if not connection.writable:
+            return _NoConnection(connection.place, "read-only")
+        seen = self._timelines.get(connection.cluster or 0, 0)
+        said = f"on timeline {connection.timeline}, after timeline {seen} was seen; restart the worker to use it"
+        return _NoConnection(connection.place, "an old primary", said)
+
+
+def choose(
+    opened: Sequence[ServerConnection], last: str | None, timelines: Mapping[int, int]
+) -> ServerConnection | None:
+    """The connection to use; None if no server accepts writes or all that do are older than one that was seen.
+
+    Timelines of different clusters cannot be compared: that of the first server counts.
+    """
+    fit = [each for each in opened if each.writable and each.timeline >= timelines.get(each.cluster or 0, 0)]
+    fit.sort(key=lambda each: each.place != last)  # it is a stable sort
+    return max((each for each in fit if each.cluster == fit[0].cluster), key=lambda each: each.timeline, default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class _Opener:
+    """Opens connections to the hosts of one target."""
+
+    target: Target
+    tls: Tls | None
+    timeout: float
+    command_timeout: float
+    statement_cache_size: int
+
+    async def open_all(self, hosts: Sequence[Host]) -> tuple[list[ServerConnection], list[_NoConnection]]:
+        """Connections to all hosts that answer in time, in their order, and why there is none to the others."""
+        tasks = [asyncio.create_task(self._open_host(host, alone=len(hosts) == 1)) for host in hosts]
+        try:
+            await _wait(tasks)
+        except BaseException:
+            await self._discard(tasks)
+            raise
+        late = [task for task in tasks if not task.done()]
+        await self._discard(late)
+        opened: list[ServerConnection] = []
+        failures: list[_NoConnection] = []
+        for task in tasks:
+            if task in late:
+                continue
+            try:
+                opened.append(task.result())
+            except _NoConnection as failure:
+                failures.append(failure)
+        return opened, failures
+
+    async def _discard(self, tasks: Sequence[asyncio.Task[ServerConnection]]) -> None:
+        for task in tasks:
+            task.cancel()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        await _close([result for result in results if isinstance(result, ServerConnection)])
+
+    async def _open_host(self, host: Host, *, alone: bool) -> ServerConnection:
+        """The first address of a host that accepts writes, or else the last one that lets us in."""
+        addresses = [host.socket] if host.socket else await self._addresses(host)
+        compare = not alone or len(addresses) > 1
+        failure: _NoConnection | None = None
+        opened: ServerConnection | None = None
+        for address in addresses:
+            place = str(host) if address in (host.name, host.socket) else f"{host} ({address})"
+            try:
+                found = await self._open(host, address, place, compare=compare)
+            except _NoConnection as error:
+                failure = error
+                continue
+            if opened is not None:
+                await _close([opened])
+            opened = found
+            if opened.writable:
+                break
+        if opened is not None:
+            return opened
+        assert failure is not None  # noqa: S101 - there is at least one address, and it has failed
+        raise failure
+
+    @property
+    def _seconds(self) -> float:
+        asked = self.target.number("connect_timeout") or 0
+        return asked if asked > 0 else self.timeout
+
+    async def _addresses(self, host: Host) -> list[str]:
+        name = host.address or host.name
+        try:
+            async with asyncio.timeout(self._seconds):
+                found = await asyncio.get_running_loop().getaddrinfo(name, host.port, type=socket.SOCK_STREAM)
+        except TimeoutError:
+            raise _NoConnection(str(host), "no such host", "no name server answers") from None
+        except (OSError, UnicodeError) as error:
+            said = getattr(error, "strerror", None) or "not a name"
+            raise _NoConnection(str(host), "no such host", said) from None
+        return list(dict.fromkeys(str(address[4][0]) for address in found))
+
+    async def _open(self, host: Host, address: str, place: str, *, compare: bool) -> ServerConnection:
+        try:
+            context = trust.context(self.target, host, self.tls)
+        except OSError as error:
+            said = self.target.unreadable_file() or str(error.strerror or error.args[0])
+            raise _NoConnection(place, "a file for TLS cannot be used", said) from None
+        failure: Exception | None = None
+        for attempt in self._attempts(context):
+            try:
+                async with asyncio.timeout(self._seconds):
+                    connection = await self._log_in(host, address, attempt)
+                    await self._examine(connection, place, compare=compare)
+            except DRIVER_ERRORS as error:
+                failure = error
+                if not _is_about_tls(error):
+                    break
+            else:
+                return connection
+        assert failure is not None  # noqa: S101 - there is at least one attempt
+        raise _explained(failure, place, host, self._seconds) from None
+
+    def _attempts(self, context: ssl.SSLContext | None) -> tuple[ssl.SSLContext | None, ...]:
+        """With TLS, without, or one after the other."""
+        if context is None or self.tls is not None or self.target.tls:
+            return (context,)
+        return (context, None) if self.target.options["sslmode"] == "prefer" else (None, context)
+
+    async def _log_in(self, host: Host, address: str, context: ssl.SSLContext | None) -> ServerConnection:
+        options = self.target.options
+        name = options.get("application_name") or options.get("fallback_application_name") or APPLICATION_NAME
+        settings = {**self.target.server_settings, "application_name": name}
+        if "options" in options:
+            settings["options"] = options["options"]
+        more: dict[str, Any] = {name: options[name] for name in ("krbsrvname", "gsslib") if name in options}
+        return await asyncpg.connect(
+            host=address,
+            port=host.port,
+            user=self.target.user,
+            password=host.password or "",  # with None the driver would look for one by itself
+            database=self.target.database,
+            timeout=self._seconds,
+            command_timeout=self.command_timeout,
+            statement_cache_size=self.statement_cache_size,
+            ssl=context or False,
+            direct_tls=context is not None and options.get("sslnegotiation") == "direct",
+            server_settings=settings,
+            target_session_attrs=cast("Any", "any"),  # `Connector` chooses
+            connection_class=ServerConnection,
+            **more,
+        )
+
+    async def _examine(self, connection: ServerConnection, place: str, *, compare: bool) -> None:
+        """Find out what is needed to compare servers. A single one need not be compared, which saves a round trip."""
+        connection.place = place
+        connection.where = f"database {self.target.database} at {place}"
+        connection.writable, connection.cluster, connection.timeline = True, None, 0
+        try:
+            _keep_alive(connection, self.target)
+            if compare:
+                try:
+                    row = await connection.fetchrow(_EXAMINE)
+                except asyncpg.PostgresError:  # somebody has revoked the functions, or it only resembles PostgreSQL
+                    row = await connection.fetchrow(_EXAMINE_LESS)
+                assert row is not None  # noqa: S101 - these statements return one row
+                connection.writable = not row["read_only"]
+                connection.cluster = row["cluster"]
+                connection.timeline = int(row["timeline"] or "0", 16)
+        except BaseException:
+            connection.terminate()
+            raise
+
+
+_EXAMINE_LESS = """\
+SELECT pg_catalog.current_setting('transaction_read_only')::pg_catalog.bool AS read_only,
+    NULL AS cluster, NULL AS timeline"""
+# The first eight digits of a WAL file's name are the timeline. The control file has the old one until the first checkpoint
+# after a promotion.
+_EXAMINE = """\
+SELECT pg_catalog.current_setting('transaction_read_only')::pg_catalog.bool AS read_only,
+    (SELECT system_identifier FROM pg_catalog.pg_control_system()) AS cluster,
+    CASE WHEN NOT pg_catalog.pg_is_in_recovery()
+        THEN pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 1, 8)
+    END AS timeline"""
+
+
+async def _wait(tasks: Sequence[asyncio.Task[ServerConnection]]) -> None:
+    """Wait until all have ended, or for some more time after one has found a server that accepts writes."""
+    loop = asyncio.get_running_loop()
+    pending, until = set(tasks), float("inf")
+    while pending and loop.time() < until:
+        limit = None if until == float("inf") else until - loop.time()
+        done, pending = await asyncio.wait(pending, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
+        if until == float("inf") and any(task.exception() is None and task.result().writable for task in done):
+            until = loop.time() + _OTHERS_SECONDS
+
+
+async def _close(connections: Sequence[ServerConnection]) -> None:
+    for connection in connections:
+        with suppress(*DRIVER_ERRORS):
+            await connection.close(timeout=_CLOSE_SECONDS)
+        connection.terminate()
+
+
+def _unavailable(target: Target, failures: Sequence[_NoConnection]) -> Unavailable:
+    """All failures in one."""
+    database = f"database {target.database} at"
+    if len(failures) == 1:
+        [only] = failures
+        return Unavailable(only.label, f"{database} {only.place}" + (f": {only.said}" if only.said else ""))
+    labels = {failure.label for failure in failures}
+    if labels & {"read-only", "an old primary"}:
+        why = "no host takes writes"
+    else:
+        why = labels.pop() if len(labels) == 1 else "no host can be used"
+    return Unavailable(why, f"{database} " + "; ".join(f"{failure.place}: {failure}" for failure in failures))
+
+
+_LABELS = {
+    "08": "login refused",  # poolers use it for whatever they refuse
+    "22": "option refused",
+    "28": "access refused",
+    "28P01": "wrong password",
+    "42": "option refused",
+}
+"""By SQLSTATE or class, where a login has other reasons than a statement."""
+
+
+def _explained(error: Exception, place: str, host: Host, seconds: float) -> _NoConnection:
+    """Why a server cannot be used. A driver's text is not shown; a server's is, without the password."""
+    if isinstance(error, asyncpg.PostgresError) and not isinstance(error, asyncpg.ConnectionDoesNotExistError):
+        return _NoConnection(place, *_refused(error, host.password))
+    if isinstance(error, ConnectionError) and _NO_TLS in str(error):
+        return _NoConnection(place, "no TLS", "the server does not offer it")
+    if isinstance(error, FileNotFoundError | PermissionError) and host.socket:
+        return _NoConnection(place, "no socket", f"{host.socket}: {error.strerror}")
+    for kind, why, said in _CAUSES:
+        if isinstance(error, kind):
+            known = {"seconds": f"{seconds:g}", "strerror": getattr(error, "strerror", None) or type(error).__name__}
+            known["tls"] = getattr(error, "verify_message", None) or getattr(error, "reason", None) or ""
+            return _NoConnection(place, why, said.format(**known))
+    return _NoConnection(place, "not PostgreSQL", "its answer is not that of a PostgreSQL server")
+
+
+_CAUSES: tuple[tuple[type[Exception], str, str], ...] = (
+    (asyncpg.ConnectionDoesNotExistError, "connection lost", "the server closed it during the login"),
+    (ssl.SSLCertVerificationError, "certificate not accepted", "{tls}"),
+    (ssl.SSLError, "TLS failed", "{tls}"),
+    (TimeoutError, "connect timeout", "no answer within {seconds} s"),
+    (ConnectionRefusedError, "connection refused", ""),
+    (ConnectionError, "connection lost", "it was closed before the login"),
+    (OSError, "unreachable", "{strerror}"),
+    (asyncpg.InterfaceError, "login not supported", "the driver does not know this way to log in"),
+)
+"""The first type that matches."""
+
+
+def _refused(error: asyncpg.PostgresError, password: str | None) -> tuple[str, str]:
+    """The server's reason."""
+    sqlstate = error.sqlstate or "XX000"
+    words = _LABELS.get(sqlstate) or _LABELS.get(sqlstate[:2])
+    said = _clean(str(error.args[0]), password)
+    if password is None and sqlstate.startswith("28"):
+        said += "; no password is set"
+    return (f"{words} ({sqlstate})" if words else label(sqlstate)), said
+
+
+_NO_TLS = "rejected SSL upgrade"  # the driver has no type for it
+
+
+def _is_about_tls(error: Exception) -> bool:
+    """Whether it may work the other way, with TLS or without: with sslmode=prefer or allow both are tried."""
+    if isinstance(error, asyncpg.PostgresError):
+        return error.sqlstate == "28000"  # pg_hba.conf has no line for it
+    return isinstance(error, ssl.SSLError) or (isinstance(error, ConnectionError) and _NO_TLS in str(error))
+
+
+def _clean(said: str, password: str | None) -> str:
+    """A server's message as one line that cannot control a terminal."""
+    line = " ".join("".join(letter if letter.isprintable() else " " for letter in said).split())[:_SAID]
+    return "" if password and password in said else line
