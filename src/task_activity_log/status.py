@@ -52,12 +52,12 @@ class Status:
 
     def not_ready(self) -> list[str]:
         """Why the worker does not take messages at present; empty if it does."""
-        hold_reason = self.hold_reason
+        hold_reason, outage = self.hold_reason, self.intake.outage
         reasons = {
             "draining": self.draining,
             f"holding: {hold_reason}": hold_reason is not None,
             "no publisher connection": not self.publisher.connected,
-            "not consuming": not self.intake.consuming,
+            "not consuming" + (f": {outage}" if outage else ""): not self.intake.consuming,
         }
         return [reason for reason, applies in reasons.items() if applies]
 

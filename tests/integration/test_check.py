@@ -1,25 +1,32 @@
 """`check` against real services, in order and otherwise."""
 
+import asyncio
 import json
+import re
 import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 from uuid import uuid4
 
 import aio_pika
+import aiormq
 import pytest
 import structlog
 
 from sandbox import RabbitMQ
 from task_activity_log.cli.check import check, findings
 from task_activity_log.cli.check.finding import Finding
+from task_activity_log.cli.check.limits import number
 from task_activity_log.settings import load
 from tests.asking import Connection, grants
+from tests.faults.conversation import until
 from tests.serving import serving
 
 UPSERT = "task_activity_log.upsert"
+DOCS = Path(__file__).parents[2] / "docs"
 
 
 def login(url: str, user: str, password: str) -> str:
@@ -53,7 +60,8 @@ def user(rabbitmq: RabbitMQ, amqp_url: str) -> Iterator[User]:
 
 async def look(amqp_url: str, database_url: str, rabbitmq: RabbitMQ | None = None, **more: str) -> list[Finding]:
     management = {"MANAGEMENT_URL": rabbitmq.management_url} if rabbitmq else {}
-    return await findings(load({"AMQP_URL": amqp_url, "DATABASE_URL": database_url, **management, **more}))
+    settings = load({"AMQP_URL": amqp_url, "DATABASE_URL": database_url, **management, **more})
+    return await findings(settings, patient=False)
 
 
 def worst(found: Sequence[Finding], *verdicts: str) -> list[tuple[str, str]]:
@@ -125,21 +133,119 @@ async def test_the_permissions_that_are_documented_are_enough(
     rabbitmq: RabbitMQ, user: User, amqp_url: str, database_url: str
 ) -> None:
     """With just those, a user runs a worker that declares, and one that checks; `check` names one that is missing."""
-    user.may(
-        configure=r"^task_activity_log(\..+)?$",
-        write=r"^(task_activity_log(\..+)?|amq\.default)$",
-        read=r"^task_activity_log(\..+)?$",
+    documented = (DOCS / "operations.md").read_text()
+    declaring, checking = (
+        dict(zip(("configure", "write", "read"), re.findall("'(.*)'", command), strict=True))
+        for command in re.findall(r"set_permissions -p VHOST worker((?: \\\n +'.*'){3})", documented)
     )
+    user.may(**declaring)
     assert not worst(await look(user.url, database_url, rabbitmq))
     async with serving(user.url, database_url):
         assert await exchanged(amqp_url) == ["inserted", "rejected"]
-    user.may(write=r"^(task_activity_log\.replies|amq\.default)$", read=r"^task_activity_log\.upsert$")
+    user.may(**checking)
     assert not worst(await look(user.url, database_url, rabbitmq, WORKER_TOPOLOGY="check"))
     async with serving(user.url, database_url, WORKER_TOPOLOGY="check"):
         assert await exchanged(amqp_url) == ["inserted", "rejected"]
-    user.may(write=r"^task_activity_log\.replies$", read=r"^task_activity_log\.upsert$")
+    user.may(**{**checking, "write": r"^task_activity_log(\..+)?$"})
     found = worst(await look(user.url, database_url, rabbitmq, WORKER_TOPOLOGY="check"))
     assert found == [(f"user {user.name}", "lacks write on amq.default")]
+
+
+async def test_a_worker_that_only_checks_needs_some_permission_on_what_it_asks_about(
+    rabbitmq: RabbitMQ, user: User, amqp_url: str, database_url: str
+) -> None:
+    """Since RabbitMQ 4.3.1. Which one does not matter. `check` and the worker name what is missing."""
+    async with serving(amqp_url, database_url):
+        pass
+    user.may(write=r"^(task_activity_log\.replies|amq\.default)$", read=r"^task_activity_log(\.upsert)?$")
+    found = worst(await look(user.url, database_url, rabbitmq, WORKER_TOPOLOGY="check"))
+    queue = "queue task_activity_log.dead-letters"
+    if number(rabbitmq.version) < (4, 3):
+        assert found == []
+        return
+    assert found == [
+        (queue, "the user has no permission on it"),
+        (f"user {user.name}", "lacks any permission on task_activity_log.dead-letters"),
+    ]
+    async with serving(user.url, database_url, consuming=False, WORKER_TOPOLOGY="check") as service:
+        reason = f"not consuming: no permission on {queue}: grant the user one of configure, write and read"
+        await until(lambda: reason in service.status.not_ready())
+
+
+async def declared_again(rabbitmq: RabbitMQ, amqp_url: str, database_url: str, arguments: dict[str, Any]) -> None:
+    """The topology as a worker declares it, but for the arguments of the requests queue."""
+    async with serving(amqp_url, database_url):
+        pass
+    vhost = urlsplit(amqp_url).path[1:]
+    rabbitmq.api("DELETE", f"/queues/{vhost}/{UPSERT}")
+    rabbitmq.api("PUT", f"/queues/{vhost}/{UPSERT}", {"durable": True, "arguments": arguments})
+    binding = {"routing_key": "upsert"}
+    rabbitmq.api("POST", f"/bindings/{vhost}/e/task_activity_log/q/{UPSERT}", binding)
+
+
+@pytest.mark.parametrize("topology", ["declare", "check"])
+async def test_a_stream_is_not_consumed(rabbitmq: RabbitMQ, amqp_url: str, database_url: str, topology: str) -> None:
+    """A worker that starts would skip everything in it. It says why it does not consume; so does `check`."""
+    await declared_again(rabbitmq, amqp_url, database_url, {"x-queue-type": "stream"})
+    for management in (rabbitmq, None):
+        found = await look(amqp_url, database_url, management, WORKER_TOPOLOGY=topology)
+        assert worst(found) == [(f"queue {UPSERT}", "is a stream")]
+    async with serving(amqp_url, database_url, consuming=False, WORKER_TOPOLOGY=topology) as service:
+        reason = f"not consuming: queue {UPSERT} is a stream: name a quorum queue in WORKER_REQUESTS_QUEUE"
+        await until(lambda: reason in service.status.not_ready())
+
+
+@pytest.mark.parametrize("topology", ["declare", "check"])
+async def test_a_classic_queue_is_consumed_with_a_warning(
+    rabbitmq: RabbitMQ, amqp_url: str, database_url: str, topology: str
+) -> None:
+    """It counts no deliveries, so that `check` calls it broken."""
+    await declared_again(rabbitmq, amqp_url, database_url, {"x-queue-type": "classic"})
+    for management in (rabbitmq, None):
+        found = await look(amqp_url, database_url, management, WORKER_TOPOLOGY=topology)
+        assert worst(found) == [(f"queue {UPSERT}", "is a classic queue")]
+    with structlog.testing.capture_logs() as events:
+        async with serving(amqp_url, database_url, WORKER_TOPOLOGY=topology):
+            assert await exchanged(amqp_url) == ["inserted", "rejected"]
+    [warning] = [event for event in events if event["event"] == "topology_differs"]
+    assert warning["what"] == f"queue {UPSERT}"
+
+
+async def test_a_queue_with_a_single_active_consumer_needs_the_setting(
+    rabbitmq: RabbitMQ, amqp_url: str, database_url: str
+) -> None:
+    """With the setting a worker keeps the order whenever it hands over."""
+    async with serving(amqp_url, database_url, WORKER_SINGLE_ACTIVE_CONSUMER="true"):
+        pass
+    found = ("order per record", "the queue has a single active consumer, but WORKER_SINGLE_ACTIVE_CONSUMER is not set")
+    assert found in worst(await look(amqp_url, database_url, rabbitmq), "warning")
+    assert found not in worst(
+        await look(amqp_url, database_url, rabbitmq, WORKER_SINGLE_ACTIVE_CONSUMER="true"), "warning"
+    )
+
+
+async def test_waiting_requests_of_several_priorities_are_a_warning(
+    rabbitmq: RabbitMQ, amqp_url: str, database_url: str
+) -> None:
+    """Since RabbitMQ 4.0 those of a higher priority come first. Without a priority they are like those with priority 4."""
+    async with serving(amqp_url, database_url):
+        pass
+    async with await aiormq.connect(amqp_url) as connection:
+        channel = await connection.channel()
+        for priority in (None, 4, None, 9):
+            properties = aiormq.spec.Basic.Properties(priority=priority)
+            await channel.basic_publish(b"x", routing_key=UPSERT, properties=properties)
+    await shown(rabbitmq, amqp_url, 4)
+    found = worst(await look(amqp_url, database_url, rabbitmq), "warning")
+    expected = ("order per record", "requests of 2 priorities are waiting")
+    assert (expected in found) is (number(rabbitmq.version) >= (4, 0))
+
+
+async def shown(rabbitmq: RabbitMQ, amqp_url: str, messages: int) -> None:
+    """Wait until the management API counts this many waiting requests: it is up to five seconds late."""
+    path = f"/queues/{urlsplit(amqp_url).path[1:]}/{UPSERT}"
+    while (await asyncio.to_thread(rabbitmq.api, "GET", path)).get("messages") != messages:
+        await asyncio.sleep(0.2)
 
 
 async def test_a_monitoring_user_sees_everything_but_permissions(

@@ -5,9 +5,10 @@ from typing import Any
 import pytest
 
 from task_activity_log.cli.check import table
-from task_activity_log.cli.check.broker import allows, needed
 from task_activity_log.cli.check.finding import Finding
 from task_activity_log.cli.check.limits import Limits, judge_kept, judge_requests
+from task_activity_log.cli.check.members import judge_members
+from task_activity_log.cli.check.permissions import allows, lacking, needed
 from task_activity_log.rabbitmq.topology import Topology
 from task_activity_log.settings import Settings, load
 
@@ -50,6 +51,9 @@ def judged(
         ({}, {"max-length": 9}, {}),
         ({}, {"consumer-timeout": 600_000}, {"600 s": "broken"}),
         ({}, {"consumer-timeout": 700_000}, {}),
+        ({"x-consumer-timeout": 500_000}, {"consumer-timeout": 700_000}, {"500 s": "broken"}),
+        ({}, {"delayed-retry-type": "all"}, {"a policy with delayed-retry-type applies to the queue": "warning"}),
+        ({}, {"delayed-retry-type": "disabled"}, {}),
     ],
 )
 def test_limits_that_matter(changes: dict[str, Any], policy: dict[str, Any], expected: dict[str, str]) -> None:
@@ -67,9 +71,71 @@ def test_without_an_argument_the_limit_is_that_of_the_version(version: str, verd
     assert judged({**GOOD, "x-delivery-limit": -1}, version=version) == {"has no delivery limit": "broken"}
 
 
-def test_a_classic_queue_is_broken() -> None:
-    """It counts no deliveries."""
-    assert judged(GOOD, kind="classic") == {"is a classic queue": "broken"}
+@pytest.mark.parametrize(("kind", "found"), [("classic", "is a classic queue"), ("stream", "is a stream")])
+def test_a_queue_of_another_type_is_broken(kind: str, found: str) -> None:
+    """A classic queue counts no deliveries, and a stream keeps what was acknowledged."""
+    assert judged(GOOD, kind=kind) == {found: "broken"}
+
+
+@pytest.mark.parametrize(("hold", "park", "longest"), [("500", "600", "PARK"), ("600", "500", "HOLD")])
+def test_the_consumer_timeout_must_be_longer_than_both_limits(hold: str, park: str, longest: str) -> None:
+    """The advice names the one that is longer."""
+    limits = Limits({"type": "quorum", "arguments": {**GOOD, "x-consumer-timeout": 550_000}}, "4.3.6")
+    rows = judge_requests("queue", limits, settings(WORKER_HOLD_LIMIT_SECONDS=hold, WORKER_PARK_LIMIT_SECONDS=park))
+    [timeout] = [row for row in rows if row.what == "consumer timeout"]
+    assert (timeout.verdict, timeout.found) == ("broken", "550 s")
+    assert timeout.advice.endswith(f"WORKER_{longest}_LIMIT_SECONDS is 600")
+
+
+@pytest.mark.parametrize(
+    ("version", "waiting", "found"),
+    [
+        ("4.0.5", {"messages_ready_normal": 3, "messages_ready_high": 0}, None),
+        ("4.0.5", {"messages_ready_normal": 0, "messages_ready_high": 3}, None),
+        ("4.0.5", {"messages_ready_normal": 2, "messages_ready_high": 3}, "requests of 2 priorities are waiting"),
+        ("4.3.6", {"messages_by_priority": {"4": 5}}, None),
+        ("4.3.6", {"messages_by_priority": {"4": 5, "0": 1, "9": 0, "31": 2}}, "requests of 3 priorities are waiting"),
+    ],
+)
+def test_priorities_reorder_what_is_waiting(version: str, waiting: dict[str, Any], found: str | None) -> None:
+    """As the management API of each version shows them."""
+    rows = judge_requests("queue", Limits({"type": "quorum", "arguments": GOOD, **waiting}, version), settings())
+    assert [row.found for row in rows if row.what == "order per record"] == ([found] if found else [])
+
+
+ONE: dict[str, Any] = {"type": "quorum", "leader": "a", "members": ["a"], "online": ["a"], "messages": 0}
+THREE: dict[str, Any] = {**ONE, "members": ["a", "b", "c"], "online": ["a", "b", "c"]}
+
+
+@pytest.mark.parametrize(
+    ("details", "states", "expected"),
+    [
+        (ONE, None, None),
+        (THREE, ["leader", "follower", "follower"], None),
+        ({**ONE, "leader": None}, None, ("broken", "has no leader")),
+        ({**ONE, "messages": None}, None, ("broken", "has not had a leader yet")),
+        ({**ONE, "messages": None}, ["leader"], None),  # declared less than five seconds ago
+        (ONE, ["follower"], ("broken", "has no leader")),
+        (ONE, ["noproc"], ("broken", "has no leader")),
+        ({**THREE, "online": ["b", "c"]}, None, ("broken", "has no leader")),
+        ({**THREE, "online": ["a"]}, ["leader"], ("broken", "has no majority: 1 of 3 members are online")),
+        (
+            {**THREE, "members": ["a", "b"], "online": ["a"]},
+            None,
+            ("broken", "has no majority: 1 of 2 members are online"),
+        ),
+        ({**THREE, "online": ["a", "c"]}, ["leader", "follower"], ("warning", "2 of 3 members are online")),
+        ({"type": "classic", "state": "running"}, None, None),
+        ({"type": "classic", "state": "down"}, None, ("broken", "is down")),
+    ],
+)
+def test_a_queue_needs_a_leader_and_a_majority(
+    details: dict[str, Any], states: list[str] | None, expected: tuple[str, str] | None
+) -> None:
+    """As the management API shows them; the state of each member is shown since RabbitMQ 4.0."""
+    status = None if states is None else [{"Raft State": state} for state in states]
+    rows = [(row.verdict, row.found) for row in judge_members("queue", details, status)]
+    assert rows == ([expected] if expected else [])
 
 
 def test_a_queue_declared_without_the_single_active_consumer_of_the_settings_is_broken() -> None:
@@ -89,6 +155,13 @@ def test_a_queue_declared_without_the_single_active_consumer_of_the_settings_is_
         ("quorum", {}, "4.0.5", ["delivery limit 20"]),
         ("quorum", {}, "3.12.1", []),
         ("classic", {}, "4.0.5", ["is a classic queue"]),
+        ("stream", {}, "4.0.5", ["is a stream"]),
+        (
+            "quorum",
+            {"x-delivery-limit": 1_000_000, "x-delayed-retry-type": "all"},
+            "4.3.6",
+            ["delays what is returned"],
+        ),
     ],
 )
 def test_kept_messages_must_survive_being_inspected(
@@ -112,6 +185,20 @@ def test_a_worker_that_owns_nothing_needs_three_permissions() -> None:
     """A worker that declares needs the permission to configure as well."""
     assert len(needed(Topology(), declare=False)) == 3
     assert ("configure", "task_activity_log.upsert") in needed(Topology(), declare=True)
+
+
+@pytest.mark.parametrize(("version", "missing"), [("4.0.5", []), ("4.3.6", ["any permission on task_activity_log"])])
+def test_asking_whether_something_exists_needs_a_permission_on_it(version: str, missing: list[str]) -> None:
+    """Since RabbitMQ 4.3, for a worker that only checks its topology."""
+    granted = {"write": r"^(task_activity_log\..+|amq\.default)$", "read": "upsert"}
+    assert list(lacking(granted, Topology(), version, declare=False)) == missing
+
+
+def test_a_queue_that_is_new_has_no_figures_yet() -> None:
+    """Before RabbitMQ 4.0 this looks the same as a queue that never had a leader."""
+    assert [row.verdict for row in judge_members("queue", {**ONE, "messages": None}, None, patient=False)] == [
+        "unknown"
+    ]
 
 
 def test_the_table_has_advice_and_a_summary() -> None:

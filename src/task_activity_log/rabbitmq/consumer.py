@@ -7,10 +7,12 @@ from collections.abc import Iterable
 from itertools import takewhile
 
 from aiormq.abc import AbstractChannel, ChannelFrame, DeliveredMessage
+from aiormq.exceptions import ConnectionInternalError
 from pamqp.commands import Basic, Channel
 
 from task_activity_log.aio import Waiting
 from task_activity_log.message import Delivery
+from task_activity_log.problem import Unavailable
 from task_activity_log.rabbitmq import headers
 from task_activity_log.rabbitmq.channel import wait_closed
 
@@ -66,7 +68,7 @@ class Consumer:
         self._abandoned = False  # set by `abandon` alone
         self._closing = False  # set by `close` alone
         channel.on_consumer_cancel_callbacks.add(
-            lambda _: self._give_up("the broker cancelled the consumer (was the queue deleted or moved?)")
+            lambda _: self._give_up("the broker cancelled the consumer (queue deleted or moved, or consumer timeout)")
         )
 
     @property
@@ -85,11 +87,17 @@ class Consumer:
         """Consume with this prefetch.
 
         Raises:
-            One of `link.LOST`: the broker refuses, or does not answer in time.
+            One of `link.LOST`: the broker refuses. If the queue cannot take a consumer, the text says so.
         """
         async with asyncio.timeout(_ANSWER_SECONDS):
             await self._channel.basic_qos(prefetch_count=prefetch)
-            ok = await self._channel.basic_consume(self._queue, _not_called)
+        try:
+            # A queue without a leader answers after 65 s, one without a majority does not answer. If the leader's process
+            # does not exist, the broker ends the connection.
+            async with asyncio.timeout(_ANSWER_SECONDS):
+                ok = await self._channel.basic_consume(self._queue, _not_called)
+        except (TimeoutError, ConnectionInternalError) as error:
+            raise Unavailable(f"queue {self._queue} takes no consumer: it has no leader, or no majority") from error
         self._registered_as = ok.consumer_tag
         self.prefetch = prefetch
 

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from aio_pika.abc import AbstractChannel, AbstractConnection
-from aiormq.exceptions import ChannelNotFoundEntity
+from aiormq.exceptions import ChannelAccessRefused, ChannelNotFoundEntity
 
 from task_activity_log.problem import Unavailable
 from task_activity_log.rabbitmq.link import LOST, LinkOptions, connect, describe
-from task_activity_log.rabbitmq.topology import Topology
+from task_activity_log.rabbitmq.topology import Topology, queue_type
 
 T = TypeVar("T")
 
@@ -22,15 +22,24 @@ class Queue:
     consumers: int
 
 
+class Hidden:
+    """A queue or an exchange on which the user has no permission: since RabbitMQ 4.3.1 it may not ask whether it exists."""
+
+
+HIDDEN = Hidden()
+
+
 @dataclass(frozen=True, slots=True)
 class BrokerState:
     """What AMQP shows of the broker."""
 
     version: str
-    exchanges: dict[str, bool]
+    exchanges: dict[str, bool | Hidden]
     """Whether each exists."""
-    queues: dict[str, Queue | None]
+    queues: dict[str, Queue | Hidden | None]
     """None for a queue that does not exist."""
+    requests_type: str | None
+    """The type of the requests queue; None if the queue does not exist, or its type is not told."""
 
 
 async def inspect_broker(options: LinkOptions, topology: Topology) -> BrokerState:
@@ -47,28 +56,41 @@ async def inspect_broker(options: LinkOptions, topology: Topology) -> BrokerStat
                 version=str(properties.get("version", "unknown")),
                 exchanges={name: await _exchange(connection, name) for name in topology.exchanges()},
                 queues={name: await _queue(connection, name) for name in topology.queues()},
+                requests_type=await _requests_type(connection, topology.requests_queue),
             )
     except LOST as error:
         raise Unavailable(describe(error).text) from None
 
 
-async def _exchange(connection: AbstractConnection, name: str) -> bool:
-    return await _ask(connection, lambda channel: channel.get_exchange(name)) is not None
+async def _exchange(connection: AbstractConnection, name: str) -> bool | Hidden:
+    found = await _ask(connection, lambda channel: channel.get_exchange(name))
+    return found if isinstance(found, Hidden) else found is not None
 
 
-async def _queue(connection: AbstractConnection, name: str) -> Queue | None:
+async def _queue(connection: AbstractConnection, name: str) -> Queue | Hidden | None:
     found = await _ask(connection, lambda channel: channel.declare_queue(name, passive=True))
-    if found is None:
-        return None
+    if found is None or isinstance(found, Hidden):
+        return found
     result = found.declaration_result
     return Queue(messages=result.message_count or 0, consumers=result.consumer_count or 0)
 
 
-async def _ask(connection: AbstractConnection, question: Callable[[AbstractChannel], Awaitable[T]]) -> T | None:
+async def _requests_type(connection: AbstractConnection, name: str) -> str | None:
+    try:
+        return await queue_type(connection, name)
+    except ChannelAccessRefused:  # the permissions are judged elsewhere
+        return None
+
+
+async def _ask(
+    connection: AbstractConnection, question: Callable[[AbstractChannel], Awaitable[T]]
+) -> T | Hidden | None:
     channel = await connection.channel()  # one for each question: a refusal closes the channel
     try:
         answer = await question(channel)
     except ChannelNotFoundEntity:
         return None
+    except ChannelAccessRefused:
+        return HIDDEN
     await channel.close()
     return answer

@@ -16,7 +16,7 @@ from task_activity_log.pipeline.suspects import is_suspect
 from task_activity_log.rabbitmq.channel import open_channel, wait_closed
 from task_activity_log.rabbitmq.consumer import Consumer, RabbitDelivery
 from task_activity_log.rabbitmq.frames import FrameReader, Inbound
-from task_activity_log.rabbitmq.link import LOST, LinkOptions, asking_the_driver, connect, supervise
+from task_activity_log.rabbitmq.link import LOST, LinkOptions, asking_the_driver, connect, describe, supervise
 from task_activity_log.rabbitmq.pace import Pace, State
 from task_activity_log.rabbitmq.queues import wait_forgotten
 from task_activity_log.rabbitmq.topology import Topology, check, consumers, declare
@@ -43,6 +43,8 @@ class Intake:
 
     connected_since: float | None = None
     """When the present connection was opened (`time.monotonic`); None while there is none. Set by `_session`."""
+    outage: str | None = None
+    """Why there is no consumer; None once one is registered, and before the first connection ends. Set by `run`."""
     _consumer: Consumer | None = None  # set by `_register`
     _finish_until: float | None = None  # set by `stop`: when nothing more is taken (`time.monotonic`)
     _ready = False  # whether the present connection may consume; set by `_consume`
@@ -111,7 +113,14 @@ class Intake:
 
     async def run(self) -> None:
         """Keep consuming until cancelled."""
-        await supervise("intake", self._session, self._on_lost)
+        await supervise("intake", self._explained_session, self._on_lost)
+
+    async def _explained_session(self, established: Callable[[], None]) -> None:
+        try:
+            await self._session(established)
+        except LOST as error:
+            self.outage = describe(error).text
+            raise
 
     async def _session(self, established: Callable[[], None]) -> None:
         async with connect(self._options, "intake") as (connection, frame_reader):
@@ -141,6 +150,7 @@ class Intake:
         self._ready = True
         self._repaced()
         consumer = await self._register(connection, frame_reader)
+        self.outage = None
         established()
         while True:
             if consumer is not None:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import structlog
 from aio_pika.abc import AbstractChannel, AbstractConnection
-from aiormq.exceptions import ChannelNotFoundEntity, ChannelPreconditionFailed
+from aiormq.exceptions import ChannelAccessRefused, ChannelNotFoundEntity, ChannelPreconditionFailed
 from pamqp.common import Arguments
 
 from task_activity_log.problem import Unavailable
@@ -75,13 +75,19 @@ async def declare(connection: AbstractConnection, topology: Topology) -> None:
 
     Raises:
         aiormq.exceptions.AMQPError: the broker refuses (403: no permission to configure) or is gone.
+        Unavailable: the requests queue is a stream.
     """
-    for exchange, kind in topology.exchanges().items():
+    for exchange, type_ in topology.exchanges().items():
         async with _own_channel(connection, f"exchange {exchange}") as channel:
-            await channel.declare_exchange(exchange, kind, durable=True)
+            await channel.declare_exchange(exchange, type_, durable=True)
     for queue, arguments in topology.queues().items():
         async with _own_channel(connection, f"queue {queue}") as channel:
-            await channel.declare_queue(queue, durable=True, arguments=arguments)
+            try:
+                await channel.declare_queue(queue, durable=True, arguments=arguments)
+            except ChannelPreconditionFailed:
+                if queue == topology.requests_queue:
+                    _refuse_stream(queue, await queue_type(connection, queue))
+                raise
     async with connection.channel() as channel:
         for queue, exchange, key in topology.bindings():
             await (await channel.get_queue(queue, ensure=False)).bind(exchange, key)
@@ -91,14 +97,59 @@ async def check(connection: AbstractConnection, topology: Topology) -> None:
     """Check that the queues and exchanges exist, and declare nothing.
 
     Raises:
-        Unavailable: one does not exist.
+        Unavailable: one does not exist, the user has no permission on one, or the requests queue is a stream.
     """
     for exchange in topology.exchanges():
-        async with _own_channel(connection, f"exchange {exchange}") as channel:
+        async with _own_channel(connection, f"exchange {exchange}", passive=True) as channel:
             await channel.get_exchange(exchange)
     for queue in topology.queues():
-        async with _own_channel(connection, f"queue {queue}") as channel:
+        async with _own_channel(connection, f"queue {queue}", passive=True) as channel:
             await channel.get_queue(queue)
+    requests = topology.requests_queue
+    found = await queue_type(connection, requests)
+    _refuse_stream(requests, found)
+    if found not in ("quorum", None):
+        different = {"argument": "x-queue-type", "wanted": "quorum", "found": found}
+        log.warning("topology_differs", what=f"queue {requests}", **different, advice=_ADVICE)
+
+
+async def queue_type(connection: AbstractConnection, queue: str) -> str | None:
+    """The type of a queue (`quorum`, `classic`, `stream`); None if it does not exist, or the broker does not tell it.
+
+    AMQP 0-9-1 has no command that asks for it. Every type of queue refuses a consumer with these two arguments before it
+    registers anything, and the refusal names the type. It needs only the permission to read, and leaves an error in the
+    broker's log.
+
+    Raises:
+        aiormq.exceptions.AMQPError: the user may not read the queue, or the broker is gone.
+    """
+    channel = await connection.channel()
+    try:
+        await (await channel.get_queue(queue, ensure=False)).consume(_ignore, arguments=_REFUSED_BY_EVERY_TYPE)
+    except ChannelNotFoundEntity:
+        return None
+    except ChannelPreconditionFailed as error:
+        found = re.search(r"of queue type rabbit_(\w+)_queue", str(error))
+        return found[1] if found else None
+    await channel.close()
+    return None
+
+
+_REFUSED_BY_EVERY_TYPE: Arguments = {"x-stream-offset": "next", "x-priority": 1}
+
+
+async def _ignore(_: object) -> None:
+    pass
+
+
+def _refuse_stream(queue: str, found: str | None) -> None:
+    """Raise `Unavailable` if the requests queue is a stream.
+
+    A stream keeps what was acknowledged. A worker that starts consumes only what is published from then on, so what was
+    published before would never be stored, and nobody would notice.
+    """
+    if found == "stream":
+        raise Unavailable(f"queue {queue} is a stream: name a quorum queue in WORKER_REQUESTS_QUEUE")
 
 
 async def consumers(connection: AbstractConnection, topology: Topology) -> int:
@@ -109,7 +160,9 @@ async def consumers(connection: AbstractConnection, topology: Topology) -> int:
 
 
 @asynccontextmanager
-async def _own_channel(connection: AbstractConnection, what: str) -> AsyncIterator[AbstractChannel]:
+async def _own_channel(
+    connection: AbstractConnection, what: str, *, passive: bool = False
+) -> AsyncIterator[AbstractChannel]:
     """A channel for one declaration: when the broker refuses, it closes the channel."""
     channel = await connection.channel()
     try:
@@ -118,6 +171,11 @@ async def _own_channel(connection: AbstractConnection, what: str) -> AsyncIterat
         log.warning("topology_differs", what=what, **_difference(str(error)), advice=_ADVICE)
     except ChannelNotFoundEntity:
         raise Unavailable(f"{what} does not exist: create it, or set WORKER_TOPOLOGY=declare") from None
+    except ChannelAccessRefused:
+        if not passive:
+            raise
+        # Since 4.3.1. The broker's own text asks for the permission to configure, which is not needed.
+        raise Unavailable(f"no permission on {what}: grant the user one of configure, write and read") from None
     else:
         await channel.close()
 

@@ -1,10 +1,12 @@
 """`task-activity-log check`: is everything in place that a worker needs, and is it safe? It changes nothing.
 
-finding     one line of the table
-broker      RabbitMQ, as AMQP and the management API show it
-limits      the limits of its queues, by arguments and policies
-management  the management API, read only
-database    PostgreSQL: server, schema, privileges
+finding      one line of the table
+broker       RabbitMQ, as AMQP and the management API show it
+limits       the limits of its queues, by arguments and policies
+members      the leaders and majorities of its queues
+permissions  what the worker's user needs, and what it has
+management   the management API, read only
+database     PostgreSQL: server, schema, privileges
 """
 
 import asyncio
@@ -43,7 +45,9 @@ def table(findings: Sequence[Finding]) -> Iterator[str]:
     yield ", ".join(bad) or "all fine"
 
 
-async def findings(settings: Settings) -> list[Finding]:
-    """What is found, the broker first."""
-    of_database, of_broker = await asyncio.gather(database.findings(settings), broker.findings(settings))
+async def findings(settings: Settings, *, patient: bool = True) -> list[Finding]:
+    """What is found, the broker first. If `patient`, wait some seconds for the figures of queues that are new."""
+    of_database, of_broker = await asyncio.gather(
+        database.findings(settings), broker.findings(settings, patient=patient)
+    )
     return [*of_broker, *of_database]

@@ -1,27 +1,38 @@
 """RabbitMQ, as AMQP and the management API show it."""
 
 import asyncio
-import re
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from task_activity_log.cli.check.finding import Finding
-from task_activity_log.cli.check.limits import Limits, judge_kept, judge_requests, number
+from task_activity_log.cli.check.limits import Limits, judge_kept, judge_requests, number, wrong_type
 from task_activity_log.cli.check.management import Management, ManagementError
+from task_activity_log.cli.check.members import judge_members
+from task_activity_log.cli.check.permissions import lacking
 from task_activity_log.problem import Unavailable
-from task_activity_log.rabbitmq.inspection import BrokerState, inspect_broker
+from task_activity_log.rabbitmq.inspection import BrokerState, Hidden, inspect_broker
 from task_activity_log.rabbitmq.topology import Topology
 from task_activity_log.settings import Settings
 from task_activity_log.telemetry.logs import address, is_local
 from task_activity_log.wiring import link_of, topology_of
 
 _OLDEST = (3, 10)
-_DEFAULT_EXCHANGE = "amq.default"
-"""The name of the default exchange in permissions."""
+_STATUS_FROM = (4, 0)
+"""From this version on, the management API shows the state of each member of a quorum queue."""
+_COUNTED_WITHIN_SECONDS = 12.0
+"""A queue that was declared just now is shown with its number of messages after this time."""
+_NO_PARTITION_HANDLING_FROM = (4, 3)
+_LARGEST_FROM_4, _LARGEST_BEFORE = 16 * 2**20, 128 * 2**20
+"""The default of the broker's `max_message_size`. The value in force is not shown."""
+_REPLY_FACTOR = 15
+"""How many times longer than the body limit a reply can be: a record has three texts of any length, which merges can fill one
+by one, and in XML `&` takes five bytes."""
 
 
-async def findings(settings: Settings) -> list[Finding]:
-    """Connect, ask, and judge what the broker answers."""
+async def findings(settings: Settings, *, patient: bool) -> list[Finding]:
+    """Connect, ask, and judge what the broker answers. If `patient`, wait for the figures of new queues."""
     url = settings.required_amqp_url
     where = address(url)
     try:
@@ -36,7 +47,9 @@ async def findings(settings: Settings) -> list[Finding]:
         advice = "set MANAGEMENT_URL to check them, for example http://user:password@host:15672"
         return [*shown, Finding("unknown", "limits and permissions", "not visible over AMQP", advice)]
     management = Management(settings.management_url.get_secret_value(), settings.amqp_tls)
-    return shown + await asyncio.to_thread(lambda: list(_judge_management(management, sight, settings)))
+    return shown + await asyncio.to_thread(
+        lambda: list(_judge_management(management, sight, settings, patient=patient))
+    )
 
 
 def _judge_sight(sight: BrokerState, settings: Settings, where: str) -> Iterator[Finding]:
@@ -46,37 +59,94 @@ def _judge_sight(sight: BrokerState, settings: Settings, where: str) -> Iterator
     url = settings.required_amqp_url
     if not url.startswith("amqps:") and not is_local(url):
         yield Finding("warning", "broker link", "not encrypted", "use amqps:// in AMQP_URL")
+    yield from _judge_sizes(sight, settings)
     for exchange, exists in sight.exchanges.items():
         what = f"exchange {exchange}"
-        yield Finding("fine", what, "exists") if exists else _missing(what, settings)
+        if isinstance(exists, Hidden):
+            yield _hidden(what)
+        else:
+            yield Finding("fine", what, "exists") if exists else _missing(what, settings)
     for name, queue in sight.queues.items():
         what = f"queue {name}"
-        if queue is None:
-            yield _missing(what, settings)
+        if queue is None or isinstance(queue, Hidden):
+            yield _missing(what, settings) if queue is None else _hidden(what)
             continue
         yield Finding("fine", what, f"{queue.messages} waiting, {queue.consumers} consumers")
         if name == settings.requests_queue and queue.consumers > 1 and not settings.single_active_consumer:
             advice = "updates may be reordered: send x-version, run one worker, or set WORKER_SINGLE_ACTIVE_CONSUMER"
             yield Finding("warning", "order per record", f"{queue.consumers} consumers", advice)
+    if settings.management_url is None and sight.requests_type not in ("quorum", None):
+        yield wrong_type(f"queue {settings.requests_queue}", sight.requests_type)
 
 
-def _judge_management(management: Management, sight: BrokerState, settings: Settings) -> Iterator[Finding]:
+def _judge_sizes(sight: BrokerState, settings: Settings) -> Iterator[Finding]:
+    largest = _LARGEST_FROM_4 if number(sight.version) >= _STATUS_FROM else _LARGEST_BEFORE
+    if settings.body_limit_bytes * _REPLY_FACTOR > largest:
+        found = f"a reply can be longer than the broker takes: {largest // 2**20} MiB, unless max_message_size is set"
+        advice = (
+            f"lower WORKER_BODY_LIMIT_BYTES to {largest // _REPLY_FACTOR}, or see that max_message_size is large enough"
+        )
+        yield Finding("warning", "message size", found, advice)
+
+
+def _hidden(what: str) -> Finding:
+    advice = "grant the user one of configure, write and read on it: a worker has to ask whether it exists"
+    return Finding("broken", what, "the user has no permission on it", advice)
+
+
+def _judge_management(
+    management: Management, sight: BrokerState, settings: Settings, *, patient: bool
+) -> Iterator[Finding]:
     """What only the management API shows."""
     topology = topology_of(settings)
     vhost = unquote(urlsplit(settings.required_amqp_url).path[1:]) or "/"
     try:
-        for name, queue in sight.queues.items():
-            if queue is not None:
-                details = management.get("queues", vhost, name) or {}
-                judge = judge_requests if name == topology.requests_queue else judge_kept
-                yield from judge(f"queue {name}", Limits(details, sight.version), settings)
+        for name, (details, members) in _queues(management, vhost, sight, patient=patient).items():
+            what = f"queue {name}"
+            judge = judge_requests if name == topology.requests_queue else judge_kept
+            yield from judge_members(what, details, members, patient=patient)
+            yield from judge(what, Limits(details, sight.version), settings)
         yield from _judge_bindings(management, vhost, sight, settings)
-        yield from _judge_alarms(management)
+        yield from _judge_nodes(management, sight.version)
     except ManagementError as error:
         advice = "check MANAGEMENT_URL: its user needs the tag monitoring and access to the virtual host"
         yield Finding("unknown", "management", str(error), advice)
         return
-    yield _judge_permissions(management, vhost, topology, settings)
+    yield _judge_permissions(management, vhost, topology, sight.version, settings)
+
+
+_Members = list[dict[str, Any]]
+
+
+def _queues(
+    management: Management, vhost: str, sight: BrokerState, *, patient: bool
+) -> dict[str, tuple[Mapping[str, Any], _Members | None]]:
+    """What the API says of each queue that exists, and of its members. Its figures are up to five seconds old."""
+    until = time.monotonic() + (_COUNTED_WITHIN_SECONDS if patient else 0)
+    while True:
+        found = {}
+        for name, queue in sight.queues.items():
+            if queue is not None:
+                details = management.get("queues", vhost, name) or {}
+                found[name] = details, _members(management, vhost, name, details, sight.version)
+        complete = all(
+            members or not details or details.get("messages") is not None for details, members in found.values()
+        )
+        if complete or time.monotonic() >= until:
+            return found
+        time.sleep(0.5)
+
+
+def _members(
+    management: Management, vhost: str, name: str, details: Mapping[str, Any], version: str
+) -> _Members | None:
+    if details.get("type") != "quorum" or number(version) < _STATUS_FROM:
+        return None
+    try:
+        status = management.get("queues", "quorum", vhost, name, "status")
+    except ManagementError:  # the user may see the queue all the same
+        return None
+    return status if isinstance(status, list) else None
 
 
 def _judge_bindings(management: Management, vhost: str, sight: BrokerState, settings: Settings) -> Iterator[Finding]:
@@ -88,13 +158,25 @@ def _judge_bindings(management: Management, vhost: str, sight: BrokerState, sett
             yield _missing(f"binding {exchange} → {queue}", settings, f"bind it with the key {key}")
 
 
-def _judge_alarms(management: Management) -> Iterator[Finding]:
-    for node in management.get("nodes") or []:
+def _judge_nodes(management: Management, version: str) -> Iterator[Finding]:
+    nodes = management.get("nodes") or []
+    for node in nodes:
+        what = f"node {node.get('name')}"
         alarms = [word for key, word in (("mem_alarm", "memory"), ("disk_free_alarm", "disk space")) if node.get(key)]
         if alarms:
             short = " and ".join(alarms)
             advice = f"free some {short}: until then nothing is answered"
-            yield Finding("broken", f"node {node.get('name')}", f"is short of {short} and blocks publishers", advice)
+            yield Finding("broken", what, f"is short of {short} and blocks publishers", advice)
+        if node.get("partitions"):
+            advice = "heal the partition, then restart the nodes of one side (rabbitmq.com/docs/partitions)"
+            yield Finding("broken", what, f"is cut off from {', '.join(node['partitions'])}", advice)
+        if node.get("running") is False:
+            yield Finding("warning", what, "is not running", "start it")
+    if len(nodes) > 1 and number(version) < _NO_PARTITION_HANDLING_FROM:
+        advice = (
+            "set cluster_partition_handling = pause_minority: with ignore, the default, the smaller side is of no use"
+        )
+        yield Finding("unknown", "partition handling", "not shown by the broker", advice)
 
 
 def _missing(what: str, settings: Settings, remedy: str = "create it") -> Finding:
@@ -103,21 +185,9 @@ def _missing(what: str, settings: Settings, remedy: str = "create it") -> Findin
     return Finding("broken", what, "does not exist", f"{remedy}, or set WORKER_TOPOLOGY=declare")
 
 
-def needed(topology: Topology, *, declare: bool) -> list[tuple[str, str]]:
-    """The permissions that a worker needs: `configure`, `write` or `read`, and on what."""
-    rights = [
-        ("read", topology.requests_queue),
-        ("write", topology.replies_exchange),
-        ("write", _DEFAULT_EXCHANGE),  # dead letters, and replies to reply_to
-    ]
-    if declare:
-        rights += [("configure", name) for name in (*topology.exchanges(), *topology.queues())]
-        for queue, exchange, _ in topology.bindings():
-            rights += [("write", queue), ("read", exchange)]
-    return rights
-
-
-def _judge_permissions(management: Management, vhost: str, topology: Topology, settings: Settings) -> Finding:
+def _judge_permissions(
+    management: Management, vhost: str, topology: Topology, version: str, settings: Settings
+) -> Finding:
     """Whether the user of AMQP_URL has what is needed."""
     user = unquote(urlsplit(settings.required_amqp_url).username or "guest")
     what = f"user {user}"
@@ -126,20 +196,8 @@ def _judge_permissions(management: Management, vhost: str, topology: Topology, s
     except ManagementError:
         advice = "only the MANAGEMENT_URL of an administrator shows them; docs/operations.md lists the ones needed"
         return Finding("unknown", what, "its permissions are not shown", advice)
-    lacking = [
-        f"{kind} on {name}"
-        for kind, name in needed(topology, declare=settings.topology == "declare")
-        if not allows((granted or {}).get(kind, ""), name)
-    ]
-    if lacking:
+    missing = list(lacking(granted or {}, topology, version, declare=settings.topology == "declare"))
+    if missing:
         advice = "docs/operations.md lists the permissions of a worker"
-        return Finding("broken", what, f"lacks {', '.join(lacking)}", advice)
+        return Finding("broken", what, f"lacks {', '.join(missing)}", advice)
     return Finding("fine", what, "has the permissions that it needs")
-
-
-def allows(pattern: str, name: str) -> bool:
-    """Whether a permission's pattern covers a name, as RabbitMQ reads it."""
-    try:
-        return bool(pattern and re.search(pattern, name))  # an empty pattern allows nothing
-    except re.error:
-        return True  # Erlang's own syntax, which the broker understands

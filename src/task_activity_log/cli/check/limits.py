@@ -12,6 +12,9 @@ _LIMITED_BY_DEFAULT, _DEFAULT_LIMIT = (4, 0), 20
 _KEPT_LIMIT = 1000
 """Inspecting kept messages returns them, and each return counts: a smaller delivery limit is soon reached."""
 
+_PRIORITIES_FROM = (4, 0)
+"""From this version on, quorum queues deliver messages of a higher priority first."""
+
 _DECLARE_AGAIN = "drain the queue, delete it, and let the worker declare it again"
 
 
@@ -20,6 +23,8 @@ class Limits:
 
     def __init__(self, details: Mapping[str, Any], version: str) -> None:
         self.kind = details.get("type", "unknown")
+        self.waiting_by_priority = _waiting_by_priority(details)
+        """How many messages wait, by priority; empty if that is not shown."""
         self._arguments = details.get("arguments") or {}
         self._policy = details.get("effective_policy_definition") or {}
         self._version = version
@@ -38,12 +43,21 @@ class Limits:
             return _DEFAULT_LIMIT
         return limit if isinstance(limit, int) and limit >= 0 else None
 
+    @property
+    def delays_retries(self) -> bool:
+        """Whether messages that are returned are delivered after a delay (since RabbitMQ 4.3)."""
+        return self.get("delayed-retry-type") not in (None, "disabled")
+
+    @property
+    def has_priorities(self) -> bool:
+        """Whether messages of a higher priority are delivered first."""
+        return self.kind == "quorum" and number(self._version) >= _PRIORITIES_FROM
+
 
 def judge_requests(what: str, limits: Limits, settings: Settings) -> Iterator[Finding]:
     """The queue of the requests."""
     if limits.kind != "quorum":
-        advice = f"only quorum queues count deliveries: {_DECLARE_AGAIN}"
-        yield Finding("broken", what, f"is a {limits.kind} queue", advice)
+        yield wrong_type(what, limits.kind)
         return
     yield _delivery_limit(what, limits, settings)
     yield _dead_lettering(what, limits, settings)
@@ -57,6 +71,12 @@ def judge_requests(what: str, limits: Limits, settings: Settings) -> Iterator[Fi
     if settings.single_active_consumer and not limits.get("single-active-consumer"):
         found = "WORKER_SINGLE_ACTIVE_CONSUMER is set, but the queue was declared without it"
         yield Finding("broken", "order per record", found, _DECLARE_AGAIN)
+    if limits.get("single-active-consumer") and not settings.single_active_consumer:
+        found = "the queue has a single active consumer, but WORKER_SINGLE_ACTIVE_CONSUMER is not set"
+        yield Finding(
+            "warning", "order per record", found, "set it for all workers, or a hand-over may reorder updates"
+        )
+    yield from _order(limits)
     yield _consumer_timeout(limits, settings)
 
 
@@ -68,9 +88,24 @@ def judge_kept(what: str, limits: Limits, _settings: Settings) -> Iterator[Findi
             "each inspection counts, and beyond the limit the broker deletes: set a policy with delivery-limit 1000000"
         )
         yield Finding("warning", what, f"delivery limit {deliveries}", advice)
+    elif limits.kind == "stream":
+        advice = "the commands that inspect it need a quorum queue"
+        yield Finding("warning", what, "is a stream", advice)
     elif limits.kind != "quorum":
         advice = "its messages are lost with its node: use a quorum queue"
         yield Finding("warning", what, f"is a {limits.kind} queue", advice)
+    if limits.delays_retries:
+        advice = "each inspection hides messages for a while: exclude the queue from the policy with delayed-retry-type"
+        yield Finding("warning", what, "delays what is returned", advice)
+
+
+def wrong_type(what: str, kind: str) -> Finding:
+    """The requests queue is no quorum queue."""
+    if kind == "stream":
+        advice = "workers refuse it: it keeps what was acknowledged, and a worker that starts skips what is in it"
+        return Finding("broken", what, "is a stream", f"{advice}; name a quorum queue in WORKER_REQUESTS_QUEUE")
+    advice = f"only quorum queues count deliveries, so a message that crashes workers comes again without end: {_DECLARE_AGAIN}"
+    return Finding("broken", what, f"is a {kind} queue", advice)
 
 
 def number(version: str) -> tuple[int, ...]:
@@ -103,13 +138,36 @@ def _dead_lettering(what: str, limits: Limits, settings: Settings) -> Finding:
     return Finding("fine", what, "dead-letters at least once")
 
 
+def _waiting_by_priority(details: Mapping[str, Any]) -> dict[str, int]:
+    """By priority on 4.3. Before, by the two that there are: up to 4 is normal, above is high."""
+    shown: dict[str, int] = details.get("messages_by_priority") or {
+        name: details.get(f"messages_ready_{name}") or 0 for name in ("normal", "high")
+    }
+    return {priority: waiting for priority, waiting in shown.items() if waiting}
+
+
+def _order(limits: Limits) -> Iterator[Finding]:
+    if limits.has_priorities and len(limits.waiting_by_priority) > 1:
+        found = f"requests of {len(limits.waiting_by_priority)} priorities are waiting"
+        advice = "higher ones overtake: let all publishers send x-version, or the same priority (none is the same as 4)"
+        yield Finding("warning", "order per record", found, advice)
+    if limits.delays_retries:
+        advice = "what is returned comes after later requests: exclude the queue from that policy, or send x-version"
+        yield Finding("warning", "order per record", "a policy with delayed-retry-type applies to the queue", advice)
+
+
 def _consumer_timeout(limits: Limits, settings: Settings) -> Finding:
     timeout = limits.get("consumer-timeout")
-    hold = f"WORKER_HOLD_LIMIT_SECONDS is {settings.hold_limit_seconds:g}"
+    name, seconds = max(
+        ("WORKER_HOLD_LIMIT_SECONDS", settings.hold_limit_seconds),
+        ("WORKER_PARK_LIMIT_SECONDS", settings.park_limit_seconds),
+        key=lambda limit: limit[1],
+    )
+    longest = f"{name} is {seconds:g}"
     if timeout is None:
-        found, advice = "that of the broker, 30 minutes by default", f"keep it above the hold limit: {hold}"
+        found, advice = "that of the broker, 30 minutes by default", f"keep it above the worker's limits: {longest}"
         return Finding("unknown", "consumer timeout", found, advice)
-    if timeout <= settings.hold_limit_seconds * 1000:
-        advice = f"raise it above the hold limit, or lower the hold limit: {hold}"
+    if timeout <= seconds * 1000:
+        advice = f"raise it above the worker's limits, or lower those: {longest}"
         return Finding("broken", "consumer timeout", f"{timeout / 1000:g} s", advice)
     return Finding("fine", "consumer timeout", f"{timeout / 1000:g} s")
