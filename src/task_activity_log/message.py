@@ -25,6 +25,12 @@ TRACE_PARENT: Final = "traceparent"
 TRACE_STATE: Final = "tracestate"
 
 
+class Timestamp(int):
+    """The value of a header of type timestamp, as sent: no number, although it is one in Python."""
+
+    __slots__ = ()
+
+
 @dataclass(slots=True)
 class Properties:
     """The properties of one message. Absent ones are None."""

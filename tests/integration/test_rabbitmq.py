@@ -8,6 +8,7 @@ import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 from unittest.mock import AsyncMock
 
@@ -326,6 +327,7 @@ async def test_a_dead_letter_is_the_original_with_the_reason(amqp_url: str, driv
         "x-original-user-id": user,
         "x-original-expiration": "60000",
         "x-first-seen": "earlier",
+        "x-last-seen": datetime.fromtimestamp(delivery.taken, UTC).isoformat(timespec="milliseconds"),
     }
 
 

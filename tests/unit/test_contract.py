@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +138,7 @@ def test_the_headers_of_a_dead_letter_are_described() -> None:
         Properties(),
         Properties(user_id="guest", expiration="60000", table=b"\1aS" + (200_000).to_bytes(4, "big") + b"x" * 200_000),
     ):
-        headers = dict(copied(properties, problem, 131_064).headers)
+        headers = dict(copied(properties, problem, 131_064, datetime.now(UTC), redelivered=True).headers)
         assert headers.keys() <= schema["properties"].keys()
         Draft7Validator(schema).validate(headers)
     assert headers.keys() == schema["properties"].keys()

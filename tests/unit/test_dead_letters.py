@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import cast
 
@@ -11,12 +11,14 @@ import pytest
 from task_activity_log.message import Properties
 from task_activity_log.problem import Code, Problem, Unavailable
 from task_activity_log.rabbitmq.consumer import RabbitDelivery
-from task_activity_log.rabbitmq.dead_letters import DeadLetters, copied
+from task_activity_log.rabbitmq.dead_letters import OWN_HEADERS, DeadLetters, copied
 from task_activity_log.rabbitmq.headers import decode, encode
 from task_activity_log.rabbitmq.publisher import Fate, Outgoing, Publisher
 
 PROBLEM = Problem(Code.EMPTY_BODY, "Send the record in the body, which was empty.")
 FRAME = 131_064
+TAKEN = datetime(2026, 3, 4, 5, 6, 7, 890_000, tzinfo=UTC)
+SEEN = "2026-03-04T05:06:07.890+00:00"
 
 
 def table(**headers: object) -> bytes:
@@ -28,7 +30,7 @@ def table(**headers: object) -> bytes:
 def copy_of(original: Properties, header_max: int = FRAME, problem: Problem = PROBLEM) -> Properties:
     """The properties that a reader of the copy sees."""
     received = decode(encode(original, 0))
-    return decode(encode(copied(received, problem, header_max), 0))
+    return decode(encode(copied(received, problem, header_max, TAKEN), 0))
 
 
 def test_properties_are_kept_but_for_what_the_broker_would_act_on() -> None:
@@ -45,13 +47,29 @@ def test_properties_are_kept_but_for_what_the_broker_would_act_on() -> None:
     assert copy.headers["x-error-detail"] == PROBLEM.detail
 
 
-def test_the_first_rejection_is_remembered() -> None:
-    """The time of the first rejection is set once, and kept with its type."""
-    first = copy_of(Properties()).headers["x-first-seen"]
-    assert isinstance(first, str)
-    assert abs(datetime.now(UTC) - datetime.fromisoformat(first)) < timedelta(minutes=1)
-    assert copy_of(Properties(headers={"x-first-seen": "earlier"})).headers["x-first-seen"] == "earlier"
-    assert copy_of(Properties(headers={"x-first-seen": 7})).headers["x-first-seen"] == 7
+def test_the_moment_when_the_delivery_was_taken_is_the_time_of_the_rejection() -> None:
+    """Requests behind it can be stored before the copy is published. The first rejection is kept, with its type."""
+    first = copy_of(Properties())
+    assert (first.headers["x-first-seen"], first.headers["x-last-seen"]) == (SEEN, SEEN)
+    for earlier in ("earlier", 7):
+        again = copy_of(Properties(headers={"x-first-seen": earlier}))
+        assert (again.headers["x-first-seen"], again.headers["x-last-seen"]) == (earlier, SEEN)
+
+
+def test_a_delivery_that_came_again_is_marked() -> None:
+    """It was delivered before, and requests behind it may have been stored since."""
+    assert "x-redelivered" not in copy_of(Properties()).headers
+    copy = decode(encode(copied(Properties(), PROBLEM, FRAME, TAKEN, redelivered=True), 0))
+    assert copy.headers["x-redelivered"] is True
+
+
+@pytest.mark.parametrize("name", sorted(OWN_HEADERS))
+def test_the_workers_own_headers_are_never_a_publishers(name: str) -> None:
+    """A request that has one was not replayed: the commands remove them. Similar names are kept."""
+    copy = copy_of(Properties(headers={name: "forged", name + "s": "stays"}))
+    assert copy.headers.get(name) != "forged"
+    assert copy.headers[name + "s"] == "stays"
+    assert b"forged" not in copy.table
 
 
 @pytest.mark.parametrize("name", ["CC", "BCC", "x-death", "x-delivery-count"])
@@ -63,17 +81,14 @@ def test_headers_of_the_broker_are_dropped(name: str) -> None:
     assert copy.headers["mine"] == 1
 
 
-def test_a_replayed_message_has_the_reason_of_its_last_rejection() -> None:
-    """A new rejection replaces the reason of an earlier one, and keeps what is known of the original message."""
-    earlier = copied(Properties(user_id="guest", expiration="1"), Problem(Code.INVALID_UUID, "old"), FRAME)
-    copy = copy_of(earlier)
+def test_a_message_moved_back_by_hand_has_the_reason_of_its_last_rejection() -> None:
+    """A new rejection replaces the reason of an earlier one."""
+    earlier = copied(Properties(user_id="guest", expiration="1"), Problem(Code.INVALID_UUID, "old"), FRAME, TAKEN)
+    copy = copy_of(replace(earlier, user_id="other"))
     assert (copy.headers["x-error-code"], copy.headers["x-error-detail"]) == ("empty_body", PROBLEM.detail)
-    assert copy.headers["x-original-user-id"] == "guest"
-    assert copy.headers["x-original-expiration"] == "1"
-    assert copy.table.count(b"x-error-code") == 1
-    again = copy_of(replace(earlier, user_id="other"))
-    assert again.headers["x-original-user-id"] == "other"
-    assert again.table.count(b"x-original-user-id") == 1
+    assert copy.headers["x-original-user-id"] == "other"
+    assert "x-original-expiration" not in copy.headers
+    assert (copy.table.count(b"x-error-code"), copy.table.count(b"x-original-user-id")) == (1, 1)
 
 
 def test_the_detail_is_at_most_a_thousand_bytes() -> None:
@@ -98,10 +113,9 @@ def test_headers_that_would_not_fit_are_left_out(header_max: int) -> None:
 def test_a_forged_first_rejection_that_fills_the_frame_is_replaced() -> None:
     """A publisher can send anything in x-first-seen, and the copy must still fit into the frame."""
     forged = Properties(headers={"x-first-seen": "x" * 130_500})
-    copy = copied(decode(encode(forged, 0)), PROBLEM, FRAME)
+    copy = copied(decode(encode(forged, 0)), PROBLEM, FRAME, TAKEN)
     assert len(encode(copy, 0)) < FRAME
-    first = datetime.fromisoformat(str(copy.headers["x-first-seen"]))
-    assert abs(datetime.now(UTC) - first) < timedelta(minutes=1)
+    assert copy.headers["x-first-seen"] == SEEN
 
 
 @pytest.mark.parametrize("fate", [Fate.RETURNED, Fate.NACKED])
@@ -116,7 +130,9 @@ async def test_a_copy_that_the_broker_does_not_take_is_an_outage(fate: Fate) -> 
             sent.extend(messages)
             return [Fate.CONFIRMED, fate][: len(messages)]
 
-    delivery = cast("RabbitDelivery", SimpleNamespace(properties=Properties(), body=b"body"))
+    delivery = cast(
+        "RabbitDelivery", SimpleNamespace(properties=Properties(), body=b"body", taken=0.0, redelivered=False)
+    )
     keeper = DeadLetters(cast("Publisher", Broker()), "dead")
     await keeper.keep([(delivery, PROBLEM)])
     with pytest.raises(Unavailable):
@@ -130,5 +146,5 @@ def test_headers_that_other_drivers_cannot_read_are_left_out() -> None:
     for _ in range(2_000):
         nested = b"\x01aF" + len(nested).to_bytes(4, "big") + nested
     entries = [b"\x01\xfft\x01", b"\x02atT" + b"\xff" * 8, nested, table(mine=1)]
-    copy = copied(Properties(table=b"".join(entries)), PROBLEM, FRAME)
+    copy = copied(Properties(table=b"".join(entries)), PROBLEM, FRAME, TAKEN)
     assert copy.table == table(mine=1)

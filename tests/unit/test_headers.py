@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from pamqp.commands import Basic
 from pamqp.header import ContentHeader
 
-from task_activity_log.message import Properties
-from task_activity_log.rabbitmq.headers import decode, encode, encode_header, raw_headers
+from task_activity_log.message import Properties, Timestamp
+from task_activity_log.rabbitmq.headers import decode, encode, encode_header, latest_death, raw_headers
 
 short = st.text(max_size=40).filter(lambda text: len(text.encode()) <= 255)
 integers = st.integers(-(2**63), 2**63 - 1)
@@ -148,6 +148,26 @@ def test_every_field_type_is_read(entry: bytes, value: object) -> None:
     found = decode(table(entry, b"\x04nextt\x01"))
     assert found.headers == {"a": value, "next": True}
     assert found.unreadable is None
+
+
+def test_a_timestamp_is_not_taken_for_a_number() -> None:
+    """A header of type T has whole seconds. Its value is one that a rule can tell from an integer."""
+    found = decode(table(b"\x01aT" + (7).to_bytes(8, "big"), b"\x01bl" + (7).to_bytes(8, "big")))
+    assert {name: type(value) for name, value in found.headers.items()} == {"a": Timestamp, "b": int}
+
+
+def death(*entries: bytes) -> bytes:
+    one = b"".join(entries)
+    one = b"F" + len(one).to_bytes(4, "big") + one
+    return b"\x07x-deathA" + len(one * 2).to_bytes(4, "big") + one * 2
+
+
+def test_what_the_broker_noted_at_a_dead_lettering_is_read() -> None:
+    """The latest entry of x-death counts. Whatever else a publisher puts there is ignored."""
+    reason, at = b"\x06reasonS\0\0\0\x06maxlen", b"\x04timeT" + (7).to_bytes(8, "big")
+    assert latest_death(decode(table(death(reason, at)))) == {"reason": "maxlen", "time": 7}
+    for forged in (death(reason[:-1]), b"\x07x-deathS\0\0\0\x02Fx", b"\x07x-deathA\0\0\0\x02FF", b"\x01at\x01"):
+        assert "time" not in latest_death(decode(table(forged)))
 
 
 def test_a_header_name_that_is_not_utf8_is_left_out_and_named() -> None:

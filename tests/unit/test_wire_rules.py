@@ -7,7 +7,7 @@ from uuid import UUID
 import pytest
 
 from task_activity_log import wire
-from task_activity_log.message import Delivery
+from task_activity_log.message import Delivery, Timestamp
 from task_activity_log.pipeline.request import Request, Rules, UpdateMode, decode
 from task_activity_log.problem import Rejected
 from tests.fakes import delivered
@@ -638,7 +638,8 @@ def test_all_invalid_fields_are_named_and_the_first_determines_the_code() -> Non
     [(7, 7), ("7", 7), ("-9223372036854775808", -(2**63)), (2**63, "invalid_version"), ("1.0", "invalid_version"),
      (True, "invalid_version"), ("", "invalid_version"), (b"\xff", "invalid_version"), ([], "invalid_version"),
      (None, "invalid_version"), (-(2**63) - 1, "invalid_version"), ("9223372036854775808", "invalid_version"), (b"7", 7),
-     (1.0, "invalid_version"), ("+7", "invalid_version"), (" 7", "invalid_version"), ("\u0667", "invalid_version")],
+     (1.0, "invalid_version"), ("+7", "invalid_version"), (" 7", "invalid_version"), ("\u0667", "invalid_version"),
+     (Timestamp(1_767_225_600), "invalid_version")],
 )  # fmt: skip
 def test_versions(version: object, expected: object) -> None:
     """A version is an AMQP integer or its decimal string, within 64 bits signed."""

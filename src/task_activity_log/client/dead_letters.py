@@ -1,8 +1,9 @@
 """Dead letters: read without removing them, and removed only when whatever replaces them is safe."""
 
 import asyncio
+import re
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -15,7 +16,8 @@ from task_activity_log.client.messages import ClientError
 from task_activity_log.message import Properties
 from task_activity_log.problem import Unavailable
 from task_activity_log.rabbitmq.consumer import RabbitDelivery
-from task_activity_log.rabbitmq.headers import raw_headers
+from task_activity_log.rabbitmq.dead_letters import OWN_HEADERS
+from task_activity_log.rabbitmq.headers import encode, latest_death, raw_headers
 from task_activity_log.rabbitmq.link import LOST, LinkOptions, asking_the_driver, describe
 from task_activity_log.rabbitmq.publisher import Fate, Outgoing, Publisher
 from task_activity_log.rabbitmq.queues import existing_queue
@@ -25,8 +27,15 @@ from task_activity_log.rabbitmq.topology import REQUEST_KEY
 _IDLE_SECONDS = 5.0
 """If no dead letter arrives for this long although the broker counted more, another consumer has them."""
 
-_REJECTIONS = (b"x-error-", b"x-original-", b"x-headers-dropped", b"x-first-death-", b"x-last-death-")
-_BROKERS = frozenset((b"x-death", b"x-delivery-count"))
+_OWN = frozenset(name.encode() for name in OWN_HEADERS)
+_COUNTS = frozenset((b"x-delivery-count", b"x-acquired-count"))
+"""Headers that the broker sets at each delivery."""
+_DEATHS = (b"x-death", b"x-first-death-", b"x-last-death-")
+_BEHIND_OTHERS = ("expired", "maxlen")
+"""Why the broker dead-letters a message that nobody has had: requests behind it were not stored before."""
+_MILLISECONDS = re.compile("[0-9]{1,10}")
+_EXPIRATION_MAX = 2**32 - 1
+"""The longest time in milliseconds that the broker takes."""
 
 
 @dataclass(frozen=True)
@@ -40,19 +49,22 @@ class DeadLetter:
     @property
     def code(self) -> str:
         """The worker's code, or the broker's reason if the broker dead-lettered it (`delivery_limit`)."""
+        reason = self._death.get("reason")
+        if isinstance(reason, str):
+            return reason  # the headers are its publisher's
         return self._text("x-error-code") or self._text("x-first-death-reason") or "unknown"
 
     @property
     def detail(self) -> str:
         """What was wrong, in words."""
-        if detail := self._text("x-error-detail"):
+        if not self._death and (detail := self._text("x-error-detail")):
             return detail
-        return "dead-lettered by the broker" if self._text("x-first-death-reason") else "no reason given"
+        return "dead-lettered by the broker" if self.code != "unknown" else "no reason given"
 
     @property
     def publisher(self) -> str:
         """Who sent it: app_id, or else the user, or else `-`."""
-        return self.properties.app_id or self.properties.user_id or self._text("x-original-user-id") or "-"
+        return self.properties.app_id or self._user or "-"
 
     @cached_property
     def name(self) -> str:
@@ -61,42 +73,88 @@ class DeadLetter:
 
     @cached_property
     def key(self) -> str:
-        """Identifies it; copies of one message have the same."""
-        return f"{self.name} {sha256(self.body).hexdigest()}"
+        """Identifies it by all that is in it; exact copies have the same key."""
+        kept = (entry for name, entry in raw_headers(self.properties.table) if name not in _COUNTS)
+        header = encode(replace(self.properties, table=b"".join(kept), headers={}), 0)
+        return f"{self.name} {sha256(header + self.body).hexdigest()}"
 
     @cached_property
     def since(self) -> datetime | None:
-        """When it was first rejected, or else when it was sent; None when neither is known."""
-        with suppress(ValueError):
-            seen = datetime.fromisoformat(self._text("x-first-seen") or "")
-            return seen if seen.tzinfo else seen.replace(tzinfo=UTC)
-        sent = self.properties.sent
-        return None if sent is None else datetime.fromtimestamp(sent, UTC)
+        """When it was rejected, or else when it was sent; None when neither is known."""
+        rejected = self._died or self._time("x-last-seen") or self._time("x-first-seen")
+        return rejected or _instant(self.properties.sent)
+
+    @cached_property
+    def overtaken_from(self) -> datetime | None:
+        """Since when a newer request for its record can have been stored; None when that is not known.
+
+        What was delivered more than once came back to the queue while later messages were stored: then only its
+        publisher's timestamp says something. A time in `x-first-seen` counts when it is the earlier one: it is that of
+        the first rejection, or it is a publisher's and can only make the answer more careful.
+        """
+        if self._death.get("reason") in _BEHIND_OTHERS:
+            return self._died
+        last = self._time("x-last-seen")
+        if self._death or last is None or "x-redelivered" in self.properties.headers:
+            return _instant(self.properties.sent)
+        return min(last, self._time("x-first-seen") or last)
 
     @property
     def headers(self) -> dict[str, object]:
         """The headers that its request had, and when it was first rejected."""
-        return {name: value for name, value in self.properties.headers.items() if _is_publishers(name.encode())}
+        return {name: value for name, value in self.properties.headers.items() if self._is_publishers(name.encode())}
 
     def restored(self, user: str | None) -> Properties:
         """The properties that its request had. A user_id only if it is `user`: the broker refuses a foreign one."""
-        original = self._text("x-original-user-id")
-        kept = (entry for name, entry in raw_headers(self.properties.table) if _is_publishers(name))
+        kept = (entry for name, entry in raw_headers(self.properties.table) if self._is_publishers(name))
         return replace(
             self.properties,
             table=b"".join(kept),
             headers={},
-            user_id=original if original == user else None,
-            expiration=self._text("x-original-expiration"),
+            user_id=user if user == self._user else None,
+            expiration=self._expiration,
         )
+
+    @property
+    def _user(self) -> str | None:
+        return self.properties.user_id if self._death else self._text("x-original-user-id")
+
+    @property
+    def _expiration(self) -> str | None:
+        """The request's own, if the broker takes it."""
+        found = self._death.get("original-expiration") if self._death else self._text("x-original-expiration")
+        if not isinstance(found, str) or not _MILLISECONDS.fullmatch(found):
+            return None
+        return found if int(found) <= _EXPIRATION_MAX else None
+
+    @cached_property
+    def _death(self) -> Mapping[str, object]:
+        """What the broker says of it, if it is no copy of a worker's: then all its other headers are its publisher's."""
+        return latest_death(self.properties)
+
+    @property
+    def _died(self) -> datetime | None:
+        time_ = self._death.get("time")
+        return _instant(Properties(timestamp=time_).sent) if isinstance(time_, int) else None
+
+    def _is_publishers(self, header: bytes) -> bool:
+        if header in _COUNTS:
+            return False
+        return not header.startswith(_DEATHS) if self._death else header not in _OWN
 
     def _text(self, header: str) -> str | None:
         value = self.properties.headers.get(header)
         return value if isinstance(value, str) else None
 
+    def _time(self, header: str) -> datetime | None:
+        with suppress(ValueError, OverflowError):
+            seen = datetime.fromisoformat(self._text(header) or "")
+            return (seen if seen.tzinfo else seen.replace(tzinfo=UTC)).astimezone(UTC)
+        return None
 
-def _is_publishers(header: bytes) -> bool:
-    return header not in _BROKERS and not header.startswith(_REJECTIONS)
+
+def _instant(seconds: float | None) -> datetime | None:
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
 
 
 class Loan:
@@ -126,10 +184,10 @@ class Loan:
     async def give_back(self, letters: Iterable[DeadLetter]) -> None:
         """Return these now, so that others can see them."""
         with _explained():
-            await self._reader.requeue_some([letter.delivery for letter in letters])
+            await self._reader.give_back([letter.delivery for letter in letters])
 
     async def remove(self, letters: Iterable[DeadLetter]) -> int:
-        """Remove these for good; returns how many were still on loan."""
+        """Remove these for good, and return when the queue has removed them; how many were still on loan."""
         with _explained():
             return await self._reader.remove([letter.delivery for letter in letters])
 

@@ -11,7 +11,7 @@ from uuid import UUID
 from pydantic_core import SchemaValidator, core_schema
 
 from task_activity_log import wire
-from task_activity_log.message import UPDATE_MODE, VERSION, Delivery, Properties
+from task_activity_log.message import UPDATE_MODE, VERSION, Delivery, Properties, Timestamp
 from task_activity_log.problem import POISON, Code, Problem, Rejected
 from task_activity_log.record import TaskActivityLog
 
@@ -145,11 +145,14 @@ def _update_mode(value: object) -> UpdateMode:
 
 
 def _version(value: object) -> int:
-    """A 64-bit integer or its decimal string. A boolean is not accepted, although it is an int in Python."""
+    """A 64-bit integer or its decimal string. Booleans and timestamps are not accepted, although they are ints in Python.
+
+    AMQP timestamps have whole seconds: two changes in one second would have the same version, and one would be lost.
+    """
     numeral = _text(value)
     if numeral is not None and _NUMERAL.fullmatch(numeral):
         value = int(numeral)
-    if not isinstance(value, int) or isinstance(value, bool) or not -(2**63) <= value < 2**63:
+    if not isinstance(value, int) or isinstance(value, bool | Timestamp) or not -(2**63) <= value < 2**63:
         _reject(Code.INVALID_VERSION, f"Send {VERSION} as a 64-bit integer or its decimal string.")
     return value
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterable
 from itertools import takewhile
 
@@ -28,13 +29,15 @@ _CLOSE_SECONDS = 3.0
 
 
 class RabbitDelivery(Delivery):
-    """A delivery of one consumer, with the tag that settles it."""
+    """A delivery of one consumer, with the tag that settles it, and when it arrived, in seconds since 1970."""
 
-    __slots__ = ("consumer", "tag")
+    __slots__ = ("consumer", "redelivered", "tag", "taken")
 
     def __init__(self, consumer: Consumer, tag: int, redelivered: bool, header: bytes, body: bytes) -> None:
         self.consumer = consumer
         self.tag = tag
+        self.taken = time.time()
+        self.redelivered = redelivered
         self.body = body
         self.properties = headers.decode(header)
         # At the first delivery a header of this name is the publisher's own.
@@ -135,7 +138,7 @@ class Consumer:
 
         One frame is enough where all older ones are settled; the others need a frame each.
         """
-        for tag, multiple in self._acknowledgements(tags):
+        for tag, multiple in self._settlements(tags):
             await self._channel.basic_ack(tag, multiple=multiple, wait=False)
 
     def keep(self, tags: Iterable[int]) -> None:
@@ -147,8 +150,8 @@ class Consumer:
             del self._unsettled[tag]
             self._kept.add(tag)
 
-    def _acknowledgements(self, tags: Iterable[int]) -> list[tuple[int, bool]]:
-        """The tags to acknowledge, with those that were kept back, and whether each includes all before it."""
+    def _settlements(self, tags: Iterable[int]) -> list[tuple[int, bool]]:
+        """The tags to settle, with those that were kept back, and whether each includes all before it."""
         done = sorted({*filter(self.has, tags), *self._kept})
         self._kept.clear()
         for tag in done:
@@ -172,7 +175,7 @@ class Consumer:
         Raises:
             One of `link.LOST`: the connection is lost, or the broker does not answer in time. Everything comes again.
         """
-        done = self._acknowledgements(())
+        done = self._settlements(())
         count = len(self._unsettled)
         self.abandon()
         self._closing = True
@@ -188,12 +191,6 @@ class Consumer:
             self._give_up("the broker did not close a channel in time")
             raise
         return count
-
-    async def requeue_some(self, deliveries: Iterable[RabbitDelivery]) -> None:
-        """Return these to the queue, in their order, and keep the others in hand."""
-        for delivery in deliveries:
-            self._unsettled.pop(delivery.tag, None)
-            await self._channel.basic_nack(delivery.tag, requeue=True)
 
     def abandon(self) -> None:
         """Forget what is in hand and ignore what still arrives: the channel ends, and all of it comes again."""

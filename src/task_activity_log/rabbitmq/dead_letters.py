@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Final
 
 from pamqp import decode
 
@@ -14,7 +15,21 @@ from task_activity_log.rabbitmq.publisher import Fate, Outgoing, Publisher
 
 _DROPPED = frozenset((b"CC", b"BCC", b"x-death", b"x-delivery-count"))
 """Headers that are not copied: the first two would send the copy to more queues, the broker sets the others itself."""
+OWN_HEADERS: Final = frozenset(
+    {
+        "x-error-code",
+        "x-error-detail",
+        "x-headers-dropped",
+        "x-last-seen",
+        "x-original-expiration",
+        "x-original-user-id",
+        "x-redelivered",
+    }
+)
+"""The worker's own headers. A request that has one of these has it from its publisher: it is not copied. `x-first-seen` is
+copied, because a replayed request has it; whoever reads it must not rely on it."""
 
+_NOT_COPIED = _DROPPED | {name.encode() for name in OWN_HEADERS}
 _DETAIL_BYTES = 1_000
 _BROKERS_BYTES = 1_024
 """Kept free in the frame: the broker adds headers of its own when it redelivers a message."""
@@ -36,7 +51,7 @@ class DeadLetters:
             Unavailable: the broker is away, or the queue is missing or refuses the copies. Keep all of them again.
         """
         copies = [
-            Outgoing("", self._queue, copied(delivery.properties, problem, self._publisher.header_max), delivery.body)
+            Outgoing("", self._queue, _copy(delivery, problem, self._publisher.header_max), delivery.body)
             for delivery, problem in rejected
         ]
         for fate in await self._publisher.publish(copies):
@@ -44,11 +59,20 @@ class DeadLetters:
                 raise Unavailable(f"dead letters {fate.value}", f"{self._queue} does not take them")
 
 
-def copied(original: Properties, problem: Problem, header_max: int) -> Properties:
+def _copy(delivery: RabbitDelivery, problem: Problem, header_max: int) -> Properties:
+    taken = datetime.fromtimestamp(delivery.taken, UTC)
+    return copied(delivery.properties, problem, header_max, taken, redelivered=delivery.redelivered)
+
+
+def copied(
+    original: Properties, problem: Problem, header_max: int, taken: datetime, *, redelivered: bool = False
+) -> Properties:
     """The properties of a copy: those of the original, with the reason in headers.
 
     What the broker would act on is moved to headers as well. If the content header came too close to `header_max` bytes,
     the publisher's headers are left out.
+
+    `taken` is when the rejected delivery arrived. No request behind it was stored before, except if it was `redelivered`.
     """
     headers: dict[str, object] = {
         "x-error-code": str(problem.code),
@@ -59,14 +83,14 @@ def copied(original: Properties, problem: Problem, header_max: int) -> Propertie
         headers["x-original-user-id"] = original.user_id
     if original.expiration is not None:
         headers["x-original-expiration"] = original.expiration
-    now = datetime.now(UTC).isoformat(timespec="milliseconds")
+    seen_at = taken.isoformat(timespec="milliseconds")
+    headers["x-last-seen"] = seen_at
     if "x-first-seen" not in original.headers:
-        headers["x-first-seen"] = now
-    ours = {name.encode() for name in headers}  # a replayed message has those of its last rejection
+        headers["x-first-seen"] = seen_at
+    if redelivered:
+        headers["x-redelivered"] = True
     entries = [
-        (name, entry)
-        for name, entry in raw_headers(original.table)
-        if name not in _DROPPED and name not in ours and _readable(entry)
+        (name, entry) for name, entry in raw_headers(original.table) if name not in _NOT_COPIED and _readable(entry)
     ]
     copy = replace(
         original,
@@ -82,7 +106,7 @@ def copied(original: Properties, problem: Problem, header_max: int) -> Propertie
         seen = (entry for name, entry in entries if name == b"x-first-seen" and len(entry) <= _FIRST_SEEN_BYTES)
         copy.table = next(seen, b"")
         if not copy.table:
-            headers["x-first-seen"] = now
+            headers["x-first-seen"] = seen_at
     return copy
 
 

@@ -13,7 +13,7 @@ from functools import lru_cache
 from operator import attrgetter
 from typing import Any
 
-from task_activity_log.message import Properties
+from task_activity_log.message import Properties, Timestamp
 
 _LATEST_MILLISECOND = 253_402_300_799_999
 """The last instant of the year 9999. Publishers send seconds or milliseconds; any larger number is out of range."""
@@ -123,6 +123,14 @@ def raw_headers(table: bytes) -> list[tuple[bytes, bytes]]:
     return entries
 
 
+def latest_death(properties: Properties) -> dict[str, object]:
+    """What the broker noted when it dead-lettered a message last: `reason`, `time`, `queue`; empty if it never did."""
+    deaths = properties.headers.get("x-death")
+    if not isinstance(deaths, bytes) or deaths[:1] != b"F":  # an array of tables, the latest first
+        return {}
+    return _headers(deaths[5 : 5 + int.from_bytes(deaths[1:5], "big")], [])
+
+
 def _long_string(value: bytes) -> str | bytes:
     # .NET writes a byte[] header as a long string, so bytes that are not text are a value, not an error.
     try:
@@ -135,8 +143,8 @@ def _decimal(value: bytes) -> Decimal:
     return Decimal(int.from_bytes(value[1:], "big", signed=True)).scaleb(-value[0])
 
 
-def _instant(value: bytes) -> int:
-    instant = int.from_bytes(value, "big")
+def _instant(value: bytes) -> Timestamp:
+    instant = Timestamp.from_bytes(value, "big")
     if instant > _LATEST_MILLISECOND:
         raise ValueError
     return instant

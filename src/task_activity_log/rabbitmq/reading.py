@@ -1,11 +1,12 @@
 """A queue that a subscriber reads, or an operator inspects: one connection, which is not rebuilt when lost."""
 
 import asyncio
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager, suppress
 
 import aio_pika
 from aiormq.abc import AbstractChannel
+from pamqp.commands import Basic
 
 from task_activity_log.aio import Waiting
 from task_activity_log.rabbitmq.channel import open_channel
@@ -18,6 +19,10 @@ PREFETCH_MAX = 65_535
 """The largest prefetch of AMQP 0-9-1, which has two bytes for it."""
 
 _BACK_SECONDS = 2.0
+_ANSWER_SECONDS = 10.0
+"""How long a queue may take to answer."""
+_UNDER_WAY = 24
+"""How many commands that settle deliveries are sent before the queue's answer is waited for."""
 
 
 class Reader(Consumer):
@@ -46,15 +51,46 @@ class Reader(Consumer):
             await self._ended
         return deliveries
 
-    async def remove(self, deliveries: Collection[RabbitDelivery]) -> int:
-        """Acknowledge these, and return when the broker has read that; how many were not settled before.
+    async def remove(self, deliveries: Iterable[RabbitDelivery]) -> int:
+        """Acknowledge these, and return when the queue has removed them; how many were not settled before.
 
-        The driver only queues an acknowledgement, and drops it if the connection is closed at once.
+        RabbitMQ keeps commands of a channel back while more than 32 of them wait for a quorum queue, and forgets those
+        if the channel closes. So only a few are under way at a time. Neither `basic.qos` nor a passive declare proves
+        that a queue has applied them, because the broker answers both without it.
+
+        Raises:
+            One of `LOST`: the queue has not answered. What it has not removed comes again.
         """
         tags = [delivery.tag for delivery in deliveries if self.has(delivery.tag)]
-        await self.acknowledge(tags)
-        await self._channel.basic_qos(prefetch_count=PREFETCH_MAX)  # the broker reads a channel's frames in order
+        commands = self._settlements(tags)
+        for start in range(0, len(commands), _UNDER_WAY):
+            for tag, multiple in commands[start : start + _UNDER_WAY]:
+                await self._channel.basic_ack(tag, multiple=multiple, wait=False)
+            await self._wait_applied()
         return len(tags)
+
+    async def give_back(self, deliveries: Iterable[RabbitDelivery]) -> None:
+        """Return these to the queue, keep the others in hand, and return when the queue has them.
+
+        Raises:
+            One of `LOST`: the queue has not answered. Everything in hand comes again.
+        """
+        for tag, multiple in self._settlements([delivery.tag for delivery in deliveries]):
+            await self._channel.basic_nack(tag, multiple=multiple, requeue=True, wait=False)
+        await (
+            self._wait_applied()
+        )  # applied: all but those that the broker keeps back, which it sends in one command now
+        await self._wait_applied()
+
+    async def _wait_applied(self) -> None:
+        """Return when the queue has applied what was sent before: it answers `basic.get` in the order of the commands.
+
+        A message that it gives is returned, and is then behind the others that were returned.
+        """
+        async with asyncio.timeout(_ANSWER_SECONDS):
+            found = await self._channel.basic_get(self.found.queue)
+        if isinstance(found.delivery, Basic.GetOk):
+            await self._channel.basic_nack(found.delivery.delivery_tag or 0, requeue=True, wait=False)
 
     async def end(self) -> int:
         """Return everything that was not acknowledged to the queue; how many messages."""

@@ -13,11 +13,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from task_activity_log import wire
+from task_activity_log.cli.dead_letters.selection import judged
 from task_activity_log.cli.exported import reasons
 from task_activity_log.cli.terminal import say
 from task_activity_log.client import ClientError
 from task_activity_log.client.dead_letters import DeadLetter
-from task_activity_log.pipeline.request import Rules, judge
+from task_activity_log.pipeline.request import Rules
 from task_activity_log.problem import Problem
 from task_activity_log.settings import Settings
 from task_activity_log.wiring import rules_of
@@ -48,7 +49,7 @@ def edited(letters: Iterable[DeadLetter], settings: Settings) -> Iterator[dict[s
 def _edited(letter: DeadLetter, rules: Rules, folder: Path) -> bytes | None:
     """The body once it would be accepted; None if the user leaves it as it is or gives up."""
     body = letter.body
-    found = judge(body, letter.restored(None), rules)
+    found = judged(letter, body, rules)
     for reason in reasons(found) if isinstance(found, Problem) else [f"{letter.code}: {letter.detail}"]:
         say(f"{letter.name}: {reason}")
     while True:
@@ -56,7 +57,7 @@ def _edited(letter: DeadLetter, rules: Rules, folder: Path) -> bytes | None:
         if body == before:
             say(f"{letter.name}: kept, as it was not changed")
             return None
-        found = judge(body, letter.restored(None), rules)
+        found = judged(letter, body, rules)
         if not isinstance(found, Problem):
             return body
         for reason in reasons(found):

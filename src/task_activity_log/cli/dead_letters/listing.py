@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from task_activity_log.cli import exported
-from task_activity_log.cli.dead_letters.selection import Selection
+from task_activity_log.cli.dead_letters.selection import Selection, judged
 from task_activity_log.cli.terminal import printable, readable, table
 from task_activity_log.client import ClientError
 from task_activity_log.client.dead_letters import DeadLetter
-from task_activity_log.pipeline.request import judge
 from task_activity_log.problem import Problem
 from task_activity_log.wiring import rules_of
 
@@ -56,7 +55,7 @@ def in_full(letter: DeadLetter, selection: Selection) -> str:
     """The reason, properties and headers, and the body."""
     lines = [f"message {letter.name}", f"  reason          {letter.code}: {letter.detail}"]
     lines += [f"  first rejected  {letter.since:%Y-%m-%d %H:%M:%S %Z}" if letter.since else "  first rejected  unknown"]
-    found = judge(letter.body, letter.restored(None), rules_of(selection.settings))
+    found = judged(letter, letter.body, rules_of(selection.settings))
     if isinstance(found, Problem):
         lines += [f"  if sent today   rejected: {reason}" for reason in exported.reasons(found)]
     else:

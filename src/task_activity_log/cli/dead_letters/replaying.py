@@ -1,19 +1,21 @@
 """Sends dead letters again, except those that would be rejected again or would overwrite a newer row."""
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from uuid import UUID
 
-from task_activity_log.cli.dead_letters.selection import Selection
+from task_activity_log.cli.dead_letters.selection import Selection, judged
 from task_activity_log.cli.exit_codes import DONE, SOME_REJECTED
 from task_activity_log.cli.terminal import FEW, progress, say
 from task_activity_log.client import ClientError
 from task_activity_log.client.dead_letters import DeadLetter
 from task_activity_log.client.dead_letters import replay as replay_letters
-from task_activity_log.pipeline.request import judge
 from task_activity_log.problem import Problem, Unavailable
 from task_activity_log.settings import Settings
 from task_activity_log.wiring import link_of, rules_of, store_of
+
+_CLOCKS_DIFFER = timedelta(seconds=10)
+"""How far the clocks of a worker, the broker, a publisher and the database may be apart."""
 
 
 async def replay(
@@ -54,7 +56,7 @@ async def _chosen(
     A request with `x-version` is safe to replay in any case: the worker compares versions.
     """
     rules = rules_of(selection.settings)
-    found = {letter.key: judge(bodies[letter.key], letter.restored(None), rules) for letter in letters}
+    found = {letter.key: judged(letter, bodies[letter.key], rules) for letter in letters}
     ids = {record.id for record in found.values() if not isinstance(record, Problem)}
     changed = {} if over_newer else await _changed(ids, selection.settings)
     chosen: list[DeadLetter] = []
@@ -65,12 +67,26 @@ async def _chosen(
             kept.append(f"{letter.name}: kept, as it would be rejected again: {record.code}: {record.detail}")
             continue
         at = changed.get(record.id)
-        if at and letter.since and at > letter.since and "x-version" not in letter.properties.headers:
-            changed_at = f"{at:%Y-%m-%d %H:%M:%S}, after the rejection; use --over-newer to replay it anyway"
-            kept.append(f"{letter.name}: kept, as its row has changed at {changed_at}")
+        if at and "x-version" not in letter.headers and (newer := may_be_newer(letter, at)):
+            kept.append(f"{letter.name}: kept, as {newer}; use --over-newer to replay it anyway")
         else:
             chosen.append(letter)
     return chosen, kept
+
+
+def may_be_newer(letter: DeadLetter, changed: datetime) -> str | None:
+    """Why the row, which was changed at this moment, may be newer than the dead letter; None if it is not."""
+    since = letter.overtaken_from
+    at = f"{changed:%Y-%m-%d %H:%M:%S}"
+    if since is None:
+        return f"its row has changed at {at}, perhaps by a newer request"
+    if changed <= since - _CLOCKS_DIFFER:
+        return None
+    return (
+        f"its row has changed at {at}, after the rejection"
+        if changed > since
+        else f"its row has changed at {at}, just before"
+    )
 
 
 async def _changed(ids: set[UUID], settings: Settings) -> Mapping[UUID, datetime]:

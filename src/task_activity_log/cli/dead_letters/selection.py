@@ -2,14 +2,18 @@
 
 import asyncio
 import re
+from collections import Counter
 from collections.abc import AsyncIterator, Container, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 from task_activity_log.cli.exit_codes import DONE, FAILED
 from task_activity_log.cli.terminal import say
 from task_activity_log.client.dead_letters import DeadLetter, Loan, borrow_dead_letters
+from task_activity_log.pipeline.request import Rules, judge
+from task_activity_log.problem import Problem
+from task_activity_log.record import TaskActivityLog
 from task_activity_log.settings import Settings
 from task_activity_log.wiring import link_of
 
@@ -90,6 +94,20 @@ class Selection:
             yield loan, [letter for letter in letters if letter.key in keys]
 
     async def remove(self, letters: Sequence[DeadLetter]) -> int:
-        """Remove these from the queue for good; returns how many were there."""
-        async with self.on_loan({letter.key for letter in letters}) as (loan, found):
+        """Remove these from the queue for good; returns how many the queue has removed.
+
+        No more of a kind than there are here: an equal one that came in since is another dead letter.
+        """
+        left = Counter(letter.key for letter in letters)
+        async with borrow_dead_letters(link_of(self.settings), self.settings.dead_letters_queue) as loan:
+            found: list[DeadLetter] = []
+            async for letter in loan:
+                if left[letter.key] > 0:
+                    left[letter.key] -= 1
+                    found.append(letter)
             return await loan.remove(found)
+
+
+def judged(letter: DeadLetter, body: bytes, rules: Rules) -> TaskActivityLog | Problem:
+    """The record of its request with this body, or the problem with which a worker would reject it today."""
+    return judge(body, replace(letter.restored(None), headers=letter.headers), rules)
