@@ -74,21 +74,7 @@ def copied(
 
     `taken` is when the rejected delivery arrived. No request behind it was stored before, except if it was `redelivered`.
     """
-    headers: dict[str, object] = {
-        "x-error-code": str(problem.code),
-        "x-error-detail": problem.detail.encode()[:_DETAIL_BYTES].decode(errors="ignore"),
-    }
-    # The broker would refuse another user's user_id, and would let the copy expire.
-    if original.user_id is not None:
-        headers["x-original-user-id"] = original.user_id
-    if original.expiration is not None:
-        headers["x-original-expiration"] = original.expiration
-    seen_at = taken.isoformat(timespec="milliseconds")
-    headers["x-last-seen"] = seen_at
-    if "x-first-seen" not in original.headers:
-        headers["x-first-seen"] = seen_at
-    if redelivered:
-        headers["x-redelivered"] = True
+    headers = _reasons(original, problem, taken, redelivered)
     entries = [
         (name, entry) for name, entry in raw_headers(original.table) if name not in _NOT_COPIED and _readable(entry)
     ]
@@ -106,8 +92,27 @@ def copied(
         seen = (entry for name, entry in entries if name == b"x-first-seen" and len(entry) <= _FIRST_SEEN_BYTES)
         copy.table = next(seen, b"")
         if not copy.table:
-            headers["x-first-seen"] = seen_at
+            headers["x-first-seen"] = headers["x-last-seen"]
     return copy
+
+
+def _reasons(original: Properties, problem: Problem, taken: datetime, redelivered: bool) -> dict[str, object]:
+    headers: dict[str, object] = {
+        "x-error-code": str(problem.code),
+        "x-error-detail": problem.detail.encode()[:_DETAIL_BYTES].decode(errors="ignore"),
+    }
+    # The broker would refuse another user's user_id, and would let the copy expire.
+    if original.user_id is not None:
+        headers["x-original-user-id"] = original.user_id
+    if original.expiration is not None:
+        headers["x-original-expiration"] = original.expiration
+    seen_at = taken.isoformat(timespec="milliseconds")
+    headers["x-last-seen"] = seen_at
+    if "x-first-seen" not in original.headers:
+        headers["x-first-seen"] = seen_at
+    if redelivered:
+        headers["x-redelivered"] = True
+    return headers
 
 
 def _readable(entry: bytes) -> bool:
