@@ -95,6 +95,13 @@ POISON = Problem(
     Code.POISON_MESSAGE,
     "This message was delivered several times and never settled; it may have crashed a worker. It was not tried again.",
 )
+CLIENT, SKIPPED = "client", "skipped"
+"""What `Refused` has instead of an SQLSTATE."""
+_SKIPPED = Problem(
+    Code.REFUSED_BY_DATABASE,
+    "The database did not store this record, without an error: a trigger or a rule skipped it. Ask the people who run the"
+    " database.",
+)
 UNREADABLE = Problem(
     Code.UNREADABLE_RECORD,
     "The record was stored, but the row now has values that a reply cannot contain. Find out who else writes to the"
@@ -113,7 +120,8 @@ class Rejected(Exception):
 class Refused(Exception):
     """The database refuses a value in this wave: halve the wave until the row at fault is alone.
 
-    `sqlstate` has PostgreSQL's five characters, or is `client` if the driver could not send a value or read a result.
+    `sqlstate` has PostgreSQL's five characters. It is `client` if the driver could not send a value or read a result, and
+    `skipped` if a trigger or a rule of the database did not let the row be written, without an error.
     """
 
     def __init__(self, sqlstate: str) -> None:
@@ -123,6 +131,10 @@ class Refused(Exception):
     @property
     def problem(self) -> Problem:
         """The problem for the publisher. It has the SQLSTATE but not the database's message, which quotes rows."""
+        if self.sqlstate == CLIENT:
+            return UNREADABLE
+        if self.sqlstate == SKIPPED:
+            return _SKIPPED
         detail = (
             f"The database refuses this record (SQLSTATE {self.sqlstate}). Correct it, or ask the people who run the"
             " database."

@@ -97,21 +97,6 @@ async def test_a_wave_mixes_all_outcomes(store: Store) -> None:
     assert outcomes(await store.apply([gone_by_again])) == ["duplicate"]
 
 
-async def test_a_row_that_a_trigger_skips_is_stale(store: Store, database: Connection) -> None:
-    """Nothing was written, so the current record is returned. It is not a duplicate, because it was not taken before."""
-    await database.execute("""
-        CREATE FUNCTION skip() RETURNS trigger LANGUAGE plpgsql AS
-            $$ BEGIN IF NEW.subject = 'skip' THEN RETURN NULL; END IF; RETURN NEW; END $$;
-        CREATE TRIGGER skip BEFORE INSERT ON task_activity_log FOR EACH ROW EXECUTE FUNCTION skip();
-    """)
-    kept = ask(subject="kept")
-    await store.apply([kept])
-    wave = [ask(kept.record.id, subject="skip"), ask(subject="skip"), ask(subject="skip", key=False)]
-    applied = await store.apply(wave)
-    assert outcomes(applied) == ["stale", "stale", "stale"]
-    assert subjects(applied) == ["kept", "no record", "no record"]
-
-
 async def test_a_merge_of_nothing_is_an_update(store: Store) -> None:
     """If a message has only the id, the row keeps its values and its instant increases."""
     [(_, before)] = await store.apply([full := ask(**FULL)])

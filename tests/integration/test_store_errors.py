@@ -13,9 +13,9 @@ import pytest
 from sandbox.proxy import Proxy
 from task_activity_log.postgresql import migrations
 from task_activity_log.postgresql.connecting import Connector
-from task_activity_log.postgresql.session import CLIENT, Session
+from task_activity_log.postgresql.session import Session
 from task_activity_log.postgresql.store import Store
-from task_activity_log.problem import Failed, NotMigrated, Refused, TimedOut, Unavailable
+from task_activity_log.problem import CLIENT, Failed, NotMigrated, Refused, TimedOut, Unavailable
 from tests.asking import Connection, ask, merge, outcomes, until_blocked
 
 

@@ -93,7 +93,7 @@ async def test_the_lock_timeout_ends_with_its_statement(store: Store, patient_ur
     request = ask()
     await store.apply([request])
     session: Connection = await asyncpg.connect(patient_url, statement_cache_size=0)
-    statement = _WRITE[UpdateMode.REPLACE]
+    statement = _WRITE[UpdateMode.REPLACE, True]
 
     async def write() -> None:
         await session.execute("SELECT 1")  # so that pgbouncer has a server connection for this client
@@ -137,11 +137,12 @@ async def test_the_lock_timeout_is_that_of_the_patience(store: Store, database: 
         assert {row["lock_timeout"] for row in await database.fetch("DELETE FROM seen RETURNING *")} == {expected}
 
 
+@pytest.mark.parametrize("has_xmax", [True, False])
 @pytest.mark.parametrize("mode", UpdateMode)
-async def test_the_plan_keeps_the_order_of_the_rows(database: Connection, mode: UpdateMode) -> None:
+async def test_the_plan_keeps_the_order_of_the_rows(database: Connection, mode: UpdateMode, *, has_xmax: bool) -> None:
     """No join and no sort may change the order in which rows are locked, however large a wave is."""
     plan = await database.fetchval(
-        f"EXPLAIN (FORMAT JSON, COSTS OFF) {_WRITE[mode]}",
+        f"EXPLAIN (FORMAT JSON, COSTS OFF) {_WRITE[mode, has_xmax]}",
         *_arguments([MODES[mode](UUID(int=number)) for number in range(500)], mode, 1.0),
     )
     nodes = set(_nodes(json.loads(plan)[0]["Plan"]))
@@ -149,6 +150,8 @@ async def test_the_plan_keeps_the_order_of_the_rows(database: Connection, mode: 
 
 
 def _nodes(plan: dict[str, Any]) -> Iterator[str]:
+    if plan.get("Alias") in ("kept", "before"):  # looks up one row in a subquery
+        return
     yield plan["Node Type"]
     for child in plan.get("Plans", []):
         yield from _nodes(child)

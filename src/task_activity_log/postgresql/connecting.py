@@ -285,6 +285,7 @@ class _Opener:
         connection.writable, connection.cluster, connection.timeline = True, None, 0
         try:
             _keep_alive(connection, self.target)
+            connection.know_arrays()
             if compare:
                 try:
                     row = await connection.fetchrow(_EXAMINE)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import asyncpg
 
-from task_activity_log.problem import Failed, NotMigrated, Refused, TimedOut, Unavailable
+from task_activity_log.problem import CLIENT, SKIPPED, Failed, NotMigrated, Refused, TimedOut, Unavailable
+from task_activity_log.record import FIELDS
 
 Row: TypeAlias = Mapping[str, Any]
 """Values by column name."""
@@ -19,8 +20,20 @@ if TYPE_CHECKING:
 else:
     _Connection = asyncpg.Connection  # not generic at run time
 
-CLIENT = "client"
-"""Used instead of an SQLSTATE if the driver could not send a value or read a result."""
+SKIPPED_ROW = "task_activity_log: a trigger or a rule skipped the row"
+UNSET_INSTANT = "task_activity_log: no trigger has set modified_dateutc"
+"""What write.sql has PostgreSQL quote in an error (`invalid input syntax for type boolean: "…"`), in whatever language."""
+
+
+_ARRAYS = [
+    {
+        "oid": oid, "ns": "pg_catalog", "name": f"_{element}", "kind": b"b", "basetype": None, "elemtype": element_oid,
+        "elemdelim": ",", "range_subtype": None, "attrtypoids": None, "attrnames": None, "depth": 0,
+        "basetype_name": None, "elemtype_name": element, "range_subtype_name": None,
+    }
+    for oid, element_oid, element in ((1000, 16, "bool"), (1016, 20, "int8"), (2951, 2950, "uuid"))
+]  # fmt: skip
+"""The types of our arrays that the driver does not know by itself, as its lookup in the catalog would return them."""
 
 
 class ServerConnection(_Connection):
@@ -44,6 +57,15 @@ class ServerConnection(_Connection):
         transport: Any = self._transport  # type: ignore[attr-defined]  # the driver has no public name for it
         return transport.get_extra_info("socket")
 
+    def know_arrays(self) -> None:
+        """Tell the driver the array types of our statements.
+
+        Otherwise it looks them up in the catalog of each connection, with a statement whose operators have no schema:
+        whoever may create an operator in the search path could have the worker call a function.
+        """
+        protocol: Any = self._protocol  # type: ignore[attr-defined]  # the driver has no public name for it
+        protocol.get_settings().register_data_types(_ARRAYS)
+
 
 class Fault(Enum):
     """What caused an error, and so how it is handled."""
@@ -63,6 +85,9 @@ class Fault(Enum):
     `LASTING`."""
     STATEMENT = auto()
     """A prepared statement is gone: try once more on a new connection, then as `PASSING`."""
+    SKIPPED = auto()
+    """The row was not written, although no error was raised: try once more, because another transaction may have stored a
+    higher version meanwhile, then as `ROW`."""
     DATABASE = auto()
     """The database, whatever the row: wait until it works again."""
 
@@ -109,8 +134,10 @@ _WORDS = {
     "57": "shutting down or starting up",
 }
 _NO_SUCH_TABLE = "42P01"
-_RETRIES = {Fault.CONFLICT: 3, Fault.SCHEMA: 1, Fault.STATEMENT: 1}
-_HARMLESS = (Fault.ROW, Fault.LASTING, Fault.TIMEOUT, Fault.CONFLICT)  # the connection can still be used
+_QUOTED = "22P02"  # the SQLSTATE of the errors in which `SKIPPED_ROW` and `UNSET_INSTANT` are quoted
+_NOT_NULL = "23502"
+_RETRIES = {Fault.CONFLICT: 3, Fault.SCHEMA: 1, Fault.STATEMENT: 1, Fault.SKIPPED: 1}
+_HARMLESS = (Fault.ROW, Fault.LASTING, Fault.TIMEOUT, Fault.CONFLICT, Fault.SKIPPED)  # the connection can still be used
 
 
 def fault(sqlstate: str) -> Fault:
@@ -152,9 +179,7 @@ DRIVER_ERRORS = (
 def _judge(error: Exception, where: str) -> tuple[Fault, Refused | Unavailable]:
     """The cause of a driver's error, and what to raise for it. The error's text is dropped, because it quotes rows."""
     if isinstance(error, asyncpg.PostgresError):
-        sqlstate = error.sqlstate or "XX000"
-        kind = fault(sqlstate)
-        return kind, Refused(sqlstate) if kind is Fault.ROW else outage(sqlstate, where)
+        return _judge_server(error, where)
     if isinstance(error, ValueError | OverflowError):
         return Fault.ROW, Refused(CLIENT)
     if isinstance(error, TimeoutError):
@@ -162,6 +187,19 @@ def _judge(error: Exception, where: str) -> tuple[Fault, Refused | Unavailable]:
             where
         )  # the server may still execute it, so the connection cannot be used any more
     return Fault.DATABASE, Unavailable("connection lost", where)
+
+
+def _judge_server(error: asyncpg.PostgresError, where: str) -> tuple[Fault, Refused | Unavailable]:
+    sqlstate = error.sqlstate or "XX000"
+    if sqlstate == _QUOTED and SKIPPED_ROW in str(error):
+        return Fault.SKIPPED, Refused(SKIPPED)
+    if sqlstate == _QUOTED and UNSET_INSTANT in str(error):
+        return Fault.LASTING, Failed("modified_dateutc is not set", sqlstate, where)
+    if sqlstate == _NOT_NULL and error.column_name not in FIELDS:
+        # No message can set this column. The name is not shown: a trigger may have put anything there.
+        return Fault.LASTING, Failed("a column that is not ours is NOT NULL", sqlstate, where)
+    kind = fault(sqlstate)
+    return kind, Refused(sqlstate) if kind is Fault.ROW else outage(sqlstate, where)
 
 
 class Session:

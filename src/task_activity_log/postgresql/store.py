@@ -13,7 +13,7 @@ from uuid import UUID
 from task_activity_log.pipeline.ports import PATIENT, Patience
 from task_activity_log.pipeline.request import Request, UpdateMode
 from task_activity_log.postgresql.connecting import Connector
-from task_activity_log.postgresql.session import Row, ServerConnection, Session
+from task_activity_log.postgresql.session import SKIPPED_ROW, UNSET_INSTANT, Row, ServerConnection, Session
 from task_activity_log.problem import NotMigrated, Refused, Unavailable
 from task_activity_log.record import FIELDS, Applied, Outcome, StoredTaskActivityLog
 from task_activity_log.wire.fields import KINDS, Kind
@@ -27,19 +27,31 @@ def _sql(name: str) -> str:
 
 _NEW_VALUE = {
     UpdateMode.REPLACE: "excluded.{column}",
-    UpdateMode.MERGE: "CASE WHEN $15::jsonb -> excluded.id::text ? '{column}'"
-    " THEN excluded.{column} ELSE stored.{column} END",
+    UpdateMode.MERGE: "CASE WHEN ($15::pg_catalog.jsonb OPERATOR(pg_catalog.->) excluded.id::pg_catalog.text)"
+    " OPERATOR(pg_catalog.?) '{column}' THEN excluded.{column} ELSE stored.{column} END",
 }
 """What an update sets a column to."""
 
+_INSERTED = {
+    True: "xmax OPERATOR(pg_catalog.=) 0",
+    False: "(SELECT before.id FROM task_activity_log AS before WHERE before.id OPERATOR(pg_catalog.=) stored.id) IS NULL",
+}
+"""Whether a row was inserted, by whether the row has an xmax (see write.sql)."""
 
-def _write(mode: UpdateMode) -> str:
+
+def _write(mode: UpdateMode, *, has_xmax: bool) -> str:
     """The statement that writes a wave in this mode."""
     assignments = [f"{column} = {_NEW_VALUE[mode].format(column=column)}," for column in FIELDS if column != "id"]
-    return _sql("write").replace("{assignments}", "\n        ".join(assignments))
+    statement = _sql("write").replace("{assignments}", "\n        ".join(assignments))
+    return (
+        statement.replace("{inserted}", _INSERTED[has_xmax])
+        .replace("{unset}", UNSET_INSTANT)
+        .replace("{skipped}", SKIPPED_ROW)
+    )
 
 
-_WRITE = {mode: _write(mode) for mode in UpdateMode}
+_WRITE = {(mode, plain): _write(mode, has_xmax=plain) for mode in UpdateMode for plain in (True, False)}
+_KIND = _sql("kind")
 _READ = _sql("read")
 _LOCKED = _sql("locked")
 _TRIM = _sql("trim")
@@ -83,6 +95,7 @@ class Store:
         self._command_timeout = command_timeout
         self._writer = Session(connection)
         self._maintenance = Session(connection)
+        self._has_xmax: bool | None = None  # whether rows of the table of records have one; None: not known yet
 
     @property
     def connected(self) -> bool:
@@ -124,9 +137,10 @@ class Store:
         if not wave:
             return []
         mode = wave[0].mode
-        arguments = _arguments(wave, mode, patience.lock_seconds)
+        has_xmax = await self._learn_kind() if self._has_xmax is None else self._has_xmax
+        statement, arguments = _WRITE[mode, has_xmax], _arguments(wave, mode, patience.lock_seconds)
         seconds = None if patience.seconds is None else min(patience.seconds, self._command_timeout)
-        written = {row["id"]: row for row in await self._writer.ask(_WRITE[mode], *arguments, seconds=seconds)}
+        written = {row["id"]: row for row in await self._writer.ask(statement, *arguments, seconds=seconds)}
         applied: list[Applied] = []
         unwritten: list[int] = []
         for index, request in enumerate(wave):
@@ -138,12 +152,14 @@ class Store:
             else:
                 applied.append(_answer(outcome, row))
         if unwritten:
-            ids = [wave[index].record.id for index in unwritten]
-            current = {row["id"]: row for row in await self._writer.ask(_READ, ids)}
+            current = await self._current([wave[index].record.id for index in unwritten])
             for index in unwritten:
                 if (row := current.get(wave[index].record.id)) is not None:
                     applied[index] = _answer(applied[index].outcome, row)
         return applied
+
+    async def _current(self, ids: Sequence[UUID]) -> dict[UUID, Row]:
+        return {row["id"]: row for row in await self._writer.ask(_READ, ids)}
 
     async def probe(self) -> None:
         """Prove that writing is possible, without writing anything: store a wave without requests.
@@ -154,7 +170,8 @@ class Store:
         Raises:
             Unavailable: it is not possible, or not permitted.
         """
-        await self._maintain(self._writer, _WRITE[UpdateMode.REPLACE], *_NOTHING)
+        has_xmax = await self._learn_kind()
+        await self._maintain(self._writer, _WRITE[UpdateMode.REPLACE, has_xmax], *_NOTHING)
 
     async def locked(self, ids: Sequence[UUID]) -> set[UUID]:
         """Those of these records whose rows are locked by another transaction now (see sql/locked.sql).
@@ -204,6 +221,12 @@ class Store:
         """
         rows = await self._maintain(self._maintenance, _READ, ids)
         return {row["id"]: row["modified_dateutc"] for row in rows if row["modified_dateutc"] is not None}
+
+    async def _learn_kind(self) -> bool:
+        """Ask which kind of table the records are in (see sql/kind.sql), and return whether its rows have an xmax."""
+        [row] = await self._maintain(self._writer, _KIND)
+        self._has_xmax = row["kind"] in (None, "r")
+        return self._has_xmax
 
     async def _maintain(self, session: Session, statement: str, *arguments: object) -> list[Row]:
         """Execute a statement that belongs to no message. If it is refused, no message can be at fault."""

@@ -1,21 +1,28 @@
 -- The database as the command `check` reports it, in one row. If our tables do not exist, the privileges are null.
+-- Functions, operators and types have their schema: see write.sql.
 WITH tables AS (
-    SELECT to_regclass('task_activity_log') AS records, to_regclass('task_activity_log_inbox') AS inbox
+    SELECT
+        pg_catalog.to_regclass('task_activity_log') AS records, pg_catalog.to_regclass('task_activity_log_inbox') AS inbox
 )
 SELECT
-    current_setting('server_version') AS version,
-    current_setting('server_version_num')::int AS version_number,
-    current_setting('transaction_read_only')::bool AS read_only,
-    current_user::text AS role,
-    (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) AS superuser,
-    coalesce((SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()), false) AS encrypted,
-    (SELECT array_agg(name || ' on ' || on_table::text) FROM (VALUES
+    pg_catalog.current_setting('server_version') AS version,
+    pg_catalog.current_setting('server_version_num')::pg_catalog.int4 AS version_number,
+    pg_catalog.current_setting('transaction_read_only')::pg_catalog.bool AS read_only,
+    current_user::pg_catalog.text AS role,
+    (SELECT rolsuper FROM pg_catalog.pg_roles WHERE rolname OPERATOR(pg_catalog.=) current_user) AS superuser,
+    coalesce((
+        SELECT ssl FROM pg_catalog.pg_stat_ssl WHERE pid OPERATOR(pg_catalog.=) pg_catalog.pg_backend_pid()
+    ), false) AS encrypted,
+    (SELECT pg_catalog.array_agg(pg_catalog.concat(name, ' on ', on_table)) FROM (VALUES
         ('SELECT', records), ('INSERT', records), ('UPDATE', records),
         ('SELECT', inbox), ('INSERT', inbox), ('DELETE', inbox)
-    ) AS needed(name, on_table) WHERE NOT has_table_privilege(on_table, name)) AS missing,
-    (SELECT array_agg(name) FROM (VALUES ('DELETE'), ('TRUNCATE')) AS more(name)
-        WHERE has_table_privilege(records, name)) AS more,
+    ) AS needed (name, on_table) WHERE NOT pg_catalog.has_table_privilege(on_table, name)) AS missing,
+    (SELECT pg_catalog.array_agg(name) FROM (VALUES ('DELETE'), ('TRUNCATE')) AS more (name)
+        WHERE pg_catalog.has_table_privilege(records, name)) AS more,
     EXISTS (
-        SELECT FROM pg_trigger WHERE tgrelid = records AND tgname = 'task_activity_log_modified' AND tgenabled <> 'D'
+        SELECT FROM pg_catalog.pg_trigger
+        WHERE tgrelid OPERATOR(pg_catalog.=) records
+            AND tgname OPERATOR(pg_catalog.=) 'task_activity_log_modified'
+            AND tgenabled OPERATOR(pg_catalog.<>) 'D'
     ) AS stamped
 FROM tables

@@ -37,13 +37,17 @@ def upgrade() -> None:
         COMMENT ON COLUMN task_activity_log.source_version IS
             'The highest x-version applied to this row. No part of the record.'
     """)
+    # Names have their schema, because the function runs with the search path of whoever writes.
     # A clock can step back, and two writes can happen in the same microsecond. The instant must grow even then.
     _execute("""
         CREATE FUNCTION task_activity_log_modified() RETURNS trigger LANGUAGE plpgsql AS $$
         BEGIN
-            NEW.modified_dateutc := clock_timestamp();
-            IF TG_OP = 'UPDATE' THEN
-                NEW.modified_dateutc := greatest(NEW.modified_dateutc, OLD.modified_dateutc + interval '1 microsecond');
+            NEW.modified_dateutc := pg_catalog.clock_timestamp();
+            IF TG_OP OPERATOR(pg_catalog.=) 'UPDATE' THEN
+                NEW.modified_dateutc := greatest(
+                    NEW.modified_dateutc,
+                    OLD.modified_dateutc OPERATOR(pg_catalog.+) '1 microsecond'::pg_catalog.interval
+                );
             END IF;
             RETURN NEW;
         END

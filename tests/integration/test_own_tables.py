@@ -1,0 +1,420 @@
+"""The store on somebody's own table: triggers, rules, partitions, views, other columns, types and encodings."""
+
+import asyncio
+import re
+from datetime import timedelta
+from typing import Any
+from urllib.parse import urlsplit
+from uuid import uuid4
+
+import asyncpg
+import pytest
+
+from sandbox import PostgreSQL
+from task_activity_log.message import Delivery
+from task_activity_log.pipeline.request import Request, UpdateMode
+from task_activity_log.postgresql import migrations
+from task_activity_log.postgresql import store as postgresql_store
+from task_activity_log.postgresql.session import SKIPPED_ROW
+from task_activity_log.postgresql.store import Store
+from task_activity_log.problem import SKIPPED, Code, Failed, Refused
+from task_activity_log.record import Outcome
+from tests.asking import Connection, ask, merge, outcomes, subjects
+
+ROUND_TRIP: dict[str, Any] = {"task_id": uuid4(), "subject": "subject", "is_closed": True}
+
+
+async def refusal(store: Store, *wave: Request[Delivery]) -> Refused:
+    """Why a wave is refused."""
+    with pytest.raises(Refused) as caught:
+        await store.apply(wave)
+    return caught.value
+
+
+async def failure(store: Store, *wave: Request[Delivery]) -> str:
+    """Why a wave fails, although no row is at fault."""
+    with pytest.raises(Failed) as caught:
+        await store.apply(wave)
+    return caught.value.label
+
+
+async def skip(database: Connection, when: str, timing: str = "INSERT OR UPDATE") -> None:
+    """Have a trigger skip the rows for which `when` is true."""
+    await database.execute(f"""
+        CREATE FUNCTION skip() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$;
+        CREATE TRIGGER skip BEFORE {timing} ON task_activity_log FOR EACH ROW WHEN ({when}) EXECUTE FUNCTION skip();
+    """)
+
+
+class TestSkippedRows:
+    """A row that is not written, without an error, is refused. It is neither stale nor a duplicate."""
+
+    @pytest.mark.parametrize("options", [{}, {"key": False}, {"version": 3}, {"mode": UpdateMode.MERGE}])
+    @pytest.mark.parametrize("timing", ["INSERT", "UPDATE"])
+    async def test_a_row_that_a_trigger_skips_is_refused_and_not_remembered(
+        self, store: Store, database: Connection, timing: str, options: dict[str, Any]
+    ) -> None:
+        """Nothing of its wave is stored. When the trigger is gone, the same message is applied."""
+        identifier = uuid4()
+        if timing == "UPDATE":
+            await store.apply([ask(identifier, version=1, subject="before")])
+        await skip(database, "NEW.subject = 'skip'", timing)
+        request, neighbour = (
+            ask(identifier, subject="skip", **options),
+            ask(mode=options.get("mode", UpdateMode.REPLACE)),
+        )
+        for wave in ([request], [neighbour, request]):
+            error = await refusal(store, *wave)
+            assert (error.sqlstate, error.problem.code) == (SKIPPED, Code.REFUSED_BY_DATABASE)
+        await database.execute("DROP TRIGGER skip ON task_activity_log")
+        expected = "updated" if timing == "UPDATE" else "inserted"
+        assert outcomes(await store.apply([neighbour, request])) == ["inserted", expected]
+
+    async def test_a_version_that_is_not_higher_is_stale_whatever_a_trigger_does(
+        self, store: Store, database: Connection
+    ) -> None:
+        """The stored version says so. A higher one is refused."""
+        await store.apply([kept := ask(version=5, subject="kept")])
+        await skip(database, "OLD.subject = 'kept'", "UPDATE")
+        applied = await store.apply([ask(kept.record.id, version=5, subject="late")])
+        assert (outcomes(applied), subjects(applied)) == (["stale"], ["kept"])
+        assert (await refusal(store, ask(kept.record.id, version=6))).sqlstate == SKIPPED
+        assert outcomes(await store.apply([ask(kept.record.id, version=-(2**63))])) == ["stale"]
+
+    async def test_an_update_without_changes_that_a_trigger_suppresses_is_refused(
+        self, store: Store, database: Connection
+    ) -> None:
+        """suppress_redundant_updates_trigger, with a name that sorts before the trigger of modified_dateutc."""
+        await database.execute("""
+            CREATE TRIGGER a BEFORE UPDATE ON task_activity_log FOR EACH ROW
+                EXECUTE FUNCTION suppress_redundant_updates_trigger()
+        """)
+        request = ask(key=False, subject="same")
+        await store.apply([request])
+        assert (await refusal(store, request)).sqlstate == SKIPPED
+
+    async def test_a_row_that_a_trigger_stores_elsewhere_is_refused(self, store: Store, database: Connection) -> None:
+        """As with partitions made by inheritance and a trigger: what became of the row cannot be known."""
+        await database.execute("""
+            CREATE TABLE child () INHERITS (task_activity_log);
+            CREATE FUNCTION route() RETURNS trigger LANGUAGE plpgsql AS
+                $$ BEGIN NEW.modified_dateutc := now(); INSERT INTO child SELECT NEW.*; RETURN NULL; END $$;
+            CREATE TRIGGER route BEFORE INSERT ON task_activity_log FOR EACH ROW EXECUTE FUNCTION route();
+        """)
+        assert (await refusal(store, ask())).sqlstate == SKIPPED
+        assert await database.fetchval("SELECT count(*) FROM child") == 0
+
+    async def test_a_row_whose_id_a_trigger_changes_is_refused(self, store: Store, database: Connection) -> None:
+        """Otherwise the request would be answered with another record, or none."""
+        await database.execute("""
+            CREATE FUNCTION change() RETURNS trigger LANGUAGE plpgsql AS
+                $$ BEGIN NEW.id := gen_random_uuid(); RETURN NEW; END $$;
+            CREATE TRIGGER change BEFORE INSERT ON task_activity_log FOR EACH ROW EXECUTE FUNCTION change();
+        """)
+        assert (await refusal(store, ask())).sqlstate == SKIPPED
+        assert await database.fetchval("SELECT count(*) FROM task_activity_log") == 0
+
+    async def test_a_trigger_that_quotes_the_marks_harms_only_its_row(self, store: Store, database: Connection) -> None:
+        """Whoever writes the texts of our own errors into a record is refused like any other bad value."""
+        await database.execute("""
+            CREATE FUNCTION quote() RETURNS trigger LANGUAGE plpgsql AS
+                $$ BEGIN PERFORM NEW.subject::boolean; RETURN NEW; END $$;
+            CREATE TRIGGER quote BEFORE INSERT ON task_activity_log FOR EACH ROW EXECUTE FUNCTION quote();
+        """)
+        assert (await refusal(store, ask(subject="no boolean"))).sqlstate == "22P02"
+        assert (await refusal(store, ask(subject=SKIPPED_ROW))).sqlstate == SKIPPED
+
+
+UNSET = {
+    "dropped": "DROP TRIGGER task_activity_log_modified ON task_activity_log",
+    "disabled": "ALTER TABLE task_activity_log DISABLE TRIGGER ALL",
+    "overruled": """
+        CREATE FUNCTION z() RETURNS trigger LANGUAGE plpgsql AS
+            $$ BEGIN NEW.modified_dateutc := '2020-01-01 Z'; RETURN NEW; END $$;
+        CREATE TRIGGER z BEFORE INSERT OR UPDATE ON task_activity_log FOR EACH ROW EXECUTE FUNCTION z()
+    """,
+}
+"""What leaves modified_dateutc as it was."""
+
+
+class TestEverybodysFault:
+    """What no message can cause is not blamed on a row."""
+
+    @pytest.mark.parametrize("how", UNSET)
+    @pytest.mark.parametrize("default", [False, True])
+    async def test_without_the_trigger_nothing_is_written(
+        self, store: Store, database: Connection, how: str, *, default: bool
+    ) -> None:
+        """Neither a new row nor a change of one, which would keep its old instant. No row is refused."""
+        await store.apply([old := ask(subject="before")])
+        await database.execute("UPDATE task_activity_log SET subject = 'before'")
+        if default:
+            await database.execute("ALTER TABLE task_activity_log ALTER modified_dateutc SET DEFAULT '2020-01-01 Z'")
+        await database.execute(UNSET[how])
+        await database.execute("SELECT pg_sleep(1.1)")  # an instant of this second could be of this statement
+        assert await failure(store, ask())
+        assert await failure(store, ask(old.record.id, subject="after"))
+        assert await failure(store, merge(old.record.id, subject="after"))
+        assert await database.fetchval("SELECT string_agg(subject, ' ') FROM task_activity_log") == "before"
+
+    async def test_without_triggers_in_a_session_of_replication_nothing_is_written(
+        self, store: Store, database: Connection
+    ) -> None:
+        """session_replication_role, set for the database."""
+        await store.close()
+        name = await database.fetchval("SELECT quote_ident(current_database())")
+        await database.execute(f"ALTER DATABASE {name} SET session_replication_role = replica")
+        assert await failure(store, ask()) == "a column that is not ours is NOT NULL"
+
+    async def test_a_column_of_another_team_that_is_not_null(self, store: Store, database: Connection) -> None:
+        """It has no default, and no message can set it. One of the record's own columns is the message's to set."""
+        await store.apply([old := ask()])
+        await database.execute("ALTER TABLE task_activity_log ADD COLUMN tenant int NOT NULL DEFAULT 1")
+        assert outcomes(await store.apply([ask(old.record.id)])) == ["updated"]
+        await database.execute("ALTER TABLE task_activity_log ALTER COLUMN tenant DROP DEFAULT")
+        for request in (ask(), ask(old.record.id), merge(old.record.id)):
+            assert await failure(store, request) == "a column that is not ours is NOT NULL"
+        await database.execute(
+            "TRUNCATE task_activity_log; ALTER TABLE task_activity_log DROP tenant, ALTER subject SET NOT NULL"
+        )
+        assert (await refusal(store, ask())).sqlstate == "23502"
+
+
+PARTITIONED = """
+    ALTER TABLE task_activity_log RENAME TO old;
+    CREATE TABLE task_activity_log (LIKE old INCLUDING ALL) PARTITION BY HASH (id);
+    CREATE TABLE part_0 PARTITION OF task_activity_log FOR VALUES WITH (MODULUS 2, REMAINDER 0);
+    CREATE TABLE part_1 (spare int, LIKE task_activity_log INCLUDING ALL);
+    ALTER TABLE part_1 DROP COLUMN spare;
+    ALTER TABLE task_activity_log ATTACH PARTITION part_1 FOR VALUES WITH (MODULUS 2, REMAINDER 1);
+    CREATE TRIGGER task_activity_log_modified BEFORE INSERT OR UPDATE ON task_activity_log
+        FOR EACH ROW EXECUTE FUNCTION task_activity_log_modified();
+"""
+VIEW = """
+    ALTER TABLE task_activity_log RENAME TO base;
+    CREATE VIEW task_activity_log AS SELECT * FROM base;
+"""
+KINDS = {"table": "SELECT 1", "partitioned table": PARTITIONED, "view": VIEW}
+
+
+class TestKindsOfTables:
+    """What the records are stored in."""
+
+    @pytest.mark.parametrize("kind", KINDS)
+    async def test_all_outcomes(self, store: Store, database: Connection, kind: str) -> None:
+        """The same as on a table: new and old records, in both modes, repeats, and versions."""
+        await database.execute(KINDS[kind])
+        new, old = [ask(version=5, subject="a") for _ in range(20)], [merge(description="d") for _ in range(20)]
+        await store.probe()
+        assert set(outcomes(await store.apply(new))) == {"inserted"}
+        assert set(outcomes(await store.apply(old))) == {"inserted"}
+        wave = [
+            new[0],
+            ask(new[1].record.id, version=5),
+            ask(new[2].record.id, version=6),
+            ask(old[0].record.id),
+            ask(),
+        ]
+        assert outcomes(await store.apply(wave)) == ["duplicate", "stale", "updated", "updated", "inserted"]
+        [(outcome, record)] = await store.apply([merge(old[1].record.id, subject="s")])
+        assert record is not None
+        assert (outcome, record.subject, record.description) == (Outcome.UPDATED, "s", "d")
+
+    @pytest.mark.parametrize("kind", KINDS)
+    async def test_a_locked_row_is_seen(self, store: Store, database: Connection, kind: str) -> None:
+        """So that it is parked alone."""
+        await database.execute(KINDS[kind])
+        await store.apply([free := ask(), locked := ask()])
+        async with database.transaction():
+            await database.execute("SELECT FROM task_activity_log WHERE id = $1 FOR UPDATE", locked.record.id)
+            assert await store.locked([free.record.id, locked.record.id]) == {locked.record.id}
+
+    async def test_a_table_that_is_partitioned_while_the_worker_runs(self, store: Store, database: Connection) -> None:
+        """The next probe notices it."""
+        await store.apply([ask()])
+        await database.execute(PARTITIONED)
+        wave = [ask() for _ in range(20)]  # in both partitions
+        with pytest.raises(Failed, match="0A000"):
+            await store.apply(wave)
+        await store.probe()
+        assert outcomes(await store.apply(wave)) == ["inserted"] * 20
+
+    @pytest.mark.parametrize("event", ["INSERT", "UPDATE"])
+    async def test_rules_fail_the_probe(self, store: Store, database: Connection, event: str) -> None:
+        """PostgreSQL permits neither rules with ON CONFLICT nor INSTEAD rules in WITH: no message can be at fault."""
+        await database.execute(f"CREATE RULE r AS ON {event} TO task_activity_log DO INSTEAD NOTHING")
+        with pytest.raises(Failed, match="0A000"):
+            await store.probe()
+
+
+SAME_VALUES = {
+    "varchar": "ALTER subject TYPE varchar(100), ALTER description TYPE varchar",
+    "char": "ALTER subject TYPE char(20)",
+    "uuid in a varchar": "ALTER task_id TYPE varchar(36)",
+    "uuid in a text": "ALTER task_id TYPE text",
+    "domains": "ALTER subject TYPE short, ALTER task_id TYPE key",
+    "milliseconds": "ALTER due_date TYPE timestamptz(3), ALTER modified_dateutc TYPE timestamptz(3)",
+    "seconds": "ALTER modified_dateutc TYPE timestamptz(0)",
+    "integer version": "ALTER source_version TYPE integer",
+    "numeric version": "ALTER source_version TYPE numeric",
+    "generated column": "ADD upper text GENERATED ALWAYS AS (upper(subject)) STORED, ADD n int GENERATED ALWAYS AS IDENTITY",
+    "confusing names": (
+        "ADD request_key uuid, ADD version int, ADD inserted text, ADD outcome text, ADD readable text, ADD kept text,"
+        " ADD asked text, ADD stored text, ADD excluded text, ADD written text, ADD before text"
+    ),
+}
+"""Changes of columns after which all values of `ROUND_TRIP` fit."""
+
+
+@pytest.mark.parametrize("mode", UpdateMode)
+@pytest.mark.parametrize("change", SAME_VALUES)
+async def test_columns_of_other_types(store: Store, database: Connection, change: str, mode: UpdateMode) -> None:
+    """Values are the same in Python whatever the type of the column, also those of duplicates and stale requests."""
+    await database.execute("CREATE DOMAIN short AS varchar(50); CREATE DOMAIN key AS uuid")
+    await database.execute(f"ALTER TABLE task_activity_log {SAME_VALUES[change]}")
+    request = ask(version=1, mode=mode, **ROUND_TRIP)
+    for expected in ("inserted", "duplicate"):
+        [(outcome, record)] = await store.apply([request])
+        assert record is not None
+        assert outcome == expected
+        assert {name: getattr(record, name) for name in ROUND_TRIP} == ROUND_TRIP
+    again = ask(request.record.id, version=1, mode=mode)
+    changed = ask(request.record.id, version=2, mode=mode, **ROUND_TRIP)
+    assert outcomes(await store.apply([again])) == ["stale"]
+    assert outcomes(await store.apply([changed])) == ["updated"]
+
+
+async def test_bytes_of_others_that_are_not_text_cost_their_row_alone(postgresql: PostgreSQL) -> None:
+    """A database with the encoding SQL_ASCII takes any bytes from anybody. It cannot return such a row, and changes nothing."""
+    name = f"ascii_{uuid4().hex}"
+    server = postgresql.create_database()
+    url = urlsplit(server)._replace(path=f"/{name}").geturl()
+    admin: Connection = await asyncpg.connect(server)
+    await admin.execute(f"CREATE DATABASE {name} TEMPLATE template0 ENCODING 'SQL_ASCII' LC_COLLATE 'C' LC_CTYPE 'C'")
+    await asyncio.to_thread(migrations.migrate, url)
+    store, database = Store(url), await asyncpg.connect(url)
+    try:
+        victim, neighbour = ask(subject="Société \U0001f600"), ask()
+        assert subjects(await store.apply([victim, neighbour])) == ["Société \U0001f600", None]
+        await database.execute(r"UPDATE task_activity_log SET subject = E'Soci\351t\351' WHERE subject IS NOT NULL")
+        assert (await refusal(store, merge(victim.record.id, description="changed"))).sqlstate == "22021"
+        assert await database.fetchval("SELECT count(*) FROM task_activity_log WHERE description = 'changed'") == 0
+        wave = [ask(neighbour.record.id), ask(victim.record.id, subject="replaced")]
+        assert outcomes(await store.apply(wave)) == ["updated", "updated"]
+    finally:
+        await store.close()
+        await database.close()
+        await admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+        await admin.close()
+        postgresql.drop_database(server)
+
+
+async def test_characters_that_an_encoding_lacks_are_refused(postgresql: PostgreSQL) -> None:
+    """A database in LATIN1 stores what Latin-1 has."""
+    name = f"latin_{uuid4().hex}"
+    server = postgresql.create_database()
+    url = urlsplit(server)._replace(path=f"/{name}").geturl()
+    admin: Connection = await asyncpg.connect(server)
+    await admin.execute(f"CREATE DATABASE {name} TEMPLATE template0 ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C'")
+    await asyncio.to_thread(migrations.migrate, url)
+    store = Store(url)
+    try:
+        assert subjects(await store.apply([ask(subject="Société")])) == ["Société"]
+        assert (await refusal(store, ask(subject="\U0001f600"))).sqlstate == "22P05"
+    finally:
+        await store.close()
+        await admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+        await admin.close()
+        postgresql.drop_database(server)
+
+
+HIJACK = """
+    CREATE ROLE {role};
+    CREATE SCHEMA evil AUTHORIZATION {role};
+    SET ROLE {role};
+    CREATE TABLE evil.caught (what text DEFAULT pg_catalog.current_query());
+    GRANT USAGE ON SCHEMA evil TO PUBLIC;
+    GRANT INSERT ON evil.caught TO PUBLIC;
+    CREATE FUNCTION evil.unnest(anyarray) RETURNS SETOF anyelement LANGUAGE sql AS
+        $$ INSERT INTO evil.caught DEFAULT VALUES; SELECT pg_catalog.unnest($1) $$;
+    CREATE FUNCTION evil.unnest(uuid[]) RETURNS SETOF uuid LANGUAGE sql AS
+        $$ INSERT INTO evil.caught DEFAULT VALUES; SELECT pg_catalog.unnest($1) $$;
+    CREATE FUNCTION evil.same(uuid, uuid) RETURNS boolean LANGUAGE sql AS
+        $$ INSERT INTO evil.caught DEFAULT VALUES; SELECT $1 OPERATOR(pg_catalog.=) $2 $$;
+    CREATE OPERATOR evil.= (LEFTARG = uuid, RIGHTARG = uuid, FUNCTION = evil.same);
+    CREATE FUNCTION evil.set_config(text, text, boolean) RETURNS text LANGUAGE sql AS
+        $$ INSERT INTO evil.caught DEFAULT VALUES; SELECT '' $$;
+    CREATE FUNCTION evil.now() RETURNS timestamptz LANGUAGE sql AS
+        $$ INSERT INTO evil.caught DEFAULT VALUES; SELECT pg_catalog.now() $$;
+    CREATE FUNCTION evil.clock_timestamp() RETURNS timestamptz LANGUAGE sql AS
+        $$ INSERT INTO evil.caught DEFAULT VALUES; SELECT pg_catalog.now() $$;
+    CREATE FUNCTION evil.later(timestamptz, interval) RETURNS timestamptz LANGUAGE sql AS
+        $$ INSERT INTO evil.caught DEFAULT VALUES; SELECT $1 OPERATOR(pg_catalog.+) $2 $$;
+    CREATE OPERATOR evil.+ (LEFTARG = timestamptz, RIGHTARG = interval, FUNCTION = evil.later);
+    CREATE DOMAIN evil.uuid AS text;
+    CREATE DOMAIN evil.timestamptz AS text;
+    CREATE DOMAIN evil.interval AS text;
+    RESET ROLE;
+"""
+"""What somebody who may create objects in a schema of the search path does, as everybody may in `public` up to PostgreSQL 14."""
+
+
+async def test_nobody_else_runs_anything_as_the_worker(store: Store, database: Connection) -> None:
+    """Even if the schema of somebody else comes first in the search path, before pg_catalog."""
+    role = f"evil_{uuid4().hex}"
+    await database.execute(HIJACK.format(role=role))
+    try:
+        name = await database.fetchval("SELECT quote_ident(current_database())")
+        await database.execute(f"ALTER DATABASE {name} SET search_path = evil, public, pg_catalog")
+        await store.probe()
+        await store.apply([request := ask(version=1)])
+        await store.apply([request, ask(request.record.id, version=1), ask(request.record.id, version=2), merge()])
+        await store.apply([merge(request.record.id)])
+        await store.locked([request.record.id])
+        await store.modified([request.record.id])
+        await store.describe()
+        await store.trim(timedelta(0), 10)
+        assert await database.fetchval("SELECT string_agg(what, '; ') FROM evil.caught") is None
+    finally:
+        await database.execute(f"DROP OWNED BY {role} CASCADE; DROP ROLE {role}")
+
+
+_PARENTHESES = {
+    *(
+        "ANY",
+        "ARRAY",
+        "AS",
+        "FROM",
+        "VALUES",
+        "OR",
+        "AND",
+        "NOT",
+        "CASE",
+        "WHEN",
+        "EXISTS",
+        "MATERIALIZED",
+        "WHERE",
+        "CONFLICT",
+        "OPERATOR",
+        "SELECT",
+    ),
+    *("coalesce", "least", "greatest"),
+    *("asked", "more", "needed", "task_activity_log_inbox", "stored"),
+}
+"""What may be followed by a parenthesis and has no schema: keywords, our tables and our aliases."""
+
+
+@pytest.mark.parametrize("statement", [name for name in vars(postgresql_store) if re.fullmatch("_[A-Z_]+", name)])
+def test_every_function_operator_and_type_has_its_schema(statement: str) -> None:
+    """In each statement of the store."""
+    text = getattr(postgresql_store, statement)
+    for sql in text.values() if isinstance(text, dict) else [text]:
+        if not isinstance(sql, str) or "SELECT" not in sql:
+            continue
+        bare = re.sub(r"OPERATOR\(pg_catalog\.[^ )]+\)|'[^']*'", ",", re.sub(r"(?m)^ *--.*", "", sql))
+        called = set(re.findall(r"(?<![.\w])(\w+) *\(", bare))
+        assert called - _PARENTHESES == set()
+        assert re.findall(r"::(?!pg_catalog\.)\w+", bare) == []
+        assignments = re.sub(r"(?m)^( *(SET)? *\w+) = ", r"\1 ", bare.replace("DO UPDATE SET", "").replace("(*)", ""))
+        assert re.findall(r"[-+*/<>=~!@#%^&|`?]+", assignments.replace("*,", "")) == []
+        assert not re.search(r"\b(IN|LIKE|ILIKE|BETWEEN|SIMILAR|DISTINCT)\b", bare)
