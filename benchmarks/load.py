@@ -16,7 +16,8 @@ from uuid import UUID, uuid4
 from benchmarks.show import Progress
 from task_activity_log.message import Properties
 from task_activity_log.rabbitmq.link import LinkOptions
-from task_activity_log.rabbitmq.publisher import Outgoing, Publisher
+from task_activity_log.rabbitmq.outgoing import Outgoing
+from task_activity_log.rabbitmq.publisher import Publisher
 from task_activity_log.rabbitmq.topology import Topology
 
 TOPOLOGY = Topology()

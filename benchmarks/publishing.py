@@ -13,7 +13,7 @@ import aio_pika
 from benchmarks import show
 from benchmarks.load import BATCH, publishing, requests
 from benchmarks.workers import Services
-from task_activity_log.rabbitmq.publisher import Outgoing
+from task_activity_log.rabbitmq.outgoing import Outgoing
 
 Publish = Callable[[Sequence[Outgoing]], Awaitable[object]]
 

@@ -25,9 +25,12 @@ from task_activity_log.pipeline.suspects import batch_length
 from task_activity_log.pipeline.waves import waves
 from task_activity_log.postgresql.store import _arguments
 from task_activity_log.rabbitmq import headers
+from task_activity_log.rabbitmq.confirms import ConfirmChannel
 from task_activity_log.rabbitmq.consumer import Consumer, RabbitDelivery
 from task_activity_log.rabbitmq.frames import FrameReader, Inbound
-from task_activity_log.rabbitmq.publisher import Outgoing, _Channel
+from task_activity_log.rabbitmq.link import LinkOptions
+from task_activity_log.rabbitmq.outgoing import Outgoing
+from task_activity_log.rabbitmq.publisher import Publisher
 from task_activity_log.rabbitmq.replies import Replies
 from task_activity_log.rabbitmq.topology import Topology
 from task_activity_log.record import Applied, Outcome, StoredTaskActivityLog
@@ -107,12 +110,19 @@ async def main() -> None:
             frame.drain_future.set_result(None)
 
     connection = SimpleNamespace(write_queue=Queue())
-    underlay = cast("Any", SimpleNamespace(number=1, connection=connection, create_future=loop.create_future))
-    channel = _Channel(underlay, 131_072)
-    replies = Replies(cast("Any", channel), Topology())
+    underlay = cast(
+        "Any",
+        SimpleNamespace(
+            number=1, connection=connection, create_future=loop.create_future, closing=loop.create_future()
+        ),
+    )
+    channel = ConfirmChannel(underlay, 131_072)
+    publisher = Publisher(LinkOptions(""))
+    publisher._channel = channel  # noqa: SLF001 - as if it were connected
+    replies = Replies[RabbitDelivery](publisher, publisher, LinkOptions(""), Topology())
 
     async def publish() -> None:
-        publishing = asyncio.ensure_future(replies.publish([answer.reply for answer in answers]))
+        publishing = asyncio.ensure_future(replies.publish(answers))
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         channel.confirm(channel._sequence, True, True)  # noqa: SLF001 - as the broker would

@@ -9,10 +9,9 @@ import base64
 import json
 import struct
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, MutableMapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, MutableMapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from typing import Any
-from urllib.parse import unquote, urlsplit
 from uuid import UUID, uuid4
 
 import aio_pika
@@ -21,10 +20,6 @@ import asyncpg
 import structlog
 from aio_pika.abc import AbstractIncomingMessage, AbstractQueue
 
-from sandbox import RabbitMQ
-from sandbox.containers import Container
-from sandbox.processes import Processes
-from sandbox.rabbitmq import find_binaries
 from task_activity_log.service import Service
 from tests.asking import Connection
 from tests.faults.conversation import TOPOLOGY, Conversation, conversing, until
@@ -226,73 +221,8 @@ async def ends_connections(amqp_url: str, address: str) -> bool:
     return False
 
 
-def rabbitmqctl(broker: RabbitMQ, *arguments: str) -> None:
-    """Run `rabbitmqctl` on a private broker; it takes about a second."""
-    runner = broker._runner
-    if isinstance(runner, Container):
-        code, output = runner._container.exec_run(["rabbitmqctl", *arguments])
-        assert code == 0, output.decode()
-    else:
-        assert isinstance(runner, Processes)
-        directory = find_binaries()
-        runner.run([f"{directory}/rabbitmqctl", *arguments], runner._environment)
-
-
-@contextmanager
-def silenced(broker: RabbitMQ, amqp_url: str, queue: str) -> Iterator[None]:
-    """Make a quorum queue silent: it accepts what is published, and never confirms, nacks or returns it.
-
-    Its Raft process is suspended, as with a majority that does not answer. Works on RabbitMQ 3.10, 4.0 and 4.3.
-    """
-    rabbitmqctl(broker, "eval", _raft(amqp_url, queue, "sys:suspend(Raft)"))
-    try:
-        yield
-    finally:
-        rabbitmqctl(broker, "eval", _raft(amqp_url, queue, "sys:resume(Raft)"))
-
-
-def elect(broker: RabbitMQ, amqp_url: str, queue: str) -> None:
-    """Give a quorum queue that has no leader one."""
-    rabbitmqctl(broker, "eval", _raft(amqp_url, queue, "ra:trigger_election(Raft)"))
-
-
-def _raft(amqp_url: str, queue: str, expression: str) -> str:
-    """An expression of Erlang about the Raft process of a queue."""
-    vhost = unquote(urlsplit(amqp_url).path[1:])
-    return (
-        f'{{ok, Queue}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<"{vhost}">>, queue, <<"{queue}">>)),'
-        f" Raft = amqqueue:get_pid(Queue), {expression}."
-    )
-
-
-@contextmanager
-def largest_message(broker: RabbitMQ, size: int) -> Iterator[None]:
-    """Set `max_message_size` of a private broker, in bytes, for channels that are opened from now on."""
-    # 3.10 reads the application's environment when a channel is opened, 4.x a persistent term at each publish
-    write = (
-        "application:set_env(rabbit, max_message_size, {size}),"
-        " case persistent_term:get(max_message_size, none) of"
-        " none -> ok; _ -> persistent_term:put(max_message_size, {size}) end."
-    )
-    before = 134_217_728 if broker.version.startswith("3.") else 16_777_216
-    rabbitmqctl(broker, "eval", write.format(size=size))
-    try:
-        yield
-    finally:
-        rabbitmqctl(broker, "eval", write.format(size=before))
-
-
 def problem(reply: AbstractIncomingMessage) -> dict[str, Any]:
     """The members of a problem in JSON."""
     assert reply.content_type == "application/problem+json"
     members: dict[str, Any] = json.loads(reply.body)
     return members
-
-
-def forget_consumers(broker: RabbitMQ, amqp_url: str, queue: str) -> None:
-    """Let a quorum queue forget its consumers without a word to them, as those beyond a partition."""
-    forget = (
-        "[ra:process_command(Raft, rabbit_fifo:make_checkout({element(2, Consumer), element(1, Consumer)}, cancel, #{}))"
-        " || Consumer <- rabbit_amqqueue:consumers(Queue)]"
-    )
-    rabbitmqctl(broker, "eval", _raft(amqp_url, queue, forget))

@@ -8,6 +8,7 @@ import json
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import compress
+from operator import not_
 from typing import Any, Literal
 from uuid import UUID, uuid4
 
@@ -212,24 +213,47 @@ class FakeStore:
 
 
 class FakeReplies:
-    """Records what was published, in order. While `away` is set, it is unavailable."""
+    """Records what was published, in order. While `away` is set, it is unavailable. Addresses in `refusing` refuse."""
 
     def __init__(self, log: list[str]) -> None:
         self.published: list[Reply] = []
-        self.refusing: set[str] = set()
         self.away: str | None = None
         self.tried = asyncio.Event()
+        self._refusing: set[str] = set()
+        self._changed = asyncio.Event()
+        self._waiting: list[Settlement[Delivery]] = []
         self._log = log
 
-    async def publish(self, replies: Sequence[Reply]) -> list[bool]:
+    @property
+    def refusing(self) -> set[str]:
+        return self._refusing
+
+    @refusing.setter
+    def refusing(self, addresses: set[str]) -> None:
+        self._refusing = addresses
+        self._changed.set()
+
+    def _takes(self, settlement: Settlement[Delivery]) -> bool:
+        return settlement.reply.reply_to not in self._refusing
+
+    async def publish(self, settlements: Sequence[Settlement[Delivery]]) -> list[bool]:
         await asyncio.sleep(0)
         self.tried.set()
         if self.away is not None:
             raise Unavailable(self.away)
         self._log.append("replies")
-        placed = [reply.reply_to not in self.refusing for reply in replies]
-        self.published += compress(replies, placed)
+        placed = list(map(self._takes, settlements))
+        self.published += [each.reply for each in compress(settlements, placed) if each.answers]
+        self._waiting += compress(settlements, map(not_, placed))
         return placed
+
+    async def settled(self) -> list[Settlement[Delivery]]:
+        while not (done := list(filter(self._takes, self._waiting))):
+            self._changed.clear()
+            await self._changed.wait()
+        self._waiting = [each for each in self._waiting if each not in done]
+        self.published += [each.reply for each in done]
+        return done
 
 
 class FakeDeadLetters:

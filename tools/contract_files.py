@@ -20,7 +20,7 @@ from task_activity_log.message import APP_ID, PERSISTENT, REJECTED, STORED, Deli
 from task_activity_log.pipeline import reply
 from task_activity_log.pipeline.request import Request, Rules, UpdateMode
 from task_activity_log.problem import Code, Problem
-from task_activity_log.rabbitmq.replies import routing_key
+from task_activity_log.rabbitmq.exchange import routing_key
 from task_activity_log.rabbitmq.topology import REQUEST_KEY, Topology
 from task_activity_log.record import Applied, Outcome, StoredTaskActivityLog, TaskActivityLog
 from task_activity_log.wire import as_json, as_xml, fields, problems, values

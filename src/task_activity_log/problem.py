@@ -37,6 +37,8 @@ class Code(StrEnum):
     INVALID_STRING = "invalid_string"
     REFUSED_BY_DATABASE = "refused_by_database"
     RECORD_GONE = "record_gone"
+    REPLY_AS_REQUEST = "reply_as_request"
+    REPLY_TOO_LARGE = "reply_too_large"
     POISON_MESSAGE = "poison_message"
     UNREADABLE_RECORD = "unreadable_record"
 
@@ -58,6 +60,7 @@ _STATUS = {
     Code.INVALID_STRING: 422,
     Code.REFUSED_BY_DATABASE: 409,
     Code.RECORD_GONE: 410,
+    Code.REPLY_TOO_LARGE: 507,
     Code.POISON_MESSAGE: 500,
     Code.UNREADABLE_RECORD: 500,
 }
@@ -101,6 +104,10 @@ _SKIPPED = Problem(
     Code.REFUSED_BY_DATABASE,
     "The database did not store this record, without an error: a trigger or a rule skipped it. Ask the people who run the"
     " database.",
+)
+REPLY_AS_REQUEST = Problem(
+    Code.REPLY_AS_REQUEST,
+    "This message has the type of a reply of the worker. It is not answered, because the answer could come back again.",
 )
 UNREADABLE = Problem(
     Code.UNREADABLE_RECORD,

@@ -20,7 +20,7 @@ from task_activity_log.problem import Unavailable
 from task_activity_log.rabbitmq.consumer import RabbitDelivery
 from task_activity_log.rabbitmq.dead_letters import DeadLetters
 from task_activity_log.rabbitmq.intake import Intake
-from task_activity_log.rabbitmq.publisher import Publisher
+from task_activity_log.rabbitmq.publisher import MessageMax, Publisher
 from task_activity_log.rabbitmq.replies import Replies
 from task_activity_log.settings import BATCHES_IN_HAND, Settings
 from task_activity_log.status import Status
@@ -28,7 +28,15 @@ from task_activity_log.telemetry import logs, tracing
 from task_activity_log.telemetry.health import Health, HealthServer
 from task_activity_log.telemetry.metrics import Metrics
 from task_activity_log.telemetry.watch import Watch
-from task_activity_log.wiring import connector_of, link_of, rules_of, secrets_of, store_of, topology_of
+from task_activity_log.wiring import (
+    connector_of,
+    link_of,
+    reply_options_of,
+    rules_of,
+    secrets_of,
+    store_of,
+    topology_of,
+)
 
 if TYPE_CHECKING:  # it imports OpenTelemetry
     from task_activity_log.telemetry.spans import Tracing
@@ -61,10 +69,18 @@ class Service:
         connector = connector_of(settings)
         self._store = store_of(settings, connector)
         self._parked_store = store_of(settings, connector)  # connects only while something is parked
+        message_max = MessageMax()
         self._publisher = Publisher(
             link,
             confirm_timeout_seconds=settings.confirm_timeout_seconds,
             on_lost=count["task_activity_log_connections_lost_total"].labels("replies").inc,
+            message_max=message_max,
+        )
+        self._addressed = Publisher(
+            link,
+            purpose="reply-to",
+            on_lost=count["task_activity_log_connections_lost_total"].labels("reply-to").inc,
+            message_max=message_max,
         )
         self._intake = Intake(
             link,
@@ -79,18 +95,23 @@ class Service:
             on_suspects=self._watch.set_apart,
         )
         self._tasks = self._intake if traces is None else traces.intake(self._intake)
-        replies = Replies(
+        replies = self._replies = Replies[RabbitDelivery](
             self._publisher,
+            self._addressed,
+            link,
             topology,
-            reply_to_allowed=settings.reply_to_allowed,
-            also_to_exchange=settings.replies == "both",
-            give_up_seconds=settings.reply_give_up_seconds,
+            reply_options_of(settings),
+            still=self._intake.has,
+            message_max=message_max,
             on_given_up=lambda why: count["task_activity_log_replies_given_up_total"].labels(why).inc(),
+            on_not_taken=lambda why, number: (
+                count["task_activity_log_subscriber_replies_not_taken_total"].labels(why).inc(number)
+            ),
         )
         self._worker: Worker[RabbitDelivery] = Worker(
             intake=self._tasks,
             store=self._store if traces is None else traces.store(self._store),
-            dead_letters=DeadLetters(self._publisher, topology.dead_letters_queue),
+            dead_letters=DeadLetters(self._publisher, topology.dead_letters_queue, message_max),
             replies=replies if traces is None else traces.replies(replies),
             watch=self._watch,
             rules=rules_of(settings),
@@ -108,6 +129,8 @@ class Service:
             settings,
             intake=self._intake,
             publisher=self._publisher,
+            addressed=self._addressed,
+            replies=self._replies,
             store=self._store,
             holds=(self._start_hold, self._worker.store_hold, self._worker.reply_hold),
             parking=self._worker.parking,
@@ -153,6 +176,8 @@ class Service:
             asyncio.create_task(self._draining.wait(), name="draining"),
             asyncio.create_task(self._health.beat(), name="beat"),
             asyncio.create_task(self._publisher.run(), name="publisher"),
+            asyncio.create_task(self._addressed.run(), name="publisher to reply_to"),
+            asyncio.create_task(self._replies.run(), name="retries of replies"),
             asyncio.create_task(self._intake.run(), name="intake"),
             asyncio.create_task(self._trim_inbox(), name="trim"),
         ]
@@ -206,6 +231,7 @@ class Service:
         if self._start_hold.reason is not None:
             self._watch.released("start", self._start_hold.release())
         await self._publisher.wait_connected()
+        await self._addressed.wait_connected()
 
     async def _trim_inbox(self) -> None:
         keep = timedelta(seconds=self._settings.inbox_keep_seconds)

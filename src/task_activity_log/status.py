@@ -13,6 +13,7 @@ from task_activity_log.postgresql.store import Store
 from task_activity_log.rabbitmq.consumer import RabbitDelivery
 from task_activity_log.rabbitmq.intake import Intake
 from task_activity_log.rabbitmq.publisher import Publisher
+from task_activity_log.rabbitmq.replies import Replies
 from task_activity_log.settings import Settings
 from task_activity_log.telemetry.logs import address
 from task_activity_log.telemetry.metrics import Metrics
@@ -30,6 +31,8 @@ class Status:
     _: KW_ONLY
     intake: Intake
     publisher: Publisher
+    addressed: Publisher
+    replies: Replies[RabbitDelivery]
     store: Store
     holds: Sequence[Hold]
     parking: Parking[RabbitDelivery]
@@ -47,7 +50,7 @@ class Status:
         for hold in self.holds:
             if hold.reason is not None:
                 return hold.reason
-        blocked = self.publisher.blocked
+        blocked = self.publisher.blocked or self.addressed.blocked
         return None if blocked is None else f"the broker blocks publishers: {blocked}"
 
     def not_ready(self) -> list[str]:
@@ -82,6 +85,11 @@ class Status:
             "connections": {
                 "intake": {"address": broker, "connected": self.intake.connected_since is not None},
                 "replies": publisher,
+                "reply_to": {
+                    "address": broker,
+                    "connected": self.addressed.connected,
+                    "blocked": self.addressed.blocked,
+                },
                 "database": {"address": self._database, "connected": self.store.connected},
             },
             "consuming": self.intake.consuming,
@@ -93,22 +101,40 @@ class Status:
                 for hold in self.holds
                 if hold.reason is not None
             ],
+            "failing_addresses": self._failing_addresses(),
             "draining": self.draining,
             "settings": settings.model_dump(mode="json"),
         }
+
+    def _failing_addresses(self) -> list[dict[str, object]]:
+        """The addresses at which replies wait, those with the oldest first."""
+        return [
+            {
+                "reply_to": one.address,
+                "waiting": one.waiting,
+                "oldest_seconds": round(one.oldest_seconds, 1),
+                "reason": None if one.fate is None else one.fate.value,
+            }
+            for one in self.replies.failing
+        ]
 
     def show_gauges(self, metrics: Metrics) -> None:
         """Let each gauge read its value here when the metrics are scraped."""
         intake, publisher, show = self.intake, self.publisher, metrics.gauge
         show("task_activity_log_consuming", lambda: intake.consuming)
         show("task_activity_log_in_hand", lambda: intake.in_hand)
+        show("task_activity_log_replies_waiting", lambda: self.replies.waiting)
         show("task_activity_log_parked", lambda: self.parking.messages)
         show("task_activity_log_parked_age_seconds", lambda: self.parking.oldest_seconds)
         show("task_activity_log_prefetch", lambda: self.settings.prefetch)
         show("task_activity_log_connected", lambda: intake.connected_since is not None, "intake")
         show("task_activity_log_connected", lambda: publisher.connected, "replies")
+        show("task_activity_log_connected", lambda: self.addressed.connected, "reply-to")
         show("task_activity_log_connected", lambda: self.store.connected, "database")
-        show("task_activity_log_publisher_blocked", lambda: publisher.blocked is not None)
+        show(
+            "task_activity_log_publisher_blocked",
+            lambda: publisher.blocked is not None or self.addressed.blocked is not None,
+        )
         show("task_activity_log_holding", lambda: self.hold_reason is not None)
         show("task_activity_log_hold_age_seconds", lambda: max(hold.seconds for hold in self.holds))
         show("task_activity_log_draining", lambda: self.draining)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from task_activity_log.pipeline.request import Rules, UpdateMode
 from task_activity_log.rabbitmq.link import LinkOptions
+from task_activity_log.rabbitmq.replies import ReplyOptions
 from task_activity_log.rabbitmq.topology import Topology
 from task_activity_log.settings import Settings
 from task_activity_log.telemetry import logs
@@ -41,6 +42,17 @@ def rules_of(settings: Settings) -> Rules:
         naive_dates=settings.naive_dates,
         update_mode=UpdateMode(settings.update_mode),
         poison_from=settings.poison_from,
+    )
+
+
+def reply_options_of(settings: Settings) -> ReplyOptions:
+    """How replies are sent. Those that wait hold deliveries: a quarter of the prefetch at most, and one if that is less."""
+    return ReplyOptions(
+        reply_to_allowed=settings.reply_to_allowed,
+        also_to_exchange=settings.replies == "both",
+        give_up_seconds=settings.reply_give_up_seconds,
+        waiting_max=max(settings.prefetch // 4, min(settings.prefetch - 1, 1)),
+        waiting_bytes_max=settings.memory_limit_bytes // 8,
     )
 
 

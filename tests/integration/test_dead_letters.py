@@ -13,7 +13,7 @@ from task_activity_log.client import ClientError
 from task_activity_log.client.dead_letters import DeadLetter, borrow_dead_letters, publishing, replay
 from task_activity_log.message import Properties
 from task_activity_log.rabbitmq.link import LinkOptions
-from task_activity_log.rabbitmq.publisher import Outgoing
+from task_activity_log.rabbitmq.outgoing import Outgoing
 from task_activity_log.rabbitmq.topology import Topology, declare
 
 TOPOLOGY = Topology()

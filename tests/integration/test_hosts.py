@@ -1,4 +1,4 @@
-"""A broker of several hosts, and a host of several addresses: each with its own timeout, and the next one in turn."""
+"""Several hosts in AMQP_URL, and a host name with several addresses: each is tried with a timeout of its own."""
 
 import asyncio
 import socket
@@ -18,7 +18,7 @@ from task_activity_log.client import TaskActivityLog, TaskActivityLogClient, sub
 from task_activity_log.service import Service
 from task_activity_log.settings import SettingsError, load
 from tests.acceptance.test_process import fetch
-from tests.askers import forget_consumers
+from tests.broker_control import forget_consumers
 from tests.commands import World, command
 from tests.faults.conversation import TOPOLOGY, conversing
 from tests.serving import serving
@@ -37,14 +37,14 @@ def refusing(_host: str, _port: int) -> Iterator[None]:
 
 @contextmanager
 def mute(host: str, port: int) -> Iterator[None]:
-    """Connections are accepted, and nothing is ever said, as by a process that was stopped."""
+    """Connections are accepted and nothing is sent, as by a process that is stopped."""
     with socket.create_server((host, port)):
         yield
 
 
 @contextmanager
 def unreachable(host: str, port: int) -> Iterator[None]:
-    """Packets are dropped, as those to a machine that is switched off: the listener's queue is full."""
+    """Packets are dropped, as if the machine were switched off: the queue of the listening socket is full."""
     with ExitStack() as sockets:
         listener = sockets.enter_context(socket.socket())
         listener.bind((host, port))
@@ -86,7 +86,7 @@ async def soon_serving(amqp_url: str, database_url: str) -> AsyncIterator[Servic
 
 @gone
 async def test_a_worker_takes_the_next_host(amqp_url: str, database_url: str, gone: Gone) -> None:
-    """The first is away, in whatever way: ready all the same, and /status names both and no password."""
+    """The first is away and the second is used; /status names both, without the password."""
     port = free_port()
     several = at(amqp_url, f"127.0.0.1:{port}", host_of(amqp_url))
     with gone("127.0.0.1", port):
@@ -100,7 +100,7 @@ async def test_a_worker_takes_the_next_host(amqp_url: str, database_url: str, go
 
 
 async def test_silent_hosts_do_not_share_one_timeout(amqp_url: str, database_url: str) -> None:
-    """Three of four never answer: each costs its own time, and the last is reached."""
+    """Three of four accept connections and never answer; the last one is reached."""
     ports = [free_port() for _ in range(3)]
     several = at(amqp_url, *[f"127.0.0.1:{port}" for port in ports], host_of(amqp_url))
     with ExitStack() as hosts:
@@ -113,7 +113,7 @@ async def test_silent_hosts_do_not_share_one_timeout(amqp_url: str, database_url
 
 @pytest.mark.parametrize("how", ["cut", "hold"])
 async def test_a_worker_goes_on_at_another_host_when_its_own_dies(amqp_url: str, database_url: str, how: str) -> None:
-    """With a reset or without a word; and back again when the other one dies."""
+    """With a reset or silently; and back again when the other one dies."""
     async with Proxy.to(amqp_url) as one, Proxy.to(amqp_url) as other, conversing(amqp_url) as talk:
         several = at(amqp_url, f"127.0.0.1:{one.port}", f"127.0.0.1:{other.port}")
         async with soon_serving(several, database_url):
@@ -135,7 +135,7 @@ async def test_a_worker_goes_on_at_another_host_when_its_own_dies(amqp_url: str,
 async def test_a_name_with_several_addresses_is_tried_at_each(
     amqp_url: str, database_url: str, monkeypatch: pytest.MonkeyPatch, gone: Gone
 ) -> None:
-    """The first address is away, in whatever way, and the second is the broker's."""
+    """The first address is away, and the second is the broker's."""
     resolve_to(monkeypatch, "127.0.0.2", "127.0.0.1")
     async with Proxy.to(amqp_url) as proxy, conversing(amqp_url) as talk:
         with gone("127.0.0.2", proxy.port):
@@ -147,7 +147,7 @@ async def test_a_name_with_several_addresses_is_tried_at_each(
 async def test_a_worker_goes_on_at_another_address_when_its_own_dies(
     amqp_url: str, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The name then leads to a machine that is silent first: a round robin that nobody has taken it out of."""
+    """By then the first address of the name is one that does not answer, as in a round robin with a dead machine."""
     async with Proxy.to(amqp_url) as proxy, conversing(amqp_url) as talk:
         resolve_to(monkeypatch, "127.0.0.1")
         async with soon_serving(at(amqp_url, f"{NAME}:{proxy.port}"), database_url):
@@ -242,7 +242,7 @@ async def test_a_worker_whose_consumer_the_queue_has_forgotten_leaves(
             await talk.send()
             assert await talk.outcomes(1) == ["inserted"]
             before = one.connections + other.connections
-            await asyncio.to_thread(forget_consumers, own_rabbitmq, own_amqp_url, TOPOLOGY.requests_queue)
+            await forget_consumers(own_rabbitmq, own_amqp_url, TOPOLOGY.requests_queue)
             await talk.send()
             assert await talk.outcomes(1) == ["inserted"]
             assert one.connections + other.connections > before

@@ -13,7 +13,8 @@ from task_activity_log.problem import Code, Problem, Unavailable
 from task_activity_log.rabbitmq.consumer import RabbitDelivery
 from task_activity_log.rabbitmq.dead_letters import OWN_HEADERS, DeadLetters, copied
 from task_activity_log.rabbitmq.headers import decode, encode
-from task_activity_log.rabbitmq.publisher import Fate, Outgoing, Publisher
+from task_activity_log.rabbitmq.outgoing import Fate, Outgoing
+from task_activity_log.rabbitmq.publisher import Publisher
 
 PROBLEM = Problem(Code.EMPTY_BODY, "Send the record in the body, which was empty.")
 FRAME = 131_064

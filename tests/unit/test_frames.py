@@ -15,8 +15,9 @@ from pamqp.header import ContentHeader
 
 from task_activity_log.message import Properties
 from task_activity_log.rabbitmq import headers
+from task_activity_log.rabbitmq.confirms import Batch, ConfirmChannel
 from task_activity_log.rabbitmq.frames import FrameReader, Inbound, publish_frames
-from task_activity_log.rabbitmq.publisher import Fate, Outgoing, _Batch, _Channel
+from task_activity_log.rabbitmq.outgoing import Fate, Outgoing
 
 OURS, OTHER = 1, 2
 BEAT = frame.marshal(heartbeat.Heartbeat(), 0)
@@ -148,11 +149,11 @@ def test_another_protocol_is_left_to_the_driver() -> None:
 
 
 @pytest.fixture
-async def channel() -> _Channel:
+async def channel() -> ConfirmChannel:
     """A channel in confirm mode with two unconfirmed batches, of 3 and 2 messages."""
-    made = _Channel(cast("Any", None), 131_072)
+    made = ConfirmChannel(cast("Any", SimpleNamespace(closing=asyncio.get_running_loop().create_future())), 131_072)
     for first, count in ((1, 3), (4, 2)):
-        batch = _Batch(first, [Outgoing("", f"q{n}", Properties(message_id=f"m{n}"), b"") for n in range(count)])
+        batch = Batch(first, [Outgoing("", f"q{n}", Properties(message_id=f"m{n}"), b"") for n in range(count)])
         made._batches.append(batch)
     return made
 
@@ -171,7 +172,7 @@ C, R, N = Fate.CONFIRMED, Fate.RETURNED, Fate.NACKED
     ],
 )
 async def test_confirms_are_matched_in_any_grouping(
-    channel: _Channel, words: list[tuple[int, bool, bool]], fates: list[list[Fate]]
+    channel: ConfirmChannel, words: list[tuple[int, bool, bool]], fates: list[list[Fate]]
 ) -> None:
     """Each message gets the broker's first answer, single or `multiple`, and a batch ends with its last one."""
     batches = list(channel._batches)
@@ -183,7 +184,7 @@ async def test_confirms_are_matched_in_any_grouping(
     assert not channel._batches
 
 
-async def test_a_return_is_matched_to_its_message(channel: _Channel) -> None:
+async def test_a_return_is_matched_to_its_message(channel: ConfirmChannel) -> None:
     """A return is matched by address and message_id to a message that is not confirmed yet."""
     batches = list(channel._batches)
     channel.confirm(1, False, True)

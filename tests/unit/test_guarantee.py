@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 
 from task_activity_log.message import ERROR_CODE, Delivery
 from task_activity_log.pipeline import hold, parking, search
-from task_activity_log.pipeline.ports import PATIENT, Patience
+from task_activity_log.pipeline.ports import PATIENT, Patience, Settlement
 from task_activity_log.pipeline.reply import Reply
 from task_activity_log.pipeline.request import Request, Rules, decode
 from task_activity_log.pipeline.suspects import is_suspect
@@ -307,11 +307,12 @@ class Process:
         )
         self._tasks: list[asyncio.Task[None]] = []
         self._ended = False
+        self._replies = _Replies(self)
         self._worker: Worker[Loan] = Worker(
             intake=self.intake,
             store=self,
             dead_letters=self,
-            replies=_Replies(self),
+            replies=self._replies,
             watch=FakeWatch([]),
             rules=Rules(poison_from=POISON_FROM),
             batch_max=world.batch_max,
@@ -450,7 +451,7 @@ class Process:
     def _check_alone(self, suspect: Loan) -> None:
         parked = self._worker.parking.messages
         if self.world.broker.single_active:
-            unplaced = {settlement.delivery.tag for settlement in self._worker._answering.unplaced}
+            unplaced = {settlement.delivery.tag for settlement in self._replies.refused}
             older = {tag for tag in self.intake.unsettled if tag < suspect.tag} - unplaced
             assert len(older) <= parked, "a suspect was tried while older messages were unsettled"
         elif suspect.attempts < POISON_FROM - 1:
@@ -485,9 +486,11 @@ class _ParkedStore:
 class _Replies:
     def __init__(self, process: Process) -> None:
         self._process = process
+        self.refused: list[Settlement[Loan]] = []
 
-    async def publish(self, replies: Sequence[Reply]) -> list[bool]:
+    async def publish(self, settlements: Sequence[Settlement[Loan]]) -> list[bool]:
         world = self._process.world
+        replies = [settlement.reply for settlement in settlements]
         trouble = world.trouble()
         await self._process.stumble(trouble)
         if trouble in (Trouble.AWAY, Trouble.SLOW):
@@ -502,7 +505,19 @@ class _Replies:
         await self._process.stumble(Trouble.KILLED if trouble is Trouble.KILLED_AFTER else Trouble.NONE)
         if trouble in (Trouble.HALF_DONE, Trouble.DONE_BUT_LOST, Trouble.SLOW_BUT_DONE):
             raise Unavailable("replies not confirmed in time")
+        self.refused += [each for each, done in zip(settlements, placed, strict=True) if not done]
         return placed
+
+    async def settled(self) -> list[Settlement[Loan]]:
+        """Take what was refused after a second, unless its delivery is not in hand any more."""
+        while True:
+            await asyncio.sleep(1)
+            refused, self.refused = self.refused, []
+            done = [each for each in refused if self._process.intake.has(each.delivery)]
+            for settlement in done:
+                self._process.world.ledger.answer(settlement.reply)
+            if done:
+                return done
 
 
 @contextmanager

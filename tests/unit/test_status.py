@@ -12,6 +12,7 @@ from task_activity_log.pipeline.hold import Hold
 from task_activity_log.pipeline.parking import Parking
 from task_activity_log.rabbitmq.intake import Intake
 from task_activity_log.rabbitmq.publisher import Publisher
+from task_activity_log.rabbitmq.replies import Replies
 from task_activity_log.settings import Settings, load
 from task_activity_log.status import Status
 from task_activity_log.telemetry.metrics import Metrics
@@ -43,6 +44,8 @@ class Worker:
             settings,
             intake=self.intake,
             publisher=Publisher(link),
+            addressed=Publisher(link),
+            replies=Replies(Publisher(link), Publisher(link), link, topology_of(settings)),
             store=store,
             holds=(self.start_hold, Hold("store"), Hold("reply")),
             parking=Parking(self.intake, store, asyncio.Queue(), SharedLock(), "emit", most=10, limit_seconds=600),
@@ -59,6 +62,7 @@ async def test_status_shows_connections_holds_and_settings() -> None:
     assert status["connections"] == {
         "intake": {"address": "broker:5673/v", "connected": False},
         "replies": {"address": "broker:5673/v", "connected": False, "blocked": None},
+        "reply_to": {"address": "broker:5673/v", "connected": False, "blocked": None},
         "database": {"address": "db:5432/app", "connected": False},
     }
     [hold] = status["holds"]

@@ -17,7 +17,7 @@ from task_activity_log.pipeline import reply
 from task_activity_log.pipeline.reply import Reply
 from task_activity_log.pipeline.request import Request, Rules, decode
 from task_activity_log.problem import Code, FieldError, Problem, Rejected
-from task_activity_log.rabbitmq.replies import routing_key
+from task_activity_log.rabbitmq.exchange import routing_key
 from task_activity_log.record import Applied, Outcome, StoredTaskActivityLog, TaskActivityLog
 from tests.fakes import delivered
 
@@ -331,10 +331,11 @@ def test_every_code_has_its_status() -> None:
         415: "unsupported_media_type unsupported_charset unsupported_encoding",
         413: "body_too_large",
         400: "invalid_properties empty_body invalid_encoding malformed_json malformed_xml dtd_forbidden not_an_object"
-        " wrong_root duplicate_field unsupported_update_mode invalid_version",
+        " wrong_root duplicate_field unsupported_update_mode invalid_version reply_as_request",
         422: "missing_id invalid_uuid invalid_date invalid_boolean invalid_string",
         409: "refused_by_database",
         410: "record_gone",
+        507: "reply_too_large",
         500: "poison_message unreadable_record",
     }
     assert {code.value: code.status for code in Code} == {

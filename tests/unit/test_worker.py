@@ -9,8 +9,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from task_activity_log.message import Delivery
-from task_activity_log.pipeline.ports import PATIENT, Patience
-from task_activity_log.pipeline.reply import Reply
+from task_activity_log.pipeline.ports import PATIENT, Patience, Settlement
 from task_activity_log.pipeline.request import Request, Rules
 from task_activity_log.pipeline.suspects import ALONE_FROM
 from task_activity_log.pipeline.worker import Worker
@@ -555,9 +554,9 @@ async def test_a_refused_reply_is_identified_by_its_position() -> None:
     """Two deliveries of one invalid message have equal replies. Only the one that is refused stays unsettled."""
     bench = Bench()
 
-    async def refuse_the_first(replies: Sequence[Reply]) -> list[bool]:
-        one, other = replies
-        assert one == other
+    async def refuse_the_first(settlements: Sequence[Settlement[Delivery]]) -> list[bool]:
+        one, other = settlements
+        assert one.reply == other.reply
         return [False, True]
 
     bench.replies.publish = refuse_the_first  # type: ignore[method-assign]

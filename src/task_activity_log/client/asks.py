@@ -9,7 +9,8 @@ from task_activity_log.client.connections import Connections
 from task_activity_log.client.messages import Answer, ClientError, NoAnswer, Upsert
 from task_activity_log.problem import Unavailable
 from task_activity_log.rabbitmq.link import LinkOptions, Outage, supervise
-from task_activity_log.rabbitmq.publisher import Fate, Outgoing, Publisher
+from task_activity_log.rabbitmq.outgoing import Fate, Outgoing
+from task_activity_log.rabbitmq.publisher import Publisher
 from task_activity_log.rabbitmq.queues import own_queue
 from task_activity_log.rabbitmq.reading import reading
 from task_activity_log.rabbitmq.topology import REQUEST_KEY
@@ -109,21 +110,21 @@ class Asks:
         while batch := await self._outbox.take(BATCH):
             await self._listening.wait()
             waiting = [upsert for upsert in batch if upsert.message_id in self._asks]
-            returned, nacked = await self._publish(waiting, self._reply_to)
+            returned, others = await self._publish(waiting, self._reply_to)
             for upsert in returned:
                 if ask := self._asks.pop(upsert.message_id, None):
                     ask.done(self._no_queue())
-            asyncio.get_running_loop().call_later(_AGAIN_SECONDS, self._send_again, nacked)
+            asyncio.get_running_loop().call_later(_AGAIN_SECONDS, self._send_again, others)
 
     def _send_again(self, upserts: Iterable[Upsert]) -> None:
         for upsert in upserts:
             self._outbox.put(upsert)
 
     async def _publish(self, upserts: Sequence[Upsert], reply_to: str | None) -> tuple[list[Upsert], list[Upsert]]:
-        """Publish, on each new connection again, until the broker has answered for all.
+        """Publish, on each new connection again, until something was sent.
 
         Returns:
-            Those that no queue takes, and those that the broker has nacked, to be sent again.
+            Those that no queue takes, and those that are not confirmed, to be sent again.
         """
         messages = [
             Outgoing(self._exchange, REQUEST_KEY, upsert.properties(reply_to, self._app_id), upsert.body)
@@ -137,12 +138,20 @@ class Asks:
             except Unavailable as error:
                 self._reason = error.reason
             await asyncio.sleep(_AGAIN_SECONDS)
+        self._note(fates)
         pairs = list(zip(upserts, fates, strict=True))
         returned = [upsert for upsert, fate in pairs if fate is Fate.RETURNED]
-        nacked = [upsert for upsert, fate in pairs if fate not in (Fate.CONFIRMED, Fate.RETURNED)]
-        if nacked:
+        others = [upsert for upsert, fate in pairs if fate not in (Fate.CONFIRMED, Fate.RETURNED)]
+        return returned, others
+
+    def _note(self, fates: Sequence[Fate]) -> None:
+        """Remember why some of these were not taken."""
+        if Fate.LOST in fates:
+            self._reason = f"publisher connection lost: {self._publisher.last_reason}"
+        elif Fate.UNCONFIRMED in fates:
+            self._reason = "upserts not confirmed in time"
+        elif Fate.NACKED in fates:
             self._reason = "the broker refuses upserts: is the queue full?"
-        return returned, nacked
 
     def _no_queue(self) -> ClientError:
         advice = "a worker declares and binds its queue when it starts"

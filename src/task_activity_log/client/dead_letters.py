@@ -19,7 +19,8 @@ from task_activity_log.rabbitmq.consumer import RabbitDelivery
 from task_activity_log.rabbitmq.dead_letters import OWN_HEADERS
 from task_activity_log.rabbitmq.headers import encode, latest_death, raw_headers
 from task_activity_log.rabbitmq.link import LOST, LinkOptions, asking_the_driver, describe
-from task_activity_log.rabbitmq.publisher import Fate, Outgoing, Publisher
+from task_activity_log.rabbitmq.outgoing import Fate, Outgoing
+from task_activity_log.rabbitmq.publisher import Publisher
 from task_activity_log.rabbitmq.queues import existing_queue
 from task_activity_log.rabbitmq.reading import PREFETCH_MAX, Reader, reading
 from task_activity_log.rabbitmq.topology import REQUEST_KEY
@@ -275,5 +276,6 @@ async def replay(
                 on_replayed(letter)
             if len(done) < len(chunk):
                 count = start + len(done)
-                raise ClientError(f"{count} replayed, then {exchange} took no more; the others are in the queue")
+                why = "the connection was lost" if Fate.LOST in fates else f"{exchange} took no more"
+                raise ClientError(f"{count} replayed, then {why}; the others are in the queue")
     return len(letters)

@@ -21,12 +21,15 @@ D_contra = TypeVar("D_contra", bound=Delivery, contravariant=True)
 
 @dataclass(slots=True)  # not frozen, because creating a frozen instance takes three times as long
 class Settlement(Generic[D]):
-    """What must be done before a delivery may be acknowledged. It is not modified."""
+    """What must be done before a delivery may be acknowledged."""
 
     delivery: D
     reply: Reply
+    """Replaced by a problem when it is published, if the broker would not take it. Nothing else is modified."""
     problem: Problem | None = None
     """Why the message is dead-lettered; None if it is not."""
+    answers: bool = True
+    """Whether the reply is published. An answer to one of our own replies could come back again and again."""
 
 
 Stored: TypeAlias = "asyncio.Queue[list[Settlement[D]] | None]"
@@ -132,17 +135,22 @@ class Store(Protocol):
         ...
 
 
-class Replies(Protocol):
+class Replies(Protocol[D]):
     """Where replies go."""
 
-    async def publish(self, replies: Sequence[Reply]) -> list[bool]:
-        """Publish replies and return, for each, whether nothing more is to be done for it.
+    async def publish(self, settlements: Sequence[Settlement[D]]) -> list[bool]:
+        """Publish the replies of these and return, for each, whether nothing more is to be done for it.
 
-        True: it is confirmed or was given up. False: its address refuses it at present; publish it again soon.
+        True: it is confirmed or was given up. False: its address takes nothing at present. It is tried again apart, and
+        `settled` returns the settlement when its reply is confirmed or given up, unless its delivery was requeued.
 
         Raises:
-            Unavailable: publish all of them again later.
+            Unavailable: call it again later with all of them. What is confirmed by then is not published again.
         """
+
+    async def settled(self) -> list[Settlement[D]]:
+        """Wait for settlements for which `publish` returned False and nothing more is to be done now."""
+        ...
 
 
 class DeadLetters(Protocol[D_contra]):

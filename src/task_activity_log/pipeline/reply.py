@@ -4,7 +4,7 @@ Timestamp, app_id, delivery mode, and where the reply is sent are left to the br
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from uuid import uuid4
 
 from task_activity_log import wire
@@ -46,6 +46,8 @@ class Reply:
     """`x-outcome`; for a problem `x-error-code`; `x-replaced-characters` if any were replaced; trace context."""
     reply_to: str | None
     """Where the request asked the reply to be sent. The broker package decides whether it is sent there."""
+    seed: bytes | None = None
+    """What `message_id` is derived from; None if it is random."""
 
 
 def stored(request: Request[Delivery], applied: Applied, nulls: wire.Nulls) -> Reply:
@@ -89,6 +91,24 @@ def undecoded(delivery: Delivery, problem: Problem, default_media_type: str | No
     return _rejected(delivery, problem, _media_type(properties.content_type, default), seed)
 
 
+def too_large(reply: Reply, limit: int) -> Reply:
+    """The problem that is sent in place of a reply whose body is longer than the broker takes."""
+    detail = (
+        f"The request was processed. The reply has {len(reply.body)} bytes, and the broker takes messages of at most {limit}"
+        " bytes. Send less text in the fields of this record, or have the broker's max_message_size raised."
+    )
+    media_type = wire.XML if reply.content_type.endswith("xml") else wire.JSON
+    return replace(
+        reply,
+        outcome=Outcome.REJECTED,
+        body=wire.encode_problem(Problem(Code.REPLY_TOO_LARGE, detail), media_type),
+        content_type=wire.problem_type(media_type),
+        message_id=_message_id(reply.seed, REJECTED),
+        type=REJECTED,
+        headers=reply.headers | {OUTCOME: Outcome.REJECTED.value, ERROR_CODE: Code.REPLY_TOO_LARGE.value},
+    )
+
+
 def _rejected(delivery: Delivery, problem: Problem, media_type: str, seed: bytes | None) -> Reply:
     return _reply(
         delivery,
@@ -119,11 +139,16 @@ def _reply(
         body=body,
         content_type=content_type,
         correlation_id=_short(delivery.properties.correlation_id) or _short(message_id(delivery)),
-        message_id=str(uuid4()) if seed is None else _uuid_text(digest(seed, _WORDS[kind])),
+        message_id=_message_id(seed, kind),
         type=kind,
         headers=headers,
         reply_to=_short(delivery.properties.reply_to),
+        seed=seed,
     )
+
+
+def _message_id(seed: bytes | None, kind: str) -> str:
+    return str(uuid4()) if seed is None else _uuid_text(digest(seed, _WORDS[kind]))
 
 
 def _trace_context(headers: Mapping[str, object]) -> dict[str, str]:

@@ -11,8 +11,8 @@ from uuid import UUID
 from pydantic_core import SchemaValidator, core_schema
 
 from task_activity_log import wire
-from task_activity_log.message import UPDATE_MODE, VERSION, Delivery, Properties, Timestamp
-from task_activity_log.problem import POISON, Code, Problem, Rejected
+from task_activity_log.message import REJECTED, STORED, UPDATE_MODE, VERSION, Delivery, Properties, Timestamp
+from task_activity_log.problem import POISON, REPLY_AS_REQUEST, Code, Problem, Rejected
 from task_activity_log.record import TaskActivityLog
 
 
@@ -61,10 +61,13 @@ class Rules:
 def decode(delivery: D, rules: Rules) -> Request[D]:
     """Decode a delivery.
 
-    A poison message, which was delivered too often, is rejected at once. The other checks are made in this order, and
-    the first that fails determines the error code: properties, media type, size, content encoding, charset, empty body,
-    bytes, syntax, root, duplicates, headers, fields (contract, section 2). Raises `Rejected` and no other exception.
+    A reply of a worker, and a poison message, which was delivered too often, are rejected at once. The other checks are
+    made in this order, and the first that fails determines the error code: properties, media type, size, content encoding,
+    charset, empty body, bytes, syntax, root, duplicates, headers, fields (contract, section 2). Raises `Rejected` and no
+    other exception.
     """
+    if delivery.properties.type in _REPLIES:
+        raise Rejected(REPLY_AS_REQUEST)
     if delivery.attempts >= rules.poison_from and delivery.may_be_poison:
         raise Rejected(POISON)
     if delivery.properties.unreadable is not None:
@@ -168,6 +171,7 @@ def _reject(code: Code, detail: str) -> NoReturn:
     raise Rejected(Problem(code, detail))
 
 
+_REPLIES = frozenset({STORED, REJECTED})
 _uuid = SchemaValidator(core_schema.uuid_schema()).validate_python  # from 16 bytes, three times as fast as UUID()
 _ENCODINGS = frozenset({"", "identity", "utf-8"})  # kombu puts the charset there
 _MODES: Final = {mode.value: mode for mode in UpdateMode}

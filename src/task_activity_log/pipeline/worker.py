@@ -26,14 +26,12 @@ from task_activity_log.pipeline.request import Request, Rules, decode
 from task_activity_log.pipeline.search import Search
 from task_activity_log.pipeline.suspects import is_smaller
 from task_activity_log.pipeline.waves import waves
-from task_activity_log.problem import Failed, Refused, Rejected, Unavailable
+from task_activity_log.problem import Code, Failed, Refused, Rejected, Unavailable
 from task_activity_log.record import Applied
 
 log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
-_RETRY_SECONDS = 1.0
-"""How often replies that their `reply_to` refuses are published again when no batch arrives."""
 
 
 class Worker(Generic[D]):
@@ -45,7 +43,7 @@ class Worker(Generic[D]):
         intake: Intake[D],
         store: Store,
         dead_letters: DeadLetters[D],
-        replies: Replies,
+        replies: Replies[D],
         watch: Watch,
         rules: Rules,
         batch_max: int,
@@ -216,7 +214,8 @@ class Storing(_Stage[D]):
                 requests.append(decode(delivery, self.rules))
             except Rejected as error:
                 answer = reply.undecoded(delivery, error.problem, self.rules.default_media_type)
-                rejected.append(Settlement(delivery, answer, error.problem))
+                answers = error.problem.code is not Code.REPLY_AS_REQUEST
+                rejected.append(Settlement(delivery, answer, error.problem, answers))
         self.watch.took("decode", time.perf_counter() - started)
         return requests, rejected
 
@@ -254,15 +253,19 @@ class Answering(_Stage[D]):
     """The second stage: keeps dead letters, publishes replies, and acknowledges."""
 
     dead_letters: DeadLetters[D]
-    replies: Replies
+    replies: Replies[D]
     stored: Stored[D]
-    unplaced: list[Settlement[D]] = field(init=False, default_factory=list)
-    """Settlements whose replies are refused at present."""
 
     async def run(self) -> None:
-        """Settle batch after batch until the first stage ends."""
+        """Settle batch after batch until the first stage ends. Replies that wait then are left: their messages come again."""
+        async with asyncio.TaskGroup() as tasks:
+            late = tasks.create_task(self._settle_late(), name="late replies")
+            await self._settle_batches()
+            late.cancel()
+
+    async def _settle_batches(self) -> None:
         try:
-            while (batch := await self._next_batch()) is not None:
+            while (batch := await self.stored.get()) is not None:
                 try:
                     await self._settle(batch)
                 finally:
@@ -273,15 +276,6 @@ class Answering(_Stage[D]):
             while await self.stored.get() is not None:
                 self.stored.task_done()
 
-    async def _next_batch(self) -> list[Settlement[D]] | None:
-        """Wait for the next batch, and try the unplaced replies again meanwhile."""
-        while True:
-            try:
-                async with asyncio.timeout(_RETRY_SECONDS if self.unplaced else None):
-                    return await self.stored.get()
-            except TimeoutError:
-                await self._settle([])
-
     async def _settle(self, batch: Sequence[Settlement[D]]) -> None:
         """Keep the dead letters, publish the replies, then acknowledge.
 
@@ -291,12 +285,17 @@ class Answering(_Stage[D]):
         rejected = [(each.delivery, each.problem) for each in batch if each.problem is not None]
         if rejected:
             await self._until_done(lambda: self.dead_letters.keep(rejected))
-        owed = [*self.unplaced, *batch]
-        placed = await self._until_done(lambda: self.replies.publish([each.reply for each in owed]))
-        done = list(compress(owed, placed))
-        self.unplaced = list(compress(owed, map(not_, placed)))
-        if self.unplaced:
-            await self.intake.prove([each.delivery for each in self.unplaced])
+        placed = await self._until_done(lambda: self.replies.publish(batch))
+        done = list(compress(batch, placed))
+        if len(done) < len(batch):
+            await self.intake.prove([each.delivery for each in compress(batch, map(not_, placed))])
         await self.intake.acknowledge([each.delivery for each in done])
         self.watch.took("reply", time.perf_counter() - started)
         self.watch.answered(done)
+
+    async def _settle_late(self) -> None:
+        """Acknowledge what waited for its reply to be confirmed or given up."""
+        while True:
+            done = await self.replies.settled()
+            await self.intake.acknowledge([each.delivery for each in done])
+            self.watch.answered(done)

@@ -9,8 +9,15 @@ intake        deliveries from the requests queue, at that pace
 consumer      one channel that deliveries come through, and how they are settled
 queues        which queue a reader reads, and whether one still knows its consumer
 reading       a queue that a subscriber reads, or an operator inspects
+outgoing      a message to be published, and what may become of it                  pure
+confirms      one channel that is published on: the fate of each message
 publisher     publishing in batches with publisher confirms
-replies       where each reply goes, and what happens to one that cannot be delivered
+replies       where each reply goes, and what happens to one that cannot be placed
+exchange      replies to the replies exchange, whatever else is bound to it
+properties    the properties of a reply
+reply_to      forms of an address                                                    pure
+addresses     addresses that take nothing: what is tried when, what is given up      pure
+retries       tries their replies again, over connections of their own
 dead_letters  a copy of each rejected message, with the reason
 frames        the fast path below consumer and publisher: AMQP frames
 headers       content headers: bytes to properties, leniently, and properties to bytes

@@ -141,6 +141,12 @@ class Consumer:
         for tag, multiple in self._settlements(tags):
             await self._channel.basic_ack(tag, multiple=multiple, wait=False)
 
+    async def reject(self, tag: int) -> None:
+        """Let the broker dead-letter a delivery, as the arguments of its queue say, unless it is settled."""
+        if self.has(tag):
+            del self._unsettled[tag]
+            await self._channel.basic_reject(tag, requeue=False, wait=False)
+
     def keep(self, tags: Iterable[int]) -> None:
         """Settle these, and keep their acknowledgements back until `acknowledge` or `close` is called.
 

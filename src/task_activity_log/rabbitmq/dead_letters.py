@@ -1,17 +1,23 @@
 """Dead letters: a copy of each rejected message, with the reason (contract, section 6)."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Final
 
+import structlog
 from pamqp import decode
 
 from task_activity_log.message import PERSISTENT, Properties
 from task_activity_log.problem import Problem, Unavailable
 from task_activity_log.rabbitmq.consumer import RabbitDelivery
 from task_activity_log.rabbitmq.headers import encode, raw_headers
-from task_activity_log.rabbitmq.publisher import Fate, Outgoing, Publisher
+from task_activity_log.rabbitmq.link import LOST, asking_the_driver
+from task_activity_log.rabbitmq.outgoing import Fate, Outgoing
+from task_activity_log.rabbitmq.publisher import MessageMax, Publisher
+
+log = structlog.get_logger(__name__)
 
 _DROPPED = frozenset((b"CC", b"BCC", b"x-death", b"x-delivery-count"))
 """Headers that are not copied: the first two would send the copy to more queues, the broker sets the others itself."""
@@ -40,23 +46,42 @@ _FIRST_SEEN_BYTES = 100
 class DeadLetters:
     """Keeps a copy of each rejected message in the dead-letter queue."""
 
-    def __init__(self, publisher: Publisher, queue: str) -> None:
+    def __init__(self, publisher: Publisher, queue: str, message_max: MessageMax | None = None) -> None:
+        """Keep nothing yet. `message_max` is the broker's largest message, as far as it is known."""
         self._publisher = publisher
         self._queue = queue
+        self._message_max = message_max or MessageMax()
 
     async def keep(self, rejected: Sequence[tuple[RabbitDelivery, Problem]]) -> None:
         """Publish a copy of each message and return when all are confirmed.
 
+        A message that is larger than the broker takes now (its limit was lowered while the message waited) is rejected
+        instead: the broker then dead-letters the message itself, without the reason.
+
         Raises:
             Unavailable: the broker is away, or the queue is missing or refuses the copies. Keep all of them again.
         """
+        most = self._message_max.known
+        if most is not None:
+            large = [delivery for delivery, _ in rejected if len(delivery.body) > most]
+            rejected = [(delivery, problem) for delivery, problem in rejected if len(delivery.body) <= most]
+            await self._leave_to_the_broker(large)
         copies = [
             Outgoing("", self._queue, _copy(delivery, problem, self._publisher.header_max), delivery.body)
             for delivery, problem in rejected
         ]
         for fate in await self._publisher.publish(copies):
+            if fate is Fate.LOST:
+                raise Unavailable("publisher connection lost", self._publisher.last_reason)
             if fate is not Fate.CONFIRMED:
-                raise Unavailable(f"dead letters {fate.value}", f"{self._queue} does not take them")
+                raise Unavailable(f"dead letters {fate.value}", f"queue {self._queue} does not take them")
+
+    async def _leave_to_the_broker(self, deliveries: Sequence[RabbitDelivery]) -> None:
+        for delivery in deliveries:
+            with suppress(*LOST), asking_the_driver():  # on a lost channel: the message is delivered again
+                await delivery.consumer.reject(delivery.tag)
+        if deliveries:
+            log.warning("dead_lettered_by_broker", count=len(deliveries))
 
 
 def _copy(delivery: RabbitDelivery, problem: Problem, header_max: int) -> Properties:

@@ -4,124 +4,47 @@ The connection is separate because a broker that blocks publishers must not bloc
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from enum import Enum
+import time
+from collections.abc import Callable, Sequence
 
-import aiormq
+import aio_pika
 
-from task_activity_log.message import Properties
 from task_activity_log.problem import Unavailable
-from task_activity_log.rabbitmq import headers
-from task_activity_log.rabbitmq.channel import open_channel, wait_closed
-from task_activity_log.rabbitmq.frames import FrameReader, Inbound, publish_frames, write
-from task_activity_log.rabbitmq.link import LOST, LinkOptions, asking_the_driver, connect, describe, supervise
+from task_activity_log.rabbitmq.channel import wait_closed
+from task_activity_log.rabbitmq.confirms import FRAME_MAX, Batch, ConfirmChannel, Late, open_confirming
+from task_activity_log.rabbitmq.frames import FrameReader
+from task_activity_log.rabbitmq.link import LOST, LinkOptions, connect, supervise
+from task_activity_log.rabbitmq.outgoing import Fate, Outgoing
 
-_FRAME_MAX = 131_072
-"""The largest frame in bytes where the broker sets no limit."""
-
-
-@dataclass(slots=True)  # not frozen, which would take three times as long to make
-class Outgoing:
-    """A message to be published. It is not changed."""
-
-    exchange: str
-    routing_key: str
-    properties: Properties
-    body: bytes
-    mandatory: bool = True
+_OPEN_SECONDS = 2.0
+"""A broker that takes longer to open a channel on a connection in use reads nothing from that connection."""
+_RECONNECT_SECONDS = 1.0
+"""How long `publish` waits for a channel: opening the next one takes less if the broker is there."""
+_SLOW_SECONDS = 2.5
+_LINGERING_MAX = 8
+_LEARNED_SECONDS = 600.0
 
 
-class Fate(Enum):
-    """What the broker did with a published message; the value is the word for it in logs and metrics."""
+class MessageMax:
+    """The broker's `max_message_size`, as it has said when it closed a channel.
 
-    CONFIRMED = "confirmed"
-    RETURNED = "returned"
-    """No queue takes messages at that address."""
-    NACKED = "refused"
-    """A queue is full, or could not write the message."""
+    The size is not known before, because operators can raise the default of their version. It is forgotten after ten
+    minutes, in case it was raised since.
+    """
 
+    def __init__(self) -> None:
+        self._learned: tuple[int, float] | None = None
 
-class _Batch:
-    """Messages that were published together, with consecutive sequence numbers from `first`."""
+    def learn(self, size: int) -> None:
+        """The broker takes no body longer than `size` bytes."""
+        self._learned = (size, time.monotonic())
 
-    __slots__ = ("done", "fates", "first", "messages", "unconfirmed")
-
-    def __init__(self, first: int, messages: Sequence[Outgoing]) -> None:
-        self.first = first
-        self.messages = messages
-        self.fates = [Fate.CONFIRMED] * len(messages)
-        self.unconfirmed = set(range(first, first + len(messages)))
-        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-    def settle(self, tags: Iterable[int], taken: bool) -> None:
-        """The broker's answer to these sequence numbers, as far as they belong to this batch."""
-        if not taken:
-            for tag in self.unconfirmed.intersection(tags):
-                self.fates[tag - self.first] = Fate.NACKED
-        self.unconfirmed.difference_update(tags)
-        if not self.unconfirmed and not self.done.done():
-            self.done.set_result(None)
-
-
-class _Channel:
-    """A channel in confirm mode whose sequence numbers are counted here."""
-
-    def __init__(self, channel: aiormq.abc.AbstractChannel, frame_max: int) -> None:
-        self.channel = channel
-        self.frame_max = frame_max
-        self.broken = asyncio.Event()
-        self._sequence = 0
-        self._confirmed_to = 0
-        self._batches: list[_Batch] = []  # the oldest first
-
-    async def publish(self, messages: Sequence[Outgoing]) -> list[Fate]:
-        pieces: list[bytes] = []
-        for message in messages:
-            pieces += publish_frames(
-                self.channel.number,
-                message.exchange,
-                message.routing_key,
-                mandatory=message.mandatory,
-                header=headers.encode(message.properties, len(message.body)),
-                body=message.body,
-                frame_max=self.frame_max,
-            )
-        batch = _Batch(self._sequence + 1, messages)
-        self._sequence += len(messages)
-        self._batches.append(batch)
-        await write(self.channel, pieces)
-        await batch.done
-        return batch.fates
-
-    def confirm(self, tag: int, multiple: bool, taken: bool) -> None:
-        tags = range(self._confirmed_to + 1 if multiple else tag, tag + 1)
-        for batch in self._batches:
-            if batch.first > tag:
-                break
-            batch.settle(tags, taken)
-        if multiple:
-            self._confirmed_to = max(self._confirmed_to, tag)
-        while self._batches and not self._batches[0].unconfirmed:
-            del self._batches[0]
-
-    def returned(self, exchange: str, routing_key: str, header: bytes) -> None:
-        # A return does not say which publish it answers. Several unconfirmed messages with the same address and
-        # message_id are repeats of one message, and its queue is gone for all of them.
-        address = (exchange, routing_key, headers.decode(header).message_id)
-        for batch in self._batches:
-            for tag in batch.unconfirmed:
-                message = batch.messages[tag - batch.first]
-                if (message.exchange, message.routing_key, message.properties.message_id) == address:
-                    batch.fates[tag - batch.first] = Fate.RETURNED
-
-    def lose(self, error: BaseException) -> None:
-        """End every wait for a confirm: no more confirms will come."""
-        for batch in self._batches:
-            if not batch.done.done():
-                batch.done.set_exception(error)
-                batch.done.exception()  # read, or asyncio reports it where the publisher was cancelled
-        self._batches.clear()
+    @property
+    def known(self) -> int | None:
+        """The longest body in bytes; None if it is not known."""
+        if self._learned is not None and time.monotonic() - self._learned[1] > _LEARNED_SECONDS:
+            self._learned = None
+        return None if self._learned is None else self._learned[0]
 
 
 class Publisher:
@@ -134,22 +57,31 @@ class Publisher:
         purpose: str = "replies",
         confirm_timeout_seconds: float = 30.0,
         on_lost: Callable[[], None] = lambda: None,
+        message_max: MessageMax | None = None,
     ) -> None:
         """Do not connect yet.
 
         Args:
             options: how to reach the broker.
             purpose: the connection's name in logs and in the broker's management.
-            confirm_timeout_seconds: how long `publish` waits for confirms.
+            confirm_timeout_seconds: how long `publish` waits for confirms by default.
             on_lost: called when a connection that could publish is lost.
+            message_max: told what the broker says about its largest message.
         """
         self._options = options
         self._purpose = purpose
         self._confirm_timeout = confirm_timeout_seconds
         self._on_lost = on_lost
-        self._channel: _Channel | None = None  # this and the next two are set by `_session`
+        self._message_max = message_max or MessageMax()
+        self._channel: ConfirmChannel | None = None  # this and the next two are set by `_keep_open`
         self._frame_reader: FrameReader | None = None
         self._connected = asyncio.Event()
+        self.answered_at = 0.0
+        """When the broker last answered a publish, on the event loop's clock."""
+        self._waiting_from: float | None = None  # since when `publish` waits for the broker
+        self.last_reason = "closed"
+        """Why the last channel ended."""
+        self._lingering: list[ConfirmChannel] = []  # those of the present connection that still wait for answers
 
     @property
     def connected(self) -> bool:
@@ -159,12 +91,26 @@ class Publisher:
     @property
     def header_max(self) -> int:
         """How many bytes a content header may have: the broker's largest frame without the 8 bytes around its payload."""
-        return (_FRAME_MAX if self._channel is None else self._channel.frame_max) - 8
+        return (FRAME_MAX if self._channel is None else self._channel.frame_max) - 8
 
     @property
     def blocked(self) -> str | None:
         """Why the broker currently blocks publishing (a resource alarm); None if it does."""
         return None if self._frame_reader is None else self._frame_reader.blocked
+
+    @property
+    def slow(self) -> bool:
+        """Whether a publish waits for the broker's answer for an unusually long time."""
+        now = asyncio.get_running_loop().time()
+        return self._waiting_from is not None and now - self._waiting_from > _SLOW_SECONDS
+
+    @property
+    def version(self) -> str:
+        """The broker's version; empty while there is no connection."""
+        if self._channel is None:
+            return ""
+        version = self._channel.channel.connection.server_properties.get("version")
+        return version.decode() if isinstance(version, bytes) else str(version or "")
 
     async def wait_connected(self) -> None:
         """Return once there is a channel to publish on."""
@@ -175,65 +121,132 @@ class Publisher:
         await supervise(self._purpose, self._session, self._on_lost, self._options.on_outage)
 
     async def _session(self, established: Callable[[], None]) -> None:
-        async with connect(self._options, self._purpose) as (connection, frame_reader):
-            opened = await open_channel(connection, confirms=True)
-            channel = _Channel(opened, opened.connection.connection_tune.frame_max or _FRAME_MAX)
-            frame_reader.channels[opened.number] = Inbound(confirm=channel.confirm, returned=channel.returned)
+        while True:
+            async with connect(self._options, self._purpose) as (connection, frame_reader):
+                try:
+                    reason = await self._keep_open(connection, frame_reader, established)
+                finally:
+                    for channel in self._lingering:
+                        channel.lose()
+                    self._lingering.clear()
+            if reason is not None:
+                raise ConnectionError(reason)
+
+    async def _keep_open(
+        self, connection: aio_pika.Connection, frame_reader: FrameReader, established: Callable[[], None]
+    ) -> str | None:
+        """Open a channel, and another when it ends, until the connection is lost; returns the reason.
+
+        None: the connection is open, but must be replaced at once.
+        """
+        reason: str | None = None
+        while True:
+            try:
+                async with asyncio.timeout(_OPEN_SECONDS):
+                    channel = await open_confirming(connection, frame_reader)
+            except LOST as error:
+                if reason is None:
+                    raise
+                return None if isinstance(error, TimeoutError) else reason
+            if reason is None:
+                established()
             self._channel, self._frame_reader = channel, frame_reader
             self._connected.set()
-            established()
-            reason = "closed"
             try:
-                reason = await wait_closed(opened, channel.broken)
+                self.last_reason = reason = await wait_closed(channel.channel, channel.broken)
             finally:
                 self._channel = self._frame_reader = None
                 self._connected.clear()
-                channel.lose(Unavailable("publisher connection lost", reason))
-            raise ConnectionError(reason)
+                if channel not in self._lingering:
+                    channel.lose()
+            if channel.message_max is not None:
+                self._message_max.learn(channel.message_max)
+            if channel.broken.is_set() and channel not in self._lingering:
+                return None
 
-    async def publish(self, messages: Sequence[Outgoing]) -> list[Fate]:
-        """Publish `messages` in one write and wait until the broker has answered for each.
+    async def publish(
+        self, messages: Sequence[Outgoing], patience_seconds: float | None = None, on_late: Late | None = None
+    ) -> list[Fate]:
+        """Publish `messages` in one write and return the fate of each.
+
+        Args:
+            messages: what to publish.
+            patience_seconds: how long to wait for the broker's answers; by default the confirm timeout.
+            on_late: called when a message that was unconfirmed is answered after all, or lost. Without it, the
+                connection is replaced if a message is unconfirmed: the channel is stuck behind it.
 
         Raises:
-            Unavailable: there is no connection, it was lost, or no answer came in time. Any of the messages may have
-                been taken: publish them again with the same message_id.
+            Unavailable: nothing was sent, because there is no connection, or the broker blocks publishers. What was sent
+                when it began to block them may be taken later: publish it again with the same message_id.
         """
-        channel, frame_reader = self._channel, self._frame_reader
-        if channel is None or frame_reader is None:
-            raise Unavailable("no publisher connection")
+        channel = await self._usable()
         if not messages:
             return []
-        if frame_reader.blocked is not None:
-            raise Unavailable(_BLOCKED)
-        published = asyncio.ensure_future(channel.publish(messages))
-        blocked = False
-        try:
-            with asking_the_driver():
-                if (await asyncio.wait({published}, timeout=self._confirm_timeout))[0]:
-                    return published.result()
-            if self.blocked is None:
-                raise Unavailable(f"{self._purpose} not confirmed in time")
+        batch, pieces = channel.begin(messages)
+        sending = asyncio.ensure_future(channel.send(batch, pieces))
+        await self._wait(sending, channel, self._confirm_timeout if patience_seconds is None else patience_seconds)
+        if sending.done():
+            if not _sent(sending):
+                self._leave(channel)
+            return batch.end(Fate.LOST)
+        if self.blocked is not None and self._channel is channel:
             # The broker takes what was written once the alarm is over: the channel stays usable.
-            blocked = True
-            published.add_done_callback(_read)
-        except LOST as error:
-            channel.broken.set()
-            if isinstance(error, Unavailable):
-                raise
-            raise Unavailable(describe(error).text) from error
+            sending.add_done_callback(_sent)
+            raise Unavailable(_BLOCKED)
+        sending.cancel()
+        self._linger(channel, batch, on_late)
+        return batch.end(Fate.UNCONFIRMED)
+
+    async def _wait(self, sending: asyncio.Task[None], channel: ConfirmChannel, patience_seconds: float) -> None:
+        self._waiting_from = asyncio.get_running_loop().time()
+        try:
+            await asyncio.wait({sending}, timeout=patience_seconds)
+        except asyncio.CancelledError:
+            # Nobody knows whether the write happened, so the sequence numbers are unknown as well.
+            sending.cancel()
+            self._leave(channel)
+            raise
         finally:
-            if not published.done() and not blocked:
-                # Interrupted: nobody knows whether the write happened, so the sequence numbers are unknown as well,
-                # and the channel cannot be used any more.
-                published.cancel()
-                channel.broken.set()
-        raise Unavailable(_BLOCKED)
+            self._waiting_from = None
+            self.answered_at = max(self.answered_at, channel.answered_at)
+
+    async def _usable(self) -> ConfirmChannel:
+        if self._channel is None:
+            try:
+                async with asyncio.timeout(_RECONNECT_SECONDS):
+                    await self._connected.wait()
+            except TimeoutError:
+                raise Unavailable("no publisher connection") from None
+        if self._channel is None:
+            raise Unavailable("no publisher connection")
+        if self.blocked is not None:
+            raise Unavailable(_BLOCKED)
+        return self._channel
+
+    def _linger(self, channel: ConfirmChannel, batch: Batch, on_late: Late | None) -> None:
+        """Wait for late answers on this channel, and publish on another one from now on."""
+        self._lingering = [one for one in self._lingering if not one.settled]
+        if on_late is not None and batch.written and len(self._lingering) < _LINGERING_MAX:
+            batch.on_late = on_late
+            self._lingering.append(channel)
+        self._leave(channel)
+
+    def _leave(self, channel: ConfirmChannel) -> None:
+        """Publish nothing more on this channel, from now on and not only when the session has noticed."""
+        channel.broken.set()
+        if self._channel is channel:
+            self._channel = self._frame_reader = None
+            self._connected.clear()
 
 
 _BLOCKED = "the broker blocks publishers"
 
 
-def _read(published: asyncio.Task[list[Fate]]) -> None:
-    """Read the failure of a publish that nobody waits for any more, or asyncio reports it."""
-    if not published.cancelled():
-        published.exception()
+def _sent(sending: asyncio.Task[None]) -> bool:
+    """Whether a write has ended well. Its failure is read, or asyncio reports it where nobody waits for it any more."""
+    if sending.cancelled():  # by the driver, whose connection is lost
+        return False
+    error = sending.exception()
+    if error is not None and not isinstance(error, LOST):
+        raise error
+    return error is None

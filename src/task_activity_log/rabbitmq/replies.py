@@ -1,110 +1,247 @@
-"""Replies: where each one goes, and what happens to one that cannot be delivered (contract, section 6)."""
+"""Replies: where each one goes, and what happens to one that cannot be placed (contract, section 6).
 
-import time
+Replies to a `reply_to` go over a connection of their own, because anybody can name an address there that ends the
+connection or takes nothing. Those to the replies exchange share the connection of the dead letters.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import partial
+from typing import Generic
 
 import structlog
 
-from task_activity_log.message import APP_ID, PERSISTENT, Properties
-from task_activity_log.pipeline.reply import Reply
-from task_activity_log.problem import Unavailable
-from task_activity_log.rabbitmq.publisher import Fate, Outgoing, Publisher
+from task_activity_log.pipeline.ports import D, Settlement
+from task_activity_log.pipeline.reply import Reply, too_large
+from task_activity_log.rabbitmq.addresses import PATIENCE_SECONDS, Addresses, Waiting
+from task_activity_log.rabbitmq.exchange import RepliesExchange
+from task_activity_log.rabbitmq.link import LinkOptions
+from task_activity_log.rabbitmq.outgoing import Fate, Outgoing
+from task_activity_log.rabbitmq.properties import properties_of
+from task_activity_log.rabbitmq.publisher import MessageMax, Publisher
+from task_activity_log.rabbitmq.reply_to import is_direct, is_malformed, queue_of
+from task_activity_log.rabbitmq.retries import Callbacks, Failing, Retries
 from task_activity_log.rabbitmq.topology import Topology
-from task_activity_log.record import Outcome
 
 log = structlog.get_logger(__name__)
 
-_DIRECT_REPLY_TO = "amq.rabbitmq.reply-to."
+_OVERHEAD_BYTES = 1_000
+"""Roughly the memory of a settlement without its bodies."""
 
 
-class Replies:
+@dataclass(frozen=True, slots=True)
+class ReplyOptions:
+    """How replies are sent to the addresses that requests name."""
+
+    reply_to_allowed: Sequence[str] = ("*",)
+    """Patterns of the addresses that are used."""
+    also_to_exchange: bool = False
+    """Whether a reply to an address goes to the replies exchange as well."""
+    give_up_seconds: float = 30.0
+    """How long a reply waits at an address that takes nothing."""
+    waiting_max: int = 500
+    """How many replies may wait at addresses that take nothing; at one address half of that."""
+    waiting_bytes_max: int = 2**26
+    """The same in bytes, for all of them."""
+
+
+class Replies(Generic[D]):
     """Publishes each reply to the `reply_to` of its request, or to the replies exchange if the request has none."""
 
     def __init__(
         self,
-        publisher: Publisher,
+        own: Publisher,
+        addressed: Publisher,
+        link: LinkOptions,
         topology: Topology,
+        options: ReplyOptions = ReplyOptions(),
         *,
-        reply_to_allowed: Sequence[str] = ("*",),
-        also_to_exchange: bool = False,
-        give_up_seconds: float = 30.0,
+        still: Callable[[D], bool] = lambda _: True,
+        message_max: MessageMax | None = None,
         on_given_up: Callable[[str], None] = lambda _: None,
+        on_not_taken: Callable[[str, int], None] = lambda _, __: None,
     ) -> None:
-        self._publisher = publisher
-        self._exchange = topology.replies_exchange
-        self._own_queues = topology.own_queues
-        self._allowed = tuple(reply_to_allowed)
-        self._also_to_exchange = also_to_exchange
-        self._give_up_seconds = give_up_seconds
-        self._on_given_up = on_given_up
-        self._refusing: dict[str, float] = {}  # each reply_to that refuses, and since when (`time.monotonic`)
+        """Publish nothing yet: to the exchange through `own`, to addresses through `addressed`, to those that fail over `link`.
 
-    async def publish(self, replies: Sequence[Reply]) -> list[bool]:
+        `still` says whether a delivery is still unsettled: the reply to one that was requeued is not tried again. The two
+        callbacks get the reason for each reply that is given up, and for those that a subscriber's queue has not taken.
+        """
+        self._addressed = addressed
+        self._exchange = RepliesExchange(own, topology, on_not_taken)
+        self._own_queues = topology.own_queues
+        self._options = options
+        self._message_max = message_max or MessageMax()
+        self._on_given_up = on_given_up
+        self._addresses: Addresses[Settlement[D]] = Addresses(
+            give_up_seconds=options.give_up_seconds, count_max=options.waiting_max, size_max=options.waiting_bytes_max
+        )
+        callbacks = Callbacks(
+            outgoing=self._to_address,
+            finished=self._finished,
+            still=lambda settlement: still(settlement.delivery),
+            reachable=lambda: own.connected and own.blocked is None and not own.slow,
+            answered_at=lambda: max(own.answered_at, addressed.answered_at),
+            message_max=self._message_max.learn,
+        )
+        self._retries = Retries(link, self._addresses, callbacks)
+        self._late: asyncio.Queue[Settlement[D]] = asyncio.Queue()
+        # Of the batch in `publish`, by id: what needs nothing more at its address (False: it waits), what the exchange has.
+        self._placed: dict[int, bool] = {}
+        self._kept: set[int] = set()
+
+    async def run(self) -> None:
+        """Try replies again that wait at their addresses, until cancelled."""
+        await self._retries.run()
+
+    @property
+    def waiting(self) -> int:
+        """How many replies wait at addresses that take nothing at present."""
+        return self._retries.waiting
+
+    @property
+    def failing(self) -> tuple[Failing, ...]:
+        """These addresses, at most 20, those with the oldest reply first."""
+        return self._retries.failing
+
+    async def publish(self, settlements: Sequence[Settlement[D]]) -> list[bool]:
         """Publish replies and return, for each, whether nothing more is to be done for it.
 
-        True: it is confirmed, or was given up because its `reply_to` no longer exists or has refused replies for
-        `give_up_seconds`; later replies to that address are then given up at once, until it takes one again. False: its
-        `reply_to` refuses it at present (the queue is full); publish it again soon.
+        True: it is confirmed or was given up. False: its address takes nothing at present; `settled` returns it later.
 
         Raises:
-            Unavailable: the broker is away, or the replies exchange leads to no queue that takes them. Publish all of
-                them again: a repeat has the same message_id.
+            Unavailable: the broker is away, or the replies queue takes nothing. Call it again with all of them: what is
+                confirmed by then is not published again.
         """
-        outgoing = [self._outgoing(reply) for reply in replies]
-        fates = iter(await self._publisher.publish([message for messages in outgoing for message in messages]))
-        done: list[bool] = []
-        for messages in outgoing:
-            placed = [self._placed(message, next(fates)) for message in messages]
-            done.append(all(placed))
+        addressed: list[tuple[str, Settlement[D]]] = []
+        own: list[Settlement[D]] = []
+        for settlement in settlements:
+            reply_to = settlement.reply.reply_to
+            address = self._address(reply_to) if reply_to else None
+            if not settlement.answers:
+                continue
+            if address is not None:
+                addressed.append((address, settlement))
+            if address is None or self._options.also_to_exchange:
+                own.append(settlement)
+        if addressed and own:
+            outcomes = await asyncio.gather(self._address_all(addressed), self._keep(own), return_exceptions=True)
+            for failure in filter(None, outcomes):
+                raise failure
+        elif addressed:
+            await self._address_all(addressed)
+        elif own:
+            await self._keep(own)
+        placed, self._placed = self._placed, {}
+        self._kept.clear()
+        return [placed.get(id(settlement), True) for settlement in settlements]
+
+    async def settled(self) -> list[Settlement[D]]:
+        """Wait for settlements for which `publish` returned False, and whose replies are confirmed or given up now."""
+        done = [await self._late.get()]
+        while not self._late.empty():
+            done.append(self._late.get_nowait())
         return done
 
-    def _outgoing(self, reply: Reply) -> list[Outgoing]:
-        properties = Properties(
-            content_type=reply.content_type,
-            headers=reply.headers,
-            delivery_mode=PERSISTENT,
-            correlation_id=reply.correlation_id,
-            message_id=reply.message_id,
-            timestamp=int(time.time()),
-            type=reply.type,
-            app_id=APP_ID,
-        )
-        outgoing = []
-        address = self._address(reply.reply_to)
-        if address is not None:
-            # RabbitMQ returns a mandatory message to direct reply-to although it delivers it.
-            mandatory = not address.startswith(_DIRECT_REPLY_TO)
-            outgoing.append(Outgoing("", address, properties, reply.body, mandatory=mandatory))
-        if address is None or self._also_to_exchange:
-            outgoing.append(Outgoing(self._exchange, routing_key(reply), properties, reply.body))
-        return outgoing
+    async def _keep(self, settlements: Sequence[Settlement[D]]) -> None:
+        left = [settlement for settlement in settlements if id(settlement) not in self._kept]
+        if left:
+            replies = [self._fitting(settlement) for settlement in left]
+            await self._exchange.publish(replies, lambda position: self._kept.add(id(left[position])))
 
-    def _placed(self, message: Outgoing, fate: Fate) -> bool:
-        """Whether this message is done: confirmed, or given up."""
-        if fate is Fate.CONFIRMED:
-            if not message.exchange:
-                self._refusing.pop(message.routing_key, None)
-            return True
-        if message.exchange:
-            raise Unavailable(f"replies {fate.value}", f"no queue takes what {message.exchange} is sent")
-        if fate is Fate.NACKED:
-            since = self._refusing.setdefault(message.routing_key, time.monotonic())
-            if time.monotonic() - since < self._give_up_seconds:
-                return False
-        self._on_given_up(fate.value)
-        log.warning("reply_given_up", reply_to=message.routing_key, why=fate.value)
-        return True
+    def _fitting(self, settlement: Settlement[D]) -> Reply:
+        """The reply, or the problem that replaces it if the broker does not take messages of its size."""
+        most = self._message_max.known
+        if most is not None and len(settlement.reply.body) > most:
+            settlement.reply = too_large(settlement.reply, most)
+        return settlement.reply
 
-    def _address(self, reply_to: str | None) -> str | None:
-        if not reply_to:
-            return None
-        if reply_to in self._own_queues or not any(fnmatchcase(reply_to, pattern) for pattern in self._allowed):
+    # to addresses
+
+    def _address(self, reply_to: str) -> str | None:
+        address = queue_of(reply_to)
+        allowed = self._options.reply_to_allowed
+        if address in self._own_queues or not any(fnmatchcase(address, pattern) for pattern in allowed):
             self._on_given_up("not_allowed")
             return None
-        return reply_to
+        return address
 
+    async def _address_all(self, replies: Sequence[tuple[str, Settlement[D]]]) -> None:
+        """Publish these, or let them wait at addresses that take nothing."""
+        fresh: list[tuple[str, Settlement[D]]] = []
+        for address, settlement in replies:
+            if id(settlement) in self._placed:
+                continue
+            if is_malformed(address):
+                self._given_up(address, Fate.RETURNED.value, 1)
+                self._placed[id(settlement)] = True
+            elif address in self._addresses:
+                self._wait(address, settlement)
+            elif self._may_end_connection(address):
+                self._addresses.suspect(self._wait(address, settlement).line)
+            else:
+                fresh.append((address, settlement))
+        if fresh:
+            await self._publish_fresh(fresh)
+        if self._addresses.busy:
+            self._retries.wake()
 
-def routing_key(reply: Reply) -> str:
-    """The routing key of a reply on the replies exchange: `stored.<outcome>` or `rejected`."""
-    return "rejected" if reply.outcome is Outcome.REJECTED else f"stored.{reply.outcome}"
+    def _may_end_connection(self, address: str) -> bool:
+        # RabbitMQ 3 ends the connection of whoever publishes to direct reply-to of a node that is not in its cluster.
+        return is_direct(address) and self._addressed.version.startswith("3.") and not self._addresses.trusts(address)
+
+    async def _publish_fresh(self, replies: Sequence[tuple[str, Settlement[D]]]) -> None:
+        """Publish to addresses that are not known to fail."""
+        waiting: dict[int, Waiting[Settlement[D]]] = {}  # by position
+        outgoing = [self._to_address(*reply) for reply in replies]
+        fates = await self._addressed.publish(outgoing, PATIENCE_SECONDS, partial(self._answered_late, waiting))
+        unconfirmed = {address for (address, _), fate in zip(replies, fates, strict=True) if fate is Fate.UNCONFIRMED}
+        for position, ((address, settlement), fate) in enumerate(zip(replies, fates, strict=True)):
+            if fate is Fate.CONFIRMED:
+                self._placed[id(settlement)] = True
+                continue
+            if fate is Fate.RETURNED:
+                self._given_up(address, fate.value, 1)
+                self._placed[id(settlement)] = True
+                continue
+            waiting[position] = one = self._wait(address, settlement)
+            if fate is Fate.LOST:
+                self._addresses.suspect(one.line)
+            elif fate is Fate.NACKED:
+                self._addresses.refused(one, self._retries.clock())
+            elif len(unconfirmed) == 1:  # otherwise one may hold the answers to the others back
+                self._addresses.opened(one, self._retries.clock())
+
+    def _answered_late(self, waiting: dict[int, Waiting[Settlement[D]]], position: int, fate: Fate) -> None:
+        if position in waiting:
+            self._addresses.answered(waiting[position], fate, self._retries.clock())
+            self._retries.wake()
+
+    def _wait(self, address: str, settlement: Settlement[D]) -> Waiting[Settlement[D]]:
+        size = len(settlement.delivery.body) + len(settlement.reply.body) + _OVERHEAD_BYTES
+        self._placed[id(settlement)] = False
+        return self._addresses.join(address, settlement, size, self._retries.clock())
+
+    def _finished(self, finished: Sequence[tuple[Waiting[Settlement[D]], str | None]]) -> None:
+        for waiting, _ in finished:
+            if id(waiting.item) in self._placed:  # `publish` has not returned yet
+                self._placed[id(waiting.item)] = True
+            else:
+                self._late.put_nowait(waiting.item)
+        given_up = Counter((waiting.line.address, why) for waiting, why in finished if why is not None)
+        for (address, why), count in given_up.items():
+            self._given_up(address, why, count)
+
+    def _given_up(self, address: str, why: str, count: int) -> None:
+        for _ in range(count):
+            self._on_given_up(why)
+        log.warning("reply_given_up", reply_to=address, why=why, count=count)
+
+    def _to_address(self, address: str, settlement: Settlement[D]) -> Outgoing:
+        reply = self._fitting(settlement)
+        # RabbitMQ returns a mandatory message to direct reply-to although it delivers it.
+        return Outgoing("", address, properties_of(reply), reply.body, mandatory=not is_direct(address))

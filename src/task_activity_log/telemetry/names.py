@@ -47,8 +47,15 @@ METRICS = {
     "task_activity_log_replies_given_up_total": Metric(
         "counter",
         "Replies that were not delivered to their reply_to: the queue does not exist (returned), the queue kept refusing"
-        " them (refused), or the address is not allowed (not_allowed: the reply went to the replies exchange).",
-        {"why": ("returned", "refused", "not_allowed")},
+        " them (refused), the broker did not confirm them (unconfirmed) or ended the connection (lost), too many were"
+        " waiting (too_many), or the address is not allowed (not_allowed: the reply went to the replies exchange).",
+        {"why": ("returned", "refused", "unconfirmed", "lost", "too_many", "not_allowed")},
+    ),
+    "task_activity_log_subscriber_replies_not_taken_total": Metric(
+        "counter",
+        "Replies to the replies exchange that the replies queue has taken, and another queue that is bound to the exchange"
+        " has refused (refused) or not confirmed in time (unconfirmed). They are not sent to that queue again.",
+        {"why": ("refused", "unconfirmed")},
     ),
     "task_activity_log_suspects_total": Metric(
         "counter", "Messages that may have crashed a worker and are therefore tried alone."
@@ -68,11 +75,14 @@ METRICS = {
     "task_activity_log_parked_age_seconds": Metric(
         "gauge", "How long the oldest of them has been waiting; 0 if there is none."
     ),
+    "task_activity_log_replies_waiting": Metric(
+        "gauge", "Replies whose reply_to takes nothing at present; their deliveries are not settled."
+    ),
     "task_activity_log_prefetch": Metric("gauge", "Maximum number of deliveries in hand."),
     # state
     "task_activity_log_consuming": Metric("gauge", "1 while a consumer is registered."),
     "task_activity_log_connected": Metric(
-        "gauge", "1 while the connection is open.", {"link": ("intake", "replies", "database")}
+        "gauge", "1 while the connection is open.", {"link": ("intake", "replies", "reply-to", "database")}
     ),
     "task_activity_log_publisher_blocked": Metric(
         "gauge", "1 while the broker blocks publishers because it is short of memory or disk space."
@@ -96,7 +106,7 @@ METRICS = {
     "task_activity_log_connections_lost_total": Metric(
         "counter",
         "Broker connections that were lost. The worker reconnects after each.",
-        {"link": ("intake", "replies")},
+        {"link": ("intake", "replies", "reply-to")},
     ),
     # housekeeping
     "task_activity_log_inbox_trimmed_total": Metric("counter", "Old requests that were deleted from the inbox."),
@@ -148,8 +158,26 @@ EVENTS = {
     ),
     "reply_given_up": Event(
         "warning",
-        "A reply could not be delivered to its reply_to and was given up; its record is stored.",
+        "Replies could not be delivered to their reply_to and were given up; their records are stored.",
+        ("reply_to", "why", "count"),
+    ),
+    "reply_to_failing": Event(
+        "warning",
+        "An address takes no replies: they wait, and are tried again without delaying others. At most ten of this event and"
+        " the next are logged in a minute.",
         ("reply_to", "why"),
+    ),
+    "reply_to_recovered": Event("info", "An address takes replies again.", ("reply_to",)),
+    "dead_lettered_by_broker": Event(
+        "warning",
+        "Rejected messages are larger than the broker takes now: it dead-letters them itself, without x-error-code.",
+        ("count",),
+    ),
+    "subscriber_takes_nothing": Event(
+        "warning",
+        "A queue that is bound to the replies exchange, in addition to the replies queue, refuses replies or does not confirm"
+        " them. They are in the replies queue. Logged at most once a minute.",
+        ("exchange", "why"),
     ),
     "settled_late": Event(
         "info", "The connection was lost before these messages were acknowledged: they are redelivered.", ("count",)

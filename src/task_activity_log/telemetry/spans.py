@@ -24,7 +24,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from task_activity_log import __version__
 from task_activity_log.message import ERROR_CODE, TRACE_PARENT, Delivery
-from task_activity_log.pipeline.ports import PATIENT, Intake, Patience, Replies, Store
+from task_activity_log.pipeline.ports import PATIENT, Intake, Patience, Replies, Settlement, Store
 from task_activity_log.pipeline.reply import Reply
 from task_activity_log.pipeline.request import Request, message_id
 from task_activity_log.problem import Refused, Unavailable
@@ -89,7 +89,7 @@ class Tracing:
         """The store, with a span for each wave."""
         return _TracedStore(store, self)
 
-    def replies(self, replies: Replies) -> Replies:
+    def replies(self, replies: Replies[D]) -> Replies[D]:
         """The replies, with a span for each batch."""
         return _TracedReplies(replies, self)
 
@@ -221,15 +221,18 @@ class _TracedStore:
             return await self._store.apply(wave, patience)
 
 
-class _TracedReplies:
-    def __init__(self, replies: Replies, tracing: Tracing) -> None:
+class _TracedReplies(Generic[D]):
+    def __init__(self, replies: Replies[D], tracing: Tracing) -> None:
         self._replies = replies
         self._tracing = tracing
 
-    async def publish(self, replies: Sequence[Reply]) -> list[bool]:
-        for reply in replies:
-            self._tracing.answered(reply)
-        exchange, headers = self._tracing.exchange, [reply.headers for reply in replies]
-        attributes = _messaging("send", exchange) | {"messaging.batch.message_count": len(replies)}
+    async def publish(self, settlements: Sequence[Settlement[D]]) -> list[bool]:
+        for each in settlements:
+            self._tracing.answered(each.reply)
+        exchange, headers = self._tracing.exchange, [each.reply.headers for each in settlements]
+        attributes = _messaging("send", exchange) | {"messaging.batch.message_count": len(settlements)}
         with self._tracing.batch(f"send {exchange}", SpanKind.PRODUCER, headers, attributes):
-            return await self._replies.publish(replies)
+            return await self._replies.publish(settlements)
+
+    async def settled(self) -> list[Settlement[D]]:
+        return await self._replies.settled()

@@ -1,0 +1,99 @@
+"""The replies exchange: replies are kept in the replies queue, whatever other queues are bound to it.
+
+A subscriber may bind a queue of its own. If that queue refuses a reply or never confirms it, the broker confirms the reply
+for no queue at all. It is then published once more, to the replies queue alone, so that nobody waits for the subscriber.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+import structlog
+
+from task_activity_log.pipeline.reply import Reply
+from task_activity_log.problem import Unavailable
+from task_activity_log.rabbitmq.outgoing import Fate, Outgoing
+from task_activity_log.rabbitmq.properties import properties_of
+from task_activity_log.rabbitmq.publisher import Publisher
+from task_activity_log.rabbitmq.topology import Topology
+from task_activity_log.record import Outcome
+
+log = structlog.get_logger(__name__)
+
+_PATIENCE_SECONDS = 2.0
+_SILENT_PATIENCE_SECONDS = 0.25
+"""Used for half a minute after the exchange has not confirmed in time."""
+_SILENT_SECONDS = 30.0
+_LOG_SECONDS = 60.0
+
+
+class RepliesExchange:
+    """Publishes replies to the replies exchange until they are in the replies queue."""
+
+    def __init__(self, publisher: Publisher, topology: Topology, on_not_taken: Callable[[str, int], None]) -> None:
+        """Publish nothing yet.
+
+        `on_not_taken` is called with the reason and the number of replies that another queue has not taken.
+        """
+        self._publisher = publisher
+        self._exchange = topology.replies_exchange
+        self._queue = topology.replies_queue
+        self._on_not_taken = on_not_taken
+        self._silent_until = 0.0
+        self._log_from = 0.0
+
+    async def publish(self, replies: Sequence[Reply], confirmed: Callable[[int], None]) -> None:
+        """Publish these, and return when all are confirmed. `confirmed` is called with the position of each that is.
+
+        Raises:
+            Unavailable: the broker is away, or the replies queue takes nothing. Some may be confirmed.
+        """
+        messages = [Outgoing(self._exchange, routing_key(each), properties_of(each), each.body) for each in replies]
+        silent = time.monotonic() < self._silent_until
+        patience = _SILENT_PATIENCE_SECONDS if silent else _PATIENCE_SECONDS
+        fates = await self._publisher.publish(messages, patience, _ignored)
+        left = _sort(fates, confirmed)
+        if Fate.LOST in fates:
+            raise Unavailable("publisher connection lost", self._publisher.last_reason)
+        if Fate.RETURNED in fates:
+            raise Unavailable("replies returned", f"no queue takes what {self._exchange} is sent")
+        if left:
+            why = Fate.UNCONFIRMED if Fate.UNCONFIRMED in fates else Fate.NACKED
+            await self._publish_to_queue([replies[position] for position in left], lambda n: confirmed(left[n]))
+            self._not_taken(why, len(left))
+
+    async def _publish_to_queue(self, replies: Sequence[Reply], confirmed: Callable[[int], None]) -> None:
+        messages = [Outgoing("", self._queue, properties_of(each), each.body) for each in replies]
+        fates = await self._publisher.publish(messages)
+        for position in _sort(fates, confirmed):
+            raise Unavailable(f"replies {fates[position].value}", f"queue {self._queue} does not take them")
+
+    def _not_taken(self, why: Fate, count: int) -> None:
+        now = time.monotonic()
+        if why is Fate.UNCONFIRMED:
+            self._silent_until = now + _SILENT_SECONDS
+        self._on_not_taken(why.value, count)
+        if now >= self._log_from:
+            self._log_from = now + _LOG_SECONDS
+            log.warning("subscriber_takes_nothing", exchange=self._exchange, why=why.value)
+
+
+def _sort(fates: Sequence[Fate], confirmed: Callable[[int], None]) -> list[int]:
+    """Report the positions that are confirmed, and return the others."""
+    left = []
+    for position, fate in enumerate(fates):
+        if fate is Fate.CONFIRMED:
+            confirmed(position)
+        else:
+            left.append(position)
+    return left
+
+
+def _ignored(_: int, __: Fate) -> None:
+    """The copy for a subscriber is confirmed late, or never."""
+
+
+def routing_key(reply: Reply) -> str:
+    """The routing key of a reply on the replies exchange: `stored.<outcome>` or `rejected`."""
+    return "rejected" if reply.outcome is Outcome.REJECTED else f"stored.{reply.outcome}"

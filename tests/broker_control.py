@@ -1,0 +1,82 @@
+"""What tests change inside a private RabbitMQ with `rabbitmqctl eval`: silent queues, lost consumers, limits."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from urllib.parse import unquote, urlsplit
+
+from sandbox import RabbitMQ
+from sandbox.containers import Container
+from sandbox.processes import Processes
+from sandbox.rabbitmq import find_binaries
+
+
+async def rabbitmqctl(broker: RabbitMQ, *arguments: str) -> None:
+    """Run `rabbitmqctl` on a private broker; it takes about a second."""
+    await asyncio.to_thread(_run, broker, arguments)
+
+
+def _run(broker: RabbitMQ, arguments: tuple[str, ...]) -> None:
+    runner = broker._runner
+    if isinstance(runner, Container):
+        code, output = runner._container.exec_run(["rabbitmqctl", *arguments])
+        assert code == 0, output.decode()
+    else:
+        assert isinstance(runner, Processes)
+        directory = find_binaries()
+        runner.run([f"{directory}/rabbitmqctl", *arguments], runner._environment)
+
+
+@asynccontextmanager
+async def silenced(broker: RabbitMQ, amqp_url: str, queue: str) -> AsyncIterator[None]:
+    """Make a quorum queue silent: its Raft process is suspended, as if a majority of its members did not answer.
+
+    The first message that a channel publishes to such a queue holds everything behind it on that channel, and is
+    nacked after 65 s. On a channel that has published to the queue before, messages are taken and never answered; more
+    than 32 of them hold the channel, and some hundreds more the connection. The same on RabbitMQ 3.10, 4.0 and 4.3.
+    """
+    await rabbitmqctl(broker, "eval", _raft(amqp_url, queue, "sys:suspend(Raft)"))
+    try:
+        yield
+    finally:
+        await rabbitmqctl(broker, "eval", _raft(amqp_url, queue, "sys:resume(Raft)"))
+
+
+async def elect(broker: RabbitMQ, amqp_url: str, queue: str) -> None:
+    """Start an election in a quorum queue that has no leader."""
+    await rabbitmqctl(broker, "eval", _raft(amqp_url, queue, "ra:trigger_election(Raft)"))
+
+
+def _raft(amqp_url: str, queue: str, expression: str) -> str:
+    """An expression of Erlang about the Raft process of a queue."""
+    vhost = unquote(urlsplit(amqp_url).path[1:])
+    return (
+        f'{{ok, Queue}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<"{vhost}">>, queue, <<"{queue}">>)),'
+        f" Raft = amqqueue:get_pid(Queue), {expression}."
+    )
+
+
+@asynccontextmanager
+async def largest_message(broker: RabbitMQ, size: int) -> AsyncIterator[None]:
+    """Set `max_message_size` of a private broker, in bytes, for channels that are opened from now on."""
+    # 3.10 reads the application's environment when a channel is opened, 4.x a persistent term at each publish
+    write = (
+        "application:set_env(rabbit, max_message_size, {size}),"
+        " case persistent_term:get(max_message_size, none) of"
+        " none -> ok; _ -> persistent_term:put(max_message_size, {size}) end."
+    )
+    before = 134_217_728 if broker.version.startswith("3.") else 16_777_216
+    await rabbitmqctl(broker, "eval", write.format(size=size))
+    try:
+        yield
+    finally:
+        await rabbitmqctl(broker, "eval", write.format(size=before))
+
+
+async def forget_consumers(broker: RabbitMQ, amqp_url: str, queue: str) -> None:
+    """Let a quorum queue forget its consumers without telling them, as on the other side of a partition."""
+    forget = (
+        "[ra:process_command(Raft, rabbit_fifo:make_checkout({element(2, Consumer), element(1, Consumer)}, cancel, #{}))"
+        " || Consumer <- rabbit_amqqueue:consumers(Queue)]"
+    )
+    await rabbitmqctl(broker, "eval", _raft(amqp_url, queue, forget))
