@@ -348,6 +348,7 @@ async def test_a_dead_letter_that_is_too_large_to_be_published_harms_nobody(
         while (message := await kept.get(no_ack=True, fail=False)) is None:
             await asyncio.sleep(0.05)
     assert message.body == body
+    assert apart.events_of("settled_late") == []
 
 
 # a queue of a subscriber's own, bound to the replies exchange

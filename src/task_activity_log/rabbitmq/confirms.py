@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 import aio_pika
@@ -41,8 +41,10 @@ class Batch:
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._addresses: dict[tuple[str, str, str | None], list[int]] | None = None
 
-    def settle(self, tags: Iterable[int], fate: Fate) -> None:
-        """The answer to these sequence numbers, as far as they belong to this batch."""
+    def settle(self, answered_from: int, answered_to: int, fate: Fate) -> None:
+        """The answer to these sequence numbers, both included, as far as they belong to this batch."""
+        # Only its own numbers are looked at: a broker that answers singly and then all at once names all since the first.
+        tags = range(max(answered_from, self.first), min(answered_to + 1, self.first + len(self.messages)))
         if fate is not Fate.CONFIRMED:
             for tag in self.unconfirmed.intersection(tags):
                 self.fates[tag - self.first] = fate
@@ -123,12 +125,12 @@ class ConfirmChannel:
     def confirm(self, tag: int, multiple: bool, taken: bool) -> None:
         """The broker's answer. Called by the frame reader."""
         self.answered_at = asyncio.get_running_loop().time()
-        tags = range(self._confirmed_to + 1 if multiple else tag, tag + 1)
+        answered_from = self._confirmed_to + 1 if multiple else tag
         fate = Fate.CONFIRMED if taken else Fate.NACKED
         for batch in self._batches:
             if batch.first > tag:
                 break
-            batch.settle(tags, fate)
+            batch.settle(answered_from, tag, fate)
         if multiple:
             self._confirmed_to = max(self._confirmed_to, tag)
         while self._batches and not self._batches[0].unconfirmed:
@@ -148,7 +150,7 @@ class ConfirmChannel:
         """End every wait for a confirm: no more confirms will come."""
         batches, self._batches = self._batches, []
         for batch in batches:
-            batch.settle(tuple(batch.unconfirmed), Fate.LOST)
+            batch.settle(batch.first, batch.first + len(batch.messages) - 1, Fate.LOST)
 
     def _closed(self, closing: asyncio.Future[None]) -> None:
         error = None if closing.cancelled() else closing.exception()

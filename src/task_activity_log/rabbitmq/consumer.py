@@ -65,6 +65,9 @@ class Consumer:
         self._waiting = waiting
         self._unsettled: dict[int, None] = {}  # tags in the order delivered
         self._registered_as: str | None = None  # the consumer tag; None while not registered
+        self._rejected: set[int] = (
+            set()
+        )  # tags that the broker was left to dead-letter, and whose answers are not placed yet
         self._kept: set[int] = set()  # tags of finished deliveries whose acknowledgements are kept back
         self._unusable = asyncio.Event()  # set by `_give_up`
         self._why = ""
@@ -145,7 +148,14 @@ class Consumer:
         """Let the broker dead-letter a delivery, as the arguments of its queue say, unless it is settled."""
         if self.has(tag):
             del self._unsettled[tag]
+            self._rejected.add(tag)
             await self._channel.basic_reject(tag, requeue=False, wait=False)
+
+    def forget_rejected(self, tags: Iterable[int]) -> int:
+        """How many of these were rejected. Each counts once."""
+        rejected = self._rejected.intersection(tags)
+        self._rejected -= rejected
+        return len(rejected)
 
     def keep(self, tags: Iterable[int]) -> None:
         """Settle these, and keep their acknowledgements back until `acknowledge` or `close` is called.

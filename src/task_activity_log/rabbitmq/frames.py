@@ -54,6 +54,8 @@ class FrameReader(asyncio.StreamReaderProtocol):
         """By channel number. Filled by whoever opens the channel."""
         self.blocked: str | None = None
         """Why the broker has blocked publishers (a resource alarm); None while it has not."""
+        self.abort: Callable[[], None] = lambda: None
+        """End the connection at once, without asking a broker that reads nothing from it. Set when it is open."""
         self._loop_time = loop.time
         self._fed_at = loop.time()
         self._rest = b""
@@ -223,6 +225,7 @@ class FrameReaderFactory(TransportFactory):
             )
         except OSError as error:
             raise aiormq.exceptions.AMQPConnectionError(*error.args) from error
+        frame_reader.abort = transport.abort
         self.frame_reader, self.transport = frame_reader, transport
         return reader, asyncio.StreamWriter(transport, frame_reader, reader, loop)
 

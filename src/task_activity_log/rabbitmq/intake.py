@@ -265,7 +265,7 @@ class Intake:
                     tags = [delivery.tag for delivery in handled if consumer.has(delivery.tag)]
                     self._pace.settled(handled)
                     await self._settle(consumer, tags)
-                    late -= len(tags)
+                    late -= len(tags) + consumer.forget_rejected(delivery.tag for delivery in handled)
         if late:
             self._on_late(late)
             log.info("settled_late", count=late)

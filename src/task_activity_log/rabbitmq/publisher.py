@@ -122,10 +122,13 @@ class Publisher:
 
     async def _session(self, established: Callable[[], None]) -> None:
         while True:
+            reason: str | None = "closed"
             async with connect(self._options, self._purpose) as (connection, frame_reader):
                 try:
                     reason = await self._keep_open(connection, frame_reader, established)
                 finally:
+                    if reason is None or not all(channel.settled for channel in self._lingering):
+                        frame_reader.abort()  # a channel is stuck: the broker would answer `connection.close` late
                     for channel in self._lingering:
                         channel.lose()
                     self._lingering.clear()

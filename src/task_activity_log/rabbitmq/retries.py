@@ -174,6 +174,8 @@ class Retries(Generic[T]):
                 finally:
                     self._link = None
                     channels, self._channels = self._channels, {}
+                    if not all(channel.settled for channel in channels.values()):
+                        link[1].abort()  # a channel is stuck: the broker would answer `connection.close` late
                     for channel in channels.values():
                         channel.lose()
 
@@ -280,6 +282,8 @@ class Retries(Generic[T]):
         try:
             await asyncio.wait(tasks, timeout=PATIENCE_SECONDS)
         finally:
+            if not all(task.done() for task in tasks):
+                link[1].abort()  # a channel is stuck: the broker would answer `connection.close` late
             for task in tasks:
                 task.cancel()
         for channel in channels:
