@@ -17,6 +17,7 @@ import pytest
 import structlog
 
 from sandbox import RabbitMQ
+from task_activity_log import __version__
 from task_activity_log.cli.check import check, findings
 from task_activity_log.cli.check.finding import Finding
 from task_activity_log.cli.check.limits import number
@@ -60,13 +61,32 @@ def user(rabbitmq: RabbitMQ, amqp_url: str) -> Iterator[User]:
 
 async def look(amqp_url: str, database_url: str, rabbitmq: RabbitMQ | None = None, **more: str) -> list[Finding]:
     management = {"MANAGEMENT_URL": rabbitmq.management_url} if rabbitmq else {}
-    settings = load({"AMQP_URL": amqp_url, "DATABASE_URL": database_url, **management, **more})
+    settings = load({"AMQP_URL": amqp_url, "DATABASE_URL": database_url, "HTTP_PORT": "0", **management, **more})
     return await findings(settings, patient=False)
 
 
 def worst(found: Sequence[Finding], *verdicts: str) -> list[tuple[str, str]]:
     """What is broken, or has one of the `verdicts`, and what was found."""
     return [(one.what, one.found) for one in found if one.verdict in (verdicts or ("broken",))]
+
+
+async def test_the_worker_with_the_same_settings_is_shown(amqp_url: str, database_url: str) -> None:
+    """As long as one answers. Whether it is ready depends on the worker alone."""
+    async with serving(amqp_url, database_url) as service:
+        port = str(service.http_port)
+        what = f"worker at 127.0.0.1:{port}"
+        [found] = [one for one in await look(amqp_url, database_url, HTTP_PORT=port) if one.what == what]
+        assert (found.verdict, found.found) == ("fine", f"release {__version__}, ready")
+        service.status.draining = True
+        [found] = [one for one in await look(amqp_url, database_url, HTTP_PORT=port) if one.what == what]
+        assert (found.verdict, found.found) == ("warning", "is not ready: draining")
+    assert what not in [one.what for one in await look(amqp_url, database_url, HTTP_PORT=port)]
+
+
+async def test_another_program_at_the_port_is_no_worker(rabbitmq: RabbitMQ, amqp_url: str, database_url: str) -> None:
+    """Here RabbitMQ's management API."""
+    port = str(urlsplit(rabbitmq.management_url).port)
+    assert not [one for one in await look(amqp_url, database_url, HTTP_PORT=port) if "worker" in one.what]
 
 
 async def test_before_the_first_start_only_the_schema_is_broken_and_nothing_is_changed(
@@ -334,7 +354,7 @@ def test_the_exit_code_is_that_of_the_worst_finding(
     amqp_url: str, database_url: str, empty_database_url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """1 if something is broken, or with `strict` for a warning; otherwise 0."""
-    urls = {"AMQP_URL": amqp_url, "DATABASE_URL": database_url}
+    urls = {"AMQP_URL": amqp_url, "DATABASE_URL": database_url, "HTTP_PORT": "0"}
     assert check(load(urls), strict=False) == 0
     assert check(load(urls), strict=True) == 1  # a superuser
     assert check(load({**urls, "DATABASE_URL": empty_database_url}), strict=False) == 1

@@ -9,6 +9,7 @@ from task_activity_log.cli.check.finding import Finding
 from task_activity_log.cli.check.limits import Limits, judge_kept, judge_requests
 from task_activity_log.cli.check.members import judge_members
 from task_activity_log.cli.check.permissions import allows, lacking, needed
+from task_activity_log.cli.check.worker import judge_status
 from task_activity_log.rabbitmq.topology import Topology
 from task_activity_log.settings import Settings, load
 
@@ -113,6 +114,7 @@ THREE: dict[str, Any] = {**ONE, "members": ["a", "b", "c"], "online": ["a", "b",
         (ONE, None, None),
         (THREE, ["leader", "follower", "follower"], None),
         ({**ONE, "leader": None}, None, ("broken", "has no leader")),
+        ({**ONE, "online": []}, None, ("broken", "has no leader")),
         ({**ONE, "messages": None}, None, ("broken", "has not had a leader yet")),
         ({**ONE, "messages": None}, ["leader"], None),  # declared less than five seconds ago
         (ONE, ["follower"], ("broken", "has no leader")),
@@ -198,6 +200,23 @@ def test_a_queue_that_is_new_has_no_figures_yet() -> None:
     """Before RabbitMQ 4.0 this looks the same as a queue that never had a leader."""
     assert [row.verdict for row in judge_members("queue", {**ONE, "messages": None}, None, patient=False)] == [
         "unknown"
+    ]
+
+
+def test_what_a_worker_says_of_itself_is_shown() -> None:
+    """Why it is not ready, and what waits. Addresses are texts of publishers: they do not reach the terminal raw."""
+    failing = {"reply_to": "a\x1b[2J", "waiting": 3, "oldest_seconds": 12.3, "reason": "nacked"}
+    status = {
+        "version": "1",
+        "not_ready": ["holding: timeout"],
+        "parked": {"messages": 2, "records": 1, "oldest_seconds": 61.2, "some": []},
+        "failing_addresses": [failing, {**failing, "reply_to": "b", "waiting": 1, "reason": None}],
+    }
+    assert [(row.verdict, row.what, row.found) for row in judge_status("worker", status)] == [
+        ("warning", "worker", "is not ready: holding: timeout"),
+        ("warning", "worker", "requests waiting for rows: 2, the oldest for 61 s"),
+        ("warning", "reply_to a\\x1b[2J", "replies waiting: 3, the oldest for 12 s: nacked"),
+        ("warning", "reply_to b", "replies waiting: 1, the oldest for 12 s"),
     ]
 
 

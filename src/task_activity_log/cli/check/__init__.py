@@ -7,13 +7,14 @@ members      the leaders and majorities of its queues
 permissions  what the worker's user needs, and what it has
 management   the management API, read only
 database     PostgreSQL: server, schema, privileges
+worker       the worker with the same settings, as its /status shows it
 """
 
 import asyncio
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from task_activity_log.cli.check import broker, database
+from task_activity_log.cli.check import broker, database, worker
 from task_activity_log.cli.check.finding import Finding, Verdict
 from task_activity_log.settings import Settings
 from task_activity_log.telemetry.logs import Redaction
@@ -47,7 +48,9 @@ def table(findings: Sequence[Finding]) -> Iterator[str]:
 
 async def findings(settings: Settings, *, patient: bool = True) -> list[Finding]:
     """What is found, the broker first. If `patient`, wait some seconds for the figures of queues that are new."""
-    of_database, of_broker = await asyncio.gather(
-        database.findings(settings), broker.findings(settings, patient=patient)
+    of_database, of_broker, of_worker = await asyncio.gather(
+        database.findings(settings),
+        broker.findings(settings, patient=patient),
+        asyncio.to_thread(worker.findings, settings),
     )
-    return [*of_broker, *of_database]
+    return [*of_broker, *of_database, *of_worker]

@@ -5,7 +5,7 @@ from typing import Any
 
 from task_activity_log.cli.check.finding import Finding
 
-_ELECT = "nothing gets in or out: docs/runbook.md says how to start an election"
+_ELECT = "nothing gets in or out: docs/runbook.md (TaskActivityLogNotConsuming) says what to do"
 _START = "nothing gets in or out: start the nodes of the other members"
 _NOT_RUNNING = ("crashed", "down", "stopped")
 
@@ -26,7 +26,7 @@ def judge_members(
     if details.get("type") != "quorum":
         if details.get("state") in _NOT_RUNNING:
             yield Finding("broken", what, f"is {details['state']}", "start its node")
-    elif 2 * len(online) <= len(members):
+    elif 0 < 2 * len(online) <= len(members):
         yield Finding("broken", what, f"has no majority: {len(online)} of {len(members)} members are online", _START)
     elif _has_no_leader(details, status):
         yield Finding("broken", what, "has no leader", _ELECT)
