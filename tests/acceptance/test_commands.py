@@ -47,15 +47,14 @@ async def test_rejected_records_are_written_to_a_file_that_can_be_corrected_and_
     (folder / "c.json").write_text(f"[{line()}, {line()}]")
     (folder / "notes.txt").write_text("not a record")
     rejected = tmp_path / "rejected.jsonl"
-    said = await command(
-        "publish", str(folder), "-", "--rejected", str(rejected), AMQP_URL=world.amqp_url, stdin=line().encode()
-    )
+    stdin = line().encode()
+    said = await command("publish", str(folder), "-", "--rejected", str(rejected), AMQP_URL=world.amqp_url, stdin=stdin)
     assert said.code == 3
-    assert len(said.lines) == 7
-    assert f"{folder}/a.jsonl:2: rejected: invalid_uuid: Send id" in said.err
-    assert f"{folder}/b.xml:2: rejected: invalid_uuid: Send id" in said.err
-    assert "7 answered" in said.err
-    assert "5 inserted, 2 rejected" in said.err
+    assert len(said.lines) == 5
+    assert f"{folder}/a.jsonl:2: not sent: invalid_uuid: Send id" in said.err
+    assert f"{folder}/b.xml:2: not sent: invalid_uuid: Send id" in said.err
+    assert f"2 invalid: not sent; they are in {rejected} (--send-invalid sends them)" in said.err
+    assert "5 inserted" in said.err
 
     again = await command("publish", str(folder), "--rejected", str(rejected), AMQP_URL=world.amqp_url)
     assert again.code == 2
@@ -65,6 +64,120 @@ async def test_rejected_records_are_written_to_a_file_that_can_be_corrected_and_
     rejected.write_text(corrected)
     said = await command("publish", str(rejected), AMQP_URL=world.amqp_url)
     assert (said.code, [reply[0] for reply in said.lines]) == (0, ["{", "<"])
+
+
+async def test_invalid_records_are_sent_on_request_and_what_the_worker_rejects_is_kept(
+    world: World, tmp_path: Path
+) -> None:
+    """With --send-invalid the worker judges. Continuing a run writes its file of rejected records again."""
+    file, rejected = tmp_path / "a.jsonl", tmp_path / "rejected.jsonl"
+    file.write_text(line() + '{"id": "nope"}\n')
+    arguments = ("publish", str(file), "--send-invalid", "--run", "tonight", "--rejected", str(rejected))
+    for outcome in ("inserted", "duplicate"):
+        said = await command(*arguments, AMQP_URL=world.amqp_url)
+        assert (said.code, len(said.lines)) == (3, 2)
+        assert f"{file}:2: rejected: invalid_uuid" in said.err
+        assert "2 answered in" in said.err
+        assert f"1 {outcome}, 1 rejected" in said.err
+        assert len(rejected.read_text().splitlines()) == 1
+    rejected.write_text("a file of somebody else\n")
+    said = await command(*arguments, AMQP_URL=world.amqp_url)
+    assert (said.code, rejected.read_text()) == (2, "a file of somebody else\n")
+
+
+async def test_a_misspelled_field_is_named_before_it_clears_the_field(
+    channel: AbstractChannel, amqp_url: str, tmp_path: Path
+) -> None:
+    """The record is not sent. Other members are named and ignored, as the contract has it."""
+    records = [
+        line(taskId=str(uuid4())),  # the example of the report
+        line(subjct="1"),
+        line(Subject="fields match without regard to case", **{"$type": "t"}, modified_dateutc="echoed"),
+        line(subject="1", subjects=["similar, but the record has the field"]),
+        line(note="2"),
+    ]
+    file = tmp_path / "a.jsonl"
+    file.write_text("".join(records))
+    (tmp_path / "b.xml").write_text(f"<task_activity_log><id>{uuid4()}</id>\n<TaskId/></task_activity_log>")
+    said = await command("publish", str(tmp_path), "--no-wait", AMQP_URL=amqp_url)
+    assert said.code == 3
+    assert f"{file}:1: not sent: taskId is not a field; did you mean task_id?" in said.err
+    assert f"{file}:2: not sent: subjct is not a field; did you mean subject?" in said.err
+    assert f"{tmp_path}/b.xml:2: not sent: TaskId is not a field; did you mean task_id?" in said.err
+    assert "not fields, and ignored by the worker: subjects (1), note (1)" in said.err
+    assert len(await names(channel, TOPOLOGY.requests_queue)) == 3
+    dry = await command("publish", str(tmp_path), "--dry-run")
+    assert (dry.code, len(dry.lines)) == (3, 3)
+    assert "3 would be accepted, 0 rejected, 3 with misspelled fields; nothing was sent" in dry.err
+    said = await command("publish", str(tmp_path), "--no-wait", "--send-invalid", AMQP_URL=amqp_url)
+    assert (said.code, len(await names(channel, TOPOLOGY.requests_queue))) == (0, 6)
+    assert "taskId (1)" in said.err
+
+
+async def test_a_folder_with_thousands_of_records_is_confirmed_on_a_terminal(
+    channel: AbstractChannel, amqp_url: str, tmp_path: Path
+) -> None:
+    """A mistyped folder floods nobody, and hidden files are never sent: they may hold secrets."""
+    for name in (".hidden", "records", "records/.git"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.json").write_text(line())
+    (tmp_path / ".b.json").write_text(line())
+    (tmp_path / "records" / "b.jsonl").write_text("".join(line() for _ in range(1_000)))
+    arguments = ("publish", str(tmp_path), "--no-wait")
+    told = await asyncio.to_thread(on_a_terminal, "n", *arguments, AMQP_URL=amqp_url)
+    assert "Send 1,001 records from 2 files in" in told
+    assert "nothing was sent" in told
+    assert await names(channel, TOPOLOGY.requests_queue) == []
+    told = await asyncio.to_thread(on_a_terminal, "y", *arguments, AMQP_URL=amqp_url)
+    assert "1,001 confirmed" in told
+    said = await command(*arguments, AMQP_URL=amqp_url)  # nobody to ask
+    assert "1,001 confirmed" in said.err
+    assert len(await names(channel, TOPOLOGY.requests_queue)) == 2_002
+
+
+async def test_what_the_worker_takes_is_sent(channel: AbstractChannel, amqp_url: str, tmp_path: Path) -> None:
+    """`publish` reads as the worker does: a declaration of another encoding, odd namespaces, numbers of any length."""
+    identity = uuid4()
+    (tmp_path / "a.xml").write_text(
+        f'<?xml version="1.0" encoding="utf-16"?><task_activity_log><id>{identity}</id></task_activity_log>'
+    )
+    (tmp_path / "b.xml").write_text(
+        f'<task_activity_log xmlns="http://schemas.datacontract.org/2004/07/Société"><id>{identity}</id></task_activity_log>'
+    )
+    (tmp_path / "c.json").write_text(f'[{{"id": "{identity}", "$n": {"9" * 5_000}}}]')
+    dry = await command("publish", "--dry-run", str(tmp_path))
+    assert (dry.code, dry.lines) == (0, [])
+    assert "3 would be accepted, 0 rejected" in dry.err
+    assert (await command("publish", "--no-wait", str(tmp_path), AMQP_URL=amqp_url)).code == 0
+    queue = await channel.get_queue(TOPOLOGY.requests_queue)
+    bodies = [(await queue.get(no_ack=True)).body for _ in range(3)]
+    assert bodies[:2] == [(tmp_path / name).read_bytes() for name in ("a.xml", "b.xml")]
+    assert bodies[2] == (tmp_path / "c.json").read_bytes()[1:-1]
+    nothing = await command("publish", "--dry-run", "-", "--stdin", "json", stdin=b"[]")
+    assert (nothing.code, nothing.err) == (1, "task-activity-log: no records found\n")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+async def test_a_terminated_publish_says_how_to_continue(
+    channel: AbstractChannel, amqp_url: str, number: int, code: int
+) -> None:
+    """An ssh connection that drops, or a canceled CI job, is an interruption like Ctrl-C."""
+    process = await start("publish", "-", AMQP_URL=amqp_url)
+    assert process.stdin is not None
+    assert process.stderr is not None
+    process.stdin.write("".join(line() for _ in range(30)).encode())
+    process.stdin.close()
+    first = (await process.stderr.readline()).decode()
+    queue = await channel.get_queue(TOPOLOGY.requests_queue)
+    async with asyncio.timeout(30):
+        while await queue.get(no_ack=True, fail=False) is None:
+            await asyncio.sleep(0.02)
+    process.send_signal(number)
+    said = await end(process, err=first)
+    assert said.code == code
+    assert "sending 30 records as run " in first
+    run = first.split()[-1]
+    assert f"interrupted; 0 of 30 were answered. To continue, add --run {run}" in said.err
 
 
 async def test_a_dry_run_validates_without_a_broker(tmp_path: Path) -> None:

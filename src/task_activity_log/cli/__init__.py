@@ -2,6 +2,7 @@
 
 publish        sends records from files and prints the replies
 sources        files, folders and standard input as upserts
+misspelled     members that are not fields, and which field was meant
 exported       messages as lines of JSON, which `publish` reads again
 replies        follows the replies
 dead_letters/  inspects, replays, exports and discards rejected messages
@@ -134,13 +135,18 @@ def publish(
     merge: Annotated[
         bool, typer.Option("--merge", help="Keep the values of fields that a record does not have.")
     ] = False,
+    send_invalid: Annotated[
+        bool, typer.Option("--send-invalid", help="Also send records that are invalid, or have misspelled fields.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
     stdin: Annotated[Literal["json", "jsonl", "xml"], typer.Option(help="Format of standard input.")] = "jsonl",
     timeout: Annotated[float, typer.Option(min=0.1, help="Give up after this many seconds without a reply.")] = 60.0,
 ) -> None:
     """Publish records, wait for the replies and print them: the stored record, or the problem.
 
     Replies go to standard output, one per line; for more than 20, a terminal shows only a summary. The outcome of each
-    goes to standard error. Needs AMQP_URL. Exits 3 if some were rejected. When interrupted, it prints how to continue.
+    goes to standard error. Records that a worker would reject are not sent, nor are those with misspelled fields. Needs
+    AMQP_URL. Exits 3 if some were rejected or not sent. When interrupted, it prints how to continue.
 
     \b
     Examples:
@@ -150,13 +156,21 @@ def publish(
       zcat records.jsonl.gz | task-activity-log publish -
     """
     settings = settings_or_exit() if dry_run else settings_or_exit("amqp_url")
-    if rejected is not None and rejected.exists():
-        fail(f"{rejected} already exists: name another file for the rejected records, or remove it", WRONG_USE)
-    from task_activity_log.cli.publish import Publication
+    from task_activity_log.cli.publish import Publication, writable
 
-    run = run or uuid4().hex[:12]
+    if rejected is not None and (why := writable(rejected, again=bool(run))):
+        fail(why, WRONG_USE)
     work = Publication(
-        settings, timeout=timeout, dry_run=dry_run, wait=wait, merge=merge, rejected=rejected, run=run, stdin=stdin
+        settings,
+        timeout=timeout,
+        dry_run=dry_run,
+        wait=wait,
+        merge=merge,
+        rejected=rejected,
+        run=run or uuid4().hex[:12],
+        stdin=stdin,
+        send_invalid=send_invalid,
+        yes=yes,
     )
     sys.exit(guarded(lambda: work.carry_out(paths), interrupted=lambda: work.explained("interrupted")))
 

@@ -1,7 +1,9 @@
 """How a command ends: its exit code, and a line on standard error for whatever went wrong."""
 
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -32,6 +34,7 @@ def guarded(command: Callable[[], int], interrupted: Callable[[], str] = lambda:
     from task_activity_log.telemetry.logs import quiet_drivers
 
     quiet_drivers()
+    stopped = _stop_on_signals()
     try:
         code = command()
         sys.stdout.flush()
@@ -43,5 +46,25 @@ def guarded(command: Callable[[], int], interrupted: Callable[[], str] = lambda:
         return DONE
     except KeyboardInterrupt:
         say(interrupted())
-        return INTERRUPTED
+        return 128 + stopped[0] if stopped else INTERRUPTED
     return code
+
+
+def _stop_on_signals() -> list[int]:
+    """Let SIGTERM and SIGHUP end a command as Ctrl-C does; returns a list that then has the signal.
+
+    A signal that is ignored stays so: `nohup` ignores SIGHUP.
+    """
+    stopped: list[int] = []
+
+    def stop(number: int, _: object) -> None:
+        stopped.append(number)
+        if signal.getsignal(signal.SIGINT) in (signal.SIG_IGN, None):  # a job that a shell started in the background
+            raise KeyboardInterrupt
+        signal.raise_signal(signal.SIGINT)  # asyncio has a handler for it
+
+    if threading.current_thread() is threading.main_thread():
+        for number in (getattr(signal, name, None) for name in ("SIGTERM", "SIGHUP")):  # Windows has no SIGHUP
+            if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, stop)
+    return stopped

@@ -1,26 +1,32 @@
 """`task-activity-log publish`: sends records from files, and prints the replies."""
 
 import asyncio
+import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
+from typing import TypeAlias
 
-from task_activity_log.cli import exported
+from task_activity_log.cli import exported, misspelled
 from task_activity_log.cli.exit_codes import DONE, FAILED, SOME_REJECTED
-from task_activity_log.cli.sources import Source, Unreadable, expand, line_of
-from task_activity_log.cli.terminal import FEW, printable, progress, readable, say
+from task_activity_log.cli.sources import Source, Unreadable, expand, line_of, line_of_error
+from task_activity_log.cli.terminal import FEW, agreed, printable, progress, readable, say
 from task_activity_log.client import Answer, ClientError, Summary, TaskActivityLogClient, Upsert, UpsertRejected
 from task_activity_log.pipeline.request import judge
 from task_activity_log.problem import Problem
 from task_activity_log.settings import Settings
 from task_activity_log.wiring import link_of, rules_of
 
+MANY = 1_000
+"""From this many records in a folder on, `publish` asks before it sends them, if there is a terminal."""
+
 
 @dataclass
 class Publication:
-    """One run, with the options of the command line: sends, counts, and reports."""
+    """One run, with the options of the command line: reads, judges, sends, counts, and reports."""
 
     settings: Settings
     timeout: float
@@ -30,8 +36,17 @@ class Publication:
     rejected: Path | None
     run: str
     stdin: str
+    send_invalid: bool = False
+    yes: bool = False
     _sources: list[Source] = field(default_factory=list, init=False)
     _total: int = field(default=0, init=False)
+    _kept_back: set[int] = field(default_factory=set, init=False)
+    """The numbers of the records that are not sent, counted from 0."""
+    _misspelled: int = field(default=0, init=False)
+    _ignored: Counter[str] = field(default_factory=Counter, init=False)
+    """Names of members that are neither fields nor misspelled ones, and how many records have each."""
+    _written: int = field(default=0, init=False)
+    """How many records are in the file of the rejected."""
     _summary: Summary = field(default_factory=Summary, init=False)
     _confirmed: int = field(default=0, init=False)
     _outage: str = field(default="", init=False)
@@ -39,13 +54,22 @@ class Publication:
     def carry_out(self, paths: Sequence[str]) -> int:
         """Publish what the files contain, print the replies, return the exit code. Nothing is sent from an unreadable file."""
         failed = self._read(paths)
-        if self.dry_run:
-            return max(self._judge(), failed)
-        if self._total:
-            return max(asyncio.run(self._publish()), failed)
-        if failed == DONE:
-            say("no records found")
-        return FAILED
+        if not self._total:
+            if failed == DONE:
+                say("no records found")
+            return FAILED
+        self._report()
+        code = max(SOME_REJECTED if self._kept_back else DONE, failed)
+        if self.dry_run or not self._to_send:
+            return code
+        if not self._agreed(paths):
+            if self.rejected is not None and self._written:
+                self.rejected.unlink()
+            say("nothing was sent")
+            return FAILED
+        if not self._few:
+            say(f"sending {self._to_send:,} records as run {self.run}")
+        return max(asyncio.run(self._publish()), code)
 
     def explained(self, why: str) -> str:
         """Why the run ended, how far it came, and how to continue."""
@@ -53,44 +77,102 @@ class Publication:
             return why
         done, what = (self._summary.answered, "answered") if self.wait else (self._confirmed, "confirmed")
         return (
-            f"{why}; {done:,} of {self._total:,} were {what}."
+            f"{why}; {done:,} of {self._to_send:,} were {what}."
             f" To continue, add --run {self.run}: records that were applied are not applied again"
         )
+
+    @property
+    def _to_send(self) -> int:
+        return self._total - len(self._kept_back)
 
     def _read(self, paths: Sequence[str]) -> int:
         """Read all sources to their end, and keep those that can be read; returns the exit code."""
         code = DONE
         for path in paths:
-            for source in expand(path, self.stdin, self.run):
+            try:
+                sources = expand(path, self.stdin, self.run)
+            except Unreadable as error:
+                say(f"{error}; nothing was sent from it")
+                code = FAILED
+                continue
+            for source in sources:
                 try:
-                    self._total += sum(1 for _ in source.upserts())
+                    self._total += self._judge(source)
                     self._sources.append(source)
                 except Unreadable as error:
                     say(f"{error}; nothing was sent from it")
                     code = FAILED
         return code
 
-    def _upserts(self) -> Iterator[Upsert]:
-        for source in self._sources:
-            for upsert in source.upserts():
-                yield replace(upsert, headers={**upsert.headers, "x-update-mode": "merge"}) if self.merge else upsert
+    def _judge(self, source: Source) -> int:
+        """Keep back what a worker would reject, and misspelled fields, which it would ignore; how many records there are.
 
-    def _judge(self) -> int:
-        """Print what the worker would reject, and return the exit code."""
-        bad = 0
+        The source is read to its end before: nothing is noted of one that cannot be.
+        """
+        count = sum(1 for _ in source.upserts())
         rules = rules_of(self.settings)
-        for upsert in self._upserts():
+        for number, upsert in enumerate(map(self._merged, source.upserts()), self._total):
             found = judge(upsert.body, upsert.properties(None, ""), rules)
             if isinstance(found, Problem):
-                bad += 1
-                for place, reason in _complaints(upsert, found, [error.field for error in found.errors]):
-                    print(f"{place}: {reason}")
-        say(f"{self._total - bad:,} would be accepted, {bad:,} rejected; nothing was sent")
-        return SOME_REJECTED if bad else DONE
+                fields = [error.field for error in found.errors]
+                self._keep_back(number, upsert, _complaints(upsert, found, fields))
+            elif unknown := misspelled.unknown(upsert):
+                typos = _typos(upsert, unknown, found.model_fields_set)
+                if typos and self._keep_back(number, upsert, typos):
+                    self._misspelled += 1
+                else:
+                    self._ignored.update(unknown)
+        return count
+
+    def _merged(self, upsert: Upsert) -> Upsert:
+        return replace(upsert, headers={**upsert.headers, "x-update-mode": "merge"}) if self.merge else upsert
+
+    def _keep_back(self, number: int, upsert: Upsert, complaints: "Complaints") -> bool:
+        """Do not send a record, except with --send-invalid; whether it is kept back."""
+        if self.send_invalid and not self.dry_run:
+            return False
+        self._kept_back.add(number)
+        for place, reason in complaints:
+            if self.dry_run:
+                print(printable(f"{place}: {reason}"))
+            elif len(self._kept_back) <= FEW:
+                say(f"{place}: not sent: {reason}")
+        if not self.dry_run:
+            self._keep(upsert, [reason for _, reason in complaints])
+        return True
+
+    def _report(self) -> None:
+        """Say what is not sent, and which members are ignored, before anything is sent."""
+        if self._ignored:
+            names = ", ".join(f"{name} ({count:,})" for name, count in self._ignored.most_common(FEW))
+            more = f" and {len(self._ignored) - FEW:,} more" if len(self._ignored) > FEW else ""
+            say(f"not fields, and ignored by the worker: {names}{more}")
+        invalid = len(self._kept_back) - self._misspelled
+        typos = f", {self._misspelled:,} with misspelled fields" if self._misspelled else ""
+        if self.dry_run:
+            say(f"{self._to_send:,} would be accepted, {invalid:,} rejected{typos}; nothing was sent")
+        elif self._kept_back:
+            where = f"; they are in {self.rejected}" if self.rejected else ""
+            say(f"{invalid:,} invalid{typos}: not sent{where} (--send-invalid sends them)")
+
+    def _agreed(self, paths: Sequence[str]) -> bool:
+        folders = [path for path in paths if Path(path).is_dir()]
+        many = bool(folders) and self._to_send >= MANY
+        if self.yes or not (many or (self._ignored and not self.merge)) or not sys.stdin.isatty():
+            return True
+        where = f" from {len(self._sources):,} files in {', '.join(folders)}" if folders else ""
+        clears = "" if self.merge or not self._ignored else ", and clear every field that they do not have"
+        return agreed(f"Send {self._to_send:,} records{where}{clears}?")
+
+    def _upserts(self) -> Iterator[Upsert]:
+        every = chain.from_iterable(source.upserts() for source in self._sources)
+        for number, upsert in enumerate(every):
+            if number not in self._kept_back:
+                yield self._merged(upsert)
 
     @property
     def _few(self) -> bool:
-        return self._total <= FEW
+        return self._to_send <= FEW
 
     async def _publish(self) -> int:
         try:
@@ -113,19 +195,19 @@ class Publication:
     async def _ask(self, client: TaskActivityLogClient) -> None:
         bulk = client.upsert_many(self._upserts(), timeout=self.timeout)
         self._summary = bulk.summary
-        with progress(0 if self._few else self._total) as bar:
+        with progress(0 if self._few else self._to_send) as bar:
             async for answer in bulk:
                 if not self._few:
                     outcomes = islice(sorted(self._summary.outcomes.items()), 5)
                     shown = " · ".join(f"{count:,} {outcome}" for outcome, count in outcomes)
                     bar.update(bar.task_ids[0], advance=1, description=shown)
                 if answer.rejected:
-                    self._keep(answer)
+                    self._keep(answer.upsert, exported.reasons(answer.problem))
                 self._show(answer)
         say(str(self._summary))
 
     async def _send(self, client: TaskActivityLogClient) -> None:
-        with progress(self._total) as bar:
+        with progress(self._to_send) as bar:
 
             def sent(count: int) -> None:
                 self._confirmed += count
@@ -150,11 +232,10 @@ class Publication:
         elif self._few and not answer.rejected:
             print(printable(readable(answer.body)))
 
-    def _keep(self, answer: Answer) -> None:
-        """Add a rejected record to the file to correct and publish, which the first one creates."""
+    def _keep(self, upsert: Upsert, problems: list[str]) -> None:
+        """Add a record to the file to correct and publish, which the first one creates."""
         if self.rejected is None:
             return
-        upsert = answer.upsert
         line = exported.line(
             upsert.body,
             upsert.content_type,
@@ -162,13 +243,14 @@ class Publication:
             upsert.headers,
             content_encoding=upsert.content_encoding,
             source=upsert.source,
-            problems=exported.reasons(answer.problem),
+            problems=problems,
         )
         try:
-            with self.rejected.open("x" if self._summary.outcomes["rejected"] == 1 else "a", encoding="utf-8") as file:
+            with self.rejected.open("a" if self._written else "w", encoding="utf-8") as file:
                 file.write(f"{line}\n")
         except OSError as error:
             raise ClientError(f"{self.rejected}: {error.strerror}") from None
+        self._written += 1
 
     def _away(self, reason: str) -> None:
         if reason != self._outage:
@@ -176,7 +258,41 @@ class Publication:
         self._outage = reason
 
 
-def _complaints(upsert: Upsert, problem: Problem | UpsertRejected, fields: Sequence[str]) -> Iterator[tuple[str, str]]:
+Complaints: TypeAlias = list[tuple[str, str]]
+"""Where something is wrong, as `file:line`, and what."""
+
+
+def _complaints(upsert: Upsert, problem: Problem | UpsertRejected, fields: Sequence[str]) -> Complaints:
     """Where each bad field is in its file, and what is wrong with it; or the same of the whole record."""
-    places = [line_of(upsert, field) for field in fields] or [upsert.source]
-    return zip(places, exported.reasons(problem), strict=True)
+    places = [line_of(upsert, field) for field in fields] or [line_of_error(upsert)]
+    return list(zip(places, exported.reasons(problem), strict=True))
+
+
+def _typos(upsert: Upsert, unknown: Sequence[str], present: Collection[str]) -> Complaints:
+    """The members that are probably misspelled fields."""
+    meant = {name: misspelled.meant(name, present) for name in unknown}
+    return [
+        (line_of(upsert, name), f"{name} is not a field; did you mean {field}?")
+        for name, field in meant.items()
+        if field
+    ]
+
+
+def writable(rejected: Path, *, again: bool) -> str | None:
+    """Why the rejected records cannot be written to this file; None if they can.
+
+    A file of an earlier run may be written again when that run is continued: its records are judged again.
+    """
+    try:
+        if not rejected.exists():
+            return None if rejected.parent.is_dir() else f"{rejected.parent} is not a folder"
+        with rejected.open(encoding="utf-8", errors="replace") as file:
+            first = file.readline()
+        ours = not first or (exported.is_message(parsed := json.loads(first)) and "problems" in parsed)
+    except OSError as error:
+        return f"{rejected}: {error.strerror}"
+    except ValueError:
+        ours = False
+    if again and ours:
+        return None
+    return f"{rejected} already exists: name another file for the rejected records, or remove it"

@@ -1,6 +1,7 @@
 """Files, folders and standard input as upserts."""
 
 import json
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from lxml import etree
 
 from task_activity_log import wire
 from task_activity_log.cli import exported
+from task_activity_log.cli.misspelled import integer
 from task_activity_log.client import Upsert
 
 STANDARD_INPUT = "-"
@@ -64,28 +66,21 @@ class Source:
         elif self.suffix == ".json":
             yield from self._json(file.read(), 1, self.path)
         elif self.suffix == ".xml":
-            yield self._xml(file.read())
+            content = file.read()
+            yield Upsert(content, wire.XML, self._message_id(content, self.path), source=self.path)
         else:
             raise Unreadable(f"{self.path}: is neither .json, .jsonl nor .xml")
 
-    def _xml(self, content: bytes) -> Upsert:
-        try:
-            etree.fromstring(content, etree.XMLParser(resolve_entities=False, no_network=True))
-        except (etree.XMLSyntaxError, ValueError) as error:
-            raise Unreadable(f"{self.path}:{getattr(error, 'lineno', 1)}: {getattr(error, 'msg', error)}") from None
-        return Upsert(content, wire.XML, self._message_id(content, self.path), source=self.path)
-
     def _json(self, content: bytes, first_line: int, source: str) -> Iterator[Upsert]:
         try:
-            parsed = json.loads(content)
+            parsed = json.loads(content, parse_int=integer)
         except json.JSONDecodeError as error:
-            raise Unreadable(f"{self.path}:{first_line + error.lineno - 1}: is not JSON: {error.msg}") from None
+            where = f"{self.path}:{first_line + error.lineno - 1}"
+            raise Unreadable(f"{where}: is not JSON: {error.msg}{self._hint(content)}") from None
         except UnicodeDecodeError:
             raise Unreadable(f"{self.path}:{first_line}: is not UTF-8") from None
         except (ValueError, RecursionError):
-            raise Unreadable(
-                f"{self.path}:{first_line}: is nested too deeply, or contains a number that is too long"
-            ) from None
+            raise Unreadable(f"{self.path}:{first_line}: is nested too deeply") from None
         if isinstance(parsed, list):
             for number, piece in enumerate(_elements(content), 1):
                 name = f"{source}[{number}]"
@@ -98,19 +93,43 @@ class Source:
         else:
             yield Upsert(content, message_id=self._message_id(content, source), source=source)
 
+    def _hint(self, content: bytes) -> str:
+        if content[:1] == b"<":
+            return ": is it XML?" if self.path != STANDARD_INPUT else ": for XML add --stdin xml"
+        if self.suffix in _LINES and content[:1] in (b"[", b"{"):
+            return (
+                ": for JSON that is not one record per line add --stdin json"
+                if self.path == STANDARD_INPUT
+                else ": each line of this file should be a record"
+            )
+        return ""
+
     def _message_id(self, body: bytes, source: str) -> str:
         # The source is part of it: otherwise a record that is changed, and later changed back, would count as a repeat.
         return str(uuid5(NAMESPACE_URL, f"{self.run}\n{source}\n{sha256(body).hexdigest()}"))
 
 
 def expand(path: str, stdin_format: str, run: str) -> list[Source]:
-    """The source at a path; for a folder, one for each file of a known kind below it, in the order of their names."""
+    """The source at a path; for a folder, one for each file of a known kind below it, in the order of their names.
+
+    Hidden files and folders in a folder are skipped. `Unreadable` if a folder may not be read.
+    """
     if path == STANDARD_INPUT:
         return [Source(path, f".{stdin_format}", run)]
-    files = sorted(file for file in Path(path).rglob("*") if file.suffix.lower() in KNOWN and file.is_file())
+    files = sorted(file for file in _below(path) if file.suffix.lower() in KNOWN and file.is_file())
     if files:
         return [Source(str(file), file.suffix.lower(), run) for file in files]
     return [Source(path, Path(path).suffix.lower(), run)]
+
+
+def _below(folder: str) -> Iterator[Path]:
+    def failed(error: OSError) -> None:
+        if not isinstance(error, NotADirectoryError | FileNotFoundError):
+            raise Unreadable(f"{error.filename}: {error.strerror}") from None
+
+    for top, folders, names in os.walk(folder, onerror=failed):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (Path(top, name) for name in names if not name.startswith("."))
 
 
 def line_of(upsert: Upsert, field: str) -> str:
@@ -122,10 +141,22 @@ def line_of(upsert: Upsert, field: str) -> str:
     return f"{upsert.source}:{line}"
 
 
+def line_of_error(upsert: Upsert) -> str:
+    """`file:line` of the first syntax error of a file that is one XML record, or else its source."""
+    if upsert.content_type == wire.XML and upsert.source.endswith(".xml"):
+        try:
+            etree.fromstring(upsert.body, etree.XMLParser(resolve_entities=False, no_network=True))
+        except etree.XMLSyntaxError as error:
+            return f"{upsert.source}:{error.lineno}"
+        except ValueError:
+            pass
+    return upsert.source
+
+
 def _elements(content: bytes) -> Iterator[bytes]:
     """The elements of a JSON array that is known to be well-formed, byte for byte."""
     text = content.decode(json.detect_encoding(content))
-    decoder = json.JSONDecoder()
+    decoder = json.JSONDecoder(parse_int=integer)
     position = text.index("[") + 1
     while (between := _BETWEEN.match(text, position)) and text[between.end()] != "]":
         _, position = decoder.raw_decode(text, between.end())

@@ -18,6 +18,12 @@ def say(line: str) -> None:
     print(f"task-activity-log: {printable(line)}", file=sys.stderr, flush=True)
 
 
+def agreed(question: str) -> bool:
+    """Ask on standard error, so that the question is not among the results; only yes is yes."""
+    print(f"task-activity-log: {printable(question)} [y/N] ", end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
 def printable(text: str) -> str:
     """The text with its control characters escaped: what publishers send must not control the terminal."""
     if text.isprintable():
