@@ -42,6 +42,33 @@ async def silenced(broker: RabbitMQ, amqp_url: str, queue: str) -> AsyncIterator
         await rabbitmqctl(broker, "eval", _raft(amqp_url, queue, "sys:resume(Raft)"))
 
 
+async def on_raft(broker: RabbitMQ, amqp_url: str, queue: str, expression: str) -> None:
+    """Evaluate an expression of Erlang in which `Raft` is the Raft process of a quorum queue."""
+    await rabbitmqctl(broker, "eval", _raft(amqp_url, queue, expression))
+
+
+@asynccontextmanager
+async def consumer_timeout(broker: RabbitMQ, amqp_url: str, milliseconds: int) -> AsyncIterator[None]:
+    """Set the consumer timeout, and let the broker look at it often, for channels that are opened from now on."""
+    if int(broker.version.split(".")[0]) >= 4:
+        policy = {"pattern": ".*", "definition": {"consumer-timeout": milliseconds}}
+        path = f"/policies/{urlsplit(amqp_url).path[1:]}/consumer-timeout"
+        await asyncio.to_thread(broker.api, "PUT", path, policy)  # it goes with the virtual host
+    await _set(broker, consumer_timeout=milliseconds, channel_tick_interval=min(milliseconds, 500))
+    try:
+        yield
+    finally:
+        await _set(broker, consumer_timeout=1_800_000, channel_tick_interval=60_000)
+
+
+async def _set(broker: RabbitMQ, **values: int) -> None:
+    await rabbitmqctl(
+        broker,
+        "eval",
+        ", ".join(f"application:set_env(rabbit, {name}, {value})" for name, value in values.items()) + ".",
+    )
+
+
 async def elect(broker: RabbitMQ, amqp_url: str, queue: str) -> None:
     """Start an election in a quorum queue that has no leader."""
     await rabbitmqctl(broker, "eval", _raft(amqp_url, queue, "ra:trigger_election(Raft)"))
