@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing, asynccontextmanager
+from datetime import UTC, datetime
 from uuid import UUID, uuid4
 
 import aio_pika
@@ -12,16 +13,19 @@ import pytest
 from aio_pika.abc import AbstractChannel
 
 from sandbox.proxy import Proxy
+from task_activity_log import wire
 from task_activity_log.client import (
     ClientError,
     NoAnswer,
     Reply,
+    StoredTaskActivityLog,
     TaskActivityLog,
     TaskActivityLogClient,
     Upsert,
     UpsertRejected,
     subscribe,
 )
+from task_activity_log.client.subscription import _News
 from task_activity_log.rabbitmq.link import LinkOptions
 from task_activity_log.rabbitmq.topology import Topology, declare
 from tests.commands import World
@@ -255,6 +259,37 @@ async def test_a_subscriber_sees_each_new_reply_once(amqp_url: str) -> None:
         assert await queue.get(fail=False) is None
 
 
+@pytest.mark.parametrize(
+    ("states", "seen"),
+    [
+        ("x720100:0 x720200:1 x720300:2", "012"),
+        ("j720100:0 x720200:1", "01"),
+        ("x720100:0 j720200:1 j720300:2 x720400:3", "0123"),
+        ("x720100:0 x720200:1 x720300:0", "010"),
+        ("x720100:0 x720100:0", "0"),
+        ("j720100:0 j720100:0 j720050:1", "0"),
+        ("j720100:0 x719900:1 x720200:2 j720050:3", "02"),
+        ("x721100:0 j720999:1 x720999:2", "0"),
+        ("j999999:0 x999999:1 j999999:0", "01"),
+    ],
+)
+def test_the_last_state_of_a_record_is_never_skipped(states: str, seen: str) -> None:
+    """XML has milliseconds only: where two states may be in either order, both are yielded; what is surely older is not.
+
+    Each state is its format, the microseconds of its time, and its subject.
+    """
+    identifier, news = uuid4(), _News(10)
+    found = []
+    for number, state in enumerate(states.split()):
+        microseconds, subject = state[1:].split(":")
+        name = wire.XML if state[0] == "x" else wire.JSON
+        modified = datetime(2026, 1, 1, microsecond=int(microseconds), tzinfo=UTC)
+        body = wire.encode(StoredTaskActivityLog(id=identifier, subject=subject, modified_dateutc=modified), name).body
+        if news.is_news(Reply("updated", body, name, str(number), None)):
+            found.append(subject)
+    assert "".join(found) == seen
+
+
 async def test_a_reply_is_acknowledged_after_the_body(amqp_url: str) -> None:
     """If the loop is left in the middle of its body, that reply stays in the queue, and the earlier ones do not."""
     async with no_worker(amqp_url) as channel:
@@ -303,10 +338,51 @@ async def test_subscribing_to_a_queue_that_does_not_exist_is_an_error(amqp_url: 
         [reply async for reply in subscribe(amqp_url)]
 
 
-def test_a_reply_that_cannot_be_read_is_an_error() -> None:
-    """Whoever asks for its record or its problem gets one clear error."""
-    odd = Reply("inserted", b"<", "application/xml", None, None)
-    with pytest.raises(ClientError, match="cannot be read"):
-        _ = odd.record
-    with pytest.raises(ClientError, match="cannot be read"):
-        _ = Reply("rejected", b"[]", "application/problem+json", None, None).problem
+PROBLEM = '{"code":"missing_id","detail":"Send id.","errors":%s}'
+IN_XML = '<problem xmlns="urn:ietf:rfc:7807"><code>missing_id</code>%s<errors>%s</errors></problem>'
+
+
+@pytest.mark.parametrize(
+    ("content_type", "body"),
+    [
+        ("application/json", "[]"),
+        ("application/json", "[" * 100_000),
+        ("application/json", '{"a":' * 100_000),
+        ("application/json", "1" * 5_000),
+        ("application/json", '{"id": "9652e68c-7b6d-4598-bbbd-4e933126c994"}'),
+        ("application/json", '{"id": "9652e68c-7b6d-4598-bbbd-4e933126c994", "modified_dateutc": null}'),
+        ("application/problem+json", PROBLEM % "[" + "[" * 100_000),
+        ("application/problem+json", PROBLEM % "null"),
+        ("application/problem+json", PROBLEM % "[5]"),
+        ("application/problem+json", PROBLEM % '[{"name": {}, "code": "a", "message": "b"}]'),
+        ("application/problem+json", '{"code": 5, "detail": null, "errors": []}'),
+        ("application/problem+json; charset=utf-8", "<problem/>"),
+        ("application/problem+xml", "<"),
+        ("application/problem+xml", "<a>" * 1_000),
+        ("application/problem+xml", IN_XML % ("", "")),
+        ("application/problem+xml", IN_XML % ("<detail/>", "<i/>")),
+        ("application/problem+xml", '<!DOCTYPE a [<!ENTITY e "x">]><a>&e;</a>'),
+        ("application/problem+xml", '<?xml version="1.0" encoding="nonsense"?><a/>'),
+        ("application/problem+xml; charset=rot13", "{}"),
+        ("application/xml", "<"),
+        ("text/html", "<html/>"),
+        ("", ""),
+    ],
+)
+def test_a_reply_that_cannot_be_read_is_an_error(content_type: str, body: str) -> None:
+    """Anybody who may write to the queue can put it there: it is a `ClientError` for those who ask for what is in it."""
+    stored = Reply("inserted", body.encode(), content_type, "a", None)
+    assert _News(1).is_news(stored)
+    with pytest.raises(ClientError, match="reply cannot be read"):
+        _ = stored.record
+    with pytest.raises(ClientError, match="problem cannot be read"):
+        _ = Reply("rejected", body.encode(), content_type, None, None).problem
+
+
+@pytest.mark.parametrize("inserted", ["<!-- a comment -->", "<?a processing instruction?>", "<unknown>a</unknown>"])
+def test_a_problem_in_xml_may_have_other_nodes(inserted: str) -> None:
+    """They are ignored."""
+    bad = f"<i>{inserted}<name>id</name><code>a</code><message>b</message></i>"
+    body = IN_XML % (f"{inserted}<detail>Send {inserted}id.</detail>", f"{bad}{inserted}")
+    problem = Reply("rejected", body.encode(), "application/problem+xml", None, None).problem
+    assert (problem.code, [(e.name, e.code, e.message) for e in problem.errors]) == ("missing_id", [("id", "a", "b")])

@@ -14,7 +14,10 @@ A publisher:
 A subscriber:
 
     async for reply in subscribe("amqp://user:password@host/"):
-        ...  # acknowledged once the body completes
+        if reply.rejected:
+            print(reply.problem.code)
+        else:
+            ...  # acknowledged once the body completes
 
 Both take `LinkOptions` instead of the URL, for a private certificate authority or a client certificate:
 

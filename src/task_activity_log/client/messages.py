@@ -4,6 +4,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import starmap
 from typing import Any, Literal, Self, TypeAlias
 from uuid import uuid4
 
@@ -180,11 +181,10 @@ class Reply:
         if not self.rejected:
             raise ClientError("this reply holds a stored record, not a problem")
         try:
-            members = wire.decode_problem(self.body, self.content_type)
-            errors = tuple(FieldProblem(bad["name"], bad["code"], bad["message"]) for bad in members["errors"])
-            return UpsertRejected(members["code"], members["detail"], errors)
-        except (ValueError, KeyError, TypeError):
+            found = wire.decode_problem(self.body, self.content_type.partition(";")[0].strip().lower())
+        except ValueError:
             raise ClientError("this problem cannot be read") from None
+        return UpsertRejected(found.code, found.detail, tuple(starmap(FieldProblem, found.errors)))
 
 
 @dataclass(frozen=True)

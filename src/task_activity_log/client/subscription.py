@@ -4,10 +4,12 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any
+from typing import Any, Self
 from uuid import UUID
 
+from task_activity_log import wire
 from task_activity_log.aio import Backoff
 from task_activity_log.client.connections import no_connection, options
 from task_activity_log.client.messages import ClientError, Reply
@@ -41,7 +43,8 @@ async def subscribe(
         routing_keys: such as `stored.*` or `rejected`: read the replies with these keys through a queue of this
             subscriber's own, and take nothing from others. Replies that are published while it is not connected are
             missed.
-        everything: also yield repeated replies, and records no newer than the last one yielded for their id.
+        everything: also yield repeated replies, and records that are older than the last one yielded for their id or the
+            same. (XML has only the milliseconds of `modified_dateutc`, so two states of one millisecond are both yielded.)
         prefetch: how many replies may be delivered ahead.
         remember: how many message_ids, and how many records' times, are remembered to recognize those.
         most: end after this many; None: never.
@@ -87,17 +90,18 @@ class _News:
     def __init__(self, most: int) -> None:
         self._most = most
         self._seen: OrderedDict[str | None, None] = OrderedDict()
-        self._newest: OrderedDict[UUID, datetime] = OrderedDict()
+        self._newest: OrderedDict[UUID, _State] = OrderedDict()
 
     def is_news(self, reply: Reply) -> bool:
         """Whether it is new; it is remembered then. Without a readable record, only its message_id counts."""
         if reply.message_id in self._seen:
             return False
         with suppress(ClientError):
-            record = reply.record
-            if record.id in self._newest and record.modified_dateutc <= self._newest[record.id]:
+            state = _State.of(reply)
+            last = self._newest.get(reply.record.id)
+            if last is not None and not state.may_follow(last):
                 return False
-            self._remember(self._newest, record.id, record.modified_dateutc)
+            self._remember(self._newest, reply.record.id, state if last is None else state.after(last))
         if reply.message_id is not None:
             self._remember(self._seen, reply.message_id, None)
         return True
@@ -107,3 +111,37 @@ class _News:
         known.move_to_end(key)
         if len(known) > self._most:
             known.popitem(last=False)
+
+
+@dataclass(frozen=True, slots=True)
+class _State:
+    """Which state of a record a reply has. In XML its time is cut to milliseconds, so states of one millisecond look alike."""
+
+    modified: datetime
+    cut: bool
+    """Whether `modified` has lost its microseconds."""
+    content: int
+    """The hash of the record."""
+
+    @classmethod
+    def of(cls, reply: Reply) -> Self:
+        """The state that a reply has. Raises `ClientError` if it has no readable record."""
+        record = reply.record
+        return cls(record.modified_dateutc, wire.is_xml(wire.media_type(reply.content_type).name), hash(record))
+
+    def may_follow(self, last: Self) -> bool:
+        """Whether it is newer than the last state that was yielded, or may be: the newest state must not be skipped."""
+        if not (self.cut or last.cut):
+            return self.modified > last.modified
+        mine, yielded = _milliseconds(self.modified), _milliseconds(last.modified)
+        return mine > yielded or (mine == yielded and self.content != last.content)
+
+    def after(self, last: Self) -> Self:
+        """This state, with the latest time that is known of the two."""
+        if self.modified >= last.modified:
+            return self
+        return replace(self, modified=last.modified, cut=last.cut)
+
+
+def _milliseconds(instant: datetime) -> datetime:
+    return instant.replace(microsecond=instant.microsecond // 1000 * 1000)

@@ -2,7 +2,8 @@
 
 import json
 from collections.abc import Mapping
-from typing import Any, Final
+from itertools import chain
+from typing import Any, Final, NamedTuple
 
 from lxml import etree
 
@@ -30,23 +31,42 @@ def encode(problem: Problem, name: str) -> bytes:
     return f'<problem xmlns="{NAMESPACE}">{_elements(members)}</problem>'.encode()
 
 
-def decode(body: bytes, name: str) -> Mapping[str, Any]:
-    """The members of a problem in the format of this media type. In XML their values are texts.
+class Decoded(NamedTuple):
+    """The members of a problem that programs use. The codes are texts, because a later release can have more of them."""
 
-    Raises `ValueError` if the body cannot be parsed.
+    code: str
+    detail: str
+    errors: tuple[tuple[str, str, str], ...]
+    """Name, code and message of each invalid field."""
+
+
+def decode(body: bytes, name: str) -> Decoded:
+    """The problem in a body of this media type.
+
+    Raises `ValueError` if the body is not a problem: anybody who may write to a reply queue can put anything there.
     """
-    if not is_xml(name):
-        members: dict[str, Any] = json.loads(body)
-        return members
     try:
-        root = etree.fromstring(body, _PARSER)
-    except etree.XMLSyntaxError as error:
-        raise ValueError(str(error)) from error
+        members = _members_of_xml(body) if is_xml(name) else json.loads(body)
+        found = Decoded(
+            members["code"],
+            members["detail"],
+            tuple((error["name"], error["code"], error["message"]) for error in members["errors"]),
+        )
+    except (LookupError, RecursionError, TypeError, etree.XMLSyntaxError) as error:
+        raise ValueError(f"not a problem: {type(error).__name__}") from None
+    if not all(isinstance(text, str) for text in (found.code, found.detail, *chain.from_iterable(found.errors))):
+        raise ValueError("not a problem: a member is not text")
+    return found
+
+
+def _members_of_xml(body: bytes) -> Mapping[str, Any]:
+    root = etree.fromstring(body, _PARSER)
     return _texts(root) | {"errors": [_texts(item) for item in root.iter(f"{_PREFIX}i")]}
 
 
 def _texts(parent: etree._Element) -> dict[str, Any]:
-    return {child.tag.removeprefix(_PREFIX): child.text or "" for child in parent}
+    # Comments, processing instructions and entities are nodes whose tag is a function.
+    return {str(child.tag).removeprefix(_PREFIX): child.text or "" for child in parent}
 
 
 def _elements(members: Mapping[str, Any]) -> str:
