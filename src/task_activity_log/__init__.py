@@ -9,6 +9,7 @@ problem     what can go wrong, typed by what is done about it                   
 hosts       the hosts of a URL, and which is tried first
 tls         certificates, by files
 libpq/      connection strings as psql takes them: where to connect and how
+streams     standard input, output and error: what foreign text may do there, and failed writes
 wire/       bytes to record and problem and back, by media type                  pure
 pipeline/   the path of a message: take, decode, store, reply, settle. Start reading here
 rabbitmq/   RabbitMQ: connections, deliveries, publishing, topology

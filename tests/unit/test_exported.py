@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from task_activity_log.cli import exported
 from task_activity_log.cli.dead_letters.selection import seconds
 from task_activity_log.cli.sources import Source, Unreadable, line_of
-from task_activity_log.cli.terminal import printable
+from task_activity_log.streams import printable
 
 
 @given(st.binary(max_size=200) | st.text(max_size=200).map(str.encode), st.text(min_size=1, max_size=60))

@@ -22,9 +22,10 @@ from uuid import UUID, uuid4
 
 import typer
 
-from task_activity_log import __version__
+from task_activity_log import __version__, streams
 from task_activity_log.cli.dead_letters.commands import app as dead_letters_app
-from task_activity_log.cli.exit_codes import INTERRUPTED, WRONG_USE, fail, guarded, settings_or_exit
+from task_activity_log.cli.exit_codes import INTERRUPTED, WRONG_USE, fail, guarded, output_lost, settings_or_exit
+from task_activity_log.cli.terminal import print_data
 from task_activity_log.record import Outcome
 
 CONTRACT_FILES: Final = {
@@ -50,10 +51,16 @@ app.add_typer(
 
 def main() -> None:
     """Run `task-activity-log`."""
+    streams.protect()
     try:
-        app()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()  # at the end of the process it would be too late to report that this fails
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
+    except streams.OutputLost as lost:
+        sys.exit(output_lost(lost))
 
 
 @app.callback(invoke_without_command=True)
@@ -77,6 +84,7 @@ def run() -> None:
     settings = settings_or_exit("amqp_url", "database_url")
     from task_activity_log import service
 
+    streams.drop_stalled()
     try:
         service.run(settings)
     except OSError as error:
@@ -95,7 +103,7 @@ def migrate(
     from task_activity_log.wiring import connector_of
 
     if sql:
-        print(migrations.as_sql(), end="")
+        print_data(migrations.as_sql(), end=b"")
         return
     settings = settings_or_exit("database_url")
     try:
@@ -172,7 +180,7 @@ def publish(
         send_invalid=send_invalid,
         yes=yes,
     )
-    sys.exit(guarded(lambda: work.carry_out(paths), interrupted=lambda: work.explained("interrupted")))
+    sys.exit(guarded(lambda: work.carry_out(paths), None if dry_run else lambda: work.explained("interrupted")))
 
 
 @app.command(short_help="Follow the replies.")
@@ -227,7 +235,7 @@ def contract(
 ) -> None:
     """Print the wire contract in a machine-readable form, with the default names of queues and exchanges."""
     file = resources.files(__name__).joinpath("contract", CONTRACT_FILES[description])
-    print(file.read_text(encoding="utf-8"), end="")
+    print_data(file.read_bytes(), end=b"")
 
 
 @app.command(short_help="Check that everything a worker needs is in place.")

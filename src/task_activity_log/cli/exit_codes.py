@@ -1,6 +1,5 @@
 """How a command ends: its exit code, and a line on standard error for whatever went wrong."""
 
-import os
 import signal
 import sys
 import threading
@@ -9,6 +8,7 @@ from typing import NoReturn
 
 from task_activity_log.cli.terminal import say
 from task_activity_log.settings import Settings, SettingsError, load
+from task_activity_log.streams import OutputLost
 
 DONE, FAILED, WRONG_USE, SOME_REJECTED, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -28,8 +28,12 @@ def settings_or_exit(*needed: str) -> Settings:
         fail(str(error), WRONG_USE)
 
 
-def guarded(command: Callable[[], int], interrupted: Callable[[], str] = lambda: "interrupted") -> int:
-    """Run a command and return its exit code. An error becomes one line, as does Ctrl-C: the text of `interrupted`."""
+def guarded(command: Callable[[], int], interrupted: Callable[[], str] | None = None) -> int:
+    """Run a command and return its exit code. An error becomes one line, as does Ctrl-C.
+
+    With `interrupted`, which gives the line for Ctrl-C, the command does something besides printing: it fails if its output
+    is lost.
+    """
     from task_activity_log.client import ClientError
     from task_activity_log.telemetry.logs import quiet_drivers
 
@@ -41,13 +45,23 @@ def guarded(command: Callable[[], int], interrupted: Callable[[], str] = lambda:
     except ClientError as error:
         say(str(error))
         return FAILED
-    except BrokenPipeError:  # `| head` has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return DONE
     except KeyboardInterrupt:
-        say(interrupted())
+        say(interrupted() if interrupted else "interrupted")
         return 128 + stopped[0] if stopped else INTERRUPTED
+    except OutputLost as lost:
+        if interrupted is None:
+            return output_lost(lost)
+        say(f"{lost}: {interrupted()}")
+        return FAILED
     return code
+
+
+def output_lost(lost: OutputLost) -> int:
+    """The exit code when results cannot be printed: that is no failure if their reader, such as `head`, has enough."""
+    if lost.reader_left:
+        return DONE
+    say(str(lost))
+    return FAILED
 
 
 def _stop_on_signals() -> list[int]:

@@ -13,11 +13,12 @@ from typing import TypeAlias
 from task_activity_log.cli import exported, misspelled
 from task_activity_log.cli.exit_codes import DONE, FAILED, SOME_REJECTED
 from task_activity_log.cli.sources import Source, Unreadable, expand, line_of, line_of_error
-from task_activity_log.cli.terminal import FEW, agreed, printable, progress, readable, say
+from task_activity_log.cli.terminal import FEW, agreed, print_data, progress, readable, say
 from task_activity_log.client import Answer, ClientError, Summary, TaskActivityLogClient, Upsert, UpsertRejected
 from task_activity_log.pipeline.request import judge
 from task_activity_log.problem import Problem
 from task_activity_log.settings import Settings
+from task_activity_log.streams import printable
 from task_activity_log.wiring import link_of, rules_of
 
 MANY = 1_000
@@ -228,7 +229,9 @@ class Publication:
         elif self._few:
             say(f"{answer.upsert.source}: {answer.outcome}")
         if not sys.stdout.isatty():
-            print(answer.body.decode(errors="replace"), flush=self._few)
+            print_data(answer.body)
+            if self._few:
+                sys.stdout.flush()
         elif self._few and not answer.rejected:
             print(printable(readable(answer.body)))
 

@@ -11,10 +11,11 @@ from typing import Any
 from uuid import UUID
 
 from task_activity_log.cli.exit_codes import DONE
-from task_activity_log.cli.terminal import printable, say
+from task_activity_log.cli.terminal import print_json, say
 from task_activity_log.client import ClientError, Reply, StoredTaskActivityLog, UpsertRejected, subscribe
 from task_activity_log.record import Outcome
 from task_activity_log.settings import Settings
+from task_activity_log.streams import has_colours, one_line, trusted
 from task_activity_log.wiring import link_of
 
 _COLOURS = {"inserted": "32", "updated": "36", "rejected": "31", "duplicate": "2", "stale": "33"}
@@ -64,7 +65,11 @@ async def follow(
             async for reply in replies:
                 if reply not in wanted:
                     continue
-                print(_json(reply) if as_json else _line(reply), flush=True)
+                if as_json:
+                    print_json(_json(reply))
+                else:
+                    print(_line(reply), file=trusted(sys.stdout))
+                sys.stdout.flush()
                 shown += 1
                 if shown == count and not take:  # a taken reply is acknowledged when the loop asks for the next
                     break
@@ -92,13 +97,19 @@ def _json(reply: Reply) -> str:
 
 
 def _line(reply: Reply) -> str:
-    """Time of receipt, outcome, and the record's id and subject; for a problem, the request's message_id and the reason."""
+    """Time of receipt, outcome, and the record's id and subject; for a problem, the request's message_id and the reason.
+
+    It is escaped, and on a terminal the outcome is coloured.
+    """
     found = _content(reply)
     if isinstance(found, StoredTaskActivityLog):
         named, told = str(found.id), found.subject or ""
     else:
         named, told = reply.correlation_id or "-", str(found)
-    time, told = f"{datetime.now().astimezone():%H:%M:%S}", " ".join(printable(told).split())
+    time, outcome, named, told = f"{datetime.now().astimezone():%H:%M:%S}", *map(one_line, (reply.outcome, named, told))
     if not sys.stdout.isatty():
-        return f"{time}\t{reply.outcome}\t{named}\t{told}"
-    return f"{time}  \033[{_COLOURS.get(reply.outcome, '0')}m{reply.outcome:9}\033[0m  {named:36}  {told}"
+        return f"{time}\t{outcome}\t{named}\t{told}"
+    shown = f"{outcome:9}"
+    if has_colours(sys.stdout):
+        shown = f"\033[{_COLOURS.get(outcome, '0')}m{shown}\033[0m"
+    return f"{time}  {shown}  {named:36}  {told}"

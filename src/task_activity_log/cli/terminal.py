@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
+from task_activity_log.streams import one_line, printable, printable_json, trusted
+
 if TYPE_CHECKING:  # `--help` and `run` do not load it
     from rich.progress import Progress
 
@@ -15,7 +17,7 @@ FEW = 20
 
 def say(line: str) -> None:
     """Print a line on standard error: standard output is for results."""
-    print(f"task-activity-log: {printable(line)}", file=sys.stderr, flush=True)
+    print(f"task-activity-log: {one_line(line)}", file=sys.stderr, flush=True)
 
 
 def agreed(question: str) -> bool:
@@ -24,17 +26,29 @@ def agreed(question: str) -> bool:
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
-def printable(text: str) -> str:
-    """The text with its control characters escaped: what publishers send must not control the terminal."""
-    if text.isprintable():
-        return text
-    return "".join(one if one.isprintable() or one in "\n\t" else repr(one)[1:-1] for one in text)
+def print_json(line: str) -> None:
+    """Print a line of JSON: escaped on a terminal, in UTF-8 anywhere else, whatever the encoding of the locale."""
+    if sys.stdout.isatty():
+        print(printable_json(line))
+    else:
+        print_data(line)
+
+
+def print_data(text: str | bytes, end: bytes = b"\n") -> None:
+    """Print what other programs read: as it is and in UTF-8, except on a terminal, where it is escaped."""
+    if sys.stdout.isatty():
+        shown = text if isinstance(text, str) else text.decode(errors="backslashreplace")
+        print(printable(shown), end=end.decode())
+    else:
+        sys.stdout.flush()
+        # JSON can contain half of a surrogate pair as an escape; `backslashreplace` gives it back that form.
+        sys.stdout.buffer.write((text.encode(errors="backslashreplace") if isinstance(text, str) else text) + end)
 
 
 def readable(body: bytes) -> str:
-    """A body for people: JSON is indented, anything else is left as it is."""
+    """A body for people: JSON is indented, and stays JSON. Anything else is left as it is, and still to be escaped."""
     try:
-        return json.dumps(json.loads(body), indent=2, ensure_ascii=False)
+        return printable_json(json.dumps(json.loads(body), indent=2, ensure_ascii=False))
     except (ValueError, RecursionError):
         return body.decode(errors="backslashreplace")
 
@@ -43,7 +57,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Print a table: columns are aligned on a terminal, and separated by tabs elsewhere."""
     if not sys.stdout.isatty():
         for row in (columns, *rows):
-            print("\t".join(" ".join(printable(cell).split()) for cell in row))
+            print("\t".join(map(one_line, row)))
         return
     from rich import box
     from rich.console import Console
@@ -55,7 +69,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         shown.add_column(name, overflow="fold")
     for row in rows:
         shown.add_row(*(Text(printable(cell)) for cell in row))
-    Console().print(shown)
+    Console(file=trusted(sys.stdout)).print(shown)
 
 
 def progress(total: int) -> "AbstractContextManager[Progress]":
@@ -74,7 +88,7 @@ def progress(total: int) -> "AbstractContextManager[Progress]":
         Rate(),
         parts.TimeRemainingColumn(),
         parts.TextColumn("{task.description}"),
-        console=Console(stderr=True),
+        console=Console(file=trusted(sys.stderr)),
         disable=not total or not sys.stderr.isatty(),
         transient=True,
         redirect_stdout=False,  # results are not part of the bar

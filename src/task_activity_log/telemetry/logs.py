@@ -10,6 +10,8 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 import structlog
 
+from task_activity_log.streams import dropped, has_colours, one_line, printable, trusted
+
 _HIDDEN = "***"
 _SHORTEST = 6
 _USER_INFO = re.compile(r"(?<=://)[^/@\s]*:[^@\s]*@")
@@ -31,15 +33,30 @@ def configure(log_format: Literal["auto", "json", "console"], level: str, secret
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
             Redaction(secrets),
-            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
-            if console
-            else structlog.processors.JSONRenderer(),
+            _count_dropped,
+            *((_escape, structlog.dev.ConsoleRenderer(colors=has_colours(sys.stderr))) if console else ()),
+            *(() if console else (structlog.processors.JSONRenderer(),)),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(threshold),
-        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(file=trusted(sys.stderr)),
         cache_logger_on_first_use=True,
     )
     quiet_drivers()
+
+
+def _escape(_logger: Any, _level: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """The event, escaped for a terminal, with each text but a traceback on one line. JSON needs none: it has only ASCII."""
+    return {
+        name: value if not isinstance(value, str) else printable(value) if name == "exception" else one_line(value)
+        for name, value in event.items()
+    }
+
+
+def _count_dropped(_logger: Any, _level: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """The event with the number of lines that were dropped because nobody read them, if there are any."""
+    if lines := dropped():
+        event["lines_dropped"] = lines
+    return event
 
 
 def quiet_drivers() -> None:

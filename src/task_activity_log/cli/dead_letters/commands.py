@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from task_activity_log.cli.exit_codes import DONE, FAILED, WRONG_USE, fail, guarded, settings_or_exit
-from task_activity_log.cli.terminal import say
+from task_activity_log.cli.terminal import print_json, say
 
 if TYPE_CHECKING:
     from task_activity_log.cli.dead_letters.selection import Selection
@@ -65,7 +65,7 @@ def _select(
 
 
 def _selecting(
-    *, without: tuple[str, ...] = (), interrupted: str = "interrupted"
+    *, without: tuple[str, ...] = (), interrupted: str = ""
 ) -> Callable[[Callable[..., int]], Callable[..., None]]:
     """Gives a command the options of `_select`; it is called with the selection, and returns its exit code.
 
@@ -76,7 +76,7 @@ def _selecting(
     def with_options(command: Callable[..., int]) -> Callable[..., None]:
         def run(**given: Any) -> None:
             selection = _select(**{"everything": True, **{name: given.pop(name) for name in shared}})
-            sys.exit(guarded(lambda: command(selection, **given), lambda: interrupted))
+            sys.exit(guarded(lambda: command(selection, **given), (lambda: interrupted) if interrupted else None))
 
         _, *own = signature(command).parameters.values()
         # Positional arguments first, as Python demands; the others in the order of the help text.
@@ -111,7 +111,7 @@ def list_(
     letters = selection.copies()
     if as_json:
         for letter in letters:
-            print(listing.as_json(letter))
+            print_json(listing.as_json(letter))
     elif letters and each:
         listing.print_each(letters, selection)
     elif letters:
@@ -227,7 +227,7 @@ def export(
     letters = selection.copies()
     if str(file) == "-":
         for letter in letters:
-            print(listing.export_line(letter))
+            print_json(listing.export_line(letter))
     elif letters:
         listing.export(file, letters)
         say(f"{len(letters):,} written to {file}; they are still in the queue")

@@ -7,10 +7,11 @@ from pathlib import Path
 
 from task_activity_log.cli import exported
 from task_activity_log.cli.dead_letters.selection import Selection, judged
-from task_activity_log.cli.terminal import printable, readable, table
+from task_activity_log.cli.terminal import readable, table
 from task_activity_log.client import ClientError
 from task_activity_log.client.dead_letters import DeadLetter
 from task_activity_log.problem import Problem
+from task_activity_log.streams import printable
 from task_activity_log.wiring import rules_of
 
 
@@ -64,7 +65,12 @@ def in_full(letter: DeadLetter, selection: Selection) -> str:
         if (value := getattr(letter.properties, name)) is not None:
             lines.append(f"  {name:14}  {value}")
     lines += [f"  header          {name}: {value!r}" for name, value in sorted(letter.properties.headers.items())]
-    return printable("\n".join([*lines, readable(letter.body), ""]))
+    # A line feed of the publisher's would make a line that looks like one of ours.
+    return "\n".join([*map(_as_one_line, lines), printable(readable(letter.body)), ""])
+
+
+def _as_one_line(text: str) -> str:
+    return printable(text).replace("\n", "\\n")
 
 
 def export_line(letter: DeadLetter) -> str:
