@@ -6,8 +6,8 @@ from http.client import HTTPConnection, HTTPException
 from typing import Any
 
 from task_activity_log.cli.check.finding import Finding
-from task_activity_log.cli.terminal import printable
 from task_activity_log.settings import Settings
+from task_activity_log.streams import printable
 
 _SECONDS = 5
 _LOOPBACK = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}  # noqa: S104 - where to ask what listens everywhere
