@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from task_activity_log.cli.check import table
+from task_activity_log.cli.check.broker import judge_nodes, judge_sizes
 from task_activity_log.cli.check.finding import Finding
 from task_activity_log.cli.check.limits import Limits, judge_kept, judge_requests
 from task_activity_log.cli.check.members import judge_members
@@ -201,6 +202,39 @@ def test_a_queue_that_is_new_has_no_figures_yet() -> None:
     assert [row.verdict for row in judge_members("queue", {**ONE, "messages": None}, None, patient=False)] == [
         "unknown"
     ]
+
+
+def nodes(*nodes: dict[str, Any], version: str = "4.0.5") -> list[tuple[str, str, str]]:
+    """What is found in a cluster of these nodes, each up and without an alarm unless it says otherwise."""
+    up = {"running": True, "partitions": [], "mem_alarm": False, "disk_free_alarm": False}
+    return [(row.verdict, row.what, row.found) for row in judge_nodes([{**up, **node} for node in nodes], version)]
+
+
+def test_nodes_that_are_not_well_are_named() -> None:
+    """Cut off from others, not running, or short of something."""
+    assert nodes({"name": "a"}) == []
+    assert nodes({"name": "a", "mem_alarm": True, "disk_free_alarm": True}) == [
+        ("broken", "node a", "is short of memory and disk space and blocks publishers")
+    ]
+    assert nodes({"name": "a", "partitions": ["b", "c"]}) == [("broken", "node a", "is cut off from b, c")]
+    assert nodes({"name": "a", "running": False}) == [("warning", "node a", "is not running")]
+
+
+@pytest.mark.parametrize(("version", "count"), [("3.10.8", 1), ("4.2.1", 1), ("4.3.0", 0)])
+def test_partition_handling_is_pointed_out_where_there_is_such_a_setting(version: str, count: int) -> None:
+    """In clusters. RabbitMQ does not show the value."""
+    found = nodes({"name": "a"}, {"name": "b"}, version=version)
+    assert found == [("unknown", "partition handling", "not shown by the broker")] * count
+
+
+@pytest.mark.parametrize(
+    ("version", "limit", "count"),
+    [("4.3.6", 1_118_481, 0), ("4.3.6", 1_118_482, 1), ("3.13.7", 1_118_482, 0), ("3.13.7", 8_947_849, 1)],
+)
+def test_a_reply_can_be_fifteen_times_as_long_as_a_body(version: str, limit: int, count: int) -> None:
+    """Three merges can fill three texts with `&`, which takes five bytes in XML: that must fit the broker's limit."""
+    found = list(judge_sizes(version, settings(WORKER_BODY_LIMIT_BYTES=str(limit))))
+    assert [(row.verdict, row.what) for row in found] == [("warning", "message size")] * count
 
 
 def test_what_a_worker_says_of_itself_is_shown() -> None:

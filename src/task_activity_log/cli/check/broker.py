@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -59,7 +59,7 @@ def _judge_sight(sight: BrokerState, settings: Settings, where: str) -> Iterator
     url = settings.required_amqp_url
     if not url.startswith("amqps:") and not is_local(url):
         yield Finding("warning", "broker link", "not encrypted", "use amqps:// in AMQP_URL")
-    yield from _judge_sizes(sight, settings)
+    yield from judge_sizes(sight.version, settings)
     for exchange, exists in sight.exchanges.items():
         what = f"exchange {exchange}"
         if isinstance(exists, Hidden):
@@ -79,12 +79,14 @@ def _judge_sight(sight: BrokerState, settings: Settings, where: str) -> Iterator
         yield wrong_type(f"queue {settings.requests_queue}", sight.requests_type)
 
 
-def _judge_sizes(sight: BrokerState, settings: Settings) -> Iterator[Finding]:
-    largest = _LARGEST_FROM_4 if number(sight.version) >= _STATUS_FROM else _LARGEST_BEFORE
+def judge_sizes(version: str, settings: Settings) -> Iterator[Finding]:
+    """Whether all replies that the body limit allows fit the broker's default limit."""
+    largest = _LARGEST_FROM_4 if number(version) >= _STATUS_FROM else _LARGEST_BEFORE
     if settings.body_limit_bytes * _REPLY_FACTOR > largest:
-        found = f"a reply can be longer than the broker takes: {largest // 2**20} MiB, unless max_message_size is set"
+        found = f"a reply can be longer than {largest // 2**20} MiB, the default of the broker's max_message_size"
         advice = (
-            f"lower WORKER_BODY_LIMIT_BYTES to {largest // _REPLY_FACTOR}, or see that max_message_size is large enough"
+            f"lower WORKER_BODY_LIMIT_BYTES to {largest // _REPLY_FACTOR}, or raise max_message_size; a reply that does not"
+            " fit becomes the problem reply_too_large"
         )
         yield Finding("warning", "message size", found, advice)
 
@@ -107,7 +109,7 @@ def _judge_management(
             yield from judge_members(what, details, members, patient=patient)
             yield from judge(what, Limits(details, sight.version), settings)
         yield from _judge_bindings(management, vhost, sight, settings)
-        yield from _judge_nodes(management, sight.version)
+        yield from judge_nodes(management.get("nodes") or [], sight.version)
     except ManagementError as error:
         advice = "check MANAGEMENT_URL: its user needs the tag monitoring and access to the virtual host"
         yield Finding("unknown", "management", str(error), advice)
@@ -158,8 +160,8 @@ def _judge_bindings(management: Management, vhost: str, sight: BrokerState, sett
             yield _missing(f"binding {exchange} → {queue}", settings, f"bind it with the key {key}")
 
 
-def _judge_nodes(management: Management, version: str) -> Iterator[Finding]:
-    nodes = management.get("nodes") or []
+def judge_nodes(nodes: Sequence[Mapping[str, Any]], version: str) -> Iterator[Finding]:
+    """The nodes of the cluster, as the management API shows them."""
     for node in nodes:
         what = f"node {node.get('name')}"
         alarms = [word for key, word in (("mem_alarm", "memory"), ("disk_free_alarm", "disk space")) if node.get(key)]
