@@ -6,6 +6,7 @@ import os
 import pty
 import signal
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -383,6 +384,62 @@ async def test_only_dead_letters_that_would_be_accepted_are_replayed(channel: Ab
     assert await names(channel, TOPOLOGY.dead_letters_queue) == []
 
 
+async def test_a_header_that_would_be_rejected_again_can_be_corrected(channel: AbstractChannel, amqp_url: str) -> None:
+    """Replayed as it is, it would only come back. The editor opens the headers, as no body can solve it."""
+    await reject(channel, "versioned", line(), "invalid_version", **{"x-version": "one", "mine": "stays"})
+    for option in ("--dry-run", "--all"):
+        said = await command("dead-letters", "replay", "versioned", option, AMQP_URL=amqp_url)
+        assert said.code == 3
+        assert "versioned: kept, as it would be rejected again: invalid_version" in said.err
+    assert await names(channel, TOPOLOGY.requests_queue) == []
+    for editor, words in (("rm", "No such file or directory after rm"), ("sed -i s/.one./{/", "cannot be sent")):
+        said = await end(await start("dead-letters", "replay", "versioned", "--edit", AMQP_URL=amqp_url, EDITOR=editor))
+        assert (said.code, said.lines, words in said.err) == (1, [], True)
+    edited = await end(
+        await start("dead-letters", "replay", "versioned", "--edit", AMQP_URL=amqp_url, EDITOR="sed -i s/.one./8/")
+    )
+    assert edited.code == 0, edited.err
+    message = await (await channel.get_queue(TOPOLOGY.requests_queue)).get(no_ack=True)
+    assert (message.headers["x-version"], message.headers["mine"]) == (8, "stays")
+    assert await names(channel, TOPOLOGY.dead_letters_queue) == []
+
+
+async def test_an_export_is_published_as_the_same_request(
+    channel: AbstractChannel, amqp_url: str, tmp_path: Path
+) -> None:
+    """Bit by bit: properties, the types of headers, content encoding, and the body with its white space."""
+    sent_at = datetime(2026, 1, 1, tzinfo=UTC)
+    headers: Any = {"when": sent_at, "bytes": bytearray(b"\xff"), "none": None, "list": [1, "a"], "x-version": 7}
+    original = aio_pika.Message(
+        f'{{ "id" :\n"{uuid4()}" }}'.encode(),
+        content_type="text/json; charset=utf-8",
+        content_encoding="utf-8",
+        message_id="m",
+        correlation_id="c",
+        reply_to="theirs",
+        priority=3,
+        timestamp=sent_at,
+        type="kind",
+        app_id="crm",
+        headers={
+            **headers,
+            "x-error-code": "empty_body",
+            "x-error-detail": "Why not.",
+            "x-original-expiration": "60000",
+        },
+    )
+    await channel.default_exchange.publish(original, TOPOLOGY.dead_letters_queue)
+    file = tmp_path / "a.jsonl"
+    assert (await command("dead-letters", "export", str(file), "--all", AMQP_URL=amqp_url)).code == 0
+    assert (await command("publish", str(file), "--no-wait", AMQP_URL=amqp_url)).code == 0
+    message = await (await channel.get_queue(TOPOLOGY.requests_queue)).get(no_ack=True)
+    for name in ("body", "content_type", "content_encoding", "message_id", "correlation_id", "reply_to", "priority"):
+        assert getattr(message, name) == getattr(original, name), name
+    assert (message.timestamp, message.type, message.app_id) == (sent_at, "kind", "crm")
+    assert message.expiration == 60
+    assert {name: value for name, value in message.headers.items() if name != "x-delivery-count"} == headers
+
+
 async def test_a_replay_over_a_newer_row_needs_a_flag(
     channel: AbstractChannel, amqp_url: str, database_url: str
 ) -> None:
@@ -457,8 +514,14 @@ def on_a_terminal(answer: str, *arguments: str, **variables: str) -> str:
 async def test_mistakes_with_dead_letters_are_reported_in_one_line(channel: AbstractChannel, amqp_url: str) -> None:
     """An unknown id, no selection, a bad time, an existing file and an unreachable broker are one clear line each."""
     await reject(channel, "a", line(), "missing_id")
+    show = ("dead-letters", "show")
     cases = [
-        (1, "12: no such dead letter", await command("dead-letters", "show", "12", AMQP_URL=amqp_url)),
+        (1, "12: no such dead letter", await command(*show, "12", AMQP_URL=amqp_url)),
+        (
+            1,
+            "a: does not match the other options",
+            await command(*show, "a", "--code", "empty_body", AMQP_URL=amqp_url),
+        ),
         (2, "select dead letters by", await command("dead-letters", "replay", AMQP_URL=amqp_url)),
         (2, "invalid duration soon:", await command("dead-letters", "show", "--older-than", "soon", AMQP_URL=amqp_url)),
         (1, "File exists", await command("dead-letters", "export", __file__, "a", AMQP_URL=amqp_url)),

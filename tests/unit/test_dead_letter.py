@@ -145,7 +145,7 @@ def test_a_dead_letter_without_any_time_stays() -> None:
 )
 def test_headers_are_held_against_the_contract(headers: dict[str, object], code: str | None) -> None:
     """As the worker does; otherwise the same dead letter comes back after each replay."""
-    found = judged(rejected(Properties(headers=headers)), BODY, Rules())
+    found = judged(rejected(Properties(headers=headers)), Rules())
     assert (found.code if isinstance(found, Problem) else None) == code
 
 

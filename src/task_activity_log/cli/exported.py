@@ -1,31 +1,72 @@
 """Messages as lines of JSON: `publish --rejected` and `dead-letters export` write them, `publish` reads them again.
 
-A line has the members `content_type`, `message_id`, `headers`, and the body: as `record` if it is JSON that survives
-being parsed and written again, as `body` if it is other text, or else as `body_base64`. `problems` and any other member
-is for whoever corrects it.
+What is not corrected is sent again bit by bit. A line has the members `content_type`, `message_id`, `headers`,
+`properties` (the others that the message had), and the body: as `record` if it is JSON that survives being parsed, as
+`body` if it is other text, or else as `body_base64`. Two members keep what JSON cannot express: `headers_base64`, the header
+table with the types of its values, and `original_base64`, the body of a `record` as it was. They count as long as the
+headers and the record are not changed. `problems` and any other member is for whoever corrects the message.
 """
 
 import base64
 import json
+import re
 from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from task_activity_log.client import Upsert, UpsertRejected
+from task_activity_log.message import PERSISTENT, Properties, Timestamp
 from task_activity_log.problem import Problem
+from task_activity_log.rabbitmq.headers import encode_header, raw_headers, received
 
 _BODIES = ("record", "body", "body_base64")
+_OTHERS = ("correlation_id", "reply_to", "expiration", "priority", "timestamp", "type", "app_id", "cluster_id")
+"""The properties in `properties`. A user_id is not sent again: the broker refuses that of another user."""
+_NUMBERS = {"priority": 255, "timestamp": 2**64 - 1}
+_MILLISECONDS = re.compile("[0-9]{1,9}|[1-3][0-9]{9}")
 
 
-def line(body: bytes, content_type: str, message_id: str | None, headers: Mapping[str, object], **more: object) -> str:
-    """One message as a line."""
+@dataclass(frozen=True, slots=True)
+class Exported(Upsert):
+    """A request that was exported. It is sent with the properties that it had, and with its headers byte for byte."""
+
+    original: Properties = field(default_factory=Properties)
+    """The properties as they were, with the header table and without `headers`."""
+
+    def properties(self, reply_to: str | None, app_id: str) -> Properties:  # noqa: ARG002 - it has its own app_id
+        """Its own properties, except that an answer comes to whoever waits for it. Its `app_id` is its own too."""
+        original = self.original
+        same_type = (original.content_type or "") == self.content_type
+        return replace(
+            original,
+            content_type=original.content_type if same_type else self.content_type,
+            content_encoding=self.content_encoding,
+            table=table_with(original.table, self.headers),
+            delivery_mode=PERSISTENT,
+            # The answer has the correlation_id, or the message_id if there is none: by that it is recognized.
+            correlation_id=original.correlation_id if reply_to is None else None,
+            reply_to=original.reply_to if reply_to is None else reply_to,
+            message_id=self.message_id,
+        )
+
+
+def line(body: bytes, properties: Properties, *, exact: bool = True, **more: object) -> str:
+    """One message as a line, with `more` members. If it is not `exact`, it is sent as a new request of whoever sends it."""
     members: dict[str, Any] = {name: value for name, value in more.items() if value is not None}
-    members["content_type"] = content_type
-    if message_id:
-        members["message_id"] = message_id
-    if kept := {name: value for name, value in headers.items() if isinstance(value, str | int)}:
-        members["headers"] = kept
-    name, value = _body(body)
-    return json.dumps({**members, name: value}, ensure_ascii=False)
+    members["content_type"] = properties.content_type
+    for name in ("message_id", "content_encoding"):
+        if getattr(properties, name) is not None:
+            members[name] = getattr(properties, name)
+    if exact:
+        members["properties"] = {
+            name: getattr(properties, name) for name in _OTHERS if getattr(properties, name) is not None
+        }
+    arrived = received(properties)
+    if headers := plain_headers(arrived):
+        members["headers"] = headers
+    if exact and b"".join(map(encode_header, headers.items())) != arrived.table:
+        members["headers_base64"] = base64.b64encode(arrived.table).decode()
+    return json.dumps({**members, **_body(body)}, ensure_ascii=False)
 
 
 def reasons(problem: Problem | UpsertRejected) -> list[str]:
@@ -40,43 +81,147 @@ def is_message(parsed: object) -> bool:
 
 def upsert(parsed: dict[str, Any], message_id: str, source: str) -> Upsert:
     """The request in such a line, by default with this `message_id`. A `ValueError` says which member cannot be sent."""
-    for name, kind in (("content_type", str), ("message_id", str), ("headers", dict), ("content_encoding", str)):
+    for name, kind in _KINDS.items():
         if parsed.get(name) is not None and not isinstance(parsed[name], kind):
             raise ValueError(f"{name} should be {'an object' if kind is dict else 'a string'}")
-    return Upsert(
+    original = Properties(
+        content_type=parsed.get("content_type"), table=_from_base64(parsed, "headers_base64"), **_others(parsed)
+    )
+    headers = parsed.get("headers") or {}
+    if odd := [name for name, value in headers.items() if not isinstance(value, str | int)]:
+        raise ValueError(f"header {odd[0]} should be a string, an integer or a boolean")
+    request = Upsert(
         _bytes(parsed),
         parsed.get("content_type") or "",
         message_id=parsed.get("message_id") or message_id,
-        headers=parsed.get("headers") or {},
+        headers=headers,
         content_encoding=parsed.get("content_encoding"),
         source=source,
     )
+    if "properties" not in parsed and "headers_base64" not in parsed:
+        return request
+    return Exported(**{each.name: getattr(request, each.name) for each in fields(request)}, original=original)
+
+
+_KINDS: dict[str, type] = {
+    "content_type": str,
+    "message_id": str,
+    "content_encoding": str,
+    "headers": dict,
+    "properties": dict,
+    "headers_base64": str,
+    "original_base64": str,
+}
+
+
+def corrected(request: Properties, content: bytes) -> Properties:
+    """A request's properties with the `content_type`, `content_encoding` and `headers` of this JSON text.
+
+    Headers that JSON cannot express stay. A `ValueError` says what cannot be sent.
+    """
+    parsed = json.loads(content)
+    is_object = isinstance(parsed, dict)
+    if not is_object:
+        raise ValueError("it should be an object")
+    line = {"content_type": None, "body": "", "headers_base64": "", **parsed}
+    found = upsert(line, "", "")
+    return replace(
+        request,
+        content_type=parsed.get("content_type"),
+        content_encoding=found.content_encoding,
+        table=table_with(request.table, found.headers),
+    )
+
+
+def _others(parsed: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = parsed.get("properties") or {}
+    for name, value in found.items():
+        if name not in _OTHERS:
+            raise ValueError(f"{name} is not one of the properties {', '.join(_OTHERS)}")
+        if name in _NUMBERS:
+            if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= _NUMBERS[name]:
+                raise ValueError(f"{name} should be an integer from 0 to {_NUMBERS[name]}")
+        elif not isinstance(value, str):
+            raise ValueError(f"{name} should be a string")
+    if not _MILLISECONDS.fullmatch(found.get("expiration", "0")):
+        raise ValueError("expiration should be a string of milliseconds, at most ten digits")
+    return found
+
+
+def plain_headers(arrived: Properties) -> dict[str, object]:
+    """The headers whose values JSON has: those that can be corrected in a line."""
+    return {
+        name: value
+        for name, value in arrived.headers.items()
+        if isinstance(value, str | int) and not isinstance(value, Timestamp)
+    }
+
+
+def table_with(table: bytes, headers: Mapping[str, object]) -> bytes:
+    """The header table with these headers: what they do not change stays byte for byte, what they lack is left out."""
+    before = plain_headers(received(Properties(table=table)))
+    entries: list[bytes] = []
+    for raw, entry in raw_headers(table):
+        name = raw.decode(errors="replace")
+        if name not in before or (name in headers and _same(headers[name], before[name])):
+            entries.append(entry)
+        elif name in headers:
+            entries.append(encode_header((name, headers[name])))
+    entries += (encode_header((name, value)) for name, value in headers.items() if name not in before)
+    return b"".join(entries)
+
+
+def _same(one: object, other: object) -> bool:
+    return type(one) is type(other) and one == other
 
 
 def _bytes(parsed: dict[str, Any]) -> bytes:
     if "record" in parsed:
-        return json.dumps(parsed["record"], ensure_ascii=False, separators=(",", ":")).encode()
-    try:
-        if "body" in parsed:
+        original = _from_base64(parsed, "original_base64")
+        body = _compact(parsed["record"])
+        return original if original and _is_record(original, body) else body
+    if "body" in parsed:
+        try:
             return str(parsed["body"]).encode()
-        return base64.b64decode(parsed["body_base64"], validate=True)
+        except UnicodeEncodeError:
+            raise ValueError("the body is neither text nor base64") from None
+    return _from_base64(parsed, "body_base64")
+
+
+def _from_base64(parsed: dict[str, Any], name: str) -> bytes:
+    try:
+        return base64.b64decode(parsed.get(name) or "", validate=True)
     except (TypeError, ValueError):
-        raise ValueError("the body is neither text nor base64") from None
+        raise ValueError(
+            "the body is neither text nor base64" if name == "body_base64" else f"{name} is not base64"
+        ) from None
 
 
-def _body(body: bytes) -> tuple[str, Any]:
+def _is_record(body: bytes, compact: bytes) -> bool:
+    try:
+        return _compact(json.loads(body)) == compact
+    except (ValueError, RecursionError):
+        return False
+
+
+def _compact(record: object) -> bytes:
+    return json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def _body(body: bytes) -> dict[str, Any]:
     try:
         text = body.decode()
     except UnicodeDecodeError:
-        return "body_base64", base64.b64encode(body).decode()
+        return {"body_base64": base64.b64encode(body).decode()}
     try:
         parsed = json.loads(text, object_pairs_hook=_once)
         if isinstance(parsed, dict):
             json.dumps(parsed, ensure_ascii=False, allow_nan=False).encode()
-            return "record", parsed
+            original = {} if _compact(parsed) == body else {"original_base64": base64.b64encode(body).decode()}
+            return {"record": parsed, **original}
     except (ValueError, RecursionError):
         pass
-    return "body", text
+    return {"body": text}
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

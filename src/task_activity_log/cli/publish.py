@@ -17,6 +17,7 @@ from task_activity_log.cli.terminal import FEW, agreed, print_data, progress, re
 from task_activity_log.client import Answer, ClientError, Summary, TaskActivityLogClient, Upsert, UpsertRejected
 from task_activity_log.pipeline.request import judge
 from task_activity_log.problem import Problem
+from task_activity_log.rabbitmq.headers import received
 from task_activity_log.settings import Settings
 from task_activity_log.streams import printable
 from task_activity_log.wiring import link_of, rules_of
@@ -113,7 +114,7 @@ class Publication:
         count = sum(1 for _ in source.upserts())
         rules = rules_of(self.settings)
         for number, upsert in enumerate(map(self._merged, source.upserts()), self._total):
-            found = judge(upsert.body, upsert.properties(None, ""), rules)
+            found = judge(upsert.body, received(upsert.properties(None, "")), rules)
             if isinstance(found, Problem):
                 fields = [error.field for error in found.errors]
                 self._keep_back(number, upsert, _complaints(upsert, found, fields))
@@ -239,15 +240,9 @@ class Publication:
         """Add a record to the file to correct and publish, which the first one creates."""
         if self.rejected is None:
             return
-        line = exported.line(
-            upsert.body,
-            upsert.content_type,
-            upsert.message_id,
-            upsert.headers,
-            content_encoding=upsert.content_encoding,
-            source=upsert.source,
-            problems=problems,
-        )
+        properties = upsert.properties(None, "")
+        exact = isinstance(upsert, exported.Exported)
+        line = exported.line(upsert.body, properties, exact=exact, source=upsert.source, problems=problems)
         try:
             with self.rejected.open("a" if self._written else "w", encoding="utf-8") as file:
                 file.write(f"{line}\n")

@@ -17,7 +17,7 @@ from task_activity_log.message import Properties
 from task_activity_log.problem import Unavailable
 from task_activity_log.rabbitmq.consumer import RabbitDelivery
 from task_activity_log.rabbitmq.dead_letters import OWN_HEADERS
-from task_activity_log.rabbitmq.headers import encode, latest_death, raw_headers
+from task_activity_log.rabbitmq.headers import encode, latest_death, raw_headers, received
 from task_activity_log.rabbitmq.link import LOST, LinkOptions, asking_the_driver, describe
 from task_activity_log.rabbitmq.outgoing import Fate, Outgoing
 from task_activity_log.rabbitmq.publisher import Publisher
@@ -46,6 +46,8 @@ class DeadLetter:
     body: bytes
     properties: Properties
     delivery: RabbitDelivery
+    corrected: Properties | None = None
+    """The properties of the request to send instead of the one that was rejected, if they were corrected."""
 
     @property
     def code(self) -> str:
@@ -101,18 +103,21 @@ class DeadLetter:
         return min(last, self._time("x-first-seen") or last)
 
     @property
-    def headers(self) -> dict[str, object]:
-        """The headers that its request had, and when it was first rejected."""
-        return {name: value for name, value in self.properties.headers.items() if self._is_publishers(name.encode())}
+    def headers(self) -> Mapping[str, object]:
+        """The headers of its request, and when it was first rejected."""
+        return received(self.restored(None)).headers
 
     def restored(self, user: str | None) -> Properties:
         """The properties that its request had. A user_id only if it is `user`: the broker refuses a foreign one."""
+        user_id = user if user == self._user else None
+        if self.corrected is not None:
+            return replace(self.corrected, user_id=user_id)
         kept = (entry for name, entry in raw_headers(self.properties.table) if self._is_publishers(name))
         return replace(
             self.properties,
             table=b"".join(kept),
             headers={},
-            user_id=user if user == self._user else None,
+            user_id=user_id,
             expiration=self._expiration,
         )
 
@@ -241,7 +246,7 @@ async def publishing(broker: str | LinkOptions) -> AsyncIterator[Publisher]:
 
 async def replay(
     loan: Loan,
-    letters: Sequence[tuple[DeadLetter, bytes]],
+    letters: Sequence[tuple[DeadLetter, DeadLetter]],
     broker: str | LinkOptions,
     *,
     exchange: str = "task_activity_log",
@@ -250,8 +255,8 @@ async def replay(
 ) -> int:
     """Publish each as the request that it was, and remove it from the dead letters once the broker has confirmed that.
 
-    If this is interrupted in between, the request is in both queues: with a message_id it is applied once. Each letter
-    comes with the body to send, its own or a corrected one. At most `rate` are published per second, and `on_replayed`
+    If this is interrupted in between, the request is in both queues: with a message_id it is applied once. Each letter on
+    loan comes with the one to send, itself or a corrected one. At most `rate` are published per second, and `on_replayed`
     is called with each that has been replayed. Returns how many that were.
 
     Raises:
@@ -266,7 +271,7 @@ async def replay(
             chunk = letters[start : start + size]
             try:
                 fates = await publisher.publish(
-                    [Outgoing(exchange, REQUEST_KEY, letter.restored(user), body) for letter, body in chunk]
+                    [Outgoing(exchange, REQUEST_KEY, sent.restored(user), sent.body) for _, sent in chunk]
                 )
             except Unavailable as error:
                 raise ClientError(f"{start} replayed, then: {error.reason}; the others are in the queue") from error

@@ -123,6 +123,11 @@ def raw_headers(table: bytes) -> list[tuple[bytes, bytes]]:
     return entries
 
 
+def received(properties: Properties) -> Properties:
+    """The properties as whoever receives the message reads them: all headers are in `table`, and in `headers` as values."""
+    return decode(encode(properties, 0))
+
+
 def latest_death(properties: Properties) -> dict[str, object]:
     """What the broker noted when it dead-lettered a message last: `reason`, `time`, `queue`; empty if it never did."""
     deaths = properties.headers.get("x-death")

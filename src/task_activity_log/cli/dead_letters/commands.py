@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from task_activity_log.cli.exit_codes import DONE, FAILED, WRONG_USE, fail, guarded, settings_or_exit
-from task_activity_log.cli.terminal import print_json, say
+from task_activity_log.cli.terminal import agreed, print_json, say
 
 if TYPE_CHECKING:
     from task_activity_log.cli.dead_letters.selection import Selection
@@ -146,7 +146,11 @@ def replay(
         bool, typer.Option("--dry-run", help="Only print what would be replayed; send nothing.")
     ] = False,
     edit: Annotated[
-        bool, typer.Option("--edit", help="Open each body in $EDITOR first; those left unchanged are not replayed.")
+        bool,
+        typer.Option(
+            "--edit",
+            help="Open each body, or the headers if they are invalid, in $EDITOR first; those left unchanged stay.",
+        ),
     ] = False,
     rate: Annotated[float, typer.Option(min=0.1, max=100_000, help="Send at most this many per second.")] = 100.0,
     over_newer: Annotated[
@@ -168,12 +172,12 @@ def replay(
     from task_activity_log.cli.dead_letters import editing, replaying
 
     letters = selection.copies()
-    unchanged = {letter.key: letter.body for letter in letters}
-    with editing.edited(letters, selection.settings) if edit else nullcontext(unchanged) as bodies:
-        if edit and not bodies:
+    unchanged = {letter.key: letter for letter in letters}
+    with editing.edited(letters, selection.settings) if edit else nullcontext(unchanged) as requests:
+        if edit and not requests:
             say("nothing was replayed")
             return FAILED if selection.names else DONE
-        return asyncio.run(replaying.replay(selection, bodies, dry_run=dry_run, rate=rate, over_newer=over_newer))
+        return asyncio.run(replaying.replay(selection, requests, dry_run=dry_run, rate=rate, over_newer=over_newer))
 
 
 @app.command()
@@ -198,7 +202,7 @@ def discard(
         if not sys.stdin.isatty():
             say(f"this would discard {len(letters):,} for good: confirm with --yes, as there is no terminal to ask on")
             return WRONG_USE
-        if input(f"Discard {len(letters):,} dead letters for good? [y/N] ").strip().lower() not in ("y", "yes"):
+        if not agreed(f"Discard {len(letters):,} dead letters for good?"):
             say("nothing was discarded")
             return DONE
     if letters:
@@ -206,6 +210,7 @@ def discard(
             listing.export(export, letters)
         count = asyncio.run(selection.remove(letters))
         say(f"{count:,} discarded" + (f"; a copy is in {export}" if export else ""))
+        return selection.exit_code(letters) or selection.gone(len(letters) - count)
     return selection.exit_code(letters)
 
 

@@ -1,5 +1,6 @@
-"""The body of a dead letter in the user's own editor."""
+"""The body or the headers of a dead letter in the user's own editor."""
 
+import json
 import os
 import re
 import shlex
@@ -10,68 +11,106 @@ import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from task_activity_log import wire
 from task_activity_log.cli.dead_letters.selection import judged
-from task_activity_log.cli.exported import reasons
+from task_activity_log.cli.exported import corrected, plain_headers, reasons
 from task_activity_log.cli.terminal import say
 from task_activity_log.client import ClientError
 from task_activity_log.client.dead_letters import DeadLetter
 from task_activity_log.pipeline.request import Rules
-from task_activity_log.problem import Problem
+from task_activity_log.problem import Code, Problem
+from task_activity_log.rabbitmq.headers import received
 from task_activity_log.settings import Settings
 from task_activity_log.wiring import rules_of
 
+_OF_THE_HEADER = frozenset(
+    {
+        Code.UNSUPPORTED_MEDIA_TYPE,
+        Code.UNSUPPORTED_CHARSET,
+        Code.UNSUPPORTED_ENCODING,
+        Code.UNSUPPORTED_UPDATE_MODE,
+        Code.INVALID_VERSION,
+    }
+)
+"""Problems that no body can solve: the content type, the content encoding or a header is at fault."""
+
 
 @contextmanager
-def edited(letters: Iterable[DeadLetter], settings: Settings) -> Iterator[dict[str, bytes]]:
-    """Open each dead letter in the editor: the bodies that the contract accepts now, by `DeadLetter.key`.
+def edited(letters: Iterable[DeadLetter], settings: Settings) -> Iterator[dict[str, DeadLetter]]:
+    """Open each dead letter in the editor: those that the contract accepts now, by the `DeadLetter.key` of the rejected.
 
     The files are kept if something fails afterwards. Raises `ClientError` if the editor does not run, or fails.
     """
     folder = Path(tempfile.mkdtemp(prefix="dead-letters-"))  # readable by its owner only
-    bodies: dict[str, bytes] = {}
+    requests: dict[str, DeadLetter] = {}
     keep = True
     try:
         for letter in letters:
-            if (body := _edited(letter, rules_of(settings), folder)) is not None:
-                bodies[letter.key] = body
-        yield bodies
+            if (request := _edited(letter, rules_of(settings), folder)) is not None:
+                requests[letter.key] = request
+        yield requests
         keep = False
     finally:
-        if bodies and keep:
+        if requests and keep:
             say(f"your edits are in {folder}")
         else:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _edited(letter: DeadLetter, rules: Rules, folder: Path) -> bytes | None:
-    """The body once it would be accepted; None if the user leaves it as it is or gives up."""
-    body = letter.body
-    found = judged(letter, body, rules)
+def _edited(letter: DeadLetter, rules: Rules, folder: Path) -> DeadLetter | None:
+    """The dead letter once it would be accepted; None if the user leaves it as it is or gives up."""
+    found = judged(letter, rules)
     for reason in reasons(found) if isinstance(found, Problem) else [f"{letter.code}: {letter.detail}"]:
         say(f"{letter.name}: {reason}")
     while True:
-        body, before = _in_editor(letter, body, folder), body
-        if body == before:
-            say(f"{letter.name}: kept, as it was not changed")
-            return None
-        found = judged(letter, body, rules)
-        if not isinstance(found, Problem):
-            return body
-        for reason in reasons(found):
-            say(f"{letter.name}: would be rejected again: {reason}")
+        of_the_header = isinstance(found, Problem) and found.code in _OF_THE_HEADER
+        try:
+            changed = (_header_in_editor if of_the_header else _body_in_editor)(letter, folder)
+        except ValueError as error:
+            say(f"{letter.name}: cannot be sent: {error}")
+        else:
+            if changed is None:
+                say(f"{letter.name}: kept, as it was not changed")
+                return None
+            letter = changed
+            found = judged(letter, rules)
+            if not isinstance(found, Problem):
+                return letter
+            for reason in reasons(found):
+                say(f"{letter.name}: would be rejected again: {reason}")
         if not sys.stdin.isatty() or input("Edit it again? [Y/n] ").strip().lower() in ("n", "no"):
             return None
 
 
-def _in_editor(letter: DeadLetter, body: bytes, folder: Path) -> bytes:
-    """The body as the editor leaves it: bytes, since editors know about encodings."""
-    editor = os.environ.get("VISUAL") or os.environ.get("EDITOR") or "vi"
+def _body_in_editor(letter: DeadLetter, folder: Path) -> DeadLetter | None:
     suffix = ".xml" if wire.is_xml((letter.properties.content_type or "").partition(";")[0].strip()) else ".json"
-    file = folder / f"{re.sub('[^A-Za-z0-9-]', '_', letter.name)}{suffix}"
-    file.write_bytes(body)
+    body = _in_editor(letter, letter.body, suffix, folder)
+    return None if body == letter.body else replace(letter, body=body)
+
+
+def _header_in_editor(letter: DeadLetter, folder: Path) -> DeadLetter | None:
+    """Correct content type, content encoding and headers, as JSON. Raises `ValueError` if they cannot be sent."""
+    request = letter.restored(None)
+    members = {
+        "content_type": request.content_type,
+        "content_encoding": request.content_encoding,
+        "headers": plain_headers(received(request)),
+    }
+    before = json.dumps(members, indent=2, ensure_ascii=False).encode()
+    after = _in_editor(letter, before, ".header.json", folder)
+    if after == before:
+        return None
+    return replace(letter, corrected=corrected(request, after))
+
+
+def _in_editor(letter: DeadLetter, content: bytes, suffix: str, folder: Path) -> bytes:
+    """The content as the editor leaves it: bytes, since editors know about encodings."""
+    editor = os.environ.get("VISUAL") or os.environ.get("EDITOR") or "vi"
+    file = folder / f"{re.sub('[^A-Za-z0-9-]', '_', letter.name)[:100]}{suffix}"
+    file.write_bytes(content)
     before = signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl-C is meant for the editor
     try:
         status = subprocess.run([*shlex.split(editor), str(file)], check=False).returncode  # noqa: S603 - the user's own
@@ -81,5 +120,8 @@ def _in_editor(letter: DeadLetter, body: bytes, folder: Path) -> bytes:
         signal.signal(signal.SIGINT, before)
     if status != 0:
         raise ClientError(f"{editor} exited with status {status}; nothing was replayed")
-    changed = file.read_bytes()
-    return changed if body.endswith(b"\n") else changed.removesuffix(b"\n")  # which editors add
+    try:
+        changed = file.read_bytes()
+    except OSError as error:
+        raise ClientError(f"{file}: {error.strerror} after {editor}; nothing was replayed") from None
+    return changed if content.endswith(b"\n") else changed.removesuffix(b"\n")  # which editors add

@@ -56,14 +56,14 @@ def in_full(letter: DeadLetter, selection: Selection) -> str:
     """The reason, properties and headers, and the body."""
     lines = [f"message {letter.name}", f"  reason          {letter.code}: {letter.detail}"]
     lines += [f"  first rejected  {letter.since:%Y-%m-%d %H:%M:%S %Z}" if letter.since else "  first rejected  unknown"]
-    found = judged(letter, letter.body, rules_of(selection.settings))
+    found = judged(letter, rules_of(selection.settings))
     if isinstance(found, Problem):
         lines += [f"  if sent today   rejected: {reason}" for reason in exported.reasons(found)]
     else:
         lines.append("  if sent today   accepted by the contract")
     for name in ("content_type", "content_encoding", "correlation_id", "reply_to", "app_id", "type", "timestamp"):
         if (value := getattr(letter.properties, name)) is not None:
-            lines.append(f"  {name:14}  {value}")
+            lines.append(f"  {name:14}  {' '.join(str(value).splitlines())}")
     lines += [f"  header          {name}: {value!r}" for name, value in sorted(letter.properties.headers.items())]
     # A line feed of the publisher's would make a line that looks like one of ours.
     return "\n".join([*map(_as_one_line, lines), printable(readable(letter.body)), ""])
@@ -77,10 +77,7 @@ def export_line(letter: DeadLetter) -> str:
     """One dead letter as a line of JSON."""
     return exported.line(
         letter.body,
-        letter.properties.content_type or "",
-        letter.properties.message_id,
-        letter.headers,
-        content_encoding=letter.properties.content_encoding,
+        letter.restored(None),
         publisher=letter.publisher,
         since=letter.since and letter.since.isoformat(timespec="milliseconds"),
         problems=[f"{letter.code}: {letter.detail}"],

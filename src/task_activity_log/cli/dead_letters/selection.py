@@ -5,18 +5,22 @@ import re
 from collections import Counter
 from collections.abc import AsyncIterator, Container, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from difflib import get_close_matches
 
 from task_activity_log.cli.exit_codes import DONE, FAILED
 from task_activity_log.cli.terminal import say
 from task_activity_log.client.dead_letters import DeadLetter, Loan, borrow_dead_letters
 from task_activity_log.pipeline.request import Rules, judge
-from task_activity_log.problem import Problem
+from task_activity_log.problem import Code, Problem
+from task_activity_log.rabbitmq.headers import received
 from task_activity_log.record import TaskActivityLog
 from task_activity_log.settings import Settings
 from task_activity_log.wiring import link_of
 
+_CODES = {*map(str, Code), "delivery_limit", "expired", "maxlen", "rejected", "unknown"}
+"""The worker's codes, the broker's reasons, and what a message has that has neither."""
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -56,6 +60,12 @@ class Selection:
         """Not finding a name that was given is a failure; that nothing matches the other criteria is not."""
         return FAILED if self.names - {letter.name for letter in letters} else DONE
 
+    def gone(self, missing: int) -> int:
+        """Say that so many of the selected dead letters were not in the queue at the second look; the exit code."""
+        if missing:
+            say(f"{missing:,} were not in the queue any more: another consumer has them, or they were removed")
+        return FAILED if missing else DONE
+
     def age(self, letter: DeadLetter) -> str:
         """How long ago a dead letter was first rejected, in its largest unit."""
         if letter.since is None:
@@ -79,8 +89,12 @@ class Selection:
 
         every = asyncio.run(read())
         letters = [letter for letter in every if letter in self]
+        present = {letter.name for letter in every}
         for name in sorted(self.names - {letter.name for letter in letters}):
-            say(f"{name}: no such dead letter")
+            say(f"{name}: does not match the other options" if name in present else f"{name}: no such dead letter")
+        for code in sorted(self.codes - {letter.code for letter in every} - _CODES):
+            close = get_close_matches(code, _CODES, n=1)
+            say(f"{code}: no such code" + (f"; did you mean {close[0]}?" if close else ""))
         if not letters and not self.names:
             say(f"none of the {len(every):,} dead letters match" if every else "there are no dead letters")
         return letters
@@ -108,6 +122,6 @@ class Selection:
             return await loan.remove(found)
 
 
-def judged(letter: DeadLetter, body: bytes, rules: Rules) -> TaskActivityLog | Problem:
-    """The record of its request with this body, or the problem with which a worker would reject it today."""
-    return judge(body, replace(letter.restored(None), headers=letter.headers), rules)
+def judged(letter: DeadLetter, rules: Rules) -> TaskActivityLog | Problem:
+    """The record of its request, or the problem with which a worker would reject it today."""
+    return judge(letter.body, received(letter.restored(None)), rules)
