@@ -63,7 +63,7 @@ def in_full(letter: DeadLetter, selection: Selection) -> str:
         lines.append("  if sent today   accepted by the contract")
     for name in ("content_type", "content_encoding", "correlation_id", "reply_to", "app_id", "type", "timestamp"):
         if (value := getattr(letter.properties, name)) is not None:
-            lines.append(f"  {name:14}  {' '.join(str(value).splitlines())}")
+            lines.append(f"  {name:14}  {value}")
     lines += [f"  header          {name}: {value!r}" for name, value in sorted(letter.properties.headers.items())]
     # A line feed of the publisher's would make a line that looks like one of ours.
     return "\n".join([*map(_as_one_line, lines), printable(readable(letter.body)), ""])
