@@ -23,6 +23,7 @@ from task_activity_log.cli.check.finding import Finding
 from task_activity_log.cli.check.limits import number
 from task_activity_log.settings import load
 from tests.asking import Connection, grants
+from tests.commands import Said, command
 from tests.faults.conversation import until
 from tests.serving import serving
 
@@ -153,10 +154,10 @@ async def test_the_permissions_that_are_documented_are_enough(
     rabbitmq: RabbitMQ, user: User, amqp_url: str, database_url: str
 ) -> None:
     """With just those, a user runs a worker that declares, and one that checks; `check` names one that is missing."""
-    documented = (DOCS / "operations.md").read_text()
+    page = (DOCS / "operations.md").read_text()
     declaring, checking = (
         dict(zip(("configure", "write", "read"), re.findall("'(.*)'", command), strict=True))
-        for command in re.findall(r"set_permissions -p VHOST worker((?: \\\n +'.*'){3})", documented)
+        for command in re.findall(r"set_permissions -p VHOST worker((?: \\\n +'.*'){3})", page)
     )
     user.may(**declaring)
     assert not worst(await look(user.url, database_url, rabbitmq))
@@ -169,6 +170,45 @@ async def test_the_permissions_that_are_documented_are_enough(
     user.may(**{**checking, "write": r"^task_activity_log(\..+)?$"})
     found = worst(await look(user.url, database_url, rabbitmq, WORKER_TOPOLOGY="check"))
     assert found == [(f"user {user.name}", "lacks write on amq.default")]
+
+
+def documented(page: str, user: str) -> dict[str, str]:
+    """The permissions of a user in the table of a page."""
+    [row] = [line for line in (DOCS / page).read_text().splitlines() if line.startswith(f"| {user} |")]
+    cells = [cell.strip(" `").replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", row)[2:-1]]
+    return dict(zip(("configure", "write", "read"), cells, strict=True))
+
+
+async def test_the_permissions_of_the_commands_that_are_documented_are_enough(
+    user: User, amqp_url: str, database_url: str
+) -> None:
+    """For whoever publishes, reads replies, and handles dead letters."""
+
+    async def run(code: int, *arguments: str, stdin: bytes = b"") -> Said:
+        said = await command(*arguments, stdin=stdin, AMQP_URL=user.url, DATABASE_URL=database_url)
+        assert said.code == code, said
+        return said
+
+    good = json.dumps({"id": str(uuid4())}).encode()
+    async with serving(amqp_url, database_url):
+        user.may(
+            **documented("publishing.md", "`publish` and the Python client, also with `--no-wait` and `send_many`")
+        )
+        assert "inserted" in (await run(0, "publish", "-", stdin=good)).err
+        await run(0, "publish", "-", "--no-wait", stdin=good)
+        user.may(**documented("subscribing.md", "`subscribe()` and `replies --take` on the shared queue"))
+        await run(0, "replies", "--take", "-n", "1")
+        user.may(**documented("subscribing.md", "`replies`, and `subscribe(routing_keys=…)`"))
+        await run(0, "replies", "--seconds", "0.5")
+        async with await aio_pika.connect(amqp_url) as connection:
+            channel = await connection.channel()
+            await channel.default_exchange.publish(
+                aio_pika.Message(good, message_id="kept"), "task_activity_log.dead-letters"
+            )
+        user.may(**documented("dead-letters.md", "`list`, `show`, `export`, `discard`"))
+        assert "no reason given" in (await run(0, "dead-letters", "list")).out
+        user.may(**documented("dead-letters.md", "`replay`"))
+        await run(0, "dead-letters", "replay", "--all", "--over-newer")
 
 
 async def test_a_worker_that_only_checks_needs_some_permission_on_what_it_asks_about(
