@@ -2,7 +2,7 @@
 
 PYTHON := .venv/bin/python
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run test test-dotnet test-tls test-examples test-deploy test-image check format bench bench-quick bench-stages bench-wire chaos fuzz docs sandbox lock dist clean
+.PHONY: help setup demo run test test-dotnet test-tls test-failover test-examples test-deploy test-image check format bench bench-quick bench-stages bench-wire chaos fuzz docs sandbox lock dist clean
 
 help:  ## list these targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -24,6 +24,9 @@ test-dotnet: setup  ## test with real .NET serializers (needs Mono; the message 
 
 test-tls: setup  ## test mutual TLS (needs the binaries of RabbitMQ and PostgreSQL)
 	@$(PYTHON) -m pytest -m tls $(ARGS)
+
+test-failover: setup  ## test PostgreSQL's replication and failover (needs its binaries)
+	@$(PYTHON) -m pytest -m failover $(ARGS)
 
 test-examples: setup  ## run the examples of the documentation (needs Node.js and npm)
 	@$(PYTHON) -m pytest -m examples $(ARGS)

@@ -104,6 +104,10 @@ class PostgreSQL(Service):
 
         in_thread(run())
 
+    def promote(self) -> None:
+        """Make a primary of a standby, and return when it is one."""
+        self.execute("SELECT pg_promote()")
+
     def _copy(self, template: str | None) -> str:
         if template is None:
             return ""
@@ -175,6 +179,35 @@ def from_binaries(directory: Path, *, durable: bool, tls: ServerTls | None = Non
     server.execute(f'CREATE DATABASE "{DATABASE}"')
     server.url = server.url_of(DATABASE)
     return server
+
+
+def standby_from_binaries(directory: Path, primary: PostgreSQL) -> PostgreSQL:
+    """Start a streaming standby of a server that was started from the binaries in `directory`. `promote` ends the streaming."""
+    port = free_port()
+    processes = Processes(
+        f"a standby of {primary.origin}", user=unprivileged_user("postgres"), stop_signal=signal.SIGINT
+    )
+    try:
+        environment = processes.environment()
+        cluster = str(processes.data / "cluster")
+        processes.run(
+            [
+                str(directory / "pg_basebackup"),
+                f"--pgdata={cluster}",
+                f"--dbname={primary.url}",
+                "--wal-method=stream",
+                "--checkpoint=fast",
+                "--write-recovery-conf",
+                "--no-sync",
+            ],
+            environment,
+        )
+        here = {"port": str(port), "listen_addresses": "127.0.0.1", "unix_socket_directories": ""}
+        processes.set_main([str(directory / "postgres"), "-D", cluster, *_settings(durable=True, **here)], environment)
+    except BaseException:
+        processes.close()
+        raise
+    return _started(processes, _url(port, unquote(urlsplit(primary.url).password or ""), DATABASE))
 
 
 def find_binaries() -> Path | str:

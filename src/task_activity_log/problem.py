@@ -154,11 +154,13 @@ class Unavailable(Exception):
 
     Attributes:
         label: the kind of outage, such as `connection lost`. It is one of a small set of texts, so it can label a metric.
-        reason: the label and any detail, for people. Like the label it has no secrets and no payload.
+        detail: what else is known, such as the database and its server.
+        reason: the label and the detail, for people. Like the label it has no secrets and no payload.
     """
 
     def __init__(self, label: str, detail: str = "") -> None:
         self.label = label
+        self.detail = detail
         self.reason = f"{label}: {detail}" if detail else label
         super().__init__(self.reason)
 

@@ -283,6 +283,8 @@ class _Opener:
         connection.place = place
         connection.where = f"database {self.target.database} at {place}"
         connection.writable, connection.cluster, connection.timeline = True, None, 0
+        connection.unreplicated = False
+        connection.add_log_listener(connection.notice)
         try:
             _keep_alive(connection, self.target)
             connection.know_arrays()

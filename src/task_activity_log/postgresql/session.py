@@ -39,7 +39,7 @@ _ARRAYS = [
 class ServerConnection(_Connection):
     """A connection that knows its server. `connecting` fills in what it knows."""
 
-    __slots__ = ("cluster", "place", "timeline", "where", "writable")
+    __slots__ = ("cluster", "place", "timeline", "unreplicated", "where", "writable")
 
     place: str
     """The server, for people: `db1:5432`."""
@@ -50,6 +50,13 @@ class ServerConnection(_Connection):
     """The system identifier: it is the same for a primary and its standbys. None: not known."""
     timeline: int
     """It grows with each promotion of a standby. 0: not known."""
+    unreplicated: bool
+    """Whether somebody cancelled a commit while it waited for a standby (see `notice`)."""
+
+    def notice(self, _: object, message: Any) -> None:
+        """A warning of the server. This one comes with a statement that succeeds although its commit is not replicated."""
+        if message.server_source_function == "SyncRepWaitForLSN":
+            self.unreplicated = True
 
     @property
     def socket(self) -> Any:
@@ -258,6 +265,9 @@ class Session:
                     raise
                 else:
                     self._used = time.monotonic()
+                    if connection.unreplicated:
+                        connection.unreplicated = False
+                        raise TimedOut(connection.where)
                     return cast("list[Row]", rows)  # each Record is read once, so making a dict of it would be slower
                 tried[kind] += 1
                 if tried[kind] > _RETRIES.get(kind, 0):

@@ -14,7 +14,7 @@ from task_activity_log.pipeline.ports import PATIENT, Patience
 from task_activity_log.pipeline.request import Request, UpdateMode
 from task_activity_log.postgresql.connecting import Connector
 from task_activity_log.postgresql.session import SKIPPED_ROW, UNSET_INSTANT, Row, ServerConnection, Session
-from task_activity_log.problem import NotMigrated, Refused, Unavailable
+from task_activity_log.problem import NotMigrated, Refused, TimedOut, Unavailable
 from task_activity_log.record import FIELDS, Applied, Outcome, StoredTaskActivityLog
 from task_activity_log.wire.fields import KINDS, Kind
 
@@ -53,10 +53,14 @@ def _write(mode: UpdateMode, *, has_xmax: bool) -> str:
 _WRITE = {(mode, plain): _write(mode, has_xmax=plain) for mode in UpdateMode for plain in (True, False)}
 _KIND = _sql("kind")
 _READ = _sql("read")
+_CONFIRM = _sql("confirm")
 _LOCKED = _sql("locked")
 _TRIM = _sql("trim")
 _SCHEMA_VERSION = _sql("schema_version")
 _CHECK = _sql("check")
+
+_CONFIRM_SECONDS = 5.0
+"""How long a commit of next to nothing may take before it is an outage: much less than a statement, so that it is seen soon."""
 
 GRANTS = resources.files("task_activity_log.postgresql").joinpath("sql", "grants.sql")
 """The privileges that the role of the workers needs, for psql."""
@@ -152,26 +156,49 @@ class Store:
             else:
                 applied.append(_answer(outcome, row))
         if unwritten:
-            current = await self._current([wave[index].record.id for index in unwritten])
+            current = await self._current([wave[index].record.id for index in unwritten], confirm=not written)
             for index in unwritten:
                 if (row := current.get(wave[index].record.id)) is not None:
                     applied[index] = _answer(applied[index].outcome, row)
         return applied
 
-    async def _current(self, ids: Sequence[UUID]) -> dict[UUID, Row]:
-        return {row["id"]: row for row in await self._writer.ask(_READ, ids)}
+    async def _current(self, ids: Sequence[UUID], *, confirm: bool) -> dict[UUID, Row]:
+        """The records as they are now.
+
+        With `confirm` nothing was written just now: everything was written before, perhaps by a statement whose commit was
+        not confirmed. Otherwise the commit of what was written has waited for the earlier one as well.
+        """
+        rows = {row["id"]: row for row in await self._writer.ask(_READ, ids)}
+        if confirm:
+            await self._confirm()
+        return rows
 
     async def probe(self) -> None:
-        """Prove that writing is possible, without writing anything: store a wave without requests.
+        """Prove that writing is possible, without writing anything: store a wave without requests, and confirm a commit.
 
         It is the statement that stores a wave, so it needs the same schema and the same privileges although it touches no
         row. If it passes, and the same statement with a row fails, the row is the cause.
 
         Raises:
-            Unavailable: it is not possible, or not permitted.
+            Unavailable: it is not possible, or not permitted, or a commit is not confirmed.
         """
         has_xmax = await self._learn_kind()
         await self._maintain(self._writer, _WRITE[UpdateMode.REPLACE, has_xmax], *_NOTHING)
+        await self._confirm()
+
+    async def _confirm(self) -> None:
+        """Prove that everything that was committed before is safe (see sql/confirm.sql).
+
+        Raises:
+            Unavailable: it is not confirmed in time.
+        """
+        try:
+            await self._maintain(self._writer, _CONFIRM, seconds=min(_CONFIRM_SECONDS, self._command_timeout))
+        except TimedOut as timeout:
+            outage = Unavailable("commit not confirmed", timeout.detail)
+        else:
+            return
+        raise outage
 
     async def locked(self, ids: Sequence[UUID]) -> set[UUID]:
         """Those of these records whose rows are locked by another transaction now (see sql/locked.sql).
@@ -228,10 +255,12 @@ class Store:
         self._has_xmax = row["kind"] in (None, "r")
         return self._has_xmax
 
-    async def _maintain(self, session: Session, statement: str, *arguments: object) -> list[Row]:
+    async def _maintain(
+        self, session: Session, statement: str, *arguments: object, seconds: float | None = None
+    ) -> list[Row]:
         """Execute a statement that belongs to no message. If it is refused, no message can be at fault."""
         try:
-            return await session.ask(statement, *arguments)
+            return await session.ask(statement, *arguments, seconds=seconds)
         except Refused as refused:
             outage = Unavailable(f"not permitted ({refused.sqlstate})")
         raise outage

@@ -28,7 +28,12 @@ async def findings(settings: Settings) -> list[Finding]:
         return [Finding("broken", "database", error.reason, advice)]
     finally:
         await database.close()
-    return [*_judge_server(row, target.addresses, local=target.is_local), schema, *_judge_rights(row)]
+    return [
+        *_judge_server(row, target.addresses, local=target.is_local),
+        *_judge_standbys(row),
+        schema,
+        *_judge_rights(row),
+    ]
 
 
 def _judge_server(row: Row, where: str, *, local: bool) -> Iterator[Finding]:
@@ -41,6 +46,13 @@ def _judge_server(row: Row, where: str, *, local: bool) -> Iterator[Finding]:
     if not row["encrypted"] and not local:
         advice = "set WORKER_DATABASE_CA_FILE, or sslmode=verify-full in DATABASE_URL"
         yield Finding("warning", "database link", "not encrypted", advice)
+
+
+def _judge_standbys(row: Row) -> Iterator[Finding]:
+    if row["standbys"] and not row["synchronous"]:
+        found = f"{row['standbys']}, none of them synchronous"
+        advice = "a failover can lose messages that were answered: set synchronous_standby_names (docs/guarantees.md)"
+        yield Finding("warning", "standbys", found, advice)
 
 
 def _judge_revision(revision: str | None) -> Finding:

@@ -13,6 +13,14 @@ SELECT
     coalesce((
         SELECT ssl FROM pg_catalog.pg_stat_ssl WHERE pid OPERATOR(pg_catalog.=) pg_catalog.pg_backend_pid()
     ), false) AS encrypted,
+    -- Subscribers of logical replication are no standbys.
+    (SELECT pg_catalog.count(*) FROM pg_catalog.pg_stat_replication AS sender WHERE NOT EXISTS (
+        SELECT FROM pg_catalog.pg_replication_slots AS slot
+        WHERE slot.active_pid OPERATOR(pg_catalog.=) sender.pid AND slot.slot_type OPERATOR(pg_catalog.=) 'logical'
+    )) AS standbys,
+    pg_catalog.current_setting('synchronous_standby_names') OPERATOR(pg_catalog.<>) ''
+        AND pg_catalog.current_setting('synchronous_commit') OPERATOR(pg_catalog.<>) 'off'
+        AND pg_catalog.current_setting('synchronous_commit') OPERATOR(pg_catalog.<>) 'local' AS synchronous,
     (SELECT pg_catalog.array_agg(pg_catalog.concat(name, ' on ', on_table)) FROM (VALUES
         ('SELECT', records), ('INSERT', records), ('UPDATE', records),
         ('SELECT', inbox), ('INSERT', inbox), ('DELETE', inbox)
