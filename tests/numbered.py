@@ -41,7 +41,10 @@ class Backlog:
             await asyncio.gather(*(exchange.publish(message, "upsert", mandatory=True) for message in batch))
 
     async def fill(self, waiting: int) -> None:
-        """Publish as many as it takes for `waiting` messages to be in the queue and in nobody's hands."""
+        """Publish as many as it takes for `waiting` messages to be in the queue and in nobody's hands.
+
+        Do this before you look for the active worker: on a busy machine all earlier ones may have been written by then.
+        """
         while (missing := waiting - await self.waiting()) > 0:
             await self.send(missing)
 

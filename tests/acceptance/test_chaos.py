@@ -12,12 +12,7 @@ from tests.chaos.run import Result, run
 SEED = int(os.environ["CHAOS_SEED"])
 """tests/conftest.py chooses one if it is not set, and the head of the run's output names it."""
 
-pytestmark = [
-    # The driver's finalizer warns about connections of a killed broker. They are the publishers', not the worker's.
-    pytest.mark.filterwarnings("ignore:coroutine 'Connection.close':RuntimeWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-    pytest.mark.timeout(420),  # less than a minute of faults, then at most three minutes to process what is left
-]
+pytestmark = pytest.mark.timeout(420)  # less than a minute of faults, then at most three to process what is left
 
 
 def play(plan: Plan, broker: RabbitMQ, database: PostgreSQL) -> Result:

@@ -33,16 +33,25 @@ _PAUSE_SECONDS = 0.3
 async def connect(url: str) -> AbstractConnection:
     """A connection with a short heartbeat, which detects within seconds that the broker is gone."""
     connection = aio_pika.Connection(URL(url).update_query(heartbeat=3))
-    await connection.connect(timeout=5)
+    try:
+        await connection.connect(timeout=5)
+    except BaseException:
+        await connection.close()
+        raise
     return connection
 
 
 async def disconnect(connection: AbstractConnection | None) -> None:
-    """Close a connection in whatever state it is."""
+    """Close a connection in whatever state it is.
+
+    A second call marks it as closed although the broker did not answer the first one. If the driver's finalizer met it
+    open, in whatever thread and test the garbage is collected, it would warn.
+    """
     if connection is not None:
         with suppress(*CONNECTION_ERRORS):
             async with asyncio.timeout(2):
                 await connection.close()
+        await connection.close()
 
 
 class Writer(Protocol):

@@ -54,8 +54,8 @@ async def test_sigterm_of_the_active_worker_keeps_the_order(
             await workers.start()
         for _ in range(3):
             await sent.written(admin, await audit_trigger.count(admin) + BATCH)
-            active = await workers.active()
             await sent.fill(2 * IN_HAND)
+            active = await workers.active()
             assert await workers.end(active) == 0
             assert active.events("drained")
             assert not active.events("drain_limit_reached")
@@ -81,6 +81,7 @@ async def test_a_killed_worker_keeps_the_order(
             await workers.start()
         for _ in range(4):
             await sent.written(admin, await audit_trigger.count(admin) + 20)
+            await sent.fill(2 * IN_HAND)
             assert await workers.end(await workers.active(), signal.SIGKILL) == -signal.SIGKILL
             await workers.start()
         await sent.settled(workers.in_hand)
@@ -101,8 +102,8 @@ async def test_an_outage_longer_than_the_hold_limit_keeps_the_order(
         workers = [await stack.enter_async_context(serving(amqp_url, way.url, **SETTINGS, **quick)) for way in ways]
         for _ in range(3):
             await sent.written(admin, await audit_trigger.count(admin) + BATCH)
-            await until(lambda: any(worker.in_hand > BATCH for worker in workers))
             await sent.fill(2 * IN_HAND)
+            await until(lambda: any(worker.in_hand > BATCH for worker in workers))
             active, way = max(zip(workers, ways, strict=True), key=lambda pair: pair[0].in_hand)
             way.refuse()
             way.cut()
@@ -127,8 +128,8 @@ async def test_lost_connections_keep_the_order(amqp_url: str, database_url: str,
         workers = [await stack.enter_async_context(serving(way.url, database_url, **SETTINGS)) for way in ways]
         for number in range(8):
             await sent.written(admin, await audit_trigger.count(admin) + (10, BATCH)[number % 2])
-            await until(lambda: any(worker.in_hand for worker in workers))
             await sent.fill(2 * IN_HAND)
+            await until(lambda: any(worker.in_hand for worker in workers))
             max(zip(workers, ways, strict=True), key=lambda pair: pair[0].in_hand)[1].cut()
         await sent.settled(lambda: in_hand(workers))
         assert await sent.disorder(admin) == []

@@ -11,6 +11,7 @@ from urllib.parse import quote, urlsplit, urlunsplit
 import pytest
 
 from sandbox.proxy import Proxy
+from task_activity_log.pipeline.ports import Patience
 from task_activity_log.postgresql import migrations
 from task_activity_log.postgresql.connecting import Connector
 from task_activity_log.postgresql.session import Session
@@ -185,17 +186,32 @@ async def test_a_read_only_database(store: Store, database: Connection, database
 
 
 @pytest.mark.parametrize("option", [{"statement_timeout": "150"}, {"lock_timeout": "150"}, {}])
-async def test_a_locked_row_is_a_timeout(database_url: str, database: Connection, option: dict[str, str]) -> None:
-    """Whether the server or the client gives up, the type says that a smaller wave may pass, and one does, at once."""
+async def test_a_locked_row_is_a_timeout(
+    store: Store, database_url: str, database: Connection, option: dict[str, str]
+) -> None:
+    """Whether the server or the client gives up, the type says that a smaller wave may pass."""
     locked, free = ask(), ask()
-    async with opened(with_option(database_url, **option), command_timeout=10 if option else 0.15) as store:
-        await store.apply([locked, free])
-        async with database.transaction():
-            await database.execute("SELECT FROM task_activity_log WHERE id = $1 FOR UPDATE", locked.record.id)
+    await store.apply([locked, free])
+    async with database.transaction():
+        await database.execute("SELECT FROM task_activity_log WHERE id = $1 FOR UPDATE", locked.record.id)
+        async with opened(with_option(database_url, **option), command_timeout=10 if option else 0.15) as hurried:
             with pytest.raises(TimedOut) as caught:
-                await store.apply([ask(free.record.id), ask(locked.record.id), ask()])
-            assert caught.value.label == "timeout"
-            assert outcomes(await store.apply([ask(free.record.id)])) == ["updated"]
+                await hurried.apply([ask(free.record.id), ask(locked.record.id), ask()])
+        assert caught.value.label == "timeout"
+
+
+@pytest.mark.parametrize("patience", [Patience(lock_seconds=0.15), Patience(seconds=0.15)])
+async def test_a_smaller_wave_passes_at_once_after_a_timeout(
+    store: Store, database: Connection, patience: Patience
+) -> None:
+    """Whoever gave up, the next statement has all its time."""
+    locked, free = ask(), ask()
+    await store.apply([locked, free])
+    async with database.transaction():
+        await database.execute("SELECT FROM task_activity_log WHERE id = $1 FOR UPDATE", locked.record.id)
+        with pytest.raises(TimedOut):
+            await store.apply([ask(free.record.id), ask(locked.record.id), ask()], patience)
+        assert outcomes(await store.apply([ask(free.record.id)])) == ["updated"]
 
 
 async def test_a_cancelled_wave_is_cancelled_in_the_database(store: Store, database: Connection) -> None:

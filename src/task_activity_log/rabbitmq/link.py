@@ -170,6 +170,7 @@ async def _open(
         with suppress(*LOST), asking_the_driver():
             async with asyncio.timeout(_CLOSE_SECONDS):
                 await connection.close()
+        await connection.close()  # marks it as closed if that was cut short; the driver's finalizer warns about others
         if factory.transport is not None:
             factory.transport.abort()  # closes also what was interrupted while it opened or closed
 
