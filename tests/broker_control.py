@@ -1,30 +1,42 @@
 """What tests change inside a private RabbitMQ with `rabbitmqctl eval`: silent queues, lost consumers, limits."""
 
 import asyncio
+import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from urllib.parse import unquote, urlsplit
 
-from sandbox import RabbitMQ
+from sandbox import RabbitMQ, SandboxError
 from sandbox.containers import Container
 from sandbox.processes import Processes
 from sandbox.rabbitmq import find_binaries
 
 
-async def rabbitmqctl(broker: RabbitMQ, *arguments: str) -> None:
-    """Run `rabbitmqctl` on a private broker; it takes about a second."""
-    await asyncio.to_thread(_run, broker, arguments)
+async def rabbitmqctl(broker: RabbitMQ, *arguments: str) -> str:
+    """Run `rabbitmqctl` on a private broker and return its output; it takes about a second.
+
+    Raises:
+        SandboxError: it failed, for example because the broker is not running.
+    """
+    return await asyncio.to_thread(_run, broker, arguments)
 
 
-def _run(broker: RabbitMQ, arguments: tuple[str, ...]) -> None:
+def _run(broker: RabbitMQ, arguments: tuple[str, ...]) -> str:
     runner = broker._runner
     if isinstance(runner, Container):
         code, output = runner._container.exec_run(["rabbitmqctl", *arguments])
-        assert code == 0, output.decode()
+        failure, answer = code != 0, output.decode()
     else:
         assert isinstance(runner, Processes)
-        directory = find_binaries()
-        runner.run([f"{directory}/rabbitmqctl", *arguments], runner._environment)
+        command = [f"{find_binaries()}/rabbitmqctl", *arguments]
+        # it runs as the broker's account, which has the cookie, and "/" is a directory that each account can enter
+        done = subprocess.run(  # noqa: S603 - our own command
+            command, env=runner._environment, user=runner.user, cwd="/", capture_output=True, text=True, check=False
+        )
+        failure, answer = done.returncode != 0, done.stdout or done.stderr
+    if failure:
+        raise SandboxError(f"rabbitmqctl failed: {answer}")
+    return str(answer)
 
 
 @asynccontextmanager
@@ -83,21 +95,30 @@ def _raft(amqp_url: str, queue: str, expression: str) -> str:
     )
 
 
-@asynccontextmanager
-async def largest_message(broker: RabbitMQ, size: int) -> AsyncIterator[None]:
-    """Set `max_message_size` of a private broker, in bytes, for channels that are opened from now on."""
+async def limit_messages(broker: RabbitMQ, size: int | None) -> None:
+    """Set `max_message_size` of a private broker, in bytes, for channels that are opened from now on, until it restarts.
+
+    None sets the default.
+    """
+    if size is None:
+        size = 134_217_728 if broker.version.startswith("3.") else 16_777_216
     # 3.10 reads the application's environment when a channel is opened, 4.x a persistent term at each publish
     write = (
-        "application:set_env(rabbit, max_message_size, {size}),"
+        f"application:set_env(rabbit, max_message_size, {size}),"
         " case persistent_term:get(max_message_size, none) of"
-        " none -> ok; _ -> persistent_term:put(max_message_size, {size}) end."
+        f" none -> ok; _ -> persistent_term:put(max_message_size, {size}) end."
     )
-    before = 134_217_728 if broker.version.startswith("3.") else 16_777_216
-    await rabbitmqctl(broker, "eval", write.format(size=size))
+    await rabbitmqctl(broker, "eval", write)
+
+
+@asynccontextmanager
+async def largest_message(broker: RabbitMQ, size: int) -> AsyncIterator[None]:
+    """Set `max_message_size`, and set the default at the end."""
+    await limit_messages(broker, size)
     try:
         yield
     finally:
-        await rabbitmqctl(broker, "eval", write.format(size=before))
+        await limit_messages(broker, None)
 
 
 async def forget_consumers(broker: RabbitMQ, amqp_url: str, queue: str) -> None:

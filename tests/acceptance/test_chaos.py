@@ -6,7 +6,7 @@ import pytest
 
 from sandbox import PostgreSQL, RabbitMQ
 from tests.chaos.__main__ import report
-from tests.chaos.plan import ROWS, Journal, Plan
+from tests.chaos.plan import ASKERS, ROWS, Journal, Plan
 from tests.chaos.run import Result, run
 
 SEED = int(os.environ["CHAOS_SEED"])
@@ -30,7 +30,9 @@ def test_every_message_is_accounted_for(own_rabbitmq: RabbitMQ, own_postgresql: 
 
 
 def test_nobody_waits_because_of_others(own_rabbitmq: RabbitMQ, own_postgresql: PostgreSQL) -> None:
-    """Other sessions lock rows, and all messages about other records are answered within five seconds."""
-    plan = Plan(seconds=12, seed=SEED, workers=2, versions=True, rate=30, gap_seconds=1, outages=False, hostile=(ROWS,))
+    """Rows are locked and replies cannot be placed; everybody else is answered within five seconds."""
+    plan = Plan(
+        seconds=12, seed=SEED, workers=2, versions=True, rate=30, gap_seconds=1, outages=False, hostile=(ROWS, ASKERS)
+    )
     result = play(plan, own_rabbitmq, own_postgresql)
     assert result.figures["innocent messages whose answers were timed"] > 100

@@ -3,8 +3,8 @@
 Modules:
 
 - `plan` says how long a run lasts, how many workers it has, and what must be true afterwards;
-- `messages` generates messages from the seed, `hostile` those of a stranger; `publishers` sends each one until the broker
-  has confirmed it;
+- `messages` generates messages from the seed, `hostile` and `askers` those of a stranger; `publishers` sends each one until
+  the broker has confirmed it;
 - `fleet` runs the workers and restarts any that end, as Kubernetes would;
 - `faults` kills, stops, freezes and disconnects workers and services at random, and undoes it; `locks` locks rows;
 - `collector` reads replies and dead letters; `queues` says when queues are empty; `audit` makes the database record each

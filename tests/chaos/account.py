@@ -68,7 +68,7 @@ class Account:
             "dead-lettered": len(sent & dead.keys()),
             "answered or dead-lettered": len(sent & (answers.keys() | dead.keys())),
             "sent with a reply queue that is gone or full": sum(not m.is_answered for m in self.sent.values()),
-            **{f"sent with hostile {kind}": count for kind, count in sorted(self._hostile().items())},
+            **{f"sent: {kind}": count for kind, count in sorted(self._hostile().items())},
             "answers, including repeated ones": sum(map(len, answers.values())),
             "dead letters, including repeated ones": sum(map(len, dead.values())),
             "writes": len(self.writes),

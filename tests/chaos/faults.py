@@ -15,6 +15,8 @@ import asyncpg
 from sandbox.postgresql import PostgreSQL
 from sandbox.proxy import Proxy
 from sandbox.rabbitmq import RabbitMQ
+from tests.broker_control import limit_messages
+from tests.chaos.askers import LARGEST_MESSAGE, asker_silent
 from tests.chaos.fleet import Fleet, WorkerProcess
 from tests.chaos.hostile import Stranger
 from tests.chaos.locks import (
@@ -25,7 +27,7 @@ from tests.chaos.locks import (
     rows_locked,
     rows_referred_to,
 )
-from tests.chaos.plan import ROWS, Journal, Plan
+from tests.chaos.plan import ASKERS, ROWS, Journal, Plan
 from tests.chaos.pooler import Pooler
 
 Fault: TypeAlias = Callable[["Faults"], Awaitable[None]]
@@ -42,6 +44,7 @@ class Faults:
     fleet: Fleet
     broker: RabbitMQ
     database: PostgreSQL
+    amqp_url: str
     database_url: str
     pooler: Pooler | None
     stranger: Stranger
@@ -104,7 +107,8 @@ class Faults:
             (requests_taken, 2),
             (rows_referred_to, 1),
         ]
-        return rows if ROWS in self.plan.hostile else []
+        askers: list[tuple[Fault, float]] = [(asker_silent, 3)]
+        return [*(rows if ROWS in self.plan.hostile else ()), *(askers if ASKERS in self.plan.hostile else ())]
 
     def _outages(self) -> list[tuple[Fault, float]]:
         half_opens = 3.0 if self.plan.half_opens else 0.0
@@ -133,6 +137,11 @@ class Faults:
             (sql_stranded, 3),
             (sql_slow, 2),
         ]
+
+    async def limit(self, size: int | None = LARGEST_MESSAGE) -> None:
+        """Limit the size of messages until the broker restarts, if oversized replies are part of the plan."""
+        if ASKERS in self.plan.hostile:
+            await limit_messages(self.broker, size)
 
     def lock_of(self, what: object) -> asyncio.Lock:
         """The lock that a fault holds while it affects `what`."""
@@ -195,6 +204,7 @@ async def broker_killed(faults: Faults) -> None:
         faults.journal.fault("broker killed")
         await asyncio.to_thread(faults.broker.kill)
         await asyncio.to_thread(faults.broker.start)
+        await faults.limit()
         faults.journal.note("  broker is back")
 
 
@@ -203,6 +213,7 @@ async def broker_restarted(faults: Faults) -> None:
     async with faults.lock_of(faults.broker):
         faults.journal.fault("broker restarted")
         await asyncio.to_thread(faults.broker.restart)
+        await faults.limit()
         faults.journal.note("  broker is back")
 
 

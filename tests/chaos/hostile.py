@@ -1,4 +1,4 @@
-"""What strangers send: bodies and headers that cost a worker as much as they can, and (see `askers`) odd addresses.
+"""What strangers send: bodies and headers that cost a worker as much as they can, and `askers` with odd addresses.
 
 All of it is within the limits of the contract, and is accounted for as any other message. One publisher sends it,
 several of a kind together, while the others send innocent messages.
@@ -6,18 +6,22 @@ several of a kind together, while the others send innocent messages.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from random import Random
+from types import MappingProxyType
 from typing import TypeAlias
 from uuid import UUID
 
+from tests.chaos import askers
 from tests.chaos.messages import REPLY_QUEUE, Message
-from tests.chaos.plan import BODIES, Plan
+from tests.chaos.plan import ASKERS, BODIES, Plan
 
 BODY_LIMIT = 262_144
 """WORKER_BODY_LIMIT_BYTES, as it is by default."""
 _TOGETHER = 8
-"""How many messages are sent together at most. A worker needs time for each, and innocent ones may wait behind them."""
+"""How many times a kind is sent together at most. A worker needs time for each, and innocent ones may wait behind them."""
 _INSTANCE = "http://www.w3.org/2001/XMLSchema-instance"
 _SERIALIZATION = "http://schemas.microsoft.com/2003/10/Serialization/"
 _XML = "application/xml"
@@ -35,7 +39,10 @@ class Stranger:
         self._publisher = publisher
         self._written = 0
         self._asked_for: list[Message] = []
-        self._kinds: list[Callable[[Stranger], Sequence[Message]]] = [*(_BODIES if BODIES in plan.hostile else ())]
+        self._kinds: list[Callable[[Stranger], Sequence[Message]]] = [
+            *(_BODIES if BODIES in plan.hostile else ()),
+            *(askers.ALL if ASKERS in plan.hostile else ()),
+        ]
 
     def burst(self) -> list[Message]:
         """Several messages of one kind, and those that were given to `send`."""
@@ -57,12 +64,12 @@ class Stranger:
 
     def plain(self) -> Message:
         """An innocent message about a record of its own, to be given to `send`."""
-        return self.message("", _json)
+        return self.message("")
 
     def message(
         self,
         kind: str,
-        write: Write,
+        write: Write | None = None,
         *,
         content_type: str = "application/json",
         headers: Mapping[str, object] | None = None,
@@ -70,18 +77,20 @@ class Stranger:
         code: str | None = None,
         reply_to: str | None = None,
         record: UUID | None = None,
+        may_be_too_large: bool = False,
     ) -> Message:
         """A message with a number of its own.
 
         Args:
             kind: what is hostile about it; empty for an innocent one.
-            write: writes its body.
+            write: writes its body; None: its record as JSON.
             content_type: its media type.
             headers: its headers.
             fields: the fields of its record in addition to `subject`.
             code: the error code with which it must be rejected.
             reply_to: where the reply is sent; None: to one of the two queues that are read.
-            record: the record that it is about; None: to one of its own.
+            record: the record that it is about; None: one of its own.
+            may_be_too_large: whether its reply may be too large for the broker.
         """
         self._written += 1
         number = self._plan.number(self._written, self._publisher)
@@ -89,7 +98,7 @@ class Stranger:
         subject = f"message {number}"
         return Message(
             number=number,
-            body=write(record, subject),
+            body=(write or partial(_json, fields=fields or {}))(record, subject),
             content_type=content_type,
             headers=headers or {},
             message_id=f"chaos-{self._plan.seed}-{number}",
@@ -98,6 +107,7 @@ class Stranger:
             record=None if code else record,
             fields={} if code else {"subject": subject, **(fields or {})},
             hostile=kind,
+            may_be_too_large=may_be_too_large,
         )
 
     def record(self, number: int) -> UUID:
@@ -166,8 +176,8 @@ def _open(record: UUID, subject: str, more: str = "") -> str:
     return f'{{"id":"{record}","subject":"{subject}",{more}'
 
 
-def _json(record: UUID, subject: str) -> bytes:
-    return f'{{"id":"{record}","subject":"{subject}"}}'.encode()
+def _json(record: UUID, subject: str, fields: Mapping[str, object] = MappingProxyType({})) -> bytes:
+    return json.dumps({"id": str(record), "subject": subject, **fields}).encode()
 
 
 def _filled(start: str, piece: str, end: str) -> bytes:

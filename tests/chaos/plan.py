@@ -7,8 +7,9 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 
-ROWS, BODIES = HOSTILE = ("rows", "bodies")
-"""What can be hostile: other sessions, which lock rows; bodies and headers that cost a worker as much as they can."""
+ROWS, BODIES, ASKERS = HOSTILE = ("rows", "bodies", "askers")
+"""What can be hostile: other sessions, which lock rows; bodies and headers that cost a worker as much as they can; and
+whoever asks for a reply that cannot be placed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +22,7 @@ class Plan:
     workers: int
     versions: bool
     """True: requests have versions, and the newest must win. False: they have no versions, and order must be kept."""
-    hostile: tuple[str, ...] = (ROWS,)
+    hostile: tuple[str, ...] = (ROWS, ASKERS)
     outages: bool = True
     """False: no fault but the hostile ones, and nobody else's answer may take long because of them."""
     single_active: bool = False
@@ -62,7 +63,7 @@ class Plan:
         flags = ["--versions" if self.versions else "--order"]
         flags += ["--single-active"] if self.single_active else []
         flags += ["--pgbouncer"] if self.pgbouncer else []
-        flags += [f"--hostile {','.join(self.hostile) or 'none'}"] if self.hostile != (ROWS,) else []
+        flags += [f"--hostile {','.join(self.hostile) or 'none'}"] if self.hostile != (ROWS, ASKERS) else []
         flags += [] if self.outages else ["--no-outages"]
         return (
             f"python -m tests.chaos --seconds {self.seconds:g} --seed {self.seed} --workers {self.workers}"

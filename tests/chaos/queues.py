@@ -6,15 +6,11 @@ declaration says nothing about deliveries that are not settled, and zero for a q
 
 from __future__ import annotations
 
-import asyncio
-import subprocess
 from collections.abc import Sequence
 from urllib.parse import unquote, urlsplit
 
-from sandbox import SandboxError
-from sandbox.containers import Container
-from sandbox.processes import Processes
-from sandbox.rabbitmq import RabbitMQ, find_binaries
+from sandbox import RabbitMQ
+from tests.broker_control import rabbitmqctl
 
 _COUNT = """
     [begin
@@ -46,23 +42,5 @@ async def waiting(broker: RabbitMQ, amqp_url: str, name: str) -> int:
 async def _counts(broker: RabbitMQ, amqp_url: str, names: Sequence[str], which: str) -> list[int]:
     vhost = unquote(urlsplit(amqp_url).path[1:])
     expression = _COUNT.format(vhost=vhost, which=which, names=", ".join(f'<<"{name}">>' for name in names))
-    answer = await asyncio.to_thread(_evaluate, broker, expression)
+    answer = await rabbitmqctl(broker, "eval", expression)
     return [int(number) for number in answer.strip().strip("[]").split(",")]
-
-
-def _evaluate(broker: RabbitMQ, expression: str) -> str:
-    """The value of an Erlang expression, as text. It takes about a second."""
-    runner = broker._runner
-    if isinstance(runner, Container):
-        code, output = runner._container.exec_run(["rabbitmqctl", "eval", expression])
-        if code != 0:
-            raise SandboxError(output.decode())
-        return str(output.decode())
-    assert isinstance(runner, Processes)
-    command = [f"{find_binaries()}/rabbitmqctl", "eval", expression]
-    done = subprocess.run(  # noqa: S603 - our own command
-        command, env=runner._environment, user=runner.user, cwd="/", capture_output=True, text=True, check=False
-    )
-    if done.returncode != 0:
-        raise SandboxError(done.stderr)
-    return done.stdout

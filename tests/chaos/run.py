@@ -20,7 +20,7 @@ from sandbox.postgresql import PostgreSQL
 from sandbox.rabbitmq import RabbitMQ
 from task_activity_log.postgresql import migrations
 from task_activity_log.rabbitmq.topology import Topology, declare
-from tests.chaos import audit
+from tests.chaos import askers, audit
 from tests.chaos.account import Account
 from tests.chaos.collector import DEAD_LETTERS, REPLIES, Collector
 from tests.chaos.faults import Faults
@@ -105,14 +105,15 @@ async def _run(
     stranger = Stranger(plan, plan.publishers)
     publishers.append(Publisher(amqp_url, stranger, plan.hostile_rate, note_sent))
     collector = Collector(amqp_url)
-    collecting = asyncio.create_task(collector.run())
 
     async def all_taken() -> bool:
         return await _all_taken(broker, amqp_url)
 
-    faults = Faults(plan, journal, fleet, broker, database, database_url, pooler, stranger, all_taken)
+    faults = Faults(plan, journal, fleet, broker, database, amqp_url, database_url, pooler, stranger, all_taken)
+    reading = [asyncio.create_task(collector.run()), asyncio.create_task(askers.read_slowly(amqp_url))]
     publishing_over = asyncio.Event()
     try:
+        await faults.limit()
         await fleet.start(journal)
         if not plan.outages:
             await _consumers(amqp_url, 1 if plan.single_active else plan.workers)
@@ -137,8 +138,10 @@ async def _run(
         if back and not left:
             failures.append(f"{back} messages are back in the requests queue after all workers have stopped")
     finally:
-        collecting.cancel()
+        for task in reading:
+            task.cancel()
         await fleet.close()
+        await faults.limit(None)
     return Result(failures, over.figures(), journal, directory)
 
 
@@ -150,6 +153,7 @@ async def _declare(plan: Plan, amqp_url: str) -> None:
             await channel.declare_queue(REPLY_QUEUE, durable=True, arguments={"x-queue-type": "quorum"})
             full: dict[str, Any] = {"x-queue-type": "quorum", "x-max-length": 0, "x-overflow": "reject-publish"}
             await channel.declare_queue(FULL_QUEUE, durable=True, arguments=full)
+            await askers.declare(channel)
     finally:
         await disconnect(connection)
 
