@@ -61,7 +61,7 @@ async def on_raft(broker: RabbitMQ, amqp_url: str, queue: str, expression: str) 
 
 @asynccontextmanager
 async def consumer_timeout(broker: RabbitMQ, amqp_url: str, milliseconds: int) -> AsyncIterator[None]:
-    """Set the consumer timeout, and let the broker look at it often, for channels that are opened from now on."""
+    """Set the consumer timeout, and let the broker look at it often, for queues and channels that are new from now on."""
     if int(broker.version.split(".")[0]) >= 4:
         policy = {"pattern": ".*", "definition": {"consumer-timeout": milliseconds}}
         path = f"/policies/{urlsplit(amqp_url).path[1:]}/consumer-timeout"

@@ -65,7 +65,7 @@ async def test_after_a_consumer_timeout_the_worker_consumes_again(
 ) -> None:
     """RabbitMQ 4.3 cancels the consumer, earlier releases close its channel. What waited is answered once the row is free."""
     identifier = uuid4()
-    async with conversing(own_amqp_url) as talk, consumer_timeout(own_rabbitmq, own_amqp_url, 2000):
+    async with consumer_timeout(own_rabbitmq, own_amqp_url, 2000), conversing(own_amqp_url) as talk:
         with capture_logs() as events:
             async with serving(own_amqp_url, database_url):
                 await talk.send(identifier)
