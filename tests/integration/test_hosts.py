@@ -209,7 +209,7 @@ async def test_the_client_takes_the_next_host(world: World) -> None:
 
 async def test_a_command_that_reaches_no_host_says_so_in_one_line(tmp_path: Path) -> None:
     """Without the password."""
-    (tmp_path / "record.json").write_text("{}")
+    (tmp_path / "record.json").write_text(f'{{"id": "{uuid4()}"}}')
     hosts = [f"127.0.0.1:{free_port()}" for _ in range(2)]
     url = f"amqp://user:secret@{','.join(hosts)}/"
     said = await command("publish", str(tmp_path / "record.json"), AMQP_URL=url)
