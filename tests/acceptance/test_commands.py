@@ -14,7 +14,7 @@ from uuid import uuid4
 import aio_pika
 import asyncpg
 import pytest
-from aio_pika.abc import AbstractChannel
+from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 
 from task_activity_log.rabbitmq.topology import Topology, declare
 from tests.commands import COMMAND, World, command, end, environment, start
@@ -509,6 +509,26 @@ def on_a_terminal(answer: str, *arguments: str, **variables: str) -> str:
     os.waitpid(child, 0)
     os.close(terminal)
     return shown.decode()
+
+
+async def test_dead_letters_that_another_consumer_has_are_not_said_to_be_gone(
+    channel: AbstractChannel, amqp_url: str
+) -> None:
+    """A command looks again for a while. Then it fails, rather than say that there are none."""
+    await reject(channel, "a", line(), "missing_id")
+    queue = await channel.get_queue(TOPOLOGY.dead_letters_queue)
+    held: asyncio.Queue[AbstractIncomingMessage] = asyncio.Queue()
+    tag = await queue.consume(held.put)
+    message = await held.get()
+    discarding = asyncio.create_task(command("dead-letters", "discard", "a", "--yes", AMQP_URL=amqp_url))
+    said = await command("dead-letters", "list", AMQP_URL=amqp_url)
+    assert (said.code, said.lines) == (1, [])
+    assert "other consumers (1) have dead letters: run it again" in said.err or "other consumers (2)" in said.err
+    assert (await discarding).code == 1
+    await queue.cancel(tag)
+    await message.nack(requeue=True)
+    said = await command("dead-letters", "discard", "a", "--yes", AMQP_URL=amqp_url)
+    assert (said.code, await names(channel, TOPOLOGY.dead_letters_queue)) == (0, [])
 
 
 async def test_mistakes_with_dead_letters_are_reported_in_one_line(channel: AbstractChannel, amqp_url: str) -> None:

@@ -52,6 +52,12 @@ def test_an_expiration_that_the_broker_would_refuse_is_not_restored(expiration: 
     assert died("maxlen", headers=forged).restored(None).expiration == "60000"
 
 
+def test_only_the_broker_dead_letters_for_the_broker() -> None:
+    """A dead letter of another program that has a code and no detail was not dead-lettered by the broker."""
+    assert read(Properties(headers={"x-error-code": "c"})).detail == "no reason given"
+    assert read(Properties(headers={"x-first-death-reason": "maxlen"})).detail == "dead-lettered by the broker"
+
+
 def test_the_original_properties_are_restored() -> None:
     """The expiration, and the user if it is the one who replays."""
     letter = rejected(Properties(user_id="me", expiration="60000", priority=3, headers={"x-version": 7}))

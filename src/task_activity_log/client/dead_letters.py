@@ -60,9 +60,12 @@ class DeadLetter:
     @property
     def detail(self) -> str:
         """What was wrong, in words."""
-        if not self._death and (detail := self._text("x-error-detail")):
+        if self._death:
+            return "dead-lettered by the broker"
+        if detail := self._text("x-error-detail"):
             return detail
-        return "dead-lettered by the broker" if self.code != "unknown" else "no reason given"
+        by_the_broker = self._text("x-first-death-reason") and not self._text("x-error-code")
+        return "dead-lettered by the broker" if by_the_broker else "no reason given"
 
     @property
     def publisher(self) -> str:

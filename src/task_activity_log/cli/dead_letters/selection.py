@@ -1,6 +1,7 @@
 """Which dead letters are meant, and how they are borrowed from the queue."""
 
 import asyncio
+import random
 import re
 from collections import Counter
 from collections.abc import AsyncIterator, Container, Sequence
@@ -11,6 +12,7 @@ from difflib import get_close_matches
 
 from task_activity_log.cli.exit_codes import DONE, FAILED
 from task_activity_log.cli.terminal import say
+from task_activity_log.client import ClientError
 from task_activity_log.client.dead_letters import DeadLetter, Loan, borrow_dead_letters
 from task_activity_log.pipeline.request import Rules, judge
 from task_activity_log.problem import Code, Problem
@@ -21,6 +23,8 @@ from task_activity_log.wiring import link_of
 
 _CODES = {*map(str, Code), "delivery_limit", "expired", "maxlen", "rejected", "unknown"}
 """The worker's codes, the broker's reasons, and what a message has that has neither."""
+_WAITS = (0.5, 1.0, 2.0, 2.0, 2.0)
+"""How many seconds to wait before the queue is looked at again, because others have what is looked for."""
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -75,20 +79,15 @@ class Selection:
         return f"{age / _UNITS[unit]:.0f} {unit}"
 
     def copies(self) -> list[DeadLetter]:
-        """The selected dead letters, to read: all are in the queue again. Prints a line for what was not found."""
+        """The selected dead letters, to read: all are in the queue again. Prints a line for what was not found.
 
-        async def read() -> list[DeadLetter]:
-            queue = self.settings.dead_letters_queue
-            async with borrow_dead_letters(link_of(self.settings), queue) as loan:
-                letters = [letter async for letter in loan]
-            if loan.others:
-                say(f"{queue} has other consumers ({loan.others}): what they have is not seen here")
-            if loan.waiting > len(letters):
-                say(f"only the oldest {len(letters):,} of {loan.waiting:,} were read")
-            return letters
-
-        every = asyncio.run(read())
+        Raises:
+            ClientError: none is found, and other consumers have dead letters.
+        """
+        every, others = asyncio.run(self._all())
         letters = [letter for letter in every if letter in self]
+        if others and not letters:
+            raise ClientError(f"nothing was found, but other consumers ({others:,}) have dead letters: run it again")
         present = {letter.name for letter in every}
         for name in sorted(self.names - {letter.name for letter in letters}):
             say(f"{name}: does not match the other options" if name in present else f"{name}: no such dead letter")
@@ -98,6 +97,25 @@ class Selection:
         if not letters and not self.names:
             say(f"none of the {len(every):,} dead letters match" if every else "there are no dead letters")
         return letters
+
+    async def _all(self) -> tuple[list[DeadLetter], int]:
+        """All dead letters that are not with other consumers, and how many others there are.
+
+        If what is selected is not among them, it looks again for a while: another command has them for a moment only.
+        """
+        queue = self.settings.dead_letters_queue
+        for wait in (*_WAITS, None):
+            async with borrow_dead_letters(link_of(self.settings), queue) as loan:
+                letters = [letter async for letter in loan]
+            found = {letter.name for letter in letters if letter in self}
+            if not loan.others or (found and self.names <= found) or wait is None:
+                break
+            await asyncio.sleep(random.uniform(wait / 2, wait))  # noqa: S311 - only so that two commands do not go on together
+        if loan.others:
+            say(f"{queue} has other consumers ({loan.others}): what they have is not seen here")
+        if loan.waiting > len(letters):
+            say(f"only the oldest {len(letters):,} of {loan.waiting:,} were read")
+        return letters, loan.others
 
     @asynccontextmanager
     async def on_loan(self, keys: Container[str]) -> AsyncIterator[tuple[Loan, list[DeadLetter]]]:
