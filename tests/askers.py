@@ -71,7 +71,7 @@ class Scene:
         ]
         await asyncio.gather(*sending)
 
-    async def innocents_are_answered(self) -> None:
+    async def innocents_are_answered(self, seconds: float = PROMPT_SECONDS) -> None:
         """Send requests with and without an address, and see that all are answered soon where they asked."""
         private, public = set(), set()
         for number in range(INNOCENTS):
@@ -80,12 +80,12 @@ class Scene:
             else:
                 public.add(await self.talk.send())
         try:
-            async with asyncio.timeout(PROMPT_SECONDS):
+            async with asyncio.timeout(seconds):
                 await self._answers(private, self._private)
                 await self._answers(public, self.talk.answers)
         except TimeoutError:
             missing = f"{len(private)} with and {len(public)} without reply_to"
-            raise AssertionError(f"innocents that wait for longer than {PROMPT_SECONDS:.0f} s: {missing}") from None
+            raise AssertionError(f"innocents that wait for longer than {seconds:.0f} s: {missing}") from None
 
     async def _answers(self, missing: set[str], place: asyncio.Queue[AbstractIncomingMessage]) -> None:
         while missing:

@@ -107,6 +107,17 @@ async def test_many_addresses_that_end_the_connection_harm_nobody(here: Scene) -
         await here.settled(service)
 
 
+async def test_addresses_that_end_the_connection_do_not_take_the_prefetch(here: Scene) -> None:
+    """There are more of them than messages may be in hand, all different, and each takes a connection to try.
+
+    After two seconds the first of them are given up, and then others are given up sooner.
+    """
+    await asyncio.gather(*(here.ask(direct_address(number=number)) for number in range(1000)))
+    async with here.worker(WORKER_REPLY_GIVE_UP_SECONDS=NEVER, WORKER_BATCH_MAX="50"):
+        await here.innocents_are_answered(seconds=20)
+        await here.innocents_are_answered()
+
+
 # a queue that never answers whoever publishes to it
 
 

@@ -250,6 +250,40 @@ def test_replies_that_may_be_healthy_are_not_given_up_because_they_are_many() ->
     assert [why for _, why in bench.done()] == [None] * 500
 
 
+def test_addresses_that_could_not_be_tried_in_two_seconds_are_limited_too() -> None:
+    """Each may end a connection, and so many are tried that the others would keep the prefetch for themselves."""
+    bench = Bench(count_max=8)
+    for number in range(80):
+        bench.addresses.suspect(bench.join(f"{DIRECT}{number}", str(number))[0].line)
+    assert len(bench.group()) == 64
+    bench.now += 2
+    assert bench.done() == []
+    bench.now += 0.01
+    given_up = bench.done()
+    assert {why for _, why in given_up} == {TOO_MANY}
+    assert [item for item, _ in given_up] == [str(number) for number in range(64, 72)], "those that are tried have time"
+    bench.addresses.ended(bench.lines, bench.now)
+    assert len(bench.done()) == 64
+    assert len(bench.addresses) == 8
+    for number in range(80, 90):
+        bench.addresses.suspect(bench.join(f"{DIRECT}{number}", str(number))[0].line)
+    bench.now += 0.5
+    assert bench.done() == []
+    bench.now += 0.01
+    assert len(bench.done()) == 10, "the next wave has less time"
+
+
+def test_an_address_that_was_tried_and_takes_replies_is_not_limited() -> None:
+    """However long its line is, and however long the rest of it has to wait."""
+    bench = Bench(count_max=8)
+    waiting = bench.join("healthy", *(str(number) for number in range(20)))
+    bench.addresses.suspect(waiting[0].line)
+    bench.group()
+    bench.answer(bench.tried, Fate.CONFIRMED)
+    bench.now += 10
+    assert bench.done() == [("0", None)]
+
+
 def test_a_broker_that_answers_nobody_has_three_seconds_before_replies_are_given_up_as_too_many() -> None:
     """It may be slow for everybody, and the address only the first to notice. A refusal is an answer."""
     bench = Bench(count_max=8)

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from heapq import heapify, heappop, heapreplace
 from itertools import islice
 from typing import Generic, TypeVar
 
@@ -42,6 +43,11 @@ _PREEMPTED_AFTER_SECONDS = 5.0
 _PREEMPTED_FOR_SECONDS = 30.0
 _UNTRIED_SECONDS = 30.0
 _SLOW_SECONDS = 3.0
+_UNTRIED_FREE_SECONDS = 2.0
+"""After this long, the replies of addresses that could not be tried yet count among those that must not be too many."""
+_FLOODED_FREE_SECONDS = 0.5
+_FLOODED_SECONDS = 30.0
+"""After some of these were given up, others have less time, for this long: each wave of them delays everybody."""
 _TRUSTED_MAX = 4_096
 
 
@@ -70,6 +76,8 @@ class Line(Generic[T]):
     """Why it takes nothing; None if that is not known, or it takes replies again."""
     failed: bool = False
     """Whether it has failed since it was healthy."""
+    took: bool = False
+    """Whether it has taken a reply since it was remembered."""
     together: bool = False
     """Whether it may end the connection that it is tried over."""
     due: float = 0.0
@@ -97,6 +105,7 @@ class Addresses(Generic[T]):
         self._suspects: dict[str, Line[T]] = {}  # may have ended a connection; not in a group yet
         self._groups: deque[list[Line[T]]] = deque()
         self._numbers = 0
+        self._flooded_at: float | None = None  # when a reply was last given up before its address was tried
         self._trusted: OrderedDict[str, None] = OrderedDict()
         self.finished: list[tuple[Waiting[T], str | None]] = []
         """What is done, and why it was given up; None if it was confirmed. Taken out by whoever reads it."""
@@ -182,7 +191,8 @@ class Addresses(Generic[T]):
             group = [line for line in self._groups.popleft() if line.together and line.waiting]
             if group:
                 return group
-        return next(([line] for line in self.lines() if line.together and line.due <= now and line.fate), [])
+        lines = (line for line in self.lines() if line.together and line.due <= now and line.fate and not line.open)
+        return next(([line] for line in lines), [])
 
     def put_back(self, group: Sequence[Line[T]]) -> None:
         """These could not be tried together, because there was no connection."""
@@ -237,6 +247,7 @@ class Addresses(Generic[T]):
             if len(self._trusted) > _TRUSTED_MAX:
                 self._trusted.popitem(last=False)
         line.together = False
+        line.took = True
         line.fate = None
         line.due = now
         line.step = AGAIN_SECONDS
@@ -297,26 +308,38 @@ class Addresses(Generic[T]):
         return address in self._lines and bool(self._lines[address].open)
 
     def _make_room(self, now: float, answering: bool) -> None:
-        failing = [
-            line
-            for line in self._lines.values()
-            if line.fate is not None
-            and line.waiting
-            and (answering or line.fate is not Fate.UNCONFIRMED or now - line.failing_from > _SLOW_SECONDS)
-        ]
+        limited = [line for line in self._lines.values() if line.waiting and self._is_limited(line, now, answering)]
         most = self._count_max - self._count_max // 2
-        for line in failing:
-            while len(line.waiting) > most:
+        for line in limited:
+            while line.fate is not None and len(line.waiting) > most:
                 self._finish(_oldest(line), TOO_MANY)
-        count = sum(len(line.waiting) for line in failing)
-        size = sum(waiting.size for line in failing for waiting in line.waiting.values())
-        while count and (count > self._count_max or size > self._size_max):
-            line = max(failing, key=lambda line: len(line.waiting))
-            oldest = _oldest(line)
-            self._finish(oldest, TOO_MANY)
-            count, size = count - 1, size - oldest.size
-        for line in failing:
+        count = sum(len(line.waiting) for line in limited)
+        size = sum(waiting.size for line in limited for waiting in line.waiting.values())
+        if count > self._count_max or size > self._size_max:
+            longest = [(-len(line.waiting), line.fate is None, next(iter(line.waiting)), line) for line in limited]
+            heapify(longest)
+            while longest and (count > self._count_max or size > self._size_max):
+                line = longest[0][-1]
+                if line.fate is None:
+                    self._flooded_at = now
+                oldest = _oldest(line)
+                self._finish(oldest, TOO_MANY)
+                count, size = count - 1, size - oldest.size
+                if line.waiting:
+                    heapreplace(longest, (-len(line.waiting), line.fate is None, next(iter(line.waiting)), line))
+                else:
+                    heappop(longest)
+        for line in limited:
             self._drop_if_empty(line, now)
+
+    def _is_limited(self, line: Line[T], now: float, answering: bool) -> bool:
+        """Whether the replies of this line are among those that must not be too many."""
+        if line.fate is None:
+            # It was not tried in all that time, because so many others are tried.
+            flooded = self._flooded_at is not None and now - self._flooded_at < _FLOODED_SECONDS
+            free_seconds = _FLOODED_FREE_SECONDS if flooded else _UNTRIED_FREE_SECONDS
+            return answering and not (line.took or line.open) and now - _oldest(line).since > free_seconds
+        return answering or line.fate is not Fate.UNCONFIRMED or now - line.failing_from > _SLOW_SECONDS
 
     def preempted(self, now: float) -> Line[T] | None:
         """The line that has waited longest for an answer: another one needs its channel. It is tried again much later."""

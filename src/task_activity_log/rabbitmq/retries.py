@@ -1,7 +1,7 @@
 """Tries replies apart whose addresses take nothing at present. `Addresses` decides; here it is done.
 
 Two connections, opened when they are needed: one with a channel for each address that is tried apart, which may wait long
-for an answer; and one, new for each try, for addresses that may end it.
+for an answer; and some, each new for one try, for addresses that may end them.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
 _CHANNELS_MAX = 64
+_TRIALS_MAX = 4
+"""How many connections may be open at a time on which addresses are tried together."""
 _TICK_SECONDS = 0.25
 _OPEN_SECONDS = 2.0
 _LATELY_SECONDS = 2.0
@@ -76,7 +78,7 @@ class Retries(Generic[T]):
         self._link: tuple[aio_pika.Connection, FrameReader] | None = None  # set by `_session`
         self._channels: dict[str, ConfirmChannel] = {}  # by address; those of `_link`
         self._tasks: asyncio.TaskGroup | None = None  # set by `run`
-        self._together: asyncio.Task[None] | None = None
+        self._together: set[asyncio.Task[None]] = set()
         self._clock, self._read_at, self._last_answer = 0.0, 0.0, 0.0
         self._events: list[float] = []
         self.waiting = 0
@@ -126,11 +128,10 @@ class Retries(Generic[T]):
         if self._link is not None:
             for line in due:
                 self._try_apart(line, now)
-        if self._together is None or self._together.done():
-            group = addresses.next_group(now)
-            if group:
-                some = [addresses.begin(line, now)[0] for line in group]
-                self._together = self._spawn(self._try_together(group, some))
+        self._together = {task for task in self._together if not task.done()}
+        while len(self._together) < _TRIALS_MAX and (group := addresses.next_group(now)):
+            some = [addresses.begin(line, now)[0] for line in group]
+            self._together.add(self._spawn(self._try_together(group, some)))
 
     def _report(self, now: float) -> None:
         """Pass on what is finished and has changed, and show what waits."""
@@ -266,7 +267,8 @@ class Retries(Generic[T]):
     async def _publish_together(
         self, link: tuple[aio_pika.Connection, FrameReader], some: Sequence[Waiting[T]], fates: dict[Line[T], Fate]
     ) -> None:
-        channels = [await open_confirming(*link) for _ in some]
+        channels = await asyncio.gather(*(open_confirming(*link) for _ in some))
+        self._last_answer = asyncio.get_running_loop().time()  # a broker that opens channels is not slow for everybody
 
         async def publish(channel: ConfirmChannel, waiting: Waiting[T]) -> None:
             fates[waiting.line] = Fate.UNCONFIRMED
