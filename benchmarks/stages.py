@@ -17,7 +17,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 from benchmarks.load import requests
-from task_activity_log.aio import Waiting
+from task_activity_log.aio import Slices, Waiting
 from task_activity_log.pipeline import reply
 from task_activity_log.pipeline.ports import Settlement
 from task_activity_log.pipeline.request import Rules, UpdateMode, decode
@@ -72,6 +72,7 @@ async def main() -> None:
     driver = cast("Any", SimpleNamespace(on_consumer_cancel_callbacks=set(), number=1))
     waiting: Waiting[RabbitDelivery] = Waiting()
     consumer = Consumer(driver, "queue", waiting)
+    Slices.SECONDS = 3_600.0  # there is no connection that would go on after a slice
     frame_reader = FrameReader(asyncio.StreamReader(loop=loop), loop)
     frame_reader.channels[1] = Inbound(deliver=consumer.deliver)
     parts = [data[start : start + 65536] for start in range(0, len(data), 65536)]

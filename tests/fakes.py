@@ -18,7 +18,7 @@ from task_activity_log.pipeline.ports import PATIENT, D, Patience, Settlement
 from task_activity_log.pipeline.reply import Reply
 from task_activity_log.pipeline.request import Request, UpdateMode
 from task_activity_log.problem import Failed, Problem, Refused, TimedOut, Unavailable
-from task_activity_log.record import FIELDS, Applied, Outcome, StoredTaskActivityLog
+from task_activity_log.record import FIELDS, Applied, Outcome, StoredTaskActivityLog, Unread
 
 
 def delivered(
@@ -169,6 +169,8 @@ class FakeStore:
         self.patience: Patience | None = None  # of the last wave
         self._subjects: dict[UUID, str | None] = {}  # by the record that was last tried with it
         self.unwritable = False
+        self.leaves_unread = False
+        """Whether the records of a wave are left unread, but for the first."""
         self.away: str | None = None
         self.tried = asyncio.Event()
 
@@ -194,7 +196,16 @@ class FakeStore:
             raise Failed("out of resources (53200)", "53200")
         if subjects & self.doubts:
             raise Failed("not permitted (42501)", "42501", lasting=True)
-        return self.database.apply(wave)
+        applied = self.database.apply(wave)
+        if self.leaves_unread:
+            applied[1:] = [Unread(each.outcome, None) for each in applied[1:]]
+        return applied
+
+    async def read(self, request: Request[Delivery], outcome: Outcome) -> Applied:
+        await asyncio.sleep(0)
+        if self.away is not None:
+            raise Unavailable(self.away)
+        return Applied(outcome, self.rows.get(request.record.id))
 
     async def locked(self, ids: Sequence[UUID]) -> set[UUID]:
         await asyncio.sleep(0)

@@ -177,6 +177,8 @@ class MemoryIntake:
         """By tag, in the order delivered. Changed by the broker too."""
         self.room = 0
         """How many more the present registration may be sent. Changed by the broker too."""
+        self.proved: set[int] = set()
+        """The tags of what was processed safely before it could be acknowledged: it was parked, or its reply waits."""
         self.in_hand_when_taken = 0
         """How many were in hand when the last batch was taken."""
 
@@ -281,6 +283,7 @@ class MemoryIntake:
 
     async def prove(self, deliveries: Sequence[Loan]) -> None:
         await asyncio.sleep(0)
+        self.proved.update(loan.tag for loan in deliveries)
         self._pace.proved([loan for loan in deliveries if self.has(loan)])
         self._settle(())
 

@@ -1,11 +1,15 @@
-"""Four asyncio tools: a queue from which items are taken in batches, a shared lock, jittered delays, cancelling tasks."""
+"""Five asyncio tools: taking from a queue in batches, a shared lock, slices of work, jittered delays, cancelling tasks."""
+
+from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from itertools import islice
+from itertools import accumulate, islice, takewhile
+from math import inf
 from typing import Any, Generic, TypeVar
 
 Item = TypeVar("Item")
@@ -20,17 +24,23 @@ class Waiting(Generic[Item]):
     The queue has no limit of its own, because the broker's prefetch limits it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, most_weight: float = inf) -> None:
+        """Empty at first. What is taken at a time weighs at most `most_weight`, or is one item."""
+        self._most_weight = most_weight
         self._items: deque[Item] = deque()
+        self._weights: deque[int] = deque()  # of each item
+        self._weight = 0  # of all
         self._changed = asyncio.Event()
         self._closed = False
 
     def __len__(self) -> int:
         return len(self._items)
 
-    def put(self, item: Item) -> None:
-        """Add `item` at the end."""
+    def put(self, item: Item, weight: int = 0) -> None:
+        """Add `item`, which has this weight, at the end."""
         self._items.append(item)
+        self._weights.append(weight)
+        self._weight += weight
         self._changed.set()
 
     async def take(self, most: int) -> list[Item]:
@@ -42,7 +52,7 @@ class Waiting(Generic[Item]):
 
     def peek(self, most: int) -> list[Item]:
         """What would be taken now, at most `most`. It is not taken."""
-        return list(islice(self._items, most))
+        return list(islice(self._items, self._fitting(most)))
 
     async def changed(self) -> None:
         """Wait until something is put, or until `wake` or `close` is called."""
@@ -55,15 +65,26 @@ class Waiting(Generic[Item]):
 
     def take_waiting(self, most: int) -> list[Item]:
         """Take the items that are waiting now, at most `most`. May be empty."""
-        if len(self._items) <= most:
+        count = self._fitting(most)
+        if count == len(self._items):
             items = list(self._items)
-            self._items.clear()
+            self.clear()
             return items
-        return [self._items.popleft() for _ in range(most)]
+        self._weight -= sum(self._weights.popleft() for _ in range(count))
+        return [self._items.popleft() for _ in range(count)]
+
+    def _fitting(self, most: int) -> int:
+        """How many items may be taken at a time: at most `most`, and at most `most_weight` together unless it is one."""
+        if self._weight <= self._most_weight:
+            return min(most, len(self._items))
+        sums = accumulate(islice(self._weights, most))
+        return max(1, sum(1 for _ in takewhile(self._most_weight.__ge__, sums)))
 
     def clear(self) -> None:
         """Remove all items. Their channel was lost, so the broker delivers them again."""
         self._items.clear()
+        self._weights.clear()
+        self._weight = 0
 
     def close(self) -> None:
         """Give out no more items. Waiting items are not taken."""
@@ -99,6 +120,43 @@ class SharedLock:
         async with self._alone:
             await self._unshared.wait()
             yield
+
+
+class Slices:
+    """Divides long work into slices, between which the event loop runs: for loops over a batch whose items can be costly.
+
+        slices = Slices()
+        for item in batch:
+            work(item)
+            if slices.over(len(item)):
+                await slices.next()
+
+    The loop is stopped for a slice and one item at most.
+    """
+
+    SECONDS = 0.02
+    """The longest slice. The costliest item takes some 70 ms, and the loop must not stop for more than 100 ms."""
+    BYTES = 2**19
+    """What is worked on in one slice at most, so that it does not depend on the clock alone."""
+
+    def __init__(self) -> None:
+        """Begin the first slice."""
+        self._begin()
+
+    def _begin(self) -> None:
+        self.until = time.perf_counter() + self.SECONDS
+        """When the slice ends (`time.perf_counter`)."""
+        self._left = self.BYTES
+
+    def over(self, size: int = 0) -> bool:
+        """Whether the slice is over, after an item of `size` bytes."""
+        self._left -= size
+        return self._left < 0 or time.perf_counter() > self.until
+
+    async def next(self) -> None:
+        """Let the event loop run once, then begin the next slice."""
+        await asyncio.sleep(0)
+        self._begin()
 
 
 class Backoff:

@@ -144,3 +144,7 @@ class Applied(NamedTuple):
 
     outcome: Outcome
     record: StoredTaskActivityLog | None
+
+
+class Unread(Applied):
+    """The outcome of a request whose record was not read, because all records of its wave together would be too long."""

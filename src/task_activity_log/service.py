@@ -22,6 +22,7 @@ from task_activity_log.rabbitmq.dead_letters import DeadLetters
 from task_activity_log.rabbitmq.intake import Intake
 from task_activity_log.rabbitmq.publisher import MessageMax, Publisher
 from task_activity_log.rabbitmq.replies import Replies
+from task_activity_log.rabbitmq.weight import Bounds
 from task_activity_log.settings import BATCHES_IN_HAND, Settings
 from task_activity_log.status import Status
 from task_activity_log.telemetry import logs, tracing
@@ -87,6 +88,7 @@ class Service:
             topology,
             prefetch=settings.prefetch,
             batch_max=settings.batch_max,
+            bounds=Bounds(settings.batch_bytes, settings.in_hand_bytes),
             poison_from=settings.poison_from,
             declare_topology=settings.topology == "declare",
             before_consuming=self._ready_to_consume,
@@ -116,6 +118,7 @@ class Service:
             watch=self._watch,
             rules=rules_of(settings),
             batch_max=settings.batch_max,
+            part_bytes=settings.batch_bytes,
             nulls=settings.nulls,
             hold_limit_seconds=settings.hold_limit_seconds,
             parked_store=self._parked_store if traces is None else traces.store(self._parked_store),

@@ -123,7 +123,7 @@ class Settings(BaseModel):
     body_limit_bytes: Annotated[int, Field(ge=1024, le=128 * 2**20)] = 256 * 1024
     """Maximum length of a message body in bytes. A longer body is rejected."""
     memory_limit_bytes: Annotated[int, Field(ge=2**20)] = 512 * 2**20
-    """Maximum memory for prefetched message bodies in bytes. The prefetch is reduced to fit."""
+    """Memory that the worker plans with, in bytes. Its resident memory stays below this and a third."""
     drain_limit_seconds: Annotated[float, Field(gt=0, le=3600)] = 10.0
     """Time allowed at a stop for finishing the current batches, in seconds."""
     default_media_type: Literal["application/json", "application/xml", "none"] = "application/json"
@@ -258,6 +258,19 @@ class Settings(BaseModel):
         bodies of the maximum length.
         """
         return max(1, min(BATCHES_IN_HAND * self.batch_max, self.memory_limit_bytes // self.body_limit_bytes))
+
+    @property
+    def in_hand_bytes(self) -> int:
+        """How much unsettled deliveries may weigh: half of the memory. Then the broker's connection is not read."""
+        return self.memory_limit_bytes // 2
+
+    @property
+    def batch_bytes(self) -> int:
+        """How much a batch of several deliveries may weigh, and the replies that are published together.
+
+        A batch exists several times: as texts, as parameters, as rows and as replies, and up to three are under way.
+        """
+        return self.memory_limit_bytes // 64
 
 
 def variable(field: str) -> str:

@@ -85,4 +85,5 @@ def store_of(settings: Settings, connector: Connector | None = None) -> Store:
         connector or connector_of(settings),
         command_timeout=settings.database_command_timeout_seconds,
         statement_cache_size=settings.database_statement_cache,
+        read_bytes=settings.batch_bytes,
     )

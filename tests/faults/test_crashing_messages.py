@@ -8,7 +8,7 @@ import aio_pika
 import pytest
 
 from task_activity_log.message import Delivery
-from task_activity_log.pipeline import worker
+from task_activity_log.pipeline import batches
 from task_activity_log.pipeline.request import Request, Rules, decode
 from task_activity_log.rabbitmq.consumer import RabbitDelivery
 from task_activity_log.service import Service
@@ -70,7 +70,7 @@ async def test_a_message_that_crashes_the_worker_is_rejected_alone(
             raise Crash
         return request
 
-    monkeypatch.setattr(worker, "decode", crash_on_it)
+    monkeypatch.setattr(batches, "decode", crash_on_it)
     async with conversing(amqp_url) as talk:
         await talk.send(crashing)
         await asyncio.gather(*(talk.send() for _ in range(OTHERS)))
@@ -100,7 +100,7 @@ async def test_messages_that_crash_a_single_active_worker_are_rejected_alone(
             raise Crash
         return request
 
-    monkeypatch.setattr(worker, "decode", crash_on_them)
+    monkeypatch.setattr(batches, "decode", crash_on_them)
     await audit_trigger.install(admin)
     talking = conversing(amqp_url, answers=False, single_active_consumer=True)
     async with backlog(amqp_url, records=10) as sent, talking as talk:
@@ -137,7 +137,7 @@ async def test_crashes_without_a_guilty_message_reject_no_message(
             raise Crash
         return decode(delivery, rules)
 
-    monkeypatch.setattr(worker, "decode", crash_three_times)
+    monkeypatch.setattr(batches, "decode", crash_three_times)
     async with conversing(amqp_url) as talk:
         await asyncio.gather(*(talk.send() for _ in range(OTHERS // 2)))
         fleet = Fleet(amqp_url, database_url)

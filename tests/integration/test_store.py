@@ -11,7 +11,7 @@ import pytest
 from task_activity_log.message import Delivery
 from task_activity_log.pipeline.request import Request, UpdateMode
 from task_activity_log.postgresql.store import Store
-from task_activity_log.record import FIELDS, Applied, Outcome
+from task_activity_log.record import FIELDS, Applied, Outcome, Unread
 from tests.asking import Connection, ask, merge, outcomes, subjects
 
 FULL: dict[str, Any] = {
@@ -247,3 +247,30 @@ async def test_the_probe_writes_nothing(store: Store, database: Connection) -> N
         await database.execute("SELECT FROM task_activity_log FOR UPDATE")
         await store.probe()
     assert await database.fetchrow(query) == before
+
+
+async def test_long_records_are_read_one_by_one(database_url: str, database: Connection) -> None:
+    """A merge, and what is read again for duplicates, returns texts until they are too long together. All are written."""
+    store = Store(database_url, read_bytes=2_500)
+    long = [ask(subject="s" * 1_000, description="d" * 1_000) for _ in range(4)]
+    assert all(record is not None for _, record in await store.apply(long))  # as long as the requests
+    merges = [merge(request.record.id, is_closed=True) for request in sorted(long, key=lambda one: one.record.id)]
+    applied = await store.apply(merges)
+    assert outcomes(applied) == ["updated"] * 4
+    assert [isinstance(each, Unread) for each in applied] == [False, False, True, True]
+    assert await database.fetchval("SELECT count(*) FROM task_activity_log WHERE is_closed") == 4
+    for request, each in zip(merges[2:], applied[2:], strict=True):
+        outcome, record = await store.read(request, each.outcome)
+        assert outcome is Outcome.UPDATED
+        assert record is not None
+        assert (record.id, record.subject, record.is_closed) == (request.record.id, "s" * 1_000, True)
+    again = await store.apply(merges)
+    assert outcomes(again) == ["duplicate"] * 4
+    assert [isinstance(each, Unread) for each in again] == [False, False, True, True]
+    assert len(await store.modified([request.record.id for request in merges])) == 4
+    await store.close()
+
+
+async def test_the_record_of_one_that_was_left_unread_may_be_gone(store: Store) -> None:
+    """As that of a duplicate: it was deleted before it was read."""
+    assert await store.read(ask(), Outcome.UPDATED) == Applied(Outcome.UPDATED, None)

@@ -1,8 +1,10 @@
 """The frame reader: whatever the cuts between reads, deliveries, confirms and returns are taken, and the driver gets the rest."""
 
 import asyncio
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any, cast
+from unittest.mock import patch
 
 import pytest
 from hypothesis import given, settings
@@ -13,6 +15,7 @@ from pamqp.body import ContentBody
 from pamqp.commands import Basic
 from pamqp.header import ContentHeader
 
+from task_activity_log.aio import Slices
 from task_activity_log.message import Properties
 from task_activity_log.rabbitmq import headers
 from task_activity_log.rabbitmq.confirms import Batch, ConfirmChannel
@@ -36,6 +39,13 @@ def content(channel: int, *bodies: bytes, method: Frame, headers: str = "") -> l
 
 def delivered(tag: int, *bodies: bytes, channel: int = OURS, redelivered: bool = False) -> list[bytes]:
     return content(channel, *bodies, method=Basic.Deliver("consumer", tag, redelivered, "exchange", "key"))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_slice() -> Iterator[None]:
+    """There is no event loop that would go on after a slice of time."""
+    with patch.object(Slices, "SECONDS", 3_600.0):
+        yield
 
 
 class Seen:
@@ -65,6 +75,9 @@ class _NoLoop:
 
     def get_debug(self) -> bool:
         return False
+
+    def call_soon(self, call: Callable[[], None]) -> None:
+        call()
 
 
 STREAMS = st.lists(
@@ -196,3 +209,39 @@ async def test_a_return_is_matched_to_its_message(channel: ConfirmChannel) -> No
     channel.returned("", "q1", header("m2"))  # nobody's
     channel.confirm(5, True, True)
     assert [batch.fates for batch in batches] == [[C, C, C], [R, C]]
+
+
+async def test_one_return_is_all_for_equal_messages(channel: ConfirmChannel) -> None:
+    """Unconfirmed messages with the same address and message_id are repeats of one message: its queue is gone for all."""
+    equal = [Outgoing("", "gone", Properties(message_id="m"), b"") for _ in range(3)]
+    batch = Batch(6, [*equal, Outgoing("", "gone", Properties(message_id="other"), b"")])
+    channel._batches.append(batch)
+    for _ in equal:
+        channel.returned("", "gone", headers.encode(Properties(message_id="m"), 0))
+    channel.confirm(9, True, True)
+    assert batch.fates == [R, R, R, C]
+
+
+async def test_thousands_of_returns_look_at_each_message_once() -> None:
+    """A search for each return would look at 5,000 messages 5,000 times."""
+    looks = 0
+
+    class Messages(list[Outgoing]):
+        def __iter__(self) -> Iterator[Outgoing]:
+            nonlocal looks
+            looks += len(self)
+            return super().__iter__()
+
+        def __getitem__(self, index: Any) -> Any:
+            nonlocal looks
+            looks += 1
+            return super().__getitem__(index)
+
+    count = 5_000
+    channel = ConfirmChannel(cast("Any", SimpleNamespace(closing=asyncio.get_running_loop().create_future())), 131_072)
+    batch = Batch(1, Messages(Outgoing("", f"gone-{number}", Properties(), b"") for number in range(count)))
+    channel._batches.append(batch)
+    for number in range(count):
+        channel.returned("", f"gone-{number}", headers.encode(Properties(), 0))
+    assert batch.fates == [R] * count
+    assert looks <= 2 * count

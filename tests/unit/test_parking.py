@@ -11,6 +11,7 @@ import pytest
 from task_activity_log.aio import SharedLock
 from task_activity_log.message import Delivery
 from task_activity_log.pipeline import parking, search
+from task_activity_log.pipeline.batches import Parts
 from task_activity_log.pipeline.parking import Parking
 from task_activity_log.pipeline.ports import PATIENT, Patience, Stored
 from task_activity_log.pipeline.request import Request, Rules, decode
@@ -56,7 +57,13 @@ class Bench:
         self.intake, self.store = FakeIntake(), LaterStore()
         self.stored: Stored[Delivery] = asyncio.Queue()
         self.parking: Parking[Delivery] = Parking(
-            self.intake, self.store, self.stored, SharedLock(), "emit", most=most, limit_seconds=limit_seconds
+            self.intake,
+            self.store,
+            Parts(self.stored, 2**20),
+            SharedLock(),
+            "emit",
+            most=most,
+            limit_seconds=limit_seconds,
         )
         self.outages: list[str] = []
         self.answers = 0
@@ -149,7 +156,8 @@ class TestParking:
         """A later request must not be answered before an earlier one."""
 
         async def act(bench: Bench) -> None:
-            bench.stored = bench.parking.stored = asyncio.Queue(maxsize=1)
+            bench.stored = asyncio.Queue(maxsize=1)
+            bench.parking.parts = Parts(bench.stored, 2**20)
             await bench.stored.put([])
             record = uuid4()
             await bench.parking.park([bench.request(record, "0")], PASSING, 0)

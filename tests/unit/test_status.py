@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from task_activity_log.aio import Backoff, SharedLock
+from task_activity_log.pipeline.batches import Parts
 from task_activity_log.pipeline.hold import Hold
 from task_activity_log.pipeline.parking import Parking
 from task_activity_log.rabbitmq.intake import Intake
@@ -48,7 +49,9 @@ class Worker:
             replies=Replies(Publisher(link), Publisher(link), link, topology_of(settings)),
             store=store,
             holds=(self.start_hold, Hold("store"), Hold("reply")),
-            parking=Parking(self.intake, store, asyncio.Queue(), SharedLock(), "emit", most=10, limit_seconds=600),
+            parking=Parking(
+                self.intake, store, Parts(asyncio.Queue(), 1000), SharedLock(), "emit", most=10, limit_seconds=600
+            ),
             watch=Watch(Metrics()),
         )
 

@@ -585,3 +585,18 @@ async def test_an_outage_that_ends_with_a_refusal_is_over(refusal: str) -> None:
             await bench.watch.settled(1)
             assert bench.hold_reason is None
         bench.store.locks = set()
+
+
+async def test_records_that_were_left_unread_are_read_one_by_one() -> None:
+    """Each is answered with the outcome of its request, in order; an outage is waited out meanwhile."""
+    bench = Bench()
+    bench.store.leaves_unread = True
+    deliveries = [upsert(subject=str(number)) for number in range(5)]
+    bench.intake.put(*deliveries)
+    async with bench.running():
+        await bench.watch.settled(5)
+    assert bench.outcomes == ["inserted"] * 5
+    assert [f'"subject":"{number}"'.encode() in reply.body for number, reply in enumerate(bench.replies.published)] == [
+        True
+    ] * 5
+    assert bench.intake.acknowledged == deliveries

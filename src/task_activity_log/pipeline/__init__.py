@@ -6,6 +6,7 @@ request     delivery to request: media type, update mode, version, key          
 reply       outcome to reply: body and properties                                pure
 settling    request and outcome, or problem, to what must be settled             pure
 search      finds the rows at fault in a wave that does not pass
+batches     works on whole batches: in slices of time, and in parts of bytes
 waves       splits a batch into waves; halves a wave                             pure
 suspects    smaller batches of messages that may have crashed a worker           pure
 hold        waits out an outage

@@ -21,8 +21,10 @@ import structlog
 from task_activity_log import wire
 from task_activity_log.aio import SharedLock, end
 from task_activity_log.pipeline import settling
-from task_activity_log.pipeline.ports import D, Intake, Patience, Settlement, Store, Stored
+from task_activity_log.pipeline.batches import Parts
+from task_activity_log.pipeline.ports import D, Intake, Patience, Settlement, Store
 from task_activity_log.pipeline.request import Request
+from task_activity_log.pipeline.suspects import is_suspect
 from task_activity_log.problem import Failed, Refused, TimedOut, Unavailable
 
 log = structlog.get_logger(__name__)
@@ -33,6 +35,8 @@ _SETTLED_AT_ONCE = 100
 """Number of requests of one record after which other records are tried."""
 _SECONDS = (2.0, 4.0, 8.0, None)
 """Time for a statement, by the number of tries before: a slow row passes in the end, and does not delay others at first."""
+_SETTLING_SECONDS = 0.05
+"""How often a suspect looks whether the request before it is settled."""
 _STOP_SECONDS = 1.0
 _SHOWN = 20
 
@@ -59,6 +63,8 @@ class Line(Generic[D]):
     """Its requests, in order."""
     tries: int = 0
     """How often its first request was tried here."""
+    last: D | None = None
+    """The delivery that was passed on last."""
 
 
 @dataclass(eq=False)
@@ -71,7 +77,8 @@ class Parking(Generic[D]):
     intake: Intake[D]
     store: Store
     """Over a connection of its own, so that nobody waits for a statement that waits for a lock."""
-    stored: Stored[D]
+    parts: Parts[D]
+    """Of its own: `Storing` collects others at the same time."""
     writes: SharedLock
     """Shared by each write to the database. Had alone to requeue."""
     nulls: wire.Nulls
@@ -98,8 +105,8 @@ class Parking(Generic[D]):
     @property
     def messages(self) -> int:
         """How many messages are parked. What was requeued meanwhile does not count, as it is not in hand any more."""
-        lines = list(self._lines.values())
-        return sum(self.intake.has(parked.request.delivery) for line in lines for parked in list(line.waiting))
+        waiting = [parked.request.delivery for line in list(self._lines.values()) for parked in list(line.waiting)]
+        return sum(map(self.intake.has, waiting)) + len(self.parts)
 
     @property
     def records(self) -> int:
@@ -218,9 +225,12 @@ class Parking(Generic[D]):
 
     async def _try(self, line: Line[D]) -> None:
         """Store the requests of one record in order, until one of them does not pass."""
-        settlements: list[Settlement[D]] = []
+        count = 0
         line.due = 0.0
-        while len(settlements) < _SETTLED_AT_ONCE and not self._stopping:
+        while count < _SETTLED_AT_ONCE and not self._stopping:
+            if self._is_too_early(line):
+                line.due = time.monotonic() + _SETTLING_SECONDS
+                break
             try:
                 settlement = await self._try_first(line)
             except Unavailable as outage:
@@ -230,13 +240,25 @@ class Parking(Generic[D]):
                 break
             if settlement is None:
                 break
-            settlements.append(settlement)
-        if settlements:
+            count += 1
+            if self.parts.add(settlement):
+                break
+        if count:
             self.on_answer()
-            await self.stored.put(settlements)
+            await self.parts.pass_on()
         if not line.waiting:  # nothing has joined meanwhile, so the next request of the record need not wait any more
             del self._lines[line.record]
-            log.info("unparked", record=str(line.record), count=len(settlements))
+            log.info("unparked", record=str(line.record), count=count)
+        await self.parts.slices.next()
+
+    def _is_too_early(self, line: Line[D]) -> bool:
+        """Whether the first request is a suspect, and the one before it is not settled yet.
+
+        If a suspect crashes the process, it must be the oldest message in hand.
+        """
+        if not line.waiting or line.last is None or not is_suspect(line.waiting[0].request.delivery):
+            return False
+        return self.intake.has(line.last)
 
     async def _try_first(self, line: Line[D]) -> Settlement[D] | None:
         """Store the first request of a record, and take it from its line. None: there is none.
@@ -251,7 +273,7 @@ class Parking(Generic[D]):
             if not line.waiting:
                 return None
             settlement = await self._settlement(line, line.waiting[0].request)
-            line.waiting.popleft()
+            line.last = line.waiting.popleft().request.delivery
             line.tries, line.passes = 0, self.passes
             return settlement
 
@@ -295,7 +317,7 @@ class Parking(Generic[D]):
         """Return everything in hand to the queue, in order: the broker does not wait for ever for what is parked."""
         seconds = self.oldest_seconds
         await self.intake.pause("parked")
-        await self.stored.join()
+        await self.parts.stored.join()
         async with self.writes.alone():
             given_back = await self.intake.requeue()
             self._lines.clear()

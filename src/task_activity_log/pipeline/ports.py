@@ -13,7 +13,7 @@ from task_activity_log.message import Delivery
 from task_activity_log.pipeline.reply import Reply
 from task_activity_log.pipeline.request import Request
 from task_activity_log.problem import Problem, Unavailable
-from task_activity_log.record import Applied
+from task_activity_log.record import Applied, Outcome
 
 D = TypeVar("D", bound=Delivery)
 D_contra = TypeVar("D_contra", bound=Delivery, contravariant=True)
@@ -118,6 +118,13 @@ class Store(Protocol):
         """Those of these records whose rows are locked by another transaction now.
 
         A row that another transaction inserts and has not committed is not seen.
+
+        Raises:
+            Unavailable: the database cannot be used.
+        """
+
+    async def read(self, request: Request[Delivery], outcome: Outcome) -> Applied:
+        """The outcome of a request that was stored, with its record as it is now: for one that was left unread.
 
         Raises:
             Unavailable: the database cannot be used.

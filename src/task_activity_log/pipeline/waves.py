@@ -1,5 +1,8 @@
 """Splits a batch into waves, and a wave into halves."""
 
+from __future__ import annotations
+
+from bisect import bisect_left
 from collections.abc import Sequence
 from typing import TypeVar
 
@@ -14,17 +17,19 @@ def waves(requests: Sequence[Request[D]]) -> list[list[Request[D]]]:
 
     One statement cannot update a row twice (SQLSTATE 21000), and it cannot both replace and merge.
     """
-    split: list[tuple[UpdateMode, list[Request[D]]]] = []
+    split: list[list[Request[D]]] = []
+    by_mode: dict[UpdateMode, list[int]] = {mode: [] for mode in UpdateMode}
     earliest: dict[object, int] = {}
     for request in requests:
-        index = earliest.get(request.record.id, 0)
-        while index < len(split) and split[index][0] is not request.mode:
-            index += 1
-        if index == len(split):
-            split.append((request.mode, []))
-        split[index][1].append(request)
+        candidates = by_mode[request.mode]
+        position = bisect_left(candidates, earliest.get(request.record.id, 0))
+        if position == len(candidates):
+            candidates.append(len(split))
+            split.append([])
+        index = candidates[position]
+        split[index].append(request)
         earliest[request.record.id] = index + 1
-    return [wave for _, wave in split]
+    return split
 
 
 def halve(wave: Sequence[Request[D]]) -> tuple[Sequence[Request[D]], Sequence[Request[D]]]:

@@ -18,16 +18,17 @@ from typing import Generic, Literal, TypeVar
 import structlog
 
 from task_activity_log.aio import SharedLock
-from task_activity_log.pipeline import reply, settling
+from task_activity_log.pipeline import settling
+from task_activity_log.pipeline.batches import Parts, decode_all
 from task_activity_log.pipeline.hold import Abandoned, Hold
 from task_activity_log.pipeline.parking import Parking
 from task_activity_log.pipeline.ports import D, DeadLetters, Intake, Patience, Replies, Settlement, Store, Stored, Watch
-from task_activity_log.pipeline.request import Request, Rules, decode
+from task_activity_log.pipeline.request import Request, Rules
 from task_activity_log.pipeline.search import Search
 from task_activity_log.pipeline.suspects import is_smaller
 from task_activity_log.pipeline.waves import waves
-from task_activity_log.problem import Code, Failed, Refused, Rejected, Unavailable
-from task_activity_log.record import Applied
+from task_activity_log.problem import Failed, Refused, Unavailable
+from task_activity_log.record import Applied, Unread
 
 log = structlog.get_logger(__name__)
 
@@ -47,6 +48,7 @@ class Worker(Generic[D]):
         watch: Watch,
         rules: Rules,
         batch_max: int,
+        part_bytes: int = 8 * 2**20,
         nulls: Literal["emit", "omit"] = "emit",
         hold_limit_seconds: float = 600.0,
         parked_store: Store | None = None,
@@ -57,11 +59,12 @@ class Worker(Generic[D]):
         self.store_hold, self.reply_hold = Hold("store"), Hold("reply")
         common = (intake, watch, hold_limit_seconds, writes := SharedLock())
         self.parking: Parking[D] = Parking(
-            intake, parked_store or store, stored, writes, nulls, most=park_most, limit_seconds=park_limit_seconds
-        )
+            intake, parked_store or store, Parts(stored, part_bytes), writes, nulls, most=park_most,
+            limit_seconds=park_limit_seconds,
+        )  # fmt: skip
         self._storing = Storing(
-            self.store_hold, *common, store=store, stored=stored, rules=rules, batch_max=batch_max, nulls=nulls,
-            parking=self.parking,
+            self.store_hold, *common, store=store, parts=Parts(stored, part_bytes), rules=rules, batch_max=batch_max,
+            nulls=nulls, parking=self.parking,
         )  # fmt: skip
         self.parking.on_outage, self.parking.on_answer = self._storing.show, self._storing.release
         # Outages of the dead-letter queue are shown as `reply` too: places are label values that dashboards use.
@@ -150,7 +153,7 @@ class Storing(_Stage[D]):
     """The first stage: takes batches, decodes them, stores them, and passes on what must be settled."""
 
     store: Store
-    stored: Stored[D]
+    parts: Parts[D]
     rules: Rules
     batch_max: int
     nulls: Literal["emit", "omit"]
@@ -165,12 +168,13 @@ class Storing(_Stage[D]):
                 try:
                     await (self._store_batch(batch) if batch else self._renew())
                 except _Requeued:
+                    self.parts.clear()
                     await self._until_done(self.store.probe)
                     await self.intake.resume("store")
         except Abandoned:
             log.info("batch_abandoned", stage="store")
         await self.parking.stop()
-        await self.stored.put(None)
+        await self.parts.stored.put(None)
 
     async def _take(self) -> list[D] | None:
         """The next batch. While too many messages are parked, it waits: others would find no room in the prefetch."""
@@ -185,56 +189,50 @@ class Storing(_Stage[D]):
         before, self.smaller = self.smaller, is_smaller(batch)
         if before or self.smaller:
             # If the process crashes, only messages of this batch may be unsettled: the oldest one is rejected in the end.
-            await self.stored.join()
+            await self.parts.stored.join()
             await self.intake.synchronize()
         await self._store_all(batch)
 
     async def _renew(self) -> None:
         """Finish what was taken before the rest is requeued."""
-        await self.stored.join()
+        await self.parts.stored.join()
         async with self.writes.alone():
             await self.intake.renew()
 
     async def _store_all(self, batch: Sequence[D]) -> None:
         """Decode and store a batch, and pass on what must be settled."""
-        requests, settlements = self._decode(batch)
+        started = time.perf_counter()
+        requests, rejected = await decode_all(batch, self.rules, self.parts.slices)
+        self.watch.took("decode", time.perf_counter() - started)
+        await self.parts.add_all(rejected)
         started = time.perf_counter()
         for wave in waves(requests):
-            settlements += await self._apply(await self.parking.admit(wave))
+            await self._apply(await self.parking.admit(wave))
         self.watch.took("store", time.perf_counter() - started)
-        await self.stored.put(settlements)
+        await self.parts.pass_on()
 
-    def _decode(self, batch: Sequence[D]) -> tuple[list[Request[D]], list[Settlement[D]]]:
-        """The requests in a batch, and the settlements of the messages that are rejected."""
-        started = time.perf_counter()
-        requests: list[Request[D]] = []
-        rejected: list[Settlement[D]] = []
-        for delivery in batch:
-            try:
-                requests.append(decode(delivery, self.rules))
-            except Rejected as error:
-                answer = reply.undecoded(delivery, error.problem, self.rules.default_media_type)
-                answers = error.problem.code is not Code.REPLY_AS_REQUEST
-                rejected.append(Settlement(delivery, answer, error.problem, answers))
-        self.watch.took("decode", time.perf_counter() - started)
-        return requests, rejected
-
-    async def _apply(self, wave: Sequence[Request[D]]) -> list[Settlement[D]]:
-        """Store a wave and return what must be settled. What does not pass is parked, or rejected if it is refused."""
-        settlements: list[Settlement[D]] = []
+    async def _apply(self, wave: Sequence[Request[D]]) -> None:
+        """Store a wave and pass on what must be settled. What does not pass is parked, or rejected if it is refused."""
         search = Search(wave, self.parking)
         while part := search.next():
             try:
                 applied = await self._until_done(partial(self._try, part, search.patience), repeatable=False)
             except Refused as refused:
                 if not search.refused(part):
-                    settlements.append(settling.rejected(part[0], refused.problem))
+                    self.parts.add(settling.rejected(part[0], refused.problem))
             except _PartFailed as failed:
                 await search.failed(part, failed.cause)
             else:
                 search.passed()
-                settlements += [settling.stored(*each, self.nulls) for each in zip(part, applied, strict=True)]
-        return settlements
+                await self._answer(part, applied)
+
+    async def _answer(self, part: Sequence[Request[D]], applied: Sequence[Applied]) -> None:
+        """Build the replies to requests that were stored, and pass them on."""
+        for request, each in zip(part, applied, strict=True):
+            if isinstance(each, Unread):
+                each = await self._until_done(partial(self.store.read, request, each.outcome), repeatable=False)  # noqa: PLW2901 - now it is read
+            if self.parts.add(settling.stored(request, each, self.nulls)):
+                await self.parts.relieve()
 
     async def _try(self, part: Sequence[Request[D]], patience: Patience) -> list[Applied]:
         """Write a part of a wave, unless its messages were requeued meanwhile: another worker may have later ones."""

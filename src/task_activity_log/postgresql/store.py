@@ -5,6 +5,7 @@ import re
 from asyncio import gather
 from collections.abc import Awaitable, Sequence
 from datetime import datetime, timedelta
+from functools import cache
 from importlib import resources
 from operator import attrgetter
 from typing import Any
@@ -15,7 +16,7 @@ from task_activity_log.pipeline.request import Request, UpdateMode
 from task_activity_log.postgresql.connecting import Connector
 from task_activity_log.postgresql.session import SKIPPED_ROW, UNSET_INSTANT, Row, ServerConnection, Session
 from task_activity_log.problem import NotMigrated, Refused, TimedOut, Unavailable
-from task_activity_log.record import FIELDS, Applied, Outcome, StoredTaskActivityLog
+from task_activity_log.record import FIELDS, Applied, Outcome, StoredTaskActivityLog, Unread
 from task_activity_log.wire.fields import KINDS, Kind
 
 
@@ -38,21 +39,35 @@ _INSERTED = {
 }
 """Whether a row was inserted, by whether the row has an xmax (see write.sql)."""
 
+_TOO_LONG = """coalesce(pg_catalog.sum(
+            coalesce(pg_catalog.octet_length(subject::pg_catalog.text), 0)
+            OPERATOR(pg_catalog.+) coalesce(pg_catalog.octet_length(description::pg_catalog.text), 0)
+            OPERATOR(pg_catalog.+) coalesce(pg_catalog.octet_length(reference_back_office::pg_catalog.text), 0)
+        ) OVER (ORDER BY id ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING), 0) OPERATOR(pg_catalog.>) {most_bytes}"""
+"""Whether the rows before this one have more bytes of text. PostgreSQL knows the length of a long value without reading
+it."""
 
-def _write(mode: UpdateMode, *, has_xmax: bool) -> str:
-    """The statement that writes a wave in this mode."""
+
+@cache
+def _write(mode: UpdateMode, most_bytes: int, *, has_xmax: bool = True) -> str:
+    """The statement that writes a wave in this mode.
+
+    It returns the texts of the first rows, until they have `most_bytes`. A merge can return rows of any length; what a
+    replace returns is as long as the requests.
+    """
     assignments = [f"{column} = {_NEW_VALUE[mode].format(column=column)}," for column in FIELDS if column != "id"]
+    too_long = _TOO_LONG.format(most_bytes=f"{most_bytes}::pg_catalog.int8") if mode is UpdateMode.MERGE else "false"
     statement = _sql("write").replace("{assignments}", "\n        ".join(assignments))
     return (
         statement.replace("{inserted}", _INSERTED[has_xmax])
+        .replace("{too_long}", too_long)
         .replace("{unset}", UNSET_INSTANT)
         .replace("{skipped}", SKIPPED_ROW)
     )
 
 
-_WRITE = {(mode, plain): _write(mode, has_xmax=plain) for mode in UpdateMode for plain in (True, False)}
 _KIND = _sql("kind")
-_READ = _sql("read")
+_READ = _sql("read").replace("{too_long}", _TOO_LONG.format(most_bytes="$2::pg_catalog.int8"))
 _CONFIRM = _sql("confirm")
 _LOCKED = _sql("locked")
 _TRIM = _sql("trim")
@@ -65,6 +80,7 @@ _CONFIRM_SECONDS = 5.0
 GRANTS = resources.files("task_activity_log.postgresql").joinpath("sql", "grants.sql")
 """The privileges that the role of the workers needs, for psql."""
 
+_UNLIMITED = 2**62
 _OUTCOMES = {str(outcome): outcome for outcome in Outcome}
 _ORDER = attrgetter("record.id.int")  # the order in which PostgreSQL sorts uuids; faster than comparing UUID objects
 _VALUES = attrgetter(*FIELDS)
@@ -82,6 +98,7 @@ class Store:
         *,
         command_timeout: float = 30.0,
         statement_cache_size: int = 100,
+        read_bytes: int = 8 * 2**20,
     ) -> None:
         """Prepare a store without connecting.
 
@@ -90,6 +107,7 @@ class Store:
             command_timeout: seconds allowed for a statement.
             statement_cache_size: number of prepared statements kept. Use 0 behind pgbouncer in transaction mode; each
                 statement then takes one more round trip.
+            read_bytes: how much text is read at a time. The records of a wave that are beyond it are left unread.
         """
         connector = Connector(database) if isinstance(database, str) else database
 
@@ -97,6 +115,7 @@ class Store:
             return connector.connect(command_timeout=command_timeout, statement_cache_size=statement_cache_size)
 
         self._command_timeout = command_timeout
+        self._read_bytes = read_bytes
         self._writer = Session(connection)
         self._maintenance = Session(connection)
         self._has_xmax: bool | None = None  # whether rows of the table of records have one; None: not known yet
@@ -129,8 +148,8 @@ class Store:
         raises, the wave is not committed, or it is not known because the connection was lost; the wave can be sent
         again.
 
-        Each outcome has the record as it is in the database. The record is None if the row of a duplicate or stale
-        request was deleted since, or (outcome `rejected`) if other programs have stored values in the row that Python
+        Each outcome has the record as it is in the database, or is `Unread`. The record is None if the row of a duplicate
+        or stale request was deleted since, or (outcome `rejected`) if other programs have stored values in the row that Python
         cannot represent.
 
         Raises:
@@ -140,9 +159,9 @@ class Store:
         """
         if not wave:
             return []
-        mode = wave[0].mode
         has_xmax = await self._learn_kind() if self._has_xmax is None else self._has_xmax
-        statement, arguments = _WRITE[mode, has_xmax], _arguments(wave, mode, patience.lock_seconds)
+        statement = _write(wave[0].mode, self._read_bytes, has_xmax=has_xmax)
+        arguments = _arguments(wave, wave[0].mode, patience.lock_seconds)
         seconds = None if patience.seconds is None else min(patience.seconds, self._command_timeout)
         written = {row["id"]: row for row in await self._writer.ask(statement, *arguments, seconds=seconds)}
         applied: list[Applied] = []
@@ -168,10 +187,19 @@ class Store:
         With `confirm` nothing was written just now: everything was written before, perhaps by a statement whose commit was
         not confirmed. Otherwise the commit of what was written has waited for the earlier one as well.
         """
-        rows = {row["id"]: row for row in await self._writer.ask(_READ, ids)}
+        rows = {row["id"]: row for row in await self._writer.ask(_READ, ids, self._read_bytes)}
         if confirm:
             await self._confirm()
         return rows
+
+    async def read(self, request: Request[Any], outcome: Outcome) -> Applied:
+        """The outcome of a request that was stored, with its record as it is now.
+
+        Raises:
+            Unavailable: the database cannot be used, or a privilege is missing.
+        """
+        rows = await self._maintain(self._writer, _READ, [request.record.id], self._read_bytes)
+        return _answer(outcome, rows[0]) if rows else Applied(outcome, None)
 
     async def probe(self) -> None:
         """Prove that writing is possible, without writing anything: store a wave without requests, and confirm a commit.
@@ -183,7 +211,8 @@ class Store:
             Unavailable: it is not possible, or not permitted, or a commit is not confirmed.
         """
         has_xmax = await self._learn_kind()
-        await self._maintain(self._writer, _WRITE[UpdateMode.REPLACE, has_xmax], *_NOTHING)
+        statement = _write(UpdateMode.REPLACE, self._read_bytes, has_xmax=has_xmax)
+        await self._maintain(self._writer, statement, *_NOTHING)
         await self._confirm()
 
     async def _confirm(self) -> None:
@@ -246,7 +275,7 @@ class Store:
         Raises:
             Unavailable: the database cannot be used, or a privilege is missing.
         """
-        rows = await self._maintain(self._maintenance, _READ, ids)
+        rows = await self._maintain(self._maintenance, _READ, ids, _UNLIMITED)
         return {row["id"]: row["modified_dateutc"] for row in rows if row["modified_dateutc"] is not None}
 
     async def _learn_kind(self) -> bool:
@@ -283,4 +312,6 @@ def _arguments(wave: Sequence[Request[Any]], mode: UpdateMode, lock_seconds: flo
 def _answer(outcome: Outcome, row: Row) -> Applied:
     if row["outcome"] == Outcome.REJECTED:
         return Applied(Outcome.REJECTED, None)
+    if row["modified_dateutc"] is None:  # no row has none: its values are left out
+        return Unread(outcome, None)
     return Applied(outcome, StoredTaskActivityLog.from_row(row))

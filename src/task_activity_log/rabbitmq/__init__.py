@@ -20,5 +20,6 @@ addresses     addresses that take nothing: what is tried when, what is given up 
 retries       tries their replies again, over connections of their own
 dead_letters  a copy of each rejected message, with the reason
 frames        the fast path below consumer and publisher: AMQP frames
+weight        how much memory a delivery takes                                     pure
 headers       content headers: bytes to properties, leniently, and properties to bytes
 """

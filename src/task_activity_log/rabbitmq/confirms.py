@@ -94,9 +94,9 @@ class ConfirmChannel:
         """Whether the broker has answered everything."""
         return not self._batches
 
-    def begin(self, messages: Sequence[Outgoing]) -> tuple[Batch, list[bytes]]:
+    def begin(self, messages: Sequence[Outgoing]) -> tuple[Batch, list[bytes | memoryview]]:
         """Number these messages, and return them with their frames, which must be written next."""
-        pieces: list[bytes] = []
+        pieces: list[bytes | memoryview] = []
         for message in messages:
             pieces += publish_frames(
                 self.channel.number,
@@ -112,7 +112,7 @@ class ConfirmChannel:
         self._batches.append(batch)
         return batch, pieces
 
-    async def send(self, batch: Batch, pieces: Sequence[bytes]) -> None:
+    async def send(self, batch: Batch, pieces: Sequence[bytes | memoryview]) -> None:
         """Write a batch, and return when each message is answered or lost.
 
         Raises:

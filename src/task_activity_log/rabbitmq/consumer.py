@@ -6,6 +6,8 @@ import asyncio
 import time
 from collections.abc import Iterable
 from itertools import takewhile
+from math import inf
+from typing import Any
 
 from aiormq.abc import AbstractChannel, ChannelFrame, DeliveredMessage
 from aiormq.exceptions import ConnectionInternalError
@@ -16,6 +18,7 @@ from task_activity_log.message import Delivery
 from task_activity_log.problem import Unavailable
 from task_activity_log.rabbitmq import headers
 from task_activity_log.rabbitmq.channel import wait_closed
+from task_activity_log.rabbitmq.weight import weigh
 
 _ANSWER_SECONDS = 10.0
 """How long the broker may take to register or cancel a consumer."""
@@ -24,6 +27,9 @@ NEAR_THE_LIMIT = 15
 """From this many attempts on a message must be rejected if it is poison. Above 20 the broker dead-letters it by itself, and
 nobody is answered."""
 
+_READ_SECONDS = 0.1
+"""How long the broker is given to read what was sent if its answer cannot arrive."""
+
 _CLOSE_SECONDS = 3.0
 """How long the broker may take to close a channel."""
 
@@ -31,7 +37,7 @@ _CLOSE_SECONDS = 3.0
 class RabbitDelivery(Delivery):
     """A delivery of one consumer, with the tag that settles it, and when it arrived, in seconds since 1970."""
 
-    __slots__ = ("consumer", "redelivered", "tag", "taken")
+    __slots__ = ("consumer", "redelivered", "tag", "taken", "weight")
 
     def __init__(self, consumer: Consumer, tag: int, redelivered: bool, header: bytes, body: bytes) -> None:
         self.consumer = consumer
@@ -44,6 +50,7 @@ class RabbitDelivery(Delivery):
         count = self.properties.headers.get("x-delivery-count") if redelivered else None
         self.attempts = count if isinstance(count, int) else 0
         self.may_be_poison = tag == 1 or not consumer.single_active or self.attempts >= NEAR_THE_LIMIT
+        self.weight = weigh(body, header, len(self.properties.headers))
 
 
 class Consumer:
@@ -53,9 +60,23 @@ class Consumer:
     """
 
     def __init__(
-        self, channel: AbstractChannel, queue: str, waiting: Waiting[RabbitDelivery], *, single_active: bool = False
+        self,
+        channel: AbstractChannel,
+        queue: str,
+        waiting: Waiting[RabbitDelivery],
+        *,
+        single_active: bool = False,
+        most_weight: float = inf,
     ) -> None:
-        """Consume nothing yet. `waiting` is where deliveries are put, `single_active` what the queue was declared with."""
+        """Consume nothing yet.
+
+        Args:
+            channel: a channel that nobody else uses.
+            queue: the queue's name.
+            waiting: where deliveries are put.
+            single_active: what the queue was declared with.
+            most_weight: how much may be in hand (`rabbitmq.weight`), unless it is one delivery; see `full`.
+        """
         self.single_active = single_active
         """Whether the queue gives its messages to one consumer only."""
         self.prefetch = 0
@@ -63,14 +84,15 @@ class Consumer:
         self._channel = channel
         self._queue = queue
         self._waiting = waiting
-        self._unsettled: dict[int, None] = {}  # tags in the order delivered
+        self._unsettled: dict[int, int] = {}  # the weight of each by its tag, in the order delivered
+        self._most_weight = most_weight
+        self._weight = 0  # at least that of all unsettled deliveries: it is not lowered when they are settled
         self._registered_as: str | None = None  # the consumer tag; None while not registered
-        self._rejected: set[int] = (
-            set()
-        )  # tags that the broker was left to dead-letter, and whose answers are not placed yet
+        self._rejected: set[int] = set()  # tags left to the broker to dead-letter, whose answers are not placed yet
         self._kept: set[int] = set()  # tags of finished deliveries whose acknowledgements are kept back
         self._unusable = asyncio.Event()  # set by `_give_up`
         self._why = ""
+        self._asked: asyncio.Future[Any] | None = None  # the last question of `synchronize`
         self._abandoned = False  # set by `abandon` alone
         self._closing = False  # set by `close` alone
         channel.on_consumer_cancel_callbacks.add(
@@ -86,8 +108,17 @@ class Consumer:
         """Take a delivery in. Called by the frame reader."""
         if self._abandoned:
             return
-        self._unsettled[tag] = None
-        self._waiting.put(RabbitDelivery(self, tag, redelivered, header, body))
+        delivery = RabbitDelivery(self, tag, redelivered, header, body)
+        self._unsettled[tag] = delivery.weight
+        self._weight += delivery.weight
+        self._waiting.put(delivery, delivery.weight)
+
+    def full(self, arriving: int) -> bool:
+        """Whether something is in hand that leaves no room for a body of `arriving` bytes. Called by the frame reader."""
+        if self._weight + arriving > self._most_weight:
+            self._weight = sum(self._unsettled.values())
+        consuming = bool(self._unsettled) and self._registered_as is not None
+        return consuming and self._weight + arriving > self._most_weight
 
     async def register(self, prefetch: int) -> None:
         """Consume with this prefetch.
@@ -128,9 +159,33 @@ class Consumer:
         await self.register(prefetch)
 
     async def synchronize(self) -> None:
-        """Return when the broker has read everything that was sent: it handles a channel's frames in order."""
-        async with asyncio.timeout(_ANSWER_SECONDS):
-            await self._channel.basic_qos(prefetch_count=self.prefetch)
+        """Return when the broker has read everything that was sent: it handles a channel's frames in order.
+
+        Its answer comes behind the deliveries that are on their way. If there is no room for these (`full`), the answer does
+        not arrive. Then the broker has a tenth of a second to read.
+
+        Raises:
+            One of `link.LOST`: the connection is lost, or the broker does not answer in time.
+        """
+        if self._asked is not None and not await self._answered(self._asked):
+            return
+        self._asked = asked = asyncio.ensure_future(self._channel.basic_qos(prefetch_count=self.prefetch))
+        asked.add_done_callback(_read)
+        await self._answered(asked)
+
+    async def _answered(self, asked: asyncio.Future[Any]) -> bool:
+        """Wait for an answer; False if there is no room for what comes before it."""
+        in_hand, silent_since = self.in_hand, time.monotonic()
+        while not (await asyncio.wait({asked}, timeout=_READ_SECONDS))[0]:
+            if self.full(0):
+                return False
+            if self.in_hand != in_hand:
+                in_hand, silent_since = self.in_hand, time.monotonic()
+            elif time.monotonic() - silent_since > _ANSWER_SECONDS:
+                self._give_up("the broker did not answer in time")
+                raise TimeoutError
+        asked.result()
+        return True
 
     def has(self, tag: int) -> bool:
         """Whether a delivery is not settled yet. One that was requeued meanwhile comes again."""
@@ -229,6 +284,10 @@ class Consumer:
             raise ConnectionError(self._why)
         if not self._closing:
             raise ConnectionError(reason)
+
+
+def _read(asked: asyncio.Future[Any]) -> None:
+    _ = asked.cancelled() or asked.exception()  # read, or asyncio reports it where nobody waits any more
 
 
 async def _not_called(_: DeliveredMessage) -> None:

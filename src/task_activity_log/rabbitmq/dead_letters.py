@@ -7,12 +7,12 @@ from datetime import UTC, datetime
 from typing import Final
 
 import structlog
-from pamqp import decode
 
+from task_activity_log.aio import Slices
 from task_activity_log.message import PERSISTENT, Properties
 from task_activity_log.problem import Problem, Unavailable
 from task_activity_log.rabbitmq.consumer import RabbitDelivery
-from task_activity_log.rabbitmq.headers import encode, raw_headers
+from task_activity_log.rabbitmq.headers import encode, readable_headers
 from task_activity_log.rabbitmq.link import LOST, asking_the_driver
 from task_activity_log.rabbitmq.outgoing import Fate, Outgoing
 from task_activity_log.rabbitmq.publisher import MessageMax, Publisher
@@ -66,10 +66,13 @@ class DeadLetters:
             large = [delivery for delivery, _ in rejected if len(delivery.body) > most]
             rejected = [(delivery, problem) for delivery, problem in rejected if len(delivery.body) <= most]
             await self._leave_to_the_broker(large)
-        copies = [
-            Outgoing("", self._queue, _copy(delivery, problem, self._publisher.header_max), delivery.body)
-            for delivery, problem in rejected
-        ]
+        slices = Slices()
+        copies: list[Outgoing] = []
+        for delivery, problem in rejected:
+            properties = _copy(delivery, problem, self._publisher.header_max)
+            copies.append(Outgoing("", self._queue, properties, delivery.body))
+            if slices.over(len(properties.table)):
+                await slices.next()
         for fate in await self._publisher.publish(copies):
             if fate is Fate.LOST:
                 raise Unavailable("publisher connection lost", self._publisher.last_reason)
@@ -94,15 +97,14 @@ def copied(
 ) -> Properties:
     """The properties of a copy: those of the original, with the reason in headers.
 
-    What the broker would act on is moved to headers as well. If the content header came too close to `header_max` bytes,
+    What the broker would act on is moved to headers as well. A header that other programs' drivers cannot read would end
+    their connections, and is left out. If the content header came too close to `header_max` bytes,
     the publisher's headers are left out.
 
     `taken` is when the rejected delivery arrived. No request behind it was stored before, except if it was `redelivered`.
     """
     headers = _reasons(original, problem, taken, redelivered)
-    entries = [
-        (name, entry) for name, entry in raw_headers(original.table) if name not in _NOT_COPIED and _readable(entry)
-    ]
+    entries = readable_headers(original.table, without=_NOT_COPIED)
     copy = replace(
         original,
         delivery_mode=PERSISTENT,
@@ -138,12 +140,3 @@ def _reasons(original: Properties, problem: Problem, taken: datetime, redelivere
     if redelivered:
         headers["x-redelivered"] = True
     return headers
-
-
-def _readable(entry: bytes) -> bool:
-    """Whether other programs' drivers can read this header. One that they cannot read would end their connection."""
-    try:
-        decode.field_table(len(entry).to_bytes(4, "big") + entry)
-    except (ValueError, OverflowError, OSError, RecursionError, KeyError, IndexError):
-        return False
-    return True

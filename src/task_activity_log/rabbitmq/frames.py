@@ -12,12 +12,15 @@ import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Any
+from time import perf_counter
+from typing import Any, cast
 
 import aiormq
 from aiormq.abc import ChannelFrame
 from aiormq.connection import SSLContextProvider, TransportFactory
 from yarl import URL
+
+from task_activity_log.aio import Slices
 
 _FRAME = struct.Struct(">BHI")
 _METHOD, _HEADER, _BODY = 1, 2, 3
@@ -29,6 +32,14 @@ _END = b"\xce"
 _SMALLEST = len(_HEARTBEAT)
 
 _HEARTBEAT_EVERY_SECONDS = 2.0
+_LOOK_EVERY_SECONDS = 0.02
+"""How often a connection that is not read looks whether there is room again. What is in hand keeps the worker busy."""
+_LONG_SECONDS = 0.001
+"""Handling data for this long is remembered until the event loop has run; 32 shorter times need not be."""
+_READ_SOME_SECONDS = 10.0
+_SOME_BYTES = 2**20
+"""So much is read every ten seconds even if too much is in hand: RabbitMQ closes a connection on which it could not send
+anything for 30 s. That makes 60 MiB until the hold limit, when everything is requeued."""
 
 
 @dataclass(slots=True)
@@ -41,8 +52,15 @@ class Inbound:
     """Delivery tag, multiple, and whether the broker took the message (ack) or not (nack)."""
     returned: Callable[[str, str, bytes], None] | None = None
     """Exchange, routing key and payload of the content header of a message that was returned: no queue took it."""
+    full: Callable[[int], bool] | None = None
+    """Whether a body of this size must wait until deliveries are settled. The connection is not read until then."""
     content: "_Content | None" = None
     """The delivery or return whose header and body are still arriving. Written by the frame reader."""
+
+    @property
+    def arriving(self) -> int:
+        """The size of the body that is arriving; 0 if there is none."""
+        return 0 if self.content is None else self.content.size
 
 
 class FrameReader(asyncio.StreamReaderProtocol):
@@ -56,16 +74,70 @@ class FrameReader(asyncio.StreamReaderProtocol):
         """Why the broker has blocked publishers (a resource alarm); None while it has not."""
         self.abort: Callable[[], None] = lambda: None
         """End the connection at once, without asking a broker that reads nothing from it. Set when it is open."""
+        self._event_loop = loop
         self._loop_time = loop.time
         self._fed_at = loop.time()
         self._rest = b""
+        self._socket: asyncio.Transport | None = None
+        self._suspended: asyncio.TimerHandle | None = None
+        self._slices: Slices | None = None  # the slice that goes on, if the event loop has not run since
+        self._read_at = loop.time()
+        self._full_at = loop.time()
+        self._allowance = 0  # how much may be read although too much is in hand
+
+    @property
+    def read_seconds(self) -> float:
+        """For how long the connection has been read without a pause because too much is in hand.
+
+        While it is not read, answers of the broker do not arrive.
+        """
+        return self._loop_time() - self._full_at
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Remember the transport, to suspend it."""
+        super().connection_made(transport)
+        self._socket = cast("asyncio.Transport", transport)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """End what waits for the connection."""
+        if self._suspended is not None:
+            self._suspended.cancel()
+        self._suspended = self._socket = None
+        self._rest = b""
+        super().connection_lost(error)
 
     def data_received(self, data: bytes) -> None:
-        """Handle the frames in `data`. An incomplete frame is kept until the rest of it arrives."""
+        """Handle the frames in `data`. An incomplete frame is kept until the rest of it arrives.
+
+        After a slice of time (`Slices`) the rest is kept as well, and handled when the event loop has run. uvloop reads up
+        to 32 times in one iteration of the loop, so a slice goes on from one call to the next until the loop has run.
+        """
         if self._rest:
             data = self._rest + data
+        if self._suspended is not None:
+            self._rest = data
+            return
+        self._read_at = self._loop_time()
+        began = perf_counter()
+        slices = self._slices or Slices()
+        self._rest = data[self._handle(data, slices.until) :]
+        if self._slices is None and perf_counter() - began > _LONG_SECONDS:
+            self._slices = slices
+            self._event_loop.call_soon(self._end_slice)
+        if slices.over():
+            self._suspend(0)
+        elif self._full():
+            self._full_at = self._loop_time()
+            self._allowance -= len(data)
+            if self._allowance <= 0:
+                self._suspend(_LOOK_EVERY_SECONDS)
+        else:
+            self._allowance = 0
+
+    def _handle(self, data: bytes, until: float) -> int:
+        """Take the frames or pass them to the driver, until this time; where the first one begins that is not handled."""
         offset, length, passed = 0, len(data), 0
-        while length - offset >= _SMALLEST:
+        while length - offset >= _SMALLEST and perf_counter() < until:
             kind, channel, size = _FRAME.unpack_from(data, offset)
             end = offset + size + 8
             if kind > _HEARTBEAT[0]:
@@ -85,7 +157,34 @@ class FrameReader(asyncio.StreamReaderProtocol):
             # A busy broker sends no heartbeats, and the driver does not see the frames taken here. Without a heartbeat
             # it would take the connection for dead.
             self._pass_on(_HEARTBEAT)
-        self._rest = data[offset:] if offset < length else b""
+        return offset
+
+    def _end_slice(self) -> None:
+        self._slices = None
+
+    def _full(self) -> bool:
+        return any(inbound.full(inbound.arriving) for inbound in self.channels.values() if inbound.full is not None)
+
+    def _suspend(self, seconds: float) -> None:
+        """Read nothing for this long. The socket's buffers fill, and the broker waits."""
+        if self._socket is not None and not self._socket.is_closing():
+            self._socket.pause_reading()
+            self._suspended = self._event_loop.call_later(seconds, self._go_on)
+
+    def _go_on(self) -> None:
+        self._suspended = None
+        if self._socket is None or self._socket.is_closing():
+            return
+        if self._full() and self._allowance <= 0:
+            self._full_at = now = self._loop_time()
+            if now - self._fed_at > _HEARTBEAT_EVERY_SECONDS:
+                self._pass_on(_HEARTBEAT)  # those of the broker are not read
+            if now - self._read_at < _READ_SOME_SECONDS:
+                self._suspend(_LOOK_EVERY_SECONDS)
+                return
+            self._allowance = _SOME_BYTES
+        self._socket.resume_reading()
+        self.data_received(b"")
 
     def _pass_on(self, frames: bytes) -> None:
         self._fed_at = self._loop_time()
@@ -137,7 +236,7 @@ def _take_frame(inbound: Inbound, kind: int, data: bytes, start: int, end: int) 
         return False
     if kind == _HEADER:
         content.header = data[start:end]
-        content.missing = int.from_bytes(data[start + 4 : start + 12], "big")
+        content.missing = content.size = int.from_bytes(data[start + 4 : start + 12], "big")
     else:
         content.parts.append(data[start:end])
         content.missing -= end - start
@@ -179,13 +278,13 @@ def _take_whole(inbound: Inbound, channel: int, data: bytes, start: int, header:
 class _Content:
     """A delivery or a return while its header and its body arrive."""
 
-    __slots__ = ("complete", "header", "missing", "parts")
+    __slots__ = ("complete", "header", "missing", "parts", "size")
 
     def __init__(self, complete: Callable[[bytes, bytes], None]) -> None:
         """`complete` is called with the header's payload and the body once all of it is there."""
         self.complete = complete
         self.header = b""
-        self.missing = 0  # bytes of the body
+        self.missing = self.size = 0  # bytes of the body
         self.parts: list[bytes] = []
 
 
@@ -245,25 +344,25 @@ def publish_frames(
     header: bytes,
     body: bytes,
     frame_max: int,
-) -> list[bytes]:
+) -> list[bytes | memoryview]:
     """The frames of one basic.publish, as pieces to be joined. `header` is the payload of its content header.
 
     Raises:
         ValueError: the name of the exchange or the routing key is longer than 255 bytes.
     """
     method = _publish_method(exchange, routing_key, mandatory)
-    pieces = [
+    pieces: list[bytes | memoryview] = [
         _FRAME.pack(_METHOD, channel, len(method)), method, _END,
         _FRAME.pack(_HEADER, channel, len(header)), header, _END,
     ]  # fmt: skip
     payload_max = frame_max - 8
     for start in range(0, len(body), payload_max):
-        part = body if len(body) <= payload_max else body[start : start + payload_max]
+        part = body if len(body) <= payload_max else memoryview(body)[start : start + payload_max]
         pieces += (_FRAME.pack(_BODY, channel, len(part)), part, _END)
     return pieces
 
 
-async def write(channel: aiormq.abc.AbstractChannel, pieces: Sequence[bytes]) -> None:
+async def write(channel: aiormq.abc.AbstractChannel, pieces: Sequence[bytes | memoryview]) -> None:
     """Send `pieces` in one write, after what the driver has queued; return when the socket has taken them."""
     drained = channel.create_future()  # the channel's, so that a lost connection ends the wait
     await channel.connection.write_queue.put(

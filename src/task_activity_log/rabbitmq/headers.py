@@ -5,8 +5,11 @@ and does so again at each redelivery until the broker has dead-lettered everythi
 here: a property that cannot be read is left out and named in `unreadable`, and no error is raised.
 """
 
+from __future__ import annotations
+
+import re
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from decimal import Decimal
 from functools import lru_cache
@@ -47,7 +50,7 @@ def _plan(flags: int) -> tuple[tuple[str, int], ...]:
 def decode(payload: bytes) -> Properties:
     """The properties in the payload of a content header frame (class, weight, body size, flags, values)."""
     found = Properties()
-    unreadable: list[str] = []
+    unreadable: dict[str, None] = {}  # each reason once: a message can have 40,000 unreadable headers
     offset = 14
     try:
         for name, kind in _plan(payload[12] << 8 | payload[13]):
@@ -56,7 +59,7 @@ def decode(payload: bytes) -> Properties:
                 try:
                     setattr(found, name, payload[offset + 1 : end].decode())
                 except UnicodeDecodeError:
-                    unreadable.append(f"{name} is not UTF-8")
+                    unreadable[f"{name} is not UTF-8"] = None
                 offset = end
             elif kind == _TABLE:
                 end = offset + 4 + int.from_bytes(payload[offset : offset + 4], "big")
@@ -69,29 +72,29 @@ def decode(payload: bytes) -> Properties:
             else:
                 instant = int.from_bytes(payload[offset : offset + 8], "big")
                 if instant > _LATEST_MILLISECOND:
-                    unreadable.append("timestamp is out of range")
+                    unreadable["timestamp is out of range"] = None
                 else:
                     found.timestamp = instant
                 offset += 8
     except IndexError:
-        unreadable.append("the content header is cut short")
+        unreadable["the content header is cut short"] = None
     if unreadable:
         found.unreadable = "; ".join(unreadable)
     return found
 
 
-def _headers(table: bytes, unreadable: list[str]) -> dict[str, object]:
+def _headers(table: bytes, unreadable: dict[str, None]) -> dict[str, object]:
     headers: dict[str, object] = {}
     try:
         for name, kind, start, end in _entries(table):
             try:
                 headers[name.decode()] = _VALUES[kind](table[start:end])
             except UnicodeDecodeError:
-                unreadable.append("the name of a header is not UTF-8")
+                unreadable["the name of a header is not UTF-8"] = None
             except ValueError:
-                unreadable.append("a timestamp among the headers is out of range")
+                unreadable["a timestamp among the headers is out of range"] = None
     except (IndexError, KeyError, struct.error):
-        unreadable.append("the header table is not well-formed")
+        unreadable["the header table is not well-formed"] = None
     return headers
 
 
@@ -133,7 +136,93 @@ def latest_death(properties: Properties) -> dict[str, object]:
     deaths = properties.headers.get("x-death")
     if not isinstance(deaths, bytes) or deaths[:1] != b"F":  # an array of tables, the latest first
         return {}
-    return _headers(deaths[5 : 5 + int.from_bytes(deaths[1:5], "big")], [])
+    return _headers(deaths[5 : 5 + int.from_bytes(deaths[1:5], "big")], {})
+
+
+def readable_headers(table: bytes, *, without: Collection[bytes] = ()) -> list[tuple[bytes, bytes]]:
+    """The entries of a header table, as `raw_headers`, that other programs' drivers can read. Some names are left out.
+
+    They cannot read a name that is not UTF-8, an instant after the year 9999, a type or a nested table or array that is
+    not well-formed, and none that is nested too deeply.
+    """
+    entries: list[tuple[bytes, bytes]] = []
+    begin = 0
+    with suppress(IndexError, KeyError):
+        for name, kind, start, end in _entries(table):
+            text = name not in without and (name.isascii() or _is_text(name))
+            if text and (kind not in _CHECKED or _is_readable(table, kind, start, end)):
+                entries.append((name, table[begin:end]))
+            begin = end
+    return entries
+
+
+def _is_text(name: bytes) -> bool:
+    try:
+        name.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _is_readable(table: bytes, kind: int, start: int, end: int) -> bool:
+    try:
+        if kind == _INSTANT_TYPE:
+            _instant(table[start:end])
+        else:
+            _read_nested(table, start, end, named=kind == _TABLE_TYPE)
+    except (IndexError, KeyError, ValueError):
+        return False
+    return True
+
+
+def _read_nested(table: bytes, offset: int, end: int, *, named: bool) -> None:
+    """Read a table (`named`) or an array in one pass, without recursion, and keep nothing.
+
+    Raises `IndexError`, `KeyError` or `ValueError` if it is not readable.
+    """
+    outer: list[tuple[int, bool]] = []
+    while True:
+        if not named and (scalars := _SCALARS.match(table, offset, end)):
+            offset = scalars.end()
+        if offset == end:
+            if not outer:
+                return
+            end, named = outer.pop()
+            continue
+        if named:
+            offset = _after_name(table, offset, end)
+        kind, offset, after = _value_at(table, offset, end)
+        if kind in _NESTING:
+            if len(outer) == _DEPTH_MAX - 1:
+                raise ValueError
+            outer.append((end, named))
+            end, named = after, kind == _TABLE_TYPE
+        else:
+            offset = after
+
+
+def _after_name(table: bytes, offset: int, end: int) -> int:
+    after = offset + 1 + table[offset]
+    if after >= end:
+        raise IndexError
+    table[offset + 1 : after].decode()
+    return after
+
+
+def _value_at(table: bytes, offset: int, end: int) -> tuple[int, int, int]:
+    """The type of a value, and where it starts and ends."""
+    kind = table[offset]
+    size = _SIZES[kind]
+    offset += 1
+    if size < 0:
+        size = int.from_bytes(table[offset : offset + 4], "big")
+        offset += 4
+    after = offset + size
+    if after > end:
+        raise IndexError
+    if kind == _INSTANT_TYPE:
+        _instant(table[offset:after])
+    return kind, offset, after
 
 
 def _long_string(value: bytes) -> str | bytes:
@@ -187,6 +276,13 @@ _FIELDS: dict[str, tuple[int, Callable[[bytes], object]]] = {
 those that RabbitMQ uses, which differ from the specification (AMQP 0-9-1 errata, section 3)."""
 _SIZES = {ord(letter): size for letter, (size, _) in _FIELDS.items()}
 _VALUES = {ord(letter): read for letter, (_, read) in _FIELDS.items()}
+_TABLE_TYPE, _INSTANT_TYPE = ord("F"), ord("T")
+_NESTING = frozenset(map(ord, "FA"))
+_CHECKED = _NESTING | {_INSTANT_TYPE}
+_DEPTH_MAX = 100
+"""How deeply readable tables and arrays may be nested. Drivers read them recursively, in Python at most some 300 levels."""
+_SCALARS = re.compile(rb"(?s:V|[tbB].|[su].{2}|[Iif].{4}|[lLd].{8}|D.{5}|[SxAF]\0{4})*+")
+"""Values of a fixed size, and empty ones, in an array. There can be 130,000, which would take 50 ms one by one."""
 
 
 def encode(properties: Properties, body_size: int) -> bytes:

@@ -20,6 +20,7 @@ from task_activity_log.rabbitmq.link import LOST, LinkOptions, asking_the_driver
 from task_activity_log.rabbitmq.pace import Pace, State
 from task_activity_log.rabbitmq.queues import wait_forgotten
 from task_activity_log.rabbitmq.topology import Topology, check, consumers, declare
+from task_activity_log.rabbitmq.weight import UNBOUNDED, Bounds
 
 log = structlog.get_logger(__name__)
 
@@ -59,6 +60,7 @@ class Intake:
         prefetch: int,
         batch_max: int,
         poison_from: int = 10,
+        bounds: Bounds = UNBOUNDED,
         declare_topology: bool = True,
         before_consuming: Callable[[], Awaitable[object]] = _at_once,
         on_lost: Callable[[], None] = lambda: None,
@@ -73,20 +75,18 @@ class Intake:
             prefetch: how many deliveries may be in hand once the consumer is proved.
             batch_max: how many deliveries may be processed together.
             poison_from: the attempts from which a message is rejected without being tried.
+            bounds: how much a batch and what is in hand may weigh.
             declare_topology: whether to declare the queues, or only to check that they exist.
             before_consuming: awaited on each new connection. What is delivered in an outage uses up counted deliveries.
             on_lost: called when a connection that consumed is lost.
             on_late: called with the number of deliveries that could not be acknowledged any more.
             on_suspects: called with messages that may have crashed a worker, before the first of them is tried alone.
         """
-        self._options = options
-        self._topology = topology
+        self._options, self._topology, self._bounds = options, topology, bounds
         self._prepare = declare if declare_topology else check
         self._before_consuming = before_consuming
-        self._on_lost = on_lost
-        self._on_late = on_late
-        self._on_suspects = on_suspects
-        self._waiting: Waiting[RabbitDelivery] = Waiting()  # filled by the consumer
+        self._on_lost, self._on_late, self._on_suspects = on_lost, on_late, on_suspects
+        self._waiting: Waiting[RabbitDelivery] = Waiting(bounds.batch)  # filled by the consumer
         self._pace = Pace(prefetch, batch_max, poison_from, single_active=topology.single_active_consumer)
         self._pacing = asyncio.Lock()  # held while a consumer is registered, acknowledges or is closed
         self._wanted = asyncio.Event()  # whether a channel is to be opened; set by `_repaced`
@@ -128,7 +128,14 @@ class Intake:
             tasks = (
                 asyncio.create_task(self._consume(connection, frame_reader, established)),
                 asyncio.create_task(_wait_lost(connection)),
-                asyncio.create_task(wait_forgotten(connection, self._topology.requests_queue, lambda: self.consuming)),
+                asyncio.create_task(
+                    wait_forgotten(
+                        connection,
+                        self._topology.requests_queue,
+                        lambda: self.consuming,
+                        lambda: frame_reader.read_seconds,
+                    )
+                ),
             )
             try:
                 done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -168,8 +175,9 @@ class Intake:
             self._topology.requests_queue,
             self._waiting,
             single_active=self._topology.single_active_consumer,
+            most_weight=self._bounds.in_hand,
         )
-        frame_reader.channels[channel.number] = Inbound(deliver=consumer.deliver)
+        frame_reader.channels[channel.number] = Inbound(deliver=consumer.deliver, full=consumer.full)
         async with self._pacing:
             self._consumer = consumer
             prefetch = self._pace.wanted

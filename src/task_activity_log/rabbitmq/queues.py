@@ -1,6 +1,7 @@
 """Which queue a reader reads, and whether a queue still knows its consumer. No type of a driver appears in this interface."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -67,11 +68,14 @@ async def _must_exist(what: str) -> AsyncIterator[None]:
         raise Missing(f"{what} does not exist on this broker") from None
 
 
-async def wait_forgotten(connection: aio_pika.Connection, queue: str, registered: Callable[[], bool]) -> None:
+async def wait_forgotten(
+    connection: aio_pika.Connection, queue: str, registered: Callable[[], bool], read_seconds: Callable[[], float]
+) -> None:
     """Return never; raise when a queue has no consumer although ours is registered, or when it does not answer.
 
     On the minority side of a partition a node keeps its connections, and a worker there would wait forever for messages
     that others get. The count is 0 there; elsewhere it is at least 1, also if another worker is the active consumer.
+    `read_seconds` says for how long the connection has been read without a pause: no answer arrives in a pause.
 
     Raises:
         ConnectionError: the queue does not know the consumer any more. It may be known at another node.
@@ -80,9 +84,19 @@ async def wait_forgotten(connection: aio_pika.Connection, queue: str, registered
     while True:
         known = registered()  # a queue counts a new consumer a moment late
         await asyncio.sleep(_PROVE_EVERY_SECONDS)
-        async with asyncio.timeout(_ANSWER_SECONDS):
-            channel = await open_channel(connection)
-            consumers = (await channel.queue_declare(queue, passive=True)).consumer_count
-            await channel.close()
-        if not consumers and known and registered():
-            raise ConnectionError(f"queue '{queue}' does not know this consumer any more")
+        asked, asked_at = asyncio.ensure_future(_consumers(connection, queue)), time.monotonic()
+        try:
+            while not (await asyncio.wait({asked}, timeout=1.0))[0]:
+                if min(time.monotonic() - asked_at, read_seconds()) > _ANSWER_SECONDS:
+                    raise TimeoutError
+            if not asked.result() and known and registered():
+                raise ConnectionError(f"queue '{queue}' does not know this consumer any more")
+        finally:
+            asked.cancel()
+
+
+async def _consumers(connection: aio_pika.Connection, queue: str) -> int:
+    channel = await open_channel(connection)
+    consumers = (await channel.queue_declare(queue, passive=True)).consumer_count
+    await channel.close()
+    return consumers or 0

@@ -207,7 +207,7 @@ class _TracedStore:
     def __init__(self, store: Store, tracing: Tracing) -> None:
         self._store = store
         self._tracing = tracing
-        self.probe, self.locked, self.close = store.probe, store.locked, store.close
+        self.probe, self.read, self.locked, self.close = store.probe, store.read, store.locked, store.close
 
     async def apply(self, wave: Sequence[Request[Delivery]], patience: Patience = PATIENT) -> list[Applied]:
         headers = [request.delivery.properties.headers for request in wave]

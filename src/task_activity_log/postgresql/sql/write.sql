@@ -78,14 +78,18 @@ written AS (
 -- The casts cost nothing if a column has the type that the migrations gave it. Somebody's own table may have another one.
 -- modified_dateutc is set by a trigger. If it is not of this moment, the trigger is missing or disabled, and the statement
 -- fails with {unset} in its error (see session.py). Clocks are stepped, and the column may be rounded to seconds.
+-- {too_long} stands for the condition that the rows before have so much text that this one must be read by itself. Its
+-- texts and modified_dateutc are then null.
 SELECT
     id::pg_catalog.uuid, task_id::pg_catalog.uuid, task_activity_id::pg_catalog.uuid,
-    user_id::pg_catalog.uuid, contact_id::pg_catalog.uuid, subject::pg_catalog.text, description::pg_catalog.text,
+    user_id::pg_catalog.uuid, contact_id::pg_catalog.uuid,
+    CASE WHEN NOT too_long THEN subject::pg_catalog.text END AS subject,
+    CASE WHEN NOT too_long THEN description::pg_catalog.text END AS description,
     CASE WHEN readable THEN due_date::pg_catalog.timestamptz END AS due_date,
     is_closed::pg_catalog.bool,
     CASE WHEN readable THEN date_closed::pg_catalog.timestamptz END AS date_closed,
-    reference_back_office::pg_catalog.text,
-    CASE WHEN readable THEN modified_dateutc::pg_catalog.timestamptz END AS modified_dateutc,
+    CASE WHEN NOT too_long THEN reference_back_office::pg_catalog.text END AS reference_back_office,
+    CASE WHEN readable AND NOT too_long THEN modified_dateutc::pg_catalog.timestamptz END AS modified_dateutc,
     CASE
         WHEN (modified_dateutc OPERATOR(pg_catalog.>=) (
             SELECT pg_catalog.now() OPERATOR(pg_catalog.-) '1 second'::pg_catalog.interval
@@ -101,7 +105,8 @@ FROM (
         least(due_date, date_closed, modified_dateutc)
             OPERATOR(pg_catalog.>=) '0001-01-01 00:00:00Z'::pg_catalog.timestamptz
         AND greatest(due_date, date_closed, modified_dateutc)
-            OPERATOR(pg_catalog.<=) '9999-12-31 23:59:59.999999Z'::pg_catalog.timestamptz AS readable
+            OPERATOR(pg_catalog.<=) '9999-12-31 23:59:59.999999Z'::pg_catalog.timestamptz AS readable,
+        {too_long} AS too_long
     FROM written
 ) AS answer
 UNION ALL

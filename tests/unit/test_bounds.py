@@ -1,0 +1,304 @@
+"""What is bounded in bytes and in time: batches, what is in hand, what is passed on, and slices of work."""
+
+import asyncio
+import json
+import sys
+from types import SimpleNamespace
+from typing import Any, cast
+from uuid import uuid4
+
+import pytest
+from pamqp.commands import Basic
+
+from task_activity_log import wire
+from task_activity_log.aio import Slices, Waiting
+from task_activity_log.message import Properties
+from task_activity_log.pipeline.batches import Parts, decode_all
+from task_activity_log.pipeline.ports import Settlement
+from task_activity_log.pipeline.request import Rules
+from task_activity_log.problem import Code
+from task_activity_log.rabbitmq import headers
+from task_activity_log.rabbitmq.consumer import Consumer, RabbitDelivery
+from task_activity_log.rabbitmq.frames import FrameReader, Inbound
+from task_activity_log.rabbitmq.weight import weigh
+from task_activity_log.wire import as_json
+from tests.fakes import delivered, upsert
+from tests.unit.test_frames import OURS, content
+from tests.unit.test_frames import delivered as delivery_frames
+
+
+async def test_a_batch_ends_at_its_weight() -> None:
+    """It has the items that fit, in their order; one that does not fit alone is a batch by itself."""
+    waiting: Waiting[str] = Waiting(10)
+    for item, weight in (("a", 4), ("b", 6), ("c", 1), ("d", 11), ("e", 30), ("f", 0), ("g", 10)):
+        waiting.put(item, weight)
+    batches = [await waiting.take(5) for _ in range(5)]
+    assert batches == [["a", "b"], ["c"], ["d"], ["e"], ["f", "g"]]
+    for item in "hijk":
+        waiting.put(item, 1)
+    assert await waiting.take(3) == ["h", "i", "j"]
+    waiting.clear()
+    waiting.put("l", 10)
+    waiting.put("m", 1)
+    assert await waiting.take(5) == ["l"]
+    assert waiting.take_waiting(5) == ["m"]
+    assert waiting.take_waiting(5) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a" * 200_000, "é" * 100_000, "😀" + "a" * 200_000, "\\ud83d\\ude00" + "a" * 200_000, "short", "ж" * 100],
+    ids=["ascii", "latin", "emoji", "escaped emoji", "short", "cyrillic"],
+)
+def test_a_delivery_weighs_at_least_its_text_as_decoded(text: str) -> None:
+    """Python takes one, two or four bytes for each character, by the widest of them."""
+    body = f'{{"id":"{uuid4()}","subject":"{text}"}}'.encode()
+    record = wire.decode(body.decode(), wire.JSON)
+    assert record.subject is not None
+    assert weigh(body, b"", 0) >= max(len(body), sys.getsizeof(record.subject), sys.getsizeof(body.decode()))
+
+
+def test_long_ascii_weighs_as_much_as_it_has_bytes() -> None:
+    """Otherwise a backlog of long requests would be taken for four times as long."""
+    assert weigh(b"a" * 100_000, b"", 0) < 102_000
+
+
+def test_many_headers_weigh_what_their_objects_take() -> None:
+    """A header of five bytes takes some 150 as an entry of a dictionary."""
+    table = b"".join(b"\3" + number.to_bytes(2, "big").hex()[:3].encode() + b"V" for number in range(0, 65_536, 16))
+    header = headers.encode(Properties(table=table), 0)
+    found = headers.decode(header).headers
+    taken = sys.getsizeof(found) + sum(sys.getsizeof(name) for name in found)
+    assert weigh(b"", header, len(found)) > taken > 10 * len(table)
+
+
+@pytest.fixture(autouse=True)
+def _slow_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No slice ends because other processes keep this one waiting."""
+    monkeypatch.setattr(Slices, "SECONDS", 3_600.0)
+
+
+class Loop:
+    """A loop whose timers run when they are told."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.timers: list[Any] = []
+
+    def time(self) -> float:
+        return self.now
+
+    def call_later(self, _seconds: float, call: Any) -> Any:
+        self.timers.append(call)
+        return SimpleNamespace(cancel=lambda: self.timers.remove(call))
+
+    def call_soon(self, call: Any) -> None:
+        self.timers.append(call)
+
+    def run_timers(self) -> None:
+        timers, self.timers = self.timers, []
+        for call in timers:
+            call()
+
+    def create_future(self) -> object:
+        return SimpleNamespace(done=lambda: False)
+
+    def get_debug(self) -> bool:
+        return False
+
+
+class Socket(asyncio.Transport):
+    """A transport that remembers whether it is read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._reading = True
+
+    def is_reading(self) -> bool:
+        return self._reading
+
+    def pause_reading(self) -> None:
+        self._reading = False
+
+    def resume_reading(self) -> None:
+        self._reading = True
+
+    def is_closing(self) -> bool:
+        return False
+
+
+class Intake:
+    """A connection with a consumer that may have 10,000 bytes in hand."""
+
+    def __init__(self) -> None:
+        self.loop, self.socket = Loop(), Socket()
+        self.driver = asyncio.StreamReader(loop=cast("Any", self.loop))
+        self.reader = FrameReader(self.driver, cast("Any", self.loop))
+        self.reader.connection_made(self.socket)
+        self.waiting: Waiting[RabbitDelivery] = Waiting()
+        channel = cast("Any", SimpleNamespace(on_consumer_cancel_callbacks=set(), number=OURS))
+        self.consumer = Consumer(channel, "queue", self.waiting, most_weight=10_000)
+        self.consumer._registered_as = "tag"
+        self.reader.channels[OURS] = Inbound(deliver=self.consumer.deliver, full=self.consumer.full)
+
+    def receive(self, *frames: bytes) -> None:
+        self.reader.data_received(b"".join(frames))
+
+    @property
+    def tags(self) -> list[int]:
+        return [delivery.tag for delivery in self.waiting._items]
+
+
+def test_the_connection_is_not_read_while_too_much_is_in_hand() -> None:
+    """It is read again when deliveries are settled. Meanwhile the driver gets heartbeats, as if the broker had sent them."""
+    intake = Intake()
+    intake.receive(*delivery_frames(1, b"x" * 2_000))
+    assert intake.socket.is_reading()
+    intake.receive(*delivery_frames(2, b"x" * 2_000))
+    assert not intake.socket.is_reading()
+    assert intake.reader.read_seconds == 0
+    intake.loop.now = 3.0
+    intake.loop.run_timers()
+    assert not intake.socket.is_reading()
+    assert bytes(intake.driver._buffer) == b"\x08\0\0\0\0\0\0\xce"  # type: ignore[attr-defined]
+    del intake.consumer._unsettled[1]
+    intake.loop.now = 4.0
+    intake.loop.run_timers()
+    assert intake.socket.is_reading()
+    assert intake.reader.read_seconds == 1.0
+    intake.receive(*delivery_frames(3, b"x"))
+    assert intake.tags == [1, 2, 3]
+
+
+def test_a_little_is_read_every_ten_seconds() -> None:
+    """RabbitMQ closes a connection on which it can send nothing for 30 seconds."""
+    intake = Intake()
+    intake.receive(*delivery_frames(1, b"x" * 9_000))
+    for now, tag in ((11.0, 2), (22.0, 3)):
+        assert not intake.socket.is_reading()
+        intake.loop.now = now - 2
+        intake.loop.run_timers()
+        assert not intake.socket.is_reading()
+        intake.loop.now = now
+        intake.loop.run_timers()
+        assert intake.socket.is_reading()
+        intake.receive(*delivery_frames(tag, b"x" * 2**20))
+    assert not intake.socket.is_reading()
+    assert intake.tags == [1, 2, 3]
+
+
+def test_a_body_that_leaves_no_room_waits_until_nothing_is_in_hand() -> None:
+    """It is announced with its size. Alone it is read, however long it is."""
+    intake = Intake()
+    intake.receive(*delivery_frames(1, b"x"))
+    long = delivery_frames(2, b"x" * 50_000, b"x" * 50_000)
+    intake.receive(*long[:2])
+    assert not intake.socket.is_reading()
+    intake.consumer._unsettled.clear()
+    intake.loop.run_timers()
+    assert intake.socket.is_reading()
+    intake.receive(*long[2:])
+    assert intake.tags == [1, 2]
+    assert not intake.socket.is_reading()  # the next one waits until this one is settled
+
+
+def test_what_is_returned_is_not_in_hand() -> None:
+    """A channel that ends, or a consumer that is cancelled, must not keep the connection from being read."""
+    for end in (lambda one: one.consumer.abandon(), lambda one: setattr(one.consumer, "_registered_as", None)):
+        intake = Intake()
+        intake.receive(*delivery_frames(1, b"x" * 9_000))
+        assert not intake.socket.is_reading()
+        end(intake)
+        intake.loop.run_timers()
+        assert intake.socket.is_reading()
+
+
+def test_frames_that_take_long_are_handled_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The event loop runs between them, and nothing is lost."""
+    monkeypatch.setattr(Slices, "SECONDS", -1.0)
+    intake = Intake()
+    frames = b"".join(b"".join(content(OURS, b"x", method=delivery_method(tag))) for tag in range(1, 4))
+    intake.receive(frames)
+    assert intake.tags == []
+    assert not intake.socket.is_reading()
+    intake.receive(b"")  # what comes although reading is paused is kept behind the rest
+    monkeypatch.setattr(Slices, "SECONDS", 3_600.0)
+    intake.loop.run_timers()
+    assert intake.tags == [1, 2, 3]
+    assert intake.socket.is_reading()
+
+
+def test_a_slice_ends_when_the_event_loop_has_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """uvloop reads many times before the event loop runs: all of these are one slice."""
+    clock = iter(range(0, 1_000, 8))  # each look at the clock is 8 ms later
+    monkeypatch.setattr(Slices, "SECONDS", 0.02)
+    monkeypatch.setattr("task_activity_log.rabbitmq.frames.perf_counter", lambda: next(clock) / 1_000)
+    monkeypatch.setattr("task_activity_log.aio.time", SimpleNamespace(perf_counter=lambda: next(clock) / 1_000))
+    intake = Intake()
+    reads = 0
+    while intake.socket.is_reading():
+        reads += 1
+        intake.receive()
+    assert reads == 2
+    intake.loop.run_timers()
+    assert intake.socket.is_reading()
+
+
+def delivery_method(tag: int) -> Any:
+    return Basic.Deliver("consumer", tag, False, "", "key")
+
+
+async def test_the_loop_runs_while_a_batch_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the end of each slice; here each message is one."""
+    monkeypatch.setattr(Slices, "SECONDS", -1.0)
+    turns = 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    counting = asyncio.create_task(count())
+    requests, rejected = await decode_all([*(upsert() for _ in range(5)), delivered(b"{")], Rules(), Slices())
+    counting.cancel()
+    assert turns >= 6
+    assert len(requests) == 5
+    assert [each.problem.code for each in rejected if each.problem] == [Code.MALFORMED_JSON]
+
+
+async def test_long_replies_are_passed_on_in_parts() -> None:
+    """A part ends with the reply that exceeds its bytes. The next is not begun before the one before is taken."""
+    stored: asyncio.Queue[list[Settlement[Any]] | None] = asyncio.Queue(maxsize=1)
+    parts: Parts[Any] = Parts(stored, 100)
+
+    def settlement(name: str, size: int) -> Settlement[Any]:
+        return Settlement(name, cast("Any", SimpleNamespace(body=b"x" * size)))
+
+    sizes = {"a": 60, "b": 60, "c": 500, "d": 10, "e": 10}
+    adding = asyncio.create_task(parts.add_all(settlement(name, size) for name, size in sizes.items()))
+    taken = []
+    for _ in range(2):
+        part = await stored.get()
+        assert part is not None
+        taken.append([each.delivery for each in part])
+    await adding
+    for _ in range(2):
+        await parts.pass_on()
+        last = stored.get_nowait()
+        assert last is not None
+        taken.append([each.delivery for each in last])
+    assert taken == [["a", "b"], ["c"], ["d", "e"], []]
+
+
+def test_json_is_as_deep_as_its_brackets() -> None:
+    """Brackets in strings, and quotation marks in those, do not count."""
+    values: list[object] = [1, [], [[{}], []], {"[": "]]]"}, {'"[[': ['\\"[', "é[", [[]]]}]
+    for value in values:
+        assert as_json._depth(json.dumps(value, ensure_ascii=False)) == depth(value)
+
+
+def depth(value: object) -> int:
+    if isinstance(value, dict):
+        value = list(value.values())
+    return 1 + max(map(depth, value), default=0) if isinstance(value, list) else 0
