@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from inspect import CO_ASYNC_GENERATOR, CO_COROUTINE, CO_GENERATOR
 from pathlib import Path
 from types import CodeType, FrameType
@@ -23,7 +24,7 @@ import task_activity_log
 _PRODUCT = str(Path(task_activity_log.__file__).parent)
 _TEXTS = tuple(f"{_PRODUCT}/{package}/" for package in ("wire", "pipeline"))
 _DRIVERS = tuple(
-    str(Path(sys.modules[name].__file__ or "").parent) for name in ("aio_pika", "aiormq", "asyncpg", "pamqp")
+    str(Path(import_module(name).__file__ or "").parent) for name in ("aio_pika", "aiormq", "asyncpg", "pamqp")
 )
 _RESUMED = CO_GENERATOR | CO_COROUTINE | CO_ASYNC_GENERATOR
 """Functions that are entered again each time that they go on."""

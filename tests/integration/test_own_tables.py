@@ -398,17 +398,22 @@ _PARENTHESES = {
         "OPERATOR",
         "SELECT",
     ),
-    *("coalesce", "least", "greatest"),
+    *("coalesce", "least", "greatest", "OVER"),
     *("asked", "more", "needed", "task_activity_log_inbox", "stored"),
 }
 """What may be followed by a parenthesis and has no schema: keywords, our tables and our aliases."""
 
 
-@pytest.mark.parametrize("statement", [name for name in vars(postgresql_store) if re.fullmatch("_[A-Z_]+", name)])
-def test_every_function_operator_and_type_has_its_schema(statement: str) -> None:
+@pytest.mark.parametrize(
+    "statement",
+    [
+        *(getattr(postgresql_store, name) for name in vars(postgresql_store) if re.fullmatch("_[A-Z_]+", name)),
+        *(postgresql_store._write(mode, 1, has_xmax=has_xmax) for mode in UpdateMode for has_xmax in (True, False)),
+    ],
+)
+def test_every_function_operator_and_type_has_its_schema(statement: object) -> None:
     """In each statement of the store."""
-    text = getattr(postgresql_store, statement)
-    for sql in text.values() if isinstance(text, dict) else [text]:
+    for sql in statement.values() if isinstance(statement, dict) else [statement]:
         if not isinstance(sql, str) or "SELECT" not in sql:
             continue
         bare = re.sub(r"OPERATOR\(pg_catalog\.[^ )]+\)|'[^']*'", ",", re.sub(r"(?m)^ *--.*", "", sql))

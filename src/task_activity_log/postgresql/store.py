@@ -43,7 +43,7 @@ _TOO_LONG = """coalesce(pg_catalog.sum(
             coalesce(pg_catalog.octet_length(subject::pg_catalog.text), 0)
             OPERATOR(pg_catalog.+) coalesce(pg_catalog.octet_length(description::pg_catalog.text), 0)
             OPERATOR(pg_catalog.+) coalesce(pg_catalog.octet_length(reference_back_office::pg_catalog.text), 0)
-        ) OVER (ORDER BY id ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING), 0) OPERATOR(pg_catalog.>) {most_bytes}"""
+        ) OVER (ORDER BY id ROWS UNBOUNDED PRECEDING EXCLUDE CURRENT ROW), 0) OPERATOR(pg_catalog.>) {most_bytes}"""
 """Whether the rows before this one have more bytes of text. PostgreSQL knows the length of a long value without reading
 it."""
 
