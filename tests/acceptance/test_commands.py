@@ -2,8 +2,6 @@
 
 import asyncio
 import json
-import os
-import pty
 import signal
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
@@ -17,7 +15,8 @@ import pytest
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 
 from task_activity_log.rabbitmq.topology import Topology, declare
-from tests.commands import COMMAND, World, command, end, environment, start
+from tests.commands import COMMAND, World, command, end, start
+from tests.terminals import on_a_terminal
 
 TOPOLOGY = Topology()
 
@@ -125,11 +124,11 @@ async def test_a_folder_with_thousands_of_records_is_confirmed_on_a_terminal(
     (tmp_path / ".b.json").write_text(line())
     (tmp_path / "records" / "b.jsonl").write_text("".join(line() for _ in range(1_000)))
     arguments = ("publish", str(tmp_path), "--no-wait")
-    told = await asyncio.to_thread(on_a_terminal, "n", *arguments, AMQP_URL=amqp_url)
+    told = await asyncio.to_thread(on_a_terminal, [COMMAND, *arguments], answer="n", AMQP_URL=amqp_url)
     assert "Send 1,001 records from 2 files in" in told
     assert "nothing was sent" in told
     assert await names(channel, TOPOLOGY.requests_queue) == []
-    told = await asyncio.to_thread(on_a_terminal, "y", *arguments, AMQP_URL=amqp_url)
+    told = await asyncio.to_thread(on_a_terminal, [COMMAND, *arguments], answer="y", AMQP_URL=amqp_url)
     assert "1,001 confirmed" in told
     said = await command(*arguments, AMQP_URL=amqp_url)  # nobody to ask
     assert "1,001 confirmed" in said.err
@@ -486,29 +485,12 @@ async def test_discarding_asks_first_and_can_export_a_copy(
     copy = tmp_path / "copy.jsonl"
     said = await command("dead-letters", "discard", "a", "--yes", "--export", str(copy), AMQP_URL=amqp_url)
     assert (said.code, json.loads(copy.read_text())["message_id"]) == (0, "a")
-    told = await asyncio.to_thread(on_a_terminal, "n", "dead-letters", "discard", "b", AMQP_URL=amqp_url)
+    discard = [COMMAND, "dead-letters", "discard", "b"]
+    told = await asyncio.to_thread(on_a_terminal, discard, answer="n", AMQP_URL=amqp_url)
     assert "nothing was discarded" in told
-    told = await asyncio.to_thread(on_a_terminal, "y", "dead-letters", "discard", "b", AMQP_URL=amqp_url)
+    told = await asyncio.to_thread(on_a_terminal, discard, answer="y", AMQP_URL=amqp_url)
     assert "1 discarded" in told
     assert await names(channel, TOPOLOGY.dead_letters_queue) == ["c"]
-
-
-def on_a_terminal(answer: str, *arguments: str, **variables: str) -> str:
-    """Run a command on a pseudo-terminal, answer its question, and return what it shows."""
-    child, terminal = pty.fork()
-    if child == 0:
-        os.execve(COMMAND, [COMMAND, *arguments], environment(**variables, TERM="xterm"))  # noqa: S606 - our program
-    shown = b""
-    try:
-        while part := os.read(terminal, 4096):
-            shown += part
-            if b"[y/N]" in part:
-                os.write(terminal, f"{answer}\n".encode())
-    except OSError:
-        pass  # reading a closed pseudo-terminal fails with EIO
-    os.waitpid(child, 0)
-    os.close(terminal)
-    return shown.decode()
 
 
 async def test_dead_letters_that_another_consumer_has_are_not_said_to_be_gone(

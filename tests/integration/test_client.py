@@ -5,6 +5,7 @@ import json
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing, asynccontextmanager
 from datetime import UTC, datetime
+from typing import Any
 from uuid import UUID, uuid4
 
 import aio_pika
@@ -12,11 +13,14 @@ import asyncpg
 import pytest
 from aio_pika.abc import AbstractChannel
 
+from sandbox import RabbitMQ
 from sandbox.proxy import Proxy
 from task_activity_log import wire
 from task_activity_log.client import (
+    Answer,
     ClientError,
     NoAnswer,
+    NotSent,
     Reply,
     StoredTaskActivityLog,
     TaskActivityLog,
@@ -25,10 +29,13 @@ from task_activity_log.client import (
     UpsertRejected,
     subscribe,
 )
+from task_activity_log.client.asks import Asks
 from task_activity_log.client.subscription import _News
 from task_activity_log.rabbitmq.link import LinkOptions
+from task_activity_log.rabbitmq.publisher import Publisher
 from task_activity_log.rabbitmq.topology import Topology, declare
 from tests.commands import World
+from tests.users import user_who_may
 
 TOPOLOGY = Topology()
 
@@ -228,6 +235,161 @@ def test_what_amqp_cannot_represent_is_refused_before_it_is_sent() -> None:
         Upsert(b"", headers={"x-version": 2**64})
     with pytest.raises(ValueError, match="take more than"):
         Upsert(b"", headers={"x": "y" * 120_000})
+
+
+@pytest.mark.parametrize("bad", ["\ud800", "é" * 200, "x" * 256])
+def test_what_is_no_text_of_amqp_is_refused_before_it_is_sent(bad: str) -> None:
+    """Half of a surrogate pair, for example. It would end the task that sends for everybody."""
+    for fields in ({"message_id": bad}, {"content_type": bad}, {"content_encoding": bad}, {"headers": {bad: 1}}):
+        with pytest.raises(ValueError, match="does not fit"):
+            Upsert(b"", **fields)
+    with pytest.raises(ValueError, match="does not fit"):
+        Upsert(b"", headers={"x": "\ud800"})
+
+
+async def test_a_record_that_cannot_be_encoded_fails_alone(world: World) -> None:
+    """One that was changed without validation. The others are answered, or sent."""
+    bad = record().model_copy(update={"subject": "\ud800"})
+    async with TaskActivityLogClient(world.amqp_url) as client:
+        answers = [answer async for answer in client.upsert_many([record(), bad, record()])]
+        assert sorted((one.outcome, one.sent) for one in answers) == [
+            ("inserted", True), ("inserted", True), ("rejected", False)
+        ]  # fmt: skip
+        with pytest.raises(
+            UpsertRejected, match=f"invalid_string: The record {bad.id} has a value that cannot be encoded"
+        ):
+            await client.upsert(bad)
+        sent: list[int] = []
+        with pytest.raises(NotSent, match=f"1 upsert not sent: record {bad.id}: invalid_string: ") as refusal:
+            await client.send_many([record(), bad, record()], on_sent=sent.append)
+        assert (sum(sent), [one.code for one in refusal.value.answers]) == (2, ["invalid_string"])
+
+
+@pytest.mark.parametrize("thing", [{"id": "x"}, b"{}", "{}", None])
+async def test_what_is_no_record_is_an_error_that_says_so(world: World, thing: Any) -> None:
+    """Wherever a record is taken."""
+    async with TaskActivityLogClient(world.amqp_url) as client:
+        for sending in (client.upsert(thing), client.send_many([thing])):
+            with pytest.raises(TypeError, match="send a TaskActivityLog or an Upsert, not "):
+                await sending
+
+
+async def test_an_upsert_that_the_broker_refuses_fails_alone(world: World) -> None:
+    """A header that the broker itself reads, of a wrong type: it closes the channel. The others are answered, or sent."""
+    bad = Upsert(b"{}", message_id="bad", headers={"CC": "not a list"})
+    upserts = [Upsert.of(record()) for _ in range(40)]
+    upserts.insert(11, bad)
+    async with TaskActivityLogClient(world.amqp_url) as client:
+        answers = {answer.upsert.message_id: answer async for answer in client.upsert_many(upserts)}
+        problem = answers.pop("bad").problem
+        assert (problem.code, len(answers)) == ("invalid_properties", 40)
+        assert "The broker refuses this message: PRECONDITION_FAILED" in problem.detail
+        assert {answer.outcome for answer in answers.values()} <= {"inserted", "duplicate"}
+        sent: list[int] = []
+        with pytest.raises(NotSent, match="1 upsert not sent: bad: invalid_properties: "):
+            await client.send_many(upserts, on_sent=sent.append)
+        assert sum(sent) == 40
+
+
+async def test_sending_needs_permission_to_write_to_the_exchange_alone(rabbitmq: RabbitMQ, amqp_url: str) -> None:
+    """Answers need a queue of one's own, which this user may not have: that is said when the first one is asked for."""
+    async with no_worker(amqp_url) as channel:
+        with user_who_may(rabbitmq, amqp_url, write="^task_activity_log$") as url:
+            async with TaskActivityLogClient(url) as client:
+                assert await client.send_many([record(), record()]) == 2
+                for _ in range(2):
+                    with pytest.raises(ClientError, match="ACCESS_REFUSED"):
+                        await client.upsert(record())
+                assert await client.send_many([record()]) == 1
+        found = await channel.declare_queue(TOPOLOGY.requests_queue, passive=True)
+        assert found.declaration_result.message_count == 3
+
+
+@pytest.mark.parametrize("write", ["^nothing$", "^task_activity_log.replies$"])
+async def test_a_user_who_may_not_write_is_told_at_once(rabbitmq: RabbitMQ, amqp_url: str, write: str) -> None:
+    """Instead of waiting for a broker that is not away."""
+    async with no_worker(amqp_url):
+        with user_who_may(rabbitmq, amqp_url, write=write) as url, pytest.raises(ClientError, match="ACCESS_REFUSED"):
+            async with TaskActivityLogClient(url) as client:
+                await client.send_many([record()], timeout=None)
+
+
+async def test_an_exchange_that_was_deleted_is_reported(amqp_url: str) -> None:
+    """At the next publish: the broker closes the channel."""
+    async with no_worker(amqp_url) as channel, TaskActivityLogClient(amqp_url) as client:
+        assert await client.send_many([record()]) == 1
+        await channel.exchange_delete(TOPOLOGY.requests_exchange)
+        with pytest.raises(ClientError, match="exchange 'task_activity_log' does not exist on this broker"):
+            await client.send_many([record()], timeout=None)
+        with pytest.raises(ClientError, match="exchange 'task_activity_log' does not exist on this broker"):
+            await client.upsert(record(), timeout=None)
+
+
+async def test_a_client_that_is_not_open_says_so_at_once() -> None:
+    """Before `async with`, and after it."""
+    client = TaskActivityLogClient("amqp://guest@127.0.0.1:1/")
+    for _ in range(2):
+        with pytest.raises(ClientError, match="the client is not open"):
+            await client.upsert(record(), timeout=None)
+        with pytest.raises(ClientError, match="the client is not open"):
+            await client.send_many([record()], timeout=None)
+        await client.__aexit__()
+
+
+async def test_a_bulk_is_iterated_over_once(world: World) -> None:
+    """After a `break` what is unanswered can be sent again, in another one."""
+    async with TaskActivityLogClient(world.amqp_url) as client:
+        bulk = client.upsert_many([record() for _ in range(30)])
+        async for _ in bulk:
+            break
+        with pytest.raises(ClientError, match="iterated over once"):
+            await anext(aiter(bulk))
+        again = client.upsert_many(bulk.unanswered)
+        outcomes = [answer.outcome async for answer in again]
+        assert len(outcomes) == len(bulk.unanswered)
+        assert set(outcomes) <= {"inserted", "duplicate"}
+
+
+@pytest.mark.parametrize("crashes", ["sending", "listening", "publishing"])
+async def test_a_task_of_the_client_that_crashes_fails_what_waits_and_what_comes(
+    amqp_url: str, monkeypatch: pytest.MonkeyPatch, crashes: str
+) -> None:
+    """Nothing waits for ever, although no time limit is given."""
+    crash = asyncio.Event()
+
+    async def crashing(*_: object) -> None:
+        await crash.wait()
+        raise ZeroDivisionError
+
+    async with no_worker(amqp_url) as channel, TaskActivityLogClient(amqp_url) as client:
+        waiting = asyncio.create_task(client.upsert(record(), timeout=None))
+        queue = await channel.get_queue(TOPOLOGY.requests_queue)
+        async with asyncio.timeout(30):
+            while await queue.get(no_ack=True, fail=False) is None:
+                await asyncio.sleep(0.02)
+        asks = client._asks
+        others: list[asyncio.Task[Any]] = []
+        if crashes == "sending":
+            monkeypatch.setattr(Asks, "_publish", crashing)
+            others.append(asyncio.create_task(client.upsert(record(), timeout=None)))
+        elif crashes == "listening":
+            monkeypatch.setattr(Answer, "of", lambda *_, **__: 1 // 0)
+            answer = aio_pika.Message(b"", correlation_id=next(iter(asks._asks)))
+            await channel.default_exchange.publish(answer, asks._reply_to or "")
+        else:
+            monkeypatch.setattr(Publisher, "_keep_open", crashing)
+            assert asks._publisher._channel is not None
+            asks._publisher._leave(asks._publisher._channel)
+            others.append(asyncio.create_task(client.send_many([record()], timeout=None)))
+        crash.set()
+        async with asyncio.timeout(30):
+            for one in (waiting, *others):
+                with pytest.raises(ClientError, match="the client failed: ZeroDivisionError"):
+                    await one
+            with pytest.raises(ClientError, match="the client failed: ZeroDivisionError"):
+                await client.upsert(record(), timeout=None)
+            with pytest.raises(ClientError, match="the client failed: ZeroDivisionError"):
+                await client.send_many([record()], timeout=None)
 
 
 # ---- subscribers

@@ -2,10 +2,8 @@
 
 import json
 import os
-import pty
 import subprocess
 import sys
-import unicodedata
 from pathlib import Path
 
 import pytest
@@ -13,21 +11,9 @@ import pytest
 from task_activity_log.cli import CONTRACT_FILES
 from task_activity_log.streams import one_line, printable, printable_json
 from tests.commands import COMMAND, environment
-
-HOSTILE = (
-    "\x1b]0;title\x07 \x1b[2J \x9b31m \x85 \r\b\x7f \u202e \u2066 \u200f \u061c \u2028 \u2029 \ufeff \U000e0041 \ud800"
-)
-"""An OSC and a CSI sequence, C1, what goes back, bidirectional marks, separators, a byte order mark, a tag, half a pair."""
-
-SHOWN = "Société\u00a0: 5\u00a0€, 日本語\u3000。 👩\u200d👩\u200d👧 م\u200cخ Ω ß\n\tx"
+from tests.terminals import HOSTILE, SHOWN, controls, on_a_terminal
 
 WRITES = "from task_activity_log import streams; import sys; streams.protect()\n"
-
-
-def controls(text: str) -> list[str]:
-    """What is left in a text that could control a terminal."""
-    kinds = ("Cc", "Cf", "Cs", "Zl", "Zp")
-    return [one for one in text if unicodedata.category(one) in kinds and one not in "\n\t\u200c\u200d"]
 
 
 def run(
@@ -38,36 +24,21 @@ def run(
     )
 
 
-def on_a_terminal(arguments: list[str], **variables: str) -> str:
-    """What a program shows on a terminal of its own, both streams together."""
-    child, terminal = pty.fork()
-    if child == 0:
-        os.execve(arguments[0], arguments, environment(**{"TERM": "xterm", **variables}))  # noqa: S606 - ours
-    shown = b""
-    try:
-        while part := os.read(terminal, 65536):
-            shown += part
-    except OSError:
-        pass  # reading a closed pseudo-terminal fails with EIO
-    os.waitpid(child, 0)
-    os.close(terminal)
-    return shown.decode("utf-8", "surrogateescape").replace("\r\n", "\n")
-
-
 def test_everything_that_controls_a_terminal_is_escaped() -> None:
     """C1 and bidirectional characters are escaped as well; what languages need to be read is not."""
-    assert controls(printable(HOSTILE)) == []
-    assert printable(HOSTILE).startswith("\\x1b]0;title\\x07 \\x1b[2J \\x9b31m")
+    assert controls(printable(f"{HOSTILE}\ud800")) == []
+    assert printable(HOSTILE).startswith("\\x1b]0;title\\x07 \\x1b[2J\\x1b[35;7m \\x9b31m")
     assert printable(SHOWN) == SHOWN
     assert one_line("a\n task-activity-log: forged\x1b[1A") == "a task-activity-log: forged\\x1b[1A"
 
 
 def test_escaped_json_has_the_same_value() -> None:
     """Also characters beyond U+FFFF, and half of a surrogate pair, which JSON can have as an escape."""
-    written = json.dumps({HOSTILE: SHOWN}, ensure_ascii=False)
+    value = {HOSTILE + "\ud800": SHOWN}
+    written = json.dumps(value, ensure_ascii=False)
     shown = printable_json(written)
     assert controls(shown) == []
-    assert json.loads(shown) == {HOSTILE: SHOWN}
+    assert json.loads(shown) == value
     assert json.dumps(SHOWN, ensure_ascii=False) == printable_json(json.dumps(SHOWN, ensure_ascii=False))
 
 

@@ -34,7 +34,16 @@ messages       what is sent and what is received
 
 from task_activity_log.client.bulk import Bulk, Summary
 from task_activity_log.client.client import TaskActivityLogClient
-from task_activity_log.client.messages import Answer, ClientError, FieldProblem, NoAnswer, Reply, Upsert, UpsertRejected
+from task_activity_log.client.messages import (
+    Answer,
+    ClientError,
+    FieldProblem,
+    NoAnswer,
+    NotSent,
+    Reply,
+    Upsert,
+    UpsertRejected,
+)
 from task_activity_log.client.subscription import subscribe
 from task_activity_log.rabbitmq.link import LinkOptions
 from task_activity_log.record import Outcome, StoredTaskActivityLog, TaskActivityLog
@@ -47,6 +56,7 @@ __all__ = [
     "FieldProblem",
     "LinkOptions",
     "NoAnswer",
+    "NotSent",
     "Outcome",
     "Reply",
     "StoredTaskActivityLog",

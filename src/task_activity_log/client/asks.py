@@ -2,15 +2,16 @@
 
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TypeAlias
 
 from task_activity_log.aio import Waiting
 from task_activity_log.client.connections import Connections
 from task_activity_log.client.messages import Answer, ClientError, NoAnswer, Upsert
-from task_activity_log.problem import Unavailable
-from task_activity_log.rabbitmq.link import LinkOptions, Outage, supervise
+from task_activity_log.problem import Code, Problem, Unavailable
+from task_activity_log.rabbitmq.link import LOST, LinkOptions, Outage, asking_the_driver, describe, supervise
 from task_activity_log.rabbitmq.outgoing import Fate, Outgoing
-from task_activity_log.rabbitmq.publisher import Publisher
+from task_activity_log.rabbitmq.publisher import MessageMax, Publisher
 from task_activity_log.rabbitmq.queues import own_queue
 from task_activity_log.rabbitmq.reading import reading
 from task_activity_log.rabbitmq.topology import REQUEST_KEY
@@ -18,6 +19,12 @@ from task_activity_log.rabbitmq.topology import REQUEST_KEY
 BATCH = 500
 _AGAIN_SECONDS = 0.2
 """After a nack, or a lost connection that has not been noticed everywhere yet."""
+_ALONE_TIMES = 3
+"""How often the broker must close the channel because of an upsert that is sent alone, before it is not sent again."""
+_GUILTY = ("PRECONDITION_FAILED", "FRAME_ERROR", "SYNTAX_ERROR", "NOT_ALLOWED", "INTERNAL_ERROR", "NOT_IMPLEMENTED")
+"""How the broker's reasons begin for what a message itself can be the cause of."""
+
+Done: TypeAlias = Callable[[Answer | ClientError], None]
 
 
 @dataclass(eq=False, slots=True)
@@ -25,14 +32,25 @@ class Ask:
     """An upsert that waits for its answer."""
 
     upsert: Upsert
-    done: Callable[[Answer | ClientError], None]
+    done: Done
+
+
+@dataclass(slots=True)
+class _Sent:
+    """What became of upserts that were published."""
+
+    confirmed: int = 0
+    ended: list[tuple[Upsert, Answer | ClientError]] = field(default_factory=list)
+    """Those that are not sent again, and why: the broker takes no such message, or no queue takes it."""
+    again: list[Upsert] = field(default_factory=list)
+    """Those that were refused for now."""
 
 
 class Asks:
     """Two connections: one publishes upserts, the other consumes their answers from a queue of its own.
 
-    What is unanswered when the answers' connection is lost is sent again on the next one, with the same message_id and
-    the address of the new queue.
+    The second one is opened when the first answer is asked for: whoever only sends needs no permission for it. What is
+    unanswered when it is lost is sent again on the next one, with the same message_id and the address of the new queue.
     """
 
     def __init__(
@@ -43,31 +61,46 @@ class Asks:
         self._exchange = exchange
         self._app_id = app_id
         self._on_outage = on_outage
-        self._publisher = Publisher(self._connections.options, purpose="upserts")
+        self._message_max = MessageMax()
+        self._publisher = Publisher(self._connections.options, purpose="upserts", message_max=self._message_max)
         self._listening = asyncio.Event()
+        self._listener = asyncio.Lock()
+        self._has_listener = False
         self._reply_to: str | None = None  # the queue that is listened to
         self._asks: dict[str, Ask] = {}  # by message_id, in the order given
         self._outbox: Waiting[Upsert] = Waiting()
         self._reason = ""  # of the latest outage or nack
+        self._over: ClientError | None = _NOT_OPEN  # why nothing can be sent
+        self._ends = asyncio.Event()  # set with `_over`
 
     async def open(self) -> None:
         """Connect, and stay connected until `close`. Raises `ClientError` if the first attempt fails."""
-        await self._connections.open(
-            self._publisher.run(),
-            supervise("answers", self._listen, lambda: None, self._connections.options.on_outage),
-            self._send_all(),
-            ready=self._ready(),
-        )
+        await self._connections.open(self._publisher.run(), self._send_all(), ready=self._can_publish())
+        self._over = None
+
+    async def listen(self) -> None:
+        """Have a queue for answers, before the first `ask`. Raises `ClientError` if the first attempt fails."""
+        self._check_open()
+        async with self._listener:
+            if not self._has_listener:
+                outages = self._connections.options.on_outage
+                listening = supervise("answers", self._listen, lambda: None, outages)
+                await self._connections.open(listening, ready=_until(self._listening))
+                self._has_listener = True
 
     async def close(self) -> None:
         """Disconnect. The queue of answers is deleted with its connection; each ask that is left gets a `NoAnswer`."""
         await self._connections.close()
         for ask in list(self._asks.values()):
             ask.done(NoAnswer("the client was closed before the answer came", ask.upsert))
-        self._asks.clear()
+        self._end(_NOT_OPEN)
 
-    def ask(self, upsert: Upsert, done: Callable[[Answer | ClientError], None]) -> Ask:
-        """Send an upsert whose message_id is not waiting already; `done` is called with its answer, or why there is none."""
+    def ask(self, upsert: Upsert, done: Done) -> Ask:
+        """Send an upsert whose message_id is not waiting already; `done` is called with its answer, or why there is none.
+
+        Raises `ClientError` if nothing can be sent.
+        """
+        self._check_open()
         if upsert.message_id in self._asks:
             raise ClientError(f"an upsert with message_id {upsert.message_id} is already waiting for its answer")
         ask = self._asks[upsert.message_id] = Ask(upsert, done)
@@ -79,15 +112,22 @@ class Asks:
         if self._asks.get(ask.upsert.message_id) is ask:
             del self._asks[ask.upsert.message_id]
 
-    async def send(self, upserts: Sequence[Upsert]) -> None:
-        """Send without asking for answers, until the broker has confirmed all. Raises `ClientError` if no queue takes them."""
-        while True:
-            returned, upserts = await self._publish(upserts, None)
-            if returned:
-                raise self._no_queue()
-            if not upserts:
-                return
-            await asyncio.sleep(_AGAIN_SECONDS)
+    async def send(self, upserts: Sequence[Upsert], on_sent: Callable[[int], None]) -> list[Answer]:
+        """Send without asking for answers, until the broker has confirmed all that it takes; returns the refused ones.
+
+        `on_sent` is called with how many more are confirmed. Raises `ClientError` if no queue takes them, or the client ends.
+        """
+        self._check_open()
+        sending = asyncio.ensure_future(self._send(upserts, on_sent))
+        ending = asyncio.ensure_future(self._ends.wait())
+        try:
+            await asyncio.wait({sending, ending}, return_when=asyncio.FIRST_COMPLETED)
+            if not sending.done():
+                self._check_open()
+            return await sending
+        finally:
+            sending.cancel()
+            ending.cancel()
 
     def no_answer(self, timeout: float | None, unanswered: Sequence[Upsert]) -> NoAnswer:
         """What to raise when no answer to these has come for `timeout` seconds."""
@@ -100,9 +140,25 @@ class Asks:
         """What to raise when the broker has confirmed nothing for `timeout` seconds."""
         return ClientError(f"the broker confirmed nothing for {timeout or 0:g} s: {self._reason or 'no reason known'}")
 
-    async def _ready(self) -> None:
+    async def _can_publish(self) -> None:
+        """Return once there is a channel and the exchange exists; report otherwise, like a lost connection."""
         await self._publisher.wait_connected()
-        await self._listening.wait()
+        try:
+            with asking_the_driver():
+                await self._publisher.require_exchange(self._exchange)
+        except LOST as error:
+            assert self._connections.options.on_outage is not None  # noqa: S101 - `Connections` has set it
+            self._connections.options.on_outage(describe(error))
+            await asyncio.Event().wait()  # until whoever opens is told and cancels this
+
+    def _check_open(self) -> None:
+        if self._over is not None:
+            raise self._over
+
+    def _end(self, why: ClientError) -> None:
+        self._over = why
+        self._asks.clear()
+        self._ends.set()
 
     # ---- out
 
@@ -110,22 +166,62 @@ class Asks:
         while batch := await self._outbox.take(BATCH):
             await self._listening.wait()
             waiting = [upsert for upsert in batch if upsert.message_id in self._asks]
-            returned, others = await self._publish(waiting, self._reply_to)
-            for upsert in returned:
+            sent = await self._publish(waiting, self._reply_to)
+            for upsert, end in sent.ended:
                 if ask := self._asks.pop(upsert.message_id, None):
-                    ask.done(self._no_queue())
-            asyncio.get_running_loop().call_later(_AGAIN_SECONDS, self._send_again, others)
+                    ask.done(end)
+            asyncio.get_running_loop().call_later(_AGAIN_SECONDS, self._send_again, sent.again)
 
     def _send_again(self, upserts: Iterable[Upsert]) -> None:
         for upsert in upserts:
             self._outbox.put(upsert)
 
-    async def _publish(self, upserts: Sequence[Upsert], reply_to: str | None) -> tuple[list[Upsert], list[Upsert]]:
-        """Publish, on each new connection again, until something was sent.
+    async def _send(self, upserts: Sequence[Upsert], on_sent: Callable[[int], None]) -> list[Answer]:
+        refused: list[Answer] = []
+        while upserts:
+            sent = await self._publish(upserts, None)
+            if sent.confirmed:
+                on_sent(sent.confirmed)
+            for _, end in sent.ended:
+                if isinstance(end, ClientError):
+                    raise end
+                refused.append(end)
+            upserts = sent.again
+            if upserts:
+                await asyncio.sleep(_AGAIN_SECONDS)
+        return refused
 
-        Returns:
-            Those that no queue takes, and those that are not confirmed, to be sent again.
+    async def _publish(self, upserts: Sequence[Upsert], reply_to: str | None) -> _Sent:
+        """Publish, on each new connection again, until each was answered by the broker.
+
+        The broker closes the channel, or the connection, at a message that it does not take, and everything behind it is
+        lost. So what is lost is published again in halves, until such a message is alone.
         """
+        sent = _Sent()
+        pieces = [list(upserts)]
+        lost_alone = 0
+        while pieces:
+            piece = self._without_too_large(pieces.pop(), sent)
+            if not piece:
+                continue
+            lost = await self._publish_once(piece, reply_to, sent)
+            if not lost:
+                lost_alone = 0
+            elif error := self._no_way():
+                sent.ended += [(upsert, error) for upsert in lost]
+            elif len(piece) > 1:
+                half = (len(lost) + 1) // 2
+                pieces += [lost[half:], lost[:half]]
+            elif (lost_alone := lost_alone + 1) < _ALONE_TIMES or not self._publisher.last_reason.startswith(_GUILTY):
+                pieces.append(lost)
+            else:
+                lost_alone = 0
+                detail = f"The broker refuses this message: {self._publisher.last_reason}"
+                sent.ended += [(lost[0], Answer.not_sent(lost[0], Problem(Code.INVALID_PROPERTIES, detail)))]
+        return sent
+
+    async def _publish_once(self, upserts: Sequence[Upsert], reply_to: str | None, sent: _Sent) -> list[Upsert]:
+        """Publish once there is a connection; returns those that were lost with it."""
         messages = [
             Outgoing(self._exchange, REQUEST_KEY, upsert.properties(reply_to, self._app_id), upsert.body)
             for upsert in upserts
@@ -139,10 +235,39 @@ class Asks:
                 self._reason = error.reason
             await asyncio.sleep(_AGAIN_SECONDS)
         self._note(fates)
-        pairs = list(zip(upserts, fates, strict=True))
-        returned = [upsert for upsert, fate in pairs if fate is Fate.RETURNED]
-        others = [upsert for upsert, fate in pairs if fate not in (Fate.CONFIRMED, Fate.RETURNED)]
-        return returned, others
+        lost = []
+        for upsert, fate in zip(upserts, fates, strict=True):
+            if fate is Fate.CONFIRMED:
+                sent.confirmed += 1
+            elif fate is Fate.RETURNED:
+                sent.ended.append((upsert, self._no_queue()))
+            elif fate is Fate.LOST:
+                lost.append(upsert)
+            else:
+                sent.again.append(upsert)
+        return lost
+
+    def _without_too_large(self, upserts: list[Upsert], sent: _Sent) -> list[Upsert]:
+        """Those that the broker's limit allows, as far as it is known: it says so when it closes a channel."""
+        most = self._message_max.known
+        if most is None or all(len(upsert.body) <= most for upsert in upserts):
+            return upserts
+        for upsert in upserts:
+            if len(upsert.body) > most:
+                detail = f"Send at most {most} bytes, the broker's limit. The body had {len(upsert.body)}."
+                sent.ended.append((upsert, Answer.not_sent(upsert, Problem(Code.BODY_TOO_LARGE, detail))))
+        return [upsert for upsert in upserts if len(upsert.body) <= most]
+
+    def _no_way(self) -> ClientError | None:
+        """Why nothing at all can be published, if that is why the last channel was closed."""
+        reason = self._publisher.last_reason
+        if reason.startswith("ACCESS_REFUSED"):
+            return ClientError(f"the broker refuses upserts of this user: {reason}")
+        if reason.startswith("NOT_FOUND"):
+            return ClientError(
+                f"exchange '{self._exchange}' does not exist on this broker: a worker declares it when it starts"
+            )
+        return None
 
     def _note(self, fates: Sequence[Fate]) -> None:
         """Remember why some of these were not taken."""
@@ -172,8 +297,9 @@ class Asks:
                 while True:
                     deliveries = await reader.take(BATCH)
                     for delivery in deliveries:
-                        if ask := self._asks.pop(delivery.properties.correlation_id or "", None):
+                        if ask := self._asks.get(delivery.properties.correlation_id or ""):
                             ask.done(Answer.of(delivery, upsert=ask.upsert))
+                            self.forget(ask)  # not before: if this fails, it must not wait for ever
                     await reader.acknowledge([delivery.tag for delivery in deliveries])
             finally:
                 self._listening.clear()
@@ -183,5 +309,14 @@ class Asks:
         self._on_outage(outage.text)
 
     def _fail(self, failure: ClientError) -> None:
+        """A task of the client has ended: fail what waits, and what comes."""
         for ask in list(self._asks.values()):
             ask.done(failure)
+        self._end(failure)
+
+
+_NOT_OPEN = ClientError("the client is not open: use it within `async with`")
+
+
+async def _until(event: asyncio.Event) -> None:
+    await event.wait()

@@ -48,6 +48,7 @@ class Bulk:
         self._unanswered: dict[str, Ask] = {}
         self._arrived: Waiting[Answer | ClientError | None] = Waiting()
         self._answered = asyncio.Event()
+        self._begun = False
         self.summary = Summary()
 
     @property
@@ -56,12 +57,19 @@ class Bulk:
         return [ask.upsert for ask in self._unanswered.values()]
 
     async def __aiter__(self) -> AsyncIterator[Answer]:
-        """Send and yield.
+        """Send and yield. A bulk can be iterated over once.
 
         Raises:
             NoAnswer: no answer came in time.
-            ClientError: no queue takes upserts.
+            ClientError: no queue takes upserts, there is no connection for the answers, or the client is not open.
         """
+        if self._begun:
+            raise ClientError("a bulk is iterated over once: send what is `unanswered` in another one")
+        self._begun = True
+        await self._asks.listen()
+        await asyncio.sleep(
+            0
+        )  # where another bulk was left with `break`, it ends now, and its upserts may be asked again
         feeding = asyncio.create_task(self._feed())
         try:
             while not feeding.done() or self._unanswered:
@@ -70,13 +78,14 @@ class Bulk:
                         continue  # only a wake-up: what is waited for may have changed
                     if isinstance(answer, ClientError):
                         raise answer
-                    del self._unanswered[answer.upsert.message_id]
+                    self._unanswered.pop(answer.upsert.message_id, None)  # it is not there if it was never sent
                     self._answered.set()
                     self.summary.outcomes[answer.outcome] += 1
                     yield answer
             await feeding
         finally:
             feeding.cancel()
+            feeding.add_done_callback(_read)
             for ask in self._unanswered.values():
                 self._asks.forget(ask)
 
@@ -91,6 +100,9 @@ class Bulk:
         try:
             async for record in _each(self._records):
                 upsert = request_of(record)
+                if isinstance(upsert, Answer):
+                    self._arrived.put(upsert)
+                    continue
                 # An answer does not say which of two upserts with one message_id it belongs to.
                 while len(self._unanswered) >= self._window or upsert.message_id in self._unanswered:
                     self._answered.clear()
@@ -102,6 +114,12 @@ class Bulk:
         finally:
             # Scheduled for after this task ends, so that the waiter sees `feeding.done()`.
             asyncio.get_running_loop().call_soon(self._arrived.put, None)
+
+
+def _read(ended: asyncio.Task[None]) -> None:
+    """Read the error of a task that nobody waits for any more, or asyncio reports it."""
+    if not ended.cancelled():
+        ended.exception()
 
 
 async def _each(records: Iterable[Record] | AsyncIterable[Record]) -> AsyncIterator[Record]:

@@ -8,8 +8,9 @@ from typing import Self
 from task_activity_log.client.asks import BATCH, Asks
 from task_activity_log.client.bulk import Bulk
 from task_activity_log.client.connections import PROGRAM
-from task_activity_log.client.messages import Answer, Record, Upsert, request_of
+from task_activity_log.client.messages import Answer, NotSent, Record, Upsert, request_of
 from task_activity_log.rabbitmq.link import LinkOptions
+from task_activity_log.record import TaskActivityLog
 
 
 class TaskActivityLogClient:
@@ -46,7 +47,7 @@ class TaskActivityLogClient:
         self.window = window
 
     async def __aenter__(self) -> Self:
-        """Connect.
+        """Connect. The reply queue is declared when the first answer is asked for.
 
         Raises:
             ClientError: nothing answers, the broker refuses, or the worker's exchange does not exist.
@@ -70,12 +71,14 @@ class TaskActivityLogClient:
             timeout: how many seconds to wait for the answer, outages included; None waits without limit.
 
         Raises:
-            UpsertRejected: the worker rejects it: `.code`, `.detail`, `.errors` for each bad field.
+            UpsertRejected: the worker rejects it: `.code`, `.detail`, `.errors` for each bad field. Or it is not sent,
+                because it is larger than the broker's limit (`body_too_large`), for example.
             NoAnswer: no answer came in time: send `.upsert` of the exception again.
-            ClientError: no queue takes upserts.
+            ClientError: no queue takes upserts, there is no connection for the answers, or the client is not open.
         """
-        upsert = record if isinstance(record, Upsert) else Upsert.of(record, message_id=message_id, version=version)
-        [answer] = [answer async for answer in self.upsert_many([upsert], timeout=timeout)]
+        if isinstance(record, TaskActivityLog) and (message_id is not None or version is not None):
+            record = Upsert.of(record, message_id=message_id, version=version)
+        [answer] = [answer async for answer in self.upsert_many([record], timeout=timeout)]
         if answer.rejected:
             raise answer.problem
         return answer
@@ -84,7 +87,8 @@ class TaskActivityLogClient:
         """Send many, `window` of them unanswered at a time, and iterate over the answers as they come.
 
         `timeout` is the longest time in seconds without any answer, outages included; None waits without limit.
-        A rejected one is an answer like any other: see `Answer.rejected` and `Answer.problem`.
+        A rejected one is an answer like any other: see `Answer.rejected` and `Answer.problem`. So is one that cannot be sent,
+        because it is too large for the broker or cannot be encoded: see `Answer.sent`.
         """
         return Bulk(self._asks, records, window=self.window, timeout=timeout)
 
@@ -97,20 +101,30 @@ class TaskActivityLogClient:
     ) -> int:
         """Send without asking for answers, which go to the replies exchange; returns how many the broker has confirmed.
 
-        `timeout` is the longest time in seconds without a confirmation, outages included. `on_sent` is called with how
-        many more are confirmed.
+        The user needs permission to write to the exchange, and no other. `timeout` is the longest time in seconds without a
+        confirmation, outages included. `on_sent` is called with how many more are confirmed.
 
         Raises:
+            NotSent: the broker does not take some of them, such as one that is too large. All others were sent.
             ClientError: no queue takes upserts, or nothing was confirmed in time. Those before were.
         """
         count = 0
+        refused: list[Answer] = []
+
+        def confirmed(more: int) -> None:
+            nonlocal count
+            count += more
+            on_sent(more)
+
         coming = map(request_of, records)
         while batch := list(islice(coming, BATCH)):
+            refused += [answer for answer in batch if isinstance(answer, Answer)]
+            upserts = [upsert for upsert in batch if isinstance(upsert, Upsert)]
             try:
                 async with asyncio.timeout(timeout):
-                    await self._asks.send(batch)
+                    refused += await self._asks.send(upserts, confirmed)
             except TimeoutError:
                 raise self._asks.not_confirmed(timeout) from None
-            count += len(batch)
-            on_sent(len(batch))
+        if refused:
+            raise NotSent(refused)
         return count

@@ -35,18 +35,19 @@ class Connections:
         self._tasks: list[asyncio.Task[None]] = []
 
     async def open(self, *runs: Coroutine[Any, Any, None], ready: Coroutine[Any, Any, None]) -> None:
-        """Start the tasks and return when `ready` does.
+        """Start further tasks and return when `ready` does.
 
-        Raises `ClientError` if the first attempt of one of them fails; no task is left then.
+        Raises `ClientError` if the first attempt of one of them fails; none of these tasks is left then.
         """
         self._opening = opening = asyncio.get_running_loop().create_future()
-        self._tasks = [asyncio.create_task(run) for run in (*runs, ready)]
-        for task in self._tasks:
+        tasks = [asyncio.create_task(run) for run in (*runs, ready)]
+        self._tasks += tasks
+        for task in tasks:
             task.add_done_callback(self._ended)
         try:
             await opening
         except BaseException:
-            await self.close()
+            await end(*tasks)
             raise
         finally:
             self._opening = None

@@ -1,7 +1,7 @@
 """What is sent and what is received: upserts, replies, and the errors in between."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import starmap
@@ -10,11 +10,12 @@ from uuid import uuid4
 
 from task_activity_log import wire
 from task_activity_log.message import ERROR_CODE, OUTCOME, PERSISTENT, UPDATE_MODE, VERSION, Properties
-from task_activity_log.problem import Rejected
+from task_activity_log.problem import Code, Problem, Rejected
 from task_activity_log.rabbitmq.consumer import RabbitDelivery
 from task_activity_log.rabbitmq.headers import encode
 from task_activity_log.record import Outcome, StoredTaskActivityLog, TaskActivityLog
 
+_NAMED = 3
 _SURELY_SHORT = 60
 _HEADER_MAX = 100_000
 """Bytes that fit one frame, with what the broker adds."""
@@ -35,6 +36,16 @@ class NoAnswer(ClientError):
         self.upsert = upsert
 
 
+class NotSent(ClientError):
+    """Some upserts could not be sent, and all others were; `answers` says why for each of them."""
+
+    def __init__(self, answers: "Sequence[Answer]") -> None:
+        named = "; ".join(f"{one.upsert.source or one.upsert.message_id}: {one.problem}" for one in answers[:_NAMED])
+        others = f"; and {len(answers) - _NAMED:,} more" if len(answers) > _NAMED else ""
+        super().__init__(f"{len(answers):,} upsert{'' if len(answers) == 1 else 's'} not sent: {named}{others}")
+        self.answers = tuple(answers)
+
+
 @dataclass(frozen=True, slots=True)
 class FieldProblem:
     """One bad field of a rejected record."""
@@ -45,7 +56,11 @@ class FieldProblem:
 
 
 class UpsertRejected(ClientError):
-    """The worker rejected an upsert; a copy of it is in the dead-letter queue."""
+    """The worker rejected an upsert, and a copy of it is in the dead-letter queue; or the client could not send it.
+
+    It is not sent if it is larger than the broker's limit (`body_too_large`), or if the broker refuses its properties
+    (`invalid_properties`), or if the record cannot be encoded (`invalid_string`): see `Answer.sent`.
+    """
 
     def __init__(self, code: str, detail: str, errors: tuple[FieldProblem, ...] = ()) -> None:
         super().__init__(f"{code}: {detail}")
@@ -69,14 +84,20 @@ class Upsert:
     """Where it came from, for whoever reads the answer. Not sent."""
 
     def __post_init__(self) -> None:
-        """Raises `ValueError` for what AMQP cannot represent: texts that are too long, a number that is too big."""
-        if self.headers or self.content_encoding or len(self.message_id) + len(self.content_type) > _SURELY_SHORT:
-            try:
-                size = len(encode(self.properties(None, ""), 0))
-            except (ValueError, OverflowError):
-                raise ValueError("message_id, content type or a header does not fit AMQP's limits") from None
-            if size > _HEADER_MAX:
-                raise ValueError(f"the headers take more than {_HEADER_MAX} bytes")
+        """Raises `ValueError` for what AMQP cannot represent: texts that are too long or no text, a number that is too big."""
+        plain = self.message_id.isascii() and self.content_type.isascii()  # half of a surrogate pair is no text
+        if plain and not self.headers and not self.content_encoding and self._short <= _SURELY_SHORT:
+            return
+        try:
+            size = len(encode(self.properties(None, ""), 0))
+        except (ValueError, OverflowError):
+            raise ValueError("message_id, content type or a header does not fit AMQP's limits") from None
+        if size > _HEADER_MAX:
+            raise ValueError(f"the headers take more than {_HEADER_MAX} bytes")
+
+    @property
+    def _short(self) -> int:
+        return len(self.message_id) + len(self.content_type)
 
     @classmethod
     def of(
@@ -115,11 +136,6 @@ class Upsert:
 
 Record: TypeAlias = TaskActivityLog | Upsert
 """What can be sent: a record, or a request made by hand (`Upsert.of`), which can have a version or a mode."""
-
-
-def request_of(record: Record) -> Upsert:
-    """The request for it."""
-    return record if isinstance(record, Upsert) else Upsert.of(record)
 
 
 @dataclass(frozen=True)
@@ -192,3 +208,37 @@ class Answer(Reply):
     """A reply, and the upsert that it answers."""
 
     upsert: Upsert = field(kw_only=True)
+    sent: bool = field(default=True, kw_only=True)
+    """Whether the worker has answered; otherwise the upsert was not sent, and `problem` says why."""
+
+    @classmethod
+    def not_sent(cls, upsert: Upsert, problem: Problem) -> Self:
+        """The answer to an upsert that cannot be sent: the worker would answer in the same form."""
+        name = wire.problem_type(upsert.content_type.partition(";")[0].strip().lower())
+        return cls(
+            outcome=Outcome.REJECTED.value,
+            body=wire.encode_problem(problem, name),
+            content_type=name,
+            message_id=None,
+            correlation_id=upsert.message_id,
+            code=problem.code.value,
+            upsert=upsert,
+            sent=False,
+        )
+
+
+def request_of(record: Record) -> Upsert | Answer:
+    """The request for it; or the answer, if the record has a value that cannot be encoded.
+
+    Raises `TypeError` for what is not a record.
+    """
+    if isinstance(record, Upsert):
+        return record
+    if not isinstance(record, TaskActivityLog):
+        raise TypeError(f"send a TaskActivityLog or an Upsert, not {type(record).__name__}")
+    try:
+        return Upsert.of(record)
+    except ValueError:  # it was made without validation: `model_construct`, or a copy with updates
+        source = f"record {getattr(record, 'id', 'without an id')}"
+        problem = Problem(Code.INVALID_STRING, f"The {source} has a value that cannot be encoded.")
+        return Answer.not_sent(Upsert(b"", source=source), problem)

@@ -15,6 +15,7 @@ from task_activity_log.rabbitmq.confirms import FRAME_MAX, Batch, ConfirmChannel
 from task_activity_log.rabbitmq.frames import FrameReader
 from task_activity_log.rabbitmq.link import LOST, LinkOptions, connect, supervise
 from task_activity_log.rabbitmq.outgoing import Fate, Outgoing
+from task_activity_log.rabbitmq.queues import must_exist
 
 _OPEN_SECONDS = 2.0
 """A broker that takes longer to open a channel on a connection in use reads nothing from that connection."""
@@ -115,6 +116,19 @@ class Publisher:
     async def wait_connected(self) -> None:
         """Return once there is a channel to publish on."""
         await self._connected.wait()
+
+    async def require_exchange(self, exchange: str) -> None:
+        """Return if the exchange exists. The user needs any one permission for it.
+
+        Raises:
+            One of `link.LOST`: it does not exist, the broker refuses, or the connection is lost.
+        """
+        if self._channel is None:
+            raise ConnectionError(self.last_reason)
+        channel = await self._channel.channel.connection.channel()
+        async with must_exist(f"exchange '{exchange}'"):
+            await channel.exchange_declare(exchange, passive=True)
+        await channel.close()
 
     async def run(self) -> None:
         """Keep a channel open until cancelled."""

@@ -38,7 +38,7 @@ def existing_queue(queue: str, prefetch: int | None = None) -> Choice:
     """A queue that a worker or an operator has declared; without a prefetch, as many messages as are waiting now."""
 
     async def choose(channel: aiormq.abc.AbstractChannel) -> Found:
-        async with _must_exist(f"queue '{queue}'"):
+        async with must_exist(f"queue '{queue}'"):
             ok = await channel.queue_declare(queue, passive=True)
         messages = ok.message_count or 0
         return Found(queue, messages if prefetch is None else prefetch, messages, ok.consumer_count or 0)
@@ -50,7 +50,7 @@ def own_queue(exchange: str, prefetch: int, routing_keys: Sequence[str] = ()) ->
     """A new exclusive queue, bound to an existing exchange by these keys, and deleted when its connection closes."""
 
     async def choose(channel: aiormq.abc.AbstractChannel) -> Found:
-        async with _must_exist(f"exchange '{exchange}'"):
+        async with must_exist(f"exchange '{exchange}'"):
             await channel.exchange_declare(exchange, passive=True)
         queue = (await channel.queue_declare(exclusive=True, auto_delete=True)).queue or ""
         for key in routing_keys:
@@ -61,7 +61,8 @@ def own_queue(exchange: str, prefetch: int, routing_keys: Sequence[str] = ()) ->
 
 
 @asynccontextmanager
-async def _must_exist(what: str) -> AsyncIterator[None]:
+async def must_exist(what: str) -> AsyncIterator[None]:
+    """Raises `Missing`, which says `what` does not exist, where the broker says that something does not."""
     try:
         yield
     except ChannelNotFoundEntity:
