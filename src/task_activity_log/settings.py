@@ -6,6 +6,7 @@ have the prefix `WORKER_`. A value can be read from a file: `AMQP_URL_FILE` is t
 
 import difflib
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -298,7 +299,7 @@ def load(
             values[fields[name]] = value
         elif name.removesuffix("_FILE") in fields:
             values[fields[name.removesuffix("_FILE")]] = _secret(name, value, errors)
-        elif name.startswith(PREFIX):
+        elif name.startswith(PREFIX) and not _OF_A_SERVICE.fullmatch(name):
             close = difflib.get_close_matches(name, fields, n=1)
             errors.append(f"{name}: unknown setting" + (f"; did you mean {close[0]}?" if close else ""))
     values = {field: value for field, value in values.items() if value}  # compose files pass unset variables as empty
@@ -307,10 +308,20 @@ def load(
         settings = Settings.model_validate(values, context={"environment": environment})
     except ValidationError as invalid:
         errors += map(_explain, invalid.errors(include_url=False))
+    if environment.get("HTTP_PORT", "").startswith("tcp://"):
+        errors.append(
+            "HTTP_PORT: Kubernetes sets it for a service named http: set it yourself, or enableServiceLinks: false"
+        )
     if errors:
         raise SettingsError("\n".join(errors))
     settings._environment = environment  # noqa: SLF001 - this function is the other half of the class
     return settings
+
+
+_OF_A_SERVICE = re.compile(
+    r"WORKER_(?:\w+_)?(?:SERVICE_HOST|SERVICE_PORT(?:_\w+)?|PORT(?:_\d+_[A-Z]+(?:_(?:PROTO|PORT|ADDR))?)?)"
+)
+"""What Kubernetes puts into each container of a namespace with a service named `worker` or `worker-…`."""
 
 
 def _required(url: SecretStr | None, name: str) -> str:

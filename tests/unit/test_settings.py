@@ -151,3 +151,21 @@ def test_files_for_tls_without_tls_are_refused() -> None:
 def test_an_invalid_management_url_is_refused(value: str) -> None:
     """It is checked like the other URLs."""
     assert errors_of({**URLS, "MANAGEMENT_URL": value})[0].startswith("MANAGEMENT_URL: should")
+
+
+def test_variables_of_a_kubernetes_service_are_no_settings() -> None:
+    """A service named `worker`, or one that begins with it, puts these into each container of its namespace."""
+    names = (
+        "PORT",
+        "PORT_8080_TCP",
+        "PORT_8080_TCP_ADDR",
+        "SERVICE_HOST",
+        "SERVICE_PORT",
+        "SERVICE_PORT_HTTP",
+        "B_PORT",
+    )
+    load({f"WORKER_{name}": "tcp://10.0.0.1:8080" for name in names}, needed=())
+    with pytest.raises(SettingsError, match="WORKER_PORTS: unknown setting"):
+        load({"WORKER_PORTS": "1"}, needed=())
+    with pytest.raises(SettingsError, match="HTTP_PORT: Kubernetes sets it for a service named http"):
+        load({"HTTP_PORT": "tcp://10.0.0.1:80"}, needed=())

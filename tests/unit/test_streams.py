@@ -195,3 +195,25 @@ def test_commands_whose_reader_went_away_end(
     os.close(ends["closed"])
     os.close(ends["full"])
     assert (said.returncode, said.stderr) == expected
+
+
+def test_a_directory_for_the_metrics_of_several_processes_is_named_and_ignored(tmp_path: Path) -> None:
+    """PROMETHEUS_MULTIPROC_DIR of another program: with it a worker would not start, or write files there."""
+    for folder in (tmp_path, tmp_path / "missing"):
+        worker = subprocess.Popen(  # noqa: S603 - our own program
+            [COMMAND, "run"],
+            env=environment(
+                AMQP_URL="amqp://127.0.0.1:1/",
+                DATABASE_URL="postgresql://127.0.0.1:1/",
+                PROMETHEUS_MULTIPROC_DIR=str(folder),
+            ),
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert worker.stderr is not None
+        lines = [worker.stderr.readline() for _ in range(2)]
+        worker.kill()
+        worker.communicate()
+        assert lines[0].startswith("task-activity-log: PROMETHEUS_MULTIPROC_DIR is set for another program and ignored")
+        assert '"event": "started"' in lines[1]
+    assert list(tmp_path.iterdir()) == []

@@ -13,6 +13,7 @@ terminal       tables, progress bars and plain lines
 """
 
 import asyncio
+import os
 import signal
 import sys
 from importlib import resources
@@ -25,7 +26,7 @@ import typer
 from task_activity_log import __version__, streams
 from task_activity_log.cli.dead_letters.commands import app as dead_letters_app
 from task_activity_log.cli.exit_codes import INTERRUPTED, WRONG_USE, fail, guarded, output_lost, settings_or_exit
-from task_activity_log.cli.terminal import print_data
+from task_activity_log.cli.terminal import print_data, say
 from task_activity_log.record import Outcome
 
 CONTRACT_FILES: Final = {
@@ -82,6 +83,9 @@ def run() -> None:
     # process 1 of a container would ignore the signal.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     settings = settings_or_exit("amqp_url", "database_url")
+    for name in ("PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir"):  # before prometheus_client reads it
+        if os.environ.pop(name, None):
+            say(f"{name} is set for another program and ignored: a worker is one process and has its metrics in memory")
     from task_activity_log import service
 
     streams.drop_stalled()
