@@ -308,10 +308,6 @@ def load(
         settings = Settings.model_validate(values, context={"environment": environment})
     except ValidationError as invalid:
         errors += map(_explain, invalid.errors(include_url=False))
-    if environment.get("HTTP_PORT", "").startswith("tcp://"):
-        errors.append(
-            "HTTP_PORT: Kubernetes sets it for a service named http: set it yourself, or enableServiceLinks: false"
-        )
     if errors:
         raise SettingsError("\n".join(errors))
     settings._environment = environment  # noqa: SLF001 - this function is the other half of the class
@@ -322,6 +318,9 @@ _OF_A_SERVICE = re.compile(
     r"WORKER_(?:\w+_)?(?:SERVICE_HOST|SERVICE_PORT(?:_\w+)?|PORT(?:_\d+_[A-Z]+(?:_(?:PROTO|PORT|ADDR))?)?)"
 )
 """What Kubernetes puts into each container of a namespace with a service named `worker` or `worker-…`."""
+
+
+_OF_SERVICE_HTTP = "; Kubernetes sets it for a service named http: set it yourself, or enableServiceLinks: false"
 
 
 def _required(url: SecretStr | None, name: str) -> str:
@@ -342,7 +341,9 @@ def _explain(error: ErrorDetails) -> str:
     text = str(error.get("ctx", {}).get("error", error["msg"]))  # our own validators' text, else pydantic's
     if not error["loc"]:  # a combination of settings, which the text names
         return text
-    return f"{variable(str(error['loc'][0]))}: {text[:1].lower()}{text[1:]}"
+    linked = error["loc"] == ("http_port",) and str(error.get("input")).startswith("tcp://")
+    advice = _OF_SERVICE_HTTP if linked else ""
+    return f"{variable(str(error['loc'][0]))}: {text[:1].lower()}{text[1:]}{advice}"
 
 
 def _missing(name: str) -> str:
