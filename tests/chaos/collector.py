@@ -7,10 +7,13 @@ import json
 import re
 import time
 from collections import defaultdict
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
 from html import unescape
+from threading import Thread
+from typing import Self
 
 from aio_pika.abc import AbstractIncomingMessage
 
@@ -51,14 +54,35 @@ class Collected:
 
 
 class Collector:
-    """Consumes the queues until it is cancelled, and reconnects as often as necessary."""
+    """Consumes the queues until the end of its context, and reconnects as often as necessary.
+
+    It has a thread and an event loop of its own: the driver needs a third of a second to decode a header with 120,000
+    values, and nothing else may wait meanwhile, least of all the proxies of the workers.
+    """
 
     def __init__(self, url: str) -> None:
         self._url = url
         self.collected = Collected()
+        self._loop = asyncio.new_event_loop()
+        self._thread = Thread(target=self._serve)
 
-    async def run(self) -> None:
-        """Read until cancelled."""
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._loop.call_soon_threadsafe(self._reading.cancel)
+        self._thread.join()
+
+    def _serve(self) -> None:
+        with asyncio.Runner(loop_factory=lambda: self._loop) as runner, suppress(asyncio.CancelledError):
+            runner.run(self._run())
+
+    async def _run(self) -> None:
+        self._reading = asyncio.ensure_future(self._read())
+        await self._reading
+
+    async def _read(self) -> None:
         while True:
             connection = None
             try:

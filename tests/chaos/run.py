@@ -57,8 +57,8 @@ def run(plan: Plan, broker: RabbitMQ, database: PostgreSQL, journal: Journal) ->
         logging.getLogger(driver).setLevel(logging.CRITICAL)  # our own connections are lost all the time
     amqp_url, database_url = broker.create_vhost(), database.create_database()
     migrations.migrate(database_url)
-    with _pooler(plan, database_url) as pooler:
-        return asyncio.run(_run(plan, broker, database, journal, amqp_url, database_url, pooler))
+    with _pooler(plan, database_url) as pooler, Collector(amqp_url) as collector:
+        return asyncio.run(_run(plan, broker, database, journal, amqp_url, database_url, pooler, collector))
 
 
 @contextmanager
@@ -81,6 +81,7 @@ async def _run(
     amqp_url: str,
     database_url: str,
     pooler: Pooler | None,
+    collector: Collector,
 ) -> Result:
     directory = Path(tempfile.mkdtemp(prefix="task-activity-log-chaos-"))
     journal.note(f"{plan.command()}; RabbitMQ {broker.version}, PostgreSQL {database.version}; logs in {directory}")
@@ -104,13 +105,12 @@ async def _run(
     ]
     stranger = Stranger(plan, plan.publishers)
     publishers.append(Publisher(amqp_url, stranger, plan.hostile_rate, note_sent))
-    collector = Collector(amqp_url)
 
     async def all_taken() -> bool:
         return await _all_taken(broker, amqp_url)
 
     faults = Faults(plan, journal, fleet, broker, database, amqp_url, database_url, pooler, stranger, all_taken)
-    reading = [asyncio.create_task(collector.run()), asyncio.create_task(askers.read_slowly(amqp_url))]
+    reading = asyncio.create_task(askers.read_slowly(amqp_url))
     publishing_over = asyncio.Event()
     try:
         await faults.limit()
@@ -138,8 +138,7 @@ async def _run(
         if back and not left:
             failures.append(f"{back} messages are back in the requests queue after all workers have stopped")
     finally:
-        for task in reading:
-            task.cancel()
+        reading.cancel()
         await fleet.close()
         await faults.limit(None)
     return Result(failures, over.figures(), journal, directory)
