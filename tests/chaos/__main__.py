@@ -11,7 +11,7 @@ import sys
 
 from sandbox import SandboxError, close, in_background, say_on_stderr
 from sandbox.choice import POSTGRESQL, RABBITMQ, Choice, ways
-from tests.chaos.plan import ASKERS, HOSTILE, ROWS, Journal, Plan
+from tests.chaos.plan import HOSTILE, Journal, Plan
 from tests.chaos.run import Result, run
 
 
@@ -74,9 +74,9 @@ def _plan() -> Plan:
     parser.add_argument(
         "--hostile",
         type=_kinds,
-        default=(ROWS, ASKERS),
+        default=HOSTILE,
         metavar="KINDS",
-        help=f"what is hostile, separated by commas: {', '.join(HOSTILE)} (rows,askers), or none",
+        help=f"what is hostile, separated by commas: {', '.join(HOSTILE)} (all), or none",
     )
     parser.add_argument(
         "--no-outages",

@@ -22,7 +22,7 @@ class Plan:
     workers: int
     versions: bool
     """True: requests have versions, and the newest must win. False: they have no versions, and order must be kept."""
-    hostile: tuple[str, ...] = (ROWS, ASKERS)
+    hostile: tuple[str, ...] = HOSTILE
     outages: bool = True
     """False: no fault but the hostile ones, and nobody else's answer may take long because of them."""
     single_active: bool = False
@@ -63,7 +63,7 @@ class Plan:
         flags = ["--versions" if self.versions else "--order"]
         flags += ["--single-active"] if self.single_active else []
         flags += ["--pgbouncer"] if self.pgbouncer else []
-        flags += [f"--hostile {','.join(self.hostile) or 'none'}"] if self.hostile != (ROWS, ASKERS) else []
+        flags += [f"--hostile {','.join(self.hostile) or 'none'}"] if self.hostile != HOSTILE else []
         flags += [] if self.outages else ["--no-outages"]
         return (
             f"python -m tests.chaos --seconds {self.seconds:g} --seed {self.seed} --workers {self.workers}"
