@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import cached_property
+from collections.abc import Callable, Iterator
 from urllib.parse import urlsplit, urlunsplit
 
 _PORTS = {"amqp": 5672, "amqps": 5671, "http": 15672, "https": 15671}
@@ -46,24 +45,30 @@ def addresses(url: str) -> list[str]:
 class Hosts:
     """The nodes of one broker, tried in turn. Shared by all connections of a process that have the same options."""
 
-    def __init__(self, url: str) -> None:
-        """Begin with the first host of the URL."""
-        self._url = url
-        self._first = 0
-
-    @cached_property
-    def _urls(self) -> list[str]:
-        return urls(self._url)
+    def __init__(self, source: str | Callable[[], str]) -> None:
+        """Begin with the first host of the URL. A function is called for each connection: the URL may have changed."""
+        self._source = source
+        self._urls: list[str] = []
+        self._first: str | None = None
 
     def __iter__(self) -> Iterator[str]:
         """Each URL once, beginning with the host that is to be tried first. Raises `ValueError` as `urls` does."""
-        return iter(self._urls[self._first :] + self._urls[: self._first])
+        self._urls = urls(self._source if isinstance(self._source, str) else self._source())
+        places = [_place(url) for url in self._urls]
+        start = places.index(self._first) if self._first in places else 0
+        return iter(self._urls[start:] + self._urls[:start])
 
     def leave(self, url: str) -> None:
         """The connection to this host was lost, or could not be opened: begin with the next one."""
-        if self._urls[self._first] == url:
-            self._first = (self._first + 1) % len(self._urls)
+        places = [_place(known) for known in self._urls]
+        if _place(url) in places and (self._first or places[0]) == _place(url):
+            self._first = places[(places.index(_place(url)) + 1) % len(places)]
 
     def stay(self, url: str) -> None:
         """This host let us in: begin with it."""
-        self._first = self._urls.index(url)
+        self._first = _place(url)
+
+
+def _place(url: str) -> str:
+    """Host and port of a URL with one host. User and password may be others at the next connection."""
+    return urlsplit(url).netloc.rpartition("@")[2]

@@ -57,17 +57,20 @@ _TRIM_CHUNK = 5_000
 class Service:
     """One worker process."""
 
-    def __init__(self, settings: Settings, traces: Tracing | None = None) -> None:
-        """Put the parts together. Nothing is connected yet."""
+    def __init__(
+        self, settings: Settings, traces: Tracing | None = None, redaction: logs.Redaction | None = None
+    ) -> None:
+        """Put the parts together. Nothing is connected yet. `redaction` learns passwords that change."""
+        redaction = redaction or logs.Redaction(secrets_of(settings))
         self._settings = settings
         self._traces = traces
         self.metrics = Metrics()
         self._watch = Watch(self.metrics)
         self._start_hold = Hold("start")
         topology = topology_of(settings)
-        link = link_of(settings)
+        link = link_of(settings, redaction)
         count = self.metrics.counters
-        connector = connector_of(settings)
+        connector = connector_of(settings, redaction)
         self._store = store_of(settings, connector)
         self._parked_store = store_of(settings, connector)  # connects only while something is parked
         message_max = MessageMax()
@@ -145,7 +148,7 @@ class Service:
             alive=self.status.not_alive,
             status=self.status.report,
             metrics=self.metrics.exposition,
-            redact=logs.Redaction(secrets_of(settings)).text,
+            redact=redaction.text,
         )
 
     @property
@@ -253,14 +256,15 @@ def run(settings: Settings) -> None:
     Raises:
         OSError: it is not possible to listen on HTTP_HOST and HTTP_PORT.
     """
-    logs.configure(settings.log_format, settings.log_level, secrets_of(settings))
+    redaction = logs.Redaction(secrets_of(settings))
+    logs.configure(settings.log_format, settings.log_level, redaction)
     # Batches create many objects that are freed together: collect less often, and never what start-up has created.
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)
 
     async def serve() -> None:
         traces = tracing.from_environment(os.environ, settings.requests_queue, settings.replies_exchange)
-        service = Service(settings, traces)
+        service = Service(settings, traces, redaction)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, service.drain)

@@ -1,7 +1,8 @@
 """Settings: one frozen model, read from the environment. Unsafe combinations are refused at start.
 
 `AMQP_URL`, `DATABASE_URL`, `MANAGEMENT_URL`, `HTTP_HOST`, `HTTP_PORT`, `LOG_FORMAT` and `LOG_LEVEL` have no prefix, all others
-have the prefix `WORKER_`. A value can be read from a file: `AMQP_URL_FILE` is the path of a file that contains AMQP_URL.
+have the prefix `WORKER_`. A value can be read from a file: `AMQP_URL_FILE` is the path of a file that contains AMQP_URL. The URLs
+of broker and database are read again for each connection.
 """
 
 import difflib
@@ -38,6 +39,9 @@ PREFIX = "WORKER_"
 BATCHES_IN_HAND = 4
 """With two, each stage waits for the other one most of the time (measured in docs/performance.md)."""
 _BARE = ("amqp_url", "database_url", "management_url", "http_host", "http_port", "log_format", "log_level")
+
+
+_NEEDS_TLS = "AMQP_URL: should begin with amqps://, because files for TLS are set"
 
 
 class SettingsError(Exception):
@@ -197,6 +201,8 @@ class Settings(BaseModel):
     """How long a message is remembered for deduplication, in seconds."""
 
     _environment: Mapping[str, str] = PrivateAttr(default_factory=lambda: os.environ)
+    _files: dict[str, str] = PrivateAttr(default_factory=dict)
+    """The files that values were read from, by field."""
 
     @model_validator(mode="after")
     def _tls_is_of_use(self) -> Self:
@@ -210,7 +216,7 @@ class Settings(BaseModel):
                 except OSError:
                     problems.append(f"{name}_…_FILE: not PEM files with certificates and a matching key")
         if self.amqp_tls is not None and self.amqp_url and not self.required_amqp_url.startswith("amqps:"):
-            problems.append("AMQP_URL: should begin with amqps://, because files for TLS are set")
+            problems.append(_NEEDS_TLS)
         if problems:
             raise ValueError("\n".join(problems))
         return self
@@ -224,6 +230,35 @@ class Settings(BaseModel):
     def required_database_url(self) -> str:
         """DATABASE_URL in plain text, with its password. Raises `SettingsError` if it is not set (see `load`)."""
         return _required(self.database_url, "DATABASE_URL")
+
+    def read_again(self, field: Literal["amqp_url", "database_url"]) -> str:
+        """A URL as it is now: if it came from a file, the file is read again, because passwords are changed in it.
+
+        Raises:
+            SettingsError: it cannot be read, or is not a URL of the broker. What a URL of the database means is found out
+                when it is used.
+        """
+        if field not in self._files:
+            return _required(getattr(self, field), variable(field))
+        name, errors = f"{variable(field)}_FILE", list[str]()
+        url = _secret(name, self._files[field], errors)
+        if field == "amqp_url" and not errors:
+            errors += self._broker_errors(name, url)
+        if errors:
+            raise SettingsError("; ".join(errors))
+        return url
+
+    def _broker_errors(self, name: str, url: str) -> list[str]:
+        """What is wrong with a URL of the broker that was read again."""
+        if not url.startswith(("amqp://", "amqps://")):
+            return [f"{name}: should begin with amqp://"]
+        if self.amqp_tls is not None and not url.startswith("amqps:"):
+            return [_NEEDS_TLS]
+        try:
+            urls(url)
+        except ValueError as error:
+            return [f"{name}: {error}"]
+        return []
 
     @property
     def database_target(self) -> libpq.Target:
@@ -293,12 +328,15 @@ def load(
     """
     errors: list[str] = []
     values: dict[str, Any] = {}
+    files: dict[str, str] = {}
     fields = {variable(field): field for field in Settings.model_fields}
     for name, value in environment.items():
         if name in fields:
             values[fields[name]] = value
+            files.pop(fields[name], None)
         elif name.removesuffix("_FILE") in fields:
-            values[fields[name.removesuffix("_FILE")]] = _secret(name, value, errors)
+            values[field := fields[name.removesuffix("_FILE")]] = _secret(name, value, errors)
+            files[field] = value
         elif name.startswith(PREFIX) and not _OF_A_SERVICE.fullmatch(name):
             close = difflib.get_close_matches(name, fields, n=1)
             errors.append(f"{name}: unknown setting" + (f"; did you mean {close[0]}?" if close else ""))
@@ -310,7 +348,7 @@ def load(
         errors += map(_explain, invalid.errors(include_url=False))
     if errors:
         raise SettingsError("\n".join(errors))
-    settings._environment = environment  # noqa: SLF001 - this function is the other half of the class
+    settings._environment, settings._files = environment, files  # noqa: SLF001 - this is the other half of the class
     return settings
 
 

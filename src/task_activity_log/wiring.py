@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Literal
 
 from task_activity_log.pipeline.request import Rules, UpdateMode
+from task_activity_log.problem import Unavailable
 from task_activity_log.rabbitmq.link import LinkOptions
 from task_activity_log.rabbitmq.replies import ReplyOptions
 from task_activity_log.rabbitmq.topology import Topology
-from task_activity_log.settings import Settings
+from task_activity_log.settings import Settings, SettingsError
 from task_activity_log.telemetry import logs
 
 if TYPE_CHECKING:
@@ -20,6 +22,25 @@ def secrets_of(settings: Settings) -> set[str]:
     """The texts that must never be shown."""
     found = {secret for url in settings.secret_urls for secret in logs.secrets_in(url)}
     return found if settings.database_url is None else found | settings.database_target.secrets
+
+
+def _source(
+    settings: Settings, url: Literal["amqp_url", "database_url"], redaction: logs.Redaction | None
+) -> Callable[[], str]:
+    """What reads a URL again. The function raises `Unavailable` if that is not possible now."""
+
+    def read() -> str:
+        try:
+            found = settings.read_again(url)
+        except SettingsError as error:
+            why = str(error)
+        else:
+            if redaction is not None:
+                redaction.learn(logs.secrets_in(found))
+            return found
+        raise Unavailable("a URL cannot be read", why)
+
+    return read
 
 
 def topology_of(settings: Settings) -> Topology:
@@ -56,24 +77,27 @@ def reply_options_of(settings: Settings) -> ReplyOptions:
     )
 
 
-def link_of(settings: Settings) -> LinkOptions:
-    """How to connect to the broker. Raises `SettingsError` if AMQP_URL is not set."""
+def link_of(settings: Settings, redaction: logs.Redaction | None = None) -> LinkOptions:
+    """How to connect to the broker. `redaction` learns new passwords. Raises `SettingsError` if AMQP_URL is not set."""
     return LinkOptions(
         url=settings.required_amqp_url,
+        source=_source(settings, "amqp_url", redaction),
         tls=settings.amqp_tls,
         heartbeat_seconds=settings.amqp_heartbeat_seconds,
         connect_timeout_seconds=settings.amqp_connect_timeout_seconds,
     )
 
 
-def connector_of(settings: Settings) -> Connector:
-    """How to connect to the database. Raises `SettingsError` if DATABASE_URL is not set."""
+def connector_of(settings: Settings, redaction: logs.Redaction | None = None) -> Connector:
+    """How to connect to the database. `redaction` learns new passwords. Raises `SettingsError` if DATABASE_URL is not set."""
     from task_activity_log.postgresql.connecting import Connector  # noqa: PLC0415 - asyncpg, as above
 
+    _ = settings.required_database_url
     return Connector(
-        settings.required_database_url,
+        _source(settings, "database_url", redaction),
         connect_timeout=settings.database_connect_timeout_seconds,
         tls=settings.database_tls,
+        on_secrets=redaction.learn if redaction is not None else lambda _: None,
     )
 
 

@@ -40,7 +40,7 @@ async def test_no_secret_and_no_payload_is_shown(
     provider = make_provider({})
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     urls = with_login(amqp_url, user, password), with_login(database_url, user, password)
-    logs.configure("json", "debug", {found for url in urls for found in logs.secrets_in(url)})
+    logs.configure("json", "debug", logs.Redaction(found for url in urls for found in logs.secrets_in(url)))
     structlog.configure(cache_logger_on_first_use=False)  # a cached logger would keep writing to this test's stderr
     try:
         async with serving(*urls, traces=Tracing(provider, "requests", "replies")) as service:

@@ -48,3 +48,18 @@ def test_the_next_connection_begins_with_another_host_than_the_one_that_was_lost
     assert next(iter(hosts)) == "amqp://c:5672"
     hosts.leave("amqp://c:5672")
     assert next(iter(hosts)) == "amqp://a:5672"
+
+
+def test_the_url_is_read_again_for_each_connection() -> None:
+    """The host that let us in stays the first one, also with another password; with other hosts it begins with the first."""
+    now = ["amqp://u:old@a,b"]
+    hosts = Hosts(lambda: now[0])
+    hosts.stay(list(hosts)[1])
+    now[0] = "amqp://u:new@a,b"
+    assert list(hosts) == ["amqp://u:new@b:5672", "amqp://u:new@a:5672"]
+    hosts.leave("amqp://u:old@b:5672")
+    assert next(iter(hosts)) == "amqp://u:new@a:5672"
+    now[0] = "amqp://u:new@c,d"
+    assert next(iter(hosts)) == "amqp://u:new@c:5672"
+    hosts.leave("amqp://u:new@a:5672")
+    assert next(iter(hosts)) == "amqp://u:new@c:5672"

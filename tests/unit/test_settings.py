@@ -171,3 +171,27 @@ def test_variables_of_a_kubernetes_service_are_no_settings() -> None:
         SettingsError, match=r"HTTP_PORT: input should be .*; Kubernetes sets it for a service named http"
     ):
         load({"HTTP_PORT": "tcp://10.0.0.1:80"}, needed=())
+
+
+def test_a_url_from_a_file_is_read_again(tmp_path: Path) -> None:
+    """A wrong content is an error without the content; a URL that is not from a file stays as it is."""
+    file = tmp_path / "url"
+    file.write_text("amqp://u:old@broker/\n")
+    settings = load({"AMQP_URL_FILE": str(file), "DATABASE_URL": URLS["DATABASE_URL"]})
+    assert settings.read_again("amqp_url") == "amqp://u:old@broker/"
+    file.write_text("amqp://u:new@broker/\n")
+    assert settings.read_again("amqp_url") == "amqp://u:new@broker/"
+    assert settings.read_again("database_url") == URLS["DATABASE_URL"]
+    for content, reason in (
+        ("", "should begin with amqp://"),
+        ("amqp://u:secret@", "should name a host"),
+        ("http://u:secret@broker", "should begin with amqp://"),
+    ):
+        file.write_text(content)
+        with pytest.raises(SettingsError) as caught:
+            settings.read_again("amqp_url")
+        assert str(caught.value).startswith(f"AMQP_URL_FILE: {reason}")
+        assert "secret" not in str(caught.value)
+    file.unlink()
+    with pytest.raises(SettingsError, match=r"AMQP_URL_FILE: cannot be read \(No such file or directory\)"):
+        settings.read_again("amqp_url")

@@ -182,10 +182,17 @@ def test_a_crash_is_logged_without_the_text_of_the_error() -> None:
     assert payload not in told.replace("payload)", "").replace("(payload", "")
 
 
+def test_a_password_that_was_changed_is_not_shown_either() -> None:
+    """Nor is the one before."""
+    redaction = logs.Redaction({"hunter2hunter2"})
+    redaction.learn({"hunter3hunter3", "hunter3"})
+    assert redaction.text("hunter2hunter2 hunter3hunter3 hunter3") == "*** *** ***"
+
+
 def test_json_is_one_event_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     """This holds for any values, even with line breaks."""
     try:
-        logs.configure("json", "info", {"hunter2hunter2"})
+        logs.configure("json", "info", logs.Redaction({"hunter2hunter2"}))
         structlog.get_logger("test").info("batch", reason="two\nlines of hunter2hunter2")
     finally:
         structlog.reset_defaults()

@@ -82,6 +82,8 @@ class Connector:
     tls: Tls | None = None
     """Files for TLS. They replace the options of the connection string."""
     environment: Mapping[str, str] = field(default_factory=lambda: os.environ)
+    on_secrets: Callable[[set[str]], None] = lambda _: None
+    """Called with the passwords for each connection, so that they are not shown."""
     last: str | None = field(init=False, default=None)
     """The server that was used last."""
 
@@ -96,9 +98,12 @@ class Connector:
             Unavailable: it cannot be read.
         """
         try:
-            return read(self.source if isinstance(self.source, str) else self.source(), self.environment)
+            target = read(self.source if isinstance(self.source, str) else self.source(), self.environment)
         except ValueError as error:
             why = str(error)
+        else:
+            self.on_secrets(target.secrets)
+            return target
         raise Unavailable("the database URL cannot be used", why)
 
     async def connect(self, *, command_timeout: float, statement_cache_size: int = 0) -> ServerConnection:

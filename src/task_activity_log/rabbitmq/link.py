@@ -93,11 +93,13 @@ class LinkOptions:
     """The program's name, which begins the connection's name in the broker's management."""
     on_outage: Callable[[Outage], None] | None = None
     """Called with each outage instead of logging it: for commands."""
+    source: Callable[[], str] | None = None
+    """Reads the URL again for each connection, because it may have changed. Raises `Unavailable` if that is not possible."""
     hosts: Hosts = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
         """Share the order of the hosts among all connections that are opened with these options."""
-        object.__setattr__(self, "hosts", Hosts(self.url))
+        object.__setattr__(self, "hosts", Hosts(self.source or self.url))
 
 
 @asynccontextmanager

@@ -1,5 +1,7 @@
 """Logs with structlog: JSON in production, colours on a terminal. They never contain a payload or a secret."""
 
+from __future__ import annotations
+
 import logging
 import re
 import sys
@@ -17,13 +19,13 @@ _SHORTEST = 6
 _USER_INFO = re.compile(r"(?<=://)[^/@\s]*:[^@\s]*@")
 
 
-def configure(log_format: Literal["auto", "json", "console"], level: str, secrets: Iterable[str] = ()) -> None:
+def configure(log_format: Literal["auto", "json", "console"], level: str, redaction: Redaction | None = None) -> None:
     """Configure structlog for the process. Events are written to standard error, one line each.
 
     Args:
         log_format: `auto` means console on a terminal and JSON otherwise.
         level: the lowest level that is logged.
-        secrets: texts that must never appear, even if another library's error message contains them.
+        redaction: knows the texts that must never appear, even if another library's error message contains them.
     """
     console = log_format == "console" or (log_format == "auto" and sys.stderr.isatty())
     threshold = logging.getLevelNamesMapping()[level.upper()]
@@ -32,7 +34,7 @@ def configure(log_format: Literal["auto", "json", "console"], level: str, secret
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
-            Redaction(secrets),
+            redaction or Redaction(),
             _count_dropped,
             *((_escape, structlog.dev.ConsoleRenderer(colors=has_colours(sys.stderr))) if console else ()),
             *(() if console else (structlog.processors.JSONRenderer(),)),
@@ -71,10 +73,18 @@ class Redaction:
     Secrets of fewer than six characters are not replaced, because they would also occur in ordinary words.
     """
 
-    def __init__(self, secrets: Iterable[str]) -> None:
-        known = sorted({secret for secret in secrets if len(secret) >= _SHORTEST}, key=len, reverse=True)
-        words = "|".join(map(re.escape, known))
-        self._secrets = re.compile(rf"(?<!\w)(?:{words})(?!\w)") if known else None
+    def __init__(self, secrets: Iterable[str] = ()) -> None:
+        self._known: set[str] = set()
+        self._secrets: re.Pattern[str] | None = None
+        self.learn(secrets)
+
+    def learn(self, secrets: Iterable[str]) -> None:
+        """Replace these as well from now on: a password was changed. Earlier ones are still replaced."""
+        new = {secret for secret in secrets if len(secret) >= _SHORTEST}
+        if not new <= self._known:
+            self._known |= new
+            words = "|".join(map(re.escape, sorted(self._known, key=len, reverse=True)))
+            self._secrets = re.compile(rf"(?<!\w)(?:{words})(?!\w)")
 
     def __call__(self, _logger: Any, _level: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
         """The event without secrets. This makes the class a processor for structlog."""
