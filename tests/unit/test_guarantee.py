@@ -230,8 +230,10 @@ class World:
     def hinder(self, wave: Sequence[Request[Delivery]], trouble: Trouble) -> None:
         """Let the first row of a wave be locked, or fail, for some time, if that is the trouble."""
         if trouble in HINDRANCES:
-            if trouble is Trouble.LOCKED_FOR_LONG:
-                self.interruptions += 2  # messages are returned meanwhile, more than once
+            if trouble is Trouble.LOCKED_FOR_LONG or any(sent.kind is Kind.CRASHES for sent in self._schedule.sent):
+                # What is parked is returned meanwhile more than once, by the limit or with each crash of another message.
+                # If it is the oldest one in hand, nothing tells it from what crashes the worker (docs/guarantees.md).
+                self.interruptions += 2
             until = asyncio.get_running_loop().time() + HINDRANCES[trouble]
             self.hindered[wave[0].record.id] = (trouble, until)
 
