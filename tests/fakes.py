@@ -18,7 +18,7 @@ from task_activity_log.pipeline.ports import PATIENT, D, Patience, Settlement
 from task_activity_log.pipeline.reply import Reply
 from task_activity_log.pipeline.request import Request, UpdateMode
 from task_activity_log.problem import Failed, Problem, Refused, TimedOut, Unavailable
-from task_activity_log.record import FIELDS, Applied, Outcome, StoredTaskActivityLog, Unread
+from task_activity_log.record import FIELDS, Applied, Outcome, StoredTaskActivityLog, TaskActivityLog, Unread
 
 
 def delivered(
@@ -168,6 +168,9 @@ class FakeStore:
         self.doubts: set[str | None] = set()
         self.patience: Patience | None = None  # of the last wave
         self._subjects: dict[UUID, str | None] = {}  # by the record that was last tried with it
+        self.own: list[Failed] = []
+        """Why rows of the worker's own are refused."""
+        self.own_tried = 0
         self.unwritable = False
         self.leaves_unread = False
         """Whether the records of a wave are left unread, but for the first."""
@@ -212,6 +215,11 @@ class FakeStore:
         if self.away is not None:
             raise Unavailable(self.away)
         return {identifier for identifier in ids if self._subjects.get(identifier) in self.locks}
+
+    async def try_own_rows(self, like: TaskActivityLog | None) -> list[Failed]:  # noqa: ARG002 - the values do not matter
+        await self.probe()
+        self.own_tried += 1
+        return self.own
 
     async def close(self) -> None:
         """Nothing is open."""

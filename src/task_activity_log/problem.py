@@ -10,6 +10,7 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 
 class Code(StrEnum):
@@ -98,12 +99,13 @@ POISON = Problem(
     Code.POISON_MESSAGE,
     "This message was delivered several times and never settled; it may have crashed a worker. It was not tried again.",
 )
-CLIENT, SKIPPED = "client", "skipped"
-"""What `Refused` has instead of an SQLSTATE."""
-_SKIPPED = Problem(
+CLIENT, SKIPPED, UNSET = "client", "skipped", "unset"
+"""What takes the place of an SQLSTATE if the driver could not read a result, if a trigger or a rule did not let a row be
+written, and if no trigger has set modified_dateutc."""
+_NOT_STORED = Problem(
     Code.REFUSED_BY_DATABASE,
-    "The database did not store this record, without an error: a trigger or a rule skipped it. Ask the people who run the"
-    " database.",
+    "The database did not store this record as it should, without an error: a trigger or a rule interfered. Ask the people"
+    " who run the database.",
 )
 REPLY_AS_REQUEST = Problem(
     Code.REPLY_AS_REQUEST,
@@ -114,6 +116,14 @@ UNREADABLE = Problem(
     "The record was stored, but the row now has values that a reply cannot contain. Find out who else writes to the"
     " table.",
 )
+
+
+class Rule(NamedTuple):
+    """What refuses a row. To compare, and not to show: a trigger may have put anything into the name."""
+
+    sqlstate: str
+    name: str = ""
+    """The constraint or the column, if PostgreSQL names one."""
 
 
 class Rejected(Exception):
@@ -127,21 +137,23 @@ class Rejected(Exception):
 class Refused(Exception):
     """The database refuses a value in this wave: halve the wave until the row at fault is alone.
 
-    `sqlstate` has PostgreSQL's five characters. It is `client` if the driver could not send a value or read a result, and
-    `skipped` if a trigger or a rule of the database did not let the row be written, without an error.
+    Attributes:
+        sqlstate: PostgreSQL's five characters, or one of `CLIENT`, `SKIPPED` and `UNSET`.
+        rule: what refuses it.
     """
 
-    def __init__(self, sqlstate: str) -> None:
+    def __init__(self, sqlstate: str, name: str = "") -> None:
         super().__init__(sqlstate)
         self.sqlstate = sqlstate
+        self.rule = Rule(sqlstate, name)
 
     @property
     def problem(self) -> Problem:
         """The problem for the publisher. It has the SQLSTATE but not the database's message, which quotes rows."""
         if self.sqlstate == CLIENT:
             return UNREADABLE
-        if self.sqlstate == SKIPPED:
-            return _SKIPPED
+        if self.sqlstate in (SKIPPED, UNSET):
+            return _NOT_STORED
         detail = (
             f"The database refuses this record (SQLSTATE {self.sqlstate}). Correct it, or ask the people who run the"
             " database."
@@ -171,14 +183,16 @@ class Failed(Unavailable):
     If a probe fails too, it is an outage. If the probe passes, a row is at fault: halve the wave until it is alone.
 
     Attributes:
-        sqlstate: PostgreSQL's five characters.
+        sqlstate: PostgreSQL's five characters, or `UNSET`.
+        rule: what refuses the row.
         lasting: whether the row has little hope to pass later (a trigger that does not fit the schema, corrupt data). It
-            is then refused after one more try. Any other row is tried again until it passes.
+            is then refused, unless the database refuses every row. Any other row is tried again until it passes.
     """
 
-    def __init__(self, label: str, sqlstate: str, detail: str = "", *, lasting: bool = False) -> None:
+    def __init__(self, label: str, sqlstate: str, detail: str = "", *, name: str = "", lasting: bool = False) -> None:
         super().__init__(label, detail)
         self.sqlstate = sqlstate
+        self.rule = Rule(sqlstate, name)
         self.lasting = lasting
 
 

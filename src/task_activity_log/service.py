@@ -127,6 +127,7 @@ class Service:
             parked_store=self._parked_store if traces is None else traces.store(self._parked_store),
             park_most=max(1, settings.prefetch // 2),
             park_limit_seconds=settings.park_limit_seconds,
+            refused_in_a_row=settings.refused_in_a_row,
         )
         self._draining = asyncio.Event()
         self.http_port = settings.http_port

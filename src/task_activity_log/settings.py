@@ -194,6 +194,10 @@ class Settings(BaseModel):
     park_limit_seconds: Annotated[float, Field(gt=0, lt=1800)] = 600.0
     """How long a message may wait for a row that is locked, in seconds; after that everything is requeued. Keep it below the
     broker's consumer timeout (30 minutes)."""
+    refused_in_a_row: NonNegativeInt = 10
+    """After how many refusals in a row for one reason the worker finds out whether the database refuses every row: it writes
+    rows of its own and rolls back. If these are refused too, all wait until a row passes. If the worker has stored a row since
+    it started, the first refusal is enough. 0: never; each refused message is dead-lettered."""
     poison_from: Annotated[int, Field(ge=3, lt=20)] = 10
     """Number of failed deliveries after which a message that may crash workers is rejected. It must be below the
     delivery limit of the queue (20)."""

@@ -2,6 +2,7 @@
 
 import secrets
 from collections.abc import AsyncIterator
+from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 from uuid import uuid4
 
@@ -147,3 +148,125 @@ async def test_too_many_connections_are_waited_out(amqp_url: str, role_url: str,
         await until(lambda: holding(service, "too many connections (53300)"))
         await admin.execute(f"ALTER ROLE {role} CONNECTION LIMIT -1")
         assert await talk.outcomes(1) == ["inserted"]
+
+
+BROKEN: dict[str, tuple[str, str, str]] = {
+    "the trigger is missing": (
+        "ALTER TRIGGER task_activity_log_modified ON task_activity_log RENAME TO other; DROP TRIGGER other ON task_activity_log",
+        "CREATE TRIGGER task_activity_log_modified BEFORE INSERT OR UPDATE ON task_activity_log"
+        " FOR EACH ROW EXECUTE FUNCTION task_activity_log_modified()",
+        "trigger task_activity_log_modified is missing",
+    ),
+    "the trigger is disabled": (
+        "ALTER TABLE task_activity_log DISABLE TRIGGER ALL",
+        "ALTER TABLE task_activity_log ENABLE TRIGGER ALL",
+        "trigger task_activity_log_modified is disabled",
+    ),
+    "a column of another team": (
+        "ALTER TABLE task_activity_log ADD COLUMN tenant int; UPDATE task_activity_log SET tenant = 1;"
+        "ALTER TABLE task_activity_log ALTER tenant SET NOT NULL",
+        "ALTER TABLE task_activity_log ALTER tenant SET DEFAULT 1",
+        "column tenant is NOT NULL and not ours",
+    ),
+    "a column that a trigger does not fill": (
+        "CREATE TRIGGER no_help BEFORE INSERT ON task_activity_log FOR EACH ROW EXECUTE FUNCTION nothing();"
+        "ALTER TABLE task_activity_log ADD COLUMN tenant int; UPDATE task_activity_log SET tenant = 1;"
+        "ALTER TABLE task_activity_log ALTER tenant SET NOT NULL",
+        "ALTER TABLE task_activity_log ALTER tenant SET DEFAULT 1",
+        "column tenant is NOT NULL and not ours",
+    ),
+    "a constraint that nothing satisfies": (
+        "ALTER TABLE task_activity_log ADD CONSTRAINT never CHECK (false) NOT VALID",
+        "ALTER TABLE task_activity_log DROP CONSTRAINT never",
+        "every row is refused (23514): constraint never",
+    ),
+    "a trigger that raises for every row": (
+        "CREATE TRIGGER raises AFTER INSERT OR UPDATE ON task_activity_log FOR EACH ROW EXECUTE FUNCTION raising()",
+        "DROP TRIGGER raises ON task_activity_log",
+        "every row is refused (P0001)",
+    ),
+    "a trigger that raises at the commit": (
+        "CREATE CONSTRAINT TRIGGER raises AFTER INSERT OR UPDATE ON task_activity_log DEFERRABLE INITIALLY DEFERRED"
+        " FOR EACH ROW EXECUTE FUNCTION raising()",
+        "DROP TRIGGER raises ON task_activity_log",
+        "every row is refused (P0001)",
+    ),
+    "a trigger that names a missing function": (
+        "CREATE TRIGGER lacks BEFORE INSERT OR UPDATE ON task_activity_log FOR EACH ROW EXECUTE FUNCTION lacking()",
+        "CREATE FUNCTION not_there() RETURNS text LANGUAGE sql AS $$ SELECT 'x' $$",
+        "every row is refused (42883)",
+    ),
+    "a trigger that skips every row": (
+        "CREATE TRIGGER skips BEFORE INSERT OR UPDATE ON task_activity_log FOR EACH ROW EXECUTE FUNCTION skipping()",
+        "DROP TRIGGER skips ON task_activity_log",
+        "a trigger or a rule skips every row",
+    ),
+}
+"""What refuses every row: how it is broken, how it is fixed, and the reason that is shown."""
+
+FUNCTIONS = """
+    CREATE FUNCTION nothing() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NEW; END $$;
+    CREATE FUNCTION raising() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'no'; END $$;
+    CREATE FUNCTION skipping() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$;
+    CREATE FUNCTION lacking() RETURNS trigger LANGUAGE plpgsql AS
+        $$ BEGIN NEW.description := not_there(); RETURN NEW; END $$;
+"""
+
+
+@pytest.mark.parametrize("how", BROKEN)
+async def test_what_refuses_every_row_makes_no_dead_letters(
+    amqp_url: str, database_url: str, admin: Connection, how: str
+) -> None:
+    """The worker holds and names the reason, for new records and for changes; when it is fixed, all are stored."""
+    broken, fixed, reason = BROKEN[how]
+    await admin.execute(FUNCTIONS)
+    records = [uuid4() for _ in range(20)]
+    async with (
+        conversing(amqp_url) as talk,
+        serving(amqp_url, database_url, WORKER_SINGLE_ACTIVE_CONSUMER="true") as service,
+    ):
+        for record in records:
+            await talk.send(record)
+        assert await talk.outcomes(20) == ["inserted"] * 20
+        await admin.execute(broken)
+        for record in records:
+            await talk.send(record, subject="changed")
+            await talk.send()
+        await until(lambda: holding(service, reason), 30)
+        assert await talk.kept() == []
+        await admin.execute(fixed)
+        assert await talk.outcomes(40, seconds=60) == ["inserted"] * 20 + ["updated"] * 20
+        await until(lambda: not service.status.not_ready(), 30)
+        assert await talk.kept() == []
+
+
+@pytest.mark.parametrize(
+    ("rule", "bad", "good"),
+    [
+        ("ALTER TABLE task_activity_log ADD CHECK (subject <> 'bad')", {"subject": "bad"}, {"subject": "good"}),
+        ("ALTER TABLE task_activity_log ALTER subject SET NOT NULL", {}, {"subject": "good"}),
+        ("ALTER TABLE task_activity_log ADD CHECK (subject LIKE 'X%' AND subject IS NOT NULL)", {}, {"subject": "X"}),
+        (
+            "CREATE TABLE tasks (id uuid PRIMARY KEY); ALTER TABLE task_activity_log ALTER task_id SET NOT NULL,"
+            " ADD FOREIGN KEY (task_id) REFERENCES tasks; INSERT INTO tasks VALUES ('00000000-0000-0000-0000-000000000001')",
+            {"task_id": "00000000-0000-0000-0000-000000000002"},
+            {"task_id": "00000000-0000-0000-0000-000000000001"},
+        ),
+    ],
+)
+async def test_bad_messages_of_one_publisher_stop_nobody(
+    amqp_url: str, database_url: str, admin: Connection, rule: str, bad: dict[str, Any], good: dict[str, Any]
+) -> None:
+    """Also if they come first, when no row is stored yet, and if rows of the worker's own do not satisfy the rule either."""
+    await admin.execute(rule)
+    async with conversing(amqp_url) as talk, serving(amqp_url, database_url) as service:
+        for _ in range(40):
+            await talk.send(**bad)
+        await talk.send(**good)
+        assert await talk.outcomes(41, seconds=60) == ["inserted"] + ["rejected"] * 40
+        assert len(await talk.kept()) == 40
+        await until(lambda: not service.status.not_ready())
+        for _ in range(40):
+            await talk.send(**bad)
+        assert await talk.outcomes(40, seconds=60) == ["rejected"] * 40
+        assert service.status.not_ready() == []

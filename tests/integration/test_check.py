@@ -382,7 +382,7 @@ async def test_a_role_that_lacks_privileges_is_broken_until_they_are_granted(
 async def test_changes_to_the_schema_are_found(amqp_url: str, database_url: str, database: Connection) -> None:
     """A disabled trigger, and the schema of another release."""
     await database.execute("ALTER TABLE task_activity_log DISABLE TRIGGER task_activity_log_modified")
-    assert worst(await look(amqp_url, database_url)) == [("trigger", "modified_dateutc is not set")]
+    assert worst(await look(amqp_url, database_url)) == [("table", "trigger task_activity_log_modified is disabled")]
     await database.execute("ALTER TABLE task_activity_log ENABLE TRIGGER task_activity_log_modified")
     await database.execute("UPDATE task_activity_log_alembic_version SET version_num = 'ffff'")
     found = await look(amqp_url, database_url)

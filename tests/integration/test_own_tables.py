@@ -11,13 +11,14 @@ import asyncpg
 import pytest
 
 from sandbox import PostgreSQL
+from task_activity_log.cli.check.database import _judge_table
 from task_activity_log.message import Delivery
 from task_activity_log.pipeline.request import Request, UpdateMode
 from task_activity_log.postgresql import migrations
 from task_activity_log.postgresql import store as postgresql_store
 from task_activity_log.postgresql.session import SKIPPED_ROW
 from task_activity_log.postgresql.store import Store
-from task_activity_log.problem import SKIPPED, Code, Failed, Refused
+from task_activity_log.problem import SKIPPED, Code, Failed, Refused, Rule, Unavailable
 from task_activity_log.record import Outcome
 from tests.asking import Connection, ask, merge, outcomes, subjects
 
@@ -180,6 +181,152 @@ class TestEverybodysFault:
         assert (await refusal(store, ask())).sqlstate == "23502"
 
 
+MISFITS = {
+    "DROP TRIGGER task_activity_log_modified ON task_activity_log": "trigger task_activity_log_modified is missing",
+    "ALTER TABLE task_activity_log DISABLE TRIGGER ALL": "trigger task_activity_log_modified is disabled",
+    "ALTER TABLE task_activity_log ENABLE REPLICA TRIGGER task_activity_log_modified": (
+        "trigger task_activity_log_modified does not fire: session_replication_role is origin"
+    ),
+    "ALTER TABLE task_activity_log ADD tenant int NOT NULL": "column tenant is NOT NULL and not ours",
+    "ALTER TABLE task_activity_log ALTER due_date TYPE timestamp": (
+        "column due_date is timestamp without time zone, not timestamp with time zone"
+    ),
+    "ALTER TABLE task_activity_log ALTER date_closed TYPE date": "column date_closed is date, not timestamp with time zone",
+    "ALTER TABLE task_activity_log ALTER modified_dateutc TYPE timestamp(3)": (
+        "column modified_dateutc is timestamp(3) without time zone, not timestamp with time zone"
+    ),
+    "ALTER TABLE task_activity_log ALTER id TYPE varchar(36)": "column id is character varying(36), not uuid",
+    "ALTER TABLE task_activity_log ALTER is_closed TYPE smallint USING 0": "column is_closed is smallint, not boolean",
+    "ALTER TABLE task_activity_log ALTER description TYPE bytea USING ''": "column description is bytea, not text",
+    "ALTER TABLE task_activity_log ALTER source_version TYPE text": "column source_version is text, not bigint",
+    "ALTER TABLE task_activity_log DROP COLUMN contact_id": "column contact_id is missing",
+    "CREATE RULE r AS ON INSERT TO task_activity_log DO INSTEAD NOTHING": (
+        "task_activity_log has rules, which ON CONFLICT does not permit"
+    ),
+    (
+        "DROP TABLE task_activity_log; CREATE EXTENSION file_fdw; CREATE SERVER s FOREIGN DATA WRAPPER file_fdw;"
+        "CREATE FOREIGN TABLE task_activity_log (id uuid) SERVER s OPTIONS (filename '/dev/null')"
+    ): "task_activity_log is a foreign table",
+}
+"""What somebody does to the table, and what the worker says at its start, and `check`."""
+
+
+class TestProbe:
+    """What cannot work is named before a message costs anything."""
+
+    @pytest.mark.parametrize("change", MISFITS)
+    async def test_what_cannot_work_is_named(self, store: Store, database: Connection, change: str) -> None:
+        """By the probe, which a worker makes before it takes messages, and after each failure."""
+        await store.probe()
+        await database.execute(change)
+        with pytest.raises(Unavailable) as caught:
+            await store.probe()
+        assert caught.value.label == MISFITS[change]
+        assert MISFITS[change] in [
+            finding.found for finding in _judge_table(await store.look()) if finding.verdict == "broken"
+        ]
+
+    async def test_triggers_that_nobody_knows_may_make_up_for_what_is_missing(
+        self, store: Store, database: Connection
+    ) -> None:
+        """One fills a column of another team, and one with another name sets modified_dateutc: `check` warns, all works."""
+        await database.execute("""
+            CREATE FUNCTION fill() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN NEW.tenant := 1; RETURN NEW; END $$;
+            CREATE TRIGGER fill BEFORE INSERT ON task_activity_log FOR EACH ROW EXECUTE FUNCTION fill();
+            ALTER TABLE task_activity_log ADD tenant int NOT NULL;
+            ALTER TRIGGER task_activity_log_modified ON task_activity_log RENAME TO stamp;
+        """)
+        await store.probe()
+        assert outcomes(await store.apply([request := ask()])) == ["inserted"]
+        assert outcomes(await store.apply([merge(request.record.id)])) == ["updated"]
+        assert [(one.verdict, one.found) for one in _judge_table(await store.look())] == [
+            ("warning", "trigger task_activity_log_modified is missing"),
+            ("warning", "column tenant is NOT NULL and not ours"),
+        ]
+
+    @pytest.mark.parametrize("enabled", ["ALWAYS", "REPLICA"])
+    async def test_a_trigger_that_fires_in_a_session_of_replication(
+        self, store: Store, database: Connection, enabled: str
+    ) -> None:
+        """It does its work there."""
+        await store.close()
+        name = await database.fetchval("SELECT quote_ident(current_database())")
+        await database.execute(f"ALTER DATABASE {name} SET session_replication_role = replica")
+        await database.execute(f"ALTER TABLE task_activity_log ENABLE {enabled} TRIGGER task_activity_log_modified")
+        await store.probe()
+        assert outcomes(await store.apply([ask()])) == ["inserted"]
+
+    async def test_what_works_and_is_odd_is_a_warning(self, store: Store, database: Connection) -> None:
+        """Row security, less precise instants, uuids in other columns, a schema in which everybody may create objects."""
+        await database.execute("""
+            ALTER TABLE task_activity_log ENABLE ROW LEVEL SECURITY;
+            ALTER TABLE task_activity_log ALTER modified_dateutc TYPE timestamptz(0), ALTER task_id TYPE varchar(36);
+            GRANT CREATE ON SCHEMA public TO PUBLIC;
+        """)
+        await store.probe()
+        assert {(one.verdict, one.found) for one in _judge_table(await store.look())} == {
+            ("warning", "row security is enabled"),
+            ("warning", "modified_dateutc is timestamp(0) with time zone"),
+            ("warning", "column task_id is character varying(36)"),
+            ("warning", "everybody may create objects in the schema public, which is in the search path"),
+        }
+
+
+class TestOwnRows:
+    """Rows of the worker's own, written and rolled back."""
+
+    async def test_they_pass_and_leave_nothing(self, store: Store, database: Connection) -> None:
+        """Neither a row nor a request key."""
+        [(_, record)] = await store.apply([ask(subject="kept")])
+        for like in (None, record):
+            assert await store.try_own_rows(like) == []
+        assert await database.fetchval("SELECT string_agg(subject, ' ') FROM task_activity_log") == "kept"
+        assert await database.fetchval("SELECT count(*) FROM task_activity_log_inbox") == 1
+
+    @pytest.mark.parametrize(
+        ("change", "rules"),
+        [
+            ("ADD CONSTRAINT never CHECK (false) NOT VALID", [Rule("23514", "never")] * 3),
+            ("ADD CHECK (subject <> 'kept') NOT VALID", []),
+            ("ALTER subject SET NOT NULL", []),
+            (
+                "ALTER subject SET NOT NULL, ADD CONSTRAINT few CHECK (subject LIKE 'X%') NOT VALID",
+                [Rule("23514", "few"), Rule("23502", "subject"), Rule("23514", "few")],
+            ),
+        ],
+    )
+    async def test_why_all_of_them_are_refused(
+        self, store: Store, database: Connection, change: str, rules: list[Rule]
+    ) -> None:
+        """Each for its own reason; none if one passes. The one with the values of a stored record comes first."""
+        await store.apply([ask(subject="kept")])
+        await database.execute(f"ALTER TABLE task_activity_log {change}")
+        assert [failure.rule for failure in await store.try_own_rows(None)] == rules
+
+    async def test_their_reasons_quote_nothing_that_is_not_in_the_catalog(
+        self, store: Store, database: Connection
+    ) -> None:
+        """A trigger may put anything into the names in an error."""
+        await database.execute("""
+            CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+                RAISE EXCEPTION 'secret' USING ERRCODE = '23502', CONSTRAINT = 'secret', COLUMN = 'secret', TABLE = 'secret';
+            END $$;
+            CREATE TRIGGER f BEFORE INSERT ON task_activity_log FOR EACH ROW EXECUTE FUNCTION f();
+        """)
+        found = await store.try_own_rows(None)
+        assert found
+        assert "secret" not in " ".join(failure.reason for failure in found)
+        with pytest.raises(Failed) as caught:
+            await store.apply([ask()])
+        assert "secret" not in str(caught.value)
+
+    async def test_what_the_probe_finds_is_an_outage(self, store: Store, database: Connection) -> None:
+        """It has a name already."""
+        await database.execute("DROP TRIGGER task_activity_log_modified ON task_activity_log")
+        with pytest.raises(Unavailable, match="is missing"):
+            await store.try_own_rows(None)
+
+
 PARTITIONED = """
     ALTER TABLE task_activity_log RENAME TO old;
     CREATE TABLE task_activity_log (LIKE old INCLUDING ALL) PARTITION BY HASH (id);
@@ -243,7 +390,7 @@ class TestKindsOfTables:
     async def test_rules_fail_the_probe(self, store: Store, database: Connection, event: str) -> None:
         """PostgreSQL permits neither rules with ON CONFLICT nor INSTEAD rules in WITH: no message can be at fault."""
         await database.execute(f"CREATE RULE r AS ON {event} TO task_activity_log DO INSTEAD NOTHING")
-        with pytest.raises(Failed, match="0A000"):
+        with pytest.raises(Unavailable, match="has rules"):
             await store.probe()
 
 
@@ -373,6 +520,9 @@ async def test_nobody_else_runs_anything_as_the_worker(store: Store, database: C
         await store.locked([request.record.id])
         await store.modified([request.record.id])
         await store.describe()
+        await store.look()
+        await store.try_own_rows(None)
+        await store.try_own_rows(request.record)
         await store.trim(timedelta(0), 10)
         assert await database.fetchval("SELECT string_agg(what, '; ') FROM evil.caught") is None
     finally:
@@ -399,7 +549,7 @@ _PARENTHESES = {
         "SELECT",
     ),
     *("coalesce", "least", "greatest", "OVER"),
-    *("asked", "more", "needed", "task_activity_log_inbox", "stored"),
+    *("asked", "path", "more", "needed", "task_activity_log_inbox", "stored"),
 }
 """What may be followed by a parenthesis and has no schema: keywords, our tables and our aliases."""
 

@@ -191,9 +191,7 @@ async def test_a_store_that_was_closed_connects_again(store: Store) -> None:
     assert outcomes(await store.apply([ask()])) == ["inserted"]
 
 
-@pytest.mark.parametrize(
-    "change", ["DROP COLUMN subject", "ALTER COLUMN subject TYPE integer USING 0", "DROP COLUMN source_version"]
-)
+@pytest.mark.parametrize("change", ["ALTER id DROP DEFAULT, DROP CONSTRAINT task_activity_log_pkey"])
 async def test_a_schema_that_does_not_fit_fails_the_probe(store: Store, database: Connection, change: str) -> None:
     """So that no row is refused for it: the probe is the statement that stores rows."""
     await store.probe()

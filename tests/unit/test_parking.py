@@ -14,10 +14,11 @@ from task_activity_log.pipeline import parking, search
 from task_activity_log.pipeline.batches import Parts
 from task_activity_log.pipeline.parking import Parking
 from task_activity_log.pipeline.ports import PATIENT, Patience, Stored
+from task_activity_log.pipeline.refusals import Refusals
 from task_activity_log.pipeline.request import Request, Rules, decode
 from task_activity_log.pipeline.search import Search
 from task_activity_log.problem import Failed, TimedOut, Unavailable
-from task_activity_log.record import Applied
+from task_activity_log.record import Applied, TaskActivityLog
 from tests import virtual_time
 from tests.fakes import FakeIntake, FakeStore, upsert
 
@@ -62,6 +63,7 @@ class Bench:
             Parts(self.stored, 2**20),
             SharedLock(),
             "emit",
+            Refusals(10),
             most=most,
             limit_seconds=limit_seconds,
         )
@@ -331,72 +333,135 @@ class TestParking:
         run(act)
 
 
+OWN = Failed("every row is refused (42501)", "42501", lasting=True)
+"""What rows of our own meet when `FakeStore.doubts` is everybody's fault."""
+OTHER = Failed("every row is refused (23514)", "23514", name="other", lasting=True)
+
+
 class TestFailuresThatLast:
     """A row is refused only if the database is not the cause."""
 
-    def test_a_row_is_refused_after_a_probe_and_one_more_try_if_others_pass(self) -> None:
-        """Otherwise a corrupt row would wait for ever."""
+    def test_a_row_is_refused_after_one_more_try_if_others_pass(self) -> None:
+        """Otherwise a corrupt row would wait for ever. No row of our own need be tried."""
 
         async def act(bench: Bench) -> None:
             bench.store.doubts = {"corrupt"}
-            bench.parking.passes = 1
+            bench.parking.refusals.passes = 1
             await bench.parking.park([bench.request(subject="corrupt")], LASTING, 0)
             assert await bench.settled(1) == ["corrupt: refused_by_database"]
-            assert (len(bench.store.times), bench.store.probes) == (2, 1)
+            assert (len(bench.store.times), bench.store.own_tried) == (2, 0)
 
         run(act)
 
-    def test_a_failure_that_is_gone_after_the_probe_is_not_held_against_the_row(self) -> None:
+    def test_a_failure_that_was_fixed_before_our_own_rows_are_tried_is_not_held_against_the_row(self) -> None:
         """It is stored."""
 
         async def act(bench: Bench) -> None:
-            async def probe() -> None:
+            async def try_own_rows(like: TaskActivityLog | None) -> list[Failed]:  # noqa: ARG001
                 bench.store.doubts = set()
+                return []
 
             bench.store.doubts = {"once"}
-            bench.store.probe = probe  # type: ignore[method-assign]
+            bench.store.try_own_rows = try_own_rows  # type: ignore[method-assign]
             await bench.parking.park([bench.request(subject="once")], LASTING, 0)
             assert await bench.settled(1) == ["once: inserted"]
 
         run(act)
 
-    def test_a_single_row_is_refused_although_nobody_knows_whether_others_pass(self) -> None:
-        """Only once: the next one waits until another passes, for the database may be at fault."""
+    def test_a_row_is_refused_if_our_own_pass(self) -> None:
+        """Also if it is the only one, and one after the other."""
 
         async def act(bench: Bench) -> None:
-            bench.store.doubts = {"first", "second"}
-            await bench.parking.park([bench.request(subject="first")], LASTING, 0)
-            assert await bench.settled(1) == ["first: refused_by_database"]
-            await bench.parking.park([bench.request(subject="second")], LASTING, 0)
-            await bench.until(100)
-            assert bench.parking.messages == 1
-            bench.parking.passes += 1
-            assert await bench.settled(1) == ["second: refused_by_database"]
+            bench.store.doubts = {"bad"}
+            for _ in range(3):
+                await bench.parking.park([bench.request(subject="bad")], LASTING, 0)
+                assert await bench.settled(1) == ["bad: refused_by_database"]
+            assert bench.store.own_tried == 6
 
         run(act)
 
-    def test_rows_that_fail_while_none_passes_are_not_refused(self) -> None:
-        """A trigger that fails for each row must not make dead letters of all messages."""
+    def test_a_row_is_refused_if_our_own_are_refused_for_other_reasons(self) -> None:
+        """A rule that none of our own rows satisfies need not be what refuses this one."""
 
         async def act(bench: Bench) -> None:
-            bench.store.doubts = {"good"}
+            bench.store.doubts, bench.store.own = {"bad"}, [OTHER]
+            await bench.parking.park([bench.request(subject="bad")], LASTING, 0)
+            assert await bench.settled(1) == ["bad: refused_by_database"]
+
+        run(act)
+
+    def test_rows_wait_while_our_own_are_refused_too(self) -> None:
+        """A trigger that fails for each row must not make dead letters of all messages. They are tried less and less often."""
+
+        async def act(bench: Bench) -> None:
+            bench.store.doubts, bench.store.own = {"good"}, [OTHER, OWN]
             await bench.parking.park([bench.request() for _ in range(20)], LASTING, 0)
-            assert bench.outages == ["database error (XX001)"]
-            await bench.until(299)
+            await bench.until(599)
             assert bench.stored.empty()
+            assert bench.outages[0] == "database error (XX001)"
+            assert set(bench.outages[1:]) == {OWN.label}
+            assert 20 * 20 < len(bench.store.times) < 20 * 30
             bench.store.doubts = set()
-            assert await bench.settled(20) == ["good: inserted"] * 20
+            answers = bench.answers
+            await bench.parking.park([bench.request()], LASTING, 0)
+            assert await bench.settled(21) == ["good: inserted"] * 21
+            assert bench.answers > answers
 
         run(act)
 
-    def test_after_half_of_the_limit_they_are_refused(self) -> None:
-        """To return them would do no good: they would come again, until they are poison."""
+    def test_once_one_passes_the_others_are_refused_at_once(self) -> None:
+        """It was their fault."""
 
         async def act(bench: Bench) -> None:
-            bench.store.doubts = {"corrupt"}
-            await bench.parking.park([bench.request(subject="corrupt") for _ in range(2)], LASTING, 0)
-            assert await bench.settled(2) == ["corrupt: refused_by_database"] * 2
-            assert 300 < asyncio.get_running_loop().time() < 305
+            bench.store.doubts, bench.store.own = {"bad"}, [OWN]
+            await bench.parking.park([bench.request(subject="bad") for _ in range(20)], LASTING, 0)
+            await bench.until(100)
+            assert bench.stored.empty()
+            await bench.parking.park([bench.request(subject="good")], OWN, 0)
+            settled = await bench.settled(21)
+            assert sorted(settled) == ["bad: refused_by_database"] * 20 + ["good: inserted"]
+            assert asyncio.get_running_loop().time() < 102
+
+        run(act)
+
+    def test_they_are_refused_when_our_own_pass_again(self) -> None:
+        """Which is tried every ten seconds."""
+
+        async def act(bench: Bench) -> None:
+            bench.store.doubts, bench.store.own = {"bad"}, [OWN]
+            await bench.parking.park([bench.request(subject="bad") for _ in range(3)], LASTING, 0)
+            await bench.until(100)
+            bench.store.own = []
+            assert await bench.settled(3) == ["bad: refused_by_database"] * 3
+            assert asyncio.get_running_loop().time() < 165
+
+        run(act)
+
+    def test_after_the_limit_nothing_is_taken_until_our_own_pass(self) -> None:
+        """Everything is returned once. If it came again each time, that would count as deliveries."""
+
+        async def act(bench: Bench) -> None:
+            bench.store.doubts, bench.store.own = {"good"}, [OWN]
+            await bench.parking.park([bench.request(), bench.request()], LASTING, 0)
+            await bench.until(3000)
+            assert len(bench.intake.requeued) == 2
+            assert bench.intake.paused_by == {"parked"}
+            assert bench.parking.refusals.everybodys is not None
+            bench.store.own = []
+            await bench.intake.resumed.wait()
+            assert bench.intake.paused_by == set()
+
+        run(act)
+
+    def test_stopping_ends_that(self) -> None:
+        """Within a second."""
+
+        async def act(bench: Bench) -> None:
+            bench.store.doubts, bench.store.own = {"good"}, [OWN]
+            await bench.parking.park([bench.request()], LASTING, 0)
+            await bench.until(700)
+            await bench.parking.stop()
+            assert asyncio.get_running_loop().time() <= 701
 
         run(act)
 
@@ -405,10 +470,10 @@ class TestFailuresThatLast:
 
         async def act(bench: Bench) -> None:
             bench.store.doubts, bench.store.unwritable = {"good"}, True
-            bench.parking.passes = 1
             await bench.parking.park([bench.request()], LASTING, 0)
             await bench.until(100)
             assert bench.stored.empty()
+            assert bench.parking.reason.endswith("(not permitted)")
 
         run(act)
 
@@ -420,7 +485,7 @@ class TestFailuresThatLast:
         """A lock is somebody else's; any other failure may be the database's, until a request passes."""
 
         async def act(bench: Bench) -> None:
-            bench.parking.passes = passes
+            bench.parking.refusals.passes = passes
             await bench.parking.park([bench.request()], cause, 0)
 
         assert run(act).outages == [cause.label] * shown
@@ -444,7 +509,7 @@ class TestSearch:
                 assert isinstance(failure, Failed)
                 await looking.failed(part, failure)
             else:
-                looking.passed()
+                looking.passed(part)
                 passed.append(text)
         return tried, passed
 

@@ -11,6 +11,7 @@ from task_activity_log.aio import Backoff, SharedLock
 from task_activity_log.pipeline.batches import Parts
 from task_activity_log.pipeline.hold import Hold
 from task_activity_log.pipeline.parking import Parking
+from task_activity_log.pipeline.refusals import Refusals
 from task_activity_log.rabbitmq.intake import Intake
 from task_activity_log.rabbitmq.publisher import Publisher
 from task_activity_log.rabbitmq.replies import Replies
@@ -50,7 +51,14 @@ class Worker:
             store=store,
             holds=(self.start_hold, Hold("store"), Hold("reply")),
             parking=Parking(
-                self.intake, store, Parts(asyncio.Queue(), 1000), SharedLock(), "emit", most=10, limit_seconds=600
+                self.intake,
+                store,
+                Parts(asyncio.Queue(), 1000),
+                SharedLock(),
+                "emit",
+                Refusals(10),
+                most=10,
+                limit_seconds=600,
             ),
             watch=Watch(Metrics()),
         )

@@ -21,7 +21,13 @@ from tests.fakes import FakeDeadLetters, FakeIntake, FakeReplies, FakeStore, Fak
 class Bench:
     """A worker and everything around it."""
 
-    def __init__(self, batch_max: int = 100, hold_limit_seconds: float = 600, park_most: int = 1000) -> None:
+    def __init__(
+        self,
+        batch_max: int = 100,
+        hold_limit_seconds: float = 600,
+        park_most: int = 1000,
+        refused_in_a_row: int = 10,
+    ) -> None:
         self.log: list[str] = []
         self.intake = FakeIntake()
         self.store = FakeStore()
@@ -38,6 +44,7 @@ class Bench:
             batch_max=batch_max,
             hold_limit_seconds=hold_limit_seconds,
             park_most=park_most,
+            refused_in_a_row=refused_in_a_row,
         )
 
     @asynccontextmanager

@@ -9,6 +9,7 @@ search      finds the rows at fault in a wave that does not pass
 batches     works on whole batches: in slices of time, and in parts of bytes
 waves       splits a batch into waves; halves a wave                             pure
 suspects    smaller batches of messages that may have crashed a worker           pure
+refusals    whether the database refuses every row                               pure
 hold        waits out an outage
 parking     rows that are locked or late wait here, and delay their own record alone
 """

@@ -23,14 +23,18 @@ from task_activity_log.aio import SharedLock, end
 from task_activity_log.pipeline import settling
 from task_activity_log.pipeline.batches import Parts
 from task_activity_log.pipeline.ports import D, Intake, Patience, Settlement, Store
+from task_activity_log.pipeline.refusals import TRY_AGAIN_SECONDS, Refusals
 from task_activity_log.pipeline.request import Request
 from task_activity_log.pipeline.suspects import is_suspect
-from task_activity_log.problem import Failed, Refused, TimedOut, Unavailable
+from task_activity_log.problem import Failed, Refused, Rule, TimedOut, Unavailable
+from task_activity_log.record import TaskActivityLog
 
 log = structlog.get_logger(__name__)
 
 _RETRY_SECONDS = 1.0
 """How often a record is tried again."""
+_REFUSED_SECONDS = 30.0
+"""How often a record is tried again, in the end, while the database refuses every row."""
 _SETTLED_AT_ONCE = 100
 """Number of requests of one record after which other records are tried."""
 _SECONDS = (2.0, 4.0, 8.0, None)
@@ -56,7 +60,7 @@ class Line(Generic[D]):
     cause: Failed
     """Why its first request did not pass."""
     passes: int
-    """The number of statements that had passed when its first request was tried; see `Parking.may_refuse`."""
+    """The number of statements that had passed when its first request was tried; see `Refusals`."""
     due: float
     """When it is tried next."""
     waiting: deque[Parked[D]] = field(default_factory=deque)
@@ -65,6 +69,14 @@ class Line(Generic[D]):
     """How often its first request was tried here."""
     last: D | None = None
     """The delivery that was passed on last."""
+
+
+class Rejection(NamedTuple, Generic[D]):
+    """A request that the database refuses, and the number of statements that had passed then."""
+
+    request: Request[D]
+    cause: Refused
+    passes: int
 
 
 @dataclass(eq=False)
@@ -82,6 +94,7 @@ class Parking(Generic[D]):
     writes: SharedLock
     """Shared by each write to the database. Had alone to requeue."""
     nulls: wire.Nulls
+    refusals: Refusals
     most: int
     """Half of the prefetch. When as many messages are parked, `Storing` takes no more."""
     limit_seconds: float
@@ -90,12 +103,10 @@ class Parking(Generic[D]):
     """Called when requests are parked while no others pass: it may be an outage, although a probe passes."""
     on_answer: Callable[[], None] = lambda: None
     """Called when a parked request was stored or refused: the database answers."""
-    passes: int = field(init=False, default=0)
-    """The number of statements that have passed, counted by `Storing` and here."""
 
     def __post_init__(self) -> None:
         self._lines: dict[UUID, Line[D]] = {}  # by record
-        self._refused_at = -1  # `passes` when a request was last refused although no other had passed meanwhile
+        self._rejected: list[Rejection[D]] = []  # of the batch that `Storing` works on
         self._changed = asyncio.Event()  # something was parked, or `stop` was called
         self._stopping = False
         self._task: asyncio.Task[None] | None = None
@@ -159,15 +170,14 @@ class Parking(Generic[D]):
         return free
 
     async def park(self, requests: Sequence[Request[D]], cause: Failed, passes: int) -> None:
-        """Park these requests, whose records are not parked. `passes` is what it was before they were tried."""
-        if passes == self.passes and not isinstance(cause, TimedOut):
+        """Park these requests. `passes` is what it was before they were tried."""
+        if passes == self.refusals.passes and not isinstance(cause, TimedOut):
             self.on_outage(cause)
         now = time.monotonic()
         for request in requests:
             identifier = request.record.id
-            line = Line[D](identifier, cause, passes, due=now)
+            line = self._lines.setdefault(identifier, Line[D](identifier, cause, passes, due=now))
             line.waiting.append(Parked(request, now))
-            self._lines[identifier] = line
         self._changed.set()
         log.warning(
             "parked",
@@ -177,6 +187,47 @@ class Parking(Generic[D]):
             parked=self.messages,
         )
         await self._prove(requests)
+
+    def passed(self, record: TaskActivityLog) -> None:
+        """A statement has stored this record, perhaps with others."""
+        if self.refusals.passed(record):  # what waits was refused by its own fault, and need not wait any more
+            for line in self._lines.values():
+                line.due = 0.0
+            self._changed.set()
+            self.on_answer()
+
+    async def reject(self, request: Request[D], cause: Refused, passes: int) -> None:
+        """Reject a request of the current batch, or park it if the database refuses every row."""
+        if (everybodys := await self._everybodys(cause.rule, passes, lasting=False)) is None:
+            self._rejected.append(Rejection(request, cause, self.refusals.passes))
+            return
+        # What was rejected since the last pass, a moment ago, was not at fault either. If a record is parked for another
+        # reason, later requests of it are waiting already: an earlier one must not come behind them.
+        now_passes = self.refusals.passes
+        waiting = [
+            one for one in self._rejected if one.passes == now_passes and one.request.record.id not in self._lines
+        ]
+        self._rejected = [one for one in self._rejected if one not in waiting]
+        await self.park([*(one.request for one in waiting), request], everybodys, passes)
+
+    def begin(self) -> None:
+        """A batch begins. What was rejected of one that was given up comes again."""
+        self._rejected.clear()
+
+    def rejected(self) -> list[Settlement[D]]:
+        """The settlements of what is rejected of the batch."""
+        return [settling.rejected(request, cause.problem) for request, cause, _ in self._rejected]
+
+    async def _everybodys(self, rule: Rule, since: int, *, lasting: bool) -> Failed | None:
+        """Why the database refuses every row; None if it is the fault of the row that it has refused by this rule."""
+        self._changed.set()  # if nothing is parked, the connection is closed again
+        if self.refusals.must_try(rule, since, time.monotonic(), lasting=lasting):
+            try:
+                found = await self.store.try_own_rows(self.refusals.accepted)
+            except Unavailable as outage:
+                return outage if isinstance(outage, Failed) else Failed(outage.label, rule.sqlstate)
+            self.refusals.tried(rule, since, time.monotonic(), found)
+        return self.refusals.everybodys if since == self.refusals.passes else None
 
     async def locked(self, requests: Sequence[Request[D]]) -> set[UUID]:
         """The records whose rows are locked now, as far as the database tells."""
@@ -236,7 +287,8 @@ class Parking(Generic[D]):
             except Unavailable as outage:
                 line.cause = outage if isinstance(outage, Failed) else line.cause
                 line.tries += 1
-                line.due = time.monotonic() + _RETRY_SECONDS
+                pause = min(2.0**line.tries, _REFUSED_SECONDS) if outage is self.refusals.everybodys else _RETRY_SECONDS
+                line.due = time.monotonic() + pause
                 break
             if settlement is None:
                 break
@@ -274,7 +326,7 @@ class Parking(Generic[D]):
                 return None
             settlement = await self._settlement(line, line.waiting[0].request)
             line.last = line.waiting.popleft().request.delivery
-            line.tries, line.passes = 0, self.passes
+            line.tries, line.passes = 0, self.refusals.passes
             return settlement
 
     async def _settlement(self, line: Line[D], request: Request[D]) -> Settlement[D]:
@@ -285,33 +337,21 @@ class Parking(Generic[D]):
             try:
                 [applied] = await self.store.apply([request], patience)
             except Refused as refused:
-                return settling.rejected(request, refused.problem)
+                cause: Refused | Failed = refused
             except Failed as failed:
-                line.cause = failed
-                if not failed.lasting or (doubted and not self.may_refuse(line)):
+                line.cause = cause = failed
+                if not failed.lasting:
                     raise
-                if doubted:
-                    return settling.rejected(request, Refused(failed.sqlstate).problem)
-                await self.store.probe()
-                doubted = True
             else:
-                self.passes += 1
+                self.passed(request.record)
                 return settling.stored(request, applied, self.nulls)
-
-    def may_refuse(self, line: Line[D]) -> bool:
-        """Whether a failure that lasts is the row's and not the database's.
-
-        It is the row's if any other request was stored since. Without that it is treated as the row's once: if requests
-        fail one after the other and none passes, the database may be the cause although the probe passes (a trigger that
-        fails for all rows), and they wait, for half of the limit.
-        """
-        if self.passes > line.passes or time.monotonic() - line.waiting[0].since > self.limit_seconds / 2:
-            return True
-        alone = not any(other.cause.lasting for other in self._lines.values() if other is not line)
-        if alone and self.passes > self._refused_at:
-            self._refused_at = self.passes
-            return True
-        return False
+            everybodys = await self._everybodys(cause.rule, line.passes, lasting=isinstance(cause, Failed))
+            if everybodys is not None:
+                self.on_outage(everybodys)
+                raise everybodys.with_traceback(None)  # it is raised for each row, and would collect their tracebacks
+            if doubted:
+                return settling.rejected(request, Refused(cause.sqlstate).problem)
+            doubted = True  # it may have been fixed since the row was tried, and before our own was
 
     async def _return_all(self) -> None:
         """Return everything in hand to the queue, in order: the broker does not wait for ever for what is parked."""
@@ -322,7 +362,21 @@ class Parking(Generic[D]):
             given_back = await self.intake.requeue()
             self._lines.clear()
         log.warning("parked_too_long", given_back=given_back, seconds=round(seconds, 1))
+        await self._until_accepted()
         await self.intake.resume("parked")
+
+    async def _until_accepted(self) -> None:
+        """While the database refuses every row, take nothing: each time the messages come again, it counts as a delivery."""
+        waited = False
+        while not self._stopping and (everybodys := self.refusals.everybodys) is not None:
+            waited = True
+            self._changed.clear()
+            await self._until_changed(TRY_AGAIN_SECONDS)
+            with suppress(Unavailable):
+                found = await self.store.try_own_rows(self.refusals.accepted)
+                self.refusals.tried(everybodys.rule, self.refusals.passes, time.monotonic(), found)
+        if waited:
+            self.on_answer()
 
     def _since(self) -> list[float]:
         """When the oldest message of each record was parked."""

@@ -12,8 +12,8 @@ from uuid import UUID
 from task_activity_log.message import Delivery
 from task_activity_log.pipeline.reply import Reply
 from task_activity_log.pipeline.request import Request
-from task_activity_log.problem import Problem, Unavailable
-from task_activity_log.record import Applied, Outcome
+from task_activity_log.problem import Failed, Problem, Unavailable
+from task_activity_log.record import Applied, Outcome, TaskActivityLog
 
 D = TypeVar("D", bound=Delivery)
 D_contra = TypeVar("D_contra", bound=Delivery, contravariant=True)
@@ -118,6 +118,15 @@ class Store(Protocol):
         """Those of these records whose rows are locked by another transaction now.
 
         A row that another transaction inserts and has not committed is not seen.
+
+        Raises:
+            Unavailable: the database cannot be used.
+        """
+
+    async def try_own_rows(self, like: TaskActivityLog | None) -> Sequence[Failed]:
+        """Write rows of the worker's own, roll back, and return why each of them is refused; empty if one passes.
+
+        One of them has the values of `like`.
 
         Raises:
             Unavailable: the database cannot be used.

@@ -11,7 +11,7 @@ from task_activity_log.pipeline.parking import Parking
 from task_activity_log.pipeline.ports import PATIENT, D, Patience
 from task_activity_log.pipeline.request import Request
 from task_activity_log.pipeline.waves import halve
-from task_activity_log.problem import Failed, TimedOut
+from task_activity_log.problem import Failed, Refused, TimedOut
 
 _WARNED = Patience(lock_seconds=0.1)
 """For a wave while rows are parked. Somebody locks rows, and may lock more: each would cost the others a second."""
@@ -34,7 +34,7 @@ class Search(Generic[D]):
         self.patience = _WARNED if parking.records else PATIENT
         """For the next part."""
         self._parking = parking
-        self._passes = parking.passes
+        self._passes = parking.refusals.passes
         self._parts = [wave]
         self._until = math.inf
 
@@ -42,21 +42,24 @@ class Search(Generic[D]):
         """The part that is tried next; empty if there are no more."""
         return self._parts.pop() if self._parts else ()
 
-    def passed(self) -> None:
+    def passed(self, part: Sequence[Request[D]]) -> None:
         """The part was stored."""
-        self._parking.passes += 1
+        self._parking.passed(part[-1].record)
 
-    def refused(self, part: Sequence[Request[D]]) -> bool:
-        """The database refuses the part. Whether there is more to try; if not, it is a single row, which is at fault."""
-        if len(part) > 1:
+    async def refused(self, part: Sequence[Request[D]], cause: Refused) -> None:
+        """The database refuses the part. A single row is rejected, unless the database refuses every row."""
+        if (everybodys := self._parking.refusals.everybodys) is not None:
+            await self._parking.park(part, everybodys, self._passes)
+        elif len(part) > 1:
             self._parts += reversed(halve(part))
-        return len(part) > 1
+        else:
+            await self._parking.reject(part[0], cause, self._passes)
 
     async def failed(self, part: Sequence[Request[D]], cause: Failed) -> None:
         """The part failed although the database works."""
         if self.patience is not _HURRIED:
             self.patience, self._until = _HURRIED, time.monotonic() + _SEARCH_SECONDS
-        in_time = time.monotonic() < self._until
+        in_time = time.monotonic() < self._until and self._parking.refusals.everybodys is None
         locked = await self._parking.locked(part) if in_time and isinstance(cause, TimedOut) else set()
         if locked:
             await self._parking.park([request for request in part if request.record.id in locked], cause, self._passes)

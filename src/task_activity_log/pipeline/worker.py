@@ -23,6 +23,7 @@ from task_activity_log.pipeline.batches import Parts, decode_all
 from task_activity_log.pipeline.hold import Abandoned, Hold
 from task_activity_log.pipeline.parking import Parking
 from task_activity_log.pipeline.ports import D, DeadLetters, Intake, Patience, Replies, Settlement, Store, Stored, Watch
+from task_activity_log.pipeline.refusals import Refusals
 from task_activity_log.pipeline.request import Request, Rules
 from task_activity_log.pipeline.search import Search
 from task_activity_log.pipeline.suspects import is_smaller
@@ -54,13 +55,14 @@ class Worker(Generic[D]):
         parked_store: Store | None = None,
         park_most: int = 1000,
         park_limit_seconds: float = 600.0,
+        refused_in_a_row: int = 10,
     ) -> None:
         stored: Stored[D] = asyncio.Queue(maxsize=1)
         self.store_hold, self.reply_hold = Hold("store"), Hold("reply")
         common = (intake, watch, hold_limit_seconds, writes := SharedLock())
         self.parking: Parking[D] = Parking(
-            intake, parked_store or store, Parts(stored, part_bytes), writes, nulls, most=park_most,
-            limit_seconds=park_limit_seconds,
+            intake, parked_store or store, Parts(stored, part_bytes), writes, nulls, Refusals(refused_in_a_row),
+            most=park_most, limit_seconds=park_limit_seconds,
         )  # fmt: skip
         self._storing = Storing(
             self.store_hold, *common, store=store, parts=Parts(stored, part_bytes), rules=rules, batch_max=batch_max,
@@ -176,6 +178,13 @@ class Storing(_Stage[D]):
         await self.parking.stop()
         await self.parts.stored.put(None)
 
+    def release(self) -> None:
+        """End the hold, if there is one. While the database refuses every row it goes on, although the database answers."""
+        if (everybodys := self.parking.refusals.everybodys) is None:
+            super().release()
+        elif self.hold.reason is not None:
+            self.hold.begin(everybodys.reason)
+
     async def _take(self) -> list[D] | None:
         """The next batch. While too many messages are parked, it waits: others would find no room in the prefetch."""
         if self.parking.full():
@@ -201,6 +210,7 @@ class Storing(_Stage[D]):
 
     async def _store_all(self, batch: Sequence[D]) -> None:
         """Decode and store a batch, and pass on what must be settled."""
+        self.parking.begin()
         started = time.perf_counter()
         requests, rejected = await decode_all(batch, self.rules, self.parts.slices)
         self.watch.took("decode", time.perf_counter() - started)
@@ -208,22 +218,22 @@ class Storing(_Stage[D]):
         started = time.perf_counter()
         for wave in waves(requests):
             await self._apply(await self.parking.admit(wave))
+        await self.parts.add_all(self.parking.rejected())
         self.watch.took("store", time.perf_counter() - started)
         await self.parts.pass_on()
 
     async def _apply(self, wave: Sequence[Request[D]]) -> None:
-        """Store a wave and pass on what must be settled. What does not pass is parked, or rejected if it is refused."""
+        """Store a wave and pass on what must be settled. What does not pass is parked or rejected by the search."""
         search = Search(wave, self.parking)
         while part := search.next():
             try:
                 applied = await self._until_done(partial(self._try, part, search.patience), repeatable=False)
             except Refused as refused:
-                if not search.refused(part):
-                    self.parts.add(settling.rejected(part[0], refused.problem))
+                await search.refused(part, refused)
             except _PartFailed as failed:
                 await search.failed(part, failed.cause)
             else:
-                search.passed()
+                search.passed(part)
                 await self._answer(part, applied)
 
     async def _answer(self, part: Sequence[Request[D]], applied: Sequence[Applied]) -> None:

@@ -2,6 +2,7 @@
 
 store        takes waves of requests, returns outcomes and stored records
 session      a connection that is replaced when it fails, and what errors mean
+table        what does not fit in somebody's own table
 connecting   opens connections: to which server, and why it is not possible
 sql/         the statements
 migrations/  the revisions of the schema

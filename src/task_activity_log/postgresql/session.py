@@ -3,13 +3,13 @@
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import asyncpg
 
-from task_activity_log.problem import CLIENT, SKIPPED, Failed, NotMigrated, Refused, TimedOut, Unavailable
+from task_activity_log.problem import CLIENT, SKIPPED, UNSET, Failed, NotMigrated, Refused, TimedOut, Unavailable
 from task_activity_log.record import FIELDS
 
 Row: TypeAlias = Mapping[str, Any]
@@ -198,15 +198,15 @@ def _judge(error: Exception, where: str) -> tuple[Fault, Refused | Unavailable]:
 
 def _judge_server(error: asyncpg.PostgresError, where: str) -> tuple[Fault, Refused | Unavailable]:
     sqlstate = error.sqlstate or "XX000"
+    name = error.constraint_name or error.column_name or ""
     if sqlstate == _QUOTED and SKIPPED_ROW in str(error):
         return Fault.SKIPPED, Refused(SKIPPED)
     if sqlstate == _QUOTED and UNSET_INSTANT in str(error):
-        return Fault.LASTING, Failed("modified_dateutc is not set", sqlstate, where)
-    if sqlstate == _NOT_NULL and error.column_name not in FIELDS:
-        # No message can set this column. The name is not shown: a trigger may have put anything there.
-        return Fault.LASTING, Failed("a column that is not ours is NOT NULL", sqlstate, where)
+        return Fault.LASTING, Failed("modified_dateutc is not set", UNSET, where, lasting=True)
+    if sqlstate == _NOT_NULL and name not in FIELDS:
+        return Fault.LASTING, Failed("a column that is not ours is NOT NULL", sqlstate, where, name=name, lasting=True)
     kind = fault(sqlstate)
-    return kind, Refused(sqlstate) if kind is Fault.ROW else outage(sqlstate, where)
+    return kind, Refused(sqlstate, name) if kind is Fault.ROW else outage(sqlstate, where)
 
 
 class Session:
@@ -272,6 +272,39 @@ class Session:
                 tried[kind] += 1
                 if tried[kind] > _RETRIES.get(kind, 0):
                     raise failure  # not chained to the driver's error, which quotes rows
+
+    async def rehearse(self, *statements: tuple[str, Sequence[object]], seconds: float) -> Refused | Unavailable | None:
+        """Execute statements in one transaction and roll back. What `ask` would raise for them and for a commit; None: nothing.
+
+        Raises:
+            Unavailable: it is not possible to connect.
+        """
+        failure: Refused | Unavailable | None = None
+        async with self._turn:
+            connection = await self._open()
+            transaction = connection.transaction()
+            try:
+                async with asyncio.timeout(seconds):
+                    await transaction.start()
+                    for statement, arguments in statements:
+                        await connection.fetch(statement, *arguments)
+                    await connection.execute("SET CONSTRAINTS ALL IMMEDIATE")
+            except DRIVER_ERRORS as error:
+                failure = _judge(error, connection.where)[1]
+            except BaseException:
+                self._abandon()
+                raise
+            try:
+                async with asyncio.timeout(seconds):
+                    await transaction.rollback()
+            except DRIVER_ERRORS:
+                self._abandon()
+        return failure
+
+    @property
+    def where(self) -> str:
+        """The database and its server, for people; empty if there is no connection."""
+        return "" if self._connection is None else self._connection.where
 
     async def close(self) -> None:
         """Close the connection, and wait until all abandoned connections are closed."""

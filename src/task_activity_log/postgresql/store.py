@@ -4,19 +4,21 @@ import json
 import re
 from asyncio import gather
 from collections.abc import Awaitable, Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from functools import cache
 from importlib import resources
 from operator import attrgetter
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
+from task_activity_log.message import Delivery, Properties
 from task_activity_log.pipeline.ports import PATIENT, Patience
 from task_activity_log.pipeline.request import Request, UpdateMode
+from task_activity_log.postgresql import table
 from task_activity_log.postgresql.connecting import Connector
 from task_activity_log.postgresql.session import SKIPPED_ROW, UNSET_INSTANT, Row, ServerConnection, Session
-from task_activity_log.problem import NotMigrated, Refused, TimedOut, Unavailable
-from task_activity_log.record import FIELDS, Applied, Outcome, StoredTaskActivityLog, Unread
+from task_activity_log.problem import Failed, NotMigrated, Refused, TimedOut, Unavailable
+from task_activity_log.record import FIELDS, Applied, Outcome, StoredTaskActivityLog, TaskActivityLog, Unread
 from task_activity_log.wire.fields import KINDS, Kind
 
 
@@ -66,7 +68,8 @@ def _write(mode: UpdateMode, most_bytes: int, *, has_xmax: bool = True) -> str:
     )
 
 
-_KIND = _sql("kind")
+_TABLE = _sql("table")
+_ANY = _sql("any")
 _READ = _sql("read").replace("{too_long}", _TOO_LONG.format(most_bytes="$2::pg_catalog.int8"))
 _CONFIRM = _sql("confirm")
 _LOCKED = _sql("locked")
@@ -86,6 +89,15 @@ _ORDER = attrgetter("record.id.int")  # the order in which PostgreSQL sorts uuid
 _VALUES = attrgetter(*FIELDS)
 _NOTHING: tuple[object, ...] = ([],) * (len(FIELDS) + 2) + ("1s",)
 """The parameters of the statement for a wave without requests."""
+_BARE = TaskActivityLog.trusted(dict.fromkeys(FIELDS), set())
+_FULL = TaskActivityLog(
+    id=uuid4(), task_id=uuid4(), task_activity_id=uuid4(), user_id=uuid4(), contact_id=uuid4(),
+    subject="task-activity-log-worker", description="A row of the worker's own. It is rolled back.",
+    due_date=datetime(2026, 1, 1, tzinfo=UTC), is_closed=False, date_closed=datetime(2026, 1, 1, tzinfo=UTC),
+    reference_back_office="task-activity-log-worker",
+)  # fmt: skip
+"""Two of the worker's own records (see `Store.try_own_rows`): without values, and with all."""
+_REHEARSE_SECONDS = 5.0
 _INSTANTS = tuple(index for index, name in enumerate(FIELDS) if KINDS[name] is Kind.INSTANT)
 
 
@@ -118,7 +130,7 @@ class Store:
         self._read_bytes = read_bytes
         self._writer = Session(connection)
         self._maintenance = Session(connection)
-        self._has_xmax: bool | None = None  # whether rows of the table of records have one; None: not known yet
+        self._has_xmax: bool | None = None  # see `table.has_xmax`; None: not known yet
 
     @property
     def connected(self) -> bool:
@@ -159,13 +171,13 @@ class Store:
         """
         if not wave:
             return []
-        has_xmax = await self._learn_kind() if self._has_xmax is None else self._has_xmax
-        statement = _write(wave[0].mode, self._read_bytes, has_xmax=has_xmax)
-        arguments = _arguments(wave, wave[0].mode, patience.lock_seconds)
+        mode = wave[0].mode
+        if self._has_xmax is None:
+            await self.look()
+        arguments = _arguments(wave, mode, patience.lock_seconds)
         seconds = None if patience.seconds is None else min(patience.seconds, self._command_timeout)
-        written = {row["id"]: row for row in await self._writer.ask(statement, *arguments, seconds=seconds)}
-        applied: list[Applied] = []
-        unwritten: list[int] = []
+        written = {row["id"]: row for row in await self._writer.ask(self._statement(mode), *arguments, seconds=seconds)}
+        applied, unwritten = list[Applied](), list[int]()
         for index, request in enumerate(wave):
             row = written.get(request.record.id)
             outcome = Outcome.DUPLICATE if row is None else _OUTCOMES[row["outcome"]]
@@ -202,17 +214,18 @@ class Store:
         return _answer(outcome, rows[0]) if rows else Applied(outcome, None)
 
     async def probe(self) -> None:
-        """Prove that writing is possible, without writing anything: store a wave without requests, and confirm a commit.
+        """Prove that writing is possible: look at the table, store a wave without requests, and confirm a commit.
 
         It is the statement that stores a wave, so it needs the same schema and the same privileges although it touches no
-        row. If it passes, and the same statement with a row fails, the row is the cause.
+        row. If it passes, and the same statement with a row fails, the row may be the cause.
 
         Raises:
-            Unavailable: it is not possible, or not permitted, or a commit is not confirmed.
+            Unavailable: it is not possible, or not permitted; the table does not fit whatever a row contains, by name; or a
+                commit is not confirmed.
         """
-        has_xmax = await self._learn_kind()
-        statement = _write(UpdateMode.REPLACE, self._read_bytes, has_xmax=has_xmax)
-        await self._maintain(self._writer, statement, *_NOTHING)
+        for misfit in table.misfits(await self.look()):
+            raise Unavailable(misfit, self._writer.where)
+        await self._maintain(self._writer, self._statement(UpdateMode.REPLACE), *_NOTHING)
         await self._confirm()
 
     async def _confirm(self) -> None:
@@ -228,6 +241,50 @@ class Store:
         else:
             return
         raise outage
+
+    async def try_own_rows(self, like: TaskActivityLog | None) -> list[Failed]:
+        """Write rows of our own, each in a transaction that is rolled back, and return why all of them are refused.
+
+        One has the values of `like`, or those of any stored record; one has no values, and one has all. Empty: one of them
+        passes.
+
+        Raises:
+            Unavailable: the database cannot be used, or the probe says why no row can be stored.
+        """
+        await self.probe()
+        found: list[Failed] = []
+        for record in (like or await self._any(), _BARE, _FULL):
+            failure = None if record is None else await self._rehearse(record)
+            if failure is not None:
+                found.append(failure)
+            elif record is not None:
+                return []
+        return found
+
+    async def _any(self) -> TaskActivityLog | None:
+        """Any stored record; None if there is none, or it cannot be read."""
+        try:
+            ids = [row["id"] for row in await self._writer.ask(_ANY)]
+            return next(
+                (_answer(Outcome.UPDATED, row).record for row in (await self._current(ids, confirm=False)).values()),
+                None,
+            )
+        except Refused:
+            return None
+
+    async def _rehearse(self, record: TaskActivityLog) -> Failed | None:
+        """Insert and update a row with these values, and roll back. Why it is refused; None if it passes."""
+        own = TaskActivityLog.trusted({**{name: getattr(record, name) for name in FIELDS}, "id": uuid4()}, set())
+        statement = self._statement(UpdateMode.REPLACE)
+        writes = [(statement, _arguments([_own_request(own)], UpdateMode.REPLACE, 1.0)) for _ in range(2)]
+        failure = await self._writer.rehearse(*writes, seconds=_REHEARSE_SECONDS)
+        if failure is None or isinstance(failure, TimedOut):
+            return failure
+        if isinstance(failure, Refused | Failed):
+            label, more = table.everybodys(failure.rule, await self.look())
+            detail = ", ".join(filter(None, (more, self._writer.where)))
+            return Failed(label, failure.sqlstate, detail, name=failure.rule.name, lasting=True)
+        raise failure
 
     async def locked(self, ids: Sequence[UUID]) -> set[UUID]:
         """Those of these records whose rows are locked by another transaction now (see sql/locked.sql).
@@ -278,11 +335,18 @@ class Store:
         rows = await self._maintain(self._maintenance, _READ, ids, _UNLIMITED)
         return {row["id"]: row["modified_dateutc"] for row in rows if row["modified_dateutc"] is not None}
 
-    async def _learn_kind(self) -> bool:
-        """Ask which kind of table the records are in (see sql/kind.sql), and return whether its rows have an xmax."""
-        [row] = await self._maintain(self._writer, _KIND)
-        self._has_xmax = row["kind"] in (None, "r")
-        return self._has_xmax
+    async def look(self) -> Row:
+        """The table of records as it is found (see sql/table.sql).
+
+        Raises:
+            Unavailable: the database cannot be used.
+        """
+        [row] = await self._maintain(self._writer, _TABLE)
+        self._has_xmax = table.has_xmax(row)
+        return row
+
+    def _statement(self, mode: UpdateMode) -> str:
+        return _write(mode, self._read_bytes, has_xmax=self._has_xmax is not False)
 
     async def _maintain(
         self, session: Session, statement: str, *arguments: object, seconds: float | None = None
@@ -307,6 +371,10 @@ def _arguments(wave: Sequence[Request[Any]], mode: UpdateMode, lock_seconds: flo
         present = {str(request.record.id): list(request.record.model_fields_set) for request in ordered}
         return [*arguments, json.dumps(present)]
     return arguments
+
+
+def _own_request(record: TaskActivityLog) -> Request[Delivery]:
+    return Request(Delivery(b"", Properties()), record, "", UpdateMode.REPLACE, version=None, key=uuid4())
 
 
 def _answer(outcome: Outcome, row: Row) -> Applied:

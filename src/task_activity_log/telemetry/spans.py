@@ -208,6 +208,7 @@ class _TracedStore:
         self._store = store
         self._tracing = tracing
         self.probe, self.read, self.locked, self.close = store.probe, store.read, store.locked, store.close
+        self.try_own_rows = store.try_own_rows
 
     async def apply(self, wave: Sequence[Request[Delivery]], patience: Patience = PATIENT) -> list[Applied]:
         headers = [request.delivery.properties.headers for request in wave]

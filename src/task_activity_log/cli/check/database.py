@@ -3,13 +3,13 @@
 from collections.abc import Iterator
 
 from task_activity_log.cli.check.finding import Finding
-from task_activity_log.postgresql import migrations, store
+from task_activity_log.postgresql import migrations, store, table
 from task_activity_log.postgresql.session import Row
 from task_activity_log.problem import Unavailable
 from task_activity_log.settings import Settings
 from task_activity_log.wiring import store_of
 
-_OLDEST = 130_000
+_OLDEST = 140_000
 
 
 async def findings(settings: Settings) -> list[Finding]:
@@ -17,7 +17,7 @@ async def findings(settings: Settings) -> list[Finding]:
     target = settings.database_target
     database = store_of(settings)
     try:
-        row = await database.describe()
+        row, found = await database.describe(), await database.look()
         try:
             schema = _judge_revision(await database.schema_version())
         except Unavailable as error:
@@ -28,17 +28,15 @@ async def findings(settings: Settings) -> list[Finding]:
         return [Finding("broken", "database", error.reason, advice)]
     finally:
         await database.close()
-    return [
-        *_judge_server(row, target.addresses, local=target.is_local),
-        *_judge_standbys(row),
-        schema,
-        *_judge_rights(row),
-    ]
+    server = (*_judge_server(row, target.addresses, local=target.is_local), *_judge_standbys(row))
+    if found["kind"] is None:  # the schema's finding says so
+        return [*server, schema]
+    return [*server, schema, *_judge_rights(row), *_judge_table(found)]
 
 
 def _judge_server(row: Row, where: str, *, local: bool) -> Iterator[Finding]:
     found = f"PostgreSQL {row['version'].split()[0]} at {where}"
-    advice = "use PostgreSQL 13 or newer: older releases are not tested" if row["version_number"] < _OLDEST else ""
+    advice = "use PostgreSQL 14 or newer: older releases are not tested" if row["version_number"] < _OLDEST else ""
     yield Finding("warning" if advice else "fine", "database", found, advice)
     if row["read_only"]:
         advice = "name the primary in DATABASE_URL, or all hosts: the one that accepts writes is used"
@@ -75,10 +73,17 @@ def _judge_rights(row: Row) -> Iterator[Finding]:
     elif row["superuser"] or row["more"]:
         found = "is a superuser" if row["superuser"] else f"may {' and '.join(row['more'])} records"
         yield Finding("warning", role, found, "run workers as a role of their own (docs/operations.md)")
-    elif row["more"] is None and not row["stamped"]:
-        return  # there are no tables: the schema's finding says so
     else:
         yield Finding("fine", role, "has the privileges that it needs, and no more")
-    if row["missing"] is None and not row["stamped"] and row["more"] is not None:
-        advice = "ALTER TABLE task_activity_log ENABLE TRIGGER task_activity_log_modified"
-        yield Finding("broken", "trigger", "modified_dateutc is not set", advice)
+
+
+def _judge_table(found: Row) -> Iterator[Finding]:
+    """Whether rows can be stored as they should be, in a table that may be somebody's own."""
+    certain = list(table.misfits(found))
+    for misfit in certain:
+        yield Finding("broken", "table", misfit, "see docs/runbook.md, TaskActivityLogHolding")
+    for misfit in table.named(found):
+        if misfit not in certain and found["kind"] != "v":  # the triggers of a view's table are not known
+            yield Finding("warning", "table", misfit, "another trigger must make up for it")
+    for oddity, advice in table.oddities(found):
+        yield Finding("warning", "table", oddity, advice)

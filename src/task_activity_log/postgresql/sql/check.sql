@@ -26,11 +26,5 @@ SELECT
         ('SELECT', inbox), ('INSERT', inbox), ('DELETE', inbox)
     ) AS needed (name, on_table) WHERE NOT pg_catalog.has_table_privilege(on_table, name)) AS missing,
     (SELECT pg_catalog.array_agg(name) FROM (VALUES ('DELETE'), ('TRUNCATE')) AS more (name)
-        WHERE pg_catalog.has_table_privilege(records, name)) AS more,
-    EXISTS (
-        SELECT FROM pg_catalog.pg_trigger
-        WHERE tgrelid OPERATOR(pg_catalog.=) records
-            AND tgname OPERATOR(pg_catalog.=) 'task_activity_log_modified'
-            AND tgenabled OPERATOR(pg_catalog.<>) 'D'
-    ) AS stamped
+        WHERE pg_catalog.has_table_privilege(records, name)) AS more
 FROM tables

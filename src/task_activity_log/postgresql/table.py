@@ -1,0 +1,115 @@
+"""The table of records as it is found, which may be somebody's own: what does not fit, in words with names.
+
+Pure: sql/table.sql asks the catalog.
+"""
+
+from collections.abc import Iterator
+
+from task_activity_log.postgresql.session import Row
+from task_activity_log.problem import SKIPPED, UNSET, Rule
+from task_activity_log.record import FIELDS, STORED_FIELDS
+from task_activity_log.wire.fields import STORED_KINDS, Kind
+
+TRIGGER = "task_activity_log_modified"
+_VERSION = "source_version"
+_TEXTS = ("text", "varchar", "bpchar", "citext")
+_TYPES = {
+    Kind.UUID: ("uuid", *_TEXTS),
+    Kind.TEXT: _TEXTS,
+    Kind.INSTANT: ("timestamptz",),
+    Kind.BOOLEAN: ("bool",),
+}
+"""The types, by kind of field, whose columns hold what a message contains. The first one is that of the migrations."""
+_NAMES = {"timestamptz": "timestamp with time zone", "bool": "boolean", "int8": "bigint"}
+_KINDS = {"f": "a foreign table", "m": "a materialized view", "S": "a sequence", "c": "a type"}
+_TABLES = ("r", "p")
+
+
+def has_xmax(table: Row) -> bool:
+    """Whether xmax can be read of each row; see write.sql. If there is no table, it does not matter."""
+    return table["kind"] in (None, "r")
+
+
+def misfits(table: Row) -> Iterator[str]:
+    """Why no row can be stored as it should be, whatever a message contains: one text for each reason.
+
+    Only what is certain. If there are other triggers, they may set what is missing; it is seen when a row is written.
+    """
+    kind = table["kind"]
+    if kind is None:
+        return
+    if kind in _KINDS:
+        yield f"task_activity_log is {_KINDS[kind]}"
+    if kind in _TABLES and table["has_rules"]:
+        yield "task_activity_log has rules, which ON CONFLICT does not permit"
+    yield from _columns(table)
+    if kind in _TABLES and not table["has_other_triggers"]:
+        yield from named(table)
+
+
+def named(table: Row) -> Iterator[str]:
+    """What may leave modified_dateutc or another column without a value: a trigger, or columns that are not ours."""
+    if table["trigger_enabled"] is None:
+        yield f"trigger {TRIGGER} is missing"
+    elif table["trigger_enabled"] == "D":
+        yield f"trigger {TRIGGER} is disabled"
+    elif table["trigger_enabled"] != "A" and (table["trigger_enabled"] == "R") != (
+        table["replication_role"] == "replica"
+    ):
+        yield f"trigger {TRIGGER} does not fire: session_replication_role is {table['replication_role']}"
+    for column in table["required"]:
+        if column not in STORED_FIELDS:
+            yield f"column {column} is NOT NULL and not ours"
+
+
+def everybodys(rule: Rule, table: Row) -> tuple[str, str]:
+    """Why the database refuses every row: a label and more, in words that contain no name that is not in the catalog."""
+    if rule.name in table["required"] and rule.name not in STORED_FIELDS:
+        return f"column {rule.name} is NOT NULL and not ours", ""
+    if rule.sqlstate == UNSET or rule.name == "modified_dateutc":
+        return next(named(table), "modified_dateutc is not set"), ""
+    if rule.sqlstate == SKIPPED:
+        return "a trigger or a rule skips every row", ""
+    return f"every row is refused ({rule.sqlstate})", f"constraint {rule.name}" * (rule.name in table["constraints"])
+
+
+def _columns(table: Row) -> Iterator[str]:
+    """Columns that are missing, or whose types would change values."""
+    types = dict(zip(table["names"], zip(table["types"], table["declared"], strict=True), strict=True))
+    for column in (*STORED_FIELDS, _VERSION):
+        if column not in types:
+            yield f"column {column} is missing"
+            continue
+        actual, declared = types[column]
+        if actual not in _expected(column):
+            yield f"column {column} is {declared}, not {_NAMES.get(_expected(column)[0], _expected(column)[0])}"
+
+
+def _expected(column: str) -> tuple[str, ...]:
+    if column == "id":
+        return ("uuid",)
+    if column == _VERSION:
+        return ("int8", "int4", "int2", "numeric")
+    return _TYPES[STORED_KINDS[column]]
+
+
+def oddities(table: Row) -> Iterator[tuple[str, str]]:
+    """What works, and is worth a warning: what was found, and what to do about it."""
+    if table["kind"] is None:
+        return
+    if table["has_row_security"]:
+        yield "row security is enabled", "rows that a policy hides are answered as if they were not there"
+    types = dict(zip(table["names"], table["declared"], strict=True))
+    if "(" in types.get("modified_dateutc", ""):
+        yield (
+            f"modified_dateutc is {types['modified_dateutc']}",
+            "it does not increase with each write: use full precision",
+        )
+    for column in FIELDS:
+        if STORED_KINDS[column] is Kind.UUID and types.get(column) != "uuid":
+            yield f"column {column} is {types.get(column)}", "a value that is not a uuid makes its record unreadable"
+    for schema in table["open_schemas"]:
+        yield (
+            f"everybody may create objects in the schema {schema}, which is in the search path",
+            f"REVOKE CREATE ON SCHEMA {schema} FROM PUBLIC",
+        )
