@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import argparse
 import heapq
-import random
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
+from random import Random
 
 from task_activity_log.rabbitmq.balance import Balance
 
@@ -30,23 +30,25 @@ class Model:
     """The broker's lines and the workers' clocks."""
 
     partitions: int
-    chance: random.Random
+    seed: int
     now: float = 0.0
     handed_over: int = 0
     rejoined: int = 0
     lines: list[list[int]] = field(init=False)
+    chance: Random = field(init=False)
     workers: dict[int, Balance] = field(default_factory=dict)
     _events: list[tuple[float, int, Callable[[], None]]] = field(default_factory=list)
     _numbers: count[int] = field(default_factory=count)
 
     def __post_init__(self) -> None:
         """Nobody consumes yet."""
+        self.chance = Random(self.seed)  # noqa: S311 - chance that can be repeated
         self.lines = [[] for _ in range(self.partitions)]
 
     def start(self) -> int:
         """A worker joins the end of every line."""
         worker = next(self._numbers)
-        self.workers[worker] = Balance(self.partitions, random.Random(self.chance.random()))
+        self.workers[worker] = Balance(self.partitions, self.chance)
         for line in self.lines:
             line.append(worker)
         self._after(self.chance.uniform(0.2, 1.0), lambda: self._decide(worker))
@@ -108,23 +110,25 @@ class Model:
 
 def table(seeds: int) -> None:
     """Print the medians for several sizes and changes."""
-    print("partitions workers  change            seconds  hand-overs  rejoined   (medians; the slowest run in brackets)")
+    print(
+        "partitions workers  change            seconds  hand-overs  rejoined   (medians; the slowest run in brackets)"
+    )
     for partitions, workers in ((8, 4), (16, 4), (16, 5), (64, 10), (256, 20), (256, 100)):
         rows: dict[str, list[tuple[float, int, int]]] = {}
         for seed in range(seeds):
-            model = Model(partitions, random.Random(seed))
+            model = Model(partitions, seed)
             for change, act in _changes(model, workers):
                 before = (model.handed_over, model.rejoined)
                 act()
                 seconds = model.seconds_to_balance()
-                rows.setdefault(change, []).append(
-                    (seconds, model.handed_over - before[0], model.rejoined - before[1])
-                )
+                rows.setdefault(change, []).append((seconds, model.handed_over - before[0], model.rejoined - before[1]))
                 model.run(30)
         for change, found in rows.items():
             middle = [sorted(column)[len(column) // 2] for column in zip(*found, strict=True)]
             slowest = max(seconds for seconds, _, _ in found)
-            print(f"{partitions:10} {workers:7}  {change:16} {middle[0]:8.1f} [{slowest:5.1f}] {middle[1]:8} {middle[2]:9}")
+            print(
+                f"{partitions:10} {workers:7}  {change:16} {middle[0]:8.1f} [{slowest:5.1f}] {middle[1]:8} {middle[2]:9}"
+            )
 
 
 def _changes(model: Model, workers: int) -> list[tuple[str, Callable[[], None]]]:
@@ -148,7 +152,7 @@ def _changes(model: Model, workers: int) -> list[tuple[str, Callable[[], None]]]
 
 def chart(path: Path) -> None:
     """Draw how many partitions are not where they should be, while 100 workers of 256 partitions come and go."""
-    model = Model(256, random.Random(1))
+    model = Model(256, seed=1)
     points: list[tuple[float, int]] = []
 
     def watch(seconds: float) -> None:
@@ -178,7 +182,9 @@ def chart(path: Path) -> None:
 def _draw(path: Path, points: list[tuple[float, int]], marks: list[tuple[float, str]]) -> None:
     width, height, end = 720, 220, points[-1][0]
     most = max(1, *(unfair for _, unfair in points))
-    line = " ".join(f"{40 + x / end * (width - 50):.1f},{height - 30 - y / most * (height - 60):.1f}" for x, y in points)
+    line = " ".join(
+        f"{40 + x / end * (width - 50):.1f},{height - 30 - y / most * (height - 60):.1f}" for x, y in points
+    )
     texts = "".join(
         f'<text x="{42 + x / end * (width - 50):.0f}" y="20">{text} ({x:.0f} s)</text>' for x, text in marks
     )

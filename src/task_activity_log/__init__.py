@@ -6,6 +6,7 @@ aio         three asyncio tools: a queue taken from in batches, backoff, the end
 message     an AMQP message: body, properties, attempts                          pure
 record      the record as requested and as stored                                pure
 problem     what can go wrong, typed by what is done about it                    pure
+partitions  which of N request queues has the requests of a record               pure
 hosts       the hosts of a URL, and which is tried first
 tls         certificates, by files
 libpq/      connection strings as psql takes them: where to connect and how

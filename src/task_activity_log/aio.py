@@ -6,7 +6,7 @@ import asyncio
 import random
 import time
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from itertools import accumulate, islice, takewhile
 from math import inf
@@ -79,6 +79,18 @@ class Waiting(Generic[Item]):
             return min(most, len(self._items))
         sums = accumulate(islice(self._weights, most))
         return max(1, sum(1 for _ in takewhile(self._most_weight.__ge__, sums)))
+
+    def remove(self, chosen: Callable[[Item], bool]) -> list[Item]:
+        """Remove and return the items that are chosen."""
+        items = list(zip(self._items, self._weights, strict=True))
+        self.clear()
+        removed = []
+        for item, weight in items:
+            if chosen(item):
+                removed.append(item)
+            else:
+                self.put(item, weight)
+        return removed
 
     def clear(self) -> None:
         """Remove all items. Their channel was lost, so the broker delivers them again."""

@@ -76,6 +76,8 @@ class Delivery:
     properties: Properties = field(default_factory=Properties)
     attempts: int = 0
     """How often the message was delivered before without being settled; 0 if the broker does not count."""
+    slot: str | None = None
+    """The hash slot that the message was published to, as its routing key says; None if it was not published by record."""
     may_be_poison: bool = True
     """Whether it is rejected when it has too many attempts. False for what a single active consumer was given behind other
     messages: its attempts grow with those of a message before it."""

@@ -36,6 +36,7 @@ class Code(StrEnum):
     INVALID_DATE = "invalid_date"
     INVALID_BOOLEAN = "invalid_boolean"
     INVALID_STRING = "invalid_string"
+    MISROUTED = "misrouted"
     REFUSED_BY_DATABASE = "refused_by_database"
     RECORD_GONE = "record_gone"
     REPLY_AS_REQUEST = "reply_as_request"
@@ -59,6 +60,7 @@ _STATUS = {
     Code.INVALID_DATE: 422,
     Code.INVALID_BOOLEAN: 422,
     Code.INVALID_STRING: 422,
+    Code.MISROUTED: 422,
     Code.REFUSED_BY_DATABASE: 409,
     Code.RECORD_GONE: 410,
     Code.REPLY_TOO_LARGE: 507,

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from enum import StrEnum
-from hashlib import sha256
 from operator import itemgetter
 from typing import Annotated, Any, NamedTuple, Self
 from uuid import UUID
@@ -54,15 +53,6 @@ def _storable(value: str) -> str:
     if not is_storable(value):
         raise ValueError("must not contain U+0000 or a lone surrogate")
     return value
-
-
-def hash_slot(record_id: UUID) -> str:
-    """The hash slot of a record, from `00` to `ff` (contract, section 3): the first two digits of SHA-256 of its id.
-
-    The id is hashed as 36 characters in lower case with hyphens. The digits of a uuid itself would not do: those of
-    sequential ones hardly vary.
-    """
-    return sha256(str(record_id).encode()).hexdigest()[:2]
 
 
 Id = Annotated[UUID, AfterValidator(_identifies)]

@@ -33,6 +33,7 @@ from pydantic_core import ErrorDetails
 from task_activity_log import libpq
 from task_activity_log.hosts import urls
 from task_activity_log.libpq import trust
+from task_activity_log.partitions import is_partition_count
 from task_activity_log.tls import Tls
 
 PREFIX = "WORKER_"
@@ -85,6 +86,12 @@ def _database_url(url: SecretStr | None, info: ValidationInfo) -> SecretStr | No
 
 def _patterns(value: object) -> object:
     return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+
+def _partition_count(count: int) -> int:
+    if count and not is_partition_count(count):
+        raise ValueError("should be 0 or a power of two up to 256: 1, 2, 4, 8, 16, 32, 64, 128 or 256")
+    return count
 
 
 def _readable(path: Path) -> Path:
@@ -156,6 +163,13 @@ class Settings(BaseModel):
     """Name of the exchange for requests (direct)."""
     replies_exchange: str = "task_activity_log.replies"
     """Name of the exchange for replies (topic)."""
+    partitions: Annotated[int, AfterValidator(_partition_count)] = 0
+    """Number of request queues among which the records are divided, so that any number of workers keeps the order of each
+    record: a power of two up to 256, for example 16. 0: there is one queue, and no partitions."""
+    partitions_exchange: str = "task_activity_log.by-record"
+    """Name of the exchange for requests that are sent by record (direct). It is used only with partitions."""
+    workers_queue: str = "task_activity_log.workers"
+    """Name of the queue by which the workers are counted. It stays empty, and is used only with partitions."""
     single_active_consumer: bool = False
     """Whether the requests queue is declared with a single active consumer: one worker consumes, the others stand by."""
     amqp_heartbeat_seconds: Annotated[int, Field(ge=1, le=300)] = 10

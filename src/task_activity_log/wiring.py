@@ -51,7 +51,10 @@ def topology_of(settings: Settings) -> Topology:
         dead_letters_queue=settings.dead_letters_queue,
         requests_exchange=settings.requests_exchange,
         replies_exchange=settings.replies_exchange,
+        partitions_exchange=settings.partitions_exchange,
+        workers_queue=settings.workers_queue,
         single_active_consumer=settings.single_active_consumer,
+        partitions=settings.partitions,
     )
 
 

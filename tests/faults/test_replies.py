@@ -108,7 +108,7 @@ async def test_an_alarm_of_the_broker_is_an_outage_like_others(amqp_url: str, da
         for _ in range(3):
             await talk.send()
         await until(lambda: any("the broker blocks publishers" in reason for reason in service.status.not_ready()))
-        await until(lambda: service._intake._pace.paused_by == {"reply"} and service.in_hand == 0)
+        await until(lambda: service._intake._paused_by == {"reply"} and service.in_hand == 0)
         assert service.status.not_alive() == []
         frame_reader.data_received(_frame(b"\0\x0a\0\x3d"))
         # what was stored before is answered by the reply that was held, and as a duplicate when it comes again

@@ -12,6 +12,7 @@ from pydantic_core import SchemaValidator, core_schema
 
 from task_activity_log import wire
 from task_activity_log.message import REJECTED, STORED, UPDATE_MODE, VERSION, Delivery, Properties, Timestamp
+from task_activity_log.partitions import hash_slot
 from task_activity_log.problem import POISON, REPLY_AS_REQUEST, Code, Problem, Rejected
 from task_activity_log.record import TaskActivityLog
 
@@ -63,8 +64,8 @@ def decode(delivery: D, rules: Rules) -> Request[D]:
 
     A reply of a worker, and a poison message, which was delivered too often, are rejected at once. The other checks are
     made in this order, and the first that fails determines the error code: properties, media type, size, content encoding,
-    charset, empty body, bytes, syntax, root, duplicates, headers, fields (contract, section 2). Raises `Rejected` and no
-    other exception.
+    charset, empty body, bytes, syntax, root, duplicates, headers, fields, hash slot (contract, section 2). Raises
+    `Rejected` and no other exception.
     """
     if delivery.properties.type in _REPLIES:
         raise Rejected(REPLY_AS_REQUEST)
@@ -91,6 +92,8 @@ def decode(delivery: D, rules: Rules) -> Request[D]:
         )  # checked before the fields: an invalid header determines the code
         raise
     mode, version = _directives(delivery.properties.headers, rules)
+    if delivery.slot is not None and delivery.slot != (slot := hash_slot(record.id)):
+        _reject(Code.MISROUTED, _MISROUTED.format(slot))
     message = message_id(delivery)
     key = None if message is None or _is_record_id(message, record.id) else _key(message, mode, version, body)
     return Request(delivery, record, media.name, mode, version, key)
@@ -172,6 +175,10 @@ def _reject(code: Code, detail: str) -> NoReturn:
 
 
 _REPLIES = frozenset({STORED, REJECTED})
+_MISROUTED: Final = (
+    "Send this record with the routing key {}: the first two hexadecimal digits of SHA-256 of its id, which is hashed as 36"
+    " characters in lower case with hyphens and without braces."
+)
 _uuid = SchemaValidator(core_schema.uuid_schema()).validate_python  # from 16 bytes, three times as fast as UUID()
 _ENCODINGS = frozenset({"", "identity", "utf-8"})  # kombu puts the charset there
 _MODES: Final = {mode.value: mode for mode in UpdateMode}

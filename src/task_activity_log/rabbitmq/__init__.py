@@ -5,7 +5,11 @@ channel       a channel of it: opened, and waited for until it closes
 topology      queues and exchanges: declared, or only checked
 inspection    what AMQP shows of the broker, for `check`
 pace          how many messages the broker may send: a state machine                 pure
-intake        deliveries from the requests queue, at that pace
+intake        deliveries from the request queues, over one connection
+queue_intake  one of these queues, at its pace
+balance       which partitions a worker hands over                                   pure
+balancing     carries that out, so that the order of each record is kept
+members       how many workers consume the partitions
 consumer      one channel that deliveries come through, and how they are settled
 queues        which queue a reader reads, and whether one still knows its consumer
 reading       a queue that a subscriber reads, or an operator inspects

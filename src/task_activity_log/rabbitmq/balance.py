@@ -102,6 +102,8 @@ class Balance:
         if count > self.share:
             return (count - self.share + 1) // 2
         if count > self._smallest and short:
-            able = len(self._all) - self._smallest * self._workers  # how many workers can have more than the smallest share
+            able = (
+                len(self._all) - self._smallest * self._workers
+            )  # how many workers can have more than the smallest share
             return int(self._chance.random() * max(1, able) < short)
         return 0

@@ -49,6 +49,7 @@ class RabbitDelivery(Delivery):
         # At the first delivery a header of this name is the publisher's own.
         count = self.properties.headers.get("x-delivery-count") if redelivered else None
         self.attempts = count if isinstance(count, int) else 0
+        self.slot = consumer.slot
         self.may_be_poison = tag == 1 or not consumer.single_active or self.attempts >= NEAR_THE_LIMIT
         self.weight = weigh(body, header, len(self.properties.headers))
 
@@ -81,6 +82,10 @@ class Consumer:
         """Whether the queue gives its messages to one consumer only."""
         self.prefetch = 0
         """How many deliveries may be in hand; 0 before it is registered. Set by `register`."""
+        self.slot: str | None = None
+        """The routing key of the delivery that comes next, on the queue of a partition; else None. Set by `route`."""
+        self.active = False
+        """Whether it was given a message. Set by `deliver`."""
         self._channel = channel
         self._queue = queue
         self._waiting = waiting
@@ -90,6 +95,8 @@ class Consumer:
         self._registered_as: str | None = None  # the consumer tag; None while not registered
         self._rejected: set[int] = set()  # tags left to the broker to dead-letter, whose answers are not placed yet
         self._kept: set[int] = set()  # tags of finished deliveries whose acknowledgements are kept back
+        self._untaken: set[int] | None = None  # tags of what is never taken; None before `finish`
+        self._finished = asyncio.Event()  # set when nothing else is unsettled
         self._unusable = asyncio.Event()  # set by `_give_up`
         self._why = ""
         self._asked: asyncio.Future[Any] | None = None  # the last question of `synchronize`
@@ -104,14 +111,22 @@ class Consumer:
         """How many deliveries are not settled. Those whose acknowledgement is kept back are."""
         return len(self._unsettled)
 
+    def route(self, slot: str) -> None:
+        """The next delivery was published with this routing key. Called by the frame reader."""
+        self.slot = slot
+
     def deliver(self, tag: int, redelivered: bool, header: bytes, body: bytes) -> None:
         """Take a delivery in. Called by the frame reader."""
         if self._abandoned:
             return
+        self.active = True
         delivery = RabbitDelivery(self, tag, redelivered, header, body)
         self._unsettled[tag] = delivery.weight
         self._weight += delivery.weight
-        self._waiting.put(delivery, delivery.weight)
+        if self._untaken is None:
+            self._waiting.put(delivery, delivery.weight)
+        else:
+            self._untaken.add(tag)
 
     def full(self, arriving: int) -> bool:
         """Whether something is in hand that leaves no room for a body of `arriving` bytes. Called by the frame reader."""
@@ -220,6 +235,20 @@ class Consumer:
         for tag in filter(self.has, list(tags)):
             del self._unsettled[tag]
             self._kept.add(tag)
+        self._notice_finished()
+
+    async def finish(self) -> None:
+        """Put nothing more where it is taken from, also of what has arrived; return when what was taken is finished.
+
+        What is not taken stays in hand until `close` returns it.
+        """
+        self._untaken = {each.tag for each in self._waiting.remove(lambda delivery: delivery.consumer is self)}
+        self._notice_finished()
+        await self._finished.wait()
+
+    def _notice_finished(self) -> None:
+        if self._untaken is not None and len(self._unsettled) <= len(self._untaken):
+            self._finished.set()
 
     def _settlements(self, tags: Iterable[int]) -> list[tuple[int, bool]]:
         """The tags to settle, with those that were kept back, and whether each includes all before it."""
@@ -268,6 +297,7 @@ class Consumer:
         self._abandoned = True
         self._unsettled.clear()
         self._kept.clear()
+        self._finished.set()
 
     def _give_up(self, why: str) -> None:
         self._why = why

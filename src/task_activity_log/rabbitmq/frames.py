@@ -48,6 +48,8 @@ class Inbound:
 
     deliver: Callable[[int, bool, bytes, bytes], None] | None = None
     """Delivery tag, redelivered, payload of the content header, body."""
+    routed: Callable[[str], None] | None = None
+    """The routing key of the delivery that comes next. Only where it is of use, because reading it takes time."""
     confirm: Callable[[int, bool, bool], None] | None = None
     """Delivery tag, multiple, and whether the broker took the message (ack) or not (nack)."""
     returned: Callable[[str, str, bytes], None] | None = None
@@ -218,6 +220,7 @@ def _take_frame(inbound: Inbound, kind: int, data: bytes, start: int, end: int) 
         if method == _DELIVER and inbound.deliver is not None:
             tagged = start + 5 + data[start + 4]
             tag = int.from_bytes(data[tagged : tagged + 8], "big")
+            _route(inbound, data, tagged)
             inbound.content = _Content(partial(inbound.deliver, tag, bool(data[tagged + 8] & 1)))
         elif method in (_ACK, _NACK) and inbound.confirm is not None:
             tag = int.from_bytes(data[start + 4 : start + 12], "big")
@@ -246,6 +249,13 @@ def _take_frame(inbound: Inbound, kind: int, data: bytes, start: int, end: int) 
     return True
 
 
+def _route(inbound: Inbound, data: bytes, tagged: int) -> None:
+    """Pass on the routing key of the delivery whose tag begins at `tagged`, if it is of use."""
+    if inbound.routed is not None:
+        _, after = _short_string(data, tagged + 9)
+        inbound.routed(_short_string(data, after)[0])
+
+
 def _take_whole(inbound: Inbound, channel: int, data: bytes, start: int, header: int) -> int:
     """Take a delivery whose three frames follow each other in `data`, as those of nearly all deliveries do.
 
@@ -266,6 +276,7 @@ def _take_whole(inbound: Inbound, channel: int, data: bytes, start: int, header:
     if kind != _BODY or on != channel or end > length or size != int.from_bytes(data[header + 11 : header + 19], "big"):
         return 0
     tagged = start + 5 + data[start + 4]
+    _route(inbound, data, tagged)
     inbound.deliver(
         int.from_bytes(data[tagged : tagged + 8], "big"),
         bool(data[tagged + 8] & 1),

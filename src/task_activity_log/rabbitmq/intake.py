@@ -1,11 +1,12 @@
-"""Intake: deliveries from the requests queue, at the pace that is safe, over a connection that is rebuilt when lost."""
+"""Intake: deliveries from the request queues, at the pace that is safe, over a connection that is rebuilt when lost."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from functools import partial
+from typing import Any
 
 import aio_pika
 import structlog
@@ -13,11 +14,13 @@ import structlog
 from task_activity_log.aio import Waiting, end
 from task_activity_log.message import Delivery
 from task_activity_log.pipeline.suspects import is_suspect
-from task_activity_log.rabbitmq.channel import open_channel, wait_closed
-from task_activity_log.rabbitmq.consumer import Consumer, RabbitDelivery
-from task_activity_log.rabbitmq.frames import FrameReader, Inbound
-from task_activity_log.rabbitmq.link import LOST, LinkOptions, asking_the_driver, connect, describe, supervise
-from task_activity_log.rabbitmq.pace import Pace, State
+from task_activity_log.rabbitmq.balancing import Balancing
+from task_activity_log.rabbitmq.channel import wait_closed
+from task_activity_log.rabbitmq.consumer import RabbitDelivery
+from task_activity_log.rabbitmq.frames import FrameReader
+from task_activity_log.rabbitmq.link import LOST, LinkOptions, connect, describe, supervise
+from task_activity_log.rabbitmq.pace import Pace
+from task_activity_log.rabbitmq.queue_intake import QueueIntake
 from task_activity_log.rabbitmq.queues import wait_forgotten
 from task_activity_log.rabbitmq.topology import Topology, check, consumers, declare
 from task_activity_log.rabbitmq.weight import UNBOUNDED, Bounds
@@ -27,7 +30,8 @@ log = structlog.get_logger(__name__)
 
 _OTHERS = (
     "Across workers a later message for a record may be applied before an earlier one, unless publishers send x-version."
-    " WORKER_SINGLE_ACTIVE_CONSUMER keeps the order, too: others then stand by."
+    " WORKER_PARTITIONS keeps the order and lets all workers work; WORKER_SINGLE_ACTIVE_CONSUMER keeps it, too, and lets"
+    " the others stand by."
 )
 
 
@@ -36,19 +40,18 @@ async def _at_once() -> None:
 
 
 class Intake:
-    """Consumes the requests queue, and consumes it again whenever the connection is lost.
+    """Consumes the request queues, and consumes them again whenever the connection is lost.
 
-    `Pace` decides when and with which prefetch. `Consumer.close` is the only way in which a consumer ends that has messages
-    in hand.
+    It is one queue, or the partitions and the queue of those who do not send by record.
     """
 
     connected_since: float | None = None
     """When the present connection was opened (`time.monotonic`); None while there is none. Set by `_session`."""
     outage: str | None = None
     """Why there is no consumer; None once one is registered, and before the first connection ends. Set by `run`."""
-    _consumer: Consumer | None = None  # set by `_register`
+    balancing: Balancing | None
+    """Shares the partitions with other workers; None without partitions."""
     _finish_until: float | None = None  # set by `stop`: when nothing more is taken (`time.monotonic`)
-    _ready = False  # whether the present connection may consume; set by `_consume`
     _seen_others = False  # set at the first connection
     _suspects = False  # whether the last batch was a suspect; set by `take`
 
@@ -72,7 +75,7 @@ class Intake:
         Args:
             options: how to reach the broker.
             topology: the names.
-            prefetch: how many deliveries may be in hand once the consumer is proved.
+            prefetch: how many deliveries of a queue may be in hand once its consumer is proved.
             batch_max: how many deliveries may be processed together.
             poison_from: the attempts from which a message is rejected without being tried.
             bounds: how much a batch and what is in hand may weigh.
@@ -86,21 +89,21 @@ class Intake:
         self._prepare = declare if declare_topology else check
         self._before_consuming = before_consuming
         self._on_lost, self._on_late, self._on_suspects = on_lost, on_late, on_suspects
-        self._waiting: Waiting[RabbitDelivery] = Waiting(bounds.batch)  # filled by the consumer
-        self._pace = Pace(prefetch, batch_max, poison_from, single_active=topology.single_active_consumer)
-        self._pacing = asyncio.Lock()  # held while a consumer is registered, acknowledges or is closed
-        self._wanted = asyncio.Event()  # whether a channel is to be opened; set by `_repaced`
-        self._registered = asyncio.Event()  # set by `_register`, cleared when the connection is lost
+        self._waiting: Waiting[RabbitDelivery] = Waiting(bounds.batch)  # filled by the consumers
+        self._paused_by: set[str] = set()  # changed by `pause` and `resume` alone
+        pace = partial(Pace, prefetch, batch_max, poison_from, single_active=topology.is_single_active)
+        self._queues = _queues_of(topology, self._waiting, pace, bounds.in_hand)
+        self.balancing = Balancing(self._queues[: topology.partitions], topology) if topology.partitions else None
 
     @property
     def consuming(self) -> bool:
-        """Whether a consumer is registered, or is about to be registered again."""
-        return self._ready and self._pace.wanted > 0 and self._registered.is_set()
+        """Whether all queues have a consumer of ours, or are about to have it again."""
+        return all(queue.consuming for queue in self._queues)
 
     @property
     def in_hand(self) -> int:
         """How many deliveries are not settled."""
-        return 0 if self._consumer is None else self._consumer.in_hand
+        return sum(queue.in_hand for queue in self._queues)
 
     @property
     def waiting(self) -> int:
@@ -108,8 +111,9 @@ class Intake:
         return len(self._waiting)
 
     async def wait_consuming(self) -> None:
-        """Return once a consumer is registered."""
-        await self._registered.wait()
+        """Return once every queue has a consumer of ours."""
+        for queue in self._queues:
+            await queue.registered.wait()
 
     async def run(self) -> None:
         """Keep consuming until cancelled."""
@@ -125,97 +129,52 @@ class Intake:
     async def _session(self, established: Callable[[], None]) -> None:
         async with connect(self._options, "intake") as (connection, frame_reader):
             self.connected_since = time.monotonic()
-            tasks = (
-                asyncio.create_task(self._consume(connection, frame_reader, established)),
-                asyncio.create_task(_wait_lost(connection)),
-                asyncio.create_task(
-                    wait_forgotten(
-                        connection,
-                        self._topology.requests_queue,
-                        lambda: self.consuming,
-                        lambda: frame_reader.read_seconds,
-                    )
+            working = (
+                self._consume(connection, frame_reader, established),
+                _wait_lost(connection),
+                wait_forgotten(
+                    connection,
+                    self._topology.proof_queue,
+                    lambda: self.consuming,
+                    lambda: frame_reader.read_seconds,
                 ),
             )
-            try:
-                done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-                for task in done:
-                    task.result()
-            finally:
-                self.connected_since = None
-                self._forget()
-                await end(*tasks)
-                _ = [task.cancelled() or task.exception() for task in tasks]  # read, or asyncio reports it
+            await _all(working, self._disconnected)
 
     async def _consume(
         self, connection: aio_pika.Connection, frame_reader: FrameReader, established: Callable[[], None]
     ) -> None:
-        """Consume through one channel after the other."""
+        """Consume all queues, and balance the partitions."""
         await self._prepare(connection, self._topology)
         await self._warn_of_others(connection)
         await self._before_consuming()
-        self._ready = True
-        self._repaced()
-        consumer = await self._register(connection, frame_reader)
-        self.outage = None
-        established()
-        while True:
-            if consumer is not None:
-                await consumer.wait_ended()
-            await self._wanted.wait()
-            consumer = await self._register(connection, frame_reader)
+        missing = len(self._queues)
 
-    async def _register(self, connection: aio_pika.Connection, frame_reader: FrameReader) -> Consumer | None:
-        """Open a channel and consume on it with the prefetch that is wanted; None if nothing is to be consumed."""
-        if not self._pace.wanted:
-            return None
-        channel = await open_channel(connection)
-        consumer = Consumer(
-            channel,
-            self._topology.requests_queue,
-            self._waiting,
-            single_active=self._topology.single_active_consumer,
-            most_weight=self._bounds.in_hand,
-        )
-        frame_reader.channels[channel.number] = Inbound(deliver=consumer.deliver, full=consumer.full)
-        async with self._pacing:
-            self._consumer = consumer
-            prefetch = self._pace.wanted
-            if prefetch:
-                await consumer.register(prefetch)
-                self._pace.opened()
-                self._registered.set()
-                self._repaced()
-        if not prefetch:
-            await self._close()
-        return consumer
+        def consuming() -> None:
+            nonlocal missing
+            missing -= 1
+            if not missing:
+                self.outage = None
+                established()
 
-    def _forget(self) -> None:
+        working = [queue.consume(connection, frame_reader, consuming) for queue in self._queues]
+        if self.balancing is not None:
+            working.append(self.balancing.run(connection, lambda: not self._paused_by))
+        await _all(working)
+
+    def _disconnected(self) -> None:
         """The connection is lost: everything in hand comes again."""
-        if self._consumer is not None:
-            self._consumer.abandon()
-            self._consumer = None
-        self._ready = False
-        self._pace.closed()
+        self.connected_since = None
         self._waiting.clear()
-        self._registered.clear()
-        self._repaced()
-
-    def _repaced(self) -> None:
-        """Let a channel be opened, or the next `take` return, if the pace says so now."""
-        if self._ready and self._consumer is None and self._pace.wanted:
-            self._wanted.set()
-        else:
-            self._wanted.clear()
-        self._waiting.wake()
+        for queue in self._queues:
+            queue.forget()
 
     async def _warn_of_others(self, connection: aio_pika.Connection) -> None:
         # At the first connection only: later ones may see this worker's own last consumer, which the broker still has.
-        if self._seen_others:
+        if self._seen_others or self._topology.is_single_active:
             return
         self._seen_others = True
-        others = await consumers(connection, self._topology)
-        if others and not self._topology.single_active_consumer:
+        if others := await consumers(connection, self._topology):
             log.warning("other_consumers", count=others, advice=_OTHERS)
 
     async def take(self, most: int) -> list[RabbitDelivery] | None:
@@ -228,13 +187,17 @@ class Intake:
             stopped = self._finish_until is not None
             if stopped and (not self._waiting or time.monotonic() >= (self._finish_until or 0)):
                 return None
-            if self._waiting and not self._pace.paused_by:
+            if self._waiting and not self._paused_by:
                 waiting = self._waiting.peek(most)
                 self._notice_suspects(waiting)
-                if count := self._pace.batch(waiting, self.in_hand):
+                queue = self._queue_of(waiting[0])
+                if count := queue.pace.batch(waiting, queue.in_hand):
                     return self._waiting.take_waiting(count)
                 return None if stopped else []
             await self._waiting.changed()
+
+    def _queue_of(self, delivery: RabbitDelivery) -> QueueIntake:
+        return next(queue for queue in self._queues if queue.consumer is delivery.consumer)
 
     def _notice_suspects(self, waiting: Sequence[RabbitDelivery]) -> None:
         before, self._suspects = self._suspects, is_suspect(waiting[0])
@@ -242,99 +205,96 @@ class Intake:
             self._on_suspects([delivery for delivery in waiting if is_suspect(delivery)])
 
     async def renew(self) -> None:
-        """Return what is left in hand to the queue, in order, and consume again.
+        """Return what is left in hand to the queues, in order, and consume again.
 
         To be called after `take` has returned an empty list, and when what was taken is finished.
         """
-        await self._close()
+        await self.requeue()
 
     async def synchronize(self) -> None:
         """Return when the broker has read the acknowledgements so far, or the connection is lost."""
-        with suppress(*LOST), asking_the_driver():
-            async with self._pacing:
-                if self._consumer is not None:
-                    await self._consumer.synchronize()
+        await asyncio.gather(
+            *(queue.synchronize() for queue in self._queues if queue.in_hand or len(self._queues) == 1)
+        )
 
     def has(self, delivery: RabbitDelivery) -> bool:
         """Whether this delivery is not settled yet, neither here nor by a channel that was closed or lost."""
-        return delivery.consumer is self._consumer and delivery.consumer.has(delivery.tag)
+        return delivery.consumer.has(delivery.tag)
 
     async def acknowledge(self, deliveries: Sequence[RabbitDelivery]) -> None:
-        """Acknowledge `deliveries`, or keep the acknowledgements back while the consumer is being closed.
+        """Acknowledge `deliveries`, or keep the acknowledgements back while their consumer is being closed.
 
         Those of a lost channel come again: counted as late, never an error.
         """
         late = len(deliveries)
-        with suppress(*LOST), asking_the_driver():
-            async with self._pacing:
-                consumer = self._consumer
-                if consumer is not None:
-                    handled = [delivery for delivery in deliveries if delivery.consumer is consumer]
-                    tags = [delivery.tag for delivery in handled if consumer.has(delivery.tag)]
-                    self._pace.settled(handled)
-                    await self._settle(consumer, tags)
-                    late -= len(tags) + consumer.forget_rejected(delivery.tag for delivery in handled)
+        for queue, its in self._by_queue(deliveries):
+            late -= await queue.acknowledge(its)
         if late:
             self._on_late(late)
             log.info("settled_late", count=late)
 
-    async def _settle(self, consumer: Consumer, tags: Sequence[int]) -> None:
-        if self._pace.state in (State.CLOSED, State.CLOSING):
-            consumer.keep(tags)  # an acknowledgement lets the broker send more
-        elif self._pace.wanted > consumer.prefetch:
-            await consumer.widen(self._pace.wanted, tags)
-        else:
-            await consumer.acknowledge(tags)
-
     async def prove(self, deliveries: Sequence[RabbitDelivery]) -> None:
         """These were processed safely, although they cannot be acknowledged yet: they prove the consumer all the same."""
-        with suppress(*LOST), asking_the_driver():
-            async with self._pacing:
-                consumer = self._consumer
-                if consumer is not None:
-                    self._pace.proved([delivery for delivery in deliveries if delivery.consumer is consumer])
-                    await self._settle(consumer, ())
+        for queue, its in self._by_queue(deliveries):
+            await queue.prove(its)
+
+    def _by_queue(self, deliveries: Sequence[RabbitDelivery]) -> list[tuple[QueueIntake, Sequence[RabbitDelivery]]]:
+        if len(self._queues) == 1:
+            return [(self._queues[0], deliveries)]
+        its: dict[int, list[RabbitDelivery]] = {}
+        for delivery in deliveries:
+            its.setdefault(id(delivery.consumer), []).append(delivery)
+        return [(queue, its[id(queue.consumer)]) for queue in self._queues if id(queue.consumer) in its]
 
     async def pause(self, by: str) -> None:
         """Take nothing more until everybody who paused has resumed. What is in hand stays there until `requeue`."""
-        self._pace.pause(by)
-        self._repaced()
+        self._paused_by.add(by)
+        for queue in self._queues:
+            queue.pace.pause(by)
+            queue.repaced()
 
     async def resume(self, by: str) -> None:
         """Consume again, one message at a time at first if everything was requeued, unless others still pause."""
-        self._pace.resume(by)
-        with suppress(*LOST), asking_the_driver():
-            async with self._pacing:
-                if self._consumer is not None:
-                    await self._settle(self._consumer, ())  # what was kept back while it paused
-        self._repaced()
+        self._paused_by.discard(by)
+        await asyncio.gather(*(queue.resume(by) for queue in self._queues))
 
     async def stop(self, finish_seconds: float = 0.0) -> None:
         """Let nothing more come, and take what is in hand for that long. What was taken may still be settled."""
         self._finish_until = time.monotonic() + finish_seconds
-        self._pace.stop()
-        self._repaced()
+        for queue in self._queues:
+            queue.pace.stop()
+            queue.repaced()
 
     async def requeue(self) -> int:
-        """Return everything in hand to the queue, in order; returns how many messages.
+        """Return everything in hand to the queues, in order; returns how many messages.
 
         Nothing comes again before everybody who paused has resumed, and never after `stop`.
         """
-        return await self._close()
+        return sum(await asyncio.gather(*(queue.close() for queue in self._queues)))
 
-    async def _close(self) -> int:
-        count = 0
-        with suppress(*LOST), asking_the_driver():
-            async with self._pacing:
-                consumer, self._consumer = self._consumer, None
-                self._waiting.clear()
-                if consumer is not None:
-                    try:
-                        count = await consumer.close()
-                    finally:
-                        self._pace.closed(count)
-        self._repaced()
-        return count
+
+def _queues_of(
+    topology: Topology, waiting: Waiting[RabbitDelivery], pace: Callable[[], Pace], most_weight: float
+) -> list[QueueIntake]:
+    """All queues; each may have its part of `most_weight` in hand, or one message."""
+    weight = most_weight / max(1, topology.partitions)
+    return [
+        QueueIntake(queue, pace(), waiting, most_weight=weight, is_partition=queue != topology.requests_queue)
+        for queue in topology.request_queues
+    ]
+
+
+async def _all(endless: Sequence[Coroutine[Any, Any, None]], before_ending: Callable[[], None] = lambda: None) -> None:
+    """Run these until one of them fails, then end the others and raise its error."""
+    tasks = [asyncio.create_task(each) for each in endless]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        before_ending()
+        await end(*tasks)
+        _ = [task.cancelled() or task.exception() for task in tasks]  # read, or asyncio reports it
 
 
 async def _wait_lost(connection: aio_pika.Connection) -> None:

@@ -65,7 +65,8 @@ class Pace:
         self._full = prefetch
         self._batch_max = batch_max
         self._poison_from = poison_from
-        self._single_active = single_active
+        self.single_active = single_active
+        """Whether only one consumer of the queue gets messages."""
         self._proved = single_active
         self._one_by_one = 0  # how many of the returned messages are still to come one by one
         self._open = False
@@ -99,7 +100,7 @@ class Pace:
     def closed(self, returned: int = 0) -> None:
         """The channel is closed or lost; `returned` messages went back to the queue in good order."""
         self._open = False
-        self._proved = self._single_active
+        self._proved = self.single_active
         if self.returning:
             # In bulk, the suspects among them would return the others again, each time with one more attempt.
             self._one_by_one = returned
@@ -120,7 +121,7 @@ class Pace:
 
         Returns 0 if the first one is a suspect and must be returned with the others in hand; see `returning`.
         """
-        if not self._single_active and in_hand > 1 and self._must_return(waiting[0]):
+        if not self.single_active and in_hand > 1 and self._must_return(waiting[0]):
             self.returning = True
             return 0
         return batch_length(waiting, self._batch_max)

@@ -11,6 +11,7 @@ from aio_pika.abc import AbstractChannel, AbstractConnection
 from aiormq.exceptions import ChannelAccessRefused, ChannelNotFoundEntity, ChannelPreconditionFailed
 from pamqp.common import Arguments
 
+from task_activity_log.partitions import queue_of, slots_of
 from task_activity_log.problem import Unavailable
 
 log = structlog.get_logger(__name__)
@@ -31,13 +32,42 @@ class Topology:
     dead_letters_queue: str = "task_activity_log.dead-letters"
     requests_exchange: str = "task_activity_log"
     replies_exchange: str = "task_activity_log.replies"
+    partitions_exchange: str = "task_activity_log.by-record"
+    workers_queue: str = "task_activity_log.workers"
     delivery_limit: int = 20
     single_active_consumer: bool = False
+    partitions: int = 0
+    """Among how many queues the records are divided; 0 if there is only the requests queue."""
+
+    @property
+    def is_single_active(self) -> bool:
+        """Whether each request queue gives its messages to one consumer only."""
+        return self.single_active_consumer or self.partitions > 0
+
+    @property
+    def partition_queues(self) -> tuple[str, ...]:
+        """The queues of the partitions, in order."""
+        return tuple(queue_of(self.requests_queue, number) for number in range(self.partitions))
+
+    @property
+    def request_queues(self) -> tuple[str, ...]:
+        """All queues that a worker consumes: the partitions first, then the requests queue."""
+        return (*self.partition_queues, self.requests_queue)
+
+    @property
+    def short_workers_queue(self) -> str:
+        """The queue that workers consume which have less than their share of the partitions."""
+        return f"{self.workers_queue}.short"
+
+    @property
+    def proof_queue(self) -> str:
+        """A queue that a connected worker always consumes."""
+        return self.workers_queue if self.partitions else self.requests_queue
 
     @property
     def own_queues(self) -> frozenset[str]:
         """Queues that a `reply_to` must not name: it would be a loop, or a forged reply."""
-        return frozenset((self.requests_queue, self.replies_queue, self.dead_letters_queue))
+        return frozenset(self.queues())
 
     def queues(self) -> dict[str, Arguments]:
         """Each queue with its arguments. Limits that operators change (length, age) are policies, never arguments."""
@@ -49,24 +79,33 @@ class Topology:
             "x-dead-letter-strategy": "at-least-once",
             "x-overflow": "reject-publish",
         }
-        if self.single_active_consumer:
+        if self.is_single_active:
             requests["x-single-active-consumer"] = True
         kept: dict[str, Any] = {"x-queue-type": "quorum", "x-delivery-limit": _RETURNS_UNLIMITED}
         return {
             self.dead_letters_queue: kept,
             self.replies_queue: kept,
-            self.requests_queue: requests,
+            **dict.fromkeys(self.request_queues, requests),
+            **dict.fromkeys((self.workers_queue, self.short_workers_queue) if self.partitions else (), kept),
         }
 
     def exchanges(self) -> dict[str, Literal["direct", "topic"]]:
         """Each exchange with its type."""
-        return {self.requests_exchange: "direct", self.replies_exchange: "topic"}
+        by_record: dict[str, Literal["direct", "topic"]] = (
+            {self.partitions_exchange: "direct"} if self.partitions else {}
+        )
+        return {self.requests_exchange: "direct", self.replies_exchange: "topic", **by_record}
 
     def bindings(self) -> tuple[tuple[str, str, str], ...]:
         """Each binding as queue, exchange and routing key."""
         return (
             (self.requests_queue, self.requests_exchange, REQUEST_KEY),
             (self.replies_queue, self.replies_exchange, "#"),
+            *(
+                (queue, self.partitions_exchange, slot)
+                for number, queue in enumerate(self.partition_queues)
+                for slot in slots_of(number, self.partitions)
+            ),
         )
 
 

@@ -1,14 +1,25 @@
 """Partitions: which of N request queues has the requests of a record.
 
-The hash slot of a record (`record.hash_slot`, `00` to `ff`) is the routing key of its requests, and the 256 slots are
+The hash slot of a record (`00` to `ff`) is the routing key of its requests, and the 256 slots are
 divided among the queues in order. N is a power of two, so that doubling it divides each partition into two, and halving it
 joins two that are next to each other.
 """
 
 from collections.abc import Iterator
+from hashlib import sha256
+from uuid import UUID
 
 SLOTS = 256
 PARTITIONS_MAX = 256
+
+
+def hash_slot(record_id: UUID) -> str:
+    """The hash slot of a record, from `00` to `ff` (contract, section 3): the first two digits of SHA-256 of its id.
+
+    The id is hashed as 36 characters in lower case with hyphens. The digits of a uuid itself would not do: those of
+    sequential ones hardly vary.
+    """
+    return sha256(str(record_id).encode()).hexdigest()[:2]
 
 
 def is_partition_count(count: int) -> bool:

@@ -1,0 +1,210 @@
+"""One queue that the intake consumes: through one channel after the other, at its pace."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from math import inf
+
+import aio_pika
+
+from task_activity_log.aio import Waiting
+from task_activity_log.rabbitmq.channel import open_channel
+from task_activity_log.rabbitmq.consumer import Consumer, RabbitDelivery
+from task_activity_log.rabbitmq.frames import FrameReader, Inbound
+from task_activity_log.rabbitmq.link import LOST, asking_the_driver
+from task_activity_log.rabbitmq.pace import Pace, State
+
+
+class QueueIntake:
+    """Consumes a queue of the present connection whenever its pace says so.
+
+    `Pace` decides when and with which prefetch. `Consumer.close` is the only way in which a consumer ends that has messages
+    in hand.
+    """
+
+    consumer: Consumer | None = None
+    """The present one. Set by `_register`, reset by `close` and `forget`."""
+    _ready = False  # whether the present connection may consume; set by `consume`
+
+    def __init__(
+        self,
+        queue: str,
+        pace: Pace,
+        waiting: Waiting[RabbitDelivery],
+        *,
+        most_weight: float = inf,
+        is_partition: bool = False,
+    ) -> None:
+        """Consume nothing yet.
+
+        Args:
+            queue: its name.
+            pace: decides when to consume it, and with which prefetch.
+            waiting: where deliveries are put; shared with other queues.
+            most_weight: what may be in hand, unless it is a single message; see `weight`.
+            is_partition: whether its messages are published by record, with the hash slot as routing key.
+        """
+        self.queue = queue
+        self.pace = pace
+        self._waiting = waiting
+        self._most_weight = most_weight
+        self._is_partition = is_partition
+        self._pacing = asyncio.Lock()  # held while a consumer is registered, acknowledges or is closed
+        self._wanted = asyncio.Event()  # whether a channel is to be opened; set by `repaced`
+        self.registered = asyncio.Event()
+        """Set when a consumer is registered, cleared when the connection is lost."""
+
+    @property
+    def consuming(self) -> bool:
+        """Whether a consumer is registered, or is about to be registered again."""
+        return self._ready and self.pace.wanted > 0 and self.registered.is_set()
+
+    @property
+    def in_hand(self) -> int:
+        """How many deliveries are not settled."""
+        return 0 if self.consumer is None else self.consumer.in_hand
+
+    @property
+    def active(self) -> bool:
+        """Whether the present consumer was given a message: a queue with a single active consumer gives it to no other."""
+        return self.consumer is not None and self.consumer.active
+
+    async def consume(
+        self, connection: aio_pika.Connection, frame_reader: FrameReader, established: Callable[[], None]
+    ) -> None:
+        """Consume through one channel after the other; never return.
+
+        Raises:
+            One of `link.LOST`: the connection or the channel is lost, or the broker has cancelled the consumer.
+        """
+        self._ready = True
+        self.repaced()
+        consumer = await self._register(connection, frame_reader)
+        established()
+        while True:
+            if consumer is not None:
+                await consumer.wait_ended()
+            await self._wanted.wait()
+            consumer = await self._register(connection, frame_reader)
+
+    async def _register(self, connection: aio_pika.Connection, frame_reader: FrameReader) -> Consumer | None:
+        """Open a channel and consume on it with the prefetch that is wanted; None if nothing is to be consumed."""
+        if not self.pace.wanted:
+            return None
+        channel = await open_channel(connection)
+        consumer = Consumer(
+            channel,
+            self.queue,
+            self._waiting,
+            single_active=self.pace.single_active,
+            most_weight=self._most_weight,
+        )
+        routed = consumer.route if self._is_partition else None
+        frame_reader.channels[channel.number] = Inbound(deliver=consumer.deliver, routed=routed, full=consumer.full)
+        async with self._pacing:
+            self.consumer = consumer
+            prefetch = self.pace.wanted
+            if prefetch:
+                await consumer.register(prefetch)
+                self.pace.opened()
+                self.registered.set()
+                self.repaced()
+        if not prefetch:
+            await self.close()
+        return consumer
+
+    def forget(self) -> None:
+        """The connection is lost: everything in hand comes again."""
+        if self.consumer is not None:
+            self.consumer.abandon()
+            self.consumer = None
+        self._ready = False
+        self.pace.closed()
+        self.registered.clear()
+        self.repaced()
+
+    def repaced(self) -> None:
+        """Let a channel be opened, or the next `Intake.take` decide again, if the pace says so now."""
+        if self._ready and self.consumer is None and self.pace.wanted:
+            self._wanted.set()
+        else:
+            self._wanted.clear()
+        self._waiting.wake()
+
+    async def synchronize(self) -> None:
+        """Return when the broker has read the acknowledgements so far, or the connection is lost."""
+        with suppress(*LOST), asking_the_driver():
+            async with self._pacing:
+                if self.consumer is not None:
+                    await self.consumer.synchronize()
+
+    async def acknowledge(self, deliveries: Sequence[RabbitDelivery]) -> int:
+        """Acknowledge `deliveries`, or keep the acknowledgements back while the consumer is being closed.
+
+        Returns how many of them are settled by that, or were rejected before: the others were of a channel that is lost.
+        """
+        acknowledged = 0
+        with suppress(*LOST), asking_the_driver():
+            async with self._pacing:
+                consumer = self.consumer
+                if consumer is not None:
+                    handled = [delivery for delivery in deliveries if delivery.consumer is consumer]
+                    tags = [delivery.tag for delivery in handled if consumer.has(delivery.tag)]
+                    self.pace.settled(handled)
+                    await self._settle(consumer, tags)
+                    acknowledged = len(tags) + consumer.forget_rejected(delivery.tag for delivery in handled)
+        return acknowledged
+
+    async def _settle(self, consumer: Consumer, tags: Sequence[int]) -> None:
+        if self.pace.state in (State.CLOSED, State.CLOSING):
+            consumer.keep(tags)  # an acknowledgement lets the broker send more
+        elif self.pace.wanted > consumer.prefetch:
+            await consumer.widen(self.pace.wanted, tags)
+        else:
+            await consumer.acknowledge(tags)
+
+    async def prove(self, deliveries: Sequence[RabbitDelivery]) -> None:
+        """These were processed safely, although they cannot be acknowledged yet: they prove the consumer all the same."""
+        with suppress(*LOST), asking_the_driver():
+            async with self._pacing:
+                consumer = self.consumer
+                if consumer is not None:
+                    self.pace.proved([delivery for delivery in deliveries if delivery.consumer is consumer])
+                    await self._settle(consumer, ())
+
+    async def resume(self, by: str) -> None:
+        """Consume again, unless others still pause, and acknowledge what was kept back."""
+        self.pace.resume(by)
+        with suppress(*LOST), asking_the_driver():
+            async with self._pacing:
+                if self.consumer is not None:
+                    await self._settle(self.consumer, ())
+        self.repaced()
+
+    async def close(self) -> int:
+        """Return everything in hand to the queue, in order; how many messages. It is consumed again if the pace says so."""
+        count = 0
+        with suppress(*LOST), asking_the_driver():
+            async with self._pacing:
+                consumer, self.consumer = self.consumer, None
+                if consumer is not None:
+                    self._waiting.remove(lambda delivery: delivery.consumer is consumer)
+                    try:
+                        count = await consumer.close()
+                    finally:
+                        self.pace.closed(count)
+        self.repaced()
+        return count
+
+    async def finish(self, seconds: float) -> None:
+        """Take nothing more of what is in hand, and wait until what was taken is finished, at most this long.
+
+        The pace must be paused. To be followed by `close`.
+        """
+        consumer = self.consumer
+        if consumer is not None:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await consumer.finish()

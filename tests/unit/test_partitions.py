@@ -1,0 +1,49 @@
+"""Hash slots and the partitions they belong to."""
+
+import hashlib
+from uuid import UUID
+
+import pytest
+
+from task_activity_log.partitions import hash_slot, is_partition_count, partition_of, queue_of, slots_of
+from task_activity_log.rabbitmq.topology import Topology
+
+
+def test_the_slot_is_the_first_byte_of_sha_256_of_the_id_as_text() -> None:
+    record_id = UUID("0190163D-8694-739B-AEA5-966C26F8AD91")
+    assert hash_slot(record_id) == hashlib.sha256(b"0190163d-8694-739b-aea5-966c26f8ad91").hexdigest()[:2] == "65"
+
+
+@pytest.mark.parametrize("count", [1, 2, 4, 8, 16, 32, 64, 128, 256])
+def test_each_slot_is_in_one_partition(count: int) -> None:
+    slots = [slot for partition in range(count) for slot in slots_of(partition, count)]
+    assert slots == [f"{slot:02x}" for slot in range(256)]
+    assert all(partition_of(slot, count) == number for number in range(count) for slot in slots_of(number, count))
+
+
+@pytest.mark.parametrize("count", [1, 2, 4, 8, 16, 32, 64, 128])
+def test_doubling_divides_each_partition_into_two(count: int) -> None:
+    for partition in range(count):
+        halves = [*slots_of(2 * partition, 2 * count), *slots_of(2 * partition + 1, 2 * count)]
+        assert halves == list(slots_of(partition, count))
+
+
+@pytest.mark.parametrize("count", [-8, -1, 0, 3, 6, 12, 100, 255, 257, 512])
+def test_other_numbers_of_partitions_are_refused(count: int) -> None:
+    assert not is_partition_count(count)
+
+
+def test_the_topology_binds_each_slot_once() -> None:
+    topology = Topology(partitions=16)
+    bound = {key: queue for queue, exchange, key in topology.bindings() if exchange == topology.partitions_exchange}
+    assert bound == {f"{slot:02x}": queue_of("task_activity_log.upsert", slot // 16) for slot in range(256)}
+    assert all((topology.queues()[each] or {})["x-single-active-consumer"] is True for each in topology.request_queues)
+
+
+def test_without_partitions_the_topology_is_as_it_was() -> None:
+    assert set(Topology().queues()) == {
+        "task_activity_log.upsert",
+        "task_activity_log.replies",
+        "task_activity_log.dead-letters",
+    }
+    assert "x-single-active-consumer" not in (Topology().queues()["task_activity_log.upsert"] or {})
