@@ -3,6 +3,7 @@
 * `Rejected`: the message is at fault. It is answered with its problem and dead-lettered; other messages are not affected.
 * `Refused`: the database refuses a value in a wave. The wave is halved until the row at fault is alone and rejected.
 * `Unavailable`: the database or the broker cannot be used. The worker keeps its deliveries and tries again.
+* `Misconfigured`: the broker was set up for other settings. The worker ends, because only an operator can decide.
 * `Failed`, a kind of `Unavailable`: a statement failed, and the database or one of the rows may be the cause. If a probe
   passes, the row is found by halving and parked. Two subclasses name failures that are treated in their own way:
   `TimedOut` and `NotMigrated`.
@@ -207,3 +208,7 @@ class TimedOut(Failed):
 
 class NotMigrated(Failed):
     """A table does not exist. If the probe says so too, the database was not migrated yet."""
+
+
+class Misconfigured(Exception):
+    """What was found on the broker does not fit the settings, and waiting changes nothing. The text says what to do."""

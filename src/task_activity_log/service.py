@@ -16,9 +16,10 @@ from task_activity_log import __version__
 from task_activity_log.aio import end
 from task_activity_log.pipeline.hold import Hold
 from task_activity_log.pipeline.worker import Worker
-from task_activity_log.problem import Unavailable
+from task_activity_log.problem import Misconfigured, Unavailable
 from task_activity_log.rabbitmq.consumer import RabbitDelivery
 from task_activity_log.rabbitmq.dead_letters import DeadLetters
+from task_activity_log.rabbitmq.forwarder import Forwarder
 from task_activity_log.rabbitmq.intake import Intake
 from task_activity_log.rabbitmq.publisher import MessageMax, Publisher
 from task_activity_log.rabbitmq.replies import Replies
@@ -89,7 +90,7 @@ class Service:
         self._intake = Intake(
             link,
             topology,
-            prefetch=settings.prefetch,
+            prefetch=settings.queue_prefetch,
             batch_max=settings.batch_max,
             bounds=Bounds(settings.batch_bytes, settings.in_hand_bytes),
             poison_from=settings.poison_from,
@@ -128,7 +129,13 @@ class Service:
             park_most=max(1, settings.prefetch // 2),
             park_limit_seconds=settings.park_limit_seconds,
             refused_in_a_row=settings.refused_in_a_row,
+            forwarder=Forwarder(self._publisher, topology.partitions_exchange) if topology.partitions else None,
         )
+        if (balancing := self._intake.balancing) is not None:
+            balancing.alone = self._worker.writes.alone
+            balancing.on_handed_over = count["task_activity_log_hand_overs_total"].inc
+        if self._worker.forwarding is not None:
+            self._worker.forwarding.on_forwarded = count["task_activity_log_forwarded_total"].inc
         self._draining = asyncio.Event()
         self.http_port = settings.http_port
         """The port on which health and metrics are served, once the service runs."""
@@ -256,6 +263,7 @@ def run(settings: Settings) -> None:
 
     Raises:
         OSError: it is not possible to listen on HTTP_HOST and HTTP_PORT.
+        Misconfigured: what is on the broker does not fit the settings.
     """
     redaction = logs.Redaction(secrets_of(settings))
     logs.configure(settings.log_format, settings.log_level, redaction)
@@ -274,7 +282,7 @@ def run(settings: Settings) -> None:
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             runner.run(serve())
-    except OSError:
+    except (OSError, Misconfigured):
         raise
     except Exception as error:  # noqa: BLE001 - any error: its text may quote a message, so it must not be printed
         log.critical("crashed", exception=logs.whereabouts(error))

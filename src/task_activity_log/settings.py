@@ -326,6 +326,15 @@ class Settings(BaseModel):
         """
         return self.memory_limit_bytes // 64
 
+    @property
+    def queue_prefetch(self) -> int:
+        """The prefetch of each queue: that of the worker, or with partitions at most half a batch.
+
+        It must be the same for all workers, whatever their number: a queue keeps the order of what is returned to it only if
+        each of its consumers has the same prefetch.
+        """
+        return min(self.prefetch, max(1, self.batch_max // 2)) if self.partitions else self.prefetch
+
 
 def variable(field: str) -> str:
     """The environment variable of a setting."""

@@ -94,6 +94,7 @@ class Status:
             },
             "consuming": self.intake.consuming,
             "in_hand": {"waiting": waiting, "under_way": self.intake.in_hand - waiting, "prefetch": settings.prefetch},
+            "partitions": self._partitions(),
             "last_batch": self.watch.last_batch,
             "parked": self.parking.report(),
             "holds": [
@@ -118,12 +119,22 @@ class Status:
             for one in self.replies.failing
         ]
 
+    def _partitions(self) -> dict[str, object] | None:
+        """The partitions that have given this worker messages; None without partitions."""
+        balancing = self.intake.balancing
+        if balancing is None:
+            return None
+        return {"count": self.settings.partitions, "active": sorted(balancing.active), "workers": balancing.workers}
+
     def show_gauges(self, metrics: Metrics) -> None:
         """Let each gauge read its value here when the metrics are scraped."""
         intake, publisher, show = self.intake, self.publisher, metrics.gauge
         show("task_activity_log_consuming", lambda: intake.consuming)
         show("task_activity_log_in_hand", lambda: intake.in_hand)
         show("task_activity_log_replies_waiting", lambda: self.replies.waiting)
+        if (balancing := intake.balancing) is not None:
+            show("task_activity_log_partitions_active", lambda: len(balancing.active))
+            show("task_activity_log_workers", lambda: balancing.workers)
         show("task_activity_log_parked", lambda: self.parking.messages)
         show("task_activity_log_parked_age_seconds", lambda: self.parking.oldest_seconds)
         show("task_activity_log_prefetch", lambda: self.settings.prefetch)

@@ -87,10 +87,13 @@ def run() -> None:
         if os.environ.pop(name, None):
             say(f"{name} is set for another program and ignored: a worker is one process and has its metrics in memory")
     from task_activity_log import service
+    from task_activity_log.problem import Misconfigured
 
     streams.drop_stalled()
     try:
         service.run(settings)
+    except Misconfigured as error:
+        fail(str(error), WRONG_USE)
     except OSError as error:
         where = f"HTTP_HOST={settings.http_host} HTTP_PORT={settings.http_port}"
         fail(f"cannot listen on {where}: {error.strerror or error}; set HTTP_PORT to a free port", WRONG_USE)

@@ -7,6 +7,10 @@ from contextlib import suppress
 from task_activity_log.aio import Backoff
 
 
+class Requeued(Exception):
+    """Deliveries were requeued before they were stored: the outage was too long, or the connection is lost."""
+
+
 class Abandoned(Exception):
     """The hold was given up because the worker drains. Unsettled messages return to the broker."""
 

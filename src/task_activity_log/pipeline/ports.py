@@ -180,6 +180,17 @@ class DeadLetters(Protocol[D_contra]):
         """
 
 
+class Forwarder(Protocol[D_contra]):
+    """Where requests go that were not sent by record."""
+
+    async def forward(self, requests: Sequence[Request[D_contra]]) -> None:
+        """Return when each request, of different records, is confirmed in the partition of its record.
+
+        Raises:
+            Unavailable: forward all of them again later.
+        """
+
+
 class Watch(Protocol):
     """Counts, times and logs (see `telemetry`). It is called once per batch, so that it costs little per message."""
 

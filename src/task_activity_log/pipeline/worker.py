@@ -20,9 +20,21 @@ import structlog
 from task_activity_log.aio import SharedLock
 from task_activity_log.pipeline import settling
 from task_activity_log.pipeline.batches import Parts, decode_all
-from task_activity_log.pipeline.hold import Abandoned, Hold
+from task_activity_log.pipeline.forwarding import Forwarding
+from task_activity_log.pipeline.hold import Abandoned, Hold, Requeued
 from task_activity_log.pipeline.parking import Parking
-from task_activity_log.pipeline.ports import D, DeadLetters, Intake, Patience, Replies, Settlement, Store, Stored, Watch
+from task_activity_log.pipeline.ports import (
+    D,
+    DeadLetters,
+    Forwarder,
+    Intake,
+    Patience,
+    Replies,
+    Settlement,
+    Store,
+    Stored,
+    Watch,
+)
 from task_activity_log.pipeline.refusals import Refusals
 from task_activity_log.pipeline.request import Request, Rules
 from task_activity_log.pipeline.search import Search
@@ -56,17 +68,21 @@ class Worker(Generic[D]):
         park_most: int = 1000,
         park_limit_seconds: float = 600.0,
         refused_in_a_row: int = 10,
+        forwarder: Forwarder[D] | None = None,
     ) -> None:
         stored: Stored[D] = asyncio.Queue(maxsize=1)
         self.store_hold, self.reply_hold = Hold("store"), Hold("reply")
-        common = (intake, watch, hold_limit_seconds, writes := SharedLock())
+        self.writes = SharedLock()
+        """Shared by each write to the database or to a partition; see `Storing`."""
+        common = (intake, watch, hold_limit_seconds, self.writes)
+        self.forwarding = None if forwarder is None else Forwarding(intake, forwarder, self.writes)
         self.parking: Parking[D] = Parking(
-            intake, parked_store or store, Parts(stored, part_bytes), writes, nulls, Refusals(refused_in_a_row),
+            intake, parked_store or store, Parts(stored, part_bytes), self.writes, nulls, Refusals(refused_in_a_row),
             most=park_most, limit_seconds=park_limit_seconds,
         )  # fmt: skip
         self._storing = Storing(
             self.store_hold, *common, store=store, parts=Parts(stored, part_bytes), rules=rules, batch_max=batch_max,
-            nulls=nulls, parking=self.parking,
+            nulls=nulls, parking=self.parking, forwarding=self.forwarding,
         )  # fmt: skip
         self.parking.on_outage, self.parking.on_answer = self._storing.show, self._storing.release
         # Outages of the dead-letter queue are shown as `reply` too: places are label values that dashboards use.
@@ -83,10 +99,6 @@ class Worker(Generic[D]):
             stages.create_task(self._storing.run(), name="store")
             stages.create_task(self.parking.run(), name="park")
             stages.create_task(self._answering.run(), name="answer")
-
-
-class _Requeued(Exception):
-    """Deliveries were requeued before they were stored: the outage was too long, or the connection is lost."""
 
 
 class _PartFailed(Exception):
@@ -113,7 +125,7 @@ class _Stage(Generic[D]):
 
         After the hold limit all unsettled deliveries are requeued, once, and no more are taken until an attempt succeeds.
         Replies are still tried then, because a repeated reply does no harm. A wave is not (`repeatable=False`), because
-        another worker may have stored later requests of its records. Raises `Abandoned` or `_Requeued`.
+        another worker may have stored later requests of its records. Raises `Abandoned` or `Requeued`.
         """
         requeued = False
         while True:
@@ -129,7 +141,7 @@ class _Stage(Generic[D]):
                         given_back = await self.intake.requeue()
                     log.warning("stood_down", place=self.hold.place, given_back=given_back)
                     if not repeatable:
-                        raise _Requeued from outage
+                        raise Requeued from outage
             except (Refused, _PartFailed):
                 self.release()  # the database answers
                 raise
@@ -160,6 +172,7 @@ class Storing(_Stage[D]):
     batch_max: int
     nulls: Literal["emit", "omit"]
     parking: Parking[D]
+    forwarding: Forwarding[D] | None
     smaller: bool = field(init=False, default=False)
     """Whether the last batch was kept small because of its attempts."""
 
@@ -169,7 +182,7 @@ class Storing(_Stage[D]):
             while (batch := await self._take()) is not None:
                 try:
                     await (self._store_batch(batch) if batch else self._renew())
-                except _Requeued:
+                except Requeued:
                     self.parts.clear()
                     await self._until_done(self.store.probe)
                     await self.intake.resume("store")
@@ -216,6 +229,8 @@ class Storing(_Stage[D]):
         self.watch.took("decode", time.perf_counter() - started)
         await self.parts.add_all(rejected)
         started = time.perf_counter()
+        if self.forwarding is not None:
+            requests = await self.forwarding.take_out(requests, partial(self._until_done, repeatable=False))
         for wave in waves(requests):
             await self._apply(await self.parking.admit(wave))
         await self.parts.add_all(self.parking.rejected())
@@ -249,7 +264,7 @@ class Storing(_Stage[D]):
         try:
             async with self.writes.shared():
                 if not all(self.intake.has(request.delivery) for request in part):
-                    raise _Requeued
+                    raise Requeued
                 return await self.store.apply(part, patience)
         except Failed as failed:
             await self.store.probe()  # if this fails too, the database is unavailable, whatever the part contains

@@ -29,13 +29,13 @@ _HAND_OVER = "hand-over"
 class Balancing:
     """Hands over partitions of which this worker has too many, and lets workers with fewer be first in line."""
 
-    alone: Callable[[], AbstractAsyncContextManager[object]] = nullcontext
+    alone: Callable[[], AbstractAsyncContextManager[object]] = staticmethod(nullcontext)
     """Had while a partition is handed over: no write to the database is under way then, and none begins. Otherwise one could
     come after those of the next worker. Set by whoever knows the writers."""
     workers = 0
     """How many workers there are, with this one; 0 while it is not known. Set by `run`."""
-    handed_over = 0
-    """How many partitions were handed over. Set by `_hand_over`."""
+    on_handed_over: Callable[[], None] = staticmethod(lambda: None)
+    """Called when a partition was handed over."""
 
     def __init__(self, partitions: Sequence[QueueIntake], topology: Topology) -> None:
         """Balance nothing yet."""
@@ -81,7 +81,7 @@ class Balancing:
                 returned = await queue.close()
         finally:
             await queue.resume(_HAND_OVER)
-        self.handed_over += 1
+        self.on_handed_over()
         log.info("partition_handed_over", queue=queue.queue, given_back=returned, workers=self.workers)
 
     async def _rejoin(self, number: int) -> None:

@@ -12,7 +12,7 @@ from aiormq.exceptions import ChannelAccessRefused, ChannelNotFoundEntity, Chann
 from pamqp.common import Arguments
 
 from task_activity_log.partitions import queue_of, slots_of
-from task_activity_log.problem import Unavailable
+from task_activity_log.problem import Misconfigured, Unavailable
 
 log = structlog.get_logger(__name__)
 
@@ -80,12 +80,12 @@ class Topology:
             "x-overflow": "reject-publish",
         }
         if self.is_single_active:
-            requests["x-single-active-consumer"] = True
+            requests[_SINGLE_ACTIVE] = True
         kept: dict[str, Any] = {"x-queue-type": "quorum", "x-delivery-limit": _RETURNS_UNLIMITED}
         return {
             self.dead_letters_queue: kept,
             self.replies_queue: kept,
-            **dict.fromkeys(self.request_queues, requests),
+            **dict.fromkeys(reversed(self.request_queues), requests),  # in this order: see `_check_partition_count`
             **dict.fromkeys((self.workers_queue, self.short_workers_queue) if self.partitions else (), kept),
         }
 
@@ -113,18 +113,22 @@ async def declare(connection: AbstractConnection, topology: Topology) -> None:
     """Declare what is missing. What exists with other arguments is used as it is, with a warning that names the argument.
 
     Raises:
+        Misconfigured: the requests are divided among another number of partitions, or a request queue that exists would not
+            keep the order.
         aiormq.exceptions.AMQPError: the broker refuses (403: no permission to configure) or is gone.
         Unavailable: the requests queue is a stream.
     """
+    await _check_partition_count(connection, topology)
     for exchange, type_ in topology.exchanges().items():
         async with _own_channel(connection, f"exchange {exchange}") as channel:
             await channel.declare_exchange(exchange, type_, durable=True)
     for queue, arguments in topology.queues().items():
-        async with _own_channel(connection, f"queue {queue}") as channel:
+        ordered = topology.partitions > 0 and queue in topology.request_queues
+        async with _own_channel(connection, f"queue {queue}", ordered=ordered) as channel:
             try:
                 await channel.declare_queue(queue, durable=True, arguments=arguments)
             except ChannelPreconditionFailed:
-                if queue == topology.requests_queue:
+                if queue in topology.request_queues:
                     _refuse_stream(queue, await queue_type(connection, queue))
                 raise
     async with connection.channel() as channel:
@@ -136,8 +140,10 @@ async def check(connection: AbstractConnection, topology: Topology) -> None:
     """Check that the queues and exchanges exist, and declare nothing.
 
     Raises:
+        Misconfigured: the requests are divided among another number of partitions.
         Unavailable: one does not exist, the user has no permission on one, or the requests queue is a stream.
     """
+    await _check_partition_count(connection, topology)
     for exchange in topology.exchanges():
         async with _own_channel(connection, f"exchange {exchange}", passive=True) as channel:
             await channel.get_exchange(exchange)
@@ -198,15 +204,51 @@ async def consumers(connection: AbstractConnection, topology: Topology) -> int:
         return queue.declaration_result.consumer_count or 0
 
 
+async def _check_partition_count(connection: AbstractConnection, topology: Topology) -> None:
+    """Two workers with different numbers of partitions would bind a slot to two queues, and each would get a copy.
+
+    The queues are declared from the last one to the first, so that the first one exists only where all do.
+    """
+    if not topology.partitions:
+        return
+    first, last, next_one = (
+        queue_of(topology.requests_queue, number) for number in (0, topology.partitions - 1, topology.partitions)
+    )
+    more = await _exists(connection, next_one)
+    if more or (await _exists(connection, first) and not await _exists(connection, last)):
+        raise Misconfigured(
+            f"the requests are divided among {'more' if more else 'fewer'} than {topology.partitions} partitions: queue"
+            f" {next_one if more else last} {'exists' if more else 'does not exist'}. Set WORKER_PARTITIONS to the number of"
+            f" the queues {topology.requests_queue}.…, the same for all workers"
+        )
+
+
+async def _exists(connection: AbstractConnection, queue: str) -> bool:
+    channel = await connection.channel()  # its own: if there is no such queue, the broker closes it
+    try:
+        await channel.get_queue(queue)
+    except ChannelNotFoundEntity:
+        return False
+    await channel.close()
+    return True
+
+
 @asynccontextmanager
 async def _own_channel(
-    connection: AbstractConnection, what: str, *, passive: bool = False
+    connection: AbstractConnection, what: str, *, passive: bool = False, ordered: bool = False
 ) -> AsyncIterator[AbstractChannel]:
-    """A channel for one declaration: when the broker refuses, it closes the channel."""
+    """A channel for one declaration: when the broker refuses, it closes the channel.
+
+    With `ordered` it must have a single active consumer.
+    """
     channel = await connection.channel()
     try:
         yield channel
     except ChannelPreconditionFailed as error:
+        if ordered and _SINGLE_ACTIVE in str(error):
+            raise Misconfigured(
+                f"{what} was declared without {_SINGLE_ACTIVE}, which partitions need. {_DRAIN}"
+            ) from None
         log.warning("topology_differs", what=what, **_difference(str(error)), advice=_ADVICE)
     except ChannelNotFoundEntity:
         raise Unavailable(f"{what} does not exist: create it, or set WORKER_TOPOLOGY=declare") from None
@@ -219,6 +261,11 @@ async def _own_channel(
         await channel.close()
 
 
+_SINGLE_ACTIVE = "x-single-active-consumer"
+_DRAIN = (
+    "Arguments cannot be changed in place: stop the publishers, let the workers that run now empty the queue, stop them,"
+    " delete the queue, and start again"
+)
 _ADVICE = (
     "It is used as it is. Arguments cannot be changed in place: set limits by policy,"
     " or drain and delete the queue and let the worker declare it again."

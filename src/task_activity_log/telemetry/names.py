@@ -78,6 +78,18 @@ METRICS = {
     "task_activity_log_replies_waiting": Metric(
         "gauge", "Replies whose reply_to takes nothing at present; their deliveries are not settled."
     ),
+    "task_activity_log_partitions_active": Metric(
+        "gauge", "Partitions that have given this worker messages: it is their active consumer. 0 without partitions."
+    ),
+    "task_activity_log_workers": Metric(
+        "gauge", "Workers that consume the partitions, as the broker counts them. 0 without partitions."
+    ),
+    "task_activity_log_hand_overs_total": Metric(
+        "counter", "Partitions that were handed over to other workers, so that all have the same share."
+    ),
+    "task_activity_log_forwarded_total": Metric(
+        "counter", "Requests that were not sent by record and were forwarded to their partition."
+    ),
     "task_activity_log_prefetch": Metric("gauge", "Maximum number of deliveries in hand."),
     # state
     "task_activity_log_consuming": Metric("gauge", "1 while a consumer is registered."),
@@ -197,6 +209,11 @@ EVENTS = {
         "warning",
         "Messages that may have crashed a worker are set aside, to be tried alone.",
         ("suspects", "attempts"),
+    ),
+    "partition_handed_over": Event(
+        "info",
+        "This worker had more than its share of the partitions and has left one to another worker.",
+        ("queue", "given_back", "workers"),
     ),
     # the broker
     "broker_connected": Event("info", "A connection was established.", ("link",)),

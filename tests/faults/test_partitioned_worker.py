@@ -1,0 +1,130 @@
+"""Workers that share partitions: what goes to the wrong one, and what was not sent by record."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+from uuid import UUID, uuid4
+
+import aio_pika
+import pytest
+
+from task_activity_log.partitions import hash_slot
+from task_activity_log.problem import Misconfigured
+from task_activity_log.rabbitmq.topology import REQUEST_KEY, Topology, declare
+from tests import audit_trigger
+from tests.asking import Connection
+from tests.faults.conversation import Conversation, conversing, until
+from tests.serving import serving
+
+TOPOLOGY = Topology(partitions=4)
+PARTITIONED: dict[str, Any] = {"WORKER_PARTITIONS": "4"}
+
+
+@asynccontextmanager
+async def talking(amqp_url: str) -> AsyncIterator[Conversation]:
+    async with await aio_pika.connect(amqp_url) as connection:
+        await declare(connection, TOPOLOGY)
+    async with conversing(amqp_url, single_active_consumer=True) as talk:
+        yield talk
+
+
+async def send_by_record(talk: Conversation, record_id: UUID, slot: str, **fields: Any) -> None:
+    exchange = await talk.channel.get_exchange(TOPOLOGY.partitions_exchange, ensure=False)
+    body = json.dumps({"id": str(record_id), **fields}).encode()
+    await exchange.publish(aio_pika.Message(body, message_id=str(uuid4())), slot)
+
+
+async def test_a_request_in_the_slot_of_another_record_is_misrouted(amqp_url: str, database_url: str) -> None:
+    record_id = uuid4()
+    right = hash_slot(record_id)
+    wrong = f"{(int(right, 16) + 1) % 256:02x}"
+    async with talking(amqp_url) as talk, serving(amqp_url, database_url, **PARTITIONED):
+        await send_by_record(talk, record_id, wrong)
+        reply = await talk.answers.get()
+        assert reply.headers["x-error-code"] == "misrouted"
+        problem = json.loads(reply.body)
+        assert problem["status"] == 422
+        assert f"routing key {right}:" in problem["detail"]
+        assert [each.headers["x-error-code"] for each in await talk.kept()] == ["misrouted"]
+        await send_by_record(talk, record_id, right)
+        assert await talk.outcomes(1) == ["inserted"]
+
+
+async def test_an_invalid_field_is_reported_before_the_wrong_slot(amqp_url: str, database_url: str) -> None:
+    async with talking(amqp_url) as talk, serving(amqp_url, database_url, **PARTITIONED):
+        record_id = uuid4()
+        wrong = f"{(int(hash_slot(record_id), 16) + 1) % 256:02x}"
+        await send_by_record(talk, record_id, wrong, is_closed="no boolean")
+        assert (await talk.answers.get()).headers["x-error-code"] == "invalid_boolean"
+
+
+async def test_what_was_not_sent_by_record_is_forwarded_in_order(
+    amqp_url: str, database_url: str, admin: Connection
+) -> None:
+    """Two workers, of which one forwards; 50 messages for each of 10 records."""
+    await audit_trigger.install(admin)
+    records = [uuid4() for _ in range(10)]
+    async with talking(amqp_url) as talk:
+        async with (
+            serving(amqp_url, database_url, **PARTITIONED) as first,
+            serving(amqp_url, database_url, **PARTITIONED) as second,
+        ):
+            for number in range(50):
+                await asyncio.gather(*(talk.send(each, subject=str(number)) for each in records))
+            outcomes = await talk.outcomes(500)
+            assert outcomes == sorted(["inserted"] * 10 + ["updated"] * 490)
+            await until(lambda: first.in_hand == second.in_hand == 0)
+        writes = await audit_trigger.read(admin)
+        assert audit_trigger.disorder(writes, dict.fromkeys(records, 50)) == []
+
+
+async def test_what_is_invalid_is_answered_where_it_was_sent(amqp_url: str, database_url: str) -> None:
+    async with talking(amqp_url) as talk, serving(amqp_url, database_url, **PARTITIONED):
+        exchange = await talk.channel.get_exchange(TOPOLOGY.requests_exchange, ensure=False)
+        await exchange.publish(aio_pika.Message(b'{"subject": "no id"}'), REQUEST_KEY)
+        assert (await talk.answers.get()).headers["x-error-code"] == "missing_id"
+        assert [each.headers["x-error-code"] for each in await talk.kept()] == ["missing_id"]
+
+
+async def test_what_the_broker_would_act_on_again_is_not_forwarded(
+    amqp_url: str, database_url: str, admin: Connection
+) -> None:
+    """A user_id, copies to other queues, an expiry and a priority; other headers and a traceparent stay."""
+    async with talking(amqp_url) as talk, serving(amqp_url, database_url, **PARTITIONED) as worker:
+        copies = await talk.channel.declare_queue(exclusive=True)
+        exchange = await talk.channel.get_exchange(TOPOLOGY.requests_exchange, ensure=False)
+        for name in (TOPOLOGY.requests_exchange, TOPOLOGY.partitions_exchange):
+            await copies.bind(name, copies.name)
+        message = aio_pika.Message(
+            json.dumps({"id": str(uuid4()), "subject": "kept"}).encode(),
+            headers={"CC": [copies.name], "x-version": 7},
+            expiration=60,
+            priority=9,
+            correlation_id="asked",
+        )
+        await exchange.publish(message, REQUEST_KEY)
+        reply = await talk.answers.get()
+        assert (reply.headers["x-outcome"], reply.correlation_id) == ("inserted", "asked")
+        assert await admin.fetchval("SELECT source_version FROM task_activity_log") == 7
+        await until(lambda: worker.in_hand == 0)
+        assert (await talk.channel.declare_queue(copies.name, passive=True)).declaration_result.message_count == 1
+
+
+async def test_a_queue_that_would_not_keep_the_order_is_refused(amqp_url: str) -> None:
+    async with await aio_pika.connect(amqp_url) as connection:
+        await declare(connection, Topology())
+        with pytest.raises(Misconfigured, match=r"upsert was declared without x-single-active-consumer"):
+            await declare(connection, TOPOLOGY)
+
+
+@pytest.mark.parametrize(("partitions", "word"), [(2, "more"), (8, "fewer")])
+async def test_workers_with_different_numbers_of_partitions_are_refused(
+    amqp_url: str, partitions: int, word: str
+) -> None:
+    async with await aio_pika.connect(amqp_url) as connection:
+        await declare(connection, TOPOLOGY)
+        await declare(connection, TOPOLOGY)
+        with pytest.raises(Misconfigured, match=f"among {word} than {partitions} partitions"):
+            await declare(connection, Topology(partitions=partitions))
