@@ -6,6 +6,7 @@ misspelled     members that are not fields, and which field was meant
 exported       messages as lines of JSON, which `publish` reads again
 replies        follows the replies
 dead_letters/  inspects, replays, exports and discards rejected messages
+partitions     shows and changes the number of partitions
 check/         checks that everything a worker needs is in place
 contract/      the wire contract for machines, written by tools/contract_files.py
 exit_codes     how a command ends
@@ -231,6 +232,35 @@ def replies(
     wanted = Wanted(frozenset(ids or ()), frozenset(outcomes or ()), frozenset(codes or ()))
     following = follow(settings, wanted, take=take, as_json=as_json, count=count, seconds=seconds)
     sys.exit(guarded(lambda: asyncio.run(following)))
+
+
+@app.command(short_help="Show the partitions, or change their number.")
+def partitions(
+    *,
+    to: Annotated[
+        int | None,
+        typer.Option("--to", help="The new number: a power of two up to 256.", show_default=False),
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Change it. Without this only the steps are printed.")] = False,
+) -> None:
+    """Show the queues among which the requests are divided, or change their number while nobody publishes or consumes.
+
+    Needs AMQP_URL of a user that may configure the queues. Safe to interrupt and to run again.
+
+    \b
+    Examples:
+      task-activity-log partitions
+      task-activity-log partitions --to 32
+      task-activity-log partitions --to 32 --yes
+    """
+    from task_activity_log.partitions import is_partition_count
+
+    if to is not None and not is_partition_count(to):
+        fail(f"--to {to}: should be a power of two up to 256: 1, 2, 4, 8, 16, 32, 64, 128 or 256", WRONG_USE)
+    settings = settings_or_exit("amqp_url")
+    from task_activity_log.cli.partitions import show_or_change
+
+    sys.exit(guarded(lambda: show_or_change(settings, to, yes=yes)))
 
 
 @app.command(short_help="Print the wire contract in a machine-readable form.")

@@ -7,6 +7,7 @@ inspection    what AMQP shows of the broker, for `check`
 pace          how many messages the broker may send: a state machine                 pure
 intake        deliveries from the request queues, over one connection
 queue_intake  one of these queues, at its pace
+repartition   another number of partitions, while nobody publishes or consumes
 balance       which partitions a worker hands over                                   pure
 balancing     carries that out, so that the order of each record is kept
 members       how many workers consume the partitions

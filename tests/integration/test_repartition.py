@@ -1,0 +1,113 @@
+"""Another number of partitions: what must be so before, and what is so afterwards."""
+
+import asyncio
+from dataclasses import replace
+
+import aio_pika
+import pytest
+from aio_pika.abc import AbstractIncomingMessage
+
+from task_activity_log.partitions import partition_of, slots_of
+from task_activity_log.rabbitmq.link import LinkOptions
+from task_activity_log.rabbitmq.repartition import NotEmpty, change, look_up
+from task_activity_log.rabbitmq.topology import Topology, declare
+
+EIGHT = Topology(partitions=8)
+ALL_SLOTS = [*slots_of(0, 1)]
+
+
+async def _ignore(_: AbstractIncomingMessage) -> None:
+    pass
+
+
+async def declared(amqp_url: str, topology: Topology) -> LinkOptions:
+    async with await aio_pika.connect(amqp_url) as connection:
+        await declare(connection, topology)
+    return LinkOptions(amqp_url)
+
+
+async def routed(amqp_url: str, topology: Topology) -> None:
+    """Each slot goes to its queue and to no other."""
+    arrived: asyncio.Queue[tuple[str, str]] = asyncio.Queue()
+    async with await aio_pika.connect(amqp_url) as connection, connection.channel(on_return_raises=True) as channel:
+        for queue in topology.partition_queues:
+
+            async def arrive(message: AbstractIncomingMessage, queue: str = queue) -> None:
+                await arrived.put((message.body.decode(), queue))
+
+            await (await channel.get_queue(queue)).consume(arrive, no_ack=True)
+        exchange = await channel.get_exchange(topology.partitions_exchange, ensure=False)
+        for slot in ALL_SLOTS:
+            await exchange.publish(aio_pika.Message(slot.encode()), slot)
+        async with asyncio.timeout(30):
+            got = [await arrived.get() for _ in ALL_SLOTS]
+    assert arrived.empty()
+    assert dict(got) == {slot: topology.partition_queues[partition_of(slot, topology.partitions)] for slot in ALL_SLOTS}
+
+
+@pytest.mark.parametrize("to", [4, 16, 1])
+async def test_the_slots_move(amqp_url: str, to: int) -> None:
+    options = await declared(amqp_url, EIGHT)
+    said: list[str] = []
+    await change(options, replace(EIGHT, partitions=to), said.append)
+    assert (await look_up(options, EIGHT)).count == to
+    assert said[-1] == f"declaring {to} queues"
+    await routed(amqp_url, replace(EIGHT, partitions=to))
+
+
+async def test_what_was_interrupted_goes_on(amqp_url: str) -> None:
+    options = await declared(amqp_url, EIGHT)
+
+    class Interrupted(Exception):
+        pass
+
+    def interrupt(step: str) -> None:
+        if step == "deleting queue task_activity_log.upsert.3":
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        await change(options, replace(EIGHT, partitions=16), interrupt)
+    assert (await look_up(options, EIGHT)).count is None
+    await change(options, replace(EIGHT, partitions=16), lambda _: None)
+    await routed(amqp_url, replace(EIGHT, partitions=16))
+
+
+async def test_nothing_changes_while_messages_wait(amqp_url: str) -> None:
+    options = await declared(amqp_url, EIGHT)
+    async with await aio_pika.connect(amqp_url) as connection, connection.channel() as channel:
+        exchange = await channel.get_exchange(EIGHT.partitions_exchange, ensure=False)
+        await exchange.publish(aio_pika.Message(b"waiting"), "ff")
+        with pytest.raises(NotEmpty, match="1 messages wait"):
+            await change(options, replace(EIGHT, partitions=16), lambda _: None)
+        await (await channel.get_queue("task_activity_log.upsert.7")).purge()
+    await routed(amqp_url, EIGHT)
+
+
+async def test_nothing_changes_while_a_worker_consumes(amqp_url: str) -> None:
+    options = await declared(amqp_url, EIGHT)
+    async with await aio_pika.connect(amqp_url) as connection, connection.channel() as channel:
+        await (await channel.get_queue("task_activity_log.upsert.2")).consume(_ignore, no_ack=True)
+        with pytest.raises(NotEmpty, match="workers consume 1 of the partitions"):
+            await change(options, replace(EIGHT, partitions=16), lambda _: None)
+    await routed(amqp_url, EIGHT)
+
+
+async def test_what_is_published_meanwhile_puts_everything_back(amqp_url: str) -> None:
+    """A message that is in a queue when the exchange has been deleted stays there, and the exchange comes back."""
+    options = await declared(amqp_url, EIGHT)
+    async with await aio_pika.connect(amqp_url) as connection, connection.channel() as channel:
+        steps: list[str] = []
+        late: list[asyncio.Task[object]] = []
+
+        def publish(step: str) -> None:
+            steps.append(step)
+            if step.startswith("deleting exchange"):
+                message = channel.default_exchange.publish(aio_pika.Message(b"late"), "task_activity_log.upsert.5")
+                late.append(asyncio.create_task(message))
+
+        with pytest.raises(NotEmpty, match="1 messages wait"):
+            await change(options, replace(EIGHT, partitions=16), publish)
+        await asyncio.gather(*late)
+        assert steps[-1] == "putting the exchange back"
+        await (await channel.get_queue("task_activity_log.upsert.5")).purge()
+    await routed(amqp_url, EIGHT)
