@@ -158,8 +158,9 @@ def _element(name: str, kind: str, needed: bool, may_lack: str = "") -> str:
 def _messages() -> dict[str, Any]:
     topology = Topology()
     facts = asdict(topology) | asdict(Rules())
-    for name in ("requests_exchange", "replies_exchange"):
-        facts[f"{name}_type"] = topology.exchanges()[facts[name]]
+    exchanges = replace(topology, partitions=1).exchanges()
+    for name in ("requests_exchange", "replies_exchange", "partitions_exchange"):
+        facts[f"{name}_type"] = exchanges[facts[name]]
     for media_type, format_ in ((wire.JSON, "json"), (wire.XML, "xml")):
         request, stored, rejected = _conversation(media_type)
         facts |= {

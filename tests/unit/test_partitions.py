@@ -1,12 +1,19 @@
 """Hash slots and the partitions they belong to."""
 
 import hashlib
+from pathlib import Path
 from uuid import UUID
 
 import pytest
 
 from task_activity_log.partitions import hash_slot, is_partition_count, partition_of, queue_of, slots_of
 from task_activity_log.rabbitmq.topology import Topology
+
+
+def test_the_example_in_the_contract_is_right() -> None:
+    contract = Path("docs/contract/README.md").read_text(encoding="utf-8")
+    example = "00000000-0000-4000-8000-000000000001"
+    assert f"`{example}` has the slot `{hash_slot(UUID(example))}`" in contract
 
 
 def test_the_slot_is_the_first_byte_of_sha_256_of_the_id_as_text() -> None:
