@@ -67,7 +67,7 @@ def test_alerts_and_dashboard_query_every_metric_of_the_worker() -> None:
     }
 
 
-def test_the_dashboard_has_four_rows_and_every_panel_has_a_description() -> None:
+def test_the_dashboard_has_five_rows_and_every_panel_has_a_description() -> None:
     """The rows are questions, the most urgent first."""
     panels = json.loads(queries.DASHBOARD.read_text(encoding="utf-8"))["panels"]
     assert [panel["title"] for panel in panels if panel["type"] == "row"] == [
@@ -75,6 +75,7 @@ def test_the_dashboard_has_four_rows_and_every_panel_has_a_description() -> None
         "Is it keeping up?",
         "What does it reject?",
         "Where does the time go?",
+        "How are the partitions shared?",
     ]
     assert [panel["title"] for panel in panels if panel["type"] != "row" and not panel["description"]] == []
     assert len({panel["id"] for panel in panels}) == len(panels)
