@@ -67,7 +67,7 @@ class Status:
     def not_alive(self) -> list[str]:
         """Why the process must be restarted; empty if it is alive."""
         since = self.intake.connected_since
-        idle = 0.0 if since is None or self.intake.consuming else time.monotonic() - since
+        idle = 0.0 if since is None or self.intake.consuming_some else time.monotonic() - since
         if idle > _NOT_CONSUMING_SECONDS and not self.draining and self.hold_reason is None:
             return [f"connected but not consuming for {idle:.0f} s"]
         return []

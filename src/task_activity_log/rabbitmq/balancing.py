@@ -23,7 +23,6 @@ _HURRY_SECONDS = 0.3
 _FINISH_SECONDS = 2.0
 """How long what was taken from a partition may take before the partition is handed over. What is not finished then, because
 its row is locked or its reply is not confirmed, comes again to the next worker."""
-_HAND_OVER = "hand-over"
 
 
 class Balancing:
@@ -73,14 +72,7 @@ class Balancing:
     async def _hand_over(self, number: int) -> None:
         """Finish what was taken from a partition, return the rest in order, and stand in line for it again."""
         queue = self._partitions[number]
-        queue.pace.pause(_HAND_OVER)
-        queue.repaced()
-        try:
-            await queue.finish(_FINISH_SECONDS)
-            async with self.alone():
-                returned = await queue.close()
-        finally:
-            await queue.resume(_HAND_OVER)
+        returned = await queue.hand_over(self.alone, _FINISH_SECONDS)
         self.on_handed_over()
         log.info("partition_handed_over", queue=queue.queue, given_back=returned, workers=self.workers)
 

@@ -47,8 +47,7 @@ class Intake:
 
     connected_since: float | None = None
     """When the present connection was opened (`time.monotonic`); None while there is none. Set by `_session`."""
-    outage: str | None = None
-    """Why there is no consumer; None once one is registered, and before the first connection ends. Set by `run`."""
+    _outage: str | None = None  # of the connection. Set by `run`
     balancing: Balancing | None
     """Shares the partitions with other workers; None without partitions."""
     _finish_until: float | None = None  # set by `stop`: when nothing more is taken (`time.monotonic`)
@@ -101,6 +100,16 @@ class Intake:
         return all(queue.consuming for queue in self._queues)
 
     @property
+    def consuming_some(self) -> bool:
+        """Whether one of the queues has. Others may have no leader, which a restart of the worker does not change."""
+        return any(queue.consuming for queue in self._queues)
+
+    @property
+    def outage(self) -> str | None:
+        """Why there is no consumer on some queue; None if all have one, and before the first connection ends."""
+        return self._outage or next((queue.outage for queue in self._queues if queue.outage), None)
+
+    @property
     def in_hand(self) -> int:
         """How many deliveries are not settled."""
         return sum(queue.in_hand for queue in self._queues)
@@ -123,7 +132,7 @@ class Intake:
         try:
             await self._session(established)
         except LOST as error:
-            self.outage = describe(error).text
+            self._outage = describe(error).text
             raise
 
     async def _session(self, established: Callable[[], None]) -> None:
@@ -135,7 +144,7 @@ class Intake:
                 wait_forgotten(
                     connection,
                     self._topology.proof_queue,
-                    lambda: self.consuming,
+                    lambda: self.consuming_some,
                     lambda: frame_reader.read_seconds,
                 ),
             )
@@ -154,13 +163,14 @@ class Intake:
             nonlocal missing
             missing -= 1
             if not missing:
-                self.outage = None
+                self._outage = None
                 established()
 
-        working = [queue.consume(connection, frame_reader, consuming) for queue in self._queues]
-        if self.balancing is not None:
-            working.append(self.balancing.run(connection, lambda: not self._paused_by))
-        await _all(working)
+        if self.balancing is None:
+            await self._queues[0].consume(connection, frame_reader, consuming)
+        else:
+            working = [queue.keep_consuming(connection, frame_reader, consuming) for queue in self._queues]
+            await _all([*working, self.balancing.run(connection, lambda: not self._paused_by)])
 
     def _disconnected(self) -> None:
         """The connection is lost: everything in hand comes again."""

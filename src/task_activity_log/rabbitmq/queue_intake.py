@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, suppress
 from math import inf
 
 import aio_pika
+import structlog
 
-from task_activity_log.aio import Waiting
+from task_activity_log.aio import Backoff, Waiting
 from task_activity_log.rabbitmq.channel import open_channel
 from task_activity_log.rabbitmq.consumer import Consumer, RabbitDelivery
 from task_activity_log.rabbitmq.frames import FrameReader, Inbound
-from task_activity_log.rabbitmq.link import LOST, asking_the_driver
+from task_activity_log.rabbitmq.link import LOST, asking_the_driver, describe
 from task_activity_log.rabbitmq.pace import Pace, State
+
+log = structlog.get_logger(__name__)
+
+_HAND_OVER = "hand-over"
 
 
 class QueueIntake:
@@ -24,6 +29,8 @@ class QueueIntake:
     in hand.
     """
 
+    outage: str | None = None
+    """Why it has no consumer although others of the connection have; None if it has one. Set by `keep_consuming`."""
     consumer: Consumer | None = None
     """The present one. Set by `_register`, reset by `close` and `forget`."""
     _ready = False  # whether the present connection may consume; set by `consume`
@@ -59,7 +66,8 @@ class QueueIntake:
     @property
     def consuming(self) -> bool:
         """Whether a consumer is registered, or is about to be registered again."""
-        return self._ready and self.pace.wanted > 0 and self.registered.is_set()
+        waits = self.pace.stopping or self.pace.paused_by - {_HAND_OVER}
+        return self._ready and not waits and self.registered.is_set()
 
     @property
     def in_hand(self) -> int:
@@ -88,6 +96,39 @@ class QueueIntake:
                 await consumer.wait_ended()
             await self._wanted.wait()
             consumer = await self._register(connection, frame_reader)
+
+    async def keep_consuming(
+        self, connection: aio_pika.Connection, frame_reader: FrameReader, established: Callable[[], None]
+    ) -> None:
+        """As `consume`, but a queue that takes no consumer is tried again, and does not disturb others; never return.
+
+        `established` is called in any case: others need not wait for a queue without a leader.
+        """
+        backoff = Backoff(first=1.0, most=30.0)
+        waiting = True
+
+        def began() -> None:
+            nonlocal waiting
+            self.outage = None
+            backoff.reset()
+            if waiting:
+                waiting = False
+                established()
+
+        while True:
+            try:
+                with asking_the_driver():
+                    await self.consume(connection, frame_reader, began)
+            except LOST as error:
+                self.outage = describe(error).text
+            delay = backoff.delay()
+            log.warning("partition_unavailable", queue=self.queue, reason=self.outage, retry_in_seconds=round(delay, 1))
+            self._waiting.remove(lambda delivery: delivery.consumer is self.consumer)
+            self.forget()
+            if waiting:
+                waiting = False
+                established()
+            await asyncio.sleep(delay)
 
     async def _register(self, connection: aio_pika.Connection, frame_reader: FrameReader) -> Consumer | None:
         """Open a channel and consume on it with the prefetch that is wanted; None if nothing is to be consumed."""
@@ -198,13 +239,24 @@ class QueueIntake:
         self.repaced()
         return count
 
-    async def finish(self, seconds: float) -> None:
-        """Take nothing more of what is in hand, and wait until what was taken is finished, at most this long.
+    async def hand_over(self, alone: Callable[[], AbstractAsyncContextManager[object]], seconds: float) -> int:
+        """Leave the queue to the next consumer in line, in order, and stand at the end of the line.
 
-        The pace must be paused. To be followed by `close`.
+        Args:
+            alone: had while everything that is not finished is returned.
+            seconds: how long what was taken may take until then.
+
+        Returns:
+            How many messages were returned.
         """
-        consumer = self.consumer
-        if consumer is not None:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(seconds):
-                    await consumer.finish()
+        self.pace.pause(_HAND_OVER)
+        self.repaced()
+        try:
+            if (consumer := self.consumer) is not None:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(seconds):
+                        await consumer.finish()
+            async with alone():
+                return await self.close()
+        finally:
+            await self.resume(_HAND_OVER)

@@ -215,6 +215,11 @@ EVENTS = {
         "This worker had more than its share of the partitions and has left one to another worker.",
         ("queue", "given_back", "workers"),
     ),
+    "partition_unavailable": Event(
+        "warning",
+        "A partition takes no consumer, for example because its queue has no leader. Others go on; it is tried again.",
+        ("queue", "reason", "retry_in_seconds"),
+    ),
     # the broker
     "broker_connected": Event("info", "A connection was established.", ("link",)),
     "broker_unavailable": Event(
