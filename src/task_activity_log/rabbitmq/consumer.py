@@ -60,6 +60,13 @@ class Consumer:
     There is no way to cancel it and keep unfinished deliveries: `close` says why.
     """
 
+    prefetch = 0
+    """How many deliveries may be in hand; 0 before it is registered. Set by `register`."""
+    slot: str | None = None
+    """The routing key of the delivery that comes next, on the queue of a partition; else None. Set by `route`."""
+    active = False
+    """Whether it was given a message. Set by `deliver`."""
+
     def __init__(
         self,
         channel: AbstractChannel,
@@ -80,12 +87,6 @@ class Consumer:
         """
         self.single_active = single_active
         """Whether the queue gives its messages to one consumer only."""
-        self.prefetch = 0
-        """How many deliveries may be in hand; 0 before it is registered. Set by `register`."""
-        self.slot: str | None = None
-        """The routing key of the delivery that comes next, on the queue of a partition; else None. Set by `route`."""
-        self.active = False
-        """Whether it was given a message. Set by `deliver`."""
         self._channel = channel
         self._queue = queue
         self._waiting = waiting
