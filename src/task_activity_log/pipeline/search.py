@@ -21,6 +21,13 @@ _SEARCH_SECONDS = 2.0
 """How long rows that fail are searched for. A row that is refused is searched for until it is found."""
 
 
+class PartFailed(Exception):
+    """The database works, and a part of a wave failed: it is too large, or one of its rows is locked or at fault."""
+
+    def __init__(self, cause: Failed) -> None:
+        self.cause = cause
+
+
 class Search(Generic[D]):
     """The parts of one wave that are still to be tried.
 

@@ -37,7 +37,7 @@ from task_activity_log.pipeline.ports import (
 )
 from task_activity_log.pipeline.refusals import Refusals
 from task_activity_log.pipeline.request import Request, Rules
-from task_activity_log.pipeline.search import Search
+from task_activity_log.pipeline.search import PartFailed, Search
 from task_activity_log.pipeline.suspects import is_smaller
 from task_activity_log.pipeline.waves import waves
 from task_activity_log.problem import Failed, Refused, Unavailable
@@ -101,13 +101,6 @@ class Worker(Generic[D]):
             stages.create_task(self._answering.run(), name="answer")
 
 
-class _PartFailed(Exception):
-    """The database works, and a part of a wave failed: it is too large, or one of its rows is locked or at fault."""
-
-    def __init__(self, cause: Failed) -> None:
-        self.cause = cause
-
-
 @dataclass(eq=False)
 class _Stage(Generic[D]):
     """What both stages do: wait out outages."""
@@ -142,7 +135,7 @@ class _Stage(Generic[D]):
                     log.warning("stood_down", place=self.hold.place, given_back=given_back)
                     if not repeatable:
                         raise Requeued from outage
-            except (Refused, _PartFailed):
+            except (Refused, PartFailed):
                 self.release()  # the database answers
                 raise
             else:
@@ -245,7 +238,7 @@ class Storing(_Stage[D]):
                 applied = await self._until_done(partial(self._try, part, search.patience), repeatable=False)
             except Refused as refused:
                 await search.refused(part, refused)
-            except _PartFailed as failed:
+            except PartFailed as failed:
                 await search.failed(part, failed.cause)
             else:
                 search.passed(part)
@@ -268,7 +261,7 @@ class Storing(_Stage[D]):
                 return await self.store.apply(part, patience)
         except Failed as failed:
             await self.store.probe()  # if this fails too, the database is unavailable, whatever the part contains
-            raise _PartFailed(failed) from failed
+            raise PartFailed(failed) from failed
 
 
 @dataclass(eq=False, kw_only=True)
