@@ -202,6 +202,8 @@ async def test_an_outage_during_the_hold_is_shown_and_the_hold_goes_on() -> None
     bench = Bench()
     bench.store.refuses, bench.store.own = {"good"}, [REFUSED]
     bench.intake.put(*(upsert(subject="good") for _ in range(10)))
+    released: list[str] = []
+    bench.watch.released = lambda place, seconds: released.append(place)  # type: ignore[method-assign]  # noqa: ARG005
     async with bench.running():
         while bench.hold_reason is None:
             await asyncio.sleep(0)
@@ -212,6 +214,7 @@ async def test_an_outage_during_the_hold_is_shown_and_the_hold_goes_on() -> None
         bench.store.away = None
         while bench.hold_reason != "every row is refused (23514)":
             await asyncio.sleep(0)
+        assert released == []
         bench.store.refuses = set()
         await bench.watch.settled(11)
         assert not bench.hold_reason
