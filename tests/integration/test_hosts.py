@@ -15,6 +15,7 @@ from sandbox import RabbitMQ
 from sandbox.proxy import Proxy
 from sandbox.service import free_port
 from task_activity_log.client import TaskActivityLog, TaskActivityLogClient, subscribe
+from task_activity_log.rabbitmq import queues
 from task_activity_log.service import Service
 from task_activity_log.settings import SettingsError, load
 from tests.acceptance.test_process import fetch
@@ -233,9 +234,10 @@ def test_a_wrong_host_among_several_is_refused_at_start(hosts: str, reason: str)
 
 
 async def test_a_worker_whose_consumer_the_queue_has_forgotten_leaves(
-    own_rabbitmq: RabbitMQ, own_amqp_url: str, database_url: str
+    own_rabbitmq: RabbitMQ, own_amqp_url: str, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As on the minority side of a partition: connected, ready, and nothing comes. The proof finds it within 15 s."""
+    """As on the minority side of a partition: connected, ready, and nothing comes. The next proof finds it."""
+    monkeypatch.setattr(queues, "_PROVE_EVERY_SECONDS", 1.0)
     async with Proxy.to(own_amqp_url) as one, Proxy.to(own_amqp_url) as other, conversing(own_amqp_url) as talk:
         several = at(own_amqp_url, f"127.0.0.1:{one.port}", f"127.0.0.1:{other.port}")
         async with soon_serving(several, database_url):
