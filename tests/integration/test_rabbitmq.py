@@ -115,6 +115,22 @@ def to_requests(body: bytes, properties: Properties | None = None) -> Outgoing:
     return Outgoing(TOPOLOGY.requests_exchange, "upsert", properties or Properties(), body)
 
 
+async def test_the_reply_to_a_requeued_delivery_is_not_published_to_its_address(
+    amqp_url: str, driver: AbstractChannel
+) -> None:
+    """It comes again. Earlier replies of its record that waited at the address are forgotten, and must not come behind it."""
+    queue = await driver.declare_queue(exclusive=True)
+    lost, held = answer(queue.name), answer(queue.name)
+    async with publishing(amqp_url) as publisher:
+        link, deliveries = LinkOptions(amqp_url), [held.delivery]
+        replies = Replies[Delivery](
+            publisher, publisher, link, TOPOLOGY, still=lambda each: any(each is one for one in deliveries)
+        )
+        assert await replies.publish([lost, held]) == [True, True]
+    found = await driver.declare_queue(queue.name, passive=True)
+    assert found.declaration_result.message_count == 1
+
+
 @pytest.mark.parametrize("size", [0, 1, 131_064, 131_065, 400_000])
 async def test_a_delivery_is_what_the_driver_would_deliver(amqp_url: str, driver: AbstractChannel, size: int) -> None:
     """Every property and every body arrives as the driver sent it, whether the body has no frame, one or several."""

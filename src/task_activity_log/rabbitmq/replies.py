@@ -68,7 +68,7 @@ class Replies(Generic[D]):
     ) -> None:
         """Publish nothing yet: to the exchange through `own`, to addresses through `addressed`, to those that fail over `link`.
 
-        `still` says whether a delivery is still unsettled: the reply to one that was requeued is not tried again. The two
+        `still` says whether a delivery is still unsettled: the reply to one that was requeued is not published. The two
         callbacks get the reason for each reply that is given up, and for those that a subscriber's queue has not taken.
         """
         self._addressed = addressed
@@ -76,7 +76,7 @@ class Replies(Generic[D]):
         self._own_queues = topology.own_queues
         self._options = options
         self._message_max = message_max or MessageMax()
-        self._on_given_up = on_given_up
+        self._on_given_up, self._still = on_given_up, still
         self._addresses: Addresses[Settlement[D]] = Addresses(
             give_up_seconds=options.give_up_seconds, count_max=options.waiting_max, size_max=options.waiting_bytes_max
         )
@@ -176,7 +176,11 @@ class Replies(Generic[D]):
         for address, settlement in replies:
             if id(settlement) in self._placed:
                 continue
-            if is_malformed(address):
+            if not self._still(settlement.delivery):
+                # It comes again and is answered then. Replies of its record that waited here were forgotten when it was
+                # requeued, and come again as well: this one must not overtake them.
+                self._placed[id(settlement)] = True
+            elif is_malformed(address):
                 self._given_up(address, Fate.RETURNED.value, 1)
                 self._placed[id(settlement)] = True
             elif address in self._addresses:
