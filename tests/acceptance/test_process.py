@@ -112,7 +112,7 @@ async def test_records_are_stored_and_answered_from_migration_to_shutdown(
         await process.ready()
         assert await process.get("/readyz") == (200, "ok\n")
         samples = (str(SAMPLES / "record.json"), str(SAMPLES / "record.xml"))
-        code, out, err = await command("publish", *samples, str(bad), AMQP_URL=amqp_url)
+        code, out, err = await command("publish", "--send-invalid", *samples, str(bad), AMQP_URL=amqp_url)
         assert code == 3, err
         stored, updated, problem = sorted(out.splitlines(), key=lambda line: ("problem" in line, line[0] == "<"))
         assert json.loads(stored)["id"] == SAMPLE_ID
@@ -198,7 +198,6 @@ async def test_a_taken_port_is_one_line_and_exit_code_2(amqp_url: str, database_
         ("missing.json", None, "missing.json: No such file or directory"),
         ("bad.json", b'{"id":\n nope}', "bad.json:2: "),
         ("bad.jsonl", b'{"id": 1}\n\n{]\n', "bad.jsonl:3: "),
-        ("bad.xml", b"<a>\n<b></a>", "bad.xml:2: "),
         ("latin1.json", b'{"subject": "\xe9"}', "latin1.json:1: is not UTF-8"),
         ("records.csv", b"id", "records.csv: is neither .json, .jsonl nor .xml"),
     ],
@@ -216,9 +215,17 @@ async def test_an_unreadable_file_is_one_line_and_nothing_is_sent(
     assert "nothing was sent from it" in err
 
 
+async def test_a_file_of_xml_that_is_not_well_formed_is_an_invalid_record(amqp_url: str, tmp_path: Path) -> None:
+    """It has one record, so it is reported like any other that is known to be invalid, with its line."""
+    (tmp_path / "bad.xml").write_bytes(b"<a>\n<b></a>")
+    code, out, err = await command("publish", str(tmp_path / "bad.xml"), AMQP_URL=amqp_url)
+    assert (code, out) == (3, "")
+    assert "bad.xml:2: not sent: malformed_xml" in err
+
+
 async def test_publishing_before_a_worker_has_declared_the_exchange_says_so(amqp_url: str, tmp_path: Path) -> None:
     """Without the exchange, `publish` fails with one line that mentions the worker."""
-    (tmp_path / "a.json").write_text("{}")
+    (tmp_path / "a.json").write_text(f'{{"id": "{SAMPLE_ID}"}}')
     code, _, err = await command("publish", str(tmp_path / "a.json"), AMQP_URL=amqp_url)
     assert code == 1
     assert err.count("\n") == 1
@@ -227,7 +234,7 @@ async def test_publishing_before_a_worker_has_declared_the_exchange_says_so(amqp
 
 async def test_publishing_to_an_unreachable_broker_says_so(tmp_path: Path) -> None:
     """The error has the host and the reason, but not the password."""
-    (tmp_path / "a.json").write_text("{}")
+    (tmp_path / "a.json").write_text(f'{{"id": "{SAMPLE_ID}"}}')
     code, _, err = await command("publish", str(tmp_path / "a.json"), AMQP_URL="amqp://u:secret@127.0.0.1:1/")
     assert code == 1
     assert err.count("\n") == 1

@@ -191,10 +191,10 @@ async def test_the_permissions_of_the_commands_that_are_documented_are_enough(
 
     good = json.dumps({"id": str(uuid4())}).encode()
     async with serving(amqp_url, database_url):
-        user.may(
-            **documented("publishing.md", "`publish` and the Python client, also with `--no-wait` and `send_many`")
-        )
+        user.may(**documented("publishing.md", "`publish` and the Python client with answers"))
         assert "inserted" in (await run(0, "publish", "-", stdin=good)).err
+        sending = "`publish --no-wait`, `send_many`, and any language without replies of its own"
+        user.may(**documented("publishing.md", sending))
         await run(0, "publish", "-", "--no-wait", stdin=good)
         user.may(**documented("subscribing.md", "`subscribe()` and `replies --take` on the shared queue"))
         await run(0, "replies", "--take", "-n", "1")
