@@ -85,6 +85,24 @@ async def test_invalid_records_are_sent_on_request_and_what_the_worker_rejects_i
     assert (said.code, rejected.read_text()) == (2, "a file of somebody else\n")
 
 
+async def test_what_the_broker_does_not_take_is_not_said_to_be_a_dead_letter(world: World, tmp_path: Path) -> None:
+    """A header that the broker itself reads, of a wrong type. The worker has not seen that message, and rejects another."""
+    headers = [{"CC": "not a list"}, *[{}] * 24]
+    message = {"content_type": "application/json", "record": {"id": str(uuid4())}}
+    file = tmp_path / "exported.jsonl"
+    file.write_text("".join(json.dumps({**message, "headers": one}) + "\n" for one in headers))
+    said = await command("publish", str(file), AMQP_URL=world.amqp_url)
+    assert (said.code, len(said.lines)) == (3, 25)
+    assert f"{file}:1: not sent: invalid_properties: The broker refuses this message" in said.err
+    assert "1 of the rejected could not be sent: they are not dead letters" in said.err
+    assert "rejected records are now dead letters" not in said.err
+    with file.open("a") as more:
+        more.write('{"id": "nope"}\n')
+    said = await command("publish", str(file), "--send-invalid", AMQP_URL=world.amqp_url)
+    assert "1 of the rejected could not be sent: they are not dead letters" in said.err
+    assert "the others are: see task-activity-log dead-letters list" in said.err
+
+
 async def test_a_misspelled_field_is_named_before_it_clears_the_field(
     channel: AbstractChannel, amqp_url: str, tmp_path: Path
 ) -> None:

@@ -50,6 +50,8 @@ class Publication:
     _written: int = field(default=0, init=False)
     """How many records are in the file of the rejected."""
     _summary: Summary = field(default_factory=Summary, init=False)
+    _not_sent: int = field(default=0, init=False)
+    """How many answers say that the client or the broker took no such message: the worker has not seen it."""
     _confirmed: int = field(default=0, init=False)
     _outage: str = field(default="", init=False)
 
@@ -188,10 +190,13 @@ class Publication:
         except ClientError as error:
             raise ClientError(self.explained(str(error))) from error
         rejected = self._summary.outcomes["rejected"]
+        if self._not_sent:
+            say(f"{self._not_sent:,} of the rejected could not be sent: they are not dead letters")
         if rejected and self.rejected is not None:
             say(f"rejected records are in {self.rejected}: correct them there, then publish that file")
-        elif rejected and not self._few:
-            say("rejected records are now dead letters: see task-activity-log dead-letters list")
+        elif rejected > self._not_sent and not self._few:
+            which = "the others are" if self._not_sent else "rejected records are now dead letters"
+            say(f"{which}: see task-activity-log dead-letters list")
         return SOME_REJECTED if rejected else DONE
 
     async def _ask(self, client: TaskActivityLogClient) -> None:
@@ -204,6 +209,7 @@ class Publication:
                     shown = " · ".join(f"{count:,} {outcome}" for outcome, count in outcomes)
                     bar.update(bar.task_ids[0], advance=1, description=shown)
                 if answer.rejected:
+                    self._not_sent += not answer.sent
                     self._keep(answer.upsert, exported.reasons(answer.problem))
                 self._show(answer)
         say(str(self._summary))
@@ -224,7 +230,7 @@ class Publication:
         if answer.rejected and count <= FEW:
             problem = answer.problem
             for place, reason in _complaints(answer.upsert, problem, [error.name for error in problem.errors]):
-                say(f"{place}: rejected: {reason}")
+                say(f"{place}: {'rejected' if answer.sent else 'not sent'}: {reason}")
         elif answer.rejected and count == FEW + 1:
             say("further rejections are not shown")
         elif self._few:
