@@ -379,6 +379,28 @@ async def test_a_role_that_lacks_privileges_is_broken_until_they_are_granted(
         await database.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
 
 
+async def test_a_function_that_was_revoked_is_named_with_the_grant(
+    amqp_url: str, database_url: str, database: Connection
+) -> None:
+    """A hardened database lets nobody execute what proves that a commit is safe. The advice is enough."""
+    role = f"worker_{secrets.token_hex(4)}"
+    await database.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'secret'; {grants(role)}")
+    functions = await database.fetch(
+        "SELECT oid::regprocedure::text FROM pg_proc WHERE proname = 'pg_logical_emit_message'"
+    )
+    names = ", ".join(function for (function,) in functions)
+    await database.execute(f"REVOKE EXECUTE ON FUNCTION {names} FROM PUBLIC")
+    try:
+        url = login(database_url, role, "secret")
+        found = [one for one in await look(amqp_url, url) if one.verdict == "broken"]
+        assert [one.what for one in found] == [f"role {role}"]
+        assert found[0].found.startswith("lacks EXECUTE on pg_logical_emit_message(boolean,text,text")
+        await database.execute(found[0].advice.removeprefix("run as a superuser: "))
+        assert worst(await look(amqp_url, url), "broken", "warning") == []
+    finally:
+        await database.execute(f"GRANT EXECUTE ON FUNCTION {names} TO PUBLIC; DROP OWNED BY {role}; DROP ROLE {role}")
+
+
 async def test_changes_to_the_schema_are_found(amqp_url: str, database_url: str, database: Connection) -> None:
     """A disabled trigger, and the schema of another release."""
     await database.execute("ALTER TABLE task_activity_log DISABLE TRIGGER task_activity_log_modified")

@@ -70,7 +70,12 @@ def _judge_rights(row: Row) -> Iterator[Finding]:
     if row["missing"]:
         advice = f"run as the role that migrated: psql -v role={row['role']} -f {store.GRANTS}"
         yield Finding("broken", role, f"lacks {', '.join(row['missing'])}", advice)
-    elif row["superuser"] or row["more"]:
+    if function := row["not_executable"]:
+        advice = f"run as a superuser: GRANT EXECUTE ON FUNCTION {function} TO {row['role']}"
+        yield Finding("broken", role, f"lacks EXECUTE on {function}", advice)
+    if row["missing"] or function:
+        return
+    if row["superuser"] or row["more"]:
         found = "is a superuser" if row["superuser"] else f"may {' and '.join(row['more'])} records"
         yield Finding("warning", role, found, "run workers as a role of their own (docs/operations.md)")
     else:

@@ -25,6 +25,12 @@ SELECT
         ('SELECT', records), ('INSERT', records), ('UPDATE', records),
         ('SELECT', inbox), ('INSERT', inbox), ('DELETE', inbox)
     ) AS needed (name, on_table) WHERE NOT pg_catalog.has_table_privilege(on_table, name)) AS missing,
+    -- Everybody may execute it by default; in hardened databases that is revoked. See confirm.sql.
+    (SELECT pg_catalog.min(emit.oid::pg_catalog.regprocedure::pg_catalog.text) FROM pg_catalog.pg_proc AS emit
+        WHERE emit.pronamespace OPERATOR(pg_catalog.=) 'pg_catalog'::pg_catalog.regnamespace
+            AND emit.proname OPERATOR(pg_catalog.=) 'pg_logical_emit_message'
+            AND emit.proargtypes[2] OPERATOR(pg_catalog.=) 'pg_catalog.text'::pg_catalog.regtype
+            AND NOT pg_catalog.has_function_privilege(emit.oid, 'EXECUTE')) AS not_executable,
     (SELECT pg_catalog.array_agg(name) FROM (VALUES ('DELETE'), ('TRUNCATE')) AS more (name)
         WHERE pg_catalog.has_table_privilege(records, name)) AS more
 FROM tables
