@@ -8,6 +8,7 @@ import os
 import sys
 from pathlib import Path
 
+import aio_pika
 import pytest
 
 from tests.faults.conversation import conversing
@@ -56,9 +57,13 @@ async def test_the_publisher_prints_the_stored_record(
 async def test_the_subscriber_follows_the_replies(
     amqp_url: str, database_url: str, language: tuple[list[str], Path, str]
 ) -> None:
-    """The subscriber example prints the new state of a record."""
+    """The subscriber example prints the new state of a record, and does not end at a message that is not a reply."""
     command, directory, ending = language
-    async with serving(amqp_url, database_url):
+    async with serving(amqp_url, database_url), await aio_pika.connect(amqp_url) as connection:
+        channel = await connection.channel()
+        await channel.default_exchange.publish(
+            aio_pika.Message(b"not a reply"), routing_key="task_activity_log.replies"
+        )
         process = await asyncio.create_subprocess_exec(
             *command,
             f"subscriber.{ending}",
@@ -69,11 +74,13 @@ async def test_the_subscriber_follows_the_replies(
         assert process.stdout is not None
         try:
             async with conversing(amqp_url, answers=False) as talk:
+                foreign = await asyncio.wait_for(process.stdout.readline(), 60)
                 await talk.send(subject="first")
                 line = await asyncio.wait_for(process.stdout.readline(), 60)
         finally:
             process.terminate()
             await process.wait()
+    assert foreign.startswith(b"not a reply of the worker")
     assert line.startswith(b"inserted ")
     assert line.endswith(b"first\n")
 

@@ -61,8 +61,11 @@ namespace TaskActivityLogs
             var body = reply.Body.ToArray();
             if (properties.Type == "task_activity_log.stored")
                 return copies.KeepIfNotOlderAsync(Body.ReadRecord(properties.ContentType, body));
-            return copies.KeepAsync(
-                properties.MessageId, properties.CorrelationId, Body.ReadProblem(properties.ContentType, body));
+            if (properties.Type == "task_activity_log.rejected")
+                return copies.KeepAsync(
+                    properties.MessageId, properties.CorrelationId, Body.ReadProblem(properties.ContentType, body));
+            Console.Error.WriteLine("not a reply of the worker: " + properties.Type);
+            return Task.CompletedTask;
         }
     }
 }

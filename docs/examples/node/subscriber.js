@@ -8,9 +8,11 @@ await channel.prefetch(100);
 
 await channel.consume("task_activity_log.replies", (reply) => {
   if (reply === null) throw new Error("the queue was deleted");
-  const { contentType, correlationId, headers } = reply.properties;
-  if (headers["x-outcome"] === "rejected") {
+  const { contentType, correlationId, headers, type } = reply.properties;
+  if (type === "task_activity_log.rejected") {
     console.log("rejected", headers["x-error-code"], correlationId);
+  } else if (type !== "task_activity_log.stored") {
+    console.log("not a reply of the worker:", type);
   } else if (contentType === "application/json") { // replies to requests in XML are not read by this example
     const record = JSON.parse(reply.content.toString());
     // Date has milliseconds only, so the texts are compared, with the fraction padded to microseconds.

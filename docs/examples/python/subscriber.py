@@ -20,8 +20,11 @@ async def main() -> None:
             async for reply in replies:
                 # Acknowledged when the block ends without an exception; otherwise requeued and delivered again.
                 async with reply.process(requeue=True):
-                    if reply.headers["x-outcome"] == "rejected":
+                    if reply.type == "task_activity_log.rejected":
                         print("rejected", reply.headers["x-error-code"], reply.correlation_id, flush=True)
+                        continue
+                    if reply.type != "task_activity_log.stored":
+                        print("not a reply of the worker:", reply.type, flush=True)
                         continue
                     if reply.content_type != "application/json":
                         continue  # the reply to a request in XML, which this example does not read
