@@ -30,6 +30,13 @@ def test_other_words_are_not_mistaken_for_it(text: str) -> None:
     assert list(words.found(text)) == []
 
 
+def test_the_marks_of_a_merge_conflict_are_found() -> None:
+    """Of either side, and of the common ancestor, in any text; not a quoted shell operator."""
+    text = "# Title\n<<<<<<< HEAD\nours\n||||||| base\n=======\ntheirs\n>>>>>>> main\n"
+    assert [line for line, _, _ in words.found(text)] == [2, 4, 7]
+    assert list(words.found("cat <<<<<<< x\n>>> print()\n")) == []
+
+
 def test_a_generated_file_is_written_or_only_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With --check a difference is reported and the file stays as it is."""
     monkeypatch.setattr(generated, "ROOT", tmp_path)
