@@ -42,7 +42,7 @@ BODY = 256 * KIB
 _POLL_SECONDS = 0.02
 _PURGE_SECONDS = 0.5
 _QUIET_LOOKS = 3
-"""A delivery that is still arriving is in nobody's hands: it is over when so many looks in a row found nothing."""
+"""A delivery that is still arriving is not counted as in hand: the run is over when this many looks in a row found nothing."""
 _STALLED_SECONDS = 120.0
 _TOGETHER_BYTES = 16 * MIB
 """Bytes of messages that are published before their confirms are waited for."""

@@ -251,7 +251,7 @@ def test_replies_that_may_be_healthy_are_not_given_up_because_they_are_many() ->
 
 
 def test_addresses_that_could_not_be_tried_in_two_seconds_are_limited_too() -> None:
-    """Each may end a connection, and so many are tried that the others would keep the prefetch for themselves."""
+    """Each may end a connection, and the number of those that are tried would keep the prefetch from all others."""
     bench = Bench(count_max=8)
     for number in range(80):
         bench.addresses.suspect(bench.join(f"{DIRECT}{number}", str(number))[0].line)

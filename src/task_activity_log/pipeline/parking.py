@@ -130,7 +130,7 @@ class Parking(Generic[D]):
         return time.monotonic() - min(self._since(), default=time.monotonic())
 
     def full(self) -> bool:
-        """Whether so many messages are parked that the worker must take no more."""
+        """Whether the worker must take no more because too many messages are parked."""
         return self.messages >= self.most
 
     @property

@@ -27,7 +27,7 @@ class Refusals:
     """What was refused since a row was last stored, and whether every row is refused."""
 
     most: int
-    """Rows of our own are tried each time that so many have been refused for one reason; and at the first refusal, if there is
+    """After this number of refusals for one reason, rows of our own are tried; and after the first refusal, if there is
     a record that was stored lately. 0: never, a refusal is always the row's fault."""
     passes: int = field(init=False, default=0)
     """The number of statements that have stored something."""

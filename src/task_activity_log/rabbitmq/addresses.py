@@ -26,7 +26,7 @@ from task_activity_log.rabbitmq.outgoing import Fate
 T = TypeVar("T")
 
 TOO_MANY = "too_many"
-"""Why a reply is given up before its time: so many wait that others could starve."""
+"""Why a reply is given up before its time: others could starve, because too many wait."""
 
 PATIENCE_SECONDS = 1.5
 """How long a reply may take to be confirmed before others go on without it."""
@@ -335,7 +335,7 @@ class Addresses(Generic[T]):
     def _is_limited(self, line: Line[T], now: float, answering: bool) -> bool:
         """Whether the replies of this line are among those that must not be too many."""
         if line.fate is None:
-            # It was not tried in all that time, because so many others are tried.
+            # It was not tried in all that time, because too many others are tried.
             flooded = self._flooded_at is not None and now - self._flooded_at < _FLOODED_SECONDS
             free_seconds = _FLOODED_FREE_SECONDS if flooded else _UNTRIED_FREE_SECONDS
             return answering and not (line.took or line.open) and now - _oldest(line).since > free_seconds

@@ -31,7 +31,7 @@ _LONG = 4_096
 
 
 def weigh(body: bytes, header: bytes, headers: int) -> int:
-    """The weight of a delivery with this body, this payload of the content header, and so many headers.
+    """The weight of a delivery with this body, this payload of the content header, and this number of headers.
 
     A body of ASCII has texts of as many bytes. Escapes are ASCII, too, and may stand for any character.
     """

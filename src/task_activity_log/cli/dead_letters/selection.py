@@ -65,7 +65,7 @@ class Selection:
         return FAILED if self.names - {letter.name for letter in letters} else DONE
 
     def gone(self, missing: int) -> int:
-        """Say that so many of the selected dead letters were not in the queue at the second look; the exit code."""
+        """Say that some of the selected dead letters were not in the queue at the second look; the exit code."""
         if missing:
             say(f"{missing:,} were not in the queue any more: another consumer has them, or they were removed")
         return FAILED if missing else DONE
