@@ -103,6 +103,10 @@ class FakeIntake:
         self.paused_by.discard(by)
         self.resumed.set()
 
+    def lose(self, *deliveries: Delivery) -> None:
+        """These went back to their queue, and come to another worker."""
+        self.unsettled = [delivery for delivery in self.unsettled if delivery not in deliveries]
+
     async def requeue(self) -> int:
         count = len(self.unsettled)
         self.requeued += self.unsettled

@@ -307,6 +307,25 @@ async def test_what_was_requeued_meanwhile_is_not_stored() -> None:
     assert bench.intake.acknowledged == [later]
 
 
+async def test_the_rest_of_a_batch_is_stored_when_a_part_of_it_was_requeued_meanwhile() -> None:
+    """With partitions a batch has messages of several queues, and one of these may be handed over or lost alone.
+
+    If the rest were left, it would stay in hand, and later messages of its records would overtake it.
+    """
+    bench = Bench(hold_limit_seconds=600)
+    bench.store.away = "database down"
+    mine, lost, more = upsert(subject="mine"), upsert(subject="lost"), upsert(subject="more")
+    bench.intake.put(mine, lost, more)
+    async with bench.running():
+        while bench.hold_reason is None:
+            await asyncio.sleep(0)
+        bench.intake.lose(lost)
+        bench.store.away = None
+        await bench.watch.settled(2)
+    assert bench.store.waves == [["mine", "more"]]
+    assert bench.intake.acknowledged == [mine, more]
+
+
 async def test_nothing_is_requeued_while_it_is_being_stored() -> None:
     """The replies are not confirmed for too long while the database is slow: the requeueing waits for the statement."""
     bench = Bench(hold_limit_seconds=0.01)

@@ -7,7 +7,6 @@ from functools import partial
 from typing import Generic
 
 from task_activity_log.aio import SharedLock
-from task_activity_log.pipeline.hold import Requeued
 from task_activity_log.pipeline.ports import D, Forwarder, Intake
 from task_activity_log.pipeline.request import Request
 from task_activity_log.pipeline.waves import waves
@@ -35,9 +34,6 @@ class Forwarding(Generic[D]):
         Args:
             requests: those of a batch, in order.
             until_done: awaits its argument again and again until it succeeds.
-
-        Raises:
-            Requeued: the deliveries were requeued meanwhile; another worker may have forwarded later ones.
         """
         foreign = [request for request in requests if request.delivery.slot is None]
         if not foreign:
@@ -49,7 +45,7 @@ class Forwarding(Generic[D]):
         return [request for request in requests if request.delivery.slot is not None]
 
     async def _forward(self, wave: Sequence[Request[D]]) -> None:
+        """Forward these, without what was requeued meanwhile: another worker may have forwarded later ones."""
         async with self._writes.shared():
-            if not all(self._intake.has(request.delivery) for request in wave):
-                raise Requeued
-            await self._forwarder.forward(wave)
+            if here := [request for request in wave if self._intake.has(request.delivery)]:
+                await self._forwarder.forward(here)

@@ -50,8 +50,9 @@ class Search(Generic[D]):
         return self._parts.pop() if self._parts else ()
 
     def passed(self, part: Sequence[Request[D]]) -> None:
-        """The part was stored."""
-        self._parking.passed(part[-1].record)
+        """This was stored of the part: all of it, or nothing if everything was requeued meanwhile."""
+        if part:
+            self._parking.passed(part[-1].record)
 
     async def refused(self, part: Sequence[Request[D]], cause: Refused) -> None:
         """The database refuses the part. A single row is rejected, unless the database refuses every row."""

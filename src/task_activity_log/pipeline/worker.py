@@ -235,30 +235,32 @@ class Storing(_Stage[D]):
         search = Search(wave, self.parking)
         while part := search.next():
             try:
-                applied = await self._until_done(partial(self._try, part, search.patience), repeatable=False)
+                stored = await self._until_done(partial(self._try, part, search.patience), repeatable=False)
             except Refused as refused:
                 await search.refused(part, refused)
             except PartFailed as failed:
                 await search.failed(part, failed.cause)
             else:
-                search.passed(part)
-                await self._answer(part, applied)
+                search.passed([request for request, _ in stored])
+                await self._answer(stored)
 
-    async def _answer(self, part: Sequence[Request[D]], applied: Sequence[Applied]) -> None:
+    async def _answer(self, stored: Sequence[tuple[Request[D], Applied]]) -> None:
         """Build the replies to requests that were stored, and pass them on."""
-        for request, each in zip(part, applied, strict=True):
+        for request, each in stored:
             if isinstance(each, Unread):
                 each = await self._until_done(partial(self.store.read, request, each.outcome), repeatable=False)  # noqa: PLW2901 - now it is read
             if self.parts.add(settling.stored(request, each, self.nulls)):
                 await self.parts.relieve()
 
-    async def _try(self, part: Sequence[Request[D]], patience: Patience) -> list[Applied]:
-        """Write a part of a wave, unless its messages were requeued meanwhile: another worker may have later ones."""
+    async def _try(self, part: Sequence[Request[D]], patience: Patience) -> list[tuple[Request[D], Applied]]:
+        """Write a part of a wave, without what was requeued meanwhile: another worker may have stored later requests.
+
+        The rest is written: if the requests are of several queues, only one of them may have been handed over.
+        """
         try:
             async with self.writes.shared():
-                if not all(self.intake.has(request.delivery) for request in part):
-                    raise Requeued
-                return await self.store.apply(part, patience)
+                here = [request for request in part if self.intake.has(request.delivery)]
+                return list(zip(here, await self.store.apply(here, patience), strict=True)) if here else []
         except Failed as failed:
             await self.store.probe()  # if this fails too, the database is unavailable, whatever the part contains
             raise PartFailed(failed) from failed

@@ -21,7 +21,7 @@ _EVERY_SECONDS = 1.0
 _HURRY_SECONDS = 0.3
 """While this worker has too much."""
 _FINISH_SECONDS = 2.0
-"""How long what was taken from a partition may take before the partition is handed over. What is not finished then, because
+"""How long what is in hand of a partition may take before the partition is handed over. What is not finished then, because
 its row is locked or its reply is not confirmed, comes again to the next worker."""
 
 

@@ -98,6 +98,7 @@ class Consumer:
         self._kept: set[int] = set()  # tags of finished deliveries whose acknowledgements are kept back
         self._untaken: set[int] | None = None  # tags of what is never taken; None before `finish`
         self._finished = asyncio.Event()  # set when nothing else is unsettled
+        self._settled = asyncio.Event()  # set when something is settled whose acknowledgement is kept back
         self._unusable = asyncio.Event()  # set by `_give_up`
         self._why = ""
         self._asked: asyncio.Future[Any] | None = None  # the last question of `synchronize`
@@ -236,7 +237,14 @@ class Consumer:
         for tag in filter(self.has, list(tags)):
             del self._unsettled[tag]
             self._kept.add(tag)
+        self._settled.set()
         self._notice_finished()
+
+    async def empty(self) -> None:
+        """Return when nothing is in hand. Until then acknowledgements must be kept back, so that nothing more comes."""
+        while self._unsettled:
+            self._settled.clear()
+            await self._settled.wait()
 
     async def finish(self) -> None:
         """Put nothing more where it is taken from, also of what has arrived; return when what was taken is finished.
@@ -298,6 +306,7 @@ class Consumer:
         self._abandoned = True
         self._unsettled.clear()
         self._kept.clear()
+        self._settled.set()
         self._finished.set()
 
     def _give_up(self, why: str) -> None:

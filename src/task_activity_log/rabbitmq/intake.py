@@ -170,7 +170,10 @@ class Intake:
             await self._queues[0].consume(connection, frame_reader, consuming)
         else:
             working = [queue.keep_consuming(connection, frame_reader, consuming) for queue in self._queues]
-            await _all([*working, self.balancing.run(connection, lambda: not self._paused_by)])
+            await _all([*working, self.balancing.run(connection, self._may_balance)])
+
+    def _may_balance(self) -> bool:
+        return not self._paused_by and self._finish_until is None
 
     def _disconnected(self) -> None:
         """The connection is lost: everything in hand comes again."""

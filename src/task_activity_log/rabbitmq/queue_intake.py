@@ -244,7 +244,7 @@ class QueueIntake:
 
         Args:
             alone: had while everything that is not finished is returned.
-            seconds: how long what was taken may take until then.
+            seconds: how long what is in hand may take until then; in the second half of it nothing more is taken.
 
         Returns:
             How many messages were returned.
@@ -253,8 +253,11 @@ class QueueIntake:
         self.repaced()
         try:
             if (consumer := self.consumer) is not None:
+                with suppress(TimeoutError):  # what is returned counts as a failed delivery of each message
+                    async with asyncio.timeout(seconds / 2):
+                        await consumer.empty()
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(seconds):
+                    async with asyncio.timeout(seconds / 2):
                         await consumer.finish()
             async with alone():
                 return await self.close()
