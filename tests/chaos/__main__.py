@@ -57,7 +57,9 @@ def _plan() -> Plan:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
     parser.add_argument("--seconds", type=float, default=60, help="how long faults are injected (60)")
     parser.add_argument("--seed", type=int, default=secrets.randbelow(10_000), help="seed of an earlier run (random)")
-    parser.add_argument("--workers", type=int, default=0, help="number of workers (2, but 1 with --order alone)")
+    parser.add_argument(
+        "--workers", type=int, default=0, help="number of workers (2, but 1 with --order alone, 4 with --partitions)"
+    )
     parser.add_argument("--rate", type=float, default=60, help="messages published a second (60)")
     parser.add_argument("--gap", type=float, default=2.5, help="mean seconds between two faults (2.5)")
     what = parser.add_mutually_exclusive_group()
@@ -67,6 +69,12 @@ def _plan() -> Plan:
         "--single-active",
         action="store_true",
         help="single active consumer; with --order, also half-open connections, and with two workers hand-overs",
+    )
+    parser.add_argument(
+        "--partitions",
+        type=int,
+        default=0,
+        help="divide the requests among so many queues; half of the publishers send by record; workers stop and start",
     )
     parser.add_argument(
         "--pgbouncer", action="store_true", help="put pgbouncer in transaction mode before the database"
@@ -87,11 +95,12 @@ def _plan() -> Plan:
     return Plan(
         seconds=given.seconds,
         seed=given.seed,
-        workers=given.workers or (1 if given.order and not given.single_active else 2),
+        workers=given.workers or (4 if given.partitions else 1 if given.order and not given.single_active else 2),
         versions=not given.order,
         hostile=given.hostile,
         outages=not given.no_outages,
         single_active=given.single_active,
+        partitions=given.partitions,
         pgbouncer=given.pgbouncer,
         rate=given.rate,
         gap_seconds=given.gap,

@@ -71,7 +71,7 @@ class Faults:
                     task = asyncio.ensure_future(fault(self))
                     self._under_way.add(task)
                     task.add_done_callback(self._over)
-                    if self.plan.in_order and not self.plan.single_active:
+                    if self.plan.in_order and not self.plan.one_consumer:
                         await self._recovered(task)
         except TimeoutError:
             self.journal.note("no more faults")
@@ -116,6 +116,7 @@ class Faults:
             (worker_killed, 6),
             (worker_terminated, 4),
             (handed_over, 6 if self.plan.hand_overs else 0),
+            (scaled, 5 if self.plan.scales else 0),
             (worker_frozen, 3),
             (broker_killed, 0.7),
             (broker_restarted, 0.7),
@@ -186,6 +187,26 @@ async def handed_over(faults: Faults) -> None:
             await worker.terminate(faults.journal, faults.fleet.failures)
         for worker in faults.fleet.workers:
             worker.database.delay(0)
+
+
+async def scaled(faults: Faults) -> None:
+    """Some of the workers, but not all, drain at the same time and start again a while later."""
+    workers = faults.fleet.workers
+    count = faults.random.randint(1, len(workers) - 1)
+    chosen = sorted(faults.random.sample(range(len(workers)), count))  # in order, as `handed_over` locks them
+    seconds = faults.seconds(2, 15)
+    async with AsyncExitStack() as stack:
+        for index in chosen:
+            await stack.enter_async_context(faults.lock_of(workers[index]))
+        left = len(workers) - count
+        faults.journal.fault("scaled down and up", f"from {len(workers)} to {left} workers for {seconds:.1f} s")
+        for index in chosen:
+            workers[index].wanted = False
+        await asyncio.gather(*(workers[index].terminate(faults.journal, faults.fleet.failures) for index in chosen))
+        await asyncio.sleep(seconds)
+        for index in chosen:
+            workers[index].wanted = True
+        faults.journal.note("  scaled up")
 
 
 async def worker_frozen(faults: Faults) -> None:

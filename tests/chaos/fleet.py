@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import sys
@@ -18,6 +19,7 @@ from tests.chaos.plan import Journal
 
 _RUN = "from task_activity_log.cli import main; main()"
 _PDEATHSIG = 1
+_HANDED_OVER = '"partition_handed_over"'
 _RESTART_SECONDS = 0.2
 DRAIN_LIMIT_SECONDS = 5.0
 _GRACE_SECONDS = 15.0
@@ -34,6 +36,8 @@ class WorkerProcess:
         self.amqp = amqp
         self.database = database
         self.starts = 0
+        self.wanted = True
+        """Whether it is started again when it has ended."""
         self._environment = environment
         self._log = log
         self._process: asyncio.subprocess.Process | None = None
@@ -56,6 +60,9 @@ class WorkerProcess:
         stopping = asyncio.create_task(stop.wait())
         try:
             while not stop.is_set():
+                if not self.wanted:
+                    await asyncio.sleep(_RESTART_SECONDS)
+                    continue
                 self._process = process = await self._spawn()
                 self.starts += 1
                 self._started = time.monotonic()
@@ -101,6 +108,15 @@ class WorkerProcess:
                 start_new_session=True,  # so that Ctrl-C does not reach it
                 preexec_fn=lambda: prctl(_PDEATHSIG, signal.SIGKILL),
             )
+
+
+def handed_over(directory: Path) -> dict[str, int]:
+    """How many partitions workers handed over to each other, and how many messages they returned then, from their logs."""
+    events = [json.loads(line) for log in directory.glob("*.log") for line in log.open() if _HANDED_OVER in line]
+    return {
+        "partitions handed over": len(events),
+        "messages returned when partitions were handed over": sum(event["given_back"] for event in events),
+    }
 
 
 class Fleet:

@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import TypeAlias
 from uuid import UUID
 
+from task_activity_log.partitions import hash_slot
 from tests.chaos import askers
 from tests.chaos.messages import REPLY_QUEUE, Message
 from tests.chaos.plan import ASKERS, BODIES, Plan
@@ -95,6 +96,7 @@ class Stranger:
         self._written += 1
         number = self._plan.number(self._written, self._publisher)
         record = record or self.record(number)
+        by_record = self._plan.partitions > 0 and record.int % 2 == 0
         subject = f"message {number}"
         return Message(
             number=number,
@@ -106,6 +108,7 @@ class Stranger:
             code=code,
             record=None if code else record,
             fields={} if code else {"subject": subject, **(fields or {})},
+            slot=hash_slot(record) if by_record else None,
             hostile=kind,
             may_be_too_large=may_be_too_large,
         )

@@ -10,6 +10,7 @@ from random import Random
 from uuid import UUID
 from xml.sax.saxutils import escape
 
+from task_activity_log.partitions import SLOTS, hash_slot
 from tests.chaos.plan import Plan
 
 REPLY_QUEUE = "chaos.replies"
@@ -39,6 +40,8 @@ class Message:
     fields: Mapping[str, object] = field(default_factory=dict)
     """The fields of the record that it sends. One of them is `subject`, which identifies this message in the database."""
     version: int | None = None
+    slot: str | None = None
+    """The routing key with which it is sent by record; None: it is sent as if there were no partitions."""
     hostile: str = ""
     """What is hostile about it; empty if it is innocent."""
     may_be_too_large: bool = False
@@ -70,6 +73,7 @@ class Author:
         self._random = Random(f"{plan.seed}/{publisher}")  # noqa: S311 - it has to be repeatable, not secret
         self._plan = plan
         self._publisher = publisher
+        self._by_record = plan.sends_by_record(publisher)
         self._written = 0
         self._versions = versions
         owner = Random(f"{plan.seed}/{'all' if plan.versions else publisher}/records")  # noqa: S311 - as above
@@ -152,12 +156,15 @@ class Author:
             record=record,
             fields=fields,
             version=version,
+            slot=hash_slot(record) if self._by_record else None,
             ordered=self._plan.in_order and not loose,
         )
 
     def _bad(self) -> Message:
         number = self._number()
         name = str(UUID(int=number + 1))
+        another_slot = f"{(int(hash_slot(UUID(name)), 16) + 1) % SLOTS:02x}"
+        misrouted: tuple[str, str, dict[str, str], str] = ("application/json", f'{{"id": "{name}"}}', {}, "misrouted")
         kind, body, headers, code = self._random.choice(
             (
                 ("application/json", '{"id": ', {}, "malformed_json"),
@@ -166,6 +173,7 @@ class Author:
                 ("application/json", f'{{"id": "{name}"}}', {"x-update-mode": "upset"}, "unsupported_update_mode"),
                 ("application/xml", "<task_activity_log><id></task_activity_log>", {}, "malformed_xml"),
                 ("text/plain", "hello", {}, "unsupported_media_type"),
+                *((misrouted,) if self._by_record else ()),
             )
         )
         return Message(
@@ -177,6 +185,7 @@ class Author:
             reply_to=self._reply_to(),
             code=code,
             record=None,
+            slot=another_slot if self._by_record else None,
         )
 
     def _reply_to(self) -> str | None:

@@ -26,6 +26,8 @@ class Plan:
     outages: bool = True
     """False: no fault but the hostile ones, and nobody else's answer may take long because of them."""
     single_active: bool = False
+    partitions: int = 0
+    """Among how many queues the requests are divided. Half of the publishers then send by record. 0: there is one queue."""
     pgbouncer: bool = False
     rate: float = 60.0
     """Messages a second, of all publishers together. Low enough for a machine with two cores."""
@@ -40,14 +42,28 @@ class Plan:
         return not self.versions
 
     @property
+    def one_consumer(self) -> bool:
+        """Whether each request queue gives its messages to one consumer at a time, which keeps the order in all faults."""
+        return self.single_active or self.partitions > 0
+
+    @property
     def half_opens(self) -> bool:
         """Whether faults may include half-open connections. Order survives them only with a single active consumer."""
-        return self.versions or self.single_active
+        return self.versions or self.one_consumer
 
     @property
     def hand_overs(self) -> bool:
         """Whether workers may hand over to each other. Without versions only a single active consumer keeps the order."""
-        return self.workers > 1 and (self.versions or self.single_active)
+        return self.workers > 1 and (self.versions or self.one_consumer)
+
+    @property
+    def scales(self) -> bool:
+        """Whether faults may stop some of the workers for a while and start them again."""
+        return self.workers > 1 and self.partitions > 0
+
+    def sends_by_record(self, publisher: int) -> bool:
+        """Whether a publisher sends by record. Each record is sent one way only: the two ways overtake each other."""
+        return self.partitions > 0 and publisher % 2 == 0
 
     @property
     def hostile_rate(self) -> float:
@@ -62,6 +78,7 @@ class Plan:
         """The command line that repeats this run."""
         flags = ["--versions" if self.versions else "--order"]
         flags += ["--single-active"] if self.single_active else []
+        flags += [f"--partitions {self.partitions}"] if self.partitions else []
         flags += ["--pgbouncer"] if self.pgbouncer else []
         flags += [f"--hostile {','.join(self.hostile) or 'none'}"] if self.hostile != HOSTILE else []
         flags += [] if self.outages else ["--no-outages"]

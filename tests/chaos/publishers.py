@@ -25,6 +25,7 @@ CONNECTION_ERRORS = (
 """What the driver raises when it loses the broker."""
 
 EXCHANGE = "task_activity_log"
+BY_RECORD = "task_activity_log.by-record"
 QUEUE = "task_activity_log.upsert"
 _CONFIRM_SECONDS = 10.0
 _PAUSE_SECONDS = 0.3
@@ -76,6 +77,7 @@ class Publisher:
         self._connection: AbstractConnection | None = None
         self._to_exchange: AbstractExchange | None = None
         self._to_queue: AbstractExchange | None = None
+        self._by_record: AbstractExchange | None = None
         self.resent = 0
         """How many messages were sent again because their confirm did not arrive."""
 
@@ -120,6 +122,7 @@ class Publisher:
             channel = await self._connection.channel(publisher_confirms=True, on_return_raises=True)
             self._to_exchange = await channel.get_exchange(EXCHANGE, ensure=False)
             self._to_queue = channel.default_exchange
+            self._by_record = await channel.get_exchange(BY_RECORD, ensure=False)
 
     async def _disconnect(self) -> None:
         connection, self._connection = self._connection, None
@@ -127,7 +130,10 @@ class Publisher:
         await asyncio.sleep(_PAUSE_SECONDS)
 
     async def _send(self, message: Message) -> None:
-        exchange, key = (self._to_exchange, "upsert") if message.number % 2 else (self._to_queue, QUEUE)
+        if message.slot is not None:
+            exchange, key = self._by_record, message.slot
+        else:
+            exchange, key = (self._to_exchange, "upsert") if message.number % 2 else (self._to_queue, QUEUE)
         assert exchange is not None
         await exchange.publish(
             aio_pika.Message(

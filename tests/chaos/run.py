@@ -24,7 +24,7 @@ from tests.chaos import askers, audit
 from tests.chaos.account import Account
 from tests.chaos.collector import DEAD_LETTERS, REPLIES, Collector
 from tests.chaos.faults import Faults
-from tests.chaos.fleet import Fleet
+from tests.chaos.fleet import Fleet, handed_over
 from tests.chaos.hostile import Stranger
 from tests.chaos.messages import FULL_QUEUE, REPLY_QUEUE, Author, Message
 from tests.chaos.plan import Journal, Plan
@@ -86,11 +86,9 @@ async def _run(
     directory = Path(tempfile.mkdtemp(prefix="task-activity-log-chaos-"))
     journal.note(f"{plan.command()}; RabbitMQ {broker.version}, PostgreSQL {database.version}; logs in {directory}")
     await audit.install(database_url)
-    await _declare(plan, amqp_url)
-    settings = {"WORKER_SINGLE_ACTIVE_CONSUMER": "true"} if plan.single_active else {}
-    if pooler is not None:
-        settings["WORKER_DATABASE_STATEMENT_CACHE"] = "0"
-    fleet = Fleet(plan.workers, amqp_url, pooler.url if pooler else database_url, directory, **settings)
+    topology = Topology(single_active_consumer=plan.single_active, partitions=plan.partitions)
+    await _declare(topology, amqp_url)
+    fleet = Fleet(plan.workers, amqp_url, pooler.url if pooler else database_url, directory, **_settings(plan))
     sent: dict[int, Message] = {}
     sent_at: dict[int, float] = {}
 
@@ -116,7 +114,7 @@ async def _run(
         await faults.limit()
         await fleet.start(journal)
         if not plan.outages:
-            await _consumers(amqp_url, 1 if plan.single_active else plan.workers)
+            await _consumers(amqp_url, 1 if plan.one_consumer else plan.workers)
         publishing = [asyncio.create_task(publisher.run(publishing_over)) for publisher in publishers]
         await faults.run(plan.seconds)
         await _undo_faults(fleet, broker, database)
@@ -126,7 +124,7 @@ async def _run(
         journal.note(
             f"all faults are undone; {len(sent)} messages sent, {sum(p.resent for p in publishers)} sent again"
         )
-        left = await _settled(broker, amqp_url)
+        left = await _settled(broker, amqp_url, topology)
         journal.note("not all messages are settled" if left else "all messages are settled")
         await fleet.stop()
         journal.note(
@@ -134,20 +132,29 @@ async def _run(
         )
         over = Account(plan, sent, sent_at, faults.locks, collector.collected, *await audit.read(database_url))
         failures = [*fleet.failures, *left, *over.failures()]
-        [back] = await totals(broker, amqp_url, [QUEUE])
+        back = sum(await totals(broker, amqp_url, topology.request_queues))
         if back and not left:
-            failures.append(f"{back} messages are back in the requests queue after all workers have stopped")
+            failures.append(f"{back} messages are back in the request queues after all workers have stopped")
     finally:
         reading.cancel()
         await fleet.close()
         await faults.limit(None)
-    return Result(failures, over.figures(), journal, directory)
+    figures = over.figures() | (handed_over(directory) if plan.partitions else {})
+    return Result(failures, figures, journal, directory)
 
 
-async def _declare(plan: Plan, amqp_url: str) -> None:
+def _settings(plan: Plan) -> dict[str, str]:
+    return {
+        **({"WORKER_SINGLE_ACTIVE_CONSUMER": "true"} if plan.single_active else {}),
+        **({"WORKER_PARTITIONS": str(plan.partitions)} if plan.partitions else {}),
+        **({"WORKER_DATABASE_STATEMENT_CACHE": "0"} if plan.pgbouncer else {}),
+    }
+
+
+async def _declare(topology: Topology, amqp_url: str) -> None:
     connection = await connect(amqp_url)
     try:
-        await declare(connection, Topology(single_active_consumer=plan.single_active))
+        await declare(connection, topology)
         async with connection.channel() as channel:
             await channel.declare_queue(REPLY_QUEUE, durable=True, arguments={"x-queue-type": "quorum"})
             full: dict[str, Any] = {"x-queue-type": "quorum", "x-max-length": 0, "x-overflow": "reject-publish"}
@@ -168,25 +175,27 @@ async def _undo_faults(fleet: Fleet, broker: RabbitMQ, database: PostgreSQL) -> 
             proxy.accept()
 
 
-async def _settled(broker: RabbitMQ, amqp_url: str) -> list[str]:
+async def _settled(broker: RabbitMQ, amqp_url: str, topology: Topology) -> list[str]:
     """Wait until all requests are settled and all answers are read; return a failure if that takes too long.
 
-    The queues are looked at in this order at one moment each, and nothing is published to the requests queue any more.
-    So a single look that finds all of them empty is enough: nothing can come back.
+    The queues are looked at in this order at one moment each, and nothing is published to the requests queue any more:
+    what is there is forwarded to the partitions, if there are any. So a single look that finds all of them empty is
+    enough: nothing can come back.
     """
+    names = (topology.requests_queue, *topology.partition_queues, *_READ)
     left: object = None
     try:
         async with asyncio.timeout(_SETTLE_SECONDS):
             while True:
                 try:
-                    left = await totals(broker, amqp_url, [QUEUE, *_READ])
+                    left = await totals(broker, amqp_url, names)
                 except SandboxError as error:
                     left = error
-                if left == [0] * (1 + len(_READ)):
+                if left == [0] * len(names):
                     return []
                 await asyncio.sleep(0.2)
     except TimeoutError:
-        return [f"{_SETTLE_SECONDS:.0f} s after the last fault {', '.join([QUEUE, *_READ])} still have {left}"]
+        return [f"{_SETTLE_SECONDS:.0f} s after the last fault {', '.join(names)} still have {left}"]
 
 
 async def _consumers(amqp_url: str, count: int) -> None:
