@@ -50,6 +50,7 @@ check: setup  ## check style, types, architecture, locks, generated files, manif
 	$(PYTHON) -m tools.telemetry_tables --check
 	$(PYTHON) -m tools.contract_files --check
 	$(PYTHON) -m tools.prometheus_rule --check
+	$(PYTHON) -m tools.partition_manifests --check
 	$(PYTHON) -m tools.deploy_check
 	$(PYTHON) -m tools.workflow_check
 
@@ -82,6 +83,7 @@ docs: setup  ## write the generated files and tables
 	@$(PYTHON) -m tools.telemetry_tables
 	@$(PYTHON) -m tools.contract_files
 	@$(PYTHON) -m tools.prometheus_rule
+	@$(PYTHON) -m tools.partition_manifests
 
 sandbox: setup  ## run a private RabbitMQ and PostgreSQL until Ctrl-C
 	@$(PYTHON) -m sandbox

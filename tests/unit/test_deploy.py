@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from task_activity_log.cli.exit_codes import WRONG_USE
+from task_activity_log.partitions import PARTITIONS_MAX
 from task_activity_log.rabbitmq.topology import Topology
 from task_activity_log.settings import Settings, load
 from task_activity_log.telemetry.metrics import Metrics
@@ -95,6 +96,11 @@ def environment_of_the_base() -> dict[str, str]:
     return dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
 
 
+def with_partitions() -> dict[str, str]:
+    component = yaml.safe_load((KUBERNETES / "components/partitions/kustomization.yaml").read_text(encoding="utf-8"))
+    return dict(line.split("=", 1) for line in component["configMapGenerator"][0]["literals"])
+
+
 def test_the_grace_period_is_longer_than_a_drain() -> None:
     """preStop, the drain and closing the connections fit into it."""
     pod = manifest("base/deployment.yaml", "Deployment")["spec"]["template"]["spec"]
@@ -155,8 +161,13 @@ def test_the_topology_operator_declares_what_the_worker_declares() -> None:
 
 def test_every_queue_has_one_policy_and_it_rejects_publishes_at_the_limit() -> None:
     """Limits are policies, so that they can be changed, and no policy drops messages."""
-    policies = [each["spec"] for each in manifests("components/rabbitmq-topology/policies.yaml")]
-    for queue in Topology().queues():
+    policies = [
+        each["spec"]
+        for path in ("rabbitmq-topology/policies.yaml", "rabbitmq-topology-partitions/policy.yaml")
+        for each in manifests(f"components/{path}")
+    ]
+    nothing_is_published_to = {Topology().workers_queue, Topology().short_workers_queue}
+    for queue in set(Topology(partitions=16).queues()) - nothing_is_published_to:
         assert sum(bool(re.search(policy["pattern"], queue)) for policy in policies) == 1, queue
     for policy in policies:
         assert policy["applyTo"] == "queues"
@@ -166,7 +177,7 @@ def test_every_queue_has_one_policy_and_it_rejects_publishes_at_the_limit() -> N
 
 def test_every_resource_of_the_topology_operator_names_a_cluster_and_a_virtual_host() -> None:
     """And has the right API version."""
-    for path in sorted((KUBERNETES / "components" / "rabbitmq-topology").glob("[!k]*.yaml")):
+    for path in sorted((KUBERNETES / "components").glob("rabbitmq-topology*/[!k]*.yaml")):
         for each in yaml.safe_load_all(path.read_text(encoding="utf-8")):
             assert each["apiVersion"] == "rabbitmq.com/v1beta1"
             assert each["spec"]["rabbitmqClusterReference"] == {"name": "rabbitmq"}
@@ -183,7 +194,8 @@ def test_scaling_counts_unsettled_messages_and_removes_workers_slowly() -> None:
         "protocol": "http",
         "excludeUnacknowledged": "false",
         "mode": "QueueLength",
-        "queueName": settings["requests_queue"].default,
+        "useRegex": "true",
+        "operation": "sum",
     }
     assert wanted.items() <= trigger["metadata"].items()
     assert trigger["authenticationRef"]["name"] == "task-activity-log-worker"
@@ -192,6 +204,68 @@ def test_scaling_counts_unsettled_messages_and_removes_workers_slowly() -> None:
     assert min(down["stabilizationWindowSeconds"], down["policies"][0]["periodSeconds"]) > slowest
     assert down["policies"][0]["value"] == 1
     assert scaled["spec"]["minReplicaCount"] >= 1
+
+
+@pytest.mark.parametrize("partitions", [0, 16, PARTITIONS_MAX])
+def test_scaling_counts_the_messages_of_every_request_queue_and_of_no_other(partitions: int) -> None:
+    """RabbitMQ's management API searches for the expression, and KEDA fails if there are more queues than fit on a page."""
+    (trigger,) = manifest("components/keda/scaled-object.yaml", "ScaledObject")["spec"]["triggers"]
+    topology = Topology(partitions=partitions)
+    others = (f"other.{topology.requests_queue}", f"{topology.requests_queue}.retry", f"{topology.requests_queue}s")
+    found = [
+        name for name in (*topology.queues(), *others) if re.search(trigger["metadata"]["queueName"], name) is not None
+    ]
+    assert sorted(found) == sorted(topology.request_queues)
+    assert len(found) < int(trigger["metadata"]["pageSize"]) <= 500  # the management API's own limit
+
+
+def test_partitions_are_consumed_by_several_workers_and_releases_have_no_pause() -> None:
+    """The settings are valid, there are no more workers than partitions, and a new pod is ready before an old one ends."""
+    component = yaml.safe_load((KUBERNETES / "components/partitions/kustomization.yaml").read_text(encoding="utf-8"))
+    settings = load(URLS | environment_of_the_base() | with_partitions())
+    spec = yaml.safe_load(component["patches"][0]["patch"])["spec"]
+    scaled = manifest("components/keda/scaled-object.yaml", "ScaledObject")["spec"]
+    assert 1 < spec["replicas"] <= settings.partitions
+    assert scaled["maxReplicaCount"] <= settings.partitions
+    assert spec["strategy"] == {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}
+
+
+def test_the_topology_operator_declares_the_partitions_that_the_workers_declare() -> None:
+    """The two components together, for the number of partitions in the component `partitions`."""
+    ours = Topology(partitions=int(with_partitions()["WORKER_PARTITIONS"]))
+    base, more = "components/rabbitmq-topology/", "components/rabbitmq-topology-partitions/"
+    component = yaml.safe_load((KUBERNETES / more / "kustomization.yaml").read_text(encoding="utf-8"))
+    (patch,) = component["patches"]
+    ((operation),) = yaml.safe_load(patch["patch"])
+    everything = [
+        *manifests(base + "queues.yaml"),
+        *manifests(base + "exchanges.yaml"),
+        *manifests(more + "partitions.yaml"),
+    ]
+    queues = {
+        each["spec"]["name"]: {"x-queue-type": each["spec"]["type"], **each["spec"]["arguments"]}
+        for each in everything
+        if each["kind"] == "Queue"
+    }
+    (patched,) = [
+        each for each in everything if each["metadata"]["name"] == patch["target"]["name"] and each["kind"] == "Queue"
+    ]
+    assert operation["path"] == "/spec/arguments/x-single-active-consumer"
+    queues[patched["spec"]["name"]]["x-single-active-consumer"] = operation["value"]
+    assert queues == ours.queues()
+    exchanges = {each["spec"]["name"]: each["spec"]["type"] for each in everything if each["kind"] == "Exchange"}
+    assert exchanges == ours.exchanges()
+    bindings = [each["spec"] for each in everything if each["kind"] == "Binding"]
+    assert {(b["destination"], b["source"], b["routingKey"]) for b in bindings} == set(ours.bindings())
+    assert len(bindings) == len(ours.bindings())
+    assert all(
+        (each["spec"]["durable"], each["spec"]["autoDelete"], each["spec"]["deletionPolicy"]) == (True, False, "retain")
+        for each in everything
+        if each["kind"] == "Queue"
+    )
+    names = [(each["kind"], each["metadata"]["name"]) for each in everything]
+    assert len(set(names)) == len(names)
+    assert all(re.fullmatch(r"[a-z0-9-]{1,63}", name) for _, name in names)
 
 
 def test_the_service_monitor_selects_the_service_of_the_workers() -> None:
