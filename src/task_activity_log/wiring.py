@@ -58,6 +58,20 @@ def topology_of(settings: Settings) -> Topology:
     )
 
 
+def partitioned_of(settings: Settings) -> bool | None:
+    """Whether a command sends requests by record; None: if the broker has an exchange for it."""
+    return True if settings.partitions else None
+
+
+def partitions_exchange_of(settings: Settings) -> str | None:
+    """The exchange for requests that are sent by record; None: derived from the name of the exchange for requests.
+
+    The default name is that of the default exchange's workers. Another exchange may have none.
+    """
+    chosen = settings.partitions or "partitions_exchange" in settings.model_fields_set
+    return settings.partitions_exchange if chosen else None
+
+
 def rules_of(settings: Settings) -> Rules:
     """The rules for requests."""
     return Rules(

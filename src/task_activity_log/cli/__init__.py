@@ -148,6 +148,14 @@ def publish(
         ),
     ] = "",
     wait: Annotated[bool, typer.Option(help="Wait for the replies, or only for the broker to confirm.")] = True,
+    partitioned: Annotated[
+        bool | None,
+        typer.Option(
+            "--partitioned/--no-partitioned",
+            help="Send each record to its partition, or not. Without this option, if the broker has partitions.",
+            show_default=False,
+        ),
+    ] = None,
     merge: Annotated[
         bool, typer.Option("--merge", help="Keep the values of fields that a record does not have.")
     ] = False,
@@ -182,6 +190,7 @@ def publish(
         dry_run=dry_run,
         wait=wait,
         merge=merge,
+        partitioned=partitioned,
         rejected=rejected,
         run=run or uuid4().hex[:12],
         stdin=stdin,

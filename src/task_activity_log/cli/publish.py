@@ -20,7 +20,7 @@ from task_activity_log.problem import Problem
 from task_activity_log.rabbitmq.headers import received
 from task_activity_log.settings import Settings
 from task_activity_log.streams import printable
-from task_activity_log.wiring import link_of, rules_of
+from task_activity_log.wiring import link_of, partitioned_of, partitions_exchange_of, rules_of
 
 MANY = 1_000
 """From this many records in a folder on, `publish` asks before it sends them, if there is a terminal."""
@@ -38,6 +38,8 @@ class Publication:
     rejected: Path | None
     run: str
     stdin: str
+    partitioned: bool | None = None
+    """Whether records are sent by record; None: with WORKER_PARTITIONS, or if the broker has an exchange for it."""
     send_invalid: bool = False
     yes: bool = False
     _sources: list[Source] = field(default_factory=list, init=False)
@@ -183,6 +185,8 @@ class Publication:
             async with TaskActivityLogClient(
                 link_of(self.settings),
                 exchange=self.settings.requests_exchange,
+                partitioned=partitioned_of(self.settings) if self.partitioned is None else self.partitioned,
+                partitions_exchange=partitions_exchange_of(self.settings),
                 app_id="task-activity-log publish",
                 on_outage=self._away,
             ) as client:

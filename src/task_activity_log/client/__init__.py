@@ -27,6 +27,7 @@ client         the publisher's client
 bulk           many upserts, a limited number of them unanswered at a time
 asks           upserts that wait for their answers: sent, sent again, answered
 subscription   the subscriber's loop
+routing        by record to partitions, or all to one queue
 dead_letters   borrow the dead letters, replay and remove them
 connections    the first connection succeeds or fails at once; later ones are opened again
 messages       what is sent and what is received

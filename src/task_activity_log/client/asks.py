@@ -8,13 +8,13 @@ from typing import TypeAlias
 from task_activity_log.aio import Waiting
 from task_activity_log.client.connections import Connections
 from task_activity_log.client.messages import Answer, ClientError, NoAnswer, Upsert
+from task_activity_log.client.routing import Routing
 from task_activity_log.problem import Code, Problem, Unavailable
 from task_activity_log.rabbitmq.link import LOST, LinkOptions, Outage, asking_the_driver, describe, supervise
 from task_activity_log.rabbitmq.outgoing import Fate, Outgoing
 from task_activity_log.rabbitmq.publisher import MessageMax, Publisher
 from task_activity_log.rabbitmq.queues import own_queue
 from task_activity_log.rabbitmq.reading import reading
-from task_activity_log.rabbitmq.topology import REQUEST_KEY
 
 BATCH = 500
 _AGAIN_SECONDS = 0.2
@@ -54,11 +54,11 @@ class Asks:
     """
 
     def __init__(
-        self, broker: str | LinkOptions, *, exchange: str, app_id: str, on_outage: Callable[[str], None]
+        self, broker: str | LinkOptions, *, routing: Routing, app_id: str, on_outage: Callable[[str], None]
     ) -> None:
         """Do not connect yet. Raises `ClientError` if the URL is not that of a broker."""
         self._connections = Connections(broker, on_outage=self._away, on_failure=self._fail)
-        self._exchange = exchange
+        self._routing = routing
         self._app_id = app_id
         self._on_outage = on_outage
         self._message_max = MessageMax()
@@ -141,11 +141,15 @@ class Asks:
         return ClientError(f"the broker confirmed nothing for {timeout or 0:g} s: {self._reason or 'no reason known'}")
 
     async def _can_publish(self) -> None:
-        """Return once there is a channel and the exchange exists; report otherwise, like a lost connection."""
+        """Return once there is a channel, the exchange exists, and it is known whether to send by record.
+
+        Report otherwise, like a lost connection.
+        """
         await self._publisher.wait_connected()
         try:
             with asking_the_driver():
-                await self._publisher.require_exchange(self._exchange)
+                await self._publisher.require_exchange(self._routing.exchange)
+                await self._routing.find_out(self._publisher)
         except LOST as error:
             assert self._connections.options.on_outage is not None  # noqa: S101 - `Connections` has set it
             self._connections.options.on_outage(describe(error))
@@ -207,6 +211,8 @@ class Asks:
             lost = await self._publish_once(piece, reply_to, sent)
             if not lost:
                 lost_alone = 0
+            elif self._routing.must_change(self._publisher.last_reason):
+                pieces.append(lost)
             elif error := self._no_way():
                 sent.ended += [(upsert, error) for upsert in lost]
             elif len(piece) > 1:
@@ -223,7 +229,11 @@ class Asks:
     async def _publish_once(self, upserts: Sequence[Upsert], reply_to: str | None, sent: _Sent) -> list[Upsert]:
         """Publish once there is a connection; returns those that were lost with it."""
         messages = [
-            Outgoing(self._exchange, REQUEST_KEY, upsert.properties(reply_to, self._app_id), upsert.body)
+            Outgoing(
+                *self._routing.address(upsert.body, upsert.content_type),
+                upsert.properties(reply_to, self._app_id),
+                upsert.body,
+            )
             for upsert in upserts
         ]
         while True:
@@ -236,11 +246,11 @@ class Asks:
             await asyncio.sleep(_AGAIN_SECONDS)
         self._note(fates)
         lost = []
-        for upsert, fate in zip(upserts, fates, strict=True):
+        for upsert, message, fate in zip(upserts, messages, fates, strict=True):
             if fate is Fate.CONFIRMED:
                 sent.confirmed += 1
             elif fate is Fate.RETURNED:
-                sent.ended.append((upsert, self._no_queue()))
+                sent.ended.append((upsert, _no_queue(message.exchange)))
             elif fate is Fate.LOST:
                 lost.append(upsert)
             else:
@@ -264,9 +274,8 @@ class Asks:
         if reason.startswith("ACCESS_REFUSED"):
             return ClientError(f"the broker refuses upserts of this user: {reason}")
         if reason.startswith("NOT_FOUND"):
-            return ClientError(
-                f"exchange '{self._exchange}' does not exist on this broker: a worker declares it when it starts"
-            )
+            name = self._routing.named_in(reason)
+            return ClientError(f"exchange '{name}' does not exist on this broker: a worker declares it when it starts")
         return None
 
     def _note(self, fates: Sequence[Fate]) -> None:
@@ -278,14 +287,10 @@ class Asks:
         elif Fate.NACKED in fates:
             self._reason = "the broker refuses upserts: is the queue full?"
 
-    def _no_queue(self) -> ClientError:
-        advice = "a worker declares and binds its queue when it starts"
-        return ClientError(f"exchange {self._exchange} routes upserts to no queue: {advice}")
-
     # ---- back
 
     async def _listen(self, established: Callable[[], None]) -> None:
-        choice = own_queue(self._exchange, prefetch=2 * BATCH)
+        choice = own_queue(self._routing.exchange, prefetch=2 * BATCH)
         async with reading(self._connections.options, "answers", choice) as reader:
             self._reply_to = reader.found.queue
             self._outbox.clear()
@@ -316,6 +321,11 @@ class Asks:
 
 
 _NOT_OPEN = ClientError("the client is not open: use it within `async with`")
+
+
+def _no_queue(exchange: str) -> ClientError:
+    advice = "a worker declares and binds its queue when it starts"
+    return ClientError(f"exchange {exchange} routes upserts to no queue: {advice}")
 
 
 async def _until(event: asyncio.Event) -> None:

@@ -9,6 +9,7 @@ from task_activity_log.client.asks import BATCH, Asks
 from task_activity_log.client.bulk import Bulk
 from task_activity_log.client.connections import PROGRAM
 from task_activity_log.client.messages import Answer, NotSent, Record, Upsert, request_of
+from task_activity_log.client.routing import Routing
 from task_activity_log.rabbitmq.link import LinkOptions
 from task_activity_log.record import TaskActivityLog
 
@@ -20,6 +21,9 @@ class TaskActivityLogClient:
     inbox ensures that nothing is applied twice, and answers `duplicate`. Upserts are sent in the order in which they are
     given. Where the order of two upserts of one record must hold even if the broker refuses one for a moment, await the
     first before sending the second, or give them versions.
+
+    Where workers share partitions, each upsert is sent to the partition of its record. What has no readable record, and so no
+    partition, is sent to `exchange`, where a worker answers it.
     """
 
     def __init__(
@@ -27,6 +31,8 @@ class TaskActivityLogClient:
         broker: str | LinkOptions,
         *,
         exchange: str = "task_activity_log",
+        partitioned: bool | None = None,
+        partitions_exchange: str | None = None,
         app_id: str = PROGRAM,
         window: int = 2_000,
         on_outage: Callable[[str], None] = lambda _: None,
@@ -36,6 +42,9 @@ class TaskActivityLogClient:
         Args:
             broker: the URL, `amqp://user:password@host:5672/vhost`.
             exchange: the exchange that the worker takes its requests from.
+            partitioned: whether workers share partitions (`WORKER_PARTITIONS`), so that upserts are sent by record. None
+                finds out when the client connects: if `partitions_exchange` exists and the user may publish to it.
+            partitions_exchange: the exchange for upserts that are sent by record; None: `exchange` and `.by-record`.
             app_id: who publishes, for those who read the dead letters.
             window: how many upserts of a bulk may be unanswered.
             on_outage: called with the reason each time that a connection is lost or cannot be opened again.
@@ -43,14 +52,16 @@ class TaskActivityLogClient:
         Raises:
             ClientError: the URL is not that of a broker.
         """
-        self._asks = Asks(broker, exchange=exchange, app_id=app_id, on_outage=on_outage)
+        routing = Routing(exchange, partitioned=partitioned, partitions_exchange=partitions_exchange)
+        self._asks = Asks(broker, routing=routing, app_id=app_id, on_outage=on_outage)
         self.window = window
 
     async def __aenter__(self) -> Self:
         """Connect. The reply queue is declared when the first answer is asked for.
 
         Raises:
-            ClientError: nothing answers, the broker refuses, or the worker's exchange does not exist.
+            ClientError: nothing answers, the broker refuses, or the worker's exchange does not exist, or with `partitioned=True`
+                that of the partitions.
         """
         await self._asks.open()
         return self
@@ -101,8 +112,9 @@ class TaskActivityLogClient:
     ) -> int:
         """Send without asking for answers, which go to the replies exchange; returns how many the broker has confirmed.
 
-        The user needs permission to write to the exchange, and no other. `timeout` is the longest time in seconds without a
-        confirmation, outages included. `on_sent` is called with how many more are confirmed.
+        The user needs permission to write to the exchange, or with partitions to both exchanges, and no other. `timeout` is
+        the longest time in seconds without a confirmation, outages included. `on_sent` is called with how many more are
+        confirmed.
 
         Raises:
             NotSent: the broker does not take some of them, such as one that is too large. All others were sent.

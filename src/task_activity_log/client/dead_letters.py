@@ -13,6 +13,7 @@ from urllib.parse import unquote, urlsplit
 
 from task_activity_log.client.connections import Connections, no_connection, options
 from task_activity_log.client.messages import ClientError
+from task_activity_log.client.routing import Routing
 from task_activity_log.message import Properties
 from task_activity_log.problem import Unavailable
 from task_activity_log.rabbitmq.consumer import RabbitDelivery
@@ -23,7 +24,6 @@ from task_activity_log.rabbitmq.outgoing import Fate, Outgoing
 from task_activity_log.rabbitmq.publisher import Publisher
 from task_activity_log.rabbitmq.queues import existing_queue
 from task_activity_log.rabbitmq.reading import PREFETCH_MAX, Reader, reading
-from task_activity_log.rabbitmq.topology import REQUEST_KEY
 
 _IDLE_SECONDS = 5.0
 """If no dead letter arrives for this long although the broker counted more, another consumer has them."""
@@ -253,6 +253,8 @@ async def replay(
     broker: str | LinkOptions,
     *,
     exchange: str = "task_activity_log",
+    partitioned: bool | None = None,
+    partitions_exchange: str | None = None,
     rate: float = 100.0,
     on_replayed: Callable[[DeadLetter], None] = lambda _: None,
 ) -> int:
@@ -262,20 +264,27 @@ async def replay(
     loan comes with the one to send, itself or a corrected one. At most `rate` are published per second, and `on_replayed`
     is called with each that has been replayed. Returns how many that were.
 
+    Where workers share partitions, each is sent to the partition of its record, and one without a readable record to
+    `exchange`. `partitioned` and `partitions_exchange` are those of `TaskActivityLogClient`.
+
     Raises:
         ClientError: the broker refuses them, or is away: those that were not replayed are in the queue.
     """
     user = unquote(urlsplit(options(broker).url).username or "") or None
     size = max(1, min(500, int(rate / 10)))
     began = time.monotonic()
+    routing = Routing(exchange, partitioned=partitioned, partitions_exchange=partitions_exchange)
     async with publishing(broker) as publisher:
+        try:
+            with asking_the_driver():
+                await routing.find_out(publisher)
+        except LOST as error:
+            raise no_connection(options(broker), describe(error)) from error
         for start in range(0, len(letters), size):
             await asyncio.sleep(max(0.0, began + start / rate - time.monotonic()))
             chunk = letters[start : start + size]
             try:
-                fates = await publisher.publish(
-                    [Outgoing(exchange, REQUEST_KEY, sent.restored(user), sent.body) for _, sent in chunk]
-                )
+                fates = await _publish(publisher, routing, [(sent.restored(user), sent.body) for _, sent in chunk])
             except Unavailable as error:
                 raise ClientError(f"{start} replayed, then: {error.reason}; the others are in the queue") from error
             done = [letter for (letter, _), fate in zip(chunk, fates, strict=True) if fate is Fate.CONFIRMED]
@@ -284,6 +293,19 @@ async def replay(
                 on_replayed(letter)
             if len(done) < len(chunk):
                 count = start + len(done)
-                why = "the connection was lost" if Fate.LOST in fates else f"{exchange} took no more"
+                lost = f"the connection was lost ({publisher.last_reason})"
+                why = lost if Fate.LOST in fates else "the broker took no more"
                 raise ClientError(f"{count} replayed, then {why}; the others are in the queue")
     return len(letters)
+
+
+async def _publish(publisher: Publisher, routing: Routing, requests: Sequence[tuple[Properties, bytes]]) -> list[Fate]:
+    """Publish these, and what was lost because it may not be sent by record once more."""
+    fates = await publisher.publish(
+        [Outgoing(*routing.address(body, properties.content_type), properties, body) for properties, body in requests]
+    )
+    if Fate.LOST not in fates or not routing.must_change(publisher.last_reason):
+        return fates
+    lost = [request for request, fate in zip(requests, fates, strict=True) if fate is Fate.LOST]
+    again = iter(await _publish(publisher, routing, lost))
+    return [next(again) if fate is Fate.LOST else fate for fate in fates]

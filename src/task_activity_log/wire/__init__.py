@@ -9,6 +9,7 @@ problems  problem to bytes and back
 """
 
 from typing import Literal
+from uuid import UUID
 
 from task_activity_log.problem import Code, Rejected
 from task_activity_log.record import StoredTaskActivityLog, TaskActivityLog
@@ -48,6 +49,7 @@ __all__ = [
     "is_xml",
     "media_type",
     "problem_type",
+    "record_id",
     "text",
 ]
 
@@ -62,6 +64,15 @@ def decode(text: str, name: str, naive: NaiveDates = "utc") -> TaskActivityLog:
     record and only fields are invalid.
     """
     return as_xml.decode(text, naive) if is_xml(name) else as_json.decode(text, naive)
+
+
+def record_id(body: bytes, content_type: str | None) -> UUID | None:
+    """The id of the record in the body of a request; None if there is no record that is valid."""
+    try:
+        media = media_type(content_type)
+        return decode(text(body, media), media.name).id
+    except Rejected:
+        return None
 
 
 def decode_stored(body: bytes, content_type: str | None) -> StoredTaskActivityLog:

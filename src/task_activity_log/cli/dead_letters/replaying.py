@@ -14,7 +14,7 @@ from task_activity_log.client.dead_letters import replay as replay_letters
 from task_activity_log.message import VERSION
 from task_activity_log.problem import Problem, Unavailable
 from task_activity_log.settings import Settings
-from task_activity_log.wiring import link_of, rules_of, store_of
+from task_activity_log.wiring import link_of, partitioned_of, partitions_exchange_of, rules_of, store_of
 
 _CLOCKS_DIFFER = timedelta(seconds=10)
 """How far the clocks of a worker, the broker, a publisher and the database may be apart."""
@@ -38,6 +38,8 @@ async def replay(
                     [(letter, requests[letter.key]) for letter in chosen],
                     link_of(settings),
                     exchange=settings.requests_exchange,
+                    partitioned=partitioned_of(settings),
+                    partitions_exchange=partitions_exchange_of(settings),
                     rate=rate,
                     on_replayed=lambda _: bar.advance(bar.task_ids[0]),
                 )
