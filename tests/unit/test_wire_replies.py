@@ -332,7 +332,7 @@ def test_every_code_has_its_status() -> None:
         413: "body_too_large",
         400: "invalid_properties empty_body invalid_encoding malformed_json malformed_xml dtd_forbidden not_an_object"
         " wrong_root duplicate_field unsupported_update_mode invalid_version reply_as_request",
-        422: "missing_id invalid_uuid invalid_date invalid_boolean invalid_string",
+        422: "missing_id invalid_uuid invalid_date invalid_boolean invalid_string misrouted",
         409: "refused_by_database",
         410: "record_gone",
         507: "reply_too_large",
