@@ -79,8 +79,11 @@ class DeadLetter:
 
     @cached_property
     def key(self) -> str:
-        """Identifies it by all that is in it; exact copies have the same key."""
-        kept = (entry for name, entry in raw_headers(self.properties.table) if name not in _COUNTS)
+        """Identifies it by all that is in it; exact copies have the same key.
+
+        RabbitMQ sorts the headers by name when it counts a delivery, so their order says nothing.
+        """
+        kept = sorted(entry for name, entry in raw_headers(self.properties.table) if name not in _COUNTS)
         header = encode(replace(self.properties, table=b"".join(kept), headers={}), 0)
         return f"{self.name} {sha256(header + self.body).hexdigest()}"
 
