@@ -1,6 +1,7 @@
 """Health and metrics over HTTP."""
 
 import asyncio
+import http.client
 import socket
 import time
 import urllib.error
@@ -42,6 +43,22 @@ def test_a_healthy_worker_answers_200(path: str, text: str) -> None:
     """Each page has its content."""
     with serving() as (_, url):
         assert get(url + path) == (200, text)
+
+
+def test_head_is_get_without_a_body() -> None:
+    """Load balancers and `curl -I` ask so."""
+    with serving(ready=["not consuming"]) as (_, url):
+        for path, status in (("/livez", 200), ("/readyz", 503), ("/metrics", 200), ("/secrets", 404)):
+            connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=5)
+            connection.request("HEAD", path)
+            response = connection.getresponse()
+            expected = len(get(url + path)[1])
+            assert (response.status, response.read(), response.headers["Content-Length"]) == (
+                status,
+                b"",
+                str(expected),
+            )
+            connection.close()
 
 
 def test_reasons_are_503_each_on_a_line() -> None:

@@ -89,7 +89,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", content_type)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(body)
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def do_HEAD(self) -> None:
+        # Load balancers and `curl -I` ask so.
+        self.do_GET()
 
     def log_message(self, *_: Any) -> None:
         """Log nothing: probes are frequent and mean nothing."""
