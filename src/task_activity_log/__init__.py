@@ -22,6 +22,7 @@ status      readiness, liveness, /status, gauges
 service     runs a worker: start, signals, drain
 client/     for publishers, subscribers and operators who handle dead letters
 cli/        the commands
+start       where the process of a command starts
 """
 
 __version__ = "0.1.0"

@@ -42,3 +42,28 @@ def test_a_dry_run_and_a_list_of_dead_letters_need_no_database() -> None:
     """Only a replay that compares rows does, and it imports the driver then."""
     commands = "import task_activity_log.cli.publish; from task_activity_log.cli.dead_letters import editing, listing, replaying"
     assert "asyncpg" not in loaded(commands)
+
+
+_INTERRUPTED = """
+import signal, sys
+
+class Interrupt:
+    def find_spec(self, name, *_):
+        if name == module:
+            signal.raise_signal(signal.SIGINT)
+
+module = sys.argv[1]
+sys.meta_path.insert(0, Interrupt())
+from task_activity_log.start import main
+sys.argv[1:] = ["publish", "--dry-run", "no-such-file"]
+main()
+"""
+
+
+@pytest.mark.parametrize("module", ["typer", "task_activity_log.settings", "task_activity_log.cli.publish"])
+def test_ctrl_c_during_the_imports_ends_a_command_without_a_traceback(module: str) -> None:
+    """They take most of the first half second. Those that one command alone needs come when it is known."""
+    process = subprocess.run(  # noqa: S603 - our own interpreter
+        [sys.executable, "-c", _INTERRUPTED, module], capture_output=True, text=True, check=False
+    )
+    assert (process.returncode, process.stdout, process.stderr) == (130, "", "")
