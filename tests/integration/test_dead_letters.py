@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from decimal import Decimal
+from typing import Any
 
 import aio_pika
 import pytest
@@ -159,7 +160,7 @@ async def test_a_replay_that_is_interrupted_loses_nothing(amqp_url: str, how: st
 
 async def test_a_dead_letter_has_the_same_key_at_each_look(amqp_url: str) -> None:
     """Otherwise a command does not find what it has just selected: RabbitMQ sorts the headers when it counts a delivery."""
-    values = {
+    values: dict[str, Any] = {
         "z": 1,
         "Z": [1, {"b": True, "a": None}],
         "x-early": Decimal("1.5"),
