@@ -117,6 +117,74 @@ async def test_next_to_a_running_worker_nothing_is_broken(rabbitmq: RabbitMQ, am
         assert [event["count"] for event in events if event["event"] == "other_consumers"] == [1]
 
 
+async def test_partitions_that_workers_share_are_fine(rabbitmq: RabbitMQ, amqp_url: str, database_url: str) -> None:
+    """One line for all of them. Without the setting, `check` says that the broker has partitions."""
+    async with serving(amqp_url, database_url, WORKER_PARTITIONS="4") as worker:
+        await until(lambda: not worker.status.not_ready())
+        found = await look(amqp_url, database_url, rabbitmq, WORKER_PARTITIONS="4")
+        assert worst(found) == []
+        assert not [one for one in worst(found, "warning") if "superuser" not in one[1]]
+        fine = worst(found, "fine")
+        assert ("partitions", "4 of 4, 0 waiting, 1 workers") in fine
+        assert ("hash slots", "all 256 are bound, each to one partition") in fine
+        assert not [what for what, _ in fine if what.startswith(f"queue {UPSERT}.")]
+        found = await look(amqp_url, database_url, rabbitmq)
+        assert ("partitions", "the broker has 4, but WORKER_PARTITIONS is not set") in worst(found, "warning")
+
+
+@pytest.mark.parametrize("number_", ["2", "8"])
+async def test_another_number_of_partitions_is_broken(
+    amqp_url: str, database_url: str, rabbitmq: RabbitMQ, number_: str
+) -> None:
+    async with serving(amqp_url, database_url, WORKER_PARTITIONS="4"):
+        pass
+    found = await look(amqp_url, database_url, rabbitmq, WORKER_PARTITIONS=number_)
+    assert ("partitions", f"the broker has 4, but WORKER_PARTITIONS is {number_}") in worst(found)
+
+
+async def ignore(_: object) -> None:
+    """Take a delivery."""
+
+
+async def test_partitions_that_get_nothing_or_give_nothing_are_broken(
+    rabbitmq: RabbitMQ, amqp_url: str, database_url: str
+) -> None:
+    """A slot that is bound to no queue, one that is bound to two, a queue without consumer, and one that is missing."""
+    vhost = urlsplit(amqp_url).path[1:]
+    exchange = f"/bindings/{vhost}/e/task_activity_log.by-record/q"
+    async with serving(amqp_url, database_url, WORKER_PARTITIONS="4"):
+        pass
+    for slot in ("00", "01"):
+        rabbitmq.api("DELETE", f"{exchange}/{UPSERT}.0/{slot}")
+    rabbitmq.api("POST", f"{exchange}/{UPSERT}.1", {"routing_key": "01"})
+    rabbitmq.api("POST", f"{exchange}/{UPSERT}.1", {"routing_key": "ff"})
+    rabbitmq.api("POST", f"{exchange}/task_activity_log.replies", {"routing_key": "80"})  # only a copy
+    async with await aio_pika.connect(amqp_url) as connection:
+        channel = await connection.channel()
+        for queue in ("task_activity_log.workers", f"{UPSERT}.0", f"{UPSERT}.1", f"{UPSERT}.2"):
+            await (await channel.get_queue(queue)).consume(ignore)  # as a worker does, but for one partition
+        found = await look(amqp_url, database_url, rabbitmq, WORKER_PARTITIONS="4")
+        assert worst(found) == [
+            (f"queue {UPSERT}.3", "no worker consumes it, of 1"),
+            ("hash slots", "00 is bound to no partition"),
+            ("hash slots", "ff is bound to several queues"),
+            ("hash slots", "01 is bound to the wrong partition"),
+        ]
+        rabbitmq.api("DELETE", f"/queues/{vhost}/{UPSERT}.1")
+        found = await look(amqp_url, database_url, rabbitmq, WORKER_PARTITIONS="4")
+        assert ("partitions", "some of the queues are missing") in worst(found)
+
+
+async def test_partitions_need_a_requests_queue_with_a_single_active_consumer(
+    rabbitmq: RabbitMQ, amqp_url: str, database_url: str
+) -> None:
+    async with serving(amqp_url, database_url):
+        pass
+    found = await look(amqp_url, database_url, rabbitmq, WORKER_PARTITIONS="4")
+    sentence = f"WORKER_PARTITIONS is set, but queue {UPSERT} was declared without a single active consumer"
+    assert worst(found) == [("order per record", sentence)]
+
+
 async def test_without_declaring_what_does_not_exist_is_broken(amqp_url: str, database_url: str) -> None:
     """Such a worker will not declare it. Without the management API, limits and permissions are unknown."""
     found = await look(amqp_url, database_url, WORKER_TOPOLOGY="check")

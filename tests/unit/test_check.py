@@ -264,3 +264,17 @@ def test_the_table_has_advice_and_a_summary() -> None:
         "1 broken",
     ]
     assert list(table(rows[:1]))[-1] == "all fine"
+
+
+def test_a_worker_with_partitions_needs_more_permissions() -> None:
+    """To consume them, to count the workers, and to forward what was not sent by record."""
+    topology = Topology(partitions=2)
+    granted = {"read": r"^task_activity_log\.upsert$", "write": r"^(task_activity_log\.replies|amq\.default)$"}
+    assert list(lacking(granted, Topology(), "3.10.8", declare=False)) == []
+    assert list(lacking(granted, topology, "3.10.8", declare=False)) == [
+        "read on task_activity_log.upsert.0",
+        "read on task_activity_log.upsert.1",
+        "read on task_activity_log.workers",
+        "read on task_activity_log.workers.short",
+        "write on task_activity_log.by-record",
+    ]

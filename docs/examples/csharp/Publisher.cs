@@ -90,6 +90,8 @@ namespace TaskActivityLogs
                 await channel.BasicConsumeAsync(replies.QueueName, autoAck: true, consumer: consumer);
 
                 await Task.WhenAll(upserts.Select(upsert => channel.BasicPublishAsync(
+                    // Where workers share partitions: exchange "task_activity_log.by-record", and as routing key
+                    // Convert.ToHexString(SHA256.HashData(Encoding.ASCII.GetBytes(id.ToString("D"))))[..2].ToLowerInvariant().
                     exchange: "task_activity_log",
                     routingKey: "upsert",
                     mandatory: true,

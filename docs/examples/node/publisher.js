@@ -25,6 +25,8 @@ const answered = new Promise((resolve, reject) => {
   );
   setTimeout(() => reject(new Error("no answer in 30 s")), 30_000).unref();
 });
+// Where workers share partitions: exchange "task_activity_log.by-record", and as routing key
+// createHash("sha256").update(record.id.toLowerCase()).digest("hex").slice(0, 2).
 channel.publish("task_activity_log", "upsert", Buffer.from(JSON.stringify(record)), {
   contentType: "application/json",
   persistent: true,

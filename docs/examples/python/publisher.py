@@ -34,6 +34,8 @@ async def main() -> None:
                 priority=4,  # the same as that of publishers that set none; aio-pika would set 0
                 reply_to=replies.name,
             ),
+            # Where workers share partitions: exchange "task_activity_log.by-record", and as routing key
+            # hashlib.sha256(record["id"].encode()).hexdigest()[:2] (the id in lower case).
             routing_key="upsert",
             mandatory=True,
         )

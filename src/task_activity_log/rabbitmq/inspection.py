@@ -7,6 +7,7 @@ from typing import TypeVar
 from aio_pika.abc import AbstractChannel, AbstractConnection
 from aiormq.exceptions import ChannelAccessRefused, ChannelNotFoundEntity
 
+from task_activity_log.partitions import queue_of
 from task_activity_log.problem import Unavailable
 from task_activity_log.rabbitmq.link import LOST, LinkOptions, connect, describe
 from task_activity_log.rabbitmq.topology import Topology, queue_type
@@ -37,7 +38,7 @@ class BrokerState:
     exchanges: dict[str, bool | Hidden]
     """Whether each exists."""
     queues: dict[str, Queue | Hidden | None]
-    """None for a queue that does not exist."""
+    """None for a queue that does not exist. After those of the topology comes the partition that would follow the last one."""
     requests_type: str | None
     """The type of the requests queue; None if the queue does not exist, or its type is not told."""
 
@@ -50,12 +51,13 @@ async def inspect_broker(options: LinkOptions, topology: Topology) -> BrokerStat
     """
     try:
         async with connect(options, "check") as (connection, _):
+            next_partition = queue_of(topology.requests_queue, topology.partitions)
             assert connection.transport is not None  # noqa: S101 - it is connected
             properties = connection.transport.connection.server_properties
             return BrokerState(
                 version=str(properties.get("version", "unknown")),
                 exchanges={name: await _exchange(connection, name) for name in topology.exchanges()},
-                queues={name: await _queue(connection, name) for name in topology.queues()},
+                queues={name: await _queue(connection, name) for name in (*topology.queues(), next_partition)},
                 requests_type=await _requests_type(connection, topology.requests_queue),
             )
     except LOST as error:

@@ -3,6 +3,7 @@
 finding      one line of the table
 broker       RabbitMQ, as AMQP and the management API show it
 limits       the limits of its queues, by arguments and policies
+partitions   their number, their consumers, and the bindings of the hash slots
 members      the leaders and majorities of its queues
 permissions  what the worker's user needs, and what it has
 management   the management API, read only

@@ -10,9 +10,11 @@ from task_activity_log.cli.check.finding import Finding
 from task_activity_log.cli.check.limits import Limits, judge_kept, judge_requests, number, wrong_type
 from task_activity_log.cli.check.management import Management, ManagementError
 from task_activity_log.cli.check.members import judge_members
+from task_activity_log.cli.check.partitions import has_another_number, judge_consumers, judge_number, judge_slots
 from task_activity_log.cli.check.permissions import lacking
 from task_activity_log.problem import Unavailable
 from task_activity_log.rabbitmq.inspection import BrokerState, Hidden, inspect_broker
+from task_activity_log.rabbitmq.repartition import look_up
 from task_activity_log.rabbitmq.topology import Topology
 from task_activity_log.settings import Settings
 from task_activity_log.telemetry.logs import address, is_local
@@ -35,14 +37,18 @@ async def findings(settings: Settings, *, patient: bool) -> list[Finding]:
     """Connect, ask, and judge what the broker answers. If `patient`, wait for the figures of new queues."""
     url = settings.required_amqp_url
     where = address(url)
+    topology = topology_of(settings)
+    of_partitions: list[Finding] = []
     try:
-        sight = await inspect_broker(link_of(settings), topology_of(settings))
+        sight = await inspect_broker(link_of(settings), topology)
+        if has_another_number(sight.queues, topology):
+            of_partitions = [judge_number((await look_up(link_of(settings), topology)).count, topology)]
     except Unavailable as error:
         advice = "check that it is running and that AMQP_URL is correct"
         if url.startswith("amqps:"):
             advice += "; a broker that requires client certificates resets connections without one that it trusts"
         return [Finding("broken", "broker", f"{where}: {error.reason}", advice)]
-    shown = list(_judge_sight(sight, settings, where))
+    shown = [*_judge_sight(sight, settings, where), *of_partitions]
     if settings.management_url is None:
         advice = "set MANAGEMENT_URL to check them, for example http://user:password@host:15672"
         return [*shown, Finding("unknown", "limits and permissions", "not visible over AMQP", advice)]
@@ -66,15 +72,18 @@ def _judge_sight(sight: BrokerState, settings: Settings, where: str) -> Iterator
             yield _hidden(what)
         else:
             yield Finding("fine", what, "exists") if exists else _missing(what, settings)
-    for name, queue in sight.queues.items():
-        what = f"queue {name}"
+    topology = topology_of(settings)
+    for name in topology.queues():
+        queue, what = sight.queues[name], f"queue {name}"
         if queue is None or isinstance(queue, Hidden):
             yield _missing(what, settings) if queue is None else _hidden(what)
             continue
-        yield Finding("fine", what, f"{queue.messages} waiting, {queue.consumers} consumers")
-        if name == settings.requests_queue and queue.consumers > 1 and not settings.single_active_consumer:
+        if name not in topology.partition_queues:
+            yield Finding("fine", what, f"{queue.messages} waiting, {queue.consumers} consumers")
+        if name == settings.requests_queue and queue.consumers > 1 and not topology.is_single_active:
             advice = "updates may be reordered: send x-version, run one worker, or set WORKER_SINGLE_ACTIVE_CONSUMER"
             yield Finding("warning", "order per record", f"{queue.consumers} consumers", advice)
+    yield from judge_consumers(sight.queues, topology)
     if settings.management_url is None and sight.requests_type not in ("quorum", None):
         yield wrong_type(f"queue {settings.requests_queue}", sight.requests_type)
 
@@ -103,11 +112,12 @@ def _judge_management(
     topology = topology_of(settings)
     vhost = unquote(urlsplit(settings.required_amqp_url).path[1:]) or "/"
     try:
-        for name, (details, members) in _queues(management, vhost, sight, patient=patient).items():
-            what = f"queue {name}"
-            judge = judge_requests if name == topology.requests_queue else judge_kept
-            yield from judge_members(what, details, members, patient=patient)
-            yield from judge(what, Limits(details, sight.version), settings)
+        shown = set[Finding]()
+        for name, (details, members) in _queues(management, vhost, sight, topology, patient=patient).items():
+            for finding in _judge_queue(name, details, members, sight.version, settings, patient=patient):
+                if finding not in shown:  # the same may be true of all partitions
+                    shown.add(finding)
+                    yield finding
         yield from _judge_bindings(management, vhost, sight, settings)
         yield from judge_nodes(management.get("nodes") or [], sight.version)
     except ManagementError as error:
@@ -120,15 +130,34 @@ def _judge_management(
 _Members = list[dict[str, Any]]
 
 
+def _judge_queue(
+    name: str,
+    details: Mapping[str, Any],
+    members: _Members | None,
+    version: str,
+    settings: Settings,
+    *,
+    patient: bool,
+) -> Iterator[Finding]:
+    """Its members and its limits; of a partition only what is not fine."""
+    topology = topology_of(settings)
+    what = f"queue {name}"
+    yield from judge_members(what, details, members, patient=patient)
+    judge = judge_requests if name in topology.request_queues else judge_kept
+    for finding in judge(what, Limits(details, version), settings):
+        if finding.verdict != "fine" or name not in topology.partition_queues:
+            yield finding
+
+
 def _queues(
-    management: Management, vhost: str, sight: BrokerState, *, patient: bool
+    management: Management, vhost: str, sight: BrokerState, topology: Topology, *, patient: bool
 ) -> dict[str, tuple[Mapping[str, Any], _Members | None]]:
     """What the API says of each queue that exists, and of its members. Its figures are up to five seconds old."""
     until = time.monotonic() + (_COUNTED_WITHIN_SECONDS if patient else 0)
     while True:
         found = {}
-        for name, queue in sight.queues.items():
-            if queue is not None:
+        for name in topology.queues():
+            if sight.queues.get(name) is not None:
                 details = management.get("queues", vhost, name) or {}
                 found[name] = details, _members(management, vhost, name, details, sight.version)
         complete = all(
@@ -152,8 +181,12 @@ def _members(
 
 
 def _judge_bindings(management: Management, vhost: str, sight: BrokerState, settings: Settings) -> Iterator[Finding]:
-    for queue, exchange, key in topology_of(settings).bindings():
-        if sight.queues.get(queue) is None or not sight.exchanges.get(exchange):
+    topology = topology_of(settings)
+    by_record = topology.partitions_exchange
+    if topology.partitions and sight.exchanges.get(by_record):
+        yield from judge_slots(management.get("exchanges", vhost, by_record, "bindings", "source") or [], topology)
+    for queue, exchange, key in topology.bindings():
+        if exchange == by_record or sight.queues.get(queue) is None or not sight.exchanges.get(exchange):
             continue
         found = management.get("bindings", vhost, "e", exchange, "q", queue) or []
         if not any(binding.get("routing_key") == key for binding in found):

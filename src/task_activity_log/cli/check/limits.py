@@ -68,10 +68,13 @@ def judge_requests(what: str, limits: Limits, settings: Settings) -> Iterator[Fi
     if limits.get("message-ttl") is not None:
         advice = "remove message-ttl from its policy: an expired request is never answered"
         yield Finding("warning", what, "requests expire", advice)
-    if settings.single_active_consumer and not limits.get("single-active-consumer"):
+    is_single_active = settings.single_active_consumer or settings.partitions > 0
+    if is_single_active and not limits.get("single-active-consumer"):
         found = "WORKER_SINGLE_ACTIVE_CONSUMER is set, but the queue was declared without it"
+        if settings.partitions:
+            found = f"WORKER_PARTITIONS is set, but {what} was declared without a single active consumer"
         yield Finding("broken", "order per record", found, _DECLARE_AGAIN)
-    if limits.get("single-active-consumer") and not settings.single_active_consumer:
+    if limits.get("single-active-consumer") and not is_single_active:
         found = "the queue has a single active consumer, but WORKER_SINGLE_ACTIVE_CONSUMER is not set"
         yield Finding(
             "warning", "order per record", found, "set it for all workers, or a hand-over may reorder updates"

@@ -17,15 +17,18 @@ _ASKING_NEEDS_ONE_FROM = (4, 3)
 def needed(topology: Topology, *, declare: bool) -> list[tuple[str, str]]:
     """The permissions that a worker needs: `configure`, `write` or `read`, and on what."""
     rights = [
-        ("read", topology.requests_queue),
+        *(("read", queue) for queue in topology.request_queues),
         ("write", topology.replies_exchange),
         ("write", _DEFAULT_EXCHANGE),  # dead letters, and replies to reply_to
     ]
+    if topology.partitions:
+        rights += [("read", topology.workers_queue), ("read", topology.short_workers_queue)]
+        rights += [("write", topology.partitions_exchange)]  # to forward what was not sent by record
     if declare:
         rights += [("configure", name) for name in (*topology.exchanges(), *topology.queues())]
         for queue, exchange, _ in topology.bindings():
             rights += [("write", queue), ("read", exchange)]
-    return rights
+    return list(dict.fromkeys(rights))
 
 
 def lacking(granted: Mapping[str, str], topology: Topology, version: str, *, declare: bool) -> Iterator[str]:
