@@ -8,6 +8,7 @@ import aio_pika
 import pytest
 
 from sandbox import RabbitMQ
+from task_activity_log.rabbitmq.outgoing import Fate
 from task_activity_log.service import Service
 from tests.faults.conversation import TOPOLOGY, Conversation, conversing, until
 from tests.serving import serving
@@ -96,6 +97,41 @@ async def test_a_policy_can_limit_replies_that_nobody_reads(
             replies = await talk.channel.get_queue(TOPOLOGY.replies_queue)
             await replies.consume(talk.answers.put, no_ack=True)
             await until(lambda: service.in_hand == 0)
+
+
+@pytest.mark.parametrize("queue", ["replies", "dead-letters", "reply_to"])
+async def test_a_limit_that_is_removed_is_noticed(
+    amqp_url: str, database_url: str, rabbitmq: RabbitMQ, queue: str
+) -> None:
+    """A quorum queue does not tell the channels that it has refused: they publish over new ones."""
+    async with (
+        conversing(amqp_url, answers=False) as talk,
+        serving(amqp_url, database_url, WORKER_REPLY_GIVE_UP_SECONDS="600") as service,
+    ):
+        vhost = quote(unquote(urlsplit(amqp_url).path[1:]), safe="")
+        policy = {
+            "pattern": f"{queue}$",
+            "definition": {"max-length": 1, "overflow": "reject-publish"},
+            "apply-to": "queues",
+        }
+        await asyncio.to_thread(rabbitmq.api, "PUT", f"/policies/{vhost}/bounded", policy)
+        await talk.channel.declare_queue("reply_to", durable=True, arguments={"x-queue-type": "quorum"})
+        fields: dict[str, Any] = {"is_closed": "invalid"} if queue == "dead-letters" else {}
+        apart: list[Fate] = []  # what became of replies that were tried again
+        answered = service._replies._retries._answered
+        service._replies._retries._answered = lambda one, fate: (apart.append(fate), answered(one, fate))  # type: ignore[method-assign, func-returns-value, assignment]
+        for _ in range(10):
+            await talk.send(reply_to="reply_to" if queue == "reply_to" else None, **fields)
+
+        def refused() -> bool:
+            reasons = [*service.status.not_ready(), *(one.fate.value for one in service._replies.failing if one.fate)]
+            return any("refused" in reason for reason in reasons)
+
+        await until(refused)
+        await until(lambda: queue != "reply_to" or Fate.NACKED in apart)
+        await asyncio.to_thread(rabbitmq.api, "DELETE", f"/policies/{vhost}/bounded")
+        await until(lambda: service.in_hand == 0 and not refused())
+        assert given_up(service, "refused") == 0
 
 
 async def test_an_alarm_of_the_broker_is_an_outage_like_others(amqp_url: str, database_url: str) -> None:

@@ -170,6 +170,11 @@ def test_what_the_broker_noted_at_a_dead_lettering_is_read() -> None:
         assert "time" not in latest_death(decode(table(forged)))
 
 
+def test_the_first_of_several_headers_with_the_same_name_counts() -> None:
+    """The broker replaces the first when it sets a header of its own. A publisher can send more of that name."""
+    assert decode(table(b"\x01at\x01", b"\x01bt\x01", b"\x01at\x00")).headers == {"a": True, "b": True}
+
+
 def test_a_header_name_that_is_not_utf8_is_left_out_and_named() -> None:
     """The header is omitted and reported, and the others are read."""
     found = decode(table(b"\x01\xfft\x01", b"\x01bt\x01"))

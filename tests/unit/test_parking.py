@@ -81,6 +81,14 @@ class Bench:
         self.intake.unsettled.append(delivery)
         return decode(delivery, Rules())
 
+    async def admit(self, wave: Sequence[Request[Delivery]]) -> Sequence[Request[Delivery]]:
+        """What is admitted of a wave. Nothing was stored before that had to be passed on."""
+
+        async def pass_on() -> None:
+            pass
+
+        return await self.parking.admit(wave, pass_on)
+
     async def settled(self, count: int) -> list[str]:
         """The outcomes of the next `count` settlements, with the subject or the error code, in order."""
         found: list[str] = []
@@ -145,12 +153,12 @@ class TestParking:
             for subject in "123":
                 others = [bench.request(subject=subject) for _ in range(2)]
                 wave = [others[0], bench.request(record, subject), others[1]]
-                assert list(await bench.parking.admit(wave)) == others
+                assert list(await bench.admit(wave)) == others
             assert bench.parking.messages == 4
             bench.store.fails = set()
             assert await bench.settled(4) == ["0: inserted", "1: updated", "2: updated", "3: updated"]
             after = [bench.request(record, "4")]
-            assert await bench.parking.admit(after) == after
+            assert await bench.admit(after) == after
 
         run(act)
 
@@ -165,7 +173,7 @@ class TestParking:
             await bench.parking.park([bench.request(record, "0")], PASSING, 0)
             await bench.until(1)
             assert bench.store.rows
-            assert await bench.parking.admit([bench.request(record, "1")]) == []
+            assert await bench.admit([bench.request(record, "1")]) == []
             assert await bench.settled(2) == ["0: inserted", "1: updated"]
 
         run(act)
@@ -177,7 +185,7 @@ class TestParking:
             first, second = bench.request(UUID(int=1)), bench.request(UUID(int=1))
             bench.store.fails = {"good"}
             await bench.parking.park([first], PASSING, 0)
-            await bench.parking.admit([second])
+            await bench.admit([second])
             assert bench.intake.proved == [first.delivery, second.delivery]
 
         run(act)
@@ -207,6 +215,27 @@ class TestParking:
 
         assert [patience.seconds for patience in run(act).store.patiences] == [2.0, 4.0, 8.0, None, None, None]
 
+    def test_a_record_with_many_requests_does_not_keep_others_waiting(self) -> None:
+        """After a second of one record's requests, others are tried."""
+
+        async def act(bench: Bench) -> None:
+            apply = bench.store.apply
+
+            async def slowly(wave: Sequence[Request[Delivery]], patience: Patience = PATIENT) -> list[Applied]:
+                await asyncio.sleep(0.4)
+                return await apply(wave, patience)
+
+            bench.store.apply = slowly  # type: ignore[method-assign]
+            record = uuid4()
+            many = [bench.request(record, str(number)) for number in range(9)]
+            await bench.parking.park(many, TimedOut(), 0)
+            await bench.parking.park([bench.request(subject="other")], TimedOut(), 0)
+            settled = await bench.settled(10)
+            assert settled.index("other: inserted") == 3
+            assert [each[0] for each in settled if each[0] != "o"] == list("012345678")
+
+        run(act)
+
     def test_a_row_that_the_database_refuses_meanwhile_is_rejected(self) -> None:
         """The requests behind it go on."""
 
@@ -215,7 +244,7 @@ class TestParking:
             bench.store.refuses = {"bad"}
             bench.store.fails = {"bad"}
             await bench.parking.park([bench.request(record, "bad")], PASSING, 0)
-            await bench.parking.admit([bench.request(record, "later")])
+            await bench.admit([bench.request(record, "later")])
             bench.store.fails = set()
             assert await bench.settled(2) == ["bad: refused_by_database", "later: inserted"]
 
@@ -240,12 +269,12 @@ class TestParking:
             record = uuid4()
             bench.store.fails = {"0"}
             await bench.parking.park([bench.request(record, "0")], PASSING, 0)
-            await bench.parking.admit([bench.request(record, "1")])
+            await bench.admit([bench.request(record, "1")])
             await bench.until(0.5)
             await bench.intake.requeue()
             assert bench.parking.messages == 0
             bench.store.fails = set()
-            assert await bench.parking.admit([bench.request(record, "1 again"), bench.request(record, "2")]) == []
+            assert await bench.admit([bench.request(record, "1 again"), bench.request(record, "2")]) == []
             assert await bench.settled(2) == ["1 again: inserted", "2: updated"]
 
         run(act)
@@ -259,7 +288,7 @@ class TestParking:
             await bench.parking.park([bench.request(record, "locked")], TimedOut(), 0)
             await bench.parking.park([bench.request(subject="failing")], PASSING, 0)
             assert not bench.parking.full()
-            await bench.parking.admit([bench.request(record, "later")])
+            await bench.admit([bench.request(record, "later")])
             assert bench.parking.full()
             assert (
                 bench.parking.reason
@@ -336,6 +365,39 @@ class TestParking:
 OWN = Failed("every row is refused (42501)", "42501", lasting=True)
 """What rows of our own meet when `FakeStore.doubts` is everybody's fault."""
 OTHER = Failed("every row is refused (23514)", "23514", name="other", lasting=True)
+
+
+class TestCostlyRecords:
+    """A record whose requests take too long in a batch is parked, although each of them passes."""
+
+    def admit(self, records: int, seconds: float, waves: int = 5) -> list[int]:
+        """How many requests are admitted of each of some waves of the same records, each of which takes some seconds."""
+        admitted: list[int] = []
+
+        async def act(bench: Bench) -> None:
+            identifiers = [uuid4() for _ in range(records)]
+            for _ in range(waves):
+                free = await bench.admit([bench.request(identifier) for identifier in identifiers])
+                admitted.append(len(free))
+                await asyncio.sleep(seconds)
+            bench.parking.begin()
+            other = [bench.request()]
+            assert await bench.admit(other) == other
+
+        assert run(act).outages == []
+        return admitted
+
+    def test_after_two_seconds_in_a_batch_the_rest_is_parked(self) -> None:
+        """Others would wait for all of its requests. In the next batch, records that are not parked have their time again."""
+        assert self.admit(1, 0.9) == [1, 1, 1, 0, 0]
+
+    def test_a_record_that_is_not_costly_is_stored_with_the_batch(self) -> None:
+        """However often it occurs. Parked, its requests would take longer, and soon fill the prefetch."""
+        assert self.admit(1, 0.01, waves=400) == [1] * 400
+
+    def test_many_records_are_not_parked_because_the_database_is_slow(self) -> None:
+        """Parked, each would be stored by itself, which takes longer."""
+        assert self.admit(17, 0.9) == [17] * 5
 
 
 class TestFailuresThatLast:

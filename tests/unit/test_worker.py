@@ -1,14 +1,18 @@
 """The worker with stand-ins for the broker and the database."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from types import SimpleNamespace
+from unittest.mock import patch
 from uuid import UUID, uuid4
 
 import pytest
 
 from task_activity_log.message import Delivery
+from task_activity_log.pipeline import parking
 from task_activity_log.pipeline.ports import PATIENT, Patience, Settlement
 from task_activity_log.pipeline.request import Request, Rules
 from task_activity_log.pipeline.suspects import ALONE_FROM
@@ -574,6 +578,35 @@ def test_a_batch_that_is_stored_when_refused_replies_are_due_is_not_lost(seconds
 
     refused, late = upsert(reply_to="full"), [upsert() for _ in range(3)]
     assert virtual_time.run(act()) == [*late, refused]
+
+
+def test_earlier_requests_of_a_costly_record_are_answered_before_those_that_are_parked() -> None:
+    """The first ones were stored with the batch, which is not complete yet when the others are stored apart."""
+
+    async def act() -> list[str]:
+        bench = Bench()
+        store = bench.store.apply
+
+        async def slowly(wave: Sequence[Request[Delivery]], patience: Patience = PATIENT) -> list[Applied]:
+            await asyncio.sleep(0.9 if len(wave) == 1 else 60)
+            return await store(wave, patience)
+
+        bench.store.apply = slowly  # type: ignore[method-assign]
+        record = uuid4()
+        costly = [upsert(record, subject=str(number)) for number in range(6)]
+        merges = [upsert(subject="merged") for _ in range(20)]
+        for merge in merges:
+            merge.properties.headers = {"x-update-mode": "merge"}
+        bench.intake.put(*costly, *merges)
+        clock = SimpleNamespace(monotonic=asyncio.get_running_loop().time)
+        with patch.object(parking, "time", clock):
+            async with bench.running():
+                await bench.watch.settled(26)
+        subjects = [json.loads(reply.body)["subject"] for reply in bench.replies.published]
+        assert subjects[6:] == ["merged"] * 20
+        return subjects[:6]
+
+    assert virtual_time.run(act()) == list("012345")
 
 
 async def test_a_refused_reply_is_identified_by_its_position() -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Generic, NamedTuple
@@ -37,6 +37,14 @@ _REFUSED_SECONDS = 30.0
 """How often a record is tried again, in the end, while the database refuses every row."""
 _SETTLED_AT_ONCE = 100
 """Number of requests of one record after which other records are tried."""
+_AT_ONCE_SECONDS = 1.0
+"""How long requests of one record are tried one after the other before other records are tried."""
+_FEW = 16
+"""Waves of so few requests count as those of a few records that come again and again in a batch."""
+_FEW_SECONDS = 2.0
+"""How long these waves may take in one batch. Then the rest of them is parked: other records wait for them no longer."""
+_COSTLY_SECONDS = 0.02
+"""From this time on, on average, a wave of few requests is costly. Others are not parked: they pass sooner in their batch."""
 _SECONDS = (2.0, 4.0, 8.0, None)
 """Time for a statement, by the number of tries before: a slow row passes in the end, and does not delay others at first."""
 _SETTLING_SECONDS = 0.05
@@ -107,6 +115,9 @@ class Parking(Generic[D]):
     def __post_init__(self) -> None:
         self._lines: dict[UUID, Line[D]] = {}  # by record
         self._rejected: list[Rejection[D]] = []  # of the batch that `Storing` works on
+        self._few_since: float | None = None  # since when `Storing` works on a wave of few requests
+        self._few_seconds = 0.0  # how long it has worked on such waves of its batch,
+        self._few_waves = 0  # and how many there were
         self._changed = asyncio.Event()  # something was parked, or `stop` was called
         self._stopping = False
         self._task: asyncio.Task[None] | None = None
@@ -152,11 +163,16 @@ class Parking(Generic[D]):
 
     # what Storing calls
 
-    async def admit(self, wave: Sequence[Request[D]]) -> Sequence[Request[D]]:
-        """The requests of a wave whose records are not parked. The others join behind their records' earlier requests."""
-        if not self._lines:
-            return wave
+    async def admit(self, wave: Sequence[Request[D]], pass_on: Callable[[], Awaitable[None]]) -> Sequence[Request[D]]:
+        """The requests of a wave that are to be stored now.
+
+        The others join behind the earlier requests of their records, which are parked. If waves of few requests have taken
+        too long in this batch, so are the records of this one: a record that is costly to write, and comes hundreds of
+        times, delays itself alone. Its earlier requests must be settled before: `pass_on` passes on what was stored.
+        """
         now = time.monotonic()
+        if self._few_since is not None:
+            self._few_seconds, self._few_since = self._few_seconds + now - self._few_since, None
         free: list[Request[D]] = []
         joining: list[Request[D]] = []
         for request in wave:
@@ -167,6 +183,13 @@ class Parking(Generic[D]):
                 line.waiting.append(Parked(request, now))
                 joining.append(request)
         await self._prove(joining)
+        if 0 < len(free) <= _FEW:
+            if self._few_seconds > max(_FEW_SECONDS, _COSTLY_SECONDS * self._few_waves):
+                await pass_on()
+                await self.park(free, TimedOut("costly, and requested many times"), self.refusals.passes)
+                return ()
+            self._few_since = now
+            self._few_waves += 1
         return free
 
     async def park(self, requests: Sequence[Request[D]], cause: Failed, passes: int) -> None:
@@ -213,6 +236,7 @@ class Parking(Generic[D]):
     def begin(self) -> None:
         """A batch begins. What was rejected of one that was given up comes again."""
         self._rejected.clear()
+        self._few_seconds, self._few_since, self._few_waves = 0.0, None, 0
 
     def rejected(self) -> list[Settlement[D]]:
         """The settlements of what is rejected of the batch."""
@@ -276,11 +300,11 @@ class Parking(Generic[D]):
 
     async def _try(self, line: Line[D]) -> None:
         """Store the requests of one record in order, until one of them does not pass."""
-        count = 0
-        line.due = 0.0
-        while count < _SETTLED_AT_ONCE and not self._stopping:
+        count, pause = 0, 0.0
+        until = time.monotonic() + _AT_ONCE_SECONDS
+        while count < _SETTLED_AT_ONCE and time.monotonic() < until and not self._stopping:
             if self._is_too_early(line):
-                line.due = time.monotonic() + _SETTLING_SECONDS
+                pause = _SETTLING_SECONDS
                 break
             try:
                 settlement = await self._try_first(line)
@@ -288,13 +312,13 @@ class Parking(Generic[D]):
                 line.cause = outage if isinstance(outage, Failed) else line.cause
                 line.tries += 1
                 pause = min(2.0**line.tries, _REFUSED_SECONDS) if outage is self.refusals.everybodys else _RETRY_SECONDS
-                line.due = time.monotonic() + pause
                 break
             if settlement is None:
                 break
             count += 1
             if self.parts.add(settlement):
                 break
+        line.due = time.monotonic() + pause  # behind the records that are due by now
         if count:
             self.on_answer()
             await self.parts.pass_on()

@@ -225,7 +225,7 @@ class Storing(_Stage[D]):
         if self.forwarding is not None:
             requests = await self.forwarding.take_out(requests, partial(self._until_done, repeatable=False))
         for wave in waves(requests):
-            await self._apply(await self.parking.admit(wave))
+            await self._apply(await self.parking.admit(wave, self.parts.pass_on))
         await self.parts.add_all(self.parking.rejected())
         self.watch.took("store", time.perf_counter() - started)
         await self.parts.pass_on()

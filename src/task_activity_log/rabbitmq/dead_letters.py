@@ -73,7 +73,10 @@ class DeadLetters:
             copies.append(Outgoing("", self._queue, properties, delivery.body))
             if slices.over(len(properties.table)):
                 await slices.next()
-        for fate in await self._publisher.publish(copies):
+        fates = await self._publisher.publish(copies)
+        if Fate.NACKED in fates:
+            self._publisher.renew()
+        for fate in fates:
             if fate is Fate.LOST:
                 raise Unavailable("publisher connection lost", self._publisher.last_reason)
             if fate is not Fate.CONFIRMED:

@@ -66,6 +66,8 @@ class RepliesExchange:
     async def _publish_to_queue(self, replies: Sequence[Reply], confirmed: Callable[[int], None]) -> None:
         messages = [Outgoing("", self._queue, properties_of(each), each.body) for each in replies]
         fates = await self._publisher.publish(messages)
+        if Fate.NACKED in fates:
+            self._publisher.renew()
         for position in _sort(fates, confirmed):
             raise Unavailable(f"replies {fates[position].value}", f"queue {self._queue} does not take them")
 
@@ -76,6 +78,8 @@ class RepliesExchange:
         self._on_not_taken(why.value, count)
         if now >= self._log_from:
             self._log_from = now + _LOG_SECONDS
+            if why is Fate.NACKED:
+                self._publisher.renew()
             log.warning("subscriber_takes_nothing", exchange=self._exchange, why=why.value)
 
 

@@ -43,6 +43,8 @@ class Forwarder:
                 for request in requests
             ]
         )
+        if Fate.NACKED in fates:
+            self._publisher.renew()
         for fate in fates:
             if fate is not Fate.CONFIRMED:
                 raise Unavailable(

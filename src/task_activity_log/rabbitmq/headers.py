@@ -88,7 +88,8 @@ def _headers(table: bytes, unreadable: dict[str, None]) -> dict[str, object]:
     try:
         for name, kind, start, end in _entries(table):
             try:
-                headers[name.decode()] = _VALUES[kind](table[start:end])
+                # The first of several with the same name: RabbitMQ sets its own in place of the first.
+                headers.setdefault(name.decode(), _VALUES[kind](table[start:end]))
             except UnicodeDecodeError:
                 unreadable["the name of a header is not UTF-8"] = None
             except ValueError:

@@ -248,6 +248,15 @@ class Publisher:
             self._lingering.append(channel)
         self._leave(channel)
 
+    def renew(self) -> None:
+        """Publish over a new connection from now on, because a queue has refused a message.
+
+        A quorum queue tells each channel when it is full and when it has room again, but not when its limit is removed:
+        then it takes what others publish, and this channel would be refused for ever.
+        """
+        if self._channel is not None:
+            self._leave(self._channel)
+
     def _leave(self, channel: ConfirmChannel) -> None:
         """Publish nothing more on this channel, from now on and not only when the session has noticed."""
         channel.broken.set()

@@ -212,7 +212,9 @@ class Retries(Generic[T]):
             except LOST:
                 self._addresses.not_tried(line, self.clock())
                 return
-        await self._publish(channel, some)
+        if await self._publish(channel, some) and self._channels.get(line.address) is channel:
+            # A quorum queue whose limit is removed goes on to refuse this channel, and takes what a new one publishes.
+            await _close(self._channels.pop(line.address))
         if channel.message_max is not None:
             self._callbacks.message_max(channel.message_max)
 
@@ -223,8 +225,8 @@ class Retries(Generic[T]):
             async with asyncio.timeout(_OPEN_SECONDS):
                 return await open_confirming(*self._link)
 
-    async def _publish(self, channel: ConfirmChannel, some: Sequence[Waiting[T]]) -> None:
-        """Publish these, and return when each is answered, however late."""
+    async def _publish(self, channel: ConfirmChannel, some: Sequence[Waiting[T]]) -> bool:
+        """Publish these, and return when each is answered, however late; whether any was refused."""
         batch, pieces = channel.begin(
             [self._callbacks.outgoing(waiting.line.address, waiting.item) for waiting in some]
         )
@@ -234,6 +236,7 @@ class Retries(Generic[T]):
                 await channel.send(batch, pieces)
         except LOST:
             channel.lose()
+        return Fate.NACKED in batch.fates
 
     def _answered(self, waiting: Waiting[T], fate: Fate) -> None:
         if fate is not Fate.LOST:
