@@ -3,7 +3,7 @@
 import asyncio
 from collections import defaultdict
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from uuid import uuid4
 
 import aio_pika
@@ -153,3 +153,28 @@ async def test_a_waiting_partition_costs_nothing_and_is_shared_when_messages_com
     for member in members:
         await member.stop()
     in_order(processed, sent)
+
+
+async def test_a_hand_over_returns_nothing_that_can_be_finished(amqp_url: str) -> None:
+    """What is returned counts as a failed delivery: a message that is handed over often would be taken for poison."""
+    slot = hash_slot(RECORDS[0])
+    async with await aio_pika.connect(amqp_url) as connection:
+        await declare(connection, TOPOLOGY)
+        channel = await connection.channel(publisher_confirms=True)
+        exchange = await channel.get_exchange(TOPOLOGY.partitions_exchange, ensure=False)
+        for _ in range(40):
+            await exchange.publish(aio_pika.Message(b"", delivery_mode=2), slot)
+    intake = Intake(LinkOptions(amqp_url), TOPOLOGY, prefetch=40, batch_max=5)
+    running = asyncio.create_task(intake.run())
+    async with asyncio.timeout(60):
+        while intake.in_hand < 40:
+            await asyncio.sleep(0.01)
+        assert intake.balancing is not None
+        queue = intake.balancing._partitions[partition_of(slot, 8)]
+        handed_over = asyncio.create_task(queue.hand_over(nullcontext, 40.0))
+        while intake.in_hand:
+            batch = await intake.take(5)
+            assert batch
+            await intake.acknowledge(batch)
+        assert await handed_over == 0
+    await end(running)

@@ -497,6 +497,32 @@ async def test_nothing_overtakes_a_row_that_times_out() -> None:
     assert bench.store.rows[identifier].subject == "later"
 
 
+async def test_what_was_stored_is_answered_before_a_later_request_that_was_parked() -> None:
+    """The rest of the batch takes longer than the parked request, which is answered as soon as it has passed."""
+    bench = Bench()
+    bench.store.fails = {"parked"}
+    identifier, other = uuid4(), uuid4()
+    apply, finish = bench.store.apply, asyncio.Event()
+
+    async def slow(wave: Sequence[Request[Delivery]], patience: Patience = PATIENT) -> list[Applied]:
+        if wave[0].record.subject == "slow":
+            bench.store.fails = set()
+            await finish.wait()
+        return await apply(wave, patience)
+
+    bench.store.apply = slow  # type: ignore[method-assign]
+    first, parked = upsert(identifier, subject="first"), upsert(identifier, subject="parked")
+    slow_ones = [upsert(other, subject=subject) for subject in ("1", "2", "slow")]
+    bench.intake.put(first, parked, *slow_ones)
+    async with bench.running():
+        while parked not in bench.intake.acknowledged:
+            await asyncio.sleep(0.001)
+        finish.set()
+        await bench.watch.settled(5)
+    answered = [reply.body for reply in bench.replies.published if b"first" in reply.body or b"parked" in reply.body]
+    assert [b"first" in body for body in answered] == [True, False]
+
+
 async def test_a_doubtful_refusal_is_the_rows_fault_if_writing_is_permitted() -> None:
     """The probe succeeds and the row fails again: the row is rejected."""
     bench = Bench()

@@ -73,6 +73,11 @@ class Parts(Generic[D]):
         self.clear()
         await self.stored.put(part)
 
+    async def flush(self) -> None:
+        """Pass on what was added, if that is anything."""
+        if self._part:
+            await self.pass_on()
+
     def clear(self) -> None:
         """Forget what was added, because it was requeued."""
         self._part, self._bytes = [], 0

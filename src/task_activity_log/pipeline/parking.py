@@ -87,6 +87,10 @@ class Rejection(NamedTuple, Generic[D]):
     passes: int
 
 
+async def _at_once() -> None:
+    pass
+
+
 @dataclass(eq=False)
 class Parking(Generic[D]):
     """The records that are parked.
@@ -109,6 +113,9 @@ class Parking(Generic[D]):
     """How long a message may be parked before everything in hand is returned to the queue."""
     on_outage: Callable[[Failed], None] = lambda _: None
     """Called when requests are parked while no others pass: it may be an outage, although a probe passes."""
+    before_parking: Callable[[], Awaitable[None]] = _at_once
+    """Awaited before requests are parked. It passes on what is stored of their batch: later requests of the same records are
+    answered from here, and their replies must not come first."""
     on_answer: Callable[[], None] = lambda: None
     """Called when a parked request was stored or refused: the database answers."""
 
@@ -194,6 +201,7 @@ class Parking(Generic[D]):
 
     async def park(self, requests: Sequence[Request[D]], cause: Failed, passes: int) -> None:
         """Park these requests. `passes` is what it was before they were tried."""
+        await self.before_parking()
         if passes == self.refusals.passes and not isinstance(cause, TimedOut):
             self.on_outage(cause)
         now = time.monotonic()

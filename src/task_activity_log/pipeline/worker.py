@@ -85,6 +85,7 @@ class Worker(Generic[D]):
             nulls=nulls, parking=self.parking, forwarding=self.forwarding,
         )  # fmt: skip
         self.parking.on_outage, self.parking.on_answer = self._storing.show, self._storing.release
+        self.parking.before_parking = self._storing.parts.flush
         # Outages of the dead-letter queue are shown as `reply` too: places are label values that dashboards use.
         self._answering = Answering(self.reply_hold, *common, dead_letters=dead_letters, replies=replies, stored=stored)
 
@@ -253,12 +254,10 @@ class Storing(_Stage[D]):
                 await self.parts.relieve()
 
     async def _try(self, part: Sequence[Request[D]], patience: Patience) -> list[tuple[Request[D], Applied]]:
-        """Write a part of a wave, without what was requeued meanwhile: another worker may have stored later requests.
-
-        The rest is written: if the requests are of several queues, only one of them may have been handed over.
-        """
+        """Write a part of a wave, without what was requeued meanwhile: another worker may have stored later requests."""
         try:
             async with self.writes.shared():
+                # Not all or nothing: the requests may be of several queues, and one of these was handed over.
                 here = [request for request in part if self.intake.has(request.delivery)]
                 return list(zip(here, await self.store.apply(here, patience), strict=True)) if here else []
         except Failed as failed:
