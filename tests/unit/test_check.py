@@ -9,8 +9,11 @@ from task_activity_log.cli.check.broker import judge_nodes, judge_sizes
 from task_activity_log.cli.check.finding import Finding
 from task_activity_log.cli.check.limits import Limits, judge_kept, judge_requests
 from task_activity_log.cli.check.members import judge_members
+from task_activity_log.cli.check.partitions import has_another_number
 from task_activity_log.cli.check.permissions import allows, lacking, needed
 from task_activity_log.cli.check.worker import judge_status
+from task_activity_log.partitions import queue_of
+from task_activity_log.rabbitmq.inspection import Queue
 from task_activity_log.rabbitmq.topology import Topology
 from task_activity_log.settings import Settings, load
 
@@ -278,3 +281,15 @@ def test_a_worker_with_partitions_needs_more_permissions() -> None:
         "read on task_activity_log.workers.short",
         "write on task_activity_log.by-record",
     ]
+
+
+@pytest.mark.parametrize(
+    ("partitions", "existing", "expected"),
+    [(0, 0, False), (0, 4, True), (4, 0, False), (4, 4, False), (4, 2, True), (4, 8, True)],
+)
+def test_another_number_of_partitions_is_noticed(partitions: int, existing: int, expected: bool) -> None:
+    """None at all is not another number: a worker declares them."""
+    topology = Topology(partitions=partitions)
+    names = (queue_of(topology.requests_queue, number) for number in range(partitions + 1))
+    queues = {name: Queue(0, 0) if number < existing else None for number, name in enumerate(names)}
+    assert has_another_number(queues, topology) == expected

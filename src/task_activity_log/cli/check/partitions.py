@@ -18,7 +18,8 @@ def has_another_number(queues: Mapping[str, Queue | Hidden | None], topology: To
     `queues` has all that the topology names, and the one after the last partition.
     """
     found = [queues.get(name) is not None for name in topology.partition_queues]
-    return queues.get(queue_of(topology.requests_queue, topology.partitions)) is not None or any(found) != all(found)
+    one_more = queues.get(queue_of(topology.requests_queue, topology.partitions))
+    return isinstance(one_more, Queue) or (any(found) and not all(found))
 
 
 def judge_number(found: int | None, topology: Topology) -> Finding:
