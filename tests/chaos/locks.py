@@ -20,7 +20,10 @@ from tests.chaos.messages import Message
 if TYPE_CHECKING:
     from tests.chaos.faults import Faults
 
-DATABASE_ERRORS = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError)
+DATABASE_ERRORS = (
+    OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError,
+    asyncpg.InternalClientError,  # what asyncpg raises when a connection is lost in the middle of an exchange
+)  # fmt: skip
 
 _SOME = "SELECT id FROM task_activity_log ORDER BY random() LIMIT $1"
 _FREE = f"SELECT id FROM task_activity_log WHERE id IN ({_SOME}) FOR UPDATE SKIP LOCKED"  # noqa: S608 - constants
