@@ -121,8 +121,12 @@ def test_a_forged_first_rejection_that_fills_the_frame_is_replaced() -> None:
 
 @pytest.mark.parametrize("fate", [Fate.RETURNED, Fate.NACKED])
 async def test_a_copy_that_the_broker_does_not_take_is_an_outage(fate: Fate) -> None:
-    """A copy that is returned or refused raises Unavailable, so that the message is held and not lost."""
+    """A copy that is returned or refused raises Unavailable, so that the message is held and not lost.
+
+    After a refusal the next try goes over a new connection: the old one may not learn that a limit was removed.
+    """
     sent: list[Outgoing] = []
+    renewed: list[object] = []
 
     class Broker:
         header_max = FRAME
@@ -130,6 +134,9 @@ async def test_a_copy_that_the_broker_does_not_take_is_an_outage(fate: Fate) -> 
         async def publish(self, messages: Sequence[Outgoing]) -> list[Fate]:
             sent.extend(messages)
             return [Fate.CONFIRMED, fate][: len(messages)]
+
+        def renew(self) -> None:
+            renewed.append(self)
 
     delivery = cast(
         "RabbitDelivery", SimpleNamespace(properties=Properties(), body=b"body", taken=0.0, redelivered=False)
@@ -139,6 +146,7 @@ async def test_a_copy_that_the_broker_does_not_take_is_an_outage(fate: Fate) -> 
     with pytest.raises(Unavailable):
         await keeper.keep([(delivery, PROBLEM), (delivery, PROBLEM)])
     assert {(one.exchange, one.routing_key, one.mandatory, one.body) for one in sent} == {("", "dead", True, b"body")}
+    assert len(renewed) == (fate is Fate.NACKED)
 
 
 def test_headers_that_other_drivers_cannot_read_are_left_out() -> None:
