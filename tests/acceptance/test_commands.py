@@ -520,11 +520,11 @@ async def test_dead_letters_that_another_consumer_has_are_not_said_to_be_gone(
     held: asyncio.Queue[AbstractIncomingMessage] = asyncio.Queue()
     tag = await queue.consume(held.put)
     message = await held.get()
-    discarding = asyncio.create_task(command("dead-letters", "discard", "a", "--yes", AMQP_URL=amqp_url))
+    discarding = await start("dead-letters", "discard", "a", "--yes", AMQP_URL=amqp_url)
     said = await command("dead-letters", "list", AMQP_URL=amqp_url)
     assert (said.code, said.lines) == (1, [])
     assert "other consumers (1) have dead letters: run it again" in said.err or "other consumers (2)" in said.err
-    assert (await discarding).code == 1
+    assert (await end(discarding)).code == 1
     await queue.cancel(tag)
     await message.nack(requeue=True)
     said = await command("dead-letters", "discard", "a", "--yes", AMQP_URL=amqp_url)
