@@ -12,15 +12,13 @@ from task_activity_log.aio import Slices
 from task_activity_log.message import PERSISTENT, Properties
 from task_activity_log.problem import Problem, Unavailable
 from task_activity_log.rabbitmq.consumer import RabbitDelivery
-from task_activity_log.rabbitmq.headers import encode, readable_headers
+from task_activity_log.rabbitmq.headers import BROKERS_HEADERS, encode, readable_headers
 from task_activity_log.rabbitmq.link import LOST, asking_the_driver
 from task_activity_log.rabbitmq.outgoing import Fate, Outgoing
 from task_activity_log.rabbitmq.publisher import MessageMax, Publisher
 
 log = structlog.get_logger(__name__)
 
-_DROPPED = frozenset((b"CC", b"BCC", b"x-death", b"x-delivery-count"))
-"""Headers that are not copied: the first two would send the copy to more queues, the broker sets the others itself."""
 OWN_HEADERS: Final = frozenset(
     {
         "x-error-code",
@@ -35,7 +33,7 @@ OWN_HEADERS: Final = frozenset(
 """The worker's own headers. A request that has one of these has it from its publisher: it is not copied. `x-first-seen` is
 copied, because a replayed request has it; whoever reads it must not rely on it."""
 
-_NOT_COPIED = _DROPPED | {name.encode() for name in OWN_HEADERS}
+_NOT_COPIED = BROKERS_HEADERS | {name.encode() for name in OWN_HEADERS}
 _DETAIL_BYTES = 1_000
 _BROKERS_BYTES = 1_024
 """Kept free in the frame: the broker adds headers of its own when it redelivers a message."""

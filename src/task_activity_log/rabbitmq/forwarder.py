@@ -8,12 +8,9 @@ from task_activity_log.partitions import hash_slot
 from task_activity_log.pipeline.request import Request
 from task_activity_log.problem import Unavailable
 from task_activity_log.rabbitmq.consumer import RabbitDelivery
-from task_activity_log.rabbitmq.headers import raw_headers
+from task_activity_log.rabbitmq.headers import BROKERS_HEADERS, raw_headers
 from task_activity_log.rabbitmq.outgoing import Fate, Outgoing
 from task_activity_log.rabbitmq.publisher import Publisher
-
-_DROPPED = frozenset((b"CC", b"BCC", b"x-death", b"x-delivery-count"))
-"""Headers that are not forwarded: the first two would send the message to more queues, the broker sets the others itself."""
 
 
 class Forwarder:
@@ -58,7 +55,7 @@ def forwarded(original: Properties) -> Properties:
     The broker would refuse another user's user_id, would let the message expire although it was taken in time, and would
     let messages with a higher priority overtake others of their record.
     """
-    entries = [entry for name, entry in raw_headers(original.table) if name not in _DROPPED]
+    entries = [entry for name, entry in raw_headers(original.table) if name not in BROKERS_HEADERS]
     return replace(
         original,
         delivery_mode=PERSISTENT,

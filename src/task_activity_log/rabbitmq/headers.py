@@ -18,6 +18,10 @@ from typing import Any
 
 from task_activity_log.message import Properties, Timestamp
 
+BROKERS_HEADERS = frozenset((b"CC", b"BCC", b"x-death", b"x-delivery-count"))
+"""Headers that a message must not have when it is published again: the first two would send it to more queues, and the
+broker sets the others itself."""
+
 _LATEST_MILLISECOND = 253_402_300_799_999
 """The last instant of the year 9999. Publishers send seconds or milliseconds; any larger number is out of range."""
 
