@@ -16,8 +16,10 @@ demo: setup  ## try it: publish three messages and read the replies (about 20 se
 run: setup  ## run the worker with a private RabbitMQ and PostgreSQL until Ctrl-C
 	@$(PYTHON) -m sandbox -- sh -c '.venv/bin/task-activity-log migrate && exec .venv/bin/task-activity-log run'
 
+# Most tests wait for services and not for a processor: four at a time on any machine. They are given out two by two,
+# or one process would have most of the slow ones.
 test: setup  ## run the tests on real services, without the five groups below, which need tools of their own
-	@$(PYTHON) -m pytest -n 2 $(ARGS)
+	@$(PYTHON) -m pytest -n 4 --maxschedchunk=2 $(ARGS)
 
 test-dotnet: setup  ## test with real .NET serializers (needs Mono; the message says what to install)
 	@$(PYTHON) -m pytest -m dotnet $(ARGS)

@@ -7,6 +7,7 @@ what to do; they are never skipped.
 
 import os
 import secrets
+import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import wait
 from functools import partial
@@ -41,6 +42,9 @@ hypothesis.settings.load_profile("patient")
 def pytest_configure(config: pytest.Config) -> None:
     """Own the services, or as a worker of pytest-xdist know whom to ask for them. Choose a seed, which workers inherit."""
     os.environ.setdefault("CHAOS_SEED", "7" if _IN_CI else str(secrets.randbelow(10_000)))
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # A shell that runs `make test &` ignores SIGINT for it, and commands that a test interrupts would inherit that.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if hasattr(config, "workerinput"):
         config.stash[SOURCE] = sharing.Visitor(config.workerinput["sandbox"])
         return
