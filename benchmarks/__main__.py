@@ -17,7 +17,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
-from benchmarks import chart, drain, growth, latency, publishing, show
+from benchmarks import chart, drain, growth, latency, limits, publishing, show
 from benchmarks.workers import OURS, Services, ours, peers, plain, services
 
 ROOT = Path(__file__).parents[1]
@@ -49,6 +49,7 @@ def arguments() -> argparse.Namespace:
         metavar="NAME=SRC",
         help="also measure the worker of another checkout's src/ directory, in drain and batch",
     )
+    parser.add_argument("--only", metavar="TEXT", help="drain: only the peers with this in their names")
     chosen = parser.parse_args()
     unknown = set(chosen.scenarios) - set(SCENARIOS)
     if unknown:
@@ -62,6 +63,8 @@ def arguments() -> argparse.Namespace:
 async def drain_(to: Services, options: argparse.Namespace) -> object:
     """This worker and its peers process waiting messages."""
     others, left_out = peers()
+    if options.only is not None:
+        others = [peer for peer in others if options.only in peer.name]
     for name, why in left_out.items():
         show.say(f"{name} is not measured: {why}")
     again = [ours(name, PYTHONPATH=path) for name, _, path in (each.partition("=") for each in options.against)]
@@ -135,6 +138,11 @@ async def memory(to: Services, options: argparse.Namespace) -> object:
     return await growth.memory(to, seconds=options.memory_seconds)
 
 
+async def limits_(to: Services, options: argparse.Namespace) -> object:
+    """Broker and database alone."""
+    return await limits.measure(to, messages=options.messages, rounds=options.rounds, seconds=options.seconds)
+
+
 SCENARIOS: dict[str, Callable[[Services, argparse.Namespace], Awaitable[object]]] = {
     "drain": drain_,
     "latency": latency_,
@@ -146,6 +154,7 @@ SCENARIOS: dict[str, Callable[[Services, argparse.Namespace], Awaitable[object]]
     "database": database,
     "memory": memory,
     "inbox": inbox,
+    "limits": limits_,
 }
 
 

@@ -20,6 +20,8 @@ import asyncpg
 
 from benchmarks.load import TOPOLOGY
 from benchmarks.show import Progress
+from task_activity_log.pipeline.request import UpdateMode
+from task_activity_log.postgresql.store import _write
 from task_activity_log.rabbitmq.topology import declare
 
 PEERS = Path(__file__).parent / "peers"
@@ -28,6 +30,12 @@ PLAIN = "plain aio-pika"
 _RUN = (sys.executable, "-c", "from task_activity_log.cli import main; main()", "run")
 _DEBIAN_GO = Path("/usr/share/gocode")
 _GO_LIBRARIES = ("rabbitmq/amqp091-go", "jackc/pgx/v4")
+_GO = "Go, amqp091 and pgx"
+_GO_BATCH = "Go for speed"
+GO_INBOX = f"{_GO_BATCH}, with the inbox"
+"""Peers in Go: as the documentation suggests, and two that an expert would write for speed."""
+WORKERS_STATEMENT = _write(UpdateMode.REPLACE, 8 * 2**20)
+"""The statement with which this worker stores a wave of replaces."""
 _GO_PACKAGES = "golang-go, golang-github-rabbitmq-amqp091-go-dev and golang-github-jackc-pgx-v4-dev"
 _TICKS = os.sysconf("SC_CLK_TCK")
 _POLL_SECONDS = 0.02
@@ -64,13 +72,32 @@ def peers() -> tuple[list[Worker], dict[str, str]]:
         found.append(Worker("Node, amqplib and pg", ("node", str(PEERS / "node" / "worker.js"))))
     else:
         left_out["Node, amqplib and pg"] = "node or npm is not installed"
-    if shutil.which("go") and all((_DEBIAN_GO / "src/github.com" / name).is_dir() for name in _GO_LIBRARIES):
-        environment = {**os.environ, "GO111MODULE": "off", "GOPATH": str(_DEBIAN_GO), "GOFLAGS": ""}
-        subprocess.run(["go", "build", "-o", "worker", "worker.go"], cwd=PEERS / "go", env=environment, check=True)
-        found.append(Worker("Go, amqp091 and pgx", (str(PEERS / "go" / "worker"),)))
+    if has_go():
+        found.append(Worker(_GO, (_built("go"),)))
+        found += [go_batch(), go_batch(GO_INBOX, UPSERT=WORKERS_STATEMENT)]
     else:
-        left_out["Go, amqp091 and pgx"] = f"it needs Debian's packages {_GO_PACKAGES}"
+        left_out |= dict.fromkeys((_GO, _GO_BATCH, GO_INBOX), NO_GO)
     return found, left_out
+
+
+NO_GO = f"it needs Debian's packages {_GO_PACKAGES}"
+
+
+def has_go() -> bool:
+    """Whether the peers in Go can be built."""
+    return bool(shutil.which("go")) and all((_DEBIAN_GO / "src/github.com" / name).is_dir() for name in _GO_LIBRARIES)
+
+
+def go_batch(name: str = _GO_BATCH, **environment: str) -> Worker:
+    """The peer that an expert would write in Go for speed, built; `peers/go_batch/worker.go` says what it can be told."""
+    return Worker(name, (_built("go_batch"),), environment)
+
+
+def _built(folder: str) -> str:
+    """The program in a folder of `peers`, compiled from Go."""
+    environment = {**os.environ, "GO111MODULE": "off", "GOPATH": str(_DEBIAN_GO), "GOFLAGS": ""}
+    subprocess.run(["go", "build", "-o", "worker", "worker.go"], cwd=PEERS / folder, env=environment, check=True)
+    return str(PEERS / folder / "worker")
 
 
 @dataclass(frozen=True, slots=True)
