@@ -1,6 +1,7 @@
 """A private PostgreSQL: how to start it each way, and new databases on it."""
 
 import asyncio
+import os
 import secrets
 import shutil
 import signal
@@ -15,7 +16,7 @@ import asyncpg
 
 from sandbox.containers import Container
 from sandbox.processes import Processes, unprivileged_user
-from sandbox.service import NotOurs, NotReadyError, Runner, ServerTls, Service, free_port
+from sandbox.service import NotOurs, NotReadyError, Runner, SandboxError, ServerTls, Service, free_port
 
 DATABASE = "task_activity_log"
 """The database that `url` names on a server that the sandbox has started."""
@@ -211,7 +212,17 @@ def standby_from_binaries(directory: Path, primary: PostgreSQL) -> PostgreSQL:
 
 
 def find_binaries() -> Path | str:
-    """Return the directory with the newest `postgres` and `initdb`, or the reason why none is usable."""
+    """Return the directory with the newest `postgres` and `initdb`, or the reason why none is usable.
+
+    SANDBOX_POSTGRESQL_BIN names the only directory to look in, to test with another version.
+
+    Raises:
+        SandboxError: that directory has no usable ones.
+    """
+    if chosen := os.environ.get("SANDBOX_POSTGRESQL_BIN"):
+        if _binary_version(Path(chosen)) < _OLDEST:
+            raise SandboxError(f"SANDBOX_POSTGRESQL_BIN={chosen} has no PostgreSQL {_OLDEST} or newer")
+        return Path(chosen)
     places = [
         *Path("/usr/lib/postgresql").glob("*/bin"),  # Debian, Ubuntu
         *Path("/usr").glob("pgsql-*/bin"),  # Red Hat

@@ -263,6 +263,18 @@ def test_broken_binaries_are_not_used(tmp_path: Path, monkeypatch: pytest.Monkey
     assert POSTGRESQL.find_binaries() != tmp_path
 
 
+def test_the_binaries_can_be_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even if others are newer. If they cannot be used, that is an error: other ones would hide it."""
+    (tmp_path / "initdb").touch()
+    (tmp_path / "postgres").write_text("#!/bin/sh\necho 'postgres (PostgreSQL) 14.2'\n")
+    (tmp_path / "postgres").chmod(0o755)
+    monkeypatch.setenv("SANDBOX_POSTGRESQL_BIN", str(tmp_path))
+    assert POSTGRESQL.find_binaries() == tmp_path
+    (tmp_path / "initdb").unlink()
+    with pytest.raises(SandboxError, match=r"SANDBOX_POSTGRESQL_BIN=.* has no PostgreSQL 13 or newer"):
+        POSTGRESQL.find_binaries()
+
+
 def test_a_slow_answer_of_the_shared_server_fails_no_test(
     postgresql: PostgreSQL, monkeypatch: pytest.MonkeyPatch
 ) -> None:
