@@ -1,9 +1,9 @@
-"""The hosts of a URL, and which of them is tried first."""
+"""The hosts of a URL, which of them is tried first, and the virtual host."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 _PORTS = {"amqp": 5672, "amqps": 5671, "http": 15672, "https": 15671}
 """RabbitMQ's own ports."""
@@ -40,6 +40,11 @@ def urls(url: str) -> list[str]:
 def addresses(url: str) -> list[str]:
     """Host and port of each host of a URL, for people. Raises `ValueError` as `urls` does."""
     return [urlsplit(one).netloc.rpartition("@")[2] for one in urls(url)]
+
+
+def vhost(url: str) -> str:
+    """The virtual host that a URL of a broker means: what follows the slash, decoded once, or `/` if that is empty."""
+    return unquote(urlsplit(url).path[1:]) or "/"
 
 
 class Hosts:

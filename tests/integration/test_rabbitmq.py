@@ -5,12 +5,14 @@ How the intake is paced and settles is in `test_intake_contract.py`.
 
 import asyncio
 import re
+import secrets
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 from unittest.mock import AsyncMock
+from urllib.parse import urlsplit
 
 import aio_pika
 import aiormq
@@ -19,16 +21,18 @@ import structlog
 from aio_pika.abc import AbstractChannel
 from yarl import URL
 
+from sandbox import RabbitMQ
 from sandbox.proxy import Proxy
 from task_activity_log.aio import end
 from task_activity_log.message import Delivery, Properties
 from task_activity_log.pipeline.ports import Settlement
 from task_activity_log.pipeline.reply import Reply
 from task_activity_log.problem import Code, Problem, Unavailable
+from task_activity_log.rabbitmq.channel import open_channel
 from task_activity_log.rabbitmq.consumer import RabbitDelivery
 from task_activity_log.rabbitmq.dead_letters import DeadLetters
 from task_activity_log.rabbitmq.intake import Intake
-from task_activity_log.rabbitmq.link import LinkOptions, asking_the_driver
+from task_activity_log.rabbitmq.link import LinkOptions, asking_the_driver, connect
 from task_activity_log.rabbitmq.outgoing import Fate, Outgoing
 from task_activity_log.rabbitmq.publisher import Publisher
 from task_activity_log.rabbitmq.replies import Replies, ReplyOptions
@@ -54,6 +58,18 @@ async def taken_from(intake: Intake, most: int) -> list[RabbitDelivery]:
     batch = await intake.take(most)
     assert batch
     return batch
+
+
+@pytest.mark.parametrize("name", ["%2F", "%2f", "a/../b", "é %25"])
+async def test_the_virtual_host_is_the_one_that_the_url_means(rabbitmq: RabbitMQ, name: str) -> None:
+    """The driver decodes the path twice: for a virtual host that is called `%2F` it would use another one."""
+    url = rabbitmq.create_vhost(f"{name}{secrets.token_hex(4)}")
+    try:
+        async with connect(LinkOptions(url), "test") as (connection, _):
+            await (await open_channel(connection)).queue_declare("here")
+        assert rabbitmq.api("GET", f"/queues/{urlsplit(url).path[1:]}/here")["name"] == "here"
+    finally:
+        rabbitmq.delete_vhost(url)
 
 
 @asynccontextmanager

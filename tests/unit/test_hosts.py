@@ -2,7 +2,7 @@
 
 import pytest
 
-from task_activity_log.hosts import Hosts, urls
+from task_activity_log.hosts import Hosts, urls, vhost
 
 
 @pytest.mark.parametrize(
@@ -63,3 +63,20 @@ def test_the_url_is_read_again_for_each_connection() -> None:
     assert next(iter(hosts)) == "amqp://u:new@c:5672"
     hosts.leave("amqp://u:new@a:5672")
     assert next(iter(hosts)) == "amqp://u:new@c:5672"
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("amqp://h", "/"),
+        ("amqp://h/", "/"),
+        ("amqp://h/%2F", "/"),
+        ("amqp://h/%252F", "%2F"),
+        ("amqp://h/a%2Fb?heartbeat=5", "a/b"),
+        ("amqp://h/..", ".."),
+        ("amqp://h/%C3%A9%20%25", "é %"),
+    ],
+)
+def test_a_virtual_host_is_decoded_once(url: str, expected: str) -> None:
+    """Nothing is resolved as in the path of a file."""
+    assert vhost(url) == expected

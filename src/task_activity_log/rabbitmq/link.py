@@ -11,9 +11,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
 import aio_pika
+import aiormq
 import structlog
+from aio_pika.abc import UnderlayConnection
 from aiormq.exceptions import (
     AMQPError,
     ChannelAccessRefused,
@@ -24,7 +27,7 @@ from aiormq.exceptions import (
 from yarl import URL
 
 from task_activity_log.aio import Backoff
-from task_activity_log.hosts import Hosts
+from task_activity_log.hosts import Hosts, vhost
 from task_activity_log.problem import Unavailable
 from task_activity_log.rabbitmq.frames import FrameReader, FrameReaderFactory
 from task_activity_log.tls import Tls
@@ -152,17 +155,43 @@ async def _addresses(url: str, timeout_seconds: float) -> list[str]:
     return list(dict.fromkeys(str(address[4][0]) for address in found))
 
 
+class _Underlay(UnderlayConnection):
+    """The driver's connection, to the virtual host that the URL means.
+
+    The driver decodes the path twice, and resolves its dots: for a virtual host that is called `%2F` it would use `/`.
+    """
+
+    @classmethod
+    async def make_connection(
+        cls, url: URL, timeout: float | None = None, **kwargs: Any
+    ) -> aiormq.abc.AbstractConnection:
+        virtual_host = kwargs.pop("vhost")
+        connection = aiormq.Connection(url, **kwargs)
+        connection.vhost = virtual_host
+        await asyncio.wait_for(connection.connect(), timeout)
+        await connection.ready()
+        return connection
+
+
+class _Connection(aio_pika.Connection):
+    """aio-pika's connection, which passes its `kwargs` to `_Underlay`."""
+
+    async def connect(self, timeout: float | None = None) -> None:
+        self.transport = await _Underlay.connect(self.url, self._on_connection_close, timeout=timeout, **self.kwargs)
+        await self._on_connected()
+
+
 @asynccontextmanager
 async def _open(
     options: LinkOptions, purpose: str, url: URL, address: str
 ) -> AsyncIterator[tuple[aio_pika.Connection, FrameReader]]:
     factory = FrameReaderFactory(address)
-    connection = aio_pika.Connection(
+    connection = _Connection(
         url.update_query(heartbeat=options.heartbeat_seconds),
         ssl_context=options.tls.context() if options.tls else None,
         client_properties={"connection_name": f"{options.program} {purpose}"},
     )
-    connection.kwargs["transport_factory"] = factory
+    connection.kwargs |= {"transport_factory": factory, "vhost": vhost(str(url))}
     try:
         await connection.connect(timeout=options.connect_timeout_seconds)
         assert factory.frame_reader is not None  # noqa: S101 - connect() has just made it

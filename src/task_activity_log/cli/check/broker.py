@@ -12,6 +12,7 @@ from task_activity_log.cli.check.management import Management, ManagementError
 from task_activity_log.cli.check.members import judge_members
 from task_activity_log.cli.check.partitions import has_another_number, judge_consumers, judge_number, judge_slots
 from task_activity_log.cli.check.permissions import lacking
+from task_activity_log.hosts import vhost as vhost_of
 from task_activity_log.problem import Unavailable
 from task_activity_log.rabbitmq.inspection import BrokerState, Hidden, inspect_broker
 from task_activity_log.rabbitmq.repartition import look_up
@@ -110,7 +111,7 @@ def _judge_management(
 ) -> Iterator[Finding]:
     """What only the management API shows."""
     topology = topology_of(settings)
-    vhost = unquote(urlsplit(settings.required_amqp_url).path[1:]) or "/"
+    vhost = vhost_of(settings.required_amqp_url)
     try:
         shown = set[Finding]()
         for name, (details, members) in _queues(management, vhost, sight, topology, patient=patient).items():
