@@ -360,15 +360,17 @@ def load(
     for name, value in environment.items():
         if name in fields:
             values[fields[name]] = value
-            files.pop(fields[name], None)
-        elif name.removesuffix("_FILE") in fields:
-            values[field := fields[name.removesuffix("_FILE")]] = _secret(name, value, errors)
-            files[field] = value
+        elif (of := name.removesuffix("_FILE")) in fields:
+            if value and environment.get(of):
+                errors.append(f"{name}: {of} is set too; set only one of them")
+            elif value:
+                files[fields[of]] = value
         elif name.startswith(PREFIX) and not _OF_A_SERVICE.fullmatch(name):
             close = difflib.get_close_matches(name, fields, n=1)
             errors.append(f"{name}: unknown setting" + (f"; did you mean {close[0]}?" if close else ""))
+    values |= {field: _secret(f"{variable(field)}_FILE", path, errors) for field, path in files.items()}
     values = {field: value for field, value in values.items() if value}  # compose files pass unset variables as empty
-    errors += [_missing(variable(field)) for field in needed if field not in values]
+    errors += [_missing(variable(field)) for field in needed if not (field in values or field in files)]
     try:
         settings = Settings.model_validate(values, context={"environment": environment})
     except ValidationError as invalid:
@@ -395,11 +397,15 @@ def _required(url: SecretStr | None, name: str) -> str:
 
 
 def _secret(name: str, path: str, errors: list[str]) -> str:
+    """What the file that `name` names contains; if that is nothing, or cannot be read, an error is added."""
     try:
-        return Path(path).read_text(encoding="utf-8").strip()
+        content = Path(path).read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         errors.append(f"{name}: cannot be read ({getattr(error, 'strerror', None) or 'not UTF-8'})")
         return ""
+    if not content:
+        errors.append(f"{name}: is empty")
+    return content
 
 
 def _explain(error: ErrorDetails) -> str:

@@ -68,8 +68,22 @@ def test_a_secret_can_come_from_a_file(tmp_path: Path) -> None:
 
 
 def test_an_unreadable_secret_file_is_one_line() -> None:
-    """It has the variable and the reason."""
-    assert "AMQP_URL_FILE: cannot be read (No such file or directory)" in errors_of({**URLS, "AMQP_URL_FILE": "/no"})
+    """It has the variable and the reason. Nothing says that the URL is not set: it would send people elsewhere."""
+    url = {"DATABASE_URL": URLS["DATABASE_URL"]}
+    for path, reason in (
+        ("/no", "cannot be read (No such file or directory)"),
+        ("/", "cannot be read (Is a directory)"),
+        ("/dev/null", "is empty"),
+    ):
+        assert errors_of({**url, "AMQP_URL_FILE": path}) == [f"AMQP_URL_FILE: {reason}"]
+
+
+def test_a_value_and_a_file_for_it_are_refused() -> None:
+    """Otherwise the order of the environment decides which one counts. An empty variable is not set."""
+    both = {**URLS, "AMQP_URL_FILE": "/no"}
+    for environment in (both, dict(reversed(both.items()))):
+        assert errors_of(environment) == ["AMQP_URL_FILE: AMQP_URL is set too; set only one of them"]
+    assert load({**URLS, "AMQP_URL_FILE": ""}).required_amqp_url == URLS["AMQP_URL"]
 
 
 def test_empty_means_not_set() -> None:
@@ -183,7 +197,7 @@ def test_a_url_from_a_file_is_read_again(tmp_path: Path) -> None:
     assert settings.read_again("amqp_url") == "amqp://u:new@broker/"
     assert settings.read_again("database_url") == URLS["DATABASE_URL"]
     for content, reason in (
-        ("", "should begin with amqp://"),
+        ("", "is empty"),
         ("amqp://u:secret@", "should name a host"),
         ("http://u:secret@broker", "should begin with amqp://"),
     ):
