@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import signal
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
@@ -14,6 +15,7 @@ import asyncpg
 import pytest
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 
+from task_activity_log.cli.publish import Publication
 from task_activity_log.rabbitmq.topology import Topology, declare
 from tests.commands import COMMAND, World, command, end, start
 from tests.terminals import on_a_terminal
@@ -212,6 +214,63 @@ async def test_a_dry_run_validates_without_a_broker(tmp_path: Path) -> None:
     assert "1 would be accepted, 2 rejected; nothing was sent" in said.err
 
 
+async def test_a_line_that_cannot_be_read_does_not_end_the_look_at_its_file(tmp_path: Path) -> None:
+    """All of them, and the invalid records between them, are named in one pass. Nothing is sent from such a file."""
+    broken, good = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    broken.write_bytes(line().encode() + b'{"id": }\n{}\n\n{"id": "\xff"}\n' + line(taskId="x").encode())
+    good.write_text(line())
+    said = await command("publish", "--dry-run", str(tmp_path))
+    assert said.code == 1
+    assert [told.split(": ")[0] for told in said.err.splitlines()[:1] + said.lines] == [
+        "task-activity-log",
+        f"{broken}:3",
+        f"{broken}:6",
+    ]
+    assert f"{broken}:2:8: is not JSON" in said.err
+    assert f"{broken}:5:9: is not UTF-8" in said.err
+    assert f"{broken}: 2 lines cannot be read; nothing was sent from it" in said.err
+    assert "1 would be accepted, 0 rejected; nothing was sent" in said.err
+    sent = await command("publish", str(broken), "--rejected", str(tmp_path / "c"), AMQP_URL="amqp://127.0.0.1:1/")
+    assert (sent.code, sent.lines) == (1, [])
+    assert f"{broken}:3: not sent: missing_id" in sent.err
+    assert not (tmp_path / "c").exists()
+
+
+async def test_thousands_of_lines_that_cannot_be_read_are_summed_up(tmp_path: Path) -> None:
+    """Such as those of a file with another kind of content."""
+    (tmp_path / "a.jsonl").write_text("no JSON\n" * 5000)
+    said = await command("publish", "--dry-run", str(tmp_path))
+    assert said.code == 1
+    assert said.err.count("\n") < 30
+    assert "a.jsonl: 5,000 lines cannot be read; nothing was sent from it" in said.err
+
+
+async def test_a_pipe_is_read_once(world: World, tmp_path: Path) -> None:
+    """As `<(zcat records.jsonl.gz)` is one: a named pipe without an ending has the format of --stdin."""
+    os.mkfifo(pipe := tmp_path / "pipe")
+    process = await start("publish", str(pipe), AMQP_URL=world.amqp_url)
+    await asyncio.to_thread(pipe.write_text, line() + line(subject="2"))
+    said = await end(process)
+    assert (said.code, len(said.lines)) == (0, 2)
+    assert "2 inserted" in said.err
+
+
+async def test_a_file_that_is_changed_while_it_is_published_is_not_sent(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was judged before is not what would be sent: a record that was kept back might be sent, and another one not."""
+    file = tmp_path / "a.jsonl"
+    file.write_text(line())
+
+    def change(_: object) -> None:
+        file.write_text(line() * 2)
+
+    monkeypatch.setattr(Publication, "_report", change)
+    said = await command("publish", str(file), AMQP_URL=world.amqp_url)
+    assert (said.code, said.lines) == (1, [])
+    assert said.err == f"task-activity-log: {file}: was changed while it was read\n"
+
+
 async def test_an_interrupted_run_can_be_continued_and_applies_nothing_twice(world: World, tmp_path: Path) -> None:
     """An interrupted `publish` says how to continue: with the same --run name the records keep their message_ids."""
     file = tmp_path / "a.jsonl"
@@ -274,8 +333,8 @@ async def test_publish_reports_that_no_worker_answers(amqp_url: str) -> None:
     ("stdin", "words"),
     [
         (b"", "no records found"),
-        (b"{}\n{,}\n", "-:2: is not JSON"),
-        (b'{"a": "\xff"}', "-:1: is not UTF-8"),
+        (line().encode() + b"{,}\n", "-:2:2: is not JSON"),
+        (b'{"a": "\xff"}', "-:1:8: is not UTF-8"),
         (b"[" * 100_000, "-:1: is nested too deeply"),
         (b'{"body_base64": "?", "content_type": ""}', "-:1: the body is neither text nor base64"),
         (b'{"body": "", "content_type": "", "message_id": 7}', "-:1: message_id should be a string"),

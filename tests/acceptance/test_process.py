@@ -196,9 +196,9 @@ async def test_a_taken_port_is_one_line_and_exit_code_2(amqp_url: str, database_
     ("name", "content", "reason"),
     [
         ("missing.json", None, "missing.json: No such file or directory"),
-        ("bad.json", b'{"id":\n nope}', "bad.json:2: "),
-        ("bad.jsonl", b'{"id": 1}\n\n{]\n', "bad.jsonl:3: "),
-        ("latin1.json", b'{"subject": "\xe9"}', "latin1.json:1: is not UTF-8"),
+        ("bad.json", b'{"id":\n nope}', "bad.json:2:2: is not JSON"),
+        ("bad.jsonl", f'{{"id": "{SAMPLE_ID}"}}\n\n {{]\n'.encode(), "bad.jsonl:3:3: is not JSON"),
+        ("latin1.json", b'{"id": 1,\n"subject": "\xc3\xa9 \xe9"}', "latin1.json:2:15: is not UTF-8"),
         ("records.csv", b"id", "records.csv: is neither .json, .jsonl nor .xml"),
     ],
 )
@@ -220,7 +220,7 @@ async def test_a_file_of_xml_that_is_not_well_formed_is_an_invalid_record(amqp_u
     (tmp_path / "bad.xml").write_bytes(b"<a>\n<b></a>")
     code, out, err = await command("publish", str(tmp_path / "bad.xml"), AMQP_URL=amqp_url)
     assert (code, out) == (3, "")
-    assert "bad.xml:2: not sent: malformed_xml" in err
+    assert "bad.xml:2:8: not sent: malformed_xml" in err
 
 
 async def test_publishing_before_a_worker_has_declared_the_exchange_says_so(amqp_url: str, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from task_activity_log.settings import Settings
 from task_activity_log.streams import printable
 from task_activity_log.wiring import link_of, partitioned_of, partitions_exchange_of, rules_of
 
+_NOTHING_SENT = "nothing was sent from it"
 MANY = 1_000
 """From this many records in a folder on, `publish` asks before it sends them, if there is a terminal."""
 
@@ -46,6 +47,7 @@ class Publication:
     _total: int = field(default=0, init=False)
     _kept_back: set[int] = field(default_factory=set, init=False)
     """The numbers of the records that are not sent, counted from 0."""
+    _complained: int = field(default=0, init=False)
     _misspelled: int = field(default=0, init=False)
     _ignored: Counter[str] = field(default_factory=Counter, init=False)
     """Names of members that are neither fields nor misspelled ones, and how many records have each."""
@@ -98,37 +100,58 @@ class Publication:
             try:
                 sources = expand(path, self.stdin, self.run)
             except Unreadable as error:
-                say(f"{error}; nothing was sent from it")
+                say(f"{error}; {_NOTHING_SENT}")
                 code = FAILED
                 continue
             for source in sources:
-                try:
-                    self._total += self._judge(source)
-                    self._sources.append(source)
-                except Unreadable as error:
-                    say(f"{error}; nothing was sent from it")
+                if (count := self._look(source)) is None:
                     code = FAILED
+                else:
+                    self._total += count
+                    self._sources.append(source)
         return code
 
-    def _judge(self, source: Source) -> int:
-        """Keep back what a worker would reject, and misspelled fields, which it would ignore; how many records there are.
+    def _look(self, source: Source) -> int | None:
+        """Judge a source; how many records it has, or None if nothing is sent from it, because parts of it cannot be read.
 
-        The source is read to its end before: nothing is noted of one that cannot be.
+        Its records are judged nevertheless, so that everything can be corrected at once.
         """
-        count = sum(1 for _ in source.upserts())
+        count, faults, shown = 0, 0, list[str]()
+        for found in source.read():
+            if isinstance(found, Upsert):
+                count += 1
+            else:
+                faults += 1
+                if faults <= FEW:
+                    shown.append(str(found))
+        if faults == 1:
+            say(f"{shown[0]}; {_NOTHING_SENT}")
+        elif faults:
+            for fault in shown:
+                say(fault)
+            say(f"{source.path}: {faults:,} lines cannot be read; {_NOTHING_SENT}")
+        self._judge(source, broken=bool(faults))
+        return None if faults else count
+
+    def _judge(self, source: Source, *, broken: bool) -> None:
+        """Keep back what a worker would reject, and misspelled fields, which it would ignore. Of a broken source only show it."""
         rules = rules_of(self.settings)
-        for number, upsert in enumerate(map(self._merged, source.upserts()), self._total):
+        upserts = (found for found in source.read() if isinstance(found, Upsert))
+        for number, upsert in enumerate(map(self._merged, upserts), self._total):
+            unknown: list[str] = []
             found = judge(upsert.body, received(upsert.properties(None, "")), rules)
             if isinstance(found, Problem):
-                fields = [error.field for error in found.errors]
-                self._keep_back(number, upsert, _complaints(upsert, found, fields))
+                complaints = _complaints(upsert, found, [error.field for error in found.errors])
             elif unknown := misspelled.unknown(upsert):
-                typos = _typos(upsert, unknown, found.model_fields_set)
-                if typos and self._keep_back(number, upsert, typos):
-                    self._misspelled += 1
-                else:
-                    self._ignored.update(unknown)
-        return count
+                complaints = _typos(upsert, unknown, found.model_fields_set)
+            else:
+                continue
+            if broken:
+                self._complain(complaints)
+            elif complaints and self._keep_back(number, upsert, complaints):
+                self._misspelled += bool(unknown)
+            else:
+                self._ignored.update(unknown)
 
     def _merged(self, upsert: Upsert) -> Upsert:
         return replace(upsert, headers={**upsert.headers, "x-update-mode": "merge"}) if self.merge else upsert
@@ -138,14 +161,19 @@ class Publication:
         if self.send_invalid and not self.dry_run:
             return False
         self._kept_back.add(number)
-        for place, reason in complaints:
-            if self.dry_run:
-                print(printable(f"{place}: {reason}"))
-            elif len(self._kept_back) <= FEW:
-                say(f"{place}: not sent: {reason}")
+        self._complain(complaints)
         if not self.dry_run:
             self._keep(upsert, [reason for _, reason in complaints])
         return True
+
+    def _complain(self, complaints: "Complaints") -> None:
+        """Show what is wrong with a record that is not sent; without --dry-run, for the first few records."""
+        self._complained += 1
+        for place, reason in complaints:
+            if self.dry_run:
+                print(printable(f"{place}: {reason}"))
+            elif self._complained <= FEW:
+                say(f"{place}: not sent: {reason}")
 
     def _report(self) -> None:
         """Say what is not sent, and which members are ignored, before anything is sent."""

@@ -3,8 +3,10 @@
 import json
 import os
 import re
+import stat
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from hashlib import sha256
 from io import BytesIO
@@ -17,70 +19,105 @@ from lxml import etree
 from task_activity_log import wire
 from task_activity_log.cli import exported
 from task_activity_log.cli.misspelled import integer
-from task_activity_log.client import Upsert
+from task_activity_log.client import ClientError, Upsert
 
 STANDARD_INPUT = "-"
 _LINES = (".jsonl", ".ndjson")
 KNOWN = (".json", *_LINES, ".xml")
+_BOM = b"\xef\xbb\xbf"
 _BETWEEN = re.compile(r"[ \t\r\n,]*")
 """What is between the elements of a JSON array."""
 
 
-class Unreadable(Exception):
-    """A file cannot be read as records; the text is one line with file, line and reason."""
+class Unreadable(ClientError):
+    """A file or a line cannot be read as records; the text is one line with file, line, column and reason."""
 
 
 @dataclass
 class Source:
-    """One file, or standard input, whose records can be iterated over more than once."""
+    """One file, or what comes through standard input or a pipe, whose records can be iterated over more than once."""
 
     path: str
     suffix: str
     run: str
     """Part of the message_ids: the same file in the same run has the same ones."""
-    _piped: bytes | None = field(default=None, init=False)
+    _content: bytes | None = field(default=None, init=False)
+    """What was read from a pipe, which gives it only once."""
+    _state: tuple[int, ...] | None = field(default=None, init=False)
+    """The size of a file and when it was changed: what was judged must be what is sent."""
 
     def upserts(self) -> Iterator[Upsert]:
-        """The records as they will be sent, or `Unreadable`. Only the syntax is checked: the worker judges the fields."""
+        """The records as they will be sent. Only the syntax is checked: the worker judges the fields.
+
+        Raises:
+            Unreadable: something is no record, or the file was changed since it was read first.
+        """
+        for found in self.read():
+            if isinstance(found, Unreadable):
+                raise found
+            yield found
+
+    def read(self) -> Iterator[Upsert | Unreadable]:
+        """The records, and an error for each line that is not one: it does not end a file with one record per line."""
         try:
             with self._open() as file:
                 yield from self._records(file)
+        except Unreadable as error:
+            yield error
         except IsADirectoryError:
-            raise Unreadable(f"{self.path}: contains no .json, .jsonl or .xml file") from None
+            yield Unreadable(f"{self.path}: contains no .json, .jsonl or .xml file")
         except OSError as error:
-            raise Unreadable(f"{self.path}: {error.strerror}") from None
+            yield Unreadable(f"{self.path}: {error.strerror}")
 
     def _open(self) -> IO[bytes]:
-        if self.path != STANDARD_INPUT:
-            return Path(self.path).open("rb")
-        if self._piped is None:
-            self._piped = sys.stdin.buffer.read()
-        return BytesIO(self._piped)
+        if self._content is not None:
+            return BytesIO(self._content)
+        if self.path == STANDARD_INPUT:
+            self._content = sys.stdin.buffer.read()
+            return BytesIO(self._content)
+        with ExitStack() as stack:
+            file = stack.enter_context(Path(self.path).open("rb"))
+            if self.suffix not in KNOWN:
+                raise Unreadable(f"{self.path}: is neither .json, .jsonl nor .xml")
+            state = os.fstat(file.fileno())
+            if not stat.S_ISREG(state.st_mode):
+                self._content = file.read()
+                return BytesIO(self._content)
+            now = (state.st_ino, state.st_size, state.st_mtime_ns)
+            if now != (self._state or now):
+                raise Unreadable(f"{self.path}: was changed while it was read")
+            self._state = now
+            stack.pop_all()
+        return file
 
-    def _records(self, file: IO[bytes]) -> Iterator[Upsert]:
+    def _records(self, file: IO[bytes]) -> Iterator[Upsert | Unreadable]:
         if self.suffix in _LINES:
             for number, line in enumerate(file, 1):
-                content = (line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line).strip()
-                if content:
-                    yield from self._json(content, number, f"{self.path}:{number}")
+                content = line.removeprefix(_BOM) if number == 1 else line
+                if content.strip():
+                    try:
+                        yield from self._json(content.rstrip(), number, f"{self.path}:{number}")
+                    except Unreadable as error:
+                        yield error
         elif self.suffix == ".json":
             yield from self._json(file.read(), 1, self.path)
-        elif self.suffix == ".xml":
+        else:
             content = file.read()
             yield Upsert(content, wire.XML, self._message_id(content, self.path), source=self.path)
-        else:
-            raise Unreadable(f"{self.path}: is neither .json, .jsonl nor .xml")
 
     def _json(self, content: bytes, first_line: int, source: str) -> Iterator[Upsert]:
         try:
             parsed = json.loads(content, parse_int=integer)
         except json.JSONDecodeError as error:
-            where = f"{self.path}:{first_line + error.lineno - 1}"
-            raise Unreadable(f"{where}: is not JSON: {error.msg}{self._hint(content)}") from None
-        except UnicodeDecodeError:
-            raise Unreadable(f"{self.path}:{first_line}: is not UTF-8") from None
+            where = f"{self.path}:{first_line + error.lineno - 1}:{error.colno}"
+            raise Unreadable(f"{where}: is not JSON: {error.msg}{self._hint(content.lstrip())}") from None
+        except UnicodeDecodeError as error:
+            before = error.object[: error.start].split(b"\n")
+            where = f"{self.path}:{first_line + len(before) - 1}:{len(before[-1].decode(errors='replace')) + 1}"
+            raise Unreadable(f"{where}: is not UTF-8") from None
         except (ValueError, RecursionError):
             raise Unreadable(f"{self.path}:{first_line}: is nested too deeply") from None
+        content = content.strip() if self.suffix in _LINES else content
         if isinstance(parsed, list):
             for number, piece in enumerate(_elements(content), 1):
                 name = f"{source}[{number}]"
@@ -112,14 +149,16 @@ class Source:
 def expand(path: str, stdin_format: str, run: str) -> list[Source]:
     """The source at a path; for a folder, one for each file of a known kind below it, in the order of their names.
 
-    Hidden files and folders in a folder are skipped. `Unreadable` if a folder may not be read.
+    `stdin_format` is also that of a pipe whose name has no known ending, such as `<(zcat records.jsonl.gz)`. Hidden files and
+    folders in a folder are skipped. `Unreadable` if a folder may not be read.
     """
     if path == STANDARD_INPUT:
         return [Source(path, f".{stdin_format}", run)]
     files = sorted(file for file in _below(path) if file.suffix.lower() in KNOWN and file.is_file())
     if files:
         return [Source(str(file), file.suffix.lower(), run) for file in files]
-    return [Source(path, Path(path).suffix.lower(), run)]
+    suffix = Path(path).suffix.lower()
+    return [Source(path, f".{stdin_format}" if suffix not in KNOWN and Path(path).is_fifo() else suffix, run)]
 
 
 def _below(folder: str) -> Iterator[Path]:
@@ -142,12 +181,12 @@ def line_of(upsert: Upsert, field: str) -> str:
 
 
 def line_of_error(upsert: Upsert) -> str:
-    """`file:line` of the first syntax error of a file that is one XML record, or else its source."""
+    """`file:line:column` of the first syntax error of a file that is one XML record, or else its source."""
     if upsert.content_type == wire.XML and upsert.source.endswith(".xml"):
         try:
             etree.fromstring(upsert.body, etree.XMLParser(resolve_entities=False, no_network=True))
         except etree.XMLSyntaxError as error:
-            return f"{upsert.source}:{error.lineno}"
+            return ":".join(map(str, (upsert.source, *error.position)))
         except ValueError:
             pass
     return upsert.source
