@@ -61,6 +61,23 @@ def test_head_is_get_without_a_body() -> None:
             connection.close()
 
 
+@pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"])
+def test_only_get_and_head_are_allowed(method: str) -> None:
+    """Others are 405 with the methods that are allowed, in plain text. A path that does not exist is 404 for all."""
+    with serving() as (_, url):
+        for path, status, allow in (("/metrics", 405, "GET, HEAD"), ("/secrets", 404, None)):
+            connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=5)
+            connection.request(method, path)
+            response = connection.getresponse()
+            assert (response.status, response.headers["Allow"], response.headers.get_content_type()) == (
+                status,
+                allow,
+                "text/plain",
+            )
+            assert response.read().startswith(b"the ")
+            connection.close()
+
+
 def test_reasons_are_503_each_on_a_line() -> None:
     """A worker that is not ready can still be alive."""
     with serving(ready=["holding: database down", "not consuming"]) as (_, url):
@@ -96,12 +113,29 @@ def test_a_drivers_message_is_shown_without_secrets() -> None:
     health = Health(
         ready=lambda: ["holding: hunter2hunter2 is wrong"],
         alive=list,
-        status=lambda: {"holds": "amqp://a:b@c"},
-        metrics=lambda: b'reason="hunter2hunter2"',
+        status=lambda: {"holds": ["amqp://a:b@c"]},
+        metrics=bytes,
         redact=Redaction({"hunter2hunter2"}).text,
     )
+    pages = [health.answer(path)[2] for path in ("/readyz", "/status")]
+    assert pages == [b"holding: *** is wrong\n", b'{"holds": ["amqp://***@c"]}']
+
+
+def test_a_password_that_is_an_ordinary_word_changes_no_page() -> None:
+    """Names of members, and label values, could be the same word: `outcome="***"` would tell the password."""
+    health = Health(
+        ready=lambda: ["holding: the database is rejected"],
+        alive=list,
+        status=lambda: {"rejected": {"place": "rejected"}},
+        metrics=lambda: b'm{outcome="rejected"} 1\n',
+        redact=Redaction({"rejected"}).text,
+    )
     pages = [health.answer(path)[2] for path in ("/readyz", "/status", "/metrics")]
-    assert pages == [b"holding: *** is wrong\n", b'{"holds": "amqp://***@c"}', b'reason="***"']
+    assert pages == [
+        b"holding: the database is rejected\n",
+        b'{"rejected": {"place": "rejected"}}',
+        b'm{outcome="rejected"} 1\n',
+    ]
 
 
 def test_slow_clients_do_not_keep_a_probe_waiting() -> None:

@@ -6,6 +6,7 @@ import pytest
 import structlog
 from prometheus_client.parser import text_string_to_metric_families
 
+from task_activity_log import libpq
 from task_activity_log.message import Delivery
 from task_activity_log.pipeline import reply
 from task_activity_log.pipeline.ports import Settlement
@@ -162,9 +163,43 @@ def test_a_url_is_shown_without_its_secrets(url: str, secret: str, shown: str) -
 
 def test_a_drivers_message_is_logged_without_secrets() -> None:
     """URLs lose their user part, and known secrets are replaced. Ordinary words that contain a secret are not changed."""
-    redaction = logs.Redaction({"postgres", "abc"})
-    event = redaction(None, "info", {"event": "e", "count": 1, "reason": "amqp://a:b@c, postgres, postgresql, abc"})
-    assert event == {"event": "e", "count": 1, "reason": "amqp://***@c, ***, postgresql, abc"}
+    redaction = logs.Redaction({"postgres1", "abc"})
+    event = redaction(None, "info", {"event": "e", "count": 1, "reason": "amqp://a:b@c, postgres1, postgres15, abc"})
+    assert event == {"event": "e", "count": 1, "reason": "amqp://***@c, ***, postgres15, abc"}
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("intake", "intake"),
+        ("connection refused", "connection refused"),
+        ("no queue takes what intake is sent", "no queue takes what intake is sent"),
+        ("user app:intake@broker", "user app:***@broker"),
+        ("cannot read 'intake'", "cannot read '***'"),
+        ("amqp://app:intake@broker/", "amqp://***@broker/"),
+        ("host=db password=intake port=1", "host=db password=*** port=1"),
+        ("host=db sslpassword='connection refused' port=1", "host=db sslpassword=*** port=1"),
+    ],
+)
+def test_a_password_of_ordinary_words_is_replaced_only_where_it_is_quoted(text: str, shown: str) -> None:
+    """`link="***"` would tell that the password is the name of a link, and `***` for a known outage which words it has."""
+    redaction = logs.Redaction({"intake", "connection refused"})
+    assert redaction(None, "info", {"event": text}) == {"event": shown}
+
+
+def test_a_name_is_shown_even_if_it_is_the_password_too() -> None:
+    """`user "***"` would tell that the password is the user's name."""
+    assert logs.secrets_in("postgresql://worker1:worker1@db/app") == set()
+    assert logs.secrets_in("postgresql://h/app1234?user=me&password=app1234") == set()
+    assert libpq.read("host=primary1 user=me password=primary1", {}).secrets == set()
+    assert logs.secrets_in("postgresql://worker1:worker2@db/app") == {"worker2"}
+
+
+def test_a_label_has_no_secrets() -> None:
+    """Some have a driver's words."""
+    metrics = Metrics(logs.Redaction({"hunter2hunter2"}).text)
+    metrics.held("store", "cannot use hunter2hunter2")
+    assert 'reason="cannot use ***"' in metrics.exposition().decode()
 
 
 def test_a_crash_is_logged_without_the_text_of_the_error() -> None:

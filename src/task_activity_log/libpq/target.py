@@ -74,10 +74,10 @@ class Target:
 
     @property
     def secrets(self) -> set[str]:
-        """The passwords."""
-        return {secret for host in self.hosts if (secret := host.password)} | {self.options.get("sslpassword", "")} - {
-            ""
-        }
+        """The passwords, without those that are also the name of the user, the database or a host: names are shown."""
+        found = {host.password for host in self.hosts} | {self.options.get("sslpassword")}
+        names = {self.user, self.database, *(host.name for host in self.hosts)}
+        return {secret for secret in found if secret} - names
 
     def unreadable_file(self) -> str | None:
         """Which file of the options cannot be read and why, if there is one."""

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -22,6 +23,7 @@ _CLIENTS = 16
 _REQUEST_BYTES = 16 * 1024
 """Maximum length of a request line and its headers together."""
 _HEAD_END = re.compile(rb"\n\r?\n")
+_PLAIN = "text/plain; charset=utf-8"
 
 
 @dataclass(kw_only=True)
@@ -33,7 +35,8 @@ class Health:
     status: Callable[[], Mapping[str, object]]
     metrics: Callable[[], bytes]
     redact: Callable[[str], str] = str
-    """Removes secrets. Each text passes through it last."""
+    """Removes secrets from reasons and from the values of the status, and changes no names. `Metrics` removes them from
+    its labels."""
     last_beat: float = field(default_factory=time.monotonic)
 
     async def beat(self) -> None:
@@ -45,33 +48,46 @@ class Health:
     def answer(self, path: str) -> tuple[int, str, bytes]:
         """The HTTP status, content type and body for a path."""
         status, content_type, text = self._page(path)
-        return status, content_type, self.redact(text).encode()
+        return status, content_type, text.encode()
 
     def _page(self, path: str) -> tuple[int, str, str]:
         stuck = time.monotonic() - self.last_beat
         frozen = [f"the event loop has been blocked for {stuck:.0f} s"] if stuck > _STUCK_SECONDS else []
         match path.partition("?")[0]:
             case "/livez":
-                return _verdict(frozen + self.alive())
+                return self._verdict(frozen + self.alive())
             case "/readyz":
-                return _verdict(frozen + self.ready())
+                return self._verdict(frozen + self.ready())
             case "/metrics":
                 return 200, "text/plain; version=0.0.4; charset=utf-8", self.metrics().decode()
             case "/status":
-                return 200, "application/json", json.dumps(self.status(), default=str)
+                return 200, "application/json", json.dumps(self._redacted(self.status()), default=str)
             case _:
-                return 404, "text/plain; charset=utf-8", "the paths are /livez, /readyz, /metrics and /status\n"
+                return 404, _PLAIN, "the paths are /livez, /readyz, /metrics and /status\n"
 
+    def _verdict(self, reasons: list[str]) -> tuple[int, str, str]:
+        text = "".join(f"{self.redact(reason)}\n" for reason in reasons) or "ok\n"
+        return 503 if reasons else 200, _PLAIN, text
 
-def _verdict(reasons: list[str]) -> tuple[int, str, str]:
-    text = "".join(f"{reason}\n" for reason in reasons) or "ok\n"
-    return 503 if reasons else 200, "text/plain; charset=utf-8", text
+    def _redacted(self, value: object) -> object:
+        """A JSON value without secrets in its texts. The names of members stay."""
+        match value:
+            case str():
+                return self.redact(value)
+            case Mapping():
+                return {name: self._redacted(member) for name, member in value.items()}
+            case list() | tuple():
+                return [self._redacted(each) for each in value]
+            case _:
+                return value
 
 
 class _Handler(BaseHTTPRequestHandler):
     server: "HealthServer"
     server_version = "task-activity-log-worker"
     sys_version = ""
+    error_content_type = _PLAIN
+    error_message_format = "%(message)s\n"
 
     def setup(self) -> None:
         super().setup()
@@ -84,17 +100,29 @@ class _Handler(BaseHTTPRequestHandler):
         self.rfile = io.BytesIO(head)
 
     def do_GET(self) -> None:
-        status, content_type, body = self.server.health.answer(self.path)
-        self.send_response(status)
-        self.send_header("Content-Type", content_type)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
+        self._send(*self.server.health.answer(self.path))
 
     def do_HEAD(self) -> None:
         # Load balancers and `curl -I` ask so.
         self.do_GET()
+
+    def _refuse(self) -> None:
+        status, content_type, body = self.server.health.answer(self.path)
+        if status == HTTPStatus.NOT_FOUND:
+            self._send(status, content_type, body)
+        else:
+            self._send(HTTPStatus.METHOD_NOT_ALLOWED, _PLAIN, b"the methods are GET and HEAD\n", Allow="GET, HEAD")
+
+    # The standard library looks these names up.
+    do_POST = do_PUT = do_PATCH = do_DELETE = do_OPTIONS = do_CONNECT = do_TRACE = _refuse  # noqa: N815
+
+    def _send(self, status: int, content_type: str, body: bytes, **headers: str) -> None:
+        self.send_response(status)
+        for name, value in {"Content-Type": content_type, "Content-Length": str(len(body)), **headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
 
     def log_message(self, *_: Any) -> None:
         """Log nothing: probes are frequent and mean nothing."""

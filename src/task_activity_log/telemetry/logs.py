@@ -17,6 +17,8 @@ from task_activity_log.streams import dropped, has_colours, one_line, printable,
 _HIDDEN = "***"
 _SHORTEST = 6
 _USER_INFO = re.compile(r"(?<=://)[^/@\s]*:[^@\s]*@")
+_OPTION = re.compile(r"(?<=password=)(?:'[^']*'|[^\s&]+)", re.IGNORECASE)
+_WORDS = re.compile(r"[A-Za-z]?[a-z]+(?:[-_ ][A-Za-z]?[a-z]+)*|[A-Z]+(?:[-_ ][A-Z]+)*")
 
 
 def configure(log_format: Literal["auto", "json", "console"], level: str, redaction: Redaction | None = None) -> None:
@@ -70,7 +72,9 @@ def quiet_drivers() -> None:
 class Redaction:
     """Replaces secrets in texts before they are shown. A driver's error message could contain one.
 
-    Secrets of fewer than six characters are not replaced, because they would also occur in ordinary words.
+    A secret that consists of ordinary words is replaced only where a text quotes it, or before an `@`. Elsewhere the same words
+    say something else ("rejected", "no such host"), and `***` in a known text would tell the secret. Secrets of fewer than
+    six characters are not replaced for the same reason.
     """
 
     def __init__(self, secrets: Iterable[str] = ()) -> None:
@@ -83,8 +87,8 @@ class Redaction:
         new = {secret for secret in secrets if len(secret) >= _SHORTEST}
         if not new <= self._known:
             self._known |= new
-            words = "|".join(map(re.escape, sorted(self._known, key=len, reverse=True)))
-            self._secrets = re.compile(rf"(?<!\w)(?:{words})(?!\w)")
+            by_length = sorted(self._known, key=len, reverse=True)
+            self._secrets = re.compile("|".join(map(_pattern, by_length)))
 
     def __call__(self, _logger: Any, _level: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
         """The event without secrets. This makes the class a processor for structlog."""
@@ -92,19 +96,29 @@ class Redaction:
 
     def text(self, text: str) -> str:
         """The text without secrets."""
-        text = _USER_INFO.sub(f"{_HIDDEN}@", text)
+        text = _OPTION.sub(_HIDDEN, _USER_INFO.sub(f"{_HIDDEN}@", text))
         return text if self._secrets is None else self._secrets.sub(_HIDDEN, text)
 
 
+def _pattern(secret: str) -> str:
+    before, after = (r"(?<=[\"':])", r"(?=[\"'@])") if _WORDS.fullmatch(secret) else (r"(?<!\w)", r"(?!\w)")
+    return f"{before}{re.escape(secret)}{after}"
+
+
 def secrets_in(url: str) -> set[str]:
-    """The secrets in a URL: the password in the user part or in the query, both encoded and decoded."""
+    """The secrets in a URL: the password in the user part or in the query, both encoded and decoded.
+
+    A password that is also the name of the user, of the host or of what is in the path is not one of them: names are shown.
+    """
     parts = urlsplit(url)
     found = {value for name, value in parse_qsl(parts.query) if "password" in name}
     # A password with an unencoded / ? or # extends beyond its part of the URL, so it is also searched in the whole URL.
     for before in (parts.netloc.rpartition("@")[0], url.partition("://")[2].rpartition("@")[0]):
         password = before.partition(":")[2]
         found |= {password, unquote(password)}
-    return found - {""}
+    names = {parts.username, parts.hostname, parts.path[1:]}
+    names |= {value for name, value in parse_qsl(parts.query) if name in ("user", "host", "dbname")}
+    return found - {"", *(unquote(name) for name in names if name)}
 
 
 def address(url: str) -> str:

@@ -24,7 +24,9 @@ M = TypeVar("M", Counter, Gauge, Histogram)
 class Metrics:
     """Everything that is counted and measured. `counters` and `histograms` are by name."""
 
-    def __init__(self) -> None:
+    def __init__(self, redact: Callable[[str], str] = str) -> None:
+        """Create all of them. `redact` removes secrets from labels that have a driver's words."""
+        self._redact = redact
         disable_created_metrics()  # type: ignore[no-untyped-call]  # it has no types
         self.registry = CollectorRegistry()
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
@@ -75,7 +77,7 @@ class Metrics:
         """
         self.counters["task_activity_log_retries_total"].labels(place).inc()
         self._count_holds()
-        label = label[:_LABEL_LENGTH]
+        label = self._redact(label)[:_LABEL_LENGTH]
         if (place, label) not in self._hold_labels and len(self._hold_labels) >= _LABELS_MAX:
             label = "other"
         self._hold_labels.add((place, label))
