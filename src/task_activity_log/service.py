@@ -65,7 +65,7 @@ class Service:
         redaction = redaction or logs.Redaction(secrets_of(settings))
         self._settings = settings
         self._traces = traces
-        self.metrics = Metrics()
+        self.metrics = Metrics(redaction.text)
         self._watch = Watch(self.metrics)
         self._start_hold = Hold("start")
         topology = topology_of(settings)
@@ -151,6 +151,9 @@ class Service:
             watch=self._watch,
         )
         self.status.show_gauges(self.metrics)
+        self._inbox_age = 0.0
+        self.metrics.gauge("task_activity_log_inbox_age_seconds", lambda: self._inbox_age)
+        self.metrics.gauge("task_activity_log_inbox_keep_seconds", lambda: settings.inbox_keep_seconds)
         self._health = Health(
             ready=self.status.not_ready,
             alive=self.status.not_alive,
@@ -255,6 +258,7 @@ class Service:
                 while trimmed == _TRIM_CHUNK:
                     trimmed = await self._store.trim(keep, _TRIM_CHUNK)
                     self.metrics.counters["task_activity_log_inbox_trimmed_total"].inc(trimmed)
+                self._inbox_age = await self._store.inbox_age()
             await asyncio.sleep(_TRIM_EVERY_SECONDS)
 
 

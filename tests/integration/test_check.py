@@ -21,6 +21,8 @@ from task_activity_log import __version__
 from task_activity_log.cli.check import check, findings
 from task_activity_log.cli.check.finding import Finding
 from task_activity_log.cli.check.limits import number
+from task_activity_log.postgresql.store import Store
+from task_activity_log.problem import Unavailable
 from task_activity_log.settings import load
 from tests.asking import Connection, grants
 from tests.commands import Said, command
@@ -447,6 +449,34 @@ async def test_a_role_that_lacks_privileges_is_broken_until_they_are_granted(
         await database.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
 
 
+async def refusal(database_url: str) -> str:
+    """Why a worker waits at its start."""
+    store = Store(database_url)
+    try:
+        with pytest.raises(Unavailable, match=r"^not permitted \(42501\): ") as caught:
+            await store.probe()
+    finally:
+        await store.close()
+    return caught.value.reason
+
+
+async def test_a_worker_names_what_it_may_not_do(database_url: str, database: Connection) -> None:
+    """A right on a table, or whatever function of its statements was revoked. The text of a trigger is not shown."""
+    role = f"worker_{secrets.token_hex(4)}"
+    await database.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'secret'; {grants(role)}")
+    url = login(database_url, role, "secret")
+    try:
+        await database.execute(f"REVOKE INSERT ON task_activity_log, task_activity_log_inbox FROM {role}")
+        assert "lacks INSERT on task_activity_log, lacks INSERT on task_activity_log_inbox, " in await refusal(url)
+        await database.execute(f"GRANT INSERT ON task_activity_log, task_activity_log_inbox TO {role}")
+        await database.execute("REVOKE EXECUTE ON FUNCTION set_config FROM PUBLIC")
+        assert ": set_config, database " in await refusal(url)
+    finally:
+        await database.execute(
+            f"GRANT EXECUTE ON FUNCTION set_config TO PUBLIC; DROP OWNED BY {role}; DROP ROLE {role}"
+        )
+
+
 async def test_a_function_that_was_revoked_is_named_with_the_grant(
     amqp_url: str, database_url: str, database: Connection
 ) -> None:
@@ -463,6 +493,7 @@ async def test_a_function_that_was_revoked_is_named_with_the_grant(
         found = [one for one in await look(amqp_url, url) if one.verdict == "broken"]
         assert [one.what for one in found] == [f"role {role}"]
         assert found[0].found.startswith("lacks EXECUTE on pg_logical_emit_message(boolean,text,text")
+        assert f": {found[0].found}, " in await refusal(url)
         await database.execute(found[0].advice.removeprefix("run as a superuser: "))
         assert worst(await look(amqp_url, url), "broken", "warning") == []
     finally:

@@ -237,6 +237,18 @@ class TestTrim:
             assert await store.trim(timedelta(0), 10) == 0
         assert await store.trim(timedelta(0), 10) == 1
 
+    async def test_the_age_of_the_inbox_shows_that_nobody_trims_it(self, store: Store, database: Connection) -> None:
+        """Any session can hold the lock that the workers take turns with, and `trim` does not tell."""
+        assert await store.inbox_age() == 0
+        await store.apply([old := ask(), ask()])
+        await database.execute(
+            "UPDATE task_activity_log_inbox SET processed_at = now() - interval '25 hours' WHERE request_key = $1",
+            old.key,
+        )
+        assert 25 * 3600 <= await store.inbox_age() < 26 * 3600
+        await store.trim(timedelta(days=1), 10)
+        assert await store.inbox_age() < 3600
+
 
 async def test_the_probe_writes_nothing(store: Store, database: Connection) -> None:
     """It waits for no row, creates no row version, and remembers nothing."""

@@ -1,10 +1,13 @@
 """PostgreSQL connections: what their errors mean (`Fault`), and a connection that is replaced when it fails (`Session`)."""
 
 import asyncio
+import re
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from enum import Enum, auto
+from functools import cache
+from importlib import resources
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import asyncpg
@@ -141,6 +144,7 @@ _WORDS = {
     "57": "shutting down or starting up",
 }
 _NO_SUCH_TABLE = "42P01"
+NOT_PERMITTED = "42501"
 _QUOTED = "22P02"  # the SQLSTATE of the errors in which `SKIPPED_ROW` and `UNSET_INSTANT` are quoted
 _NOT_NULL = "23502"
 _RETRIES = {Fault.CONFLICT: 3, Fault.SCHEMA: 1, Fault.STATEMENT: 1, Fault.SKIPPED: 1}
@@ -205,8 +209,21 @@ def _judge_server(error: asyncpg.PostgresError, where: str) -> tuple[Fault, Refu
         return Fault.LASTING, Failed("modified_dateutc is not set", UNSET, where, lasting=True)
     if sqlstate == _NOT_NULL and name not in FIELDS:
         return Fault.LASTING, Failed("a column that is not ours is NOT NULL", sqlstate, where, name=name, lasting=True)
+    if sqlstate == NOT_PERMITTED:
+        # The text may be a trigger's own and quote the row, so only names of our statements are taken from it.
+        named = [word for word in re.findall(r"\w+", str(error)) if word in _used()]
+        where = ", ".join([*dict.fromkeys(named), where])
     kind = fault(sqlstate)
     return kind, Refused(sqlstate, name) if kind is Fault.ROW else outage(sqlstate, where)
+
+
+@cache
+def _used() -> frozenset[str]:
+    """The functions and tables in our statements."""
+    folder = resources.files("task_activity_log.postgresql").joinpath("sql")
+    texts = [file.read_text(encoding="utf-8") for file in folder.iterdir() if file.name.endswith(".sql")]
+    found = re.findall(r"(?<=pg_catalog\.)[a-z_0-9]+(?=\()|task_activity_log\w*", "".join(texts))
+    return frozenset(found)
 
 
 class Session:

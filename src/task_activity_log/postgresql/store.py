@@ -16,7 +16,14 @@ from task_activity_log.pipeline.ports import PATIENT, Patience
 from task_activity_log.pipeline.request import Request, UpdateMode
 from task_activity_log.postgresql import table
 from task_activity_log.postgresql.connecting import Connector
-from task_activity_log.postgresql.session import SKIPPED_ROW, UNSET_INSTANT, Row, ServerConnection, Session
+from task_activity_log.postgresql.session import (
+    NOT_PERMITTED,
+    SKIPPED_ROW,
+    UNSET_INSTANT,
+    Row,
+    ServerConnection,
+    Session,
+)
 from task_activity_log.problem import Failed, NotMigrated, Refused, TimedOut, Unavailable
 from task_activity_log.record import FIELDS, Applied, Outcome, StoredTaskActivityLog, TaskActivityLog, Unread
 from task_activity_log.wire.fields import KINDS, Kind
@@ -74,6 +81,7 @@ _READ = _sql("read").replace("{too_long}", _TOO_LONG.format(most_bytes="$2::pg_c
 _CONFIRM = _sql("confirm")
 _LOCKED = _sql("locked")
 _TRIM = _sql("trim")
+_INBOX_AGE = _sql("inbox_age")
 _SCHEMA_VERSION = _sql("schema_version")
 _CHECK = _sql("check")
 
@@ -220,9 +228,29 @@ class Store:
         row. If it passes, and the same statement with a row fails, the row may be the cause.
 
         Raises:
-            Unavailable: it is not possible, or not permitted; the table does not fit whatever a row contains, by name; or a
-                commit is not confirmed.
+            Unavailable: it is not possible; a privilege is missing, by name; the table does not fit whatever a row contains, by
+                name; or a commit is not confirmed.
         """
+        try:
+            await self._probe()
+        except Failed as failed:
+            if failed.sqlstate != NOT_PERMITTED:
+                raise
+            outage = failed
+        else:
+            return
+        lacking = [f"lacks {privilege}" for privilege in await self._missing_privileges()]
+        raise Unavailable(outage.label, ", ".join([*lacking, outage.detail]))
+
+    async def _missing_privileges(self) -> list[str]:
+        """The privileges that the role needs and does not have, such as `INSERT on task_activity_log`, if they are known."""
+        try:
+            row = await self.describe()
+        except Unavailable:
+            return []
+        return [*(row["missing"] or ()), *([f"EXECUTE on {row['not_executable']}"] if row["not_executable"] else ())]
+
+    async def _probe(self) -> None:
         for misfit in table.misfits(await self.look()):
             raise Unavailable(misfit, self._writer.where)
         await self._maintain(self._writer, self._statement(UpdateMode.REPLACE), *_NOTHING)
@@ -304,6 +332,15 @@ class Store:
         """
         [row] = await self._maintain(self._maintenance, _TRIM, keep, chunk)
         return int(row["count"])
+
+    async def inbox_age(self) -> float:
+        """How many seconds ago the oldest request in the inbox was stored; 0 if there is none.
+
+        Raises:
+            Unavailable: the database cannot be used, or a privilege is missing.
+        """
+        [row] = await self._maintain(self._maintenance, _INBOX_AGE)
+        return float(row["seconds"])
 
     async def schema_version(self) -> str | None:
         """The revision of the schema (see `migrations.head`); None if the database was not migrated yet.

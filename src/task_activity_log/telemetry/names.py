@@ -122,6 +122,13 @@ METRICS = {
     ),
     # housekeeping
     "task_activity_log_inbox_trimmed_total": Metric("counter", "Old requests that were deleted from the inbox."),
+    "task_activity_log_inbox_age_seconds": Metric(
+        "gauge",
+        "Age of the oldest request in the inbox, as seen once a minute after old ones were deleted; 0 if the inbox is empty.",
+    ),
+    "task_activity_log_inbox_keep_seconds": Metric(
+        "gauge", "WORKER_INBOX_KEEP_SECONDS: requests that are older than this are deleted from the inbox."
+    ),
     "task_activity_log_build_info": Metric("gauge", "Always 1; the label is the running version.", {"version": ()}),
 }
 """By the name that Prometheus shows. The Prometheus client adds process_*, python_info and python_gc_*."""
