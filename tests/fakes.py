@@ -196,7 +196,7 @@ class FakeStore:
         self._subjects |= {request.record.id: request.record.subject for request in wave}
         subjects = {request.record.subject for request in wave}
         if subjects & (self.locks | self.delays):
-            raise TimedOut
+            raise TimedOut(locked=bool(subjects & self.locks))
         if subjects & self.refuses:
             raise Refused("23514")
         if subjects & self.fails:

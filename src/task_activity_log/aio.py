@@ -112,6 +112,8 @@ class SharedLock:
         self._alone = asyncio.Lock()
         self._unshared = asyncio.Event()
         self._unshared.set()
+        self.wanted = asyncio.Event()
+        """Set while somebody waits to have it alone. Who shares it for long should stop."""
 
     @asynccontextmanager
     async def shared(self) -> AsyncIterator[None]:
@@ -130,7 +132,11 @@ class SharedLock:
     async def alone(self) -> AsyncIterator[None]:
         """Have it while nobody shares it."""
         async with self._alone:
-            await self._unshared.wait()
+            self.wanted.set()
+            try:
+                await self._unshared.wait()
+            finally:
+                self.wanted.clear()
             yield
 
 

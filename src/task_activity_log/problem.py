@@ -200,10 +200,15 @@ class Failed(Unavailable):
 
 
 class TimedOut(Failed):
-    """A statement took too long, or waited too long for a lock. A smaller wave may pass."""
+    """A statement took too long, or waited too long for a lock. A smaller wave may pass.
 
-    def __init__(self, detail: str = "") -> None:
+    Attributes:
+        locked: whether it is known that it has waited for a lock.
+    """
+
+    def __init__(self, detail: str = "", *, locked: bool = False) -> None:
         super().__init__("timeout", "57014", detail)
+        self.locked = locked
 
 
 class NotMigrated(Failed):

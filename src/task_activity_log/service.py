@@ -73,7 +73,8 @@ class Service:
         count = self.metrics.counters
         connector = connector_of(settings, redaction)
         self._store = store_of(settings, connector)
-        self._parked_store = store_of(settings, connector)  # connects only while something is parked
+        self._parked_store = store_of(settings, connector)  # connects only while something is parked,
+        self._slow_store = store_of(settings, connector)  # and this one only while a slow row is
         message_max = MessageMax()
         self._publisher = Publisher(
             link,
@@ -126,6 +127,7 @@ class Service:
             nulls=settings.nulls,
             hold_limit_seconds=settings.hold_limit_seconds,
             parked_store=self._parked_store if traces is None else traces.store(self._parked_store),
+            slow_store=self._slow_store if traces is None else traces.store(self._slow_store),
             park_most=max(1, settings.prefetch // 2),
             park_limit_seconds=settings.park_limit_seconds,
             refused_in_a_row=settings.refused_in_a_row,
@@ -205,7 +207,7 @@ class Service:
             await self._drain(working)
         finally:
             await end(*tasks)
-            await asyncio.gather(self._store.close(), self._parked_store.close())
+            await asyncio.gather(*(store.close() for store in (self._store, self._parked_store, self._slow_store)))
             server.close()
             if self._traces is not None:
                 await asyncio.to_thread(self._traces.close)

@@ -197,7 +197,7 @@ class Settings(BaseModel):
     """Timeout of one attempt to connect to the database, in seconds, for each address. `connect_timeout` in DATABASE_URL
     replaces it."""
     database_command_timeout_seconds: PositiveFloat = 30.0
-    """Timeout of one statement, in seconds."""
+    """Timeout of one statement, in seconds. If one row makes it slow, other records wait for a few seconds at most."""
     database_statement_cache: NonNegativeInt = 100
     """Number of prepared statements kept per connection. Set it to 0 behind pgbouncer in transaction mode."""
     hold_limit_seconds: Annotated[float, Field(gt=0, lt=1800)] = 600.0

@@ -46,6 +46,19 @@ _FAIL = """
 """Raises the SQLSTATE that a subject names."""
 
 
+_WAIT = """
+    CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN
+        WHILE NEW.subject LIKE 'slow%' AND NOT pg_try_advisory_xact_lock_shared(42) LOOP
+            PERFORM pg_sleep(0.02);
+        END LOOP;
+        RETURN NEW;
+    END $$;
+    CREATE TRIGGER wait BEFORE INSERT OR UPDATE ON task_activity_log FOR EACH ROW EXECUTE FUNCTION wait();
+"""
+"""Makes rows slow that have such a subject, while `slow_rows` lasts. Nothing is locked, so lock_timeout does not end it."""
+
+
 @pytest.fixture(autouse=True)
 def _quiet() -> Iterator[None]:
     """An event a batch, as a worker logs by default, and not one a message."""
@@ -121,6 +134,17 @@ async def transaction(database_url: str) -> AsyncIterator[Connection]:
         await connection.close()
 
 
+@asynccontextmanager
+async def slow_rows(admin: Connection) -> AsyncIterator[None]:
+    """Rows whose subject begins with `slow` take until the end of the block."""
+    await admin.execute(_WAIT)
+    await admin.execute("SELECT pg_advisory_lock(42)")
+    try:
+        yield
+    finally:
+        await admin.execute("SELECT pg_advisory_unlock(42)")
+
+
 async def lock_rows(admin: Connection, other: Connection, records: list[UUID]) -> None:
     """Have `other` lock the rows of these records, which are there."""
     await admin.execute("INSERT INTO task_activity_log (id, subject) SELECT unnest($1::uuid[]), 'before'", records)
@@ -160,6 +184,37 @@ async def test_requests_of_other_records_do_not_wait_for_a_lock(
         assert await talk.kept() == []
     written = audit_trigger.subjects(await audit_trigger.read(admin), record)
     assert [subject for subject in written if subject != "before"] == ["0", "1", "2", "3", "4"]
+
+
+async def test_requests_of_other_records_do_not_wait_for_a_slow_row(
+    amqp_url: str, database_url: str, admin: Connection
+) -> None:
+    """A trigger takes its time for one row. Others are answered meanwhile, also those whose row was locked before; those
+    of its record wait, in their order, and each is applied once.
+    """
+    slow, locked = uuid4(), uuid4()
+    requests = [request(slow, subject) for subject in ("slow", "1", "2", "slow again")]
+    await audit_trigger.install(admin)
+    async with conversing(amqp_url) as talk, serving(amqp_url, database_url, **SMALL) as service:
+        async with slow_rows(admin):
+            async with transaction(database_url) as other:
+                await lock_rows(admin, other, [locked])
+                others: set[str] = set()
+                for one in requests:
+                    await publish(talk, one)
+                    others |= await send_others(talk, 40)
+                await talk.send(locked)
+                assert {answer.message_id for answer in await answers(talk, 160)} == others
+                await until(lambda: service.in_hand == len(requests) + 1)
+                assert service.status.not_ready() == []
+                assert "parked" in json.dumps(service.status.report())
+            assert [answer.record for answer in await answers(talk, 1)] == [locked]
+        assert [answer.subject for answer in await answers(talk, 4)] == ["slow", "1", "2", "slow again"]
+        await until(lambda: service.in_hand == 0)
+        assert await talk.kept() == []
+    writes = await audit_trigger.read(admin)
+    assert audit_trigger.subjects(writes, slow) == ["slow", "1", "2", "slow again"]
+    assert len(writes) == len(others) + len(requests) + 2  # the locked row was there before
 
 
 async def test_sixty_locked_rows_delay_their_own_records_alone(

@@ -11,6 +11,7 @@ import asyncpg
 import pytest
 
 from sandbox import PostgreSQL
+from task_activity_log.pipeline.ports import Patience
 from task_activity_log.postgresql import store as module
 from task_activity_log.postgresql.store import Store
 from task_activity_log.problem import TimedOut, Unavailable
@@ -143,3 +144,22 @@ async def test_a_commit_that_an_administrator_cancels_is_not_confirmed(own_datab
         await database.close()
         await standby.come_back()
         assert outcomes(await store.apply([request])) == ["duplicate"]
+
+
+async def test_a_commit_that_takes_longer_than_its_limit_is_applied_once(
+    own_database_url: str, standby: Standby, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A standby that is slow to confirm is no slow row. The commit is there, so it is waited for, and not made again."""
+    monkeypatch.setattr(module, "_CONFIRM_SECONDS", 30.0)
+    database: Connection = await asyncpg.connect(own_database_url)
+    async with storing(own_database_url) as store:
+        await store.open()
+        await standby.leave()
+        applying = asyncio.create_task(store.apply([ask(key=False)], Patience(seconds=0.2)))
+        waiting = "SELECT FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND query LIKE '%logical_emit%task%'"
+        while not await database.fetch(waiting):
+            await asyncio.sleep(0.01)
+        assert not applying.done()
+        await standby.come_back()
+        assert outcomes(await applying) == ["inserted"]
+    await database.close()

@@ -88,6 +88,61 @@ async def test_a_wave_that_fails_because_of_a_lock_keeps_its_connection(store: S
     assert store._writer._connection is connection
 
 
+_SLOW = """
+    CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN
+        WHILE NEW.subject = 'slow' AND NOT pg_try_advisory_xact_lock_shared(42) LOOP
+            PERFORM pg_sleep(0.01);
+        END LOOP;
+        RETURN NEW;
+    END $$;
+    CREATE TRIGGER wait BEFORE INSERT OR UPDATE ON task_activity_log FOR EACH ROW EXECUTE FUNCTION wait();
+"""
+
+
+async def test_a_slow_wave_is_cancelled_and_keeps_its_connection(waiting_store: Store, database: Connection) -> None:
+    """It is known that nothing of it was committed, and that nothing of it goes on."""
+    store = waiting_store
+    await database.execute(_SLOW)
+    await store.open()
+    connection = store._writer._connection
+    wave = [ask(), ask(subject="slow"), ask()]
+    async with locking(database, "SELECT pg_advisory_xact_lock(42), $1::uuid", wave[0].record.id):
+        with pytest.raises(TimedOut) as caught:
+            await store.apply(wave, Patience(seconds=0.2))
+        assert not caught.value.locked
+        running = "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'task%' AND state <> 'idle'"
+        assert await database.fetchval(running) == 0
+        assert await database.fetchval("SELECT count(*) FROM task_activity_log") == 0
+        assert outcomes(await store.apply(wave[:1], Patience(seconds=20))) == ["inserted"]
+    assert outcomes(await store.apply(wave[1:], Patience(seconds=20))) == ["inserted"] * 2
+    assert store._writer._connection is connection
+
+
+async def test_a_statement_that_does_not_end_when_it_is_cancelled_is_left(store: Store, database: Connection) -> None:
+    """Some code has no interrupts, or ignores them. Others go on over another connection."""
+    await database.execute(
+        _SLOW.replace(
+            "PERFORM pg_sleep(0.01);", "BEGIN PERFORM pg_sleep(0.01); EXCEPTION WHEN query_canceled THEN END;"
+        )
+    )
+    wave = [ask(UUID(int=1)), ask(UUID(int=2), subject="slow")]
+    async with locking(database, "SELECT pg_advisory_xact_lock(42), $1::uuid", wave[0].record.id):
+        with pytest.raises(TimedOut):
+            await store.apply(wave, Patience(seconds=0.2))
+        assert outcomes(await store.apply([ask()])) == ["inserted"]
+
+
+async def test_a_lock_timeout_says_so(store: Store, database: Connection) -> None:
+    """A locked row is no slow row."""
+    request = ask()
+    await store.apply([request])
+    async with locking(database, LOCKS["row"], request.record.id):
+        with pytest.raises(TimedOut) as caught:
+            await store.apply([ask(request.record.id)], HURRIED)
+    assert caught.value.locked
+
+
 async def test_the_lock_timeout_ends_with_its_statement(store: Store, patient_url: str, database: Connection) -> None:
     """Whether it passes or fails, the session's own setting is back afterwards, for whoever uses the connection next."""
     request = ask()

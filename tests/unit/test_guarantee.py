@@ -429,7 +429,7 @@ class Process:
             if self.world.hindrance(request.record.id) is not Trouble.NONE:
                 await asyncio.sleep(patience.lock_seconds)
             if self.world.hindrance(request.record.id) is not Trouble.NONE:
-                raise TimedOut
+                raise TimedOut(locked=True)
         if any(self._kind(request) is Kind.FAULTY for request in wave):
             raise Failed("database error (XX001)", "XX001", lasting=True)
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from types import SimpleNamespace
 from unittest.mock import patch
 from uuid import UUID, uuid4
@@ -11,12 +12,12 @@ import pytest
 from task_activity_log.aio import SharedLock
 from task_activity_log.message import Delivery
 from task_activity_log.pipeline import parking, search
-from task_activity_log.pipeline.batches import Parts
 from task_activity_log.pipeline.parking import Parking
 from task_activity_log.pipeline.ports import PATIENT, Patience, Stored
 from task_activity_log.pipeline.refusals import Refusals
 from task_activity_log.pipeline.request import Request, Rules, decode
 from task_activity_log.pipeline.search import Search
+from task_activity_log.pipeline.timing import Timing
 from task_activity_log.problem import Failed, TimedOut, Unavailable
 from task_activity_log.record import Applied, TaskActivityLog
 from tests import virtual_time
@@ -54,16 +55,20 @@ class LaterStore(FakeStore):
 class Bench:
     """Parking, and what it has of the world."""
 
-    def __init__(self, most: int = 100, limit_seconds: float = 600.0) -> None:
-        self.intake, self.store = FakeIntake(), LaterStore()
-        self.stored: Stored[Delivery] = asyncio.Queue()
+    def __init__(self, most: int = 100, limit_seconds: float = 600.0, stored_max: int = 0) -> None:
+        self.intake, self.store, self.slow_store = FakeIntake(), LaterStore(), LaterStore()
+        self.slow_store.database = self.store.database
+        self.stored: Stored[Delivery] = asyncio.Queue(stored_max)
         self.parking: Parking[Delivery] = Parking(
             self.intake,
             self.store,
-            Parts(self.stored, 2**20),
+            self.slow_store,
+            self.stored,
+            2**20,
             SharedLock(),
             "emit",
             Refusals(10),
+            Timing(),
             most=most,
             limit_seconds=limit_seconds,
         )
@@ -166,8 +171,6 @@ class TestParking:
         """A later request must not be answered before an earlier one."""
 
         async def act(bench: Bench) -> None:
-            bench.stored = asyncio.Queue(maxsize=1)
-            bench.parking.parts = Parts(bench.stored, 2**20)
             await bench.stored.put([])
             record = uuid4()
             await bench.parking.park([bench.request(record, "0")], PASSING, 0)
@@ -176,7 +179,7 @@ class TestParking:
             assert await bench.admit([bench.request(record, "1")]) == []
             assert await bench.settled(2) == ["0: inserted", "1: updated"]
 
-        run(act)
+        run(act, stored_max=1)
 
     def test_what_is_parked_proves_the_consumer(self) -> None:
         """A new consumer delivers one message at first. If that one's row is locked, others must come nevertheless."""
@@ -205,15 +208,61 @@ class TestParking:
         subjects = [subject for _, subject in bench.store.times]
         assert set(subjects[:records]) == set(subjects[records : 2 * records]) == bench.store.locks
 
-    def test_a_slow_row_gets_more_time_at_each_try(self) -> None:
-        """At first little, so that it does not delay other records; in the end what any statement may take."""
+    def test_a_slow_row_is_tried_apart_with_all_the_time_it_takes(self) -> None:
+        """After one try with little time, over a connection of its own: other parked records do not wait for it."""
 
         async def act(bench: Bench) -> None:
-            bench.store.delays = {"slow"}
-            await bench.parking.park([bench.request(subject="slow")], TimedOut(), 0)
-            await bench.until(5.5)
+            done = asyncio.Event()
+            apply = bench.slow_store.apply
 
-        assert [patience.seconds for patience in run(act).store.patiences] == [2.0, 4.0, 8.0, None, None, None]
+            async def slowly(wave: Sequence[Request[Delivery]], patience: Patience = PATIENT) -> list[Applied]:
+                await done.wait()
+                return await apply(wave, patience)
+
+            bench.slow_store.apply = slowly  # type: ignore[method-assign]
+            bench.store.delays, bench.store.locks = {"slow"}, {"locked"}
+            record = uuid4()
+            await bench.parking.park([bench.request(record, "slow"), bench.request(record, "later")], TimedOut(), 0)
+            await bench.parking.park([bench.request(subject="locked")], TimedOut(locked=True), 0)
+            await bench.until(20)
+            assert bench.parking.has_slow
+            bench.store.locks = set()
+            assert await bench.settled(1) == ["locked: inserted"]
+            assert bench.parking.messages == 2
+            done.set()
+            assert await bench.settled(2) == ["slow: inserted", "later: updated"]
+            assert not bench.parking.has_slow
+
+        bench = run(act)
+        assert [patience.seconds for patience in bench.slow_store.patiences] == [None]
+        assert [subject for _, subject in bench.store.times].count("slow") == 1
+        assert bench.slow_store.closed > 1
+
+    def test_who_requeues_does_not_wait_for_a_slow_statement(self) -> None:
+        """It is cancelled, and is tried again later. Nobody writes meanwhile."""
+
+        async def act(bench: Bench) -> None:
+            ended: list[str] = []
+
+            async def slowly(wave: Sequence[Request[Delivery]], patience: Patience = PATIENT) -> list[Applied]:
+                try:
+                    return await asyncio.Future()
+                finally:
+                    ended.append(f"{wave[0].record.subject}, {patience.seconds}")
+
+            bench.store.delays = {"slow"}
+            bench.slow_store.apply = slowly  # type: ignore[method-assign]
+            await bench.parking.park([bench.request(subject="slow")], TimedOut(), 0)
+            await bench.until(10)
+            assert ended == []
+            closed = bench.slow_store.closed
+            async with bench.parking.writes.alone():
+                assert ended == ["slow, None"]
+                assert bench.slow_store.closed == closed + 1  # which waits until the server has cancelled it
+                assert asyncio.get_running_loop().time() == 10
+            assert bench.parking.messages == 1
+
+        run(act)
 
     def test_a_record_with_many_requests_does_not_keep_others_waiting(self) -> None:
         """After a second of one record's requests, others are tried."""
@@ -553,34 +602,50 @@ class TestFailuresThatLast:
         assert run(act).outages == [cause.label] * shown
 
 
+async def search_all(
+    bench: Bench, wave: Sequence[Request[Delivery]], store: FakeStore
+) -> list[Sequence[Request[Delivery]]]:
+    """Search a wave as the worker does. Returns the parts that passed."""
+    looking: Search[Delivery] = Search(wave, bench.parking)
+    passed = []
+    while part := looking.next():
+        try:
+            await looking.write(store, part)
+        except Unavailable as failure:
+            assert isinstance(failure, Failed)
+            await looking.probe(store, failure)
+            await looking.failed(part, failure)
+        else:
+            looking.passed(part)
+            passed.append(part)
+    return passed
+
+
 class TestSearch:
     """Which parts of a wave are tried, in which order, and what is parked. `apply` plays the database."""
 
     async def search(self, bench: Bench, subjects: str, *, seconds: float = 0.0) -> tuple[list[str], list[str]]:
         """The parts that were tried, and those that passed. Each try takes some seconds."""
-        wave = [bench.request(subject=subject) for subject in subjects]
-        looking: Search[Delivery] = Search(wave, bench.parking)
-        tried, passed = [], []
-        while part := looking.next():
-            await asyncio.sleep(seconds)
-            text = "".join(str(request.record.subject) for request in part)
-            tried.append(text)
-            try:
-                await FakeStore.apply(bench.store, part, looking.patience)
-            except Unavailable as failure:
-                assert isinstance(failure, Failed)
-                await looking.failed(part, failure)
-            else:
-                looking.passed(part)
-                passed.append(text)
-        return tried, passed
+        tried: list[str] = []
+
+        class Store(FakeStore):
+            async def apply(self, wave: Sequence[Request[Delivery]], patience: Patience = PATIENT) -> list[Applied]:
+                await asyncio.sleep(seconds)
+                tried.append(text(wave))
+                return await FakeStore.apply(bench.store, wave, patience)
+
+        def text(part: Sequence[Request[Delivery]]) -> str:
+            return "".join(str(request.record.subject) for request in part)
+
+        passed = await search_all(bench, [bench.request(subject=subject) for subject in subjects], Store())
+        return tried, [text(part) for part in passed]
 
     def test_a_wave_that_passes_is_one_part(self) -> None:
         """It is tried with patience."""
 
         async def act(bench: Bench) -> None:
             assert await self.search(bench, "abc") == (["abc"], ["abc"])
-            assert bench.store.patience == PATIENT
+            assert bench.store.patience == Patience(lock_seconds=1.0, seconds=2.0)
 
         run(act)
 
@@ -600,7 +665,7 @@ class TestSearch:
         async def act(bench: Bench) -> None:
             await bench.parking.park([bench.request()], TimedOut(), 0)
             await self.search(bench, "ab")
-            assert bench.store.patience == Patience(lock_seconds=0.1)
+            assert bench.store.patience == Patience(lock_seconds=0.1, seconds=2.0)
 
         run(act)
 
@@ -614,16 +679,16 @@ class TestSearch:
 
         run(act)
 
-    def test_a_lock_that_cannot_be_seen_is_found_by_halving(self) -> None:
+    def test_a_lock_that_cannot_be_seen_is_found_by_dividing(self) -> None:
         """A new row of a transaction that has not committed, or a request key. Its parts get less patience."""
 
         async def act(bench: Bench) -> None:
-            bench.store.delays = {"x"}
+            bench.store.delays = bench.slow_store.delays = {"x"}
             tried, passed = await self.search(bench, "abcxefgh")
-            assert tried == ["abcxefgh", "abcx", "ab", "cx", "c", "x", "efgh"]
-            assert passed == ["ab", "c", "efgh"]
+            assert tried == ["abcxefgh", *"abcxefgh"]
+            assert passed == list("abcefgh")
             assert bench.parking.messages == 1
-            assert bench.store.patience == Patience(lock_seconds=0.1, seconds=2.0)
+            assert bench.store.patience == Patience(lock_seconds=0.1, seconds=0.5)
 
         run(act)
 
@@ -639,18 +704,29 @@ class TestSearch:
         run(act)
 
     def test_a_search_that_takes_too_long_ends(self) -> None:
-        """What is left and does not pass is parked whole, and tried row by row there; the next batch does not wait."""
+        """What is left is tried once more, together; then it is parked whole, and tried row by row there."""
 
         async def act(bench: Bench) -> None:
-            bench.store.delays = {"x"}
+            bench.store.delays = bench.slow_store.delays = {"x"}
             tried, _ = await self.search(bench, "xxxxxxxx", seconds=0.9)
-            assert tried == ["xxxxxxxx", "xxxx", "xx", "x", "x", "xx", "xxxx"][: len(tried)]
-            assert len(tried) <= 7
+            assert tried == ["xxxxxxxx", "x", "x", "x", "xxxxx"]
             assert bench.parking.messages == 8
 
         run(act)
 
-    def test_without_the_list_of_locked_rows_it_halves(self) -> None:
+    def test_after_the_search_has_ended_the_rest_passes_if_nothing_is_wrong_with_it(self) -> None:
+        """Most of it was never tried."""
+
+        async def act(bench: Bench) -> None:
+            bench.store.delays = bench.slow_store.delays = {"x"}
+            tried, passed = await self.search(bench, "xabcdefg", seconds=0.9)
+            assert tried == ["xabcdefg", "x", "a", "b", "cdefg"]
+            assert passed == ["a", "b", "cdefg"]
+            assert bench.parking.messages == 1
+
+        run(act)
+
+    def test_without_the_list_of_locked_rows_it_divides(self) -> None:
         """The connection for what is parked may not be possible: too many connections."""
 
         async def act(bench: Bench) -> None:
@@ -659,7 +735,162 @@ class TestSearch:
 
             bench.store.locks = {"x"}
             bench.store.locked = locked  # type: ignore[assignment, method-assign]
-            assert (await self.search(bench, "axbb"))[1] == ["a", "bb"]
+            assert (await self.search(bench, "axbc"))[1] == ["a", "b", "c"]
             assert bench.parking.messages == 1
 
         run(act)
+
+
+class TimedStore(LaterStore):
+    """Takes time, on the virtual clock: for each statement, for each row, and more for the subjects in `slow`."""
+
+    def __init__(self, fixed: float, per_row: float, slow: dict[str | None, float] | None = None) -> None:
+        super().__init__()
+        self.fixed, self.per_row, self.slow = fixed, per_row, slow or {}
+        self.timed_out = 0
+        self.stored_at: dict[UUID, float] = {}
+
+    async def apply(self, wave: Sequence[Request[Delivery]], patience: Patience = PATIENT) -> list[Applied]:
+        needed = self.fixed + sum(self.per_row + self.slow.get(request.record.subject, 0.0) for request in wave)
+        limit = 30.0 if patience.seconds is None else min(30.0, patience.seconds)
+        await asyncio.sleep(min(needed, limit))
+        if needed > limit:
+            self.timed_out += 1
+            raise TimedOut
+        now = asyncio.get_running_loop().time()
+        self.stored_at |= {request.record.id: now for request in wave}
+        return self.database.apply(wave)
+
+    async def probe(self) -> None:
+        await asyncio.sleep(min(self.fixed, 5.0))
+        if self.fixed > 5.0:
+            raise Unavailable("commit not confirmed")
+
+
+class TestSlowRows:
+    """A row that is slow delays its own record alone, and a database that is slow for all rows parks none."""
+
+    def store(self, bench: Bench, store: TimedStore, waves: Sequence[Sequence[Request[Delivery]]]) -> Awaitable[None]:
+        """Store waves as the worker does, also what is parked, through stores that take as long as this one."""
+        for lane in (store, bench.store, bench.slow_store):
+            lane.database = store.database
+        bench.parking._quick.store = bench.parking._slow.store = store
+
+        async def work() -> None:
+            for wave in waves:
+                bench.parking.begin()
+                left = list(await bench.admit(wave))
+                for one in wave:
+                    store.stored_at.pop(one.record.id, None)
+                while left:
+                    with suppress(Unavailable):  # the worker tries again what an outage has interrupted
+                        await search_all(bench, left, store)
+                    left = [one for one in left if one.record.id not in store.stored_at and not is_parked(bench, one)]
+
+        return work()
+
+    def test_a_slow_row_delays_others_by_less_than_five_seconds(self) -> None:
+        """Among few and many rows, and whatever is known of the database. Its own record passes in its own time."""
+        for rows, known in ((2, 0), (500, 0), (500, 20), (10, 20)):
+            store = TimedStore(0.005, 0.000_2, {"slow": 20.0})
+
+            async def act(bench: Bench, rows: int = rows, known: int = known, store: TimedStore = store) -> None:
+                before = [[bench.request() for _ in range(rows)] for _ in range(known)]
+                wave = [bench.request() for _ in range(rows - 1)]
+                wave.insert(rows // 3, bench.request(subject="slow"))
+                await self.store(bench, store, before)
+                began = asyncio.get_running_loop().time()
+                await self.store(bench, store, [wave])
+                others = [one.record.id for one in wave if one.record.subject != "slow"]
+                assert max(store.stored_at[identifier] for identifier in others) - began < 4
+                assert len(await bench.settled(1)) == 1
+                assert store.stored_at[wave[rows // 3].record.id] - began < 30
+
+            run(act)
+
+    def test_a_new_slow_row_in_each_wave_costs_others_little(self) -> None:
+        """While one is parked, the next is looked for sooner."""
+        store = TimedStore(0.005, 0.000_2, {"slow": 20.0})
+
+        async def act(bench: Bench) -> None:
+            for number in range(20):
+                began = asyncio.get_running_loop().time()
+                wave = [*(bench.request() for _ in range(100)), bench.request(subject="slow")]
+                await self.store(bench, store, [wave])
+                took = asyncio.get_running_loop().time() - began
+                assert took < (4 if number == 0 else 2)
+
+        run(act)
+
+    def test_sixty_slow_rows_in_a_wave(self) -> None:
+        """Not all are found in time. What is left is tried row by row, in the background, with little time for each."""
+        store = TimedStore(0.002, 0.000_2, {"slow": 20.0})
+
+        async def act(bench: Bench) -> None:
+            wave = [bench.request(subject="slow" if number % 8 == 0 else "good") for number in range(480)]
+            await self.store(bench, store, [wave])
+            assert asyncio.get_running_loop().time() < 5
+            others = [one.record.id for one in wave if one.record.subject == "good"]
+            while not all(identifier in store.stored_at for identifier in others):
+                await asyncio.sleep(0.1)
+            assert asyncio.get_running_loop().time() < 10
+
+        run(act, most=1000)
+
+    @pytest.mark.parametrize(
+        ("fixed", "per_row"),
+        [
+            (0.01, 0.0),
+            (1.5, 0.0),
+            (3.0, 0.0),
+            (4.9, 0.0),
+            (6.0, 0.0),
+            (0.005, 0.005),
+            (0.005, 0.02),
+            (0.005, 0.05),
+            (1.0, 0.02),
+        ],
+    )
+    @pytest.mark.parametrize("known", [None, (0.005, 0.000_1)])
+    def test_a_slow_database_is_no_slow_row(
+        self, fixed: float, per_row: float, known: tuple[float, float] | None
+    ) -> None:
+        """Slow commits (a standby, a disk), and rows that all take long (a trigger), from the start or all of a sudden:
+        nothing is parked, and soon nothing is tried twice.
+        """
+        store = TimedStore(*(known or (fixed, per_row)))
+
+        async def act(bench: Bench) -> None:
+            requests = [bench.request() for _ in range(300)]
+            waves = [requests[:size] for size in (1, 1, 2, 5, 20, 100, *[300] * 20)]
+            if known:
+                await self.store(bench, store, waves)
+            store.fixed, store.per_row = fixed, per_row
+            await self.store(bench, store, waves)
+            assert bench.parking.messages == 0
+            assert store.timed_out < 10
+            before = store.timed_out
+            await self.store(bench, store, [requests] * 10)
+            assert store.timed_out == before
+
+        run(act, most=100_000)
+
+    def test_a_stall_parks_nothing(self) -> None:
+        """A checkpoint, or an autovacuum: one statement takes long, and the probe after it as well."""
+        store = TimedStore(0.005, 0.000_1)
+
+        async def act(bench: Bench) -> None:
+            waves = [[bench.request() for _ in range(300)]] * 20
+            for stall in (2.5, 4.5, 8.0, 40.0):
+                await self.store(bench, store, waves)
+                store.fixed = stall
+                asyncio.get_running_loop().call_later(stall, setattr, store, "fixed", 0.005)
+                await self.store(bench, store, waves)
+                assert bench.parking.messages == 0
+
+        run(act, most=100_000)
+
+
+def is_parked(bench: Bench, request: Request[Delivery]) -> bool:
+    """Whether this request is parked."""
+    return request.record.id in bench.parking._lines

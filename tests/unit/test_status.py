@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from task_activity_log.aio import Backoff, SharedLock
-from task_activity_log.pipeline.batches import Parts
 from task_activity_log.pipeline.hold import Hold
 from task_activity_log.pipeline.parking import Parking
 from task_activity_log.pipeline.refusals import Refusals
+from task_activity_log.pipeline.timing import Timing
 from task_activity_log.rabbitmq.intake import Intake
 from task_activity_log.rabbitmq.publisher import Publisher
 from task_activity_log.rabbitmq.replies import Replies
@@ -53,10 +53,13 @@ class Worker:
             parking=Parking(
                 self.intake,
                 store,
-                Parts(asyncio.Queue(), 1000),
+                store,
+                asyncio.Queue(),
+                1000,
                 SharedLock(),
                 "emit",
                 Refusals(10),
+                Timing(),
                 most=10,
                 limit_seconds=600,
             ),

@@ -8,9 +8,11 @@ settling    request and outcome, or problem, to what must be settled            
 forwarding  requests that were not sent by record go on to their partition
 search      finds the rows at fault in a wave that does not pass
 batches     works on whole batches: in slices of time, and in parts of bytes
-waves       splits a batch into waves; halves a wave                             pure
+waves       splits a batch into waves, and a wave into parts                     pure
+timing      how long a statement may take                                        pure
 suspects    smaller batches of messages that may have crashed a worker           pure
 refusals    whether the database refuses every row                               pure
 hold        waits out an outage
-parking     rows that are locked or late wait here, and delay their own record alone
+parking     rows that are locked, slow or fail for now wait here, and delay their own record alone
+lines       one for each parked record, with its requests in order
 """

@@ -1,18 +1,18 @@
-"""Parking: requests whose row is locked, late or fails for now wait here, so that they delay their own record alone.
+"""Parking: requests whose row is locked, slow or fails for now wait here, so that they delay their own record alone.
 
 A record is parked with the request that did not pass. While it is parked, all later requests of it join behind, so that
 they keep their order. The others go on. One task tries the parked records again, each about once a second, over a
-connection of its own, and passes on what must be settled.
+connection of its own, and passes on what must be settled. Records whose statement takes long are tried by another one.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from math import inf
 from typing import Generic, NamedTuple
 from uuid import UUID
 
@@ -22,12 +22,14 @@ from task_activity_log import wire
 from task_activity_log.aio import SharedLock, end
 from task_activity_log.pipeline import settling
 from task_activity_log.pipeline.batches import Parts
-from task_activity_log.pipeline.ports import D, Intake, Patience, Settlement, Store
+from task_activity_log.pipeline.lines import Lane, Line, Parked, quick
+from task_activity_log.pipeline.ports import D, Intake, Settlement, Store, Stored
 from task_activity_log.pipeline.refusals import TRY_AGAIN_SECONDS, Refusals
 from task_activity_log.pipeline.request import Request
 from task_activity_log.pipeline.suspects import is_suspect
+from task_activity_log.pipeline.timing import Timing
 from task_activity_log.problem import Failed, Refused, Rule, TimedOut, Unavailable
-from task_activity_log.record import TaskActivityLog
+from task_activity_log.record import Applied, TaskActivityLog
 
 log = structlog.get_logger(__name__)
 
@@ -45,38 +47,10 @@ _FEW_SECONDS = 2.0
 """How long these waves may take in one batch. Then the rest of them is parked: other records wait for them no longer."""
 _COSTLY_SECONDS = 0.02
 """From this time on, on average, a wave of few requests is costly. Others are not parked: they pass sooner in their batch."""
-_SECONDS = (2.0, 4.0, 8.0, None)
-"""Time for a statement, by the number of tries before: a slow row passes in the end, and does not delay others at first."""
 _SETTLING_SECONDS = 0.05
 """How often a suspect looks whether the request before it is settled."""
 _STOP_SECONDS = 1.0
 _SHOWN = 20
-
-
-class Parked(NamedTuple, Generic[D]):
-    """A request, and when it was parked (`time.monotonic`)."""
-
-    request: Request[D]
-    since: float
-
-
-@dataclass(eq=False, slots=True)
-class Line(Generic[D]):
-    """One record that is parked."""
-
-    record: UUID
-    cause: Failed
-    """Why its first request did not pass."""
-    passes: int
-    """The number of statements that had passed when its first request was tried; see `Refusals`."""
-    due: float
-    """When it is tried next."""
-    waiting: deque[Parked[D]] = field(default_factory=deque)
-    """Its requests, in order."""
-    tries: int = 0
-    """How often its first request was tried here."""
-    last: D | None = None
-    """The delivery that was passed on last."""
 
 
 class Rejection(NamedTuple, Generic[D]):
@@ -101,12 +75,15 @@ class Parking(Generic[D]):
     intake: Intake[D]
     store: Store
     """Over a connection of its own, so that nobody waits for a statement that waits for a lock."""
-    parts: Parts[D]
-    """Of its own: `Storing` collects others at the same time."""
+    slow_store: Store
+    """Over another one, so that other parked records do not wait for a statement that is slow."""
+    stored: Stored[D]
+    part_bytes: int
     writes: SharedLock
     """Shared by each write to the database. Had alone to requeue."""
     nulls: wire.Nulls
     refusals: Refusals
+    timing: Timing
     most: int
     """Half of the prefetch. When as many messages are parked, `Storing` takes no more."""
     limit_seconds: float
@@ -125,7 +102,10 @@ class Parking(Generic[D]):
         self._few_since: float | None = None  # since when `Storing` works on a wave of few requests
         self._few_seconds = 0.0  # how long it has worked on such waves of its batch,
         self._few_waves = 0  # and how many there were
-        self._changed = asyncio.Event()  # something was parked, or `stop` was called
+        self.waves = 0
+        """How many waves of its batch were admitted."""
+        self._quick = Lane[D](self.store, Parts(self.stored, self.part_bytes), slow=False)
+        self._slow = Lane[D](self.slow_store, Parts(self.stored, self.part_bytes), slow=True)
         self._stopping = False
         self._task: asyncio.Task[None] | None = None
 
@@ -135,12 +115,17 @@ class Parking(Generic[D]):
     def messages(self) -> int:
         """How many messages are parked. What was requeued meanwhile does not count, as it is not in hand any more."""
         waiting = [parked.request.delivery for line in list(self._lines.values()) for parked in list(line.waiting)]
-        return sum(map(self.intake.has, waiting)) + len(self.parts)
+        return sum(map(self.intake.has, waiting)) + len(self._quick.parts) + len(self._slow.parts)
 
     @property
     def records(self) -> int:
         """How many records are parked."""
         return len(self._lines)
+
+    @property
+    def has_slow(self) -> bool:
+        """Whether a record is parked whose statement takes long."""
+        return any(line.slow for line in self._lines.values())
 
     @property
     def oldest_seconds(self) -> float:
@@ -178,6 +163,7 @@ class Parking(Generic[D]):
         times, delays itself alone. Its earlier requests must be settled before: `pass_on` passes on what was stored.
         """
         now = time.monotonic()
+        self.waves += 1
         if self._few_since is not None:
             self._few_seconds, self._few_since = self._few_seconds + now - self._few_since, None
         free: list[Request[D]] = []
@@ -199,17 +185,24 @@ class Parking(Generic[D]):
             self._few_waves += 1
         return free
 
-    async def park(self, requests: Sequence[Request[D]], cause: Failed, passes: int) -> None:
-        """Park these requests. `passes` is what it was before they were tried."""
+    async def park(self, requests: Sequence[Request[D]], cause: Failed, passes: int, *, slow: bool = False) -> None:
+        """Park these requests.
+
+        Args:
+            requests: their records are not parked.
+            cause: why they did not pass.
+            passes: what it was before they were tried.
+            slow: whether it is known that a statement with them takes long.
+        """
         await self.before_parking()
         if passes == self.refusals.passes and not isinstance(cause, TimedOut):
             self.on_outage(cause)
         now = time.monotonic()
         for request in requests:
             identifier = request.record.id
-            line = self._lines.setdefault(identifier, Line[D](identifier, cause, passes, due=now))
+            line = self._lines.setdefault(identifier, Line[D](identifier, cause, passes, due=now, slow=slow))
             line.waiting.append(Parked(request, now))
-        self._changed.set()
+        self._wake()
         log.warning(
             "parked",
             records=[str(request.record.id) for request in requests[:_SHOWN]],
@@ -224,7 +217,7 @@ class Parking(Generic[D]):
         if self.refusals.passed(record):  # what waits was refused by its own fault, and need not wait any more
             for line in self._lines.values():
                 line.due = 0.0
-            self._changed.set()
+            self._wake()
             self.on_answer()
 
     async def reject(self, request: Request[D], cause: Refused, passes: int) -> None:
@@ -245,6 +238,7 @@ class Parking(Generic[D]):
         """A batch begins. What was rejected of one that was given up comes again."""
         self._rejected.clear()
         self._few_seconds, self._few_since, self._few_waves = 0.0, None, 0
+        self.waves = 0
 
     def rejected(self) -> list[Settlement[D]]:
         """The settlements of what is rejected of the batch."""
@@ -252,7 +246,7 @@ class Parking(Generic[D]):
 
     async def _everybodys(self, rule: Rule, since: int, *, lasting: bool) -> Failed | None:
         """Why the database refuses every row; None if it is the fault of the row that it has refused by this rule."""
-        self._changed.set()  # if nothing is parked, the connection is closed again
+        self._wake()  # if nothing is parked, the connection is closed again
         if self.refusals.must_try(rule, since, time.monotonic(), lasting=lasting):
             try:
                 found = await self.store.try_own_rows(self.refusals.accepted)
@@ -263,7 +257,7 @@ class Parking(Generic[D]):
 
     async def locked(self, requests: Sequence[Request[D]]) -> set[UUID]:
         """The records whose rows are locked now, as far as the database tells."""
-        self._changed.set()  # if nothing is parked, the connection is closed again
+        self._wake()  # if nothing is parked, the connection is closed again
         try:
             return await self.store.locked([request.record.id for request in requests])
         except Unavailable:
@@ -272,68 +266,84 @@ class Parking(Generic[D]):
     async def stop(self) -> None:
         """Try nothing more. What is parked stays unsettled, and is returned to the queue with everything else."""
         self._stopping = True
-        self._changed.set()
+        self._wake()
         if self._task is not None:
             await asyncio.wait({self._task}, timeout=_STOP_SECONDS)
             await end(self._task)
-        await self.store.close()
+        await asyncio.gather(self.store.close(), self.slow_store.close())
+
+    def _wake(self) -> None:
+        self._quick.changed.set()
+        self._slow.changed.set()
 
     async def _prove(self, requests: Sequence[Request[D]]) -> None:
         """They were processed safely: a new consumer, which delivers little at first, need not wait for them."""
         if requests:
             await self.intake.prove([request.delivery for request in requests])
 
-    # the task
+    # the tasks
 
     async def run(self) -> None:
         """Try what is parked again, until `stop` is called."""
         self._task = asyncio.current_task()
+        async with asyncio.TaskGroup() as lanes:
+            for lane in (self._quick, self._slow):
+                lanes.create_task(self._run(lane), name="park slow" if lane.slow else "park")
+
+    async def _run(self, lane: Lane[D]) -> None:
         while not self._stopping:
-            self._changed.clear()
+            lane.changed.clear()
             now = time.monotonic()
-            if not self._lines:
-                await self.store.close()
-                await self._changed.wait()
-            elif (returned_at := min(self._since()) + self.limit_seconds) <= now:
+            line = min(lane.lines(self._lines.values()), key=lambda line: line.due, default=None)
+            due = inf if line is None else line.due
+            returned_at = inf if lane.slow else min(self._since(), default=inf) + self.limit_seconds
+            if min(due, returned_at) == inf:
+                await lane.store.close()
+                await lane.changed.wait()
+            elif returned_at <= now:
                 await self._return_all()
-            elif (line := min(self._lines.values(), key=lambda line: line.due)).due <= now:
-                await self._try(line)
+            elif line is not None and due <= now:
+                await self._try(line, lane)
             else:
-                await self._until_changed(min(line.due, returned_at) - now)
+                await _until_changed(lane, min(due, returned_at) - now)
 
-    async def _until_changed(self, seconds: float) -> None:
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._changed.wait()
-
-    async def _try(self, line: Line[D]) -> None:
+    async def _try(self, line: Line[D], lane: Lane[D]) -> None:
         """Store the requests of one record in order, until one of them does not pass."""
-        count, pause = 0, 0.0
+        count, pause, slow = 0, 0.0, False
         until = time.monotonic() + _AT_ONCE_SECONDS
         while count < _SETTLED_AT_ONCE and time.monotonic() < until and not self._stopping:
             if self._is_too_early(line):
                 pause = _SETTLING_SECONDS
                 break
             try:
-                settlement = await self._try_first(line)
+                settlement = await self._try_first(line, lane)
             except Unavailable as outage:
-                line.cause = outage if isinstance(outage, Failed) else line.cause
-                line.tries += 1
-                pause = min(2.0**line.tries, _REFUSED_SECONDS) if outage is self.refusals.everybodys else _RETRY_SECONDS
+                pause = self._did_not_pass(line, outage)
+                slow = not outage.locked if isinstance(outage, TimedOut) else line.slow
                 break
             if settlement is None:
                 break
             count += 1
-            if self.parts.add(settlement):
+            if lane.parts.add(settlement):
                 break
-        line.due = time.monotonic() + pause  # behind the records that are due by now
         if count:
             self.on_answer()
-            await self.parts.pass_on()
-        if not line.waiting:  # nothing has joined meanwhile, so the next request of the record need not wait any more
+            await lane.parts.pass_on()
+        line.due = time.monotonic() + pause  # behind the records that are due by now
+        # If nothing has joined meanwhile, the next request of the record need not wait any more.
+        if not line.waiting and self._lines.get(line.record) is line:
             del self._lines[line.record]
             log.info("unparked", record=str(line.record), count=count)
-        await self.parts.slices.next()
+        if line.slow is not slow:  # another lane may begin with it now
+            line.slow = slow
+            self._wake()
+        await lane.parts.slices.next()
+
+    def _did_not_pass(self, line: Line[D], outage: Unavailable) -> float:
+        """Note why the first request of a line did not pass; in how many seconds it is tried again."""
+        line.cause = outage if isinstance(outage, Failed) else line.cause
+        line.tries += 1
+        return min(2.0**line.tries, _REFUSED_SECONDS) if outage is self.refusals.everybodys else _RETRY_SECONDS
 
     def _is_too_early(self, line: Line[D]) -> bool:
         """Whether the first request is a suspect, and the one before it is not settled yet.
@@ -344,7 +354,7 @@ class Parking(Generic[D]):
             return False
         return self.intake.has(line.last)
 
-    async def _try_first(self, line: Line[D]) -> Settlement[D] | None:
+    async def _try_first(self, line: Line[D], lane: Lane[D]) -> Settlement[D] | None:
         """Store the first request of a record, and take it from its line. None: there is none.
 
         Raises:
@@ -356,18 +366,16 @@ class Parking(Generic[D]):
                 line.waiting.popleft()
             if not line.waiting:
                 return None
-            settlement = await self._settlement(line, line.waiting[0].request)
+            settlement = await self._settlement(line, line.waiting[0].request, lane)
             line.last = line.waiting.popleft().request.delivery
             line.tries, line.passes = 0, self.refusals.passes
             return settlement
 
-    async def _settlement(self, line: Line[D], request: Request[D]) -> Settlement[D]:
-        lock_seconds = max(0.01, 1.0 / len(self._lines))  # so that trying all of them takes about a second
-        patience = Patience(lock_seconds, _SECONDS[min(line.tries, len(_SECONDS) - 1)])
+    async def _settlement(self, line: Line[D], request: Request[D], lane: Lane[D]) -> Settlement[D]:
         doubted = False
         while True:
             try:
-                [applied] = await self.store.apply([request], patience)
+                [applied] = await self._apply(request, lane)
             except Refused as refused:
                 cause: Refused | Failed = refused
             except Failed as failed:
@@ -385,11 +393,29 @@ class Parking(Generic[D]):
                 return settling.rejected(request, Refused(cause.sqlstate).problem)
             doubted = True  # it may have been fixed since the row was tried, and before our own was
 
+    async def _apply(self, request: Request[D], lane: Lane[D]) -> list[Applied]:
+        if not lane.slow:
+            patience = quick(len(lane.lines(self._lines.values())), self.timing.limit(1, least=0.0))
+            return await lane.store.apply([request], patience)
+        statement = asyncio.ensure_future(lane.store.apply([request]))
+        wanted = asyncio.ensure_future(self.writes.wanted.wait())
+        try:
+            await asyncio.wait({statement, wanted}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            wanted.cancel()
+            if not statement.done():  # everything is requeued, or the worker stops: nobody waits for a slow statement
+                await end(statement)
+                _ = statement.cancelled() or statement.exception()  # read, or asyncio reports it
+                await lane.store.close()  # returns when the server has cancelled it
+        if statement.cancelled():
+            raise TimedOut
+        return statement.result()
+
     async def _return_all(self) -> None:
         """Return everything in hand to the queue, in order: the broker does not wait for ever for what is parked."""
         seconds = self.oldest_seconds
         await self.intake.pause("parked")
-        await self.parts.stored.join()
+        await self.stored.join()
         async with self.writes.alone():
             given_back = await self.intake.requeue()
             self._lines.clear()
@@ -402,8 +428,8 @@ class Parking(Generic[D]):
         waited = False
         while not self._stopping and (everybodys := self.refusals.everybodys) is not None:
             waited = True
-            self._changed.clear()
-            await self._until_changed(TRY_AGAIN_SECONDS)
+            self._quick.changed.clear()
+            await _until_changed(self._quick, TRY_AGAIN_SECONDS)
             with suppress(Unavailable):
                 found = await self.store.try_own_rows(self.refusals.accepted)
                 self.refusals.tried(everybodys.rule, self.refusals.passes, time.monotonic(), found)
@@ -413,3 +439,9 @@ class Parking(Generic[D]):
     def _since(self) -> list[float]:
         """When the oldest message of each record was parked."""
         return [line.waiting[0].since for line in list(self._lines.values()) if line.waiting]
+
+
+async def _until_changed(lane: Lane[D], seconds: float) -> None:
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await lane.changed.wait()

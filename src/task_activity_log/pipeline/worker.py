@@ -28,7 +28,6 @@ from task_activity_log.pipeline.ports import (
     DeadLetters,
     Forwarder,
     Intake,
-    Patience,
     Replies,
     Settlement,
     Store,
@@ -39,6 +38,7 @@ from task_activity_log.pipeline.refusals import Refusals
 from task_activity_log.pipeline.request import Request, Rules
 from task_activity_log.pipeline.search import PartFailed, Search
 from task_activity_log.pipeline.suspects import is_smaller
+from task_activity_log.pipeline.timing import Timing
 from task_activity_log.pipeline.waves import waves
 from task_activity_log.problem import Failed, Refused, Unavailable
 from task_activity_log.record import Applied, Unread
@@ -65,6 +65,7 @@ class Worker(Generic[D]):
         nulls: Literal["emit", "omit"] = "emit",
         hold_limit_seconds: float = 600.0,
         parked_store: Store | None = None,
+        slow_store: Store | None = None,
         park_most: int = 1000,
         park_limit_seconds: float = 600.0,
         refused_in_a_row: int = 10,
@@ -77,8 +78,8 @@ class Worker(Generic[D]):
         common = (intake, watch, hold_limit_seconds, self.writes)
         self.forwarding = None if forwarder is None else Forwarding(intake, forwarder, self.writes)
         self.parking: Parking[D] = Parking(
-            intake, parked_store or store, Parts(stored, part_bytes), self.writes, nulls, Refusals(refused_in_a_row),
-            most=park_most, limit_seconds=park_limit_seconds,
+            intake, parked_store or store, slow_store or parked_store or store, stored, part_bytes, self.writes, nulls,
+            Refusals(refused_in_a_row), Timing(), most=park_most, limit_seconds=park_limit_seconds,
         )  # fmt: skip
         self._storing = Storing(
             self.store_hold, *common, store=store, parts=Parts(stored, part_bytes), rules=rules, batch_max=batch_max,
@@ -236,7 +237,7 @@ class Storing(_Stage[D]):
         search = Search(wave, self.parking)
         while part := search.next():
             try:
-                stored = await self._until_done(partial(self._try, part, search.patience), repeatable=False)
+                stored = await self._until_done(partial(self._try, part, search), repeatable=False)
             except Refused as refused:
                 await search.refused(part, refused)
             except PartFailed as failed:
@@ -253,15 +254,15 @@ class Storing(_Stage[D]):
             if self.parts.add(settling.stored(request, each, self.nulls)):
                 await self.parts.relieve()
 
-    async def _try(self, part: Sequence[Request[D]], patience: Patience) -> list[tuple[Request[D], Applied]]:
+    async def _try(self, part: Sequence[Request[D]], search: Search[D]) -> list[tuple[Request[D], Applied]]:
         """Write a part of a wave, without what was requeued meanwhile: another worker may have stored later requests."""
         try:
             async with self.writes.shared():
                 # Not all or nothing: the requests may be of several queues, and one of these was handed over.
                 here = [request for request in part if self.intake.has(request.delivery)]
-                return list(zip(here, await self.store.apply(here, patience), strict=True)) if here else []
+                return list(zip(here, await search.write(self.store, here), strict=True)) if here else []
         except Failed as failed:
-            await self.store.probe()  # if this fails too, the database is unavailable, whatever the part contains
+            await search.probe(self.store, failed)  # if this fails too, the database is unavailable
             raise PartFailed(failed) from failed
 
 

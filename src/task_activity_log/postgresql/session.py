@@ -67,6 +67,10 @@ class ServerConnection(_Connection):
         transport: Any = self._transport  # type: ignore[attr-defined]  # the driver has no public name for it
         return transport.get_extra_info("socket")
 
+    def end_statement(self) -> None:
+        """Ask the server to cancel the statement under way. The statement then fails (57014), or has been faster."""
+        self._cancel_current_command(self._loop.create_future())  # type: ignore[attr-defined]  # no public name for it
+
     def know_arrays(self) -> None:
         """Tell the driver the array types of our statements.
 
@@ -145,6 +149,7 @@ _WORDS = {
 }
 _NO_SUCH_TABLE = "42P01"
 NOT_PERMITTED = "42501"
+_LOCK_TIMEOUT = "55P03"
 _QUOTED = "22P02"  # the SQLSTATE of the errors in which `SKIPPED_ROW` and `UNSET_INSTANT` are quoted
 _NOT_NULL = "23502"
 _RETRIES = {Fault.CONFLICT: 3, Fault.SCHEMA: 1, Fault.STATEMENT: 1, Fault.SKIPPED: 1}
@@ -163,7 +168,7 @@ def outage(sqlstate: str, where: str = "") -> Unavailable:
     """
     match fault(sqlstate):
         case Fault.TIMEOUT:
-            return TimedOut(where)
+            return TimedOut(where, locked=sqlstate == _LOCK_TIMEOUT)
         case Fault.DATABASE:
             return Unavailable(label(sqlstate), where)
         case kind:
@@ -233,10 +238,21 @@ class Session:
         120.0  # a firewall may have dropped a connection that was idle for longer (the strictest: 4 minutes)
     )
     _CLOSE_SECONDS = 5.0
+    _END_SECONDS = 1.0
+    """How long the server may take to cancel a statement. Code without interrupts goes on; the connection is then closed."""
 
-    def __init__(self, connect: Callable[[], Awaitable[ServerConnection]]) -> None:
-        """Prepare a session without connecting; `connect` opens its connections."""
+    def __init__(
+        self, connect: Callable[[], Awaitable[ServerConnection]], confirm: str, confirm_seconds: float
+    ) -> None:
+        """Prepare a session without connecting.
+
+        Args:
+            connect: opens its connections.
+            confirm: a statement that returns when all earlier commits are as safe as a commit is here.
+            confirm_seconds: how long it may take.
+        """
         self._connect = connect
+        self._confirm, self._confirm_seconds = confirm, confirm_seconds
         self._turn = asyncio.Lock()
         self._connection: ServerConnection | None = None
         self._used = 0.0
@@ -256,11 +272,16 @@ class Session:
         async with self._turn:
             await self._open()
 
-    async def ask(self, statement: str, *arguments: object, seconds: float | None = None) -> list[Row]:
+    async def ask(
+        self, statement: str, *arguments: object, seconds: float | None = None, end_after: float | None = None
+    ) -> list[Row]:
         """Execute one statement in its own transaction and return its rows.
 
         Conflicts and outdated caches are retried here (see `Fault`). Callers take turns; since each statement and each
-        attempt to connect has a timeout, no caller waits for ever. `seconds` replaces the timeout of the statement.
+        attempt to connect has a timeout, no caller waits for ever.
+
+        `seconds` replaces the timeout of the statement, after which its connection is closed. After `end_after` seconds the
+        server is asked to cancel the statement, and its answer is waited for: so it is known whether it was committed.
 
         Raises:
             Refused: the database or the driver refuses a value.
@@ -272,7 +293,7 @@ class Session:
             while True:
                 connection = await self._open()
                 try:
-                    rows = await connection.fetch(statement, *arguments, timeout=seconds)
+                    rows = await self._fetch(connection, statement, arguments, seconds, end_after)
                 except DRIVER_ERRORS as error:
                     kind, failure = _judge(error, connection.where)
                     if kind not in _HARMLESS:
@@ -284,11 +305,54 @@ class Session:
                     self._used = time.monotonic()
                     if connection.unreplicated:
                         connection.unreplicated = False
-                        raise TimedOut(connection.where)
+                        await self._replicate(connection.where)
                     return cast("list[Row]", rows)  # each Record is read once, so making a dict of it would be slower
                 tried[kind] += 1
                 if tried[kind] > _RETRIES.get(kind, 0):
                     raise failure  # not chained to the driver's error, which quotes rows
+
+    async def _fetch(
+        self,
+        connection: ServerConnection,
+        statement: str,
+        arguments: Sequence[object],
+        seconds: float | None,
+        end_after: float | None,
+    ) -> list[Any]:
+        if end_after is None:
+            return await connection.fetch(statement, *arguments, timeout=seconds)
+        ended = False
+
+        def end() -> None:
+            nonlocal ended
+            ended = True
+            connection.end_statement()
+
+        timer = asyncio.get_running_loop().call_later(end_after, end)
+        try:
+            rows = await connection.fetch(statement, *arguments, timeout=end_after + self._END_SECONDS)
+        finally:
+            timer.cancel()
+        if ended:
+            self._abandon()  # the statement was faster than the request to cancel it, which could cancel the next one
+        return rows
+
+    async def _replicate(self, where: str) -> None:
+        """Return once a commit that was cancelled while it waited for a standby is on the standby too.
+
+        Raises:
+            TimedOut: it takes too long. The transaction is committed on this server alone.
+        """
+        connection = await self._open()
+        try:
+            await connection.fetch(self._confirm, timeout=self._confirm_seconds)
+        except DRIVER_ERRORS:
+            self._abandon()
+        else:
+            if not connection.unreplicated:
+                return
+            connection.unreplicated = False
+        raise TimedOut(where)
 
     async def rehearse(self, *statements: tuple[str, Sequence[object]], seconds: float) -> Refused | Unavailable | None:
         """Execute statements in one transaction and roll back. What `ask` would raise for them and for a commit; None: nothing.

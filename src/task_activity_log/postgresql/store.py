@@ -136,8 +136,9 @@ class Store:
 
         self._command_timeout = command_timeout
         self._read_bytes = read_bytes
-        self._writer = Session(connection)
-        self._maintenance = Session(connection)
+        confirm_seconds = min(_CONFIRM_SECONDS, command_timeout)
+        self._writer = Session(connection, _CONFIRM, confirm_seconds)
+        self._maintenance = Session(connection, _CONFIRM, confirm_seconds)
         self._has_xmax: bool | None = None  # see `table.has_xmax`; None: not known yet
 
     @property
@@ -183,8 +184,8 @@ class Store:
         if self._has_xmax is None:
             await self.look()
         arguments = _arguments(wave, mode, patience.lock_seconds)
-        seconds = None if patience.seconds is None else min(patience.seconds, self._command_timeout)
-        written = {row["id"]: row for row in await self._writer.ask(self._statement(mode), *arguments, seconds=seconds)}
+        rows = await self._writer.ask(self._statement(mode), *arguments, end_after=self._ended_after(patience))
+        written = {row["id"]: row for row in rows}
         applied, unwritten = list[Applied](), list[int]()
         for index, request in enumerate(wave):
             row = written.get(request.record.id)
@@ -200,6 +201,10 @@ class Store:
                 if (row := current.get(wave[index].record.id)) is not None:
                     applied[index] = _answer(applied[index].outcome, row)
         return applied
+
+    def _ended_after(self, patience: Patience) -> float | None:
+        seconds = patience.seconds
+        return None if seconds is None or seconds >= self._command_timeout else seconds
 
     async def _current(self, ids: Sequence[UUID], *, confirm: bool) -> dict[UUID, Row]:
         """The records as they are now.

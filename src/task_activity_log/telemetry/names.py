@@ -70,7 +70,7 @@ METRICS = {
     ),
     "task_activity_log_in_hand": Metric("gauge", "Deliveries that are not settled yet."),
     "task_activity_log_parked": Metric(
-        "gauge", "Deliveries that wait for a row that is locked, late or fails for now. They are in hand too."
+        "gauge", "Deliveries that wait for a row that is locked, slow or fails for now. They are in hand too."
     ),
     "task_activity_log_parked_age_seconds": Metric(
         "gauge", "How long the oldest of them has been waiting; 0 if there is none."
@@ -203,7 +203,7 @@ EVENTS = {
     ),
     "parked": Event(
         "warning",
-        "Messages wait for rows that are locked, late or fail for now; other records go on. `records` has at most 20 ids.",
+        "Messages wait for rows that are locked, slow or fail for now; other records go on. `records` has at most 20 ids.",
         ("records", "count", "reason", "parked"),
     ),
     "unparked": Event("info", "Nothing of this record waits any more; these were settled last.", ("record", "count")),

@@ -1,0 +1,77 @@
+"""The lines of parked records, one for each record with its requests in order; and the two lanes where they are tried."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Generic, NamedTuple
+from uuid import UUID
+
+from task_activity_log.pipeline.batches import Parts
+from task_activity_log.pipeline.ports import D, Patience, Store
+from task_activity_log.pipeline.request import Request
+from task_activity_log.problem import Failed
+
+_QUICK_LEAST_SECONDS = 0.05
+_ROUND_SECONDS = 1.0
+
+
+class Parked(NamedTuple, Generic[D]):
+    """A request, and when it was parked (`time.monotonic`)."""
+
+    request: Request[D]
+    since: float
+
+
+@dataclass(eq=False, slots=True)
+class Line(Generic[D]):
+    """One record that is parked."""
+
+    record: UUID
+    cause: Failed
+    """Why its first request did not pass."""
+    passes: int
+    """The number of statements that had passed when its first request was tried; see `Refusals`."""
+    due: float
+    """When it is tried next."""
+    waiting: deque[Parked[D]] = field(default_factory=deque)
+    """Its requests, in order."""
+    tries: int = 0
+    """How often its first request was tried here."""
+    last: D | None = None
+    """The delivery that was passed on last."""
+    slow: bool = False
+    """Whether its first request takes long although its row is not locked. It is tried in the slow lane then."""
+
+
+class Lane(Generic[D]):
+    """Where parked records are tried, one after the other, over a connection of its own."""
+
+    def __init__(self, store: Store, parts: Parts[D], *, slow: bool) -> None:
+        self.store = store
+        self.parts = parts
+        """Of its own: others collect what must be settled at the same time."""
+        self.slow = slow
+        """Whether it is for slow records, whose statements may take as long as any. They delay each other, and no others."""
+        self.changed = asyncio.Event()
+        """Set when there may be something to do."""
+
+    def lines(self, lines: Iterable[Line[D]]) -> list[Line[D]]:
+        """Those of these lines that are tried here."""
+        return [line for line in lines if line.slow is self.slow]
+
+
+def quick(records: int, usual: float | None) -> Patience:
+    """How long a statement may take in the quick lane, so that trying all of its records takes a second or two.
+
+    Args:
+        records: how many there are.
+        usual: the limit for one row (`Timing.limit`); None: as long as any statement.
+    """
+    share = _ROUND_SECONDS / max(1, records)
+    lock_seconds = max(0.01, share)
+    if usual is None:
+        return Patience(lock_seconds)
+    return Patience(lock_seconds, lock_seconds + max(_QUICK_LEAST_SECONDS, share, usual))

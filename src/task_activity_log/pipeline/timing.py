@@ -1,0 +1,103 @@
+"""How long statements take at present, and so how long one may take before its rows are searched. No input or output.
+
+A statement with one slow row must not make other records wait for as long as the database allows. But a database can be
+slow for everybody: a loaded machine, a checkpoint, a standby that is slow to confirm commits, a trigger that costs 50 ms
+for each row. So the limit of a statement grows with what statements have taken lately:
+
+    limit = the larger of `least` and FACTOR x expected;  expected = fixed + rows x per row
+
+`fixed` is what a statement takes without rows: the least of the last statements and of the last probe. `per row` is the lower
+quartile of what the last statements took beyond that: three quarters of them would have to have a slow row before it counts.
+
+A statement that exceeds its limit is cancelled, and a probe is made. If the limit is much longer now, because the probe
+has shown that commits are slow, or that they are not and each row is, the same rows are tried again. Otherwise the rows are
+searched (see `search`). After an outage nothing is known: then a statement may take as long as
+WORKER_DATABASE_COMMAND_TIMEOUT_SECONDS, or it could never pass.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from enum import Enum, auto
+from math import inf
+
+FACTOR = 4.0
+"""How much longer than expected a statement may take."""
+LONGER = 2.0
+"""How much longer the limit must be now for the same rows to be tried again. It doubles each time, so this ends."""
+_RECENT = 16
+"""How many statements are remembered. A database that becomes slow for all rows is known after most of these."""
+_LARGER = 32
+"""What is known of a few rows says little of hundreds: they are expected to take as long as 32 times as many at most."""
+_UNUSUAL_SECONDS = 0.2
+"""A probe that takes longer, and longer than expected, shows that the database has changed."""
+
+
+class Timing:
+    """What is known of the time that statements take."""
+
+    def __init__(self) -> None:
+        """Nothing is known."""
+        self._recent: deque[tuple[int, float]] = deque(maxlen=_RECENT)
+        self._probe: float | None = None
+        self._unlimited = False
+
+    def passed(self, rows: int, seconds: float) -> None:
+        """A statement with this number of rows has passed."""
+        self._recent.append((rows, seconds))
+        self._unlimited = False
+
+    def probed(self, seconds: float) -> None:
+        """A probe has passed, after a statement that did not."""
+        if seconds > max(_UNUSUAL_SECONDS, FACTOR * self._fixed()):
+            self._recent.clear()
+        self._probe = seconds
+
+    def outage(self) -> None:
+        """A statement took too long, and the probe did not pass either."""
+        self._recent.clear()
+        self._probe = None
+        self._unlimited = True
+
+    def _fixed(self) -> float:
+        probe = () if self._probe is None else (self._probe,)
+        return min((*(seconds for _, seconds in self._recent), *probe), default=0.0)
+
+    def expected(self, rows: int) -> float:
+        """How many seconds a statement with this number of rows takes."""
+        fixed = self._fixed()
+        per_row = sorted((seconds - fixed) / count for count, seconds in self._recent)
+        if not per_row:
+            return fixed
+        most = _LARGER * max(count for count, _ in self._recent)
+        return fixed + min(rows, most) * per_row[len(per_row) // 4]
+
+    def limit(self, rows: int, least: float) -> float | None:
+        """How many seconds a statement with this number of rows may take, at least `least`; None: as long as any."""
+        return None if self._unlimited else max(least, FACTOR * self.expected(rows))
+
+
+class Step(Enum):
+    """What is done with a part of a wave that has failed although the database works."""
+
+    AGAIN = auto()
+    """The database is slower than was known: the same rows get more time."""
+    DIVIDE = auto()
+    """One of the rows may be at fault: try the others without it."""
+    PARK = auto()
+    """The row is at fault, or others have waited long enough for the search."""
+
+
+def next_step(rows: int, limit: float | None, now: float | None, *, in_time: bool) -> Step:
+    """What is done next with a part of this number of rows.
+
+    Args:
+        rows: how many it has.
+        limit: the limit that it has exceeded; None: that of any statement, or it failed for a reason that more time does
+            not change.
+        now: what the limit would be now, after the probe.
+        in_time: whether the search may go on.
+    """
+    if limit is not None and (inf if now is None else now) >= LONGER * limit:
+        return Step.AGAIN
+    return Step.DIVIDE if rows > 1 and in_time else Step.PARK
