@@ -5,6 +5,7 @@ import json
 import re
 import secrets
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from task_activity_log import __version__
 from task_activity_log.cli.check import check, findings
 from task_activity_log.cli.check.finding import Finding
 from task_activity_log.cli.check.limits import number
+from task_activity_log.client import PoisonQueue, TaskActivityLog, TaskActivityLogClient, subscribe
 from task_activity_log.postgresql.store import Store
 from task_activity_log.problem import Unavailable
 from task_activity_log.settings import load
@@ -249,6 +251,21 @@ def documented(page: str, user: str) -> dict[str, str]:
     return dict(zip(("configure", "write", "read"), cells, strict=True))
 
 
+async def subscribed_with_poison(url: str, publisher_url: str) -> None:
+    """Fail at one reply in a queue of one's own, so that it is moved."""
+    with suppress(ZeroDivisionError):
+        async with (
+            subscribe(url, queue="crm.replies", routing_keys=["#"], on_poison=PoisonQueue("crm.poison", 1)) as replies,
+            TaskActivityLogClient(publisher_url) as publisher,
+        ):
+            await publisher.send_many([TaskActivityLog(id=uuid4())])
+            async for _ in replies:
+                raise ZeroDivisionError
+    async with await aio_pika.connect(publisher_url) as connection:
+        channel = await connection.channel()
+        assert await (await channel.get_queue("crm.poison")).get(fail=False)
+
+
 async def test_the_permissions_of_the_commands_that_are_documented_are_enough(
     user: User, amqp_url: str, database_url: str
 ) -> None:
@@ -270,6 +287,10 @@ async def test_the_permissions_of_the_commands_that_are_documented_are_enough(
         await run(0, "replies", "--take", "-n", "1")
         user.may(**documented("subscribing.md", "`replies`, and `subscribe(routing_keys=…)`"))
         await run(0, "replies", "--seconds", "0.5")
+        durable = documented("subscribing.md", '`subscribe(queue="crm.replies", routing_keys=…)`')
+        poison = documented("subscribing.md", '`on_poison=PoisonQueue("crm.poison")`, in addition')
+        user.may(**{kind: "|".join(filter(None, (durable[kind], poison[kind]))) for kind in durable})
+        await subscribed_with_poison(user.url, amqp_url)
         async with await aio_pika.connect(amqp_url) as connection:
             channel = await connection.channel()
             await channel.default_exchange.publish(

@@ -1,9 +1,10 @@
 """The client for publishers and subscribers, against a real broker and a worker."""
 
 import asyncio
+import gc
 import json
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID, uuid4
@@ -21,16 +22,23 @@ from task_activity_log.client import (
     ClientError,
     NoAnswer,
     NotSent,
-    Reply,
+    PoisonQueue,
+    Received,
+    RejectedReply,
+    StoredReply,
     StoredTaskActivityLog,
+    Subscription,
     TaskActivityLog,
     TaskActivityLogClient,
+    UnreadableReply,
     Upsert,
     UpsertRejected,
     subscribe,
 )
 from task_activity_log.client.asks import Asks
-from task_activity_log.client.subscription import _News
+from task_activity_log.client.messages import received_reply
+from task_activity_log.client.news import News
+from task_activity_log.message import Delivery, Properties
 from task_activity_log.rabbitmq.link import LinkOptions
 from task_activity_log.rabbitmq.publisher import Publisher
 from task_activity_log.rabbitmq.topology import Topology, declare
@@ -395,6 +403,12 @@ async def test_a_task_of_the_client_that_crashes_fails_what_waits_and_what_comes
 # ---- subscribers
 
 
+async def received(replies: Subscription[Any]) -> list[str | None]:
+    """The message_ids of all replies, to the end."""
+    async with replies:
+        return [reply.message_id async for reply in replies]
+
+
 async def publish_reply(
     channel: AbstractChannel, message_id: str, *, id_: UUID, second: int, key: str = "updated"
 ) -> None:
@@ -415,10 +429,15 @@ async def test_a_subscriber_sees_each_new_reply_once(amqp_url: str) -> None:
             ("a", one, 5), ("a", one, 5), ("b", one, 4), ("c", other, 1), ("d", one, 6), ("e", one, 6), ("f", other, 2)
         ]:  # fmt: skip
             await publish_reply(channel, message_id, id_=id_, second=second)
-        replies = subscribe(amqp_url, most=4)
-        assert [reply.message_id async for reply in replies] == ["a", "c", "d", "f"]
+        assert await received(subscribe(amqp_url, most=4)) == ["a", "c", "d", "f"]
         queue = await channel.get_queue(TOPOLOGY.replies_queue)
         assert await queue.get(fail=False) is None
+
+
+def reply_in(body: bytes, content_type: str, outcome: str, message_id: str) -> Received:
+    """What a subscriber receives of such a message."""
+    properties = Properties(content_type=content_type, message_id=message_id, headers={"x-outcome": outcome})
+    return received_reply(Delivery(body, properties))
 
 
 @pytest.mark.parametrize(
@@ -440,14 +459,14 @@ def test_the_last_state_of_a_record_is_never_skipped(states: str, seen: str) -> 
 
     Each state is its format, the microseconds of its time, and its subject.
     """
-    identifier, news = uuid4(), _News(10)
+    identifier, news = uuid4(), News(10)
     found = []
     for number, state in enumerate(states.split()):
         microseconds, subject = state[1:].split(":")
         name = wire.XML if state[0] == "x" else wire.JSON
         modified = datetime(2026, 1, 1, microsecond=int(microseconds), tzinfo=UTC)
         body = wire.encode(StoredTaskActivityLog(id=identifier, subject=subject, modified_dateutc=modified), name).body
-        if news.is_news(Reply("updated", body, name, str(number), None)):
+        if news.is_news(reply_in(body, name, "updated", str(number))):
             found.append(subject)
     assert "".join(found) == seen
 
@@ -457,11 +476,11 @@ async def test_a_reply_is_acknowledged_after_the_body(amqp_url: str) -> None:
     async with no_worker(amqp_url) as channel:
         for message_id in "abc":
             await publish_reply(channel, message_id, id_=uuid4(), second=1)
-        async with aclosing(subscribe(amqp_url, prefetch=1)) as replies:
+        async with subscribe(amqp_url, prefetch=1) as replies:
             async for reply in replies:
                 if reply.message_id == "b":
                     break
-        assert [reply.message_id async for reply in subscribe(amqp_url, most=2)] == ["b", "c"]
+        assert await received(subscribe(amqp_url, most=2)) == ["b", "c"]
 
 
 async def test_a_subscriber_continues_after_a_lost_connection(amqp_url: str) -> None:
@@ -470,10 +489,11 @@ async def test_a_subscriber_continues_after_a_lost_connection(amqp_url: str) -> 
         for number in range(20):
             await publish_reply(channel, str(number), id_=uuid4(), second=1)
         seen = []
-        async for reply in subscribe(proxy.url, most=20):
-            seen.append(reply.message_id)
-            if len(seen) == 10:
-                proxy.cut()
+        async with subscribe(proxy.url, most=20) as replies:
+            async for reply in replies:
+                seen.append(reply.message_id)
+                if len(seen) == 10:
+                    proxy.cut()
         assert sorted(seen, key=lambda name: int(name or 0)) == [str(number) for number in range(20)]
 
 
@@ -482,22 +502,199 @@ async def test_a_queue_of_its_own_takes_nothing_from_others(amqp_url: str) -> No
     async with no_worker(amqp_url) as channel:
         bound = asyncio.Event()
 
-        async def follow() -> list[str | None]:
-            found = subscribe(amqp_url, routing_keys=["stored.inserted"], most=1, on_connected=bound.set)
-            return [reply.message_id async for reply in found]
-
-        following = asyncio.create_task(follow())
+        mine = subscribe(amqp_url, routing_keys=["stored.inserted"], most=1, on_connected=bound.set)
+        following = asyncio.create_task(received(mine))
         await bound.wait()
         await publish_reply(channel, "a", id_=uuid4(), second=1, key="updated")
         await publish_reply(channel, "b", id_=uuid4(), second=1, key="inserted")
         assert await following == ["b"]
-        assert [reply.message_id async for reply in subscribe(amqp_url, most=2)] == ["a", "b"]
+        assert await received(subscribe(amqp_url, most=2)) == ["a", "b"]
+
+
+async def test_a_durable_queue_of_its_own_keeps_what_is_published_while_it_is_away(amqp_url: str) -> None:
+    """It is declared and bound at the first use, and takes nothing from others."""
+    async with no_worker(amqp_url) as channel:
+        keys = ["stored.inserted", "rejected"]
+        async with subscribe(amqp_url, queue="mine", routing_keys=keys):
+            pass
+        await publish_reply(channel, "a", id_=uuid4(), second=1, key="updated")
+        await publish_reply(channel, "b", id_=uuid4(), second=1, key="inserted")
+        assert await received(subscribe(amqp_url, queue="mine", routing_keys=keys, most=1)) == ["b"]
+        assert await received(subscribe(amqp_url, most=2)) == ["a", "b"]
+        await publish_reply(channel, "c", id_=uuid4(), second=1, key="updated")
+        await publish_reply(channel, "d", id_=uuid4(), second=1, key="inserted")
+        assert await received(subscribe(amqp_url, queue="mine", most=1)) == ["d"]
+
+
+async def test_a_queue_of_its_own_is_used_as_it_is(amqp_url: str) -> None:
+    """Also a classic one, whose arguments a declaration would not match."""
+    async with no_worker(amqp_url) as channel:
+        await channel.declare_queue("mine", durable=True)
+        async with subscribe(amqp_url, queue="mine", routing_keys=["#"], most=1) as replies:
+            await publish_reply(channel, "a", id_=uuid4(), second=1)
+            assert [reply.message_id async for reply in replies] == ["a"]
+
+
+async def test_a_subscription_is_used_within_its_context(amqp_url: str) -> None:
+    """Outside of it an error says how to use it, instead of a wait without end."""
+    async with no_worker(amqp_url):
+        replies = subscribe(amqp_url)
+        for _ in range(2):
+            with pytest.raises(ClientError, match=r"write `async with subscribe\(…\) as replies`"):
+                await anext(replies)
+            async with replies:
+                pass
+
+
+async def test_each_reply_has_the_type_of_what_it_contains(world: World) -> None:
+    """A record, a problem, or neither: nothing is raised."""
+    identifier, found = uuid4(), list[str]()
+    async with (
+        subscribe(world.amqp_url, routing_keys=["#"], most=3) as replies,
+        TaskActivityLogClient(world.amqp_url) as client,
+        await aio_pika.connect(world.amqp_url) as connection,
+    ):
+        await client.send_many([record("a subject", identifier)])
+        await client.send_many([Upsert(b"{}", message_id="bad")])
+        async for reply in replies:
+            match reply:
+                case StoredReply(stored):
+                    assert (stored.id, reply.outcome) == (identifier, "inserted")
+                    assert reply.published is not None
+                    assert abs((datetime.now(UTC) - reply.published).total_seconds()) < 60
+                    found.append("stored")
+                case RejectedReply(problem):
+                    assert (problem.code, reply.correlation_id) == ("missing_id", "bad")
+                    found.append("rejected")
+                    channel = await connection.channel()
+                    exchange = await channel.get_exchange(TOPOLOGY.replies_exchange, ensure=False)
+                    await exchange.publish(aio_pika.Message(b"junk"), "stored.junk")
+                case UnreadableReply(error):
+                    assert "cannot be read" in str(error)
+                    found.append("unreadable")
+    assert sorted(found[:2]) == ["rejected", "stored"]
+    assert found[2] == "unreadable"
+
+
+async def test_a_poison_reply_is_moved_after_its_tries(amqp_url: str) -> None:
+    """It does not block those behind it for ever, which are not counted because of it; the body's exception is raised."""
+    poison = PoisonQueue("poison", tries=3)
+    async with no_worker(amqp_url) as channel:
+        for message_id in "abcdef":
+            await publish_reply(channel, message_id, id_=uuid4(), second=1)
+        done: list[str | None] = []
+        notes: list[str] = []
+
+        async def run() -> None:
+            async with subscribe(amqp_url, on_poison=poison, most=6) as replies:
+                async for reply in replies:
+                    if reply.message_id == "c":
+                        raise ValueError("the body of c")
+                    done.append(reply.message_id)
+
+        for _ in range(3):
+            with pytest.raises(ValueError, match="the body of c") as raised:
+                await run()
+            notes += raised.value.__notes__
+        await publish_reply(channel, "z", id_=uuid4(), second=1)
+        async with subscribe(amqp_url, on_poison=poison) as replies:
+            async for reply in replies:
+                done.append(reply.message_id)
+                if reply.message_id == "z":  # the others were returned to the queue, and come before it
+                    break
+        assert sorted(map(str, done)) == ["a", "b", "d", "e", "f", "z"]
+        assert notes == [
+            "This was try 1 of 3: the reply is delivered again.",
+            "This was try 2 of 3: the reply is delivered again.",
+            "After 3 tries the reply was moved to queue poison.",
+        ]
+        moved = await (await channel.get_queue("poison")).get()
+        assert (moved.message_id, moved.content_type) == ("c", "application/json")
+        assert moved.headers["x-outcome"] == "updated"
+        assert (moved.headers["x-subscriber-tries"], moved.headers["x-subscriber-error"]) == (3, "ValueError")
+        assert "the body" not in str(moved.headers)
+
+
+async def test_replies_behind_a_poison_reply_are_not_counted_with_it(amqp_url: str) -> None:
+    """While it is tried again they are not delivered: a later failure of one of them is its second try at most."""
+    async with no_worker(amqp_url) as channel:
+        for message_id in "abc":
+            await publish_reply(channel, message_id, id_=uuid4(), second=1)
+        attempts: list[int] = []
+        for failing in "aaab":
+            with suppress(ZeroDivisionError):
+                async with subscribe(amqp_url, on_poison=PoisonQueue("poison", tries=3)) as replies:
+                    async for reply in replies:
+                        if reply.message_id == failing:
+                            assert replies._under_way is not None
+                            attempts.append(replies._under_way.attempts)
+                            _ = 1 // 0
+        assert attempts == [0, 1, 2, 0]
+        queue = await channel.get_queue("poison")
+        assert queue.declaration_result.message_count == 1
+
+
+async def test_a_poison_reply_stays_if_its_queue_takes_nothing(amqp_url: str) -> None:
+    """Then it is delivered again, and the exception has a note that says why."""
+    async with no_worker(amqp_url) as channel:
+        arguments: dict[str, Any] = {"x-queue-type": "quorum", "x-max-length": 0, "x-overflow": "reject-publish"}
+        full = await channel.declare_queue("poison", durable=True, arguments=arguments)
+        await channel.default_exchange.publish(aio_pika.Message(b"fills it"), full.name)
+        await publish_reply(channel, "a", id_=uuid4(), second=1)
+
+        async def run() -> None:
+            async with subscribe(amqp_url, on_poison=PoisonQueue("poison", tries=1)) as replies:
+                async for _ in replies:
+                    raise ValueError("mine")
+
+        with pytest.raises(ValueError, match="mine") as raised:
+            await run()
+        assert raised.value.__notes__ == [
+            "The reply could not be moved to queue poison, and is delivered again: refused"
+        ]
+        assert await received(subscribe(amqp_url, most=1)) == ["a"]
+
+
+def test_a_number_of_tries_below_one_is_refused() -> None:
+    """At once."""
+    with pytest.raises(ValueError, match="at least 1"):
+        PoisonQueue("poison", tries=0)
+
+
+@pytest.mark.parametrize("leaves", ["raise", "break", "cancel"])
+async def test_leaving_a_subscription_leaves_nothing_behind(amqp_url: str, leaves: str) -> None:
+    """No task, and nothing that asyncio or the garbage collector reports later. The reply under way comes again."""
+    reported: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context))
+    before = asyncio.all_tasks()
+
+    async def run() -> None:
+        async with subscribe(amqp_url) as replies:
+            async for _ in replies:
+                if leaves == "break":
+                    break
+                if leaves == "raise":
+                    raise ZeroDivisionError
+                raise asyncio.CancelledError
+
+    async with no_worker(amqp_url) as channel:
+        await publish_reply(channel, "a", id_=uuid4(), second=1)
+        before = asyncio.all_tasks()
+        with suppress(ZeroDivisionError, asyncio.CancelledError):
+            await run()
+        async with asyncio.timeout(30):  # the driver closes its socket in a task
+            while asyncio.all_tasks() != before:
+                await asyncio.sleep(0.01)
+        gc.collect()
+        await asyncio.sleep(0)
+        assert reported == []
+        assert await received(subscribe(amqp_url, most=1)) == ["a"]
 
 
 async def test_subscribing_to_a_queue_that_does_not_exist_is_an_error(amqp_url: str) -> None:
     """Immediately."""
     with pytest.raises(ClientError, match=r"queue 'task_activity_log\.replies' does not exist"):
-        [reply async for reply in subscribe(amqp_url)]
+        await received(subscribe(amqp_url))
 
 
 PROBLEM = '{"code":"missing_id","detail":"Send id.","errors":%s}'
@@ -531,14 +728,21 @@ IN_XML = '<problem xmlns="urn:ietf:rfc:7807"><code>missing_id</code>%s<errors>%s
         ("", ""),
     ],
 )
-def test_a_reply_that_cannot_be_read_is_an_error(content_type: str, body: str) -> None:
-    """Anybody who may write to the queue can put it there: it is a `ClientError` for those who ask for what is in it."""
-    stored = Reply("inserted", body.encode(), content_type, "a", None)
-    assert _News(1).is_news(stored)
-    with pytest.raises(ClientError, match="reply cannot be read"):
-        _ = stored.record
-    with pytest.raises(ClientError, match="problem cannot be read"):
-        _ = Reply("rejected", body.encode(), content_type, None, None).problem
+def test_a_reply_that_cannot_be_read_says_so(content_type: str, body: str) -> None:
+    """Anybody who may write to the queue can put it there: a subscriber gets an `UnreadableReply`, and a publisher a
+    `ClientError` when asking for what is in it.
+    """
+    stored = reply_in(body.encode(), content_type, "inserted", "a")
+    assert isinstance(stored, UnreadableReply)
+    assert "reply cannot be read" in str(stored.error)
+    assert News(1).is_news(stored)
+    rejected = reply_in(body.encode(), content_type, "rejected", "a")
+    assert isinstance(rejected, UnreadableReply)
+    assert "problem cannot be read" in str(rejected.error)
+    for outcome, words, member in (("inserted", "reply", "record"), ("rejected", "problem", "problem")):
+        answer = Answer(outcome, body.encode(), content_type, "a", None, upsert=Upsert(b""))
+        with pytest.raises(ClientError, match=f"{words} cannot be read"):
+            getattr(answer, member)
 
 
 @pytest.mark.parametrize("inserted", ["<!-- a comment -->", "<?a processing instruction?>", "<unknown>a</unknown>"])
@@ -546,5 +750,7 @@ def test_a_problem_in_xml_may_have_other_nodes(inserted: str) -> None:
     """They are ignored."""
     bad = f"<i>{inserted}<name>id</name><code>a</code><message>b</message></i>"
     body = IN_XML % (f"{inserted}<detail>Send {inserted}id.</detail>", f"{bad}{inserted}")
-    problem = Reply("rejected", body.encode(), "application/problem+xml", None, None).problem
+    reply = reply_in(body.encode(), "application/problem+xml", "rejected", "a")
+    assert isinstance(reply, RejectedReply)
+    problem = reply.problem
     assert (problem.code, [(e.name, e.code, e.message) for e in problem.errors]) == ("missing_id", [("id", "a", "b")])

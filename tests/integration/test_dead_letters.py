@@ -14,7 +14,8 @@ from pamqp import encode
 
 from sandbox.proxy import Proxy
 from task_activity_log.client import ClientError
-from task_activity_log.client.dead_letters import DeadLetter, borrow_dead_letters, publishing, replay
+from task_activity_log.client.connections import publishing
+from task_activity_log.client.dead_letters import DeadLetter, borrow_dead_letters, replay
 from task_activity_log.message import Properties
 from task_activity_log.rabbitmq.link import LinkOptions
 from task_activity_log.rabbitmq.outgoing import Outgoing
@@ -83,7 +84,7 @@ async def test_a_dead_letter_has_its_reason_publisher_and_time(amqp_url: str) ->
     """From the headers of the worker's copy, or from the broker's if the broker dead-lettered it."""
     async with queues(amqp_url) as channel:
         await reject(channel, 1)
-        async with publishing(amqp_url) as publisher:  # the driver would give it a message_id
+        async with publishing(amqp_url, "tests") as publisher:  # the driver would give it a message_id
             theirs_is = Properties(timestamp=1_767_225_600, headers={"x-first-death-reason": "delivery_limit"})
             await publisher.publish([Outgoing("", TOPOLOGY.dead_letters_queue, theirs_is, b"{}")])
         # RabbitMQ 4 delivers in order of priority, and aio-pika sets one: the order says nothing here.
@@ -169,7 +170,7 @@ async def test_a_dead_letter_has_the_same_key_at_each_look(amqp_url: str) -> Non
     }
     # One by one, because the driver sorts them too. Each table begins with its size.
     table = b"".join(encode.field_table({name: value})[4:] for name, value in values.items())
-    async with queues(amqp_url) as channel, publishing(amqp_url) as publisher:
+    async with queues(amqp_url) as channel, publishing(amqp_url, "tests") as publisher:
         properties = Properties(message_id="1", table=table)
         await publisher.publish([Outgoing("", TOPOLOGY.dead_letters_queue, properties, b"{}")])
         looks = [[letter.key for letter in await all_of(amqp_url)] for _ in range(3)]

@@ -3,7 +3,7 @@
 import asyncio
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, aclosing, asynccontextmanager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -203,7 +203,7 @@ async def test_the_client_takes_the_next_host(world: World) -> None:
             assert (await client.upsert(TaskActivityLog(id=uuid4()))).outcome == "inserted"
         async with conversing(world.amqp_url, answers=False) as talk:
             sent = await talk.send()
-        async with aclosing(subscribe(several, everything=True)) as replies:
+        async with subscribe(several, everything=True) as replies:
             while (await anext(replies)).correlation_id != sent:
                 pass
 

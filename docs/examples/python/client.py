@@ -6,8 +6,11 @@ import uuid
 
 from task_activity_log.client import (
     ClientError,
+    RejectedReply,
+    StoredReply,
     TaskActivityLog,
     TaskActivityLogClient,
+    UnreadableReply,
     Upsert,
     UpsertRejected,
     subscribe,
@@ -18,11 +21,15 @@ BROKER = os.environ["AMQP_URL"]
 
 async def follow(connected: asyncio.Event) -> None:
     """Print each reply that goes to the subscribers, through a private queue, so that other subscribers get them too."""
-    async for reply in subscribe(BROKER, routing_keys=["#"], most=2, on_connected=connected.set):
-        if reply.rejected:
-            print("subscriber:", reply.problem.code, reply.correlation_id)
-        else:
-            print("subscriber:", reply.outcome, reply.record.subject)
+    async with subscribe(BROKER, routing_keys=["#"], most=2, on_connected=connected.set) as replies:
+        async for reply in replies:
+            match reply:
+                case StoredReply(record):
+                    print("subscriber:", reply.outcome, record.subject)
+                case RejectedReply(problem):
+                    print("subscriber:", problem.code, reply.correlation_id)
+                case UnreadableReply(error):
+                    print("subscriber:", error)
 
 
 async def main() -> None:

@@ -4,7 +4,7 @@ import asyncio
 import json
 import sys
 from collections.abc import Sequence
-from contextlib import aclosing, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
@@ -12,7 +12,7 @@ from uuid import UUID
 
 from task_activity_log.cli.exit_codes import DONE
 from task_activity_log.cli.terminal import print_json, say
-from task_activity_log.client import ClientError, Reply, StoredTaskActivityLog, UpsertRejected, subscribe
+from task_activity_log.client import Received, RejectedReply, StoredReply, UnreadableReply, subscribe
 from task_activity_log.record import Outcome
 from task_activity_log.settings import Settings
 from task_activity_log.streams import has_colours, one_line, trusted
@@ -37,11 +37,11 @@ class Wanted:
             return ("#",)
         return [one.value if one is Outcome.REJECTED else f"stored.{one.value}" for one in sorted(self.outcomes)]
 
-    def __contains__(self, reply: Reply) -> bool:
+    def __contains__(self, reply: Received) -> bool:
         return (
             (not self.codes or reply.code in self.codes)
             and (not self.outcomes or reply.outcome in self.outcomes)
-            and (not self.ids or getattr(_content(reply), "id", None) in self.ids)
+            and (not self.ids or (isinstance(reply, StoredReply) and reply.record.id in self.ids))
         )
 
 
@@ -51,7 +51,7 @@ async def follow(
     """Print replies until there were `count` of them (0: until interrupted), or until `seconds` have passed."""
     replies = subscribe(
         link_of(settings),
-        queue=settings.replies_queue,
+        queue=settings.replies_queue if take else None,
         exchange=settings.replies_exchange,
         routing_keys=() if take else wanted.routing_keys(),
         everything=True,
@@ -61,7 +61,7 @@ async def follow(
     )
     shown = 0
     with suppress(TimeoutError):
-        async with asyncio.timeout(seconds), aclosing(replies):
+        async with asyncio.timeout(seconds), replies:
             async for reply in replies:
                 if reply not in wanted:
                     continue
@@ -76,36 +76,29 @@ async def follow(
     return DONE
 
 
-def _content(reply: Reply) -> StoredTaskActivityLog | ClientError:
-    """The record, the problem (`UpsertRejected`), or why the body cannot be read."""
-    try:
-        return reply.record
-    except ClientError as problem:
-        return problem
-
-
-def _json(reply: Reply) -> str:
-    found = _content(reply)
-    content: dict[str, Any] = {"body": reply.body.decode(errors="replace")}
-    if isinstance(found, StoredTaskActivityLog):
-        content = {"record": found.model_dump(mode="json")}
-    elif isinstance(found, UpsertRejected):
-        errors = [asdict(bad) for bad in found.errors]
-        content = {"problem": {"code": found.code, "detail": found.detail, "errors": errors}}
+def _json(reply: Received) -> str:
+    match reply:
+        case StoredReply(record):
+            content: dict[str, Any] = {"record": record.model_dump(mode="json")}
+        case RejectedReply(problem):
+            errors = [asdict(bad) for bad in problem.errors]
+            content = {"problem": {"code": problem.code, "detail": problem.detail, "errors": errors}}
+        case UnreadableReply():
+            content = {"body": reply.body.decode(errors="replace")}
     members = {"outcome": reply.outcome, "message_id": reply.message_id, "correlation_id": reply.correlation_id}
     return json.dumps({**members, **content}, ensure_ascii=False)
 
 
-def _line(reply: Reply) -> str:
+def _line(reply: Received) -> str:
     """Time of receipt, outcome, and the record's id and subject; for a problem, the request's message_id and the reason.
 
     It is escaped, and on a terminal the outcome is coloured.
     """
-    found = _content(reply)
-    if isinstance(found, StoredTaskActivityLog):
-        named, told = str(found.id), found.subject or ""
-    else:
-        named, told = reply.correlation_id or "-", str(found)
+    match reply:
+        case StoredReply(record):
+            named, told = str(record.id), record.subject or ""
+        case RejectedReply(error) | UnreadableReply(error):
+            named, told = reply.correlation_id or "-", str(error)
     time, outcome, named, told = f"{datetime.now().astimezone():%H:%M:%S}", *map(one_line, (reply.outcome, named, told))
     if not sys.stdout.isatty():
         return f"{time}\t{outcome}\t{named}\t{told}"

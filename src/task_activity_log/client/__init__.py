@@ -13,11 +13,13 @@ A publisher:
 
 A subscriber:
 
-    async for reply in subscribe("amqp://user:password@host/"):
-        if reply.rejected:
-            print(reply.problem.code)
-        else:
-            ...  # acknowledged once the body completes
+    async with subscribe("amqp://user:password@host/") as replies:
+        async for reply in replies:
+            match reply:
+                case StoredReply(record):
+                    ...  # acknowledged once the body completes
+                case RejectedReply(problem):
+                    print(problem.code)
 
 Both take `LinkOptions` instead of the URL, for a private certificate authority or a client certificate:
 
@@ -27,6 +29,7 @@ client         the publisher's client
 bulk           many upserts, a limited number of them unanswered at a time
 asks           upserts that wait for their answers: sent, sent again, answered
 subscription   the subscriber's loop
+news           which replies a subscriber has not seen yet
 routing        by record to partitions, or all to one queue
 dead_letters   borrow the dead letters, replay and remove them
 connections    the first connection succeeds or fails at once; later ones are opened again
@@ -41,11 +44,15 @@ from task_activity_log.client.messages import (
     FieldProblem,
     NoAnswer,
     NotSent,
+    Received,
+    RejectedReply,
     Reply,
+    StoredReply,
+    UnreadableReply,
     Upsert,
     UpsertRejected,
 )
-from task_activity_log.client.subscription import subscribe
+from task_activity_log.client.subscription import PoisonQueue, Subscription, subscribe
 from task_activity_log.rabbitmq.link import LinkOptions
 from task_activity_log.record import Outcome, StoredTaskActivityLog, TaskActivityLog
 from task_activity_log.tls import Tls
@@ -59,12 +66,18 @@ __all__ = [
     "NoAnswer",
     "NotSent",
     "Outcome",
+    "PoisonQueue",
+    "Received",
+    "RejectedReply",
     "Reply",
+    "StoredReply",
     "StoredTaskActivityLog",
+    "Subscription",
     "Summary",
     "TaskActivityLog",
     "TaskActivityLogClient",
     "Tls",
+    "UnreadableReply",
     "Upsert",
     "UpsertRejected",
     "subscribe",

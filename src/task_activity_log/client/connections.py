@@ -1,7 +1,8 @@
 """The client's connections: the first attempt succeeds or fails at once; later losses are reported and repaired."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -9,6 +10,7 @@ from task_activity_log.aio import end
 from task_activity_log.client.messages import ClientError
 from task_activity_log.hosts import addresses, urls
 from task_activity_log.rabbitmq.link import LinkOptions, Outage, OutageKind
+from task_activity_log.rabbitmq.publisher import Publisher
 
 PROGRAM = "task-activity-log"
 
@@ -74,6 +76,21 @@ class Connections:
                 opening.set_exception(failure)
         elif opening is not None:
             opening.set_result(None)  # that was `ready`; the others go on until they are cancelled
+
+
+@asynccontextmanager
+async def publishing(broker: str | LinkOptions, purpose: str) -> AsyncIterator[Publisher]:
+    """A publisher for as long as the context lasts; `purpose` names its connection in the broker's management.
+
+    Raises `ClientError` if there is no connection.
+    """
+    connections = Connections(broker, on_outage=lambda _: None)
+    publisher = Publisher(connections.options, purpose=purpose)
+    await connections.open(publisher.run(), ready=publisher.wait_connected())
+    try:
+        yield publisher
+    finally:
+        await connections.close()
 
 
 def options(broker: str | LinkOptions, on_outage: Callable[[Outage], None] | None = None) -> LinkOptions:

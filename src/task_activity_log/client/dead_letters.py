@@ -11,7 +11,7 @@ from functools import cached_property
 from hashlib import sha256
 from urllib.parse import unquote, urlsplit
 
-from task_activity_log.client.connections import Connections, no_connection, options
+from task_activity_log.client.connections import no_connection, options, publishing
 from task_activity_log.client.messages import ClientError
 from task_activity_log.client.routing import Routing
 from task_activity_log.message import Properties
@@ -238,18 +238,6 @@ def _explained() -> Iterator[None]:
         ) from error
 
 
-@asynccontextmanager
-async def publishing(broker: str | LinkOptions) -> AsyncIterator[Publisher]:
-    """A publisher for replays. Raises `ClientError` if there is no connection."""
-    connections = Connections(broker, on_outage=lambda _: None)
-    publisher = Publisher(connections.options, purpose="replays")
-    await connections.open(publisher.run(), ready=publisher.wait_connected())
-    try:
-        yield publisher
-    finally:
-        await connections.close()
-
-
 async def replay(
     loan: Loan,
     letters: Sequence[tuple[DeadLetter, DeadLetter]],
@@ -277,7 +265,7 @@ async def replay(
     size = max(1, min(500, int(rate / 10)))
     began = time.monotonic()
     routing = Routing(exchange, partitioned=partitioned, partitions_exchange=partitions_exchange)
-    async with publishing(broker) as publisher:
+    async with publishing(broker, "replays") as publisher:
         try:
             with asking_the_driver():
                 await routing.find_out(publisher)

@@ -2,16 +2,17 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from functools import cached_property
 from itertools import starmap
 from typing import Any, Literal, Self, TypeAlias
 from uuid import uuid4
 
 from task_activity_log import wire
-from task_activity_log.message import ERROR_CODE, OUTCOME, PERSISTENT, UPDATE_MODE, VERSION, Properties
+from task_activity_log.message import ERROR_CODE, OUTCOME, PERSISTENT, UPDATE_MODE, VERSION, Delivery, Properties
 from task_activity_log.problem import Code, Problem, Rejected
-from task_activity_log.rabbitmq.consumer import RabbitDelivery
 from task_activity_log.rabbitmq.headers import encode
 from task_activity_log.record import Outcome, StoredTaskActivityLog, TaskActivityLog
 
@@ -140,10 +141,10 @@ Record: TypeAlias = TaskActivityLog | Upsert
 
 @dataclass(frozen=True)
 class Reply:
-    """The worker's reply to one request."""
+    """What all replies have in common."""
 
     outcome: str
-    """`inserted`, `updated`, `duplicate`, `stale` or `rejected` (`Outcome`)."""
+    """`inserted`, `updated`, `duplicate`, `stale`, `snapshot` or `rejected` (`Outcome`)."""
     body: bytes
     content_type: str
     message_id: str | None
@@ -152,55 +153,89 @@ class Reply:
     """The request's correlation_id, else its message_id."""
     code: str | None = None
     """The error code of a rejection; None for a stored record."""
-
-    @classmethod
-    def of(cls, delivery: RabbitDelivery, **more: Any) -> Self:
-        """The reply in a delivery."""
-        code = delivery.properties.headers.get(ERROR_CODE)
-        return cls(
-            outcome=str(delivery.properties.headers.get(OUTCOME, "unknown")),
-            body=delivery.body,
-            content_type=delivery.properties.content_type or "",
-            message_id=delivery.properties.message_id,
-            correlation_id=delivery.properties.correlation_id,
-            code=None if code is None else str(code),
-            **more,
-        )
+    published: datetime | None = None
+    """When it was published, to the second."""
 
     @property
     def rejected(self) -> bool:
         """Whether it holds a problem instead of a record."""
         return self.outcome == Outcome.REJECTED
 
-    @cached_property
-    def record(self) -> StoredTaskActivityLog:
-        """The record as the database has it.
 
-        Raises:
-            UpsertRejected: there is no record, because the request was rejected.
-            ClientError: the body cannot be read.
-        """
-        if self.rejected:
-            raise self.problem
-        try:
-            return wire.decode_stored(self.body, self.content_type)
-        except Rejected as unreadable:
-            raise ClientError(f"this reply cannot be read: {unreadable.problem.detail}") from None
+@dataclass(frozen=True)
+class StoredReply(Reply):
+    """A reply with the record as the database has it. For `match`: `case StoredReply(record)`."""
 
-    @cached_property
-    def problem(self) -> UpsertRejected:
-        """Why the request was rejected.
+    __match_args__ = ("record",)
+    record: StoredTaskActivityLog = field(kw_only=True)
 
-        Raises:
-            ClientError: it was not rejected, or the body cannot be read.
-        """
-        if not self.rejected:
-            raise ClientError("this reply holds a stored record, not a problem")
-        try:
-            found = wire.decode_problem(self.body, self.content_type.partition(";")[0].strip().lower())
-        except ValueError:
-            raise ClientError("this problem cannot be read") from None
-        return UpsertRejected(found.code, found.detail, tuple(starmap(FieldProblem, found.errors)))
+
+@dataclass(frozen=True)
+class RejectedReply(Reply):
+    """A reply that says why a request was rejected. For `match`: `case RejectedReply(problem)`."""
+
+    __match_args__ = ("problem",)
+    problem: UpsertRejected = field(kw_only=True)
+
+
+@dataclass(frozen=True)
+class UnreadableReply(Reply):
+    """A message in the replies queue that is no reply of a worker: anybody who may write to the queue can put it there."""
+
+    __match_args__ = ("error",)
+    error: ClientError = field(kw_only=True)
+    """Why it cannot be read."""
+
+
+Received: TypeAlias = StoredReply | RejectedReply | UnreadableReply
+"""What a subscriber receives."""
+
+
+def received_reply(delivery: Delivery) -> Received:
+    """The reply in a delivery. It raises nothing, whatever the delivery contains."""
+    common = _common(delivery)
+    reply = Reply(**common)
+    try:
+        if reply.rejected:
+            return RejectedReply(**common, problem=_problem(reply))
+        return StoredReply(**common, record=_record(reply))
+    except ClientError as error:
+        return UnreadableReply(**common, error=error)
+
+
+def _common(delivery: Delivery) -> dict[str, Any]:
+    properties = delivery.properties
+    code = properties.headers.get(ERROR_CODE)
+    return {
+        "outcome": str(properties.headers.get(OUTCOME, "unknown")),
+        "body": delivery.body,
+        "content_type": properties.content_type or "",
+        "message_id": properties.message_id,
+        "correlation_id": properties.correlation_id,
+        "code": None if code is None else str(code),
+        "published": _instant(properties.sent),
+    }
+
+
+def _instant(seconds: float | None) -> datetime | None:
+    with suppress(ValueError, OverflowError, OSError):
+        return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
+    return None
+
+
+def _record(reply: Reply) -> StoredTaskActivityLog:
+    try:
+        return wire.decode_stored(reply.body, reply.content_type)
+    except Rejected as unreadable:
+        raise ClientError(f"this reply cannot be read: {unreadable.problem.detail}") from None
+
+
+def _problem(reply: Reply) -> UpsertRejected:
+    try:
+        found = wire.decode_problem(reply.body, reply.content_type.partition(";")[0].strip().lower())
+    except ValueError:
+        raise ClientError("this problem cannot be read") from None
+    return UpsertRejected(found.code, found.detail, tuple(starmap(FieldProblem, found.errors)))
 
 
 @dataclass(frozen=True)
@@ -210,6 +245,11 @@ class Answer(Reply):
     upsert: Upsert = field(kw_only=True)
     sent: bool = field(default=True, kw_only=True)
     """Whether the worker has answered; otherwise the upsert was not sent, and `problem` says why."""
+
+    @classmethod
+    def of(cls, delivery: Delivery, upsert: Upsert) -> Self:
+        """The answer in a delivery."""
+        return cls(**_common(delivery), upsert=upsert)
 
     @classmethod
     def not_sent(cls, upsert: Upsert, problem: Problem) -> Self:
@@ -225,6 +265,29 @@ class Answer(Reply):
             upsert=upsert,
             sent=False,
         )
+
+    @cached_property
+    def record(self) -> StoredTaskActivityLog:
+        """The record as the database has it.
+
+        Raises:
+            UpsertRejected: there is no record, because the request was rejected.
+            ClientError: the body cannot be read.
+        """
+        if self.rejected:
+            raise self.problem
+        return _record(self)
+
+    @cached_property
+    def problem(self) -> UpsertRejected:
+        """Why the request was rejected.
+
+        Raises:
+            ClientError: it was not rejected, or the body cannot be read.
+        """
+        if not self.rejected:
+            raise ClientError("this reply holds a stored record, not a problem")
+        return _problem(self)
 
 
 def request_of(record: Record) -> Upsert | Answer:

@@ -1,147 +1,325 @@
-"""The subscriber's loop: each new reply once, acknowledged after the body of the loop."""
+"""The subscriber's loop: each new reply once, acknowledged when the loop asks for the next one."""
 
 import asyncio
-from collections import OrderedDict
-from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import suppress
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
 from dataclasses import dataclass, replace
-from datetime import datetime
-from typing import Any, Self
-from uuid import UUID
+from types import TracebackType
+from typing import Generic, Protocol, Self, TypeVar
 
-from task_activity_log import wire
 from task_activity_log.aio import Backoff
-from task_activity_log.client.connections import no_connection, options
-from task_activity_log.client.messages import ClientError, Reply
+from task_activity_log.client.connections import no_connection, options, publishing
+from task_activity_log.client.messages import ClientError, Received, received_reply
+from task_activity_log.client.news import News
+from task_activity_log.message import PERSISTENT, Delivery
+from task_activity_log.rabbitmq.consumer import RabbitDelivery
+from task_activity_log.rabbitmq.headers import raw_headers
 from task_activity_log.rabbitmq.link import LOST, LinkOptions, asking_the_driver, describe
-from task_activity_log.rabbitmq.queues import existing_queue, own_queue
-from task_activity_log.rabbitmq.reading import reading
+from task_activity_log.rabbitmq.outgoing import Fate, Outgoing
+from task_activity_log.rabbitmq.queues import Choice, durable_queue, ensure_queue, existing_queue, own_queue
+from task_activity_log.rabbitmq.reading import Reader, reading
+
+SHARED = "task_activity_log.replies"
+"""The default name of the queue that subscribers share, and of its exchange."""
+_COUNTED = frozenset((b"x-delivery-count", b"x-acquired-count"))
+"""Headers that the broker sets at each delivery."""
+_TRIES, _ERROR = "x-subscriber-tries", "x-subscriber-error"
 
 
-async def subscribe(
+@dataclass(frozen=True, slots=True)
+class PoisonQueue:
+    """Where replies go that the body of the loop cannot process, so that they do not block those behind them.
+
+    `subscribe` declares the queue if it does not exist. A reply is moved there when the body has raised an exception for it in
+    `tries` runs of the program. The broker counts them, which needs a quorum queue. It also counts lost connections.
+    """
+
+    name: str
+    tries: int = 3
+
+    def __post_init__(self) -> None:
+        if self.tries < 1:
+            raise ValueError("tries should be at least 1")
+
+
+D = TypeVar("D", bound=Delivery)
+
+
+class Feed(Protocol[D]):
+    """Deliveries of one queue over one connection."""
+
+    async def take(self, most: int) -> list[D]:
+        """What has been delivered, at least one, at most `most`."""
+
+    async def acknowledge(self, tags: Iterable[int]) -> None:
+        """Remove these from the queue."""
+
+    async def widen(self, prefetch: int, finished: Iterable[int]) -> None:
+        """Consume with a larger prefetch from now on, and acknowledge what is finished."""
+
+    async def cancel(self) -> None:
+        """Have nothing more delivered."""
+
+
+class Source(Protocol[D]):
+    """Where replies come from: a broker, or a fake of one for tests."""
+
+    def open(self, prefetch: int) -> AbstractAsyncContextManager[Feed[D]]:
+        """Connect; what was not acknowledged is returned at the end."""
+
+    def tag(self, delivery: D) -> int:
+        """What settles a delivery."""
+
+    async def move(self, delivery: D, queue: str, headers: dict[str, object]) -> None:
+        """Put a copy with further headers into a queue. Raises `ClientError` if the queue has not taken it."""
+
+    def failed(self, error: BaseException) -> ClientError:
+        """What to raise if the first connection fails."""
+
+
+class Subscription(Generic[D]):
+    """The replies of a queue: `async with subscribe(…) as replies: async for reply in replies`."""
+
+    def __init__(
+        self,
+        source: Source[D],
+        *,
+        everything: bool,
+        prefetch: int,
+        remember: int,
+        most: int | None,
+        on_poison: PoisonQueue | None,
+        on_connected: Callable[[], None],
+        on_outage: Callable[[str], None],
+    ) -> None:
+        """Do not connect yet. The arguments are those of `subscribe`."""
+        self._source = source
+        self._everything = everything
+        self._prefetch = prefetch
+        self._news = News(remember)
+        self._most = most
+        self._poison = on_poison
+        self._on_connected = on_connected
+        self._on_outage = on_outage
+        self._backoff = Backoff(first=0.5)
+        self._open = False
+        self._connection = AsyncExitStack()
+        self._feed: Feed[D] | None = None
+        self._narrow = False
+        """Whether one reply is delivered at a time. Otherwise those behind a reply that fails would be counted as well."""
+        self._taken: deque[D] = deque()
+        self._under_way: D | None = None  # what the body of the loop has
+
+    async def __aenter__(self) -> Self:
+        """Connect.
+
+        Raises:
+            ClientError: the connection cannot be opened, or the queue does not exist.
+        """
+        try:
+            with asking_the_driver():
+                await self._connect()
+        except LOST as error:
+            await self._disconnect(error)
+            raise self._source.failed(error) from error
+        self._open = True
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Disconnect. The reply that the body of the loop had is delivered again, unless it was moved to the poison queue."""
+        self._open = False
+        try:
+            if isinstance(error, Exception) and self._poison is not None and self._under_way is not None:
+                await self._set_aside(self._under_way, self._poison, error)
+        finally:
+            await self._disconnect()
+
+    def __aiter__(self) -> Self:
+        """The subscription itself."""
+        return self
+
+    async def __anext__(self) -> Received:
+        """Acknowledge the last reply, and return the next one. A lost connection is opened again, however long that takes.
+
+        Raises:
+            ClientError: it is used outside of `async with`.
+        """
+        if not self._open:
+            raise ClientError("the subscription is not open: write `async with subscribe(…) as replies`")
+        while True:
+            try:
+                with asking_the_driver():
+                    return await self._next()
+            except LOST as error:
+                await self._disconnect(error)
+                self._on_outage(describe(error).text)
+            await asyncio.sleep(self._backoff.delay())
+
+    async def _next(self) -> Received:
+        feed = self._feed or await self._connect()
+        if self._under_way is not None:
+            await self._acknowledge(feed, self._under_way)
+            self._under_way = None
+        while self._most is None or self._most > 0:
+            if not self._taken:
+                self._taken.extend(await feed.take(self._prefetch))
+            delivery = self._taken.popleft()
+            reply = received_reply(delivery)
+            if self._everything or self._news.is_news(reply):
+                self._most = self._most and self._most - 1
+                self._under_way = delivery
+                return reply
+            await self._acknowledge(feed, delivery)
+        raise StopAsyncIteration
+
+    async def _acknowledge(self, feed: Feed[D], delivery: D) -> None:
+        tag = self._source.tag(delivery)
+        if self._narrow and not delivery.attempts:  # behind it is nothing that was delivered before
+            self._narrow = False
+            await feed.widen(self._prefetch, [tag])
+        else:
+            await feed.acknowledge([tag])
+
+    async def _connect(self) -> Feed[D]:
+        self._narrow = self._poison is not None and self._prefetch > 1
+        opening = self._source.open(1 if self._narrow else self._prefetch)
+        self._feed = feed = await self._connection.enter_async_context(opening)
+        self._backoff.reset()
+        self._on_connected()
+        return feed
+
+    async def _disconnect(self, error: BaseException | None = None) -> None:
+        """Close the connection, because of an error or because it is not needed. What is not acknowledged comes again."""
+        self._feed = self._under_way = None
+        self._taken.clear()
+        connection = self._connection.pop_all()
+        with suppress(*LOST), asking_the_driver():
+            async with connection:
+                if error is not None:
+                    raise error  # so that the next connection is to another host
+
+    async def _set_aside(self, delivery: D, poison: PoisonQueue, error: Exception) -> None:
+        """Move a reply that was tried often enough. The error is raised all the same, with a note that says what was done."""
+        tries = delivery.attempts + 1
+        if tries < poison.tries or self._feed is None:
+            error.add_note(f"This was try {tries} of {poison.tries}: the reply is delivered again.")
+            return
+        try:
+            # Only the kind of error: its text may quote the record.
+            await self._source.move(delivery, poison.name, {_TRIES: tries, _ERROR: type(error).__name__})
+            with asking_the_driver():
+                await self._feed.cancel()  # first: what is delivered in its place would be counted as a try
+                await self._feed.acknowledge([self._source.tag(delivery)])
+        except (ClientError, *LOST) as failure:
+            error.add_note(f"The reply could not be moved to queue {poison.name}, and is delivered again: {failure}")
+        else:
+            error.add_note(f"After {tries} tries the reply was moved to queue {poison.name}.")
+
+
+class _Broker:
+    """Replies from a queue of a broker."""
+
+    def __init__(self, link: LinkOptions, choice: Callable[[int], Choice], poison: PoisonQueue | None) -> None:
+        self._link = link
+        self._choice = choice
+        self._poison = poison
+
+    def open(self, prefetch: int) -> AbstractAsyncContextManager[Reader]:
+        """Connect, and declare what is missing."""
+        choice = self._choice(prefetch)
+        return reading(
+            self._link, "subscriber", choice if self._poison is None else ensure_queue(self._poison.name, choice)
+        )
+
+    def tag(self, delivery: RabbitDelivery) -> int:
+        """What settles a delivery."""
+        return delivery.tag
+
+    async def move(self, delivery: RabbitDelivery, queue: str, headers: dict[str, object]) -> None:
+        """Publish a copy to a queue, over a connection of its own. Raises `ClientError` if the broker has not taken it."""
+        kept = (entry for name, entry in raw_headers(delivery.properties.table) if name not in _COUNTED)
+        # The broker refuses the user_id of somebody else.
+        properties = replace(
+            delivery.properties,
+            table=b"".join(kept),
+            headers=headers,
+            user_id=None,
+            expiration=None,
+            delivery_mode=PERSISTENT,
+        )
+        async with publishing(self._link, "poison replies") as publisher:
+            [fate] = await publisher.publish([Outgoing("", queue, properties, delivery.body)])
+        if fate is not Fate.CONFIRMED:
+            raise ClientError(fate.value)
+
+    def failed(self, error: BaseException) -> ClientError:
+        """The reason, without secrets."""
+        return no_connection(self._link, describe(error))
+
+
+def subscribe(
     broker: str | LinkOptions,
     *,
-    queue: str = "task_activity_log.replies",
-    exchange: str = "task_activity_log.replies",
+    queue: str | None = None,
+    exchange: str = SHARED,
     routing_keys: Sequence[str] = (),
     everything: bool = False,
     prefetch: int = 100,
     remember: int = 100_000,
     most: int | None = None,
+    on_poison: PoisonQueue | None = None,
     on_connected: Callable[[], None] = lambda: None,
     on_outage: Callable[[str], None] = lambda _: None,
-) -> AsyncGenerator[Reply, None]:
-    """Yield the replies of a queue, and acknowledge each when the loop asks for the next.
+) -> Subscription[RabbitDelivery]:
+    """Read the replies of a queue, within `async with`, in an `async for` loop.
 
+    Each is a `StoredReply`, a `RejectedReply` or an `UnreadableReply`. It is acknowledged when the loop asks for the next one.
     If the loop is left in the middle of its body (`break`, `return`, an exception), that reply is not acknowledged and
     is delivered again. A lost connection is opened again, however long that takes.
 
     Args:
         broker: the URL.
-        queue: the queue of the replies.
+        queue: the queue of the replies; None: the queue that all subscribers share, or with `routing_keys` a private one.
         exchange: the exchange that a queue of this subscriber's own is bound to.
         routing_keys: such as `stored.*` or `rejected`: read the replies with these keys through a queue of this
-            subscriber's own, and take nothing from others. Replies that are published while it is not connected are
+            subscriber's own, and take nothing from others. With `queue`, this queue is durable: it is declared if it does not
+            exist, bound by these keys in addition to those that it is bound by, and keeps what is published while the
+            subscriber is away. Without, the queue is private, and replies that are published while it is not connected are
             missed.
         everything: also yield repeated replies, and records that are older than the last one yielded for their id or the
             same. (XML has only the milliseconds of `modified_dateutc`, so two states of one millisecond are both yielded.)
         prefetch: how many replies may be delivered ahead.
         remember: how many message_ids, and how many records' times, are remembered to recognize those.
         most: end after this many; None: never.
+        on_poison: the queue for replies for which the body of the loop raises an exception again and again; None: such a
+            reply is delivered again each time, and those behind it wait.
         on_connected: called each time that it begins to read the queue.
         on_outage: called with the reason each time that the connection is lost or cannot be opened again.
 
     Raises:
-        ClientError: the first connection cannot be opened, or the queue does not exist.
+        ClientError: the URL is not that of a broker.
     """
     link = options(broker)
-    choice = own_queue(exchange, prefetch, routing_keys) if routing_keys else existing_queue(queue, prefetch)
-    news = _News(remember)
-    backoff = Backoff(first=0.5)
 
-    connected = False
-    while True:
-        try:
-            with asking_the_driver():
-                async with reading(link, "subscriber", choice) as reader:
-                    connected = True
-                    backoff.reset()
-                    on_connected()
-                    while most is None or most > 0:
-                        for delivery in await reader.take(prefetch):
-                            reply = Reply.of(delivery)
-                            if everything or news.is_news(reply):
-                                yield reply
-                                most = most and most - 1
-                            await reader.acknowledge([delivery.tag])
-                            if most == 0:
-                                return
-                    return
-        except LOST as error:
-            if not connected:
-                raise no_connection(link, describe(error)) from error
-            on_outage(describe(error).text)
-        await asyncio.sleep(backoff.delay())
+    def choice(prefetch: int) -> Choice:
+        if not routing_keys:
+            return existing_queue(queue or SHARED, prefetch)
+        return (
+            durable_queue(exchange, queue, prefetch, routing_keys)
+            if queue
+            else own_queue(exchange, prefetch, routing_keys)
+        )
 
-
-class _News:
-    """Recognizes what was yielded before, by message_id and by record. Remembers the latest `most` of each."""
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._seen: OrderedDict[str | None, None] = OrderedDict()
-        self._newest: OrderedDict[UUID, _State] = OrderedDict()
-
-    def is_news(self, reply: Reply) -> bool:
-        """Whether it is new; it is remembered then. Without a readable record, only its message_id counts."""
-        if reply.message_id in self._seen:
-            return False
-        with suppress(ClientError):
-            state = _State.of(reply)
-            last = self._newest.get(reply.record.id)
-            if last is not None and not state.may_follow(last):
-                return False
-            self._remember(self._newest, reply.record.id, state if last is None else state.after(last))
-        if reply.message_id is not None:
-            self._remember(self._seen, reply.message_id, None)
-        return True
-
-    def _remember(self, known: OrderedDict[Any, Any], key: object, value: object) -> None:
-        known[key] = value
-        known.move_to_end(key)
-        if len(known) > self._most:
-            known.popitem(last=False)
-
-
-@dataclass(frozen=True, slots=True)
-class _State:
-    """Which state of a record a reply has. In XML its time is cut to milliseconds, so states of one millisecond look alike."""
-
-    modified: datetime
-    cut: bool
-    """Whether `modified` has lost its microseconds."""
-    content: int
-    """The hash of the record."""
-
-    @classmethod
-    def of(cls, reply: Reply) -> Self:
-        """The state that a reply has. Raises `ClientError` if it has no readable record."""
-        record = reply.record
-        return cls(record.modified_dateutc, wire.is_xml(wire.media_type(reply.content_type).name), hash(record))
-
-    def may_follow(self, last: Self) -> bool:
-        """Whether it is newer than the last state that was yielded, or may be: the newest state must not be skipped."""
-        if not (self.cut or last.cut):
-            return self.modified > last.modified
-        mine, yielded = _milliseconds(self.modified), _milliseconds(last.modified)
-        return mine > yielded or (mine == yielded and self.content != last.content)
-
-    def after(self, last: Self) -> Self:
-        """This state, with the latest time that is known of the two."""
-        if self.modified >= last.modified:
-            return self
-        return replace(self, modified=last.modified, cut=last.cut)
-
-
-def _milliseconds(instant: datetime) -> datetime:
-    return instant.replace(microsecond=instant.microsecond // 1000 * 1000)
+    return Subscription(
+        _Broker(link, choice, on_poison),
+        everything=everything,
+        prefetch=prefetch,
+        remember=remember,
+        most=most,
+        on_poison=on_poison,
+        on_connected=on_connected,
+        on_outage=on_outage,
+    )

@@ -2,10 +2,10 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import aio_pika
 import aiormq
@@ -13,6 +13,12 @@ from aiormq.exceptions import ChannelNotFoundEntity
 
 from task_activity_log.rabbitmq.channel import open_channel
 from task_activity_log.rabbitmq.link import Missing
+
+RETURNS_UNLIMITED = 1_000_000
+"""The delivery limit of queues that people look into. Without a limit RabbitMQ 4 deletes a message after 20 returns. -1
+means unlimited there, but 3.10 deletes the message at its first return."""
+KEPT: Mapping[str, Any] = {"x-queue-type": "quorum", "x-delivery-limit": RETURNS_UNLIMITED}
+"""The arguments of queues that keep what nobody has read."""
 
 _PROVE_EVERY_SECONDS = 15.0
 _ANSWER_SECONDS = 10.0
@@ -58,6 +64,46 @@ def own_queue(exchange: str, prefetch: int, routing_keys: Sequence[str] = ()) ->
         return Found(queue, prefetch)
 
     return choose
+
+
+def durable_queue(exchange: str, queue: str, prefetch: int, routing_keys: Sequence[str]) -> Choice:
+    """A durable queue with this name, bound to an existing exchange by these keys. It is declared if it does not exist.
+
+    Keys that it is bound by already stay.
+    """
+
+    async def choose(channel: aiormq.abc.AbstractChannel) -> Found:
+        async with must_exist(f"exchange '{exchange}'"):
+            await channel.exchange_declare(exchange, passive=True)
+        await _ensure(channel, queue)
+        for key in routing_keys:
+            await channel.queue_bind(queue, exchange, key)
+        return await existing_queue(queue, prefetch)(channel)
+
+    return choose
+
+
+def ensure_queue(queue: str, then: Choice) -> Choice:
+    """Declare a durable queue if it does not exist, before another queue is chosen."""
+
+    async def choose(channel: aiormq.abc.AbstractChannel) -> Found:
+        await _ensure(channel, queue)
+        return await then(channel)
+
+    return choose
+
+
+async def _ensure(channel: aiormq.abc.AbstractChannel, queue: str) -> None:
+    """Declare a quorum queue, unless there is one with this name: it is used as it is, whatever its arguments."""
+    asking = await channel.connection.channel(
+        publisher_confirms=False
+    )  # the broker closes it if there is no such queue
+    try:
+        await asking.queue_declare(queue, passive=True)
+    except ChannelNotFoundEntity:
+        await channel.queue_declare(queue, durable=True, arguments=dict(KEPT))
+    else:
+        await asking.close()
 
 
 @asynccontextmanager

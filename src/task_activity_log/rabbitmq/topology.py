@@ -13,14 +13,11 @@ from pamqp.common import Arguments
 
 from task_activity_log.partitions import queue_of, slots_of
 from task_activity_log.problem import Misconfigured, Unavailable
+from task_activity_log.rabbitmq.queues import KEPT
 
 log = structlog.get_logger(__name__)
 
 REQUEST_KEY = "upsert"
-
-_RETURNS_UNLIMITED = 1_000_000
-"""The delivery limit of queues that people look into. Without a limit RabbitMQ 4 deletes a message after 20 returns. -1
-means unlimited there, but 3.10 deletes the message at its first return."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +78,7 @@ class Topology:
         }
         if self.is_single_active:
             requests[_SINGLE_ACTIVE] = True
-        kept: dict[str, Any] = {"x-queue-type": "quorum", "x-delivery-limit": _RETURNS_UNLIMITED}
+        kept = dict(KEPT)
         return {
             self.dead_letters_queue: kept,
             self.replies_queue: kept,
