@@ -5,9 +5,7 @@ from typing import cast
 
 import pytest
 
-from task_activity_log.cli.dead_letters.replaying import may_be_newer
-from task_activity_log.cli.dead_letters.selection import judged
-from task_activity_log.client.dead_letters import DeadLetter
+from task_activity_log.client.dead_letters import DeadLetter, judged, may_be_newer
 from task_activity_log.message import Properties
 from task_activity_log.pipeline.request import Rules
 from task_activity_log.problem import Code, Problem

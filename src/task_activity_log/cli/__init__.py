@@ -2,8 +2,6 @@
 
 publish        sends records from files and prints the replies
 sources        files, folders and standard input as upserts
-misspelled     members that are not fields, and which field was meant
-exported       messages as lines of JSON, which `publish` reads again
 replies        follows the replies
 dead_letters/  inspects, replays, exports and discards rejected messages
 partitions     shows and changes the number of partitions

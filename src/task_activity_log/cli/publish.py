@@ -10,11 +10,19 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TypeAlias
 
-from task_activity_log.cli import exported, misspelled
 from task_activity_log.cli.exit_codes import DONE, FAILED, SOME_REJECTED
 from task_activity_log.cli.sources import Source, Unreadable, expand, line_of, line_of_error
 from task_activity_log.cli.terminal import FEW, agreed, print_data, progress, readable, say
-from task_activity_log.client import Answer, ClientError, Summary, TaskActivityLogClient, Upsert, UpsertRejected
+from task_activity_log.client import (
+    Answer,
+    ClientError,
+    Summary,
+    TaskActivityLogClient,
+    Upsert,
+    UpsertRejected,
+    exported,
+    misspelled,
+)
 from task_activity_log.pipeline.request import judge
 from task_activity_log.problem import Problem
 from task_activity_log.rabbitmq.headers import received

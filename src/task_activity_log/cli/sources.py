@@ -17,9 +17,8 @@ from uuid import NAMESPACE_URL, uuid5
 from lxml import etree
 
 from task_activity_log import wire
-from task_activity_log.cli import exported
-from task_activity_log.cli.misspelled import integer
-from task_activity_log.client import ClientError, Upsert
+from task_activity_log.client import ClientError, Upsert, exported
+from task_activity_log.client.misspelled import integer
 
 STANDARD_INPUT = "-"
 _LINES = (".jsonl", ".ndjson")

@@ -34,6 +34,8 @@ routing        by record to partitions, or all to one queue
 dead_letters   borrow the dead letters, replay and remove them
 connections    the first connection succeeds or fails at once; later ones are opened again
 messages       what is sent and what is received
+exported       messages as lines of JSON, which `publish` reads again
+misspelled     members that are not fields, and which field was meant
 """
 
 from task_activity_log.client.bulk import Bulk, Summary

@@ -6,7 +6,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from hashlib import sha256
 from urllib.parse import unquote, urlsplit
@@ -15,7 +15,8 @@ from task_activity_log.client.connections import no_connection, options, publish
 from task_activity_log.client.messages import ClientError
 from task_activity_log.client.routing import Routing
 from task_activity_log.message import Properties
-from task_activity_log.problem import Unavailable
+from task_activity_log.pipeline.request import Rules, judge
+from task_activity_log.problem import Problem, Unavailable
 from task_activity_log.rabbitmq.consumer import RabbitDelivery
 from task_activity_log.rabbitmq.dead_letters import OWN_HEADERS
 from task_activity_log.rabbitmq.headers import encode, latest_death, raw_headers, received
@@ -24,6 +25,7 @@ from task_activity_log.rabbitmq.outgoing import Fate, Outgoing
 from task_activity_log.rabbitmq.publisher import Publisher
 from task_activity_log.rabbitmq.queues import existing_queue
 from task_activity_log.rabbitmq.reading import PREFETCH_MAX, Reader, reading
+from task_activity_log.record import TaskActivityLog
 
 _IDLE_SECONDS = 5.0
 """If no dead letter arrives for this long although the broker counted more, another consumer has them."""
@@ -34,6 +36,8 @@ _COUNTS = frozenset((b"x-delivery-count", b"x-acquired-count"))
 _DEATHS = (b"x-death", b"x-first-death-", b"x-last-death-")
 _BEHIND_OTHERS = ("expired", "maxlen")
 """Why the broker dead-letters a message that nobody has had: requests behind it were not stored before."""
+_CLOCKS_DIFFER = timedelta(seconds=10)
+"""How far the clocks of a worker, the broker, a publisher and the database may be apart."""
 _MILLISECONDS = re.compile("[0-9]{1,10}")
 _EXPIRATION_MAX = 2**32 - 1
 """The longest time in milliseconds that the broker takes."""
@@ -169,6 +173,26 @@ def _instant(seconds: float | None) -> datetime | None:
     return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
 
 
+def judged(letter: DeadLetter, rules: Rules) -> TaskActivityLog | Problem:
+    """The record of its request, or the problem with which a worker would reject it today."""
+    return judge(letter.body, received(letter.restored(None)), rules)
+
+
+def may_be_newer(letter: DeadLetter, changed: datetime) -> str | None:
+    """Why the row, which was changed at this moment, may be newer than the dead letter; None if it is not."""
+    since = letter.overtaken_from
+    at = f"{changed:%Y-%m-%d %H:%M:%S}"
+    if since is None:
+        return f"its row has changed at {at}, perhaps by a newer request"
+    if changed <= since - _CLOCKS_DIFFER:
+        return None
+    return (
+        f"its row has changed at {at}, after the rejection"
+        if changed > since
+        else f"its row has changed at {at}, just before"
+    )
+
+
 class Loan:
     """The dead letters that were in the queue, delivered to us. Those that are not removed are returned, in their order."""
 
@@ -248,12 +272,14 @@ async def replay(
     partitions_exchange: str | None = None,
     rate: float = 100.0,
     on_replayed: Callable[[DeadLetter], None] = lambda _: None,
+    go_on: Callable[[], bool] = lambda: True,
 ) -> int:
     """Publish each as the request that it was, and remove it from the dead letters once the broker has confirmed that.
 
     If this is interrupted in between, the request is in both queues: with a message_id it is applied once. Each letter on
     loan comes with the one to send, itself or a corrected one. At most `rate` are published per second, and `on_replayed`
-    is called with each that has been replayed. Returns how many that were.
+    is called with each that has been replayed. `go_on` is asked before each part: once it says no, the rest stays in the
+    queue. Returns how many were replayed.
 
     Where workers share partitions, each is sent to the partition of its record, and one without a readable record to
     `exchange`. `partitioned` and `partitions_exchange` are those of `TaskActivityLogClient`.
@@ -273,6 +299,8 @@ async def replay(
             raise no_connection(options(broker), describe(error)) from error
         for start in range(0, len(letters), size):
             await asyncio.sleep(max(0.0, began + start / rate - time.monotonic()))
+            if not go_on():
+                return start
             chunk = letters[start : start + size]
             try:
                 fates = await _publish(publisher, routing, [(sent.restored(user), sent.body) for _, sent in chunk])

@@ -368,6 +368,17 @@ class Store:
         [row] = await self._maintain(self._maintenance, _CHECK)
         return row
 
+    async def current(self, ids: Sequence[UUID]) -> dict[UUID, StoredTaskActivityLog]:
+        """These records as they are now, which needs only SELECT on the table.
+
+        Records that do not exist, that cannot be read or whose texts are too long together are left out.
+
+        Raises:
+            Unavailable: the database cannot be used, or a privilege is missing.
+        """
+        rows = await self._maintain(self._maintenance, _READ, ids, self._read_bytes)
+        return {row["id"]: record for row in rows if (record := _answer(Outcome.UPDATED, row).record) is not None}
+
     async def modified(self, ids: Sequence[UUID]) -> dict[UUID, datetime]:
         """When each of these records was last modified. Records that do not exist or cannot be read are left out.
 

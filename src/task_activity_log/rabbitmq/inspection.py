@@ -1,6 +1,7 @@
 """What AMQP shows of the broker, for `check`. Everything is declared passively, so that nothing changes."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -62,6 +63,23 @@ async def inspect_broker(options: LinkOptions, topology: Topology) -> BrokerStat
             )
     except LOST as error:
         raise Unavailable(describe(error).text) from None
+
+
+@asynccontextmanager
+async def counting(
+    options: LinkOptions, purpose: str
+) -> AsyncIterator[Callable[[Iterable[str]], Awaitable[dict[str, Queue | Hidden | None]]]]:
+    """A connection, and what counts the messages and the consumers of queues over it, again and again.
+
+    Raises:
+        One of `LOST`: nobody answers, the broker refuses, or the connection is lost.
+    """
+    async with connect(options, purpose) as (connection, _):
+
+        async def count(queues: Iterable[str]) -> dict[str, Queue | Hidden | None]:
+            return {name: await _queue(connection, name) for name in queues}
+
+        yield count
 
 
 async def _exchange(connection: AbstractConnection, name: str) -> bool | Hidden:

@@ -15,11 +15,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from task_activity_log import wire
-from task_activity_log.cli.dead_letters.selection import judged
-from task_activity_log.cli.exported import corrected, plain_headers, reasons
 from task_activity_log.cli.terminal import say
 from task_activity_log.client import ClientError
-from task_activity_log.client.dead_letters import DeadLetter
+from task_activity_log.client.dead_letters import DeadLetter, judged
+from task_activity_log.client.exported import corrected, plain_headers, reasons
 from task_activity_log.pipeline.request import Rules
 from task_activity_log.problem import Code, Problem
 from task_activity_log.rabbitmq.headers import received

@@ -5,11 +5,10 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from task_activity_log.cli import exported
-from task_activity_log.cli.dead_letters.selection import Selection, judged
+from task_activity_log.cli.dead_letters.selection import Selection
 from task_activity_log.cli.terminal import readable, table
-from task_activity_log.client import ClientError
-from task_activity_log.client.dead_letters import DeadLetter
+from task_activity_log.client import ClientError, exported
+from task_activity_log.client.dead_letters import DeadLetter, judged
 from task_activity_log.problem import Problem
 from task_activity_log.streams import printable
 from task_activity_log.wiring import rules_of

@@ -2,22 +2,19 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from uuid import UUID
 
-from task_activity_log.cli.dead_letters.selection import Selection, judged
+from task_activity_log.cli.dead_letters.selection import Selection
 from task_activity_log.cli.exit_codes import DONE, SOME_REJECTED
 from task_activity_log.cli.terminal import FEW, progress, say
 from task_activity_log.client import ClientError
-from task_activity_log.client.dead_letters import DeadLetter
+from task_activity_log.client.dead_letters import DeadLetter, judged, may_be_newer
 from task_activity_log.client.dead_letters import replay as replay_letters
 from task_activity_log.message import VERSION
 from task_activity_log.problem import Problem, Unavailable
 from task_activity_log.settings import Settings
 from task_activity_log.wiring import link_of, partitioned_of, partitions_exchange_of, rules_of, store_of
-
-_CLOCKS_DIFFER = timedelta(seconds=10)
-"""How far the clocks of a worker, the broker, a publisher and the database may be apart."""
 
 
 async def replay(
@@ -84,21 +81,6 @@ async def _chosen(
         else:
             chosen.append(letter)
     return chosen, kept
-
-
-def may_be_newer(letter: DeadLetter, changed: datetime) -> str | None:
-    """Why the row, which was changed at this moment, may be newer than the dead letter; None if it is not."""
-    since = letter.overtaken_from
-    at = f"{changed:%Y-%m-%d %H:%M:%S}"
-    if since is None:
-        return f"its row has changed at {at}, perhaps by a newer request"
-    if changed <= since - _CLOCKS_DIFFER:
-        return None
-    return (
-        f"its row has changed at {at}, after the rejection"
-        if changed > since
-        else f"its row has changed at {at}, just before"
-    )
 
 
 async def _changed(ids: set[UUID], settings: Settings) -> Mapping[UUID, datetime]:

@@ -14,10 +14,7 @@ from task_activity_log.cli.exit_codes import DONE, FAILED
 from task_activity_log.cli.terminal import say
 from task_activity_log.client import ClientError
 from task_activity_log.client.dead_letters import DeadLetter, Loan, borrow_dead_letters
-from task_activity_log.pipeline.request import Rules, judge
-from task_activity_log.problem import Code, Problem
-from task_activity_log.rabbitmq.headers import received
-from task_activity_log.record import TaskActivityLog
+from task_activity_log.problem import Code
 from task_activity_log.settings import Settings
 from task_activity_log.wiring import link_of
 
@@ -138,8 +135,3 @@ class Selection:
                     left[letter.key] -= 1
                     found.append(letter)
             return await loan.remove(found)
-
-
-def judged(letter: DeadLetter, rules: Rules) -> TaskActivityLog | Problem:
-    """The record of its request, or the problem with which a worker would reject it today."""
-    return judge(letter.body, received(letter.restored(None)), rules)

@@ -8,7 +8,7 @@ from collections.abc import Collection
 from lxml import etree
 
 from task_activity_log import wire
-from task_activity_log.client import Upsert
+from task_activity_log.client.messages import Upsert
 from task_activity_log.problem import Rejected
 from task_activity_log.record import FIELDS, STORED_FIELDS
 

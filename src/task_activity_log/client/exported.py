@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from task_activity_log.client import Upsert, UpsertRejected
+from task_activity_log.client.messages import Upsert, UpsertRejected
 from task_activity_log.message import PERSISTENT, Properties, Timestamp
 from task_activity_log.problem import Problem
 from task_activity_log.rabbitmq.headers import encode_header, raw_headers, received
