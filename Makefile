@@ -2,7 +2,7 @@
 
 PYTHON := .venv/bin/python
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run test test-dotnet test-tls test-failover test-examples test-deploy test-image check format bench bench-quick bench-stages bench-wire chaos fuzz docs sandbox lock dist clean
+.PHONY: help setup demo console run test test-dotnet test-tls test-failover test-examples test-deploy test-image check format bench bench-quick bench-stages bench-wire chaos fuzz docs sandbox lock dist clean
 
 help:  ## list these targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -12,6 +12,9 @@ setup:
 
 demo: setup  ## try it: publish three messages and read the replies (about 20 seconds)
 	@$(PYTHON) -m sandbox.demo
+
+console: setup  ## run the web console with 300 dead letters, a worker and a load until Ctrl-C, and print its URL
+	@$(PYTHON) -m sandbox.console
 
 run: setup  ## run the worker with a private RabbitMQ and PostgreSQL until Ctrl-C
 	@$(PYTHON) -m sandbox -- sh -c '.venv/bin/task-activity-log migrate && exec .venv/bin/task-activity-log run'

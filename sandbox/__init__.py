@@ -7,7 +7,8 @@ Modules:
 - `rabbitmq` and `postgresql` are the services; `service` is what they have in common;
 - `sharing` lets all processes of one test run use the same two services;
 - `proxy` interrupts the network between a test and a service;
-- `demo` is `make demo`; `python -m sandbox` starts both services and keeps them, or runs a command against them.
+- `demo` is `make demo`; `console`, with the dead letters of `letters`, is `make console`;
+- `python -m sandbox` starts both services and keeps them, or runs a command against them.
 """
 
 import sys

@@ -54,21 +54,21 @@ def main() -> int:
 
 def _show(environment: Mapping[str, str]) -> None:
     _step("Create the tables.", "task-activity-log migrate")
-    for line in _finish("migrate", environment=environment):
+    for line in finish("migrate", environment=environment):
         _print(line)
 
     _step("Start a worker in the background.", "task-activity-log run &")
     worker = Processes("the demo", user=None, stop_signal=signal.SIGTERM)
     with closing(worker):
-        worker.set_main(_command("run"), environment)
+        worker.set_main(command("run"), environment)
         worker.start()
-        _wait_until_ready(worker, int(environment["HTTP_PORT"]))
+        wait_until_ready(worker, int(environment["HTTP_PORT"]))
 
         _step(
             "Publish a record in JSON, the same record in XML, and an invalid one, and print the replies.",
             "task-activity-log publish " + " ".join(map(str, SAMPLES)),
         )
-        for line in _finish("publish", *map(str, SAMPLES), environment=environment, status=_SOME_REJECTED):
+        for line in finish("publish", *map(str, SAMPLES), environment=environment, status=_SOME_REJECTED):
             _print(_pretty(line))
 
         _step("Stop the worker.", "kill %1")
@@ -78,10 +78,10 @@ def _show(environment: Mapping[str, str]) -> None:
         _print("the worker finished the messages that it had taken and exited with status 0")
 
 
-def _finish(*arguments: str, environment: Mapping[str, str], status: int = 0) -> Iterator[str]:
+def finish(*arguments: str, environment: Mapping[str, str], status: int = 0) -> Iterator[str]:
     """Run a command of the product and return its output lines; DemoError if it exits with a status other than `status`."""
-    command = subprocess.run(
-        _command(*arguments),
+    done = subprocess.run(
+        command(*arguments),
         env=environment,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -89,13 +89,14 @@ def _finish(*arguments: str, environment: Mapping[str, str], status: int = 0) ->
         text=True,
         check=False,
     )
-    if command.returncode != status:
-        said = "\n".join(command.stdout.splitlines()[-20:])
-        raise DemoError(f"task-activity-log {arguments[0]} exited with status {command.returncode}:\n{said}")
-    return iter(command.stdout.splitlines())
+    if done.returncode != status:
+        said = "\n".join(done.stdout.splitlines()[-20:])
+        raise DemoError(f"task-activity-log {arguments[0]} exited with status {done.returncode}:\n{said}")
+    return iter(done.stdout.splitlines())
 
 
-def _wait_until_ready(worker: Processes, port: int) -> None:
+def wait_until_ready(worker: Processes, port: int) -> None:
+    """Return when a worker is ready; DemoError if it ends or takes too long."""
     began = time.monotonic()
     while not _is_ready(port):
         if ended := worker.ended():
@@ -115,7 +116,8 @@ def _is_ready(port: int) -> bool:
             return False
 
 
-def _command(*arguments: str) -> list[str]:
+def command(*arguments: str) -> list[str]:
+    """Return the command line of a command of the product."""
     return [str(Path(sys.executable).with_name("task-activity-log")), *arguments]
 
 

@@ -19,8 +19,17 @@ from pathlib import Path
 from tools.generated import ROOT
 
 LOCKS = {
-    "requirements.lock": ["--extra", "otel"],
-    "requirements-dev.lock": ["--extra", "otel", "--group", "dev", "--constraint", "requirements.lock"],
+    "requirements.lock": ["--extra", "console", "--extra", "otel"],
+    "requirements-dev.lock": [
+        "--extra",
+        "console",
+        "--extra",
+        "otel",
+        "--group",
+        "dev",
+        "--constraint",
+        "requirements.lock",
+    ],
 }
 
 

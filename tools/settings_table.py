@@ -1,24 +1,37 @@
-"""Writes the table of settings into docs/settings.md; with --check it compares instead."""
+"""Writes the tables of settings into docs/settings.md and docs/console.md; with --check it compares instead."""
 
 from __future__ import annotations
 
 import inspect
 import sys
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
+from pydantic.fields import FieldInfo
+
+from task_activity_log.console import settings as console
 from task_activity_log.settings import Settings, load, variable
 from tools.generated import replace_between, write_or_check
 
-DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "settings.md"
+DOCS = Path(__file__).resolve().parents[1] / "docs"
 BEGIN, END = "<!-- settings: begin (make docs) -->", "<!-- settings: end -->"
 
 
 def table() -> str:
     """The settings as a Markdown table."""
     required = inspect.signature(load).parameters["needed"].default
+    return _rows(Settings.model_fields, variable, required)
+
+
+def console_table() -> str:
+    """The settings of the console as a Markdown table."""
+    return _rows(console.ConsoleSettings.model_fields, console.variable, ())
+
+
+def _rows(fields: Mapping[str, FieldInfo], variable: Callable[[str], str], required: Collection[str]) -> str:
     rows = ["| variable | default | meaning |", "| --- | --- | --- |"]
-    for name, field in Settings.model_fields.items():
+    for name, field in fields.items():
         default = "(required)" if name in required else "" if field.default is None else f"`{_shown(field.default)}`"
         choices = ", ".join(f"`{choice}`" for choice in get_args(field.annotation) if isinstance(choice, str))
         text = " ".join((field.description or "").split()) + (f" One of {choices}." if choices else "")
@@ -34,8 +47,9 @@ def _shown(value: Any) -> str:
 
 def main() -> int:
     """Rewrite the table, or check it."""
-    text = DOCUMENT.read_text(encoding="utf-8")
-    return write_or_check({DOCUMENT: replace_between(text, BEGIN, END, table())})
+    tables = {DOCS / "settings.md": table(), DOCS / "console.md": console_table()}
+    texts = {path: path.read_text(encoding="utf-8") for path in tables}
+    return write_or_check({path: replace_between(texts[path], BEGIN, END, tables[path]) for path in tables})
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ status      readiness, liveness, /status, gauges
 service     runs a worker: start, signals, drain
 client/     for publishers, subscribers and operators who handle dead letters
 cli/        the commands
+console/    the web console: a process of its own, with the extra `console`
 start       where the process of a command starts
 """
 

@@ -5,6 +5,7 @@ sources        files, folders and standard input as upserts
 replies        follows the replies
 dead_letters/  inspects, replays, exports and discards rejected messages
 partitions     shows and changes the number of partitions
+console        starts the web console
 check/         checks that everything a worker needs is in place
 contract/      the wire contract for machines, written by tools/contract_files.py
 exit_codes     how a command ends
@@ -280,6 +281,36 @@ def contract(
     """Print the wire contract in a machine-readable form, with the default names of queues and exchanges."""
     file = resources.files(__name__).joinpath("contract", CONTRACT_FILES[description])
     print_data(file.read_bytes(), end=b"")
+
+
+@app.command(short_help="Serve the web console.")
+def console(
+    *,
+    password_for: Annotated[
+        str,
+        typer.Option(
+            help="Ask for a password and print the line of CONSOLE_PASSWORD_FILE for this user; then exit.",
+            show_default=False,
+        ),
+    ] = "",
+    roles: Annotated[str, typer.Option(help="The roles in that line, separated by commas.")] = "look,act,bodies",
+) -> None:
+    """Serve the web console until SIGTERM or SIGINT: what is going on, and the dead letters to correct and replay.
+
+    Needs AMQP_URL and the extra `console`. DATABASE_URL adds the rows, MANAGEMENT_URL limits and permissions.
+    CONSOLE_HOST and CONSOLE_PORT (127.0.0.1:8081) say where it listens.
+
+    \b
+    Examples:
+      CONSOLE_WORKERS=http://worker:8080 task-activity-log console
+      task-activity-log console --password-for anna --roles look,act >> passwords
+    """
+    from task_activity_log.cli.console import print_password_line, serve
+
+    if password_for:
+        print_password_line(password_for, roles)
+    else:
+        serve(settings_or_exit("amqp_url"))
 
 
 @app.command(short_help="Check that everything a worker needs is in place.")

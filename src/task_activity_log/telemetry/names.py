@@ -253,6 +253,21 @@ EVENTS = {
     "batch_abandoned": Event(
         "info", "The worker is draining during an outage and gave up: unsettled messages are redelivered.", ("stage",)
     ),
+    # the console
+    "console_action_begun": Event(
+        "info",
+        "A user of the console has begun to replay or discard dead letters: who, how many, and why.",
+        ("action", "kind", "user", "why", "count"),
+    ),
+    "console_action_ended": Event(
+        "info",
+        "It has ended: how many were sent, discarded, kept for a reason, or gone before; and why it ended early, if it did.",
+        ("action", "kind", "user", "why", "count", "sent", "discarded", "kept", "gone", "problem"),
+    ),
+    "console_action_stopped": Event("info", "A user of the console has stopped an action.", ("action", "user")),
+    "console_message_sent": Event(
+        "info", "A user of the console has sent a message of their own.", ("user", "message_id")
+    ),
     # tracing
     "tracing": Event("info", "Traces are exported.", ("endpoint",)),
     "tracing_unavailable": Event(

@@ -1,0 +1,84 @@
+"""`make console`: the web console with 300 dead letters, a worker and a load, on a real RabbitMQ and PostgreSQL."""
+
+import asyncio
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack, closing, suppress
+from datetime import UTC, datetime, timedelta
+from uuid import UUID, uuid4
+
+import sandbox
+from sandbox import letters
+from sandbox.demo import DemoError, command, finish, wait_until_ready
+from sandbox.processes import Processes
+from sandbox.service import free_port
+from task_activity_log.client import ClientError, TaskActivityLog, TaskActivityLogClient, Upsert
+
+_QUEUE = "task_activity_log.dead-letters"
+_RATE = 20.0
+_RECORDS = 400
+_BAD_EVERY = 300
+
+
+def main() -> int:
+    """Run everything until Ctrl-C; return the exit status."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        with sandbox.start(durable=False) as services, ExitStack() as stack:
+            _show({**os.environ, **services.environment}, services.rabbitmq.url, stack)
+    except (DemoError, sandbox.SandboxError) as error:
+        print(f"console: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _show(environment: Mapping[str, str], broker: str, stack: ExitStack) -> None:
+    http, port = free_port(), int(os.environ.get("CONSOLE_PORT") or free_port())
+    shared = {**environment, "HTTP_HOST": "127.0.0.1", "HTTP_PORT": str(http)}
+    for _ in finish("migrate", environment=shared):
+        pass
+    worker = stack.enter_context(closing(Processes("make console", user=None, stop_signal=signal.SIGTERM)))
+    worker.set_main(command("run"), shared)
+    worker.start()
+    wait_until_ready(worker, http)
+    asyncio.run(letters.publish(broker, _QUEUE, letters.letters(datetime.now(UTC))))
+    console = stack.enter_context(closing(Processes("make console", user=None, stop_signal=signal.SIGTERM)))
+    own = {"CONSOLE_HOST": "127.0.0.1", "CONSOLE_PORT": str(port), "CONSOLE_WORKERS": f"http://127.0.0.1:{http}"}
+    console.set_main(command("console"), {**shared, **own})
+    console.start()
+    print(f"\n  The console is at http://127.0.0.1:{port}/\n  Ctrl-C stops and removes everything.\n", flush=True)
+    with suppress(KeyboardInterrupt):
+        asyncio.run(_load(broker, [console, worker]))
+
+
+async def _load(broker: str, watched: list[Processes]) -> None:
+    """Publish records until one of the processes ends."""
+    chance = random.Random(3)  # noqa: S311 - the same each time
+    ids = [uuid4() for _ in range(_RECORDS)]
+    began, sent = time.monotonic(), 0
+    async with TaskActivityLogClient(broker, app_id="crm-ghent") as client:
+        while not any(process.ended() for process in watched):
+            due = int((time.monotonic() - began) * _RATE) - sent
+            records = [_record(chance, ids, sent + number) for number in range(due)]
+            with suppress(ClientError):
+                await client.send_many(records)
+            sent += due
+            await asyncio.sleep(0.25)
+    raise DemoError("\n".join(process.log_tail() for process in watched if process.ended()))
+
+
+def _record(chance: random.Random, ids: list[UUID], number: int) -> TaskActivityLog | Upsert:
+    if number % _BAD_EVERY == _BAD_EVERY - 1:
+        return Upsert(b'{"id": "not a uuid", "subject": "Call back"}')
+    due = datetime.now(UTC).replace(microsecond=0) + timedelta(days=chance.randint(1, 60))
+    return TaskActivityLog(id=chance.choice(ids), subject=f"Call back ({number})", due_date=due, is_closed=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

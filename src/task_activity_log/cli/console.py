@@ -1,0 +1,64 @@
+"""`task-activity-log console`: start the web console, or print a line of its password file."""
+
+import getpass
+import sys
+from importlib import resources
+
+from task_activity_log.cli import CONTRACT_FILES
+from task_activity_log.cli.exit_codes import WRONG_USE, fail
+from task_activity_log.cli.terminal import say
+from task_activity_log.settings import Settings, SettingsError
+
+_NOT_INSTALLED = "the console needs further packages: pip install 'task-activity-log-worker[console]'"
+
+
+def serve(settings: Settings) -> None:
+    """Serve until a signal; exit with one line if that is not possible."""
+    try:
+        from task_activity_log.console import app
+        from task_activity_log.console.settings import load
+    except ModuleNotFoundError as missing:
+        if (missing.name or "").startswith("task_activity_log"):
+            raise
+        fail(_NOT_INSTALLED, WRONG_USE)
+    from task_activity_log.cli.check import findings
+    from task_activity_log.telemetry import logs
+    from task_activity_log.wiring import secrets_of
+
+    try:
+        own = load()
+    except SettingsError as error:
+        fail(str(error), WRONG_USE)
+    logs.configure(settings.log_format, settings.log_level, logs.Redaction(secrets_of(settings)))
+    contract = {
+        file: resources.files("task_activity_log.cli").joinpath("contract", file).read_bytes()
+        for file in CONTRACT_FILES.values()
+    }
+    try:
+        app.run(
+            settings,
+            own,
+            check=lambda: findings(settings, patient=False),
+            contract=contract,
+            on_listening=lambda url: say(f"the console is at {url}; press Ctrl-C to stop it"),
+        )
+    except OSError as error:
+        where = f"CONSOLE_HOST={own.host} CONSOLE_PORT={own.port}"
+        fail(f"cannot listen on {where}: {error.strerror or error}; set CONSOLE_PORT to a free port", WRONG_USE)
+
+
+def print_password_line(name: str, roles: str) -> None:
+    """Ask for a password, or read it from standard input, and print the line for a user; exit if it cannot be made."""
+    from task_activity_log.console.access import Role, password_line
+
+    try:
+        chosen = [Role(role.strip()) for role in roles.split(",")]
+    except ValueError:
+        fail(f"--roles {roles}: should be some of {', '.join(Role)}", WRONG_USE)
+    password = getpass.getpass(f"Password for {name}: ") if sys.stdin.isatty() else sys.stdin.readline().rstrip("\n")
+    if not password:
+        fail("the password is empty", WRONG_USE)
+    try:
+        print(password_line(name, password, chosen))
+    except ValueError as error:
+        fail(f"--password-for: {error}", WRONG_USE)

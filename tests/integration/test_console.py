@@ -1,0 +1,438 @@
+"""The console on a real broker and database, with a worker: what is done to dead letters, and what becomes of them."""
+
+import asyncio
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from html import unescape
+from typing import Any
+from uuid import UUID, uuid4
+
+import aio_pika
+import asyncpg
+import httpx2
+import pytest
+from structlog.testing import capture_logs
+
+from sandbox import RabbitMQ
+from sandbox.letters import letters, publish
+from sandbox.proxy import Proxy
+from task_activity_log.client.dead_letters import DeadLetter, borrow_dead_letters
+from task_activity_log.console.app import create
+from task_activity_log.console.history import Depth
+from task_activity_log.console.letters import Letter
+from task_activity_log.console.parts import Console
+from task_activity_log.rabbitmq.topology import Topology, declare
+from tests.commands import World
+from tests.consoles import console_of
+from tests.users import user_who_may
+
+QUEUE = Topology().dead_letters_queue
+
+
+@asynccontextmanager
+async def serving(console: Console) -> AsyncIterator["Viewer"]:
+    """The console, and somebody who looks at it."""
+    app = create(console)
+    async with app.router.lifespan_context(app):
+        async with httpx2.AsyncClient(
+            transport=httpx2.ASGITransport(app),
+            base_url="http://127.0.0.1:8081",
+            headers={"sec-fetch-site": "same-origin"},
+        ) as client:
+            yield Viewer(client, console)
+
+
+class Viewer:
+    """Looks and presses buttons, as a browser without scripts does."""
+
+    def __init__(self, client: httpx2.AsyncClient, console: Console) -> None:
+        self.client = client
+        self.console = console
+
+    async def page(self, path: str, status: int = 200) -> str:
+        """The text of a page."""
+        answer = await self.client.get(path)
+        assert answer.status_code == status, answer.text
+        return unescape(answer.text)
+
+    async def press(self, path: str, status: int = 303, /, **members: str) -> str:
+        """Send a form; where it leads to, or the page that says why not."""
+        token = console_token(await self.page("/try"))
+        answer = await self.client.post(path, data={"token": token, **members})
+        assert answer.status_code == status, answer.text
+        return answer.headers.get("location") or unescape(answer.text)
+
+    async def look(self) -> list[Letter]:
+        """The dead letters, seen again."""
+        return list((await self.console.looks.current(again=True)).letters)
+
+    async def dry_run(self, query: str = "") -> tuple[str, str]:
+        """The text of the page of a dry run, and its plan."""
+        await self.look()
+        page = await self.page(f"/bulk?{query}")
+        plan = re.search(r'name="plan" value="([^"]+)"', page)
+        assert plan is not None
+        return re.sub("<[^>]+>", "", page), plan[1]
+
+    async def until(self, path: str, text: str) -> str:
+        """The page once it has this text."""
+        async with asyncio.timeout(30):
+            while text not in (page := await self.page(path)):
+                await asyncio.sleep(0.05)
+        return page
+
+
+def console_token(page: str) -> str:
+    found = re.search(r'name="token" value="([0-9a-f]+)"', page)
+    assert found is not None
+    return found[1]
+
+
+async def keep(amqp_url: str, *messages: tuple[bytes, dict[str, Any]]) -> None:
+    """Put dead letters into the queue, as a worker would."""
+    async with await aio_pika.connect(amqp_url) as connection:
+        await declare(connection, Topology())
+        channel = await connection.channel()
+        for body, properties in messages:
+            headers = {
+                "x-error-code": "invalid_date",
+                "x-error-detail": "Send due_date as a date.",
+                **properties.pop("headers", {}),
+            }
+            message = aio_pika.Message(
+                body, **{"content_type": "application/json", "app_id": "crm", "headers": headers, **properties}
+            )
+            await channel.default_exchange.publish(message, QUEUE)
+
+
+def record(identifier: UUID, due: str = "2026-12-01", **more: str) -> bytes:
+    members = {"id": str(identifier), "due_date": due, **more}
+    return ("{" + ", ".join(f'"{name}": "{value}"' for name, value in members.items()) + "}").encode()
+
+
+async def row(database_url: str, identifier: UUID) -> Any:
+    connection = await asyncpg.connect(database_url)
+    try:
+        return await connection.fetchrow("SELECT * FROM task_activity_log WHERE id = $1", identifier)
+    finally:
+        await connection.close()
+
+
+async def waiting(amqp_url: str) -> list[DeadLetter]:
+    async with borrow_dead_letters(amqp_url) as loan:
+        return [letter async for letter in loan]
+
+
+@pytest.fixture
+async def viewer(world: World) -> AsyncIterator[Viewer]:
+    """Somebody who looks at the dead letters of a running worker."""
+    async with serving(console_of(world.amqp_url, world.database_url)) as found:
+        for letter in await found.look():  # of an earlier test
+            await found.press("/discard", letter=letter.id, why="cleaning")
+        yield found
+
+
+async def test_one_is_replayed_stored_and_answered(viewer: Viewer, world: World) -> None:
+    """Its message_id and headers stay, and it says who has replayed it."""
+    one = uuid4()
+    await keep(world.amqp_url, (record(one), {"message_id": "m1", "headers": {"x-version": 7}}))
+    [letter] = await viewer.look()
+    with capture_logs() as logs:
+        path = await viewer.press("/replay", letter=letter.id, why="the worker takes it now")
+        page = await viewer.until(path, "inserted")
+    assert "sent again" in page
+    assert (await row(world.database_url, one))["source_version"] == 7
+    assert await waiting(world.amqp_url) == []
+    [ended] = [event for event in logs if event["event"] == "console_action_ended"]
+    assert (ended["user"], ended["kind"], ended["count"], ended["sent"], ended["why"]) == (
+        "local", "replay", 1, 1, "the worker takes it now",
+    )  # fmt: skip
+
+
+async def test_one_that_is_rejected_again_is_kept_and_not_sent(viewer: Viewer, world: World) -> None:
+    """The contract says so before anything is sent."""
+    await keep(world.amqp_url, (record(uuid4(), "soon"), {"message_id": "m2"}))
+    [letter] = await viewer.look()
+    page = await viewer.page(await viewer.press("/replay", letter=letter.id))
+    assert "it would be rejected again: invalid_date" in page
+    assert [each.name for each in await waiting(world.amqp_url)] == ["m2"]
+
+
+async def test_one_is_corrected_with_its_message_id(viewer: Viewer, world: World) -> None:
+    """What is not changed stays: the properties and the headers."""
+    one = uuid4()
+    await keep(
+        world.amqp_url,
+        (record(one, "soon", subject="Call"), {"message_id": "m3", "headers": {"x-update-mode": "merge"}}),
+    )
+    [letter] = await viewer.look()
+    edit = await viewer.page(f"/edit?letter={letter.id}")
+    header = re.search(r'<textarea name="header"[^>]*>\n(.*?)</textarea>', edit, re.DOTALL)
+    assert header is not None
+    body = record(one, "2026-12-24", subject="Call").decode().replace("{", "{\r\n")
+    members = {
+        "letter": letter.id,
+        "body": body,
+        "header": header[1].replace("\n", "\r\n"),
+        "why": "a typo",
+        "do": "replay",
+    }
+    path = await viewer.press("/edit", **members)
+    await viewer.until(path, "inserted")
+    stored = await row(world.database_url, one)
+    assert (stored["due_date"].isoformat()[:10], stored["subject"]) == ("2026-12-24", "Call")
+    assert "Edit and replay" in await viewer.page("/actions")
+
+
+async def test_an_edit_of_one_that_is_gone_does_nothing(viewer: Viewer, world: World) -> None:
+    """Somebody else has discarded it in the meantime."""
+    one = uuid4()
+    await keep(world.amqp_url, (record(one, "soon"), {"message_id": "m4"}))
+    [letter] = await viewer.look()
+    async with borrow_dead_letters(world.amqp_url) as loan:
+        assert await loan.remove([each async for each in loan]) == 1
+    members = {"letter": letter.id, "body": record(one).decode(), "header": "{}", "why": "a typo", "do": "replay"}
+    page = await viewer.page(await viewer.press("/edit", **members))
+    assert "it was not in the queue any more" in page
+    assert await row(world.database_url, one) is None
+    assert "is not in the queue any more" in await viewer.page(letter.path, 410)
+
+
+async def test_two_viewers_who_replay_one_at_once_send_it_once(world: World, viewer: Viewer) -> None:
+    """The second one is told that it is gone."""
+    one = uuid4()
+    await keep(world.amqp_url, (record(one), {"message_id": "m5"}))
+    [letter] = await viewer.look()
+    paths = await asyncio.gather(*(viewer.press("/replay", letter=letter.id) for _ in range(2)))
+    pages = [await viewer.page(path) for path in paths]
+    assert sorted("gone before" in page for page in pages) == [False, True]
+    await viewer.until(paths[["gone before" in page for page in pages].index(False)], "inserted")
+
+
+async def test_two_consoles_that_act_at_once_do_nothing_twice(world: World, viewer: Viewer) -> None:
+    """Two processes: what one has on loan, the other does not see."""
+    ids = [uuid4() for _ in range(20)]
+    await keep(world.amqp_url, *((record(one), {"message_id": f"two-{number}"}) for number, one in enumerate(ids)))
+    async with serving(console_of(world.amqp_url, world.database_url)) as other:
+        both = []
+        for one in (viewer, other):
+            both += [(one, (await one.dry_run())[1])]
+        paths = await asyncio.gather(
+            *(one.press("/bulk", plan=plan, do="replay", rate="1000", why="both") for one, plan in both)
+        )
+        sent = 0
+        for (one, _), path in zip(both, paths, strict=True):
+            await one.console.actions.wait(path.rpartition("/")[2])
+            action = one.console.actions.get(path.rpartition("/")[2])
+            assert action is not None
+            sent += action.counts["sent"]
+        assert sent == len(ids) - len(await waiting(world.amqp_url))
+    async with asyncio.timeout(30):
+        while any([await row(world.database_url, one) is None for one in ids][: 0 if sent < len(ids) else None]):
+            await asyncio.sleep(0.05)
+
+
+async def test_all_that_match_are_replayed_in_order_and_what_became_of_each_is_shown(
+    world: World, viewer: Viewer
+) -> None:
+    """Forty of one publisher, of which one is really wrong; others stay untouched."""
+    one = uuid4()
+    await keep(
+        world.amqp_url,
+        *((record(one, subject=f"{number:02}"), {"message_id": f"all-{number}"}) for number in range(39)),
+        (record(uuid4(), "31/12/2026"), {"message_id": "wrong"}),
+        (record(uuid4()), {"message_id": "others", "app_id": "erp"}),
+    )
+    page, plan = await viewer.dry_run("publisher=crm")
+    assert "39 would be sent" in page
+    assert "1 would be rejected again" in page
+    path = await viewer.press("/bulk", plan=plan, do="replay", rate="1000", why="the setting was changed")
+    await viewer.console.actions.wait(path.rpartition("/")[2])
+    await viewer.until(path, "updated <b>38</b>")
+    assert (await row(world.database_url, one))["subject"] == "38", "the last one of the queue is stored last"
+    assert sorted(each.name for each in await waiting(world.amqp_url)) == ["others", "wrong"]
+    assert "does not remember this dry run" in await viewer.press(
+        "/bulk", 410, plan=plan, do="replay", rate="1", why="again"
+    )
+
+
+async def test_a_replay_is_stopped_and_the_rest_stays(world: World, viewer: Viewer) -> None:
+    """What was sent is sent once, what was not is in the queue, in its order."""
+    names = [f"stop-{number:02}" for number in range(30)]
+    await keep(world.amqp_url, *((record(uuid4()), {"message_id": name}) for name in names))
+    _, plan = await viewer.dry_run()
+    path = await viewer.press("/bulk", plan=plan, do="replay", rate="5", why="slowly")
+    await viewer.until(path, "1</b> sent again")
+    assert await viewer.press(f"{path}/stop") == path
+    page = await viewer.until(path, "It was stopped.")
+    action = viewer.console.actions.get(path.rpartition("/")[2])
+    assert action is not None
+    sent = action.counts["sent"]
+    assert 0 < sent < 30
+    assert [each.name for each in await waiting(world.amqp_url)] == names[sent:]
+
+
+async def test_what_is_rejected_again_is_seen_in_the_dead_letters(world: World, viewer: Viewer) -> None:
+    """Its reply goes to its publisher, so the next look says it; and the next dead letter says how often it was replayed."""
+    connection = await asyncpg.connect(world.database_url)
+    await connection.execute("ALTER TABLE task_activity_log ADD CONSTRAINT short CHECK (length(subject) < 5) NOT VALID")
+    try:
+        async with await aio_pika.connect(world.amqp_url) as broker:
+            mailbox = await (await broker.channel()).declare_queue(exclusive=True)
+            await keep(
+                world.amqp_url, (record(uuid4(), subject="too long"), {"message_id": "again", "reply_to": mailbox.name})
+            )
+            [letter] = await viewer.look()
+            path = await viewer.press("/replay", letter=letter.id)
+            async with asyncio.timeout(30):
+                while not (found := await viewer.look()):
+                    await asyncio.sleep(0.05)
+            assert (found[0].code, found[0].replays, found[0].replayed_by) == ("refused_by_database", 1, "local")
+            assert "refused_by_database" in await viewer.page(path)
+            assert "replayed 1 time, last by local" in await viewer.page(found[0].path)
+    finally:
+        await connection.execute("ALTER TABLE task_activity_log DROP CONSTRAINT short")
+        await connection.close()
+
+
+async def test_a_row_that_was_changed_since_is_not_overwritten_without_saying_so(world: World, viewer: Viewer) -> None:
+    """The dry run says it, the replay keeps it, and a box replays it all the same."""
+    one = uuid4()
+    seen = {"x-last-seen": "2026-01-01T00:00:00.000+00:00", "x-first-seen": "2026-01-01T00:00:00.000+00:00"}
+    await keep(world.amqp_url, (record(one, subject="newer"), {"message_id": "first"}))
+    [letter] = await viewer.look()
+    await viewer.until(await viewer.press("/replay", letter=letter.id), "inserted")
+    await keep(world.amqp_url, (record(one, subject="older"), {"message_id": "second", "headers": seen}))
+    [letter] = await viewer.look()
+    assert "The row was changed" in await viewer.page(letter.path)
+    assert "1 are kept, because their row" in re.sub("<[^>]+>", "", await viewer.page("/bulk"))
+    page = await viewer.page(await viewer.press("/replay", letter=letter.id))
+    assert "its row has changed" in page
+    assert (await row(world.database_url, one))["subject"] == "newer"
+    await viewer.until(await viewer.press("/replay", letter=letter.id, over_newer="on"), "updated")
+    assert (await row(world.database_url, one))["subject"] == "older"
+
+
+async def test_all_that_match_are_discarded_by_number_and_no_others(world: World, viewer: Viewer) -> None:
+    """Exact copies count one by one; what came in since is another dead letter."""
+    body = record(uuid4(), "soon")
+    await keep(
+        world.amqp_url,
+        (body, {"message_id": "copy"}),
+        (body, {"message_id": "copy"}),
+        (body, {"message_id": "other", "app_id": "erp"}),
+    )
+    _, plan = await viewer.dry_run("publisher=crm")
+    await keep(world.amqp_url, (body, {"message_id": "copy"}))
+    path = await viewer.press("/bulk", plan=plan, do="discard", count="2", why="tests")
+    await viewer.until(path, "2</b> discarded")
+    assert sorted(each.name for each in await waiting(world.amqp_url)) == ["copy", "other"]
+
+
+async def test_looking_changes_nothing(world: World, viewer: Viewer) -> None:
+    """Not even the order; and all viewers share one look."""
+    names = [f"look-{number}" for number in range(50)]
+    await keep(world.amqp_url, *((record(uuid4(), "soon"), {"message_id": name}) for name in names))
+    looks = await asyncio.gather(*(viewer.console.looks.current(again=True) for _ in range(8)))
+    assert len({id(look) for look in looks}) == 1
+    for _ in range(5):
+        await viewer.look()
+    assert [each.name for each in await waiting(world.amqp_url)] == names
+
+
+async def test_a_message_is_tried_and_sent(world: World, viewer: Viewer) -> None:
+    """The verdict is that of a worker, and so is the answer."""
+    one = uuid4()
+    page = await viewer.press("/try", 200, body=record(one).decode(), content_type="application/json", do="check")
+    assert "The contract accepts it." in page
+    assert await row(world.database_url, one) is None
+    page = await viewer.press("/try", 200, body=record(one).decode(), content_type="application/json", do="send")
+    assert "inserted" in page
+    assert await row(world.database_url, one) is not None
+    page = await viewer.press(
+        "/try", 200, body=record(one, subject="x").decode(), content_type="application/json", do="check"
+    )
+    assert "row after" in page
+
+
+async def test_replies_are_followed_and_none_is_taken(world: World, viewer: Viewer) -> None:
+    """Those to the replies exchange; the subscriber's queue keeps them."""
+    await viewer.page("/replies")
+    one = uuid4()
+    async with await aio_pika.connect(world.amqp_url) as connection:
+        channel = await connection.channel()
+        before = (
+            await channel.declare_queue(Topology().replies_queue, passive=True)
+        ).declaration_result.message_count or 0
+        exchange = await channel.get_exchange(Topology().requests_exchange)
+        await exchange.publish(
+            aio_pika.Message(record(one, subject="followed"), content_type="application/json"), "upsert"
+        )
+        page = await viewer.until(f"/replies?id={one}", "followed")
+        after = (
+            await channel.declare_queue(Topology().replies_queue, passive=True)
+        ).declaration_result.message_count or 0
+    assert "inserted" in page
+    assert after == before + 1
+
+
+async def test_the_first_page_knows_the_queues_and_the_worker(viewer: Viewer) -> None:
+    """From the broker; the worker of these tests has a port that the console is not told."""
+    async with asyncio.timeout(30):
+        while QUEUE not in viewer.console.sampler.history.queues:
+            await viewer.console.sampler.next()
+    assert viewer.console.sampler.history.queues[QUEUE] == Depth(0, 0)
+    page = await viewer.page("/")
+    assert "Nothing waits. No dead letters." in page
+    assert "no answer" in page
+
+
+async def test_a_broker_that_goes_away_in_the_middle_loses_nothing(world: World) -> None:
+    """One sentence says what was sent; the rest is in the queue."""
+    names = [f"cut-{number:02}" for number in range(30)]
+    await keep(world.amqp_url, *((record(uuid4()), {"message_id": name}) for name in names))
+    async with Proxy.to(world.amqp_url) as proxy, serving(console_of(proxy.url, world.database_url)) as viewer:
+        _, plan = await viewer.dry_run("message=cut-")
+        path = await viewer.press("/bulk", plan=plan, do="replay", rate="10", why="cut")
+        await viewer.until(path, "</b> sent again")
+        proxy.cut()
+        page = await viewer.until(path, 'role="alert"')
+        assert "in the queue" in page
+        action = viewer.console.actions.get(path.rpartition("/")[2])
+        assert action is not None
+        sent = action.counts["sent"]
+    left = {each.name for each in await waiting(world.amqp_url)}
+    assert set(names[sent + 1 :]) <= left <= set(names)
+
+
+async def test_a_user_without_the_rights_is_told_so(rabbitmq: RabbitMQ, world: World) -> None:
+    """On the page that needs them."""
+    await keep(world.amqp_url, (record(uuid4()), {"message_id": "rights"}))
+    with user_who_may(rabbitmq, world.amqp_url, read="^$") as url:
+        async with serving(console_of(url)) as viewer:
+            assert "ACCESS_REFUSED" in await viewer.page("/dead-letters", 503)
+            await viewer.page("/")
+    with user_who_may(rabbitmq, world.amqp_url, read=QUEUE) as url:
+        async with serving(console_of(url)) as viewer:
+            [letter] = [each for each in await viewer.look() if each.name == "rights"]
+            page = await viewer.page(await viewer.press("/replay", letter=letter.id))
+            assert "in the queue" in page
+            assert 'role="alert"' in page
+            assert [each.name for each in await waiting(world.amqp_url) if each.name == "rights"] == ["rights"]
+            await viewer.until(await viewer.press("/discard", letter=letter.id, why="done"), "discarded")
+
+
+async def test_one_look_serves_all_pages(amqp_url: str) -> None:
+    """A filter is applied to what is in memory; the queue is not asked again."""
+    async with await aio_pika.connect(amqp_url) as connection:
+        await declare(connection, Topology())
+    many = letters(datetime.now(UTC))
+    await publish(amqp_url, QUEUE, many * 4)
+    async with serving(console_of(amqp_url)) as viewer:
+        page = await viewer.page("/dead-letters")
+        assert "1,200 messages" in re.sub("<[^>]+>", "", page)
+        look = viewer.console.looks.last
+        await viewer.page("/dead-letters?code=invalid_date")
+        assert viewer.console.looks.last is look

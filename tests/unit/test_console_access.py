@@ -1,0 +1,222 @@
+"""Who may do what in the console, and where a form may come from."""
+
+from base64 import b64encode
+from ipaddress import ip_network
+from pathlib import Path
+
+import pytest
+
+from task_activity_log.console.access import (
+    ALL,
+    Denied,
+    FormGuard,
+    PasswordFile,
+    PasswordFileError,
+    Proxy,
+    Role,
+    User,
+    basic_credentials,
+    password_line,
+    require_local_name,
+)
+from task_activity_log.console.settings import load
+from task_activity_log.settings import SettingsError
+
+PROXY = Proxy(
+    [ip_network("10.1.0.0/24"), ip_network("fd00::7")],
+    "x-forwarded-user",
+    "x-forwarded-groups",
+    {Role.LOOK: ["*"], Role.ACT: ["operators", "leads"], Role.BODIES: ["leads"]},
+)
+
+
+@pytest.mark.parametrize(
+    ("groups", "roles"),
+    [
+        ("", {Role.LOOK}),
+        ("sales, operators", {Role.LOOK, Role.ACT}),
+        ("leads", ALL),
+        ("leadsx", {Role.LOOK}),
+    ],
+)
+def test_a_proxy_names_the_user_and_the_groups(groups: str, roles: set[Role]) -> None:
+    """A role belongs to groups; `*` is every user of the proxy."""
+    user = PROXY.user("10.1.0.9", {"x-forwarded-user": "anna", "x-forwarded-groups": groups})
+    assert user == User("anna", frozenset(roles))
+
+
+@pytest.mark.parametrize("peer", ["10.1.1.9", "127.0.0.1", "::1", "not an address", ""])
+def test_a_header_from_any_other_address_is_refused(peer: str) -> None:
+    """Not ignored: whoever sends it expects to be that user."""
+    with pytest.raises(Denied, match="is not one of CONSOLE_PROXY_ADDRESSES"):
+        PROXY.user(peer, {"x-forwarded-user": "anna"})
+    assert PROXY.user(peer, {}) is None
+
+
+@pytest.mark.parametrize("peer", ["10.1.0.9", "::ffff:10.1.0.9", "fd00::7"])
+def test_a_proxy_that_names_nobody_lets_nobody_in(peer: str) -> None:
+    """An address of IPv4 counts also as a socket for both versions shows it."""
+    with pytest.raises(Denied, match="named no user") as denied:
+        PROXY.user(peer, {"x-forwarded-groups": "leads"})
+    assert denied.value.status == 401
+
+
+def test_a_password_is_kept_as_a_hash_and_recognized(tmp_path: Path) -> None:
+    """Also the second time, when it is remembered."""
+    line = password_line("anna", "pässword:with colon", [Role.LOOK, Role.ACT])
+    assert "pässword" not in line
+    (tmp_path / "passwords").write_text(f"# users\n\n{line}\n", encoding="utf-8")
+    users = PasswordFile.read(tmp_path / "passwords")
+    for _ in range(2):
+        assert users.user("anna", "pässword:with colon") == User("anna", frozenset({Role.LOOK, Role.ACT}))
+        assert users.user("anna", "wrong") is None
+        assert users.user("bob", "pässword:with colon") is None
+
+
+def test_the_name_and_the_password_cannot_be_divided_in_another_way(tmp_path: Path) -> None:
+    """What is remembered of one user does not let another one in."""
+    lines = [password_line("anna", "b:secret", [Role.LOOK]), password_line("anna2", "other", ALL)]
+    (tmp_path / "passwords").write_text("\n".join(lines), encoding="utf-8")
+    users = PasswordFile.read(tmp_path / "passwords")
+    assert users.user("anna", "b:secret") is not None
+    assert users.user("anna2", "b:secret") is None
+    assert users.user("anna2", "secret") is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "# nobody\n", "anna:secret", "anna:look:md5:1:1:1:AA==:AA==", "anna:king:scrypt:16384:8:1:AA==:AA==",
+     "anna:look:scrypt:1073741824:8:1:AA==:AA==", "anna:look:scrypt:16384:8:1:?:AA==", "\xff\xfe"],
+)  # fmt: skip
+def test_a_password_file_that_cannot_be_used_is_refused_at_start(text: str, tmp_path: Path) -> None:
+    """With the number of the line, and without its content. A cost that would take all memory is refused as well."""
+    (tmp_path / "passwords").write_bytes(text.encode("latin-1"))
+    with pytest.raises(PasswordFileError) as error:
+        PasswordFile.read(tmp_path / "passwords")
+    assert "AA==" not in str(error.value)
+    assert "secret" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["", "an:na", " anna", "an\nna", "an\x1bna"])
+def test_a_name_that_a_password_file_cannot_hold_is_refused(name: str) -> None:
+    """A line feed would begin another user."""
+    with pytest.raises(ValueError, match="name"):
+        password_line(name, "secret")
+
+
+@pytest.mark.parametrize(
+    ("header", "found"),
+    [
+        ("Basic " + b64encode("anna:pä:ss".encode()).decode(), ("anna", "pä:ss")),
+        ("basic " + b64encode(b"anna:").decode(), ("anna", "")),
+        ("Basic " + b64encode(b"anna").decode(), None),
+        ("Basic \xff", None),
+        ("Basic " + b64encode(b"\xff:a").decode(), None),
+        ("Bearer abc", None),
+        ("", None),
+        (None, None),
+    ],
+)
+def test_an_authorization_header_is_read_or_refused(header: str | None, found: tuple[str, str] | None) -> None:
+    """Whatever it contains."""
+    assert basic_credentials(header) == found
+
+
+@pytest.mark.parametrize("host", ["localhost", "localhost:8081", "127.0.0.1:8081", "[::1]:8081", "LOCALHOST"])
+def test_without_authentication_this_machines_names_are_answered(host: str) -> None:
+    """A browser on this machine uses one of them."""
+    require_local_name(host)
+
+
+@pytest.mark.parametrize(
+    "host", ["", "evil.example", "evil.example:8081", "localhost.evil.example", "127.0.0.1.evil.example"]
+)
+def test_without_authentication_no_other_name_is_answered(host: str) -> None:
+    """A web site can give its own name the address 127.0.0.1, and its script could then read every page."""
+    with pytest.raises(Denied):
+        require_local_name(host)
+
+
+ANNA = User("anna", ALL)
+OWN = ["console.example"]
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"sec-fetch-site": "same-origin", "origin": "https://console.example"},
+        {"sec-fetch-site": "same-origin", "origin": "null"},
+        {"origin": "https://console.example"},
+        {},
+    ],
+)
+def test_a_form_of_our_own_is_taken(headers: dict[str, str]) -> None:
+    """Old browsers send less; then the token alone says it."""
+    guard = FormGuard()
+    guard.check(ANNA, guard.token(ANNA), headers, OWN)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"sec-fetch-site": "cross-site"},
+        {"sec-fetch-site": "same-site"},
+        {"sec-fetch-site": "none"},
+        {"origin": "https://evil.example"},
+        {"origin": "null"},
+    ],
+)
+def test_a_form_of_another_site_is_refused_even_with_a_token(headers: dict[str, str]) -> None:
+    """The browser says where it comes from."""
+    guard = FormGuard()
+    with pytest.raises(Denied, match="another web site"):
+        guard.check(ANNA, guard.token(ANNA), headers, OWN)
+
+
+def test_a_token_belongs_to_one_user_of_one_process() -> None:
+    """Another user's, another process's and none are refused."""
+    guard = FormGuard()
+    for token in (guard.token(User("bob", ALL)), FormGuard().token(ANNA), "", "é"):
+        with pytest.raises(Denied, match="Load it again"):
+            guard.check(ANNA, token, {"sec-fetch-site": "same-origin"}, OWN)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.7", "console.example"])  # noqa: S104 - that is refused
+def test_a_console_that_others_reach_needs_to_know_them(host: str) -> None:
+    """It would let everybody replay and discard."""
+    with pytest.raises(SettingsError, match="CONSOLE_PASSWORD_FILE or CONSOLE_PROXY_ADDRESSES"):
+        load({"CONSOLE_HOST": host})
+    assert load({"CONSOLE_HOST": host, "CONSOLE_PROXY_ADDRESSES": "10.0.0.1"}).host == host
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "::1", "localhost"])
+def test_a_console_on_this_machine_needs_nothing(host: str) -> None:
+    """Whoever has a shell here can do the same with commands."""
+    assert load({"CONSOLE_HOST": host}).is_local
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({"CONSOLE_WORKER": "x"}, "CONSOLE_WORKER: unknown setting; did you mean CONSOLE_WORKERS?"),
+        ({"CONSOLE_WORKERS": "worker:8080"}, "worker:8080 should be the URL of a worker"),
+        ({"CONSOLE_WORKERS": "http://user:secret@worker"}, "leave them out"),
+        ({"CONSOLE_PROXY_ADDRESSES": "10.0.0.0/33"}, "should be an address or a network"),
+        ({"CONSOLE_PORT": "x"}, "CONSOLE_PORT: "),
+        ({"CONSOLE_PASSWORD_FILE": "/no/such/file"}, "CONSOLE_PASSWORD_FILE: cannot be read"),
+    ],
+)
+def test_a_wrong_setting_is_named(variables: dict[str, str], said: str) -> None:
+    """In one line, without what may be a secret."""
+    with pytest.raises(SettingsError) as error:
+        load(variables)
+    assert said in str(error.value)
+    assert "secret" not in str(error.value)
+
+
+def test_what_kubernetes_sets_for_a_service_is_no_setting() -> None:
+    """A service named `console` would otherwise stop the console."""
+    assert (
+        load({"CONSOLE_SERVICE_HOST": "10.0.0.1", "CONSOLE_PORT_8081_TCP_ADDR": "10.0.0.1", "CONSOLE_PORT": ""}).port
+        == 8081
+    )

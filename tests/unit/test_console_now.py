@@ -1,0 +1,180 @@
+"""The figures of the console's first page, and what it says of them."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from task_activity_log.console.charts import bar, spark, stacked
+from task_activity_log.console.history import Depth, Figures, History, Worker, figures
+from task_activity_log.console.now import sentence, short, span
+from task_activity_log.telemetry.metrics import Metrics
+
+NOW = datetime(2026, 11, 26, 12, tzinfo=UTC)
+CONSUMING: dict[str, Any] = {"consuming": True, "not_ready": [], "holds": []}
+
+
+def worker(inserted: float = 0, address: str = "a", ages: dict[float, float] | None = None, **status: Any) -> Worker:
+    return Worker(address, CONSUMING | status, Figures({"inserted": inserted}, ages or {}))
+
+
+def test_the_figures_are_read_from_what_a_worker_exposes() -> None:
+    """From the real text of /metrics."""
+    metrics = Metrics()
+    metrics.counters["task_activity_log_messages_total"].labels("updated").inc(7)
+    metrics.gauge("task_activity_log_in_hand", lambda: 3)
+    found = figures(metrics.exposition().decode())
+    assert (found.outcomes["updated"], found.outcomes["rejected"], found.in_hand) == (7, 0, 3)
+    assert float("inf") in found.ages
+
+
+def test_a_rate_is_that_of_the_last_half_minute() -> None:
+    """What was before does not count."""
+    history = History()
+    for second in range(0, 100, 2):
+        history.add(second, [worker(inserted=10 * max(0, second - 50))], {})
+    assert history.rates()["inserted"] == pytest.approx(10.0)
+
+
+def test_a_worker_that_starts_again_counts_from_zero() -> None:
+    """Its counter goes back; the rate does not become negative, and what it has counted since is there."""
+    history = History()
+    for second, count in enumerate([100, 110, 4, 14]):
+        history.add(second, [worker(count)], {})
+    assert history.rates()["inserted"] == pytest.approx((10 + 4 + 10) / 3)
+
+
+def test_a_worker_that_comes_later_or_goes_away_is_no_burst() -> None:
+    """What it has counted before it was first seen is not of this time."""
+    history = History()
+    history.add(0, [worker(0)], {})
+    history.add(1, [worker(10), worker(5000, "b")], {})
+    history.add(2, [worker(20), worker(5010, "b")], {})
+    history.add(3, [worker(30)], {})
+    assert history.rates()["inserted"] == pytest.approx(40 / 3)
+
+
+def test_two_workers_are_added_up() -> None:
+    """A rate is that of all."""
+    history = History()
+    history.add(0, [worker(0), worker(0, "b")], {})
+    history.add(10, [worker(10), worker(30, "b")], {})
+    assert history.rates()["inserted"] == pytest.approx(4.0)
+
+
+def test_the_age_is_interpolated_in_its_bucket() -> None:
+    """As Prometheus does; the last bucket has no end, so its beginning counts."""
+    history = History()
+    inf = float("inf")
+    history.add(0, [worker(ages={0.1: 0, 0.5: 0, inf: 0})], {})
+    assert history.age(0.5) is None
+    history.add(10, [worker(ages={0.1: 0, 0.5: 10, inf: 10})], {})
+    assert history.age(0.5) == pytest.approx(0.3)
+    history.add(20, [worker(ages={0.1: 0, 0.5: 10, inf: 1000})], {})
+    assert history.age(0.95) == pytest.approx(0.5)
+
+
+def test_only_an_hour_is_kept() -> None:
+    """A console that runs for a month does not grow."""
+    history = History()
+    for second in range(0, 8000, 4):
+        history.add(second, [worker(second)], {"q": Depth(second, 1)})
+    assert len(history._points) == 901
+    assert history.seconds == 3600
+    assert len(history.rate_series(60)["inserted"]) == 60
+    assert history.rate_series(60)["inserted"][0] == pytest.approx(1.0)
+    assert history.depth_series("q", 60)[-1] == 7996
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "seconds"), [(1000, 400, 20 / 3), (400, 400, None), (400, 500, None), (400, 0, 0)]
+)
+def test_the_time_to_empty_is_that_of_the_present_rate(before: int, now: int, seconds: float | None) -> None:
+    """A queue that does not shrink has none."""
+    history = History()
+    history.add(0, [], {"q": Depth(before, 1)})
+    history.add(10, [], {"q": Depth(now, 1)})
+    assert history.seconds_to_empty("q") == (None if seconds is None else pytest.approx(seconds))
+
+
+def said(history: History, newest: datetime | None = None) -> tuple[str, str]:
+    found = sentence(history, ["requests"], "dead", newest, NOW)
+    return found.text, found.tone
+
+
+def sampled(workers: list[Worker], requests: int | None = 0, dead: int | None = 0, error: str = "") -> History:
+    history = History()
+    history.add(0, workers, {} if error else {"requests": Depth(requests, 1), "dead": Depth(dead, 0)}, error)
+    return history
+
+
+def test_the_sentence_says_how_it_is() -> None:
+    """In plain words, with the most urgent tone."""
+    two = [worker(), worker(address="b")]
+    assert said(sampled(two)) == ("Two workers consume. Nothing waits. No dead letters.", "good")
+    assert said(sampled(two, dead=3), NOW - timedelta(minutes=4)) == (
+        "Two workers consume. Nothing waits. 3 dead letters, the newest 4 minutes old.",
+        "attention",
+    )
+    assert said(sampled(two, dead=1), NOW - timedelta(hours=1)) == (
+        "Two workers consume. Nothing waits. 1 dead letter, 1 hour old.",
+        "attention",
+    )
+    assert said(sampled([worker()], requests=1))[0].startswith("One worker consumes. 1 request waits.")
+
+
+def test_the_sentence_says_what_is_wrong() -> None:
+    """And is urgent then."""
+    away = Worker("c", error="no answer (connection refused)")
+    idle = worker(address="d", consuming=False, not_ready=["no publisher connection"])
+    assert said(sampled([])) == ("No worker is known. Nothing waits. No dead letters.", "bad")
+    assert said(sampled([away])) == (
+        "No workers consume. One does not answer. Nothing waits. No dead letters.",
+        "bad",
+    )
+    assert said(sampled([worker(), away, idle])) == (
+        "One worker consumes. One does not answer. One is not ready. Nothing waits. No dead letters.",
+        "attention",
+    )
+    held = worker(not_ready=["holding: x"], holds=[{"place": "store", "reason": "disk full", "seconds": 130}])
+    assert "Held for 2 minutes: disk full." in said(sampled([held]))[0]
+    assert said(sampled([worker()], error="closed")) == (
+        "One worker consumes. The broker does not answer: closed. The dead letters are not known.",
+        "bad",
+    )
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0 seconds"),
+        (-3, "0 seconds"),
+        (1, "1 second"),
+        (59, "59 seconds"),
+        (240, "4 minutes"),
+        (7200, "2 hours"),
+        (86_400, "1 day"),
+    ],
+)
+def test_a_time_is_said_in_its_largest_unit(seconds: float, text: str) -> None:
+    """As people do."""
+    assert span(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(None, "-"), (0.0345, "34.5 ms"), (2.1, "2.1 s"), (240, "4 min"), (7200, "2 h")]
+)
+def test_a_duration_in_a_table_is_short(seconds: float | None, text: str) -> None:
+    """With three figures at most."""
+    assert short(seconds) == text
+
+
+def test_charts_have_shapes_and_no_styles() -> None:
+    """The Content-Security-Policy allows none; a name in a label is escaped."""
+    drawn = stacked({"inserted": [0.0, 3.0], "rejected": [1.0, 0.0], "stale": [0.0, 0.0]}, '<b>"')
+    assert drawn.count("<polygon") == 2
+    assert "style=" not in drawn
+    assert "<b>" not in drawn
+    assert ">5<" in drawn, "the scale ends at a round number"
+    assert "style=" not in spark([], "x") + bar(2.0, "x")
+    assert 'width="100.0"' in bar(2.0, "x")

@@ -1,0 +1,385 @@
+"""The pages and forms of the console, without services: what they show, to whom, and what they refuse."""
+
+import re
+from base64 import b64encode
+from collections.abc import Iterator
+from html import unescape
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+
+from sandbox.letters import HOSTILE
+from task_activity_log.console.access import Role, password_line
+from task_activity_log.console.app import routes
+from task_activity_log.message import Properties
+from tests.consoles import Browser, browser, console_of, letter, password_file, sample_letters, seen
+
+PAGES = ("/", "/dead-letters", "/actions", "/try", "/contract")
+ID = "9652e68c-7b6d-4598-bbbd-4e933126c994"
+SECRET = letter(
+    f'{{"id": "{ID}", "subject": "confidential", "due_date": "soon"}}'.encode(),
+    Properties(
+        message_id="one", app_id="crm", headers={"x-error-code": "invalid_date", "x-error-detail": "Send due_date."}
+    ),
+)
+
+
+@pytest.fixture
+def local() -> Iterator[Browser]:
+    """A browser on the same machine, and 300 dead letters and one more."""
+    console = console_of()
+    seen(console, [*sample_letters(), SECRET])
+    with browser(console) as found:
+        yield found
+
+
+def basic(name: str, password: str) -> str:
+    return "Basic " + b64encode(f"{name}:{password}".encode()).decode()
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_each_page_is_shown_with_a_strict_policy_and_without_styles_or_scripts_in_it(local: Browser, path: str) -> None:
+    """The policy has no exception, so nothing in a page may need one."""
+    answer = local.get(path)
+    assert answer.status_code == 200
+    policy = answer.headers["content-security-policy"]
+    assert policy == (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; form-action 'self';"
+        " base-uri 'none'; frame-ancestors 'none'"
+    )
+    assert not re.search(r"<script(?! src=)|<style| style=| on\w+=", answer.text)
+    assert answer.headers["cache-control"] == "no-store"
+
+
+def test_every_route_but_the_probe_and_the_files_asks_who_it_is(tmp_path: Path) -> None:
+    """A route that is added later as well: the question is asked before any of them."""
+    console = console_of(CONSOLE_PASSWORD_FILE=password_file(tmp_path, password_line("anna", "secret")))
+    with browser(console) as anybody:
+        for route in routes():
+            path = re.sub(r"\{\w+(:path)?\}", "x", route.path)
+            method = "POST" if "POST" in (getattr(route, "methods", None) or ()) else "GET"
+            status = anybody.client.request(method, path).status_code
+            assert status == {"/healthz": 200}.get(path, 401), path
+        assert anybody.get("/static/console.css").status_code == 200
+        assert anybody.get("/", authorization=basic("anna", "wrong")).status_code == 401
+        answer = anybody.get("/", authorization=basic("anna", "secret"))
+        assert answer.status_code == 200
+        assert "anna" in answer.text
+
+
+def test_a_foreign_name_of_this_machine_is_refused_without_authentication(local: Browser) -> None:
+    """A web site whose name has the address 127.0.0.1 reads nothing."""
+    answer = local.get("/dead-letters", host="evil.example")
+    assert answer.status_code == 421
+    assert "crm-brussels" not in answer.text
+
+
+def test_a_proxys_header_counts_only_from_its_address() -> None:
+    """From anywhere else it is one clear sentence."""
+    settings = {"CONSOLE_HOST": "0.0.0.0", "CONSOLE_PROXY_ADDRESSES": "10.0.0.1", "CONSOLE_LOOK_GROUPS": "*"}  # noqa: S104
+    for peer, status, said in (
+        ("10.0.0.1", 200, "anna"),
+        (
+            "10.0.0.2",
+            403,
+            "The header X-Forwarded-User came from 10.0.0.2, which is not one of CONSOLE_PROXY_ADDRESSES",
+        ),
+    ):
+        console = console_of(**settings)
+        seen(console, [SECRET])
+        with browser(console, peer) as found:
+            answer = found.get("/dead-letters", x_forwarded_user="anna")
+            assert (answer.status_code, said in answer.text) == (status, True)
+            assert found.get("/dead-letters").status_code == 401
+
+
+@pytest.fixture
+def onlooker(tmp_path: Path) -> Iterator[Browser]:
+    """A browser of somebody who may look and see no bodies."""
+    console = console_of(CONSOLE_PASSWORD_FILE=password_file(tmp_path, password_line("eve", "secret", [Role.LOOK])))
+    seen(console, [SECRET])
+    with browser(console) as found:
+        found.client.headers["authorization"] = basic("eve", "secret")
+        yield found
+
+
+def test_without_the_role_bodies_no_page_shows_or_tells_anything_of_a_body(onlooker: Browser) -> None:
+    """Searching would tell it, one letter after the other."""
+    page = onlooker.get(SECRET.path)
+    assert page.status_code == 200
+    for path in (SECRET.path, "/dead-letters", "/dead-letters?message=one", "/replies"):
+        assert "confidential" not in onlooker.get(path).text
+    for path in (
+        "/dead-letters?text=confidential", f"/dead-letters?id={ID}", f"/download?letter={SECRET.id}", f"/edit?letter={SECRET.id}",
+        "/bulk",
+    ):  # fmt: skip
+        answer = onlooker.get(path)
+        assert (answer.status_code, SECRET.id in answer.text) == (403, False)
+
+
+def test_without_the_role_act_no_form_does_anything(onlooker: Browser) -> None:
+    """The buttons are not there, and what is sent all the same is refused."""
+    page = onlooker.get("/dead-letters").text
+    token = token_of(page)
+    assert "Replay" not in onlooker.get(SECRET.path).text
+    for path in ("/replay", "/discard", "/edit", "/bulk", "/actions/x/stop"):
+        answer = onlooker.post(path, {"token": token, "letter": SECRET.id, "why": "x"})
+        assert (answer.status_code, "takes the role act" in answer.text) == (403, True)
+    answer = onlooker.post("/try", {"token": token, "do": "send", "body": "{}"})
+    assert (answer.status_code, "Nothing was sent" in answer.text) == (403, True)
+    assert list(onlooker.console.actions) == []
+
+
+def token_of(page: str) -> str:
+    found = re.search(r'name="token" value="([0-9a-f]+)"', page)
+    assert found is not None
+    return found[1]
+
+
+@pytest.mark.parametrize(
+    ("headers", "said"),
+    [
+        ({"sec_fetch_site": "cross-site"}, "another web site"),
+        ({"sec_fetch_site": "", "origin": "https://evil.example"}, "another web site"),
+    ],
+)
+def test_a_form_of_another_site_does_nothing(local: Browser, headers: dict[str, str], said: str) -> None:
+    """Even with the right token."""
+    token = token_of(local.get("/dead-letters").text)
+    answer = local.post("/replay", {"token": token, "letter": SECRET.id}, **headers)
+    assert (answer.status_code, said in answer.text) == (403, True)
+    assert list(local.console.actions) == []
+
+
+def test_a_form_without_its_token_does_nothing(local: Browser) -> None:
+    """Or with that of an earlier process."""
+    for path in ("/replay", "/discard", "/edit", "/bulk", "/try", "/verdict", "/dead-letters", "/actions/x/stop"):
+        answer = local.post(path, {"token": "0" * 64, "letter": SECRET.id, "why": "x"})
+        assert (answer.status_code, "Load it again" in answer.text) == (403, True)
+
+
+@pytest.mark.parametrize("body", [b"\xff", b"a=%zz&&&", b"x" * 9_000_000, b"&".join(b"a=b" for _ in range(100))])
+def test_what_is_not_a_form_is_one_sentence(local: Browser, body: bytes) -> None:
+    """Too long, not UTF-8, or with too many members."""
+    answer = local.client.post("/replay", content=body, headers={"sec-fetch-site": "same-origin"})
+    assert answer.status_code in (400, 403, 413)
+    assert "Traceback" not in answer.text
+    assert 'role="alert"' in answer.text
+
+
+def test_groups_say_why_and_how_many_would_pass(local: Browser) -> None:
+    """Without a click more, for the largest fault of one publisher."""
+    page = unescape(local.get("/dead-letters?code=invalid_date&field=due_date&publisher=crm-brussels").text)
+    assert "crm-brussels was told: Send due_date as a date such as" in page
+    assert "39 of them would pass now" in page
+    assert "1 would be rejected again" in page
+
+
+def test_a_filter_is_kept_from_page_to_page(local: Browser) -> None:
+    """Its address can be sent to somebody else."""
+    page = local.get("/dead-letters?publisher=field-app&page=2").text
+    assert "page 2 of 2" in page
+    assert re.search(r'href="/dead-letters\?publisher=field-app&amp;page=1"', page)
+    assert 'action="/dead-letters"' in page
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/dead-letters?from=soon",
+        "/dead-letters?page=-1",
+        "/dead-letters?page=999999999999999999999",
+        "/dead-letters?code=%00",
+    ],
+)
+def test_a_query_that_makes_no_sense_is_answered(local: Browser, path: str) -> None:
+    """With a sentence, or with what does match."""
+    assert local.get(path).status_code in (200, 400)
+
+
+def test_hostile_text_is_shown_as_text(local: Browser) -> None:
+    """Scripts, sequences for terminals, and marks that turn the direction of the text."""
+    page = local.get("/dead-letters?publisher=unknown-script").text
+    path = re.search(r'href="(/dead-letters/[^"]+letter=[^"]+)"', page)
+    assert path is not None
+    shown = local.get(unescape(path[1])).text
+    assert "&lt;script&gt;alert(" in shown
+    assert "<script>alert" not in shown
+    assert not set(shown) & {"\x1b", "\u202e", "\u202c"}
+    assert "\\u202egnihton\\u202c" in shown
+    edited = local.get(f"/edit?letter={path[1].rpartition('=')[2]}").text
+    assert "\u202egnihton" in edited, "what is in a form is sent again, so it is as it was"
+    assert HOSTILE.partition("\x1b")[0] not in edited
+
+
+def test_hostile_names_and_headers_are_shown_as_text() -> None:
+    """Not only the body is a publisher's."""
+    bad = letter(
+        b"{}",
+        Properties(
+            message_id='"><script>x</script>', app_id="<b>\u202e", content_type="<i>",
+            headers={"<h>": "<v>", "x-error-code": "<c>", "x-error-detail": "<d>\x1b[2J"},
+        ),
+    )  # fmt: skip
+    console = console_of()
+    seen(console, [bad])
+    with browser(console) as found:
+        for path in ("/dead-letters", bad.path, f"/edit?letter={bad.id}", "/bulk"):
+            page = found.get(path).text
+            assert "<script>x" not in page
+            assert not set(page) & {"\x1b", "\u202e"}
+        page = found.get(bad.path).text
+        for text in ("h", "v", "c", "d", "i"):
+            assert f"&lt;{text}&gt;" in page
+            assert not re.search(f"<{text}>", page)
+
+
+def test_a_dead_letter_that_is_gone_is_one_sentence(local: Browser) -> None:
+    """Somebody else was faster."""
+    for path in (
+        "/dead-letters/x?letter=0123456789abcdef",
+        "/edit?letter=0",
+        "/download?letter=0",
+        "/dead-letters/no-such-name",
+    ):
+        answer = local.get(path)
+        assert (answer.status_code, "is not in the queue any more" in answer.text) == (410, True)
+
+
+def test_a_dead_letter_is_found_by_its_name_alone(local: Browser) -> None:
+    """A message_id that somebody has in a log."""
+    assert '<h1 class="id">one</h1>' in local.get("/dead-letters/one").text
+
+
+def test_the_download_is_what_publish_takes(local: Browser) -> None:
+    """A line of JSON, or the body byte for byte."""
+    line = local.get(f"/download?letter={SECRET.id}")
+    assert line.json()["record"]["subject"] == "confidential"
+    assert local.get(f"/download?letter={SECRET.id}&as=body").content == SECRET.raw.body
+    assert line.headers["content-disposition"].startswith("attachment")
+
+
+@pytest.mark.parametrize(
+    ("members", "said"),
+    [
+        ({"body": f'{{"id": "{ID}", "due_date": "soon"}}'}, "Send due_date as a date"),
+        ({"body": f'{{"id": "{ID}", "subjct": "x"}}'}, "did you mean <code>subject</code>?"),
+        ({"body": f'{{"id": "{ID}"}}', "headers": '{"x-version": "x"}'}, "Send x-version as a 64-bit integer"),
+        ({"body": f'{{"id": "{ID}"}}', "headers": "[]"}, "The headers should be a JSON object"),
+        ({"body": f'{{"id": "{ID}"}}', "headers": "{"}, "The headers should be a JSON object"),
+        ({"body": f'{{"id": "{ID}"}}', "message_id": "é" * 300}, "It cannot be sent"),
+        ({"body": "<task_activity_log/>", "content_type": "application/xml"}, "Send id as a uuid"),
+        ({"body": ""}, "Send the record in the body"),
+        ({}, "Send the record in the body"),
+    ],
+)
+def test_the_verdict_while_typing_names_what_is_wrong(local: Browser, members: dict[str, str], said: str) -> None:
+    """The same as a worker would say."""
+    token = token_of(local.get("/try").text)
+    answer = local.post("/verdict", {"token": token, "content_type": "application/json", **members})
+    assert (answer.status_code, said in unescape(answer.text)) == (200, True)
+
+
+def test_the_edit_page_needs_a_change_and_a_reason_and_a_valid_message(local: Browser) -> None:
+    """Nothing is sent otherwise, and what was written is kept."""
+    token = token_of(local.get(f"/edit?letter={SECRET.id}").text)
+    good = f'{{"id": "{ID}", "subject": "confidential", "due_date": null}}'
+    for body, why, said in (
+        (good, "", "Say why"),
+        (good.replace("null", '"later"'), "a typo", "It would be rejected again"),
+        (good, "a typo", ""),
+    ):
+        members = {"token": token, "letter": SECRET.id, "body": body, "header": "{", "why": why, "do": "replay"}
+        if said:
+            members["header"] = header_of(local)
+        answer = local.post("/edit", members)
+        assert (answer.status_code, (said or "The headers cannot be sent") in answer.text) == (422, True)
+        assert body in unescape(answer.text)
+    assert list(local.console.actions) == []
+
+
+def header_of(found: Browser) -> str:
+    page = found.get(f"/edit?letter={SECRET.id}").text
+    text = re.search(r'<textarea name="header"[^>]*>\n(.*?)</textarea>', page, re.DOTALL)
+    assert text is not None
+    return unescape(text[1])
+
+
+def test_bulk_needs_a_dry_run_a_reason_and_for_discarding_the_number(local: Browser) -> None:
+    """So that nobody discards 300 by one click."""
+    page = local.get("/bulk?publisher=field-app").text
+    token, plan = token_of(page), re.search(r'name="plan" value="([^"]+)"', page)
+    assert plan is not None
+    shared = {"token": token, "plan": plan[1], "why": "x", "do": "replay", "rate": "100"}
+    for change, said in (
+        ({"why": " "}, "Say why"),
+        ({"plan": "other"}, "does not remember this dry run"),
+        ({"rate": "fast"}, "The rate should be a number"),
+        ({"rate": "nan"}, "The rate should be a number"),
+        ({"do": "discard", "count": "3"}, "type this number"),
+    ):
+        answer = local.post("/bulk", shared | change)
+        assert (answer.status_code in (400, 410), said in answer.text) == (True, True)
+    assert list(local.console.actions) == []
+
+
+def test_a_replay_that_would_take_longer_than_the_broker_waits_is_refused(local: Browser) -> None:
+    """Its dead letters are on loan for so long."""
+    page = local.get("/bulk").text
+    plan = re.search(r'name="plan" value="([^"]+)"', page)
+    assert plan is not None
+    answer = local.post("/bulk", {"token": token_of(page), "plan": plan[1], "why": "x", "do": "replay", "rate": "0.1"})
+    assert "longer than 20 minutes" in answer.text
+
+
+def test_no_broker_is_one_sentence() -> None:
+    """On each page that needs it, and the first page works without."""
+    with browser(console_of()) as found:
+        answer = found.get("/dead-letters")
+        assert (answer.status_code, "connection refused" in answer.text) == (503, True)
+        assert found.get("/").status_code == 200
+
+
+def test_what_was_seen_before_the_broker_went_away_is_still_shown(local: Browser) -> None:
+    """With a sentence that says so."""
+    local.console.looks.outdate()
+    page = local.get("/dead-letters").text
+    assert "The broker cannot be asked now" in page
+    assert "crm-brussels" in page
+
+
+@pytest.mark.parametrize(
+    ("more", "said"), [({"others": 1}, "1 other consumer"), ({"waiting": 5}, "Only the oldest 1 of 5 were read")]
+)
+def test_what_is_not_shown_is_said(more: dict[str, int], said: str) -> None:
+    """Others have it, or there is too much."""
+    console = console_of()
+    seen(console, [SECRET], **more)
+    with browser(console) as found:
+        assert said in found.get("/dead-letters").text
+
+
+def test_an_empty_queue_is_good_news() -> None:
+    """And says what would be there."""
+    console = console_of()
+    seen(console, [])
+    with browser(console) as found:
+        assert "There are no dead letters." in found.get("/dead-letters").text
+        assert found.get("/bulk").status_code == 200
+
+
+def test_files_and_pages_that_do_not_exist_are_one_sentence(local: Browser) -> None:
+    """And nothing outside of the folder is served."""
+    for path in ("/nothing", "/contract/x", "/actions/x", "/live/actions/x"):
+        assert local.get(path).status_code == 404
+    for path in ("/static/../app.py", "/static/" + quote("../app.py", safe="")):
+        assert local.get(path).status_code == 404
+    assert local.get("/contract/schema.json").json() == {"title": "record"}
+
+
+def test_the_contract_page_is_made_from_the_code(local: Browser) -> None:
+    """Every field and every code is there."""
+    page = local.get("/contract").text
+    for word in ("reference_back_office", "modified_dateutc", "invalid_string", "507", "262,144"):
+        assert word in page
