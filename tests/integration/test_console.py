@@ -266,7 +266,7 @@ async def test_a_replay_is_stopped_and_the_rest_stays(world: World, viewer: View
     path = await viewer.press("/bulk", plan=plan, do="replay", rate="5", why="slowly")
     await viewer.until(path, "1</b> sent again")
     assert await viewer.press(f"{path}/stop") == path
-    page = await viewer.until(path, "It was stopped.")
+    await viewer.until(path, "It was stopped.")
     action = viewer.console.actions.get(path.rpartition("/")[2])
     assert action is not None
     sent = action.counts["sent"]
