@@ -4,12 +4,12 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from contextlib import aclosing, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Self
 
-from task_activity_log.client import ClientError, Reply, UpsertRejected, subscribe
+from task_activity_log.client import ClientError, Received, RejectedReply, StoredReply, UnreadableReply, subscribe
 from task_activity_log.rabbitmq.link import LinkOptions
 
 _REMEMBERED = 500
@@ -22,24 +22,23 @@ _CONNECT_SECONDS = 5.0
 class Heard:
     """A reply, and when it came."""
 
-    reply: Reply
+    reply: Received
     at: datetime = field(default_factory=lambda: datetime.now(UTC))
 
     @property
     def record_id(self) -> str:
         """The id of its record; empty for a problem, or if it cannot be read."""
-        with suppress(ClientError):
-            return str(self.reply.record.id)
-        return ""
+        return str(self.reply.record.id) if isinstance(self.reply, StoredReply) else ""
 
     def told(self, *, with_bodies: bool) -> str:
         """The subject of its record, or the problem in words. A subject is a part of a body."""
-        try:
-            return (self.reply.record.subject or "") if with_bodies else ""
-        except UpsertRejected as problem:
-            return problem.detail
-        except ClientError as unreadable:
-            return str(unreadable)
+        match self.reply:
+            case StoredReply(record):
+                return (record.subject or "") if with_bodies else ""
+            case RejectedReply(problem):
+                return problem.detail
+            case UnreadableReply(error):
+                return str(error)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +66,7 @@ class Wanted:
 class Replies:
     """Follows the replies from when somebody wants them until nobody has for a while."""
 
-    def __init__(self, link: LinkOptions, exchange: str, on_reply: Callable[[Reply], None]) -> None:
+    def __init__(self, link: LinkOptions, exchange: str, on_reply: Callable[[Received], None]) -> None:
         """Follow nothing yet."""
         self._link = link
         self._exchange = exchange
@@ -101,6 +100,7 @@ class Replies:
     async def _run(self) -> None:
         replies = subscribe(
             self._link,
+            queue=None,
             exchange=self._exchange,
             routing_keys=("#",),
             everything=True,
@@ -108,7 +108,7 @@ class Replies:
             on_outage=self._lost,
         )
         try:
-            async with aclosing(replies):
+            async with replies:
                 async for reply in replies:
                     self.latest.append(Heard(reply))
                     self.count += 1
