@@ -6,7 +6,6 @@ The store keeps its rows in memory. `tests/integration/test_store_contract.py` r
 import asyncio
 import json
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
 from itertools import compress
 from operator import not_
 from typing import Any, Literal
@@ -16,9 +15,10 @@ from task_activity_log.aio import Waiting
 from task_activity_log.message import Delivery, Properties
 from task_activity_log.pipeline.ports import PATIENT, D, Patience, Settlement
 from task_activity_log.pipeline.reply import Reply
-from task_activity_log.pipeline.request import Request, UpdateMode
+from task_activity_log.pipeline.request import Request
 from task_activity_log.problem import Failed, Problem, Refused, TimedOut, Unavailable
-from task_activity_log.record import FIELDS, Applied, Outcome, StoredTaskActivityLog, TaskActivityLog, Unread
+from task_activity_log.record import Applied, Outcome, StoredTaskActivityLog, TaskActivityLog, Unread
+from task_activity_log.testing import FakeDatabase
 
 
 def delivered(
@@ -113,46 +113,6 @@ class FakeIntake:
         self.waiting.clear()
         self.unsettled = []
         return count
-
-
-class FakeDatabase:
-    """The two tables in memory. Implements what the contract promises (section 7) in plain code."""
-
-    def __init__(self) -> None:
-        self.rows: dict[UUID, StoredTaskActivityLog] = {}
-        self.versions: dict[UUID, int] = {}
-        self.inbox: set[UUID] = set()
-        self.writes: list[Request[Delivery]] = []
-        """The requests that wrote a row, in order."""
-        self._now = datetime.now(UTC)
-
-    def apply(self, wave: Sequence[Request[Delivery]]) -> list[Applied]:
-        """Take a wave, as one transaction."""
-        assert len({request.record.id for request in wave}) == len(wave), "SQLSTATE 21000: an id twice"
-        assert len({request.mode for request in wave}) <= 1, "a wave has one mode"
-        return [self._apply(request) for request in wave]
-
-    def _apply(self, request: Request[Delivery]) -> Applied:
-        identifier = request.record.id
-        before = self.rows.get(identifier)
-        if request.key is not None:
-            if request.key in self.inbox:
-                return Applied(Outcome.DUPLICATE, before)
-            self.inbox.add(request.key)
-        if request.version is not None:
-            if before is not None and request.version <= self.versions.get(identifier, request.version - 1):
-                return Applied(Outcome.STALE, before)
-            self.versions[identifier] = request.version
-        elif before is None:
-            self.versions.pop(identifier, None)
-        asked = {name: getattr(request.record, name) for name in FIELDS}
-        if request.mode is UpdateMode.MERGE and before is not None:
-            asked |= {name: getattr(before, name) for name in FIELDS if name not in request.record.model_fields_set}
-        self._now += timedelta(microseconds=1)
-        row = StoredTaskActivityLog.model_construct(**asked, modified_dateutc=self._now)
-        self.rows[identifier] = row
-        self.writes.append(request)
-        return Applied(Outcome.UPDATED if before else Outcome.INSERTED, row)
 
 
 class FakeStore:

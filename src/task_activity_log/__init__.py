@@ -21,6 +21,7 @@ wiring      builds the parts from the settings
 status      readiness, liveness, /status, gauges
 service     runs a worker: start, signals, drain
 client/     for publishers, subscribers and operators who handle dead letters
+testing/    a worker in memory, for the tests of publishers and subscribers
 cli/        the commands
 console/    the web console: a process of its own, with the extra `console`
 start       where the process of a command starts

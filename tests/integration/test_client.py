@@ -3,7 +3,7 @@
 import asyncio
 import gc
 import json
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any
@@ -25,14 +25,12 @@ from task_activity_log.client import (
     PoisonQueue,
     Received,
     RejectedReply,
-    StoredReply,
     StoredTaskActivityLog,
     Subscription,
     TaskActivityLog,
     TaskActivityLogClient,
     UnreadableReply,
     Upsert,
-    UpsertRejected,
     subscribe,
 )
 from task_activity_log.client.asks import Asks
@@ -58,85 +56,6 @@ async def no_worker(amqp_url: str) -> AsyncIterator[AbstractChannel]:
 
 def record(subject: str = "", identifier: UUID | None = None) -> TaskActivityLog:
     return TaskActivityLog(id=identifier or uuid4(), subject=subject)
-
-
-async def test_an_upsert_returns_the_stored_record_and_a_repeat_is_not_applied(world: World) -> None:
-    """Sent again with its message_id it is a duplicate, and the stored record stays as it is."""
-    async with TaskActivityLogClient(world.amqp_url) as client:
-        mine = record("Call back")
-        stored = await client.upsert(mine, message_id="first")
-        assert (stored.outcome, stored.record.id, stored.record.subject) == ("inserted", mine.id, "Call back")
-        again = await client.upsert(mine, message_id="first")
-        assert (again.outcome, again.record) == ("duplicate", stored.record)
-        assert (await client.upsert(mine)).outcome == "updated"
-
-
-async def test_versions_and_modes_are_sent(world: World) -> None:
-    """A lower version is stale, and a merge keeps what is absent."""
-    async with TaskActivityLogClient(world.amqp_url) as client:
-        mine = record("kept")
-        assert (await client.upsert(mine, version=5)).outcome == "inserted"
-        assert (await client.upsert(mine, version=4)).outcome == "stale"
-        closed = TaskActivityLog(id=mine.id, is_closed=True)
-        merged = await client.upsert(Upsert.of(closed, mode="merge", version=6))
-        assert (merged.record.subject, merged.record.is_closed) == ("kept", True)
-
-
-@pytest.mark.parametrize(
-    "upsert",
-    [
-        Upsert(b'{"id": "nope", "due_date": "tomorrow"}'),
-        Upsert(
-            b"<task_activity_log><id>nope</id><due_date>tomorrow</due_date></task_activity_log>",
-            "application/xml",
-        ),
-    ],
-    ids=["json", "xml"],
-)
-async def test_a_rejection_has_its_code_and_every_bad_field(world: World, upsert: Upsert) -> None:
-    """In both formats."""
-    async with TaskActivityLogClient(world.amqp_url) as client:
-        with pytest.raises(UpsertRejected, match="invalid_uuid: Send id") as rejection:
-            await client.upsert(upsert)
-        assert rejection.value.code == "invalid_uuid"
-        assert [(bad.name, bad.code) for bad in rejection.value.errors] == [
-            ("id", "invalid_uuid"),
-            ("due_date", "invalid_date"),
-        ]
-
-
-@pytest.mark.parametrize("kind", ["iterable", "async iterable"])
-async def test_many_are_answered_through_a_small_window(world: World, kind: str) -> None:
-    """Each is answered once, rejected ones too; the summary counts them; never more than the window are unanswered."""
-    upserts = [Upsert(b"{}", source=str(n)) if n == 7 else Upsert.of(record(str(n))) for n in range(100)]
-
-    async def coming() -> AsyncIterator[Upsert]:
-        for upsert in upserts:
-            await asyncio.sleep(0)
-            yield upsert
-
-    async with TaskActivityLogClient(world.amqp_url, window=10) as client:
-        bulk = client.upsert_many(upserts if kind == "iterable" else coming())
-        answers = []
-        async for answer in bulk:
-            assert len(bulk.unanswered) <= 10
-            answers.append(answer)
-    assert sorted(answer.upsert.message_id for answer in answers) == sorted(one.message_id for one in upserts)
-    assert [(a.upsert.source, a.problem.code) for a in answers if a.rejected] == [("7", "missing_id")]
-    assert dict(bulk.summary.outcomes) == {"inserted": 99, "rejected": 1}
-    assert "100 answered" in str(bulk.summary)
-
-
-async def test_a_failing_source_ends_the_bulk_with_its_own_error(world: World) -> None:
-    """After the answers to what was sent before."""
-
-    def coming() -> Iterator[TaskActivityLog]:
-        yield record()
-        raise ZeroDivisionError
-
-    async with TaskActivityLogClient(world.amqp_url) as client:
-        with pytest.raises(ZeroDivisionError):
-            [answer async for answer in client.upsert_many(coming())]
 
 
 @pytest.mark.parametrize("how", ["cut", "strand"])
@@ -255,33 +174,6 @@ def test_what_is_no_text_of_amqp_is_refused_before_it_is_sent(bad: str) -> None:
         Upsert(b"", headers={"x": "\ud800"})
 
 
-async def test_a_record_that_cannot_be_encoded_fails_alone(world: World) -> None:
-    """One that was changed without validation. The others are answered, or sent."""
-    bad = record().model_copy(update={"subject": "\ud800"})
-    async with TaskActivityLogClient(world.amqp_url) as client:
-        answers = [answer async for answer in client.upsert_many([record(), bad, record()])]
-        assert sorted((one.outcome, one.sent) for one in answers) == [
-            ("inserted", True), ("inserted", True), ("rejected", False)
-        ]  # fmt: skip
-        with pytest.raises(
-            UpsertRejected, match=f"invalid_string: The record {bad.id} has a value that cannot be encoded"
-        ):
-            await client.upsert(bad)
-        sent: list[int] = []
-        with pytest.raises(NotSent, match=f"1 upsert not sent: record {bad.id}: invalid_string: ") as refusal:
-            await client.send_many([record(), bad, record()], on_sent=sent.append)
-        assert (sum(sent), [one.code for one in refusal.value.answers]) == (2, ["invalid_string"])
-
-
-@pytest.mark.parametrize("thing", [{"id": "x"}, b"{}", "{}", None])
-async def test_what_is_no_record_is_an_error_that_says_so(world: World, thing: Any) -> None:
-    """Wherever a record is taken."""
-    async with TaskActivityLogClient(world.amqp_url) as client:
-        for sending in (client.upsert(thing), client.send_many([thing])):
-            with pytest.raises(TypeError, match="send a TaskActivityLog or an Upsert, not "):
-                await sending
-
-
 async def test_an_upsert_that_the_broker_refuses_fails_alone(world: World) -> None:
     """A header that the broker itself reads, of a wrong type: it closes the channel. The others are answered, or sent."""
     bad = Upsert(b"{}", message_id="bad", headers={"CC": "not a list"})
@@ -333,31 +225,6 @@ async def test_an_exchange_that_was_deleted_is_reported(amqp_url: str) -> None:
             await client.upsert(record(), timeout=None)
 
 
-async def test_a_client_that_is_not_open_says_so_at_once() -> None:
-    """Before `async with`, and after it."""
-    client = TaskActivityLogClient("amqp://guest@127.0.0.1:1/")
-    for _ in range(2):
-        with pytest.raises(ClientError, match="the client is not open"):
-            await client.upsert(record(), timeout=None)
-        with pytest.raises(ClientError, match="the client is not open"):
-            await client.send_many([record()], timeout=None)
-        await client.__aexit__()
-
-
-async def test_a_bulk_is_iterated_over_once(world: World) -> None:
-    """After a `break` what is unanswered can be sent again, in another one."""
-    async with TaskActivityLogClient(world.amqp_url) as client:
-        bulk = client.upsert_many([record() for _ in range(30)])
-        async for _ in bulk:
-            break
-        with pytest.raises(ClientError, match="iterated over once"):
-            await anext(aiter(bulk))
-        again = client.upsert_many(bulk.unanswered)
-        outcomes = [answer.outcome async for answer in again]
-        assert len(outcomes) == len(bulk.unanswered)
-        assert set(outcomes) <= {"inserted", "duplicate"}
-
-
 @pytest.mark.parametrize("crashes", ["sending", "listening", "publishing"])
 async def test_a_task_of_the_client_that_crashes_fails_what_waits_and_what_comes(
     amqp_url: str, monkeypatch: pytest.MonkeyPatch, crashes: str
@@ -376,6 +243,7 @@ async def test_a_task_of_the_client_that_crashes_fails_what_waits_and_what_comes
             while await queue.get(no_ack=True, fail=False) is None:
                 await asyncio.sleep(0.02)
         asks = client._asks
+        assert isinstance(asks, Asks)
         others: list[asyncio.Task[Any]] = []
         if crashes == "sending":
             monkeypatch.setattr(Asks, "_publish", crashing)
@@ -471,18 +339,6 @@ def test_the_last_state_of_a_record_is_never_skipped(states: str, seen: str) -> 
     assert "".join(found) == seen
 
 
-async def test_a_reply_is_acknowledged_after_the_body(amqp_url: str) -> None:
-    """If the loop is left in the middle of its body, that reply stays in the queue, and the earlier ones do not."""
-    async with no_worker(amqp_url) as channel:
-        for message_id in "abc":
-            await publish_reply(channel, message_id, id_=uuid4(), second=1)
-        async with subscribe(amqp_url, prefetch=1) as replies:
-            async for reply in replies:
-                if reply.message_id == "b":
-                    break
-        assert await received(subscribe(amqp_url, most=2)) == ["b", "c"]
-
-
 async def test_a_subscriber_continues_after_a_lost_connection(amqp_url: str) -> None:
     """An unfinished reply is delivered again; a finished one does not reach the loop again."""
     async with no_worker(amqp_url) as channel, Proxy.to(amqp_url) as proxy:
@@ -497,35 +353,6 @@ async def test_a_subscriber_continues_after_a_lost_connection(amqp_url: str) -> 
         assert sorted(seen, key=lambda name: int(name or 0)) == [str(number) for number in range(20)]
 
 
-async def test_a_queue_of_its_own_takes_nothing_from_others(amqp_url: str) -> None:
-    """It gets what is published while it is connected, by routing key."""
-    async with no_worker(amqp_url) as channel:
-        bound = asyncio.Event()
-
-        mine = subscribe(amqp_url, routing_keys=["stored.inserted"], most=1, on_connected=bound.set)
-        following = asyncio.create_task(received(mine))
-        await bound.wait()
-        await publish_reply(channel, "a", id_=uuid4(), second=1, key="updated")
-        await publish_reply(channel, "b", id_=uuid4(), second=1, key="inserted")
-        assert await following == ["b"]
-        assert await received(subscribe(amqp_url, most=2)) == ["a", "b"]
-
-
-async def test_a_durable_queue_of_its_own_keeps_what_is_published_while_it_is_away(amqp_url: str) -> None:
-    """It is declared and bound at the first use, and takes nothing from others."""
-    async with no_worker(amqp_url) as channel:
-        keys = ["stored.inserted", "rejected"]
-        async with subscribe(amqp_url, queue="mine", routing_keys=keys):
-            pass
-        await publish_reply(channel, "a", id_=uuid4(), second=1, key="updated")
-        await publish_reply(channel, "b", id_=uuid4(), second=1, key="inserted")
-        assert await received(subscribe(amqp_url, queue="mine", routing_keys=keys, most=1)) == ["b"]
-        assert await received(subscribe(amqp_url, most=2)) == ["a", "b"]
-        await publish_reply(channel, "c", id_=uuid4(), second=1, key="updated")
-        await publish_reply(channel, "d", id_=uuid4(), second=1, key="inserted")
-        assert await received(subscribe(amqp_url, queue="mine", most=1)) == ["d"]
-
-
 async def test_a_queue_of_its_own_is_used_as_it_is(amqp_url: str) -> None:
     """Also a classic one, whose arguments a declaration would not match."""
     async with no_worker(amqp_url) as channel:
@@ -533,86 +360,6 @@ async def test_a_queue_of_its_own_is_used_as_it_is(amqp_url: str) -> None:
         async with subscribe(amqp_url, queue="mine", routing_keys=["#"], most=1) as replies:
             await publish_reply(channel, "a", id_=uuid4(), second=1)
             assert [reply.message_id async for reply in replies] == ["a"]
-
-
-async def test_a_subscription_is_used_within_its_context(amqp_url: str) -> None:
-    """Outside of it an error says how to use it, instead of a wait without end."""
-    async with no_worker(amqp_url):
-        replies = subscribe(amqp_url)
-        for _ in range(2):
-            with pytest.raises(ClientError, match=r"write `async with subscribe\(…\) as replies`"):
-                await anext(replies)
-            async with replies:
-                pass
-
-
-async def test_each_reply_has_the_type_of_what_it_contains(world: World) -> None:
-    """A record, a problem, or neither: nothing is raised."""
-    identifier, found = uuid4(), list[str]()
-    async with (
-        subscribe(world.amqp_url, routing_keys=["#"], most=3) as replies,
-        TaskActivityLogClient(world.amqp_url) as client,
-        await aio_pika.connect(world.amqp_url) as connection,
-    ):
-        await client.send_many([record("a subject", identifier)])
-        await client.send_many([Upsert(b"{}", message_id="bad")])
-        async for reply in replies:
-            match reply:
-                case StoredReply(stored):
-                    assert (stored.id, reply.outcome) == (identifier, "inserted")
-                    assert reply.published is not None
-                    assert abs((datetime.now(UTC) - reply.published).total_seconds()) < 60
-                    found.append("stored")
-                case RejectedReply(problem):
-                    assert (problem.code, reply.correlation_id) == ("missing_id", "bad")
-                    found.append("rejected")
-                    channel = await connection.channel()
-                    exchange = await channel.get_exchange(TOPOLOGY.replies_exchange, ensure=False)
-                    await exchange.publish(aio_pika.Message(b"junk"), "stored.junk")
-                case UnreadableReply(error):
-                    assert "cannot be read" in str(error)
-                    found.append("unreadable")
-    assert sorted(found[:2]) == ["rejected", "stored"]
-    assert found[2] == "unreadable"
-
-
-async def test_a_poison_reply_is_moved_after_its_tries(amqp_url: str) -> None:
-    """It does not block those behind it for ever, which are not counted because of it; the body's exception is raised."""
-    poison = PoisonQueue("poison", tries=3)
-    async with no_worker(amqp_url) as channel:
-        for message_id in "abcdef":
-            await publish_reply(channel, message_id, id_=uuid4(), second=1)
-        done: list[str | None] = []
-        notes: list[str] = []
-
-        async def run() -> None:
-            async with subscribe(amqp_url, on_poison=poison, most=6) as replies:
-                async for reply in replies:
-                    if reply.message_id == "c":
-                        raise ValueError("the body of c")
-                    done.append(reply.message_id)
-
-        for _ in range(3):
-            with pytest.raises(ValueError, match="the body of c") as raised:
-                await run()
-            notes += raised.value.__notes__
-        await publish_reply(channel, "z", id_=uuid4(), second=1)
-        async with subscribe(amqp_url, on_poison=poison) as replies:
-            async for reply in replies:
-                done.append(reply.message_id)
-                if reply.message_id == "z":  # the others were returned to the queue, and come before it
-                    break
-        assert sorted(map(str, done)) == ["a", "b", "d", "e", "f", "z"]
-        assert notes == [
-            "This was try 1 of 3: the reply is delivered again.",
-            "This was try 2 of 3: the reply is delivered again.",
-            "After 3 tries the reply was moved to queue poison.",
-        ]
-        moved = await (await channel.get_queue("poison")).get()
-        assert (moved.message_id, moved.content_type) == ("c", "application/json")
-        assert moved.headers["x-outcome"] == "updated"
-        assert (moved.headers["x-subscriber-tries"], moved.headers["x-subscriber-error"]) == (3, "ValueError")
-        assert "the body" not in str(moved.headers)
 
 
 async def test_replies_behind_a_poison_reply_are_not_counted_with_it(amqp_url: str) -> None:
@@ -655,12 +402,6 @@ async def test_a_poison_reply_stays_if_its_queue_takes_nothing(amqp_url: str) ->
         assert await received(subscribe(amqp_url, most=1)) == ["a"]
 
 
-def test_a_number_of_tries_below_one_is_refused() -> None:
-    """At once."""
-    with pytest.raises(ValueError, match="at least 1"):
-        PoisonQueue("poison", tries=0)
-
-
 @pytest.mark.parametrize("leaves", ["raise", "break", "cancel"])
 async def test_leaving_a_subscription_leaves_nothing_behind(amqp_url: str, leaves: str) -> None:
     """No task, and nothing that asyncio or the garbage collector reports later. The reply under way comes again."""
@@ -689,12 +430,6 @@ async def test_leaving_a_subscription_leaves_nothing_behind(amqp_url: str, leave
         await asyncio.sleep(0)
         assert reported == []
         assert await received(subscribe(amqp_url, most=1)) == ["a"]
-
-
-async def test_subscribing_to_a_queue_that_does_not_exist_is_an_error(amqp_url: str) -> None:
-    """Immediately."""
-    with pytest.raises(ClientError, match=r"queue 'task_activity_log\.replies' does not exist"):
-        await received(subscribe(amqp_url))
 
 
 PROBLEM = '{"code":"missing_id","detail":"Send id.","errors":%s}'

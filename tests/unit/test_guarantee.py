@@ -32,8 +32,9 @@ from task_activity_log.pipeline.worker import Worker
 from task_activity_log.problem import Code, Failed, Problem, Refused, TimedOut, Unavailable
 from task_activity_log.record import FIELDS, Applied, Outcome, TaskActivityLog
 from task_activity_log.settings import BATCHES_IN_HAND
+from task_activity_log.testing import FakeDatabase
 from tests import virtual_time
-from tests.fakes import FakeDatabase, FakeWatch, delivered
+from tests.fakes import FakeWatch, delivered
 from tests.memory_broker import Loan, MemoryBroker, MemoryIntake
 
 POISON_FROM = 10

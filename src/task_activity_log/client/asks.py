@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 from task_activity_log.aio import Waiting
 from task_activity_log.client.connections import Connections
@@ -46,6 +46,34 @@ class _Sent:
     """Those that were refused for now."""
 
 
+class Sending(Protocol):
+    """What the publisher's client sends through: `Asks`, or a fake of it for tests."""
+
+    async def open(self) -> None:
+        """Connect."""
+
+    async def listen(self) -> None:
+        """Have a queue for answers."""
+
+    async def close(self) -> None:
+        """Disconnect. Each ask that is left gets a `NoAnswer`."""
+
+    def ask(self, upsert: Upsert, done: Done) -> Ask:
+        """Send an upsert; `done` is called with its answer."""
+
+    def forget(self, ask: Ask) -> None:
+        """Stop waiting for an answer."""
+
+    async def send(self, upserts: Sequence[Upsert], on_sent: Callable[[int], None]) -> list[Answer]:
+        """Send without asking for answers; returns those that are refused."""
+
+    def no_answer(self, timeout: float | None, unanswered: Sequence[Upsert]) -> NoAnswer:
+        """What to raise when no answer has come in time."""
+
+    def not_confirmed(self, timeout: float | None) -> ClientError:
+        """What to raise when nothing was confirmed in time."""
+
+
 class Asks:
     """Two connections: one publishes upserts, the other consumes their answers from a queue of its own.
 
@@ -70,7 +98,7 @@ class Asks:
         self._asks: dict[str, Ask] = {}  # by message_id, in the order given
         self._outbox: Waiting[Upsert] = Waiting()
         self._reason = ""  # of the latest outage or nack
-        self._over: ClientError | None = _NOT_OPEN  # why nothing can be sent
+        self._over: ClientError | None = NOT_OPEN  # why nothing can be sent
         self._ends = asyncio.Event()  # set with `_over`
 
     async def open(self) -> None:
@@ -93,7 +121,7 @@ class Asks:
         await self._connections.close()
         for ask in list(self._asks.values()):
             ask.done(NoAnswer("the client was closed before the answer came", ask.upsert))
-        self._end(_NOT_OPEN)
+        self._end(NOT_OPEN)
 
     def ask(self, upsert: Upsert, done: Done) -> Ask:
         """Send an upsert whose message_id is not waiting already; `done` is called with its answer, or why there is none.
@@ -133,8 +161,7 @@ class Asks:
         """What to raise when no answer to these has come for `timeout` seconds."""
         away = not (self._listening.is_set() and self._publisher.connected)
         why = f"the broker is away ({self._reason})" if away else "is a worker running? What was sent is in its queue"
-        upserts = f"{len(unanswered):,} upsert{'' if len(unanswered) == 1 else 's'}"
-        return NoAnswer(f"no answer for {timeout or 0:g} s ({upserts} unanswered): {why}", unanswered[0])
+        return no_answer(timeout, unanswered, why)
 
     def not_confirmed(self, timeout: float | None) -> ClientError:
         """What to raise when the broker has confirmed nothing for `timeout` seconds."""
@@ -320,7 +347,13 @@ class Asks:
         self._end(failure)
 
 
-_NOT_OPEN = ClientError("the client is not open: use it within `async with`")
+NOT_OPEN = ClientError("the client is not open: use it within `async with`")
+
+
+def no_answer(timeout: float | None, unanswered: Sequence[Upsert], why: str) -> NoAnswer:
+    """What to raise when no answer to these has come for `timeout` seconds."""
+    upserts = f"{len(unanswered):,} upsert{'' if len(unanswered) == 1 else 's'}"
+    return NoAnswer(f"no answer for {timeout or 0:g} s ({upserts} unanswered): {why}", unanswered[0])
 
 
 def _no_queue(exchange: str) -> ClientError:

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Iterable
 from dataclasses import dataclass, field
 
 from task_activity_log.aio import Waiting
-from task_activity_log.client.asks import BATCH, Ask, Asks
+from task_activity_log.client.asks import BATCH, Ask, Sending
 from task_activity_log.client.messages import Answer, ClientError, Record, Upsert, request_of
 
 
@@ -39,7 +39,7 @@ class Bulk:
     """The answers to many upserts, as they come: `async for answer in bulk`."""
 
     def __init__(
-        self, asks: Asks, records: Iterable[Record] | AsyncIterable[Record], *, window: int, timeout: float | None
+        self, asks: Sending, records: Iterable[Record] | AsyncIterable[Record], *, window: int, timeout: float | None
     ) -> None:
         self._asks = asks
         self._records = records

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterable, Callable, Iterable
 from itertools import islice
 from typing import Self
 
-from task_activity_log.client.asks import BATCH, Asks
+from task_activity_log.client.asks import BATCH, Asks, Sending
 from task_activity_log.client.bulk import Bulk
 from task_activity_log.client.connections import PROGRAM
 from task_activity_log.client.messages import Answer, NotSent, Record, Upsert, request_of
@@ -53,7 +53,7 @@ class TaskActivityLogClient:
             ClientError: the URL is not that of a broker.
         """
         routing = Routing(exchange, partitioned=partitioned, partitions_exchange=partitions_exchange)
-        self._asks = Asks(broker, routing=routing, app_id=app_id, on_outage=on_outage)
+        self._asks: Sending = Asks(broker, routing=routing, app_id=app_id, on_outage=on_outage)
         self.window = window
 
     async def __aenter__(self) -> Self:

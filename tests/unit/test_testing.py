@@ -1,0 +1,106 @@
+"""The fake worker: the suite of the client, and what only a fake can do."""
+
+import asyncio
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from task_activity_log.client import NoAnswer, Subscription, TaskActivityLog, TaskActivityLogClient, Upsert
+from task_activity_log.message import Properties
+from task_activity_log.pipeline.request import Rules
+from task_activity_log.testing import FakeWorker
+from task_activity_log.testing.broker import matches
+from tests.client_suite import PublisherSuite, SubscriberSuite, subjects
+
+
+class InMemory:
+    """A fake worker."""
+
+    def __init__(self) -> None:
+        self.worker = FakeWorker()
+
+    def client(self, *, window: int = 2_000) -> TaskActivityLogClient:
+        return self.worker.client(window=window)
+
+    def subscribe(self, **options: Any) -> Subscription[Any]:
+        return self.worker.subscribe(**options)
+
+    async def publish_junk(self, key: str) -> None:
+        self.worker.publish(b"junk", Properties(), key)
+
+
+@pytest.fixture
+def place() -> InMemory:
+    """A new fake worker."""
+    return InMemory()
+
+
+class TestPublisher(PublisherSuite):
+    """In memory."""
+
+
+class TestSubscriber(SubscriberSuite):
+    """In memory."""
+
+
+async def test_a_stopped_worker_answers_when_it_is_started() -> None:
+    """As one that was away: what was sent waits, and a timeout ends the wait for the answer."""
+    worker = FakeWorker()
+    worker.stop()
+    async with worker.client() as client:
+        with pytest.raises(NoAnswer, match=r"no answer for 0\.01 s \(1 upsert unanswered\): is a worker running"):
+            await client.upsert(TaskActivityLog(id=uuid4()), timeout=0.01)
+        assert not worker.rows
+        waiting = asyncio.create_task(client.upsert(TaskActivityLog(id=uuid4()), timeout=None))
+        await asyncio.sleep(0)
+        worker.start()
+        assert (await waiting).outcome == "inserted"
+        assert len(worker.rows) == 2
+
+
+async def test_what_is_rejected_is_a_dead_letter() -> None:
+    """By the rules that the test chooses."""
+    worker = FakeWorker(Rules(body_limit=100))
+    async with worker.client() as client:
+        await client.send_many([Upsert(b" " * 101, source="long")])
+    [(upsert, problem)] = worker.dead_letters
+    assert (upsert.source, problem.code) == ("long", "body_too_large")
+
+
+async def test_a_test_may_change_the_rows() -> None:
+    """As somebody else may in the database."""
+    worker = FakeWorker()
+    record = TaskActivityLog(id=uuid4(), subject="mine")
+    async with worker.client() as client:
+        await client.upsert(record, message_id="a")
+        del worker.rows[record.id]
+        [answer] = [one async for one in client.upsert_many([Upsert.of(record, message_id="a")])]
+    assert answer.code == "record_gone"
+
+
+async def test_the_shared_queue_keeps_replies() -> None:
+    """Until somebody reads them."""
+    worker = FakeWorker()
+    async with worker.client() as client:
+        await client.send_many([TaskActivityLog(id=uuid4(), subject="a")])
+    assert await subjects(worker.subscribe(most=1)) == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "key", "expected"),
+    [
+        ("#", "stored.updated", True),
+        ("#", "", True),
+        ("*", "rejected", True),
+        ("*", "stored.updated", False),
+        ("stored.*", "stored.updated", True),
+        ("stored.*", "stored", False),
+        ("stored.#", "stored", True),
+        ("#.updated", "stored.updated", True),
+        ("stored.updated", "storedxupdated", False),
+    ],
+)
+def test_a_binding_matches_as_that_of_a_topic_exchange(pattern: str, key: str, *, expected: bool) -> None:
+    """RabbitMQ: a star is one word, a hash is any number."""
+    assert matches(pattern, key) is expected
