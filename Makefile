@@ -2,7 +2,7 @@
 
 PYTHON := .venv/bin/python
 .DEFAULT_GOAL := help
-.PHONY: help setup demo console run test test-dotnet test-tls test-failover test-examples test-deploy test-image check format bench bench-quick bench-stages bench-wire chaos fuzz docs sandbox lock dist clean
+.PHONY: help setup demo console run test test-dotnet test-tls test-failover test-cluster test-examples test-deploy test-image check format bench bench-quick bench-stages bench-wire chaos fuzz docs sandbox lock dist clean
 
 help:  ## list these targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -21,7 +21,7 @@ run: setup  ## run the worker with a private RabbitMQ and PostgreSQL until Ctrl-
 
 # Most tests wait for services and not for a processor: four at a time on any machine. They are given out two by two,
 # or one process would have most of the slow ones.
-test: setup  ## run the tests on real services, without the five groups below, which need tools of their own
+test: setup  ## run the tests on real services, without the groups below, which need tools of their own
 	@$(PYTHON) -m pytest -n 4 --maxschedchunk=2 $(ARGS)
 
 test-dotnet: setup  ## test with real .NET serializers (needs Mono; the message says what to install)
@@ -32,6 +32,9 @@ test-tls: setup  ## test mutual TLS (needs the binaries of RabbitMQ and PostgreS
 
 test-failover: setup  ## test PostgreSQL's replication and failover (needs its binaries)
 	@$(PYTHON) -m pytest -m failover $(ARGS)
+
+test-cluster: setup  ## test RabbitMQ clusters: nodes that die, partitions, full disks, failover (needs root)
+	@$(PYTHON) -m pytest -m cluster $(ARGS)
 
 test-examples: setup  ## run the examples of the documentation (needs Node.js and npm)
 	@$(PYTHON) -m pytest -m examples $(ARGS)

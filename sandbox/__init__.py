@@ -5,8 +5,9 @@ Modules:
 - `choice` decides where each of the two services comes from, and reports the decision;
 - `environment`, `containers`, `processes` (with `reaper`) and `packages` (with `install.sh`) are the ways to get one;
 - `rabbitmq` and `postgresql` are the services; `service` is what they have in common;
+- `cluster` is a RabbitMQ of three nodes, `replication` a PostgreSQL primary with a standby that takes over;
 - `sharing` lets all processes of one test run use the same two services;
-- `proxy` interrupts the network between a test and a service;
+- `proxy` interrupts the network between a test and a service, or all nodes of one;
 - `demo` is `make demo`; `console`, with the dead letters of `letters`, is `make console`;
 - `python -m sandbox` starts both services and keeps them, or runs a command against them.
 """

@@ -8,8 +8,9 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
+from types import MappingProxyType
 from typing import Any
 from uuid import uuid4
 
@@ -32,6 +33,17 @@ import docker, sys
 client = docker.from_env(timeout=60)
 for container in client.containers.list(all=True, filters={{"label": "{_LABEL}=" + sys.argv[1]}}):
     container.remove(force=True, v=True)
+"""
+_REMOVE_NETWORK = """
+import docker, sys, time
+client = docker.from_env(timeout=60)
+for attempt in range(100):  # after a crash others remove its containers at the same time
+    try:
+        for network in client.networks.list(names=[sys.argv[1]]):
+            network.remove()
+        break
+    except docker.errors.APIError:
+        time.sleep(0.2)
 """
 
 
@@ -104,15 +116,36 @@ class Container:
     """Runs a service as one container."""
 
     def __init__(
-        self, image: str, *, ports: dict[int, int], environment: dict[str, str], command: list[str] | None
+        self,
+        image: str,
+        *,
+        ports: dict[int, int],
+        environment: dict[str, str],
+        command: list[str] | None,
+        host: tuple[str, str] | None = None,
+        files: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        """`ports` maps each port of the container to the port of 127.0.0.1 that leads to it."""
+        """Describe the container.
+
+        Args:
+            image: its image.
+            ports: the port of 127.0.0.1 that leads to each port of the container.
+            environment: its variables.
+            command: replaces the image's own.
+            host: a Docker network, and the container's name there; None: it needs no other container.
+            files: texts by their paths in the container, where anybody may read them.
+        """
         self.origin = f"the Docker image {image}"
         label = uuid4().hex
         self._reaper = ReaperClient()
         kept = {name: os.environ[name] for name in ("PATH", "HOME", "DOCKER_HOST") if name in os.environ}
         self._reaper.ask("set_cleanup", argv=[sys.executable, "-c", _REMOVE, label], environment=kept, save=True)
-        self._described = DockerContainer(image, env=environment).with_kwargs(labels={_LABEL: label})
+        more = {} if host is None else {"network": host[0], "hostname": host[1]}
+        self._described = DockerContainer(image, env=environment).with_kwargs(labels={_LABEL: label}, **more)
+        for number, (path, text) in enumerate(files.items()):
+            file = self._reaper.directory / f"file-{number}"
+            file.write_text(text)
+            self._described.with_volume_mapping(str(file), path, "rw")  # some images change its owner
         for inside, outside in ports.items():
             # the annotation allows port numbers only, but the engine also accepts an address with the port
             self._described.ports[f"{inside}/tcp"] = ("127.0.0.1", outside)  # type: ignore[assignment]
@@ -152,6 +185,13 @@ class Container:
         state = self._container.attrs["State"]
         return None if state["Running"] else f"its container {state['Status']} with status {state['ExitCode']}"
 
+    def execute(self, argv: list[str]) -> str:
+        """Run a command in the container and return its output; SandboxError if it fails."""
+        code, output = self._do(lambda: self._container.exec_run(argv))
+        if code != 0:
+            raise SandboxError(f"{argv[0]} failed: {output.decode(errors='replace')}")
+        return str(output.decode())
+
     def log_tail(self) -> str:
         """Return the last lines of the container's log."""
         if self._container is None:
@@ -169,6 +209,30 @@ class Container:
             return act(**options)
         except (docker.errors.DockerException, requests.RequestException) as error:
             raise SandboxError(f"Docker: {_first_line(error)}") from None
+
+
+class Network:
+    """A Docker network, in which containers find each other by name."""
+
+    def __init__(self) -> None:
+        """Create it."""
+        self.name = f"{_LABEL}-{uuid4().hex[:12]}"
+        self._reaper = ReaperClient()
+        kept = {name: os.environ[name] for name in ("PATH", "HOME", "DOCKER_HOST") if name in os.environ}
+        argv = [sys.executable, "-c", _REMOVE_NETWORK, self.name]
+        self._reaper.ask("set_cleanup", argv=argv, environment=kept, save=True)
+        client = docker.from_env(timeout=_ANSWER_LIMIT_SECONDS)
+        try:
+            client.networks.create(self.name)
+        except docker.errors.DockerException as error:
+            self._reaper.close()
+            raise SandboxError(f"Docker: {_first_line(error)}") from None
+        finally:
+            client.close()
+
+    def close(self) -> None:
+        """Remove it; safe to call twice."""
+        self._reaper.close()
 
 
 def _first_line(error: Exception) -> str:

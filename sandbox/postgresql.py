@@ -137,13 +137,21 @@ def from_container(image: str, *, durable: bool) -> PostgreSQL:
     return _started(container, _url(port, password, DATABASE))
 
 
-def from_binaries(directory: Path, *, durable: bool, tls: ServerTls | None = None) -> PostgreSQL:
+def from_binaries(
+    directory: Path, *, durable: bool, tls: ServerTls | None = None, disk_megabytes: int | None = None
+) -> PostgreSQL:
     """Start the server from the binaries in `directory`, on a new and empty cluster.
 
-    With `tls`, clients that connect with TLS must present a certificate.
+    With `tls`, clients that connect with TLS must present a certificate. With `disk_megabytes` its data has a file system
+    of its own with so much room; that needs root.
     """
     password, port = secrets.token_hex(16), free_port()
-    processes = Processes(f"the binaries in {directory}", user=unprivileged_user("postgres"), stop_signal=signal.SIGINT)
+    processes = Processes(
+        f"the binaries in {directory}",
+        user=unprivileged_user("postgres"),
+        stop_signal=signal.SIGINT,
+        disk_megabytes=disk_megabytes,
+    )
     try:
         environment = processes.environment()
         cluster = str(processes.data / "cluster")
@@ -182,9 +190,12 @@ def from_binaries(directory: Path, *, durable: bool, tls: ServerTls | None = Non
     return server
 
 
-def standby_from_binaries(directory: Path, primary: PostgreSQL) -> PostgreSQL:
-    """Start a streaming standby of a server that was started from the binaries in `directory`. `promote` ends the streaming."""
-    port = free_port()
+def standby_from_binaries(directory: Path, primary: PostgreSQL, port: int | None = None) -> PostgreSQL:
+    """Start a streaming standby of a server that was started from the binaries in `directory`. `promote` ends the streaming.
+
+    `port` is that of a server that is no more; None: a new one.
+    """
+    port = port or free_port()
     processes = Processes(
         f"a standby of {primary.origin}", user=unprivileged_user("postgres"), stop_signal=signal.SIGINT
     )

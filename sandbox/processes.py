@@ -108,8 +108,13 @@ class ReaperClient:
 class Processes:
     """Runs a service as one main process and, where it needs them, helper processes."""
 
-    def __init__(self, origin: str, *, user: str | None, stop_signal: signal.Signals) -> None:
-        """Create the data directory, `data`, which belongs to the service's account."""
+    def __init__(
+        self, origin: str, *, user: str | None, stop_signal: signal.Signals, disk_megabytes: int | None = None
+    ) -> None:
+        """Create the data directory, `data`, which belongs to the service's account.
+
+        With `disk_megabytes` it is a file system of its own with so much room, which a test may fill.
+        """
         self.origin = origin
         self.user = user
         self._stop_signal = stop_signal
@@ -120,6 +125,12 @@ class Processes:
         self.data = self.reaper.directory / "data"
         self.log = self.data / "log.txt"
         self.data.mkdir(mode=0o700)
+        if disk_megabytes is not None:
+            try:
+                self.reaper.ask("mount", path=str(self.data), megabytes=disk_megabytes)
+            except SandboxError:
+                self.reaper.close()
+                raise
         self.own(self.data)
 
     def own(self, path: Path) -> None:
@@ -151,6 +162,20 @@ class Processes:
             self.reaper.ask("kill", name="setup")
             how = "took too long" if status is None else f"ended with status {status}"
             raise SandboxError(f"{argv[0]} {how}\n{self.log_tail()}")
+
+    def execute(self, argv: list[str]) -> str:
+        """Run a command for the running service, as its account and with its environment, and return its output.
+
+        Raises:
+            SandboxError: it failed; the message has what it said.
+        """
+        # "/" is a directory that each account can enter
+        done = subprocess.run(
+            argv, env=self._environment, user=self.user, cwd="/", capture_output=True, text=True, check=False
+        )
+        if done.returncode != 0:
+            raise SandboxError(f"{argv[0]} failed: {done.stdout or done.stderr}")
+        return done.stdout
 
     def serve(self, name: str, argv: list[str], environment: Mapping[str, str]) -> None:
         """Start a helper process of the main one; it ends with the reaper."""

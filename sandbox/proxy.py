@@ -177,6 +177,73 @@ class Proxy:
             await loop.sock_sendall(sink, data)
 
 
+class Proxies:
+    """A proxy for each host of a URL. What is done is done to all of them; `of` has each one."""
+
+    def __init__(self, url: str) -> None:
+        """Set the targets; `async with` starts listening."""
+        self._url = url
+        parts = urlsplit(url)
+        hosts = parts.netloc.rpartition("@")[2].split(",")
+        self.of = tuple(Proxy.to(urlunsplit(parts._replace(netloc=host))) for host in hosts)
+        """In the order of the hosts."""
+
+    @property
+    def url(self) -> str:
+        """The URL, changed to lead through the proxies."""
+        parts = urlsplit(self._url)
+        credentials, at, _ = parts.netloc.rpartition("@")
+        hosts = ",".join(f"127.0.0.1:{proxy.port}" for proxy in self.of)
+        return urlunsplit(parts._replace(netloc=f"{credentials}{at}{hosts}"))
+
+    def cut(self) -> None:
+        """As `Proxy.cut`."""
+        for proxy in self.of:
+            proxy.cut()
+
+    def refuse(self) -> None:
+        """As `Proxy.refuse`."""
+        for proxy in self.of:
+            proxy.refuse()
+
+    def accept(self) -> None:
+        """As `Proxy.accept`."""
+        for proxy in self.of:
+            proxy.accept()
+
+    def hold(self) -> None:
+        """As `Proxy.hold`."""
+        for proxy in self.of:
+            proxy.hold()
+
+    def resume(self) -> None:
+        """As `Proxy.resume`."""
+        for proxy in self.of:
+            proxy.resume()
+
+    def strand(self) -> None:
+        """As `Proxy.strand`."""
+        for proxy in self.of:
+            proxy.strand()
+
+    def delay(self, seconds: float) -> None:
+        """As `Proxy.delay`."""
+        for proxy in self.of:
+            proxy.delay(seconds)
+
+    async def __aenter__(self) -> Self:
+        """Start listening."""
+        self.accept()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close everything."""
+        for proxy in self.of:
+            await proxy.__aexit__(kind, error, trace)
+
+
 def _current_task() -> asyncio.Task[None]:
     task = asyncio.current_task()
     if task is None:  # impossible: only coroutines call this

@@ -8,6 +8,8 @@ import shutil
 import signal
 import socket
 import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -19,10 +21,42 @@ from sandbox.service import NotOurs, NotReadyError, Runner, SandboxError, Server
 
 _OLDEST = (3, 10)
 _USER = "sandbox"
+_MEMBER_CONFIGURATION = "/etc/rabbitmq/conf.d/20-cluster.conf"
+"""Where the Docker images look for more configuration."""
 
 
 class ManagementError(Exception):
     """The management API cannot be reached, or answered with an error."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """One node of a cluster; see `sandbox.cluster`."""
+
+    node: str
+    """The name of the Erlang node."""
+    password: str
+    """The same for all."""
+    cookie: str
+    """The Erlang cookie, also the same for all."""
+    configuration: Sequence[str]
+    """Lines of rabbitmq.conf."""
+    erlang_arguments: str
+    epmd_port: int = 4369
+    network: str = ""
+    """The Docker network, for a container."""
+    disk_megabytes: int | None = None
+    """Room for its data; None: as much as the disk has."""
+
+    @property
+    def arguments(self) -> str:
+        """All arguments of Erlang."""
+        return f"-setcookie {self.cookie} {self.erlang_arguments}"
+
+    @property
+    def host(self) -> str:
+        """The host in the name of the node."""
+        return self.node.rpartition("@")[2]
 
 
 class RabbitMQ(Service):
@@ -41,6 +75,19 @@ class RabbitMQ(Service):
         """`http://user:password@host:port`, without a path."""
         self.metrics_address = metrics_address
         """`host:port` of the broker's Prometheus endpoint; None if it is not known."""
+        self.cookie = ""
+        """The Erlang cookie; empty if the broker has made its own."""
+
+    def command(self, program: str, *arguments: str) -> str:
+        """Run one of RabbitMQ's own programs where the broker runs (`rabbitmqctl`, `rabbitmq-upgrade`); its output.
+
+        It takes about a second.
+
+        Raises:
+            SandboxError: it failed, for example because the broker is not running.
+        """
+        cookie = ["--erlang-cookie", self.cookie] if self.cookie else []
+        return self._runner.execute([program, *cookie, *arguments])
 
     @property
     def vhost(self) -> str:
@@ -119,16 +166,34 @@ def from_url(origin: str, url: str, management_url: str, version: str) -> Rabbit
     return broker
 
 
-def from_container(image: str, *, durable: bool) -> RabbitMQ:  # noqa: ARG001  # RabbitMQ has no such switch
-    """Start the broker from a Docker image that has the management plugin."""
+def from_container(
+    image: str,
+    *,
+    durable: bool,  # noqa: ARG001  # RabbitMQ has no such switch
+    member: Member | None = None,
+) -> RabbitMQ:
+    """Start the broker from a Docker image that has the management plugin. A `member` is returned before it has started."""
     password, port, management, metrics = secrets.token_hex(16), free_port(), free_port(), free_port()
+    environment = {"RABBITMQ_DEFAULT_USER": _USER, "RABBITMQ_DEFAULT_PASS": password}
+    if member is not None:
+        password = environment["RABBITMQ_DEFAULT_PASS"] = member.password
+        environment |= {
+            "RABBITMQ_NODENAME": member.node,
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": member.arguments,
+        }
     container = Container(
         image,
         ports={5672: port, 15672: management, 15692: metrics},
-        environment={"RABBITMQ_DEFAULT_USER": _USER, "RABBITMQ_DEFAULT_PASS": password},
+        environment=environment,
         command=None,
+        host=None if member is None else (member.network, member.host),
+        files={} if member is None else {_MEMBER_CONFIGURATION: "\n".join(member.configuration) + "\n"},
     )
-    return _started(container, password, port, management, metrics)
+    broker = _described(container, password, port, management, metrics)
+    if member is None:
+        return _started(broker)
+    broker.cookie = member.cookie
+    return broker
 
 
 def from_binaries(
@@ -136,15 +201,21 @@ def from_binaries(
     *,
     durable: bool,  # noqa: ARG001  # RabbitMQ has no such switch
     tls: ServerTls | None = None,
+    member: Member | None = None,
 ) -> RabbitMQ:
     """Start the broker with the scripts in `directory`, with its own directories, node, cookie and epmd.
 
-    With `tls` it also has a TLS port, `tls_url`, for clients that present a certificate.
+    With `tls` it also has a TLS port, `tls_url`, for clients that present a certificate. A `member` has the cookie and the
+    epmd of its cluster, and is returned before it has started.
     """
-    password = secrets.token_hex(16)
-    port, management, metrics, epmd_port = free_port(), free_port(), free_port(), free_port()
+    password = secrets.token_hex(16) if member is None else member.password
+    port, management, metrics = free_port(), free_port(), free_port()
+    epmd_port = free_port() if member is None else member.epmd_port
     processes = Processes(
-        f"the binaries in {directory}", user=unprivileged_user("rabbitmq"), stop_signal=signal.SIGTERM
+        f"the binaries in {directory}",
+        user=unprivileged_user("rabbitmq"),
+        stop_signal=signal.SIGTERM,
+        disk_megabytes=None if member is None else member.disk_megabytes,
     )
     try:
         data = processes.data
@@ -157,6 +228,7 @@ def from_binaries(
             f"default_user = {_USER}",
             f"default_pass = {password}",
             "disk_free_limit.absolute = 50MB",
+            *(() if member is None else member.configuration),
         ]
         tls_port = free_port()
         if tls is not None:
@@ -172,9 +244,10 @@ def from_binaries(
             ERL_EPMD_PORT=str(epmd_port),
             ERL_EPMD_ADDRESS="127.0.0.1",
             ERL_CRASH_DUMP_SECONDS="0",
-            RABBITMQ_NODENAME="sandbox@localhost",
+            RABBITMQ_NODENAME="sandbox@localhost" if member is None else member.node,
             RABBITMQ_DIST_PORT=str(free_port()),
-            RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS="-kernel inet_dist_use_interface {127,0,0,1}",
+            RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS="-kernel inet_dist_use_interface {127,0,0,1} "
+            + ("" if member is None else member.arguments),
             # The script replaces itself with the broker instead of waiting for it, so a signal reaches the broker.
             RABBITMQ_ALLOW_INPUT="true",
             RABBITMQ_SERVER_START_ARGS="-noinput",
@@ -193,15 +266,25 @@ def from_binaries(
             RABBITMQ_PID_FILE=str(data / "pid"),
             RABBITMQ_LOGS="-",
         )
-        # Without an epmd of ours the broker starts one itself, which outlives it.
-        processes.serve("epmd", [_epmd(), "-address", "127.0.0.1", "-port", str(epmd_port)], environment)
+        environment["PATH"] = f"{directory}:{environment['PATH']}"  # for `command`: Debian has wrappers in /usr/sbin
+        if member is None:
+            # Without an epmd of ours the broker starts one itself, which outlives it.
+            serve_epmd(processes, epmd_port, environment)
         processes.set_main([str(directory / "rabbitmq-server")], environment)
     except BaseException:
         processes.close()
         raise
-    broker = _started(processes, password, port, management, metrics)
+    broker = _described(processes, password, port, management, metrics)
     broker.tls_url = f"amqps://{_USER}:{password}@localhost:{tls_port}/" if tls else ""
+    if member is None:
+        return _started(broker)
+    broker.cookie = member.cookie
     return broker
+
+
+def serve_epmd(processes: Processes, port: int, environment: Mapping[str, str]) -> None:
+    """Start an epmd, which tells Erlang nodes each other's ports, as a helper process."""
+    processes.serve("epmd", [_epmd(), "-address", "127.0.0.1", "-port", str(port)], environment)
 
 
 def find_binaries() -> Path | str:
@@ -234,11 +317,14 @@ def _epmd() -> str:
     return str(found[-1])
 
 
-def _started(runner: Runner, password: str, port: int, management: int, metrics: int) -> RabbitMQ:
+def _described(runner: Runner, password: str, port: int, management: int, metrics: int) -> RabbitMQ:
     credentials = f"{_USER}:{password}@127.0.0.1"
-    broker = RabbitMQ(
+    return RabbitMQ(
         runner, f"amqp://{credentials}:{port}/", f"http://{credentials}:{management}", f"127.0.0.1:{metrics}"
     )
+
+
+def _started(broker: RabbitMQ) -> RabbitMQ:
     try:
         broker.start()
         _refuse_older(broker.version)

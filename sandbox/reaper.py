@@ -152,6 +152,14 @@ class Reaper:
             time.sleep(0.02)
         return {"status": status}
 
+    def mount(self, path: str, megabytes: int) -> Answer:
+        """Put a file system in memory with so much room onto a directory directly below ours; needs root."""
+        options = f"size={megabytes}m,mode=0700"
+        done = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", options, "tmpfs", path], capture_output=True, text=True, check=False
+        )
+        return {} if done.returncode == 0 else {"error": f"no file system of its own: {done.stderr.strip()}"}
+
     def set_cleanup(self, argv: list[str], environment: dict[str, str], *, save: bool) -> Answer:
         """Set the command to run at the end. `save` writes it to a file, for `sweep` in case this process is killed."""
         self._cleanup = (argv, environment)
@@ -171,7 +179,7 @@ class Reaper:
         if self._cleanup:
             argv, environment = self._cleanup
             subprocess.run(argv, env=environment, stdin=subprocess.DEVNULL, check=False, timeout=60)
-        shutil.rmtree(self.directory, ignore_errors=True)
+        _remove(self.directory)
 
     def _ended(self, name: str) -> int | None:
         self._collect()
@@ -198,6 +206,13 @@ class Reaper:
             time.sleep(0.01)
 
 
+def _remove(directory: Path) -> None:
+    for below in directory.iterdir():
+        if below.is_mount():
+            subprocess.run(["umount", "--lazy", str(below)], check=False)
+    shutil.rmtree(directory, ignore_errors=True)
+
+
 def sweep(base: Path, *, young_seconds: float = 60.0) -> None:
     """Remove what killed reapers have left behind: directories of ours that no process has locked.
 
@@ -215,7 +230,7 @@ def sweep(base: Path, *, young_seconds: float = 60.0) -> None:
                 if file.exists():
                     argv, environment = json.loads(file.read_text())
                     subprocess.run(argv, env=environment, stdin=subprocess.DEVNULL, check=False, timeout=60)
-                shutil.rmtree(directory, ignore_errors=True)
+                _remove(directory)
             finally:
                 os.close(lock)
 

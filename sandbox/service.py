@@ -48,6 +48,9 @@ class Runner(Protocol):
     def log_tail(self) -> str:
         """Return the last lines of the service's log."""
 
+    def execute(self, argv: list[str]) -> str:
+        """Run a command where the service runs, and return its output; SandboxError if it fails."""
+
     def close(self) -> None:
         """Stop the service for good and remove its data."""
 
@@ -116,6 +119,11 @@ class Service(ABC):
             self._runner.resume()
             self._paused = False
 
+    @property
+    def is_running(self) -> bool:
+        """Whether its process runs and is not frozen."""
+        return not self._paused and self._runner.ended() is None
+
     def ensure_running(self) -> None:
         """Resume or start the service if a test left it paused, stopped or killed."""
         self.resume()
@@ -169,6 +177,10 @@ class NotOurs:
         raise SandboxError(f"cannot be stopped from here: {self._reason}")
 
     start = stop = kill = pause = resume = _refuse
+
+    def execute(self, argv: list[str]) -> str:
+        """Refuse: there may be no way to run anything there."""
+        raise SandboxError(f"{argv[0]} cannot be run from here: {self._reason}")
 
     def ended(self) -> str | None:
         """Return None: the process is not ours, so its state is unknown."""

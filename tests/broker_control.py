@@ -1,15 +1,11 @@
 """What tests change inside a private RabbitMQ with `rabbitmqctl eval`: silent queues, lost consumers, limits."""
 
 import asyncio
-import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from urllib.parse import unquote, urlsplit
 
-from sandbox import RabbitMQ, SandboxError
-from sandbox.containers import Container
-from sandbox.processes import Processes
-from sandbox.rabbitmq import find_binaries
+from sandbox import RabbitMQ
 
 
 async def rabbitmqctl(broker: RabbitMQ, *arguments: str) -> str:
@@ -18,25 +14,7 @@ async def rabbitmqctl(broker: RabbitMQ, *arguments: str) -> str:
     Raises:
         SandboxError: it failed, for example because the broker is not running.
     """
-    return await asyncio.to_thread(_run, broker, arguments)
-
-
-def _run(broker: RabbitMQ, arguments: tuple[str, ...]) -> str:
-    runner = broker._runner
-    if isinstance(runner, Container):
-        code, output = runner._container.exec_run(["rabbitmqctl", *arguments])
-        failure, answer = code != 0, output.decode()
-    else:
-        assert isinstance(runner, Processes)
-        command = [f"{find_binaries()}/rabbitmqctl", *arguments]
-        # it runs as the broker's account, which has the cookie, and "/" is a directory that each account can enter
-        done = subprocess.run(  # noqa: S603 - our own command
-            command, env=runner._environment, user=runner.user, cwd="/", capture_output=True, text=True, check=False
-        )
-        failure, answer = done.returncode != 0, done.stdout or done.stderr
-    if failure:
-        raise SandboxError(f"rabbitmqctl failed: {answer}")
-    return str(answer)
+    return await asyncio.to_thread(broker.command, "rabbitmqctl", *arguments)
 
 
 @asynccontextmanager

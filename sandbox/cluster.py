@@ -1,0 +1,241 @@
+"""A private RabbitMQ of three nodes, which can be killed, drained, and cut off from each other."""
+
+import secrets
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from urllib.parse import unquote, urlsplit, urlunsplit
+
+from sandbox import containers, rabbitmq
+from sandbox.choice import RABBITMQ, Choice, Say, Way, ways
+from sandbox.processes import Processes, unprivileged_user
+from sandbox.rabbitmq import ManagementError, Member, RabbitMQ
+from sandbox.service import READY_LIMIT_SECONDS, SandboxError, free_port
+
+SIZE = 3
+_ERLANG_ARGUMENTS = "+S 1:1 +sbwt none +sbwtdcpu none +sbwtdio none -kernel net_ticktime 12"
+"""One scheduler that does not spin: three nodes share a small machine. Nodes that are silent for 12 s are away."""
+_LEADER = """
+    {{ok, Queue}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<"{vhost}">>, queue, <<"{queue}">>)),
+    {{ok, Members, {{_, Leader}}}} = ra:members(amqqueue:get_pid(Queue), 5000),
+    io:format("~s ~p~n", [Leader, length(Members)]), ok.
+"""
+
+
+class Cluster:
+    """Three nodes of one cluster.
+
+    As with `Service`, the methods block until they are done, and port and data of a node survive its end.
+    """
+
+    def __init__(self, nodes: Sequence[RabbitMQ], names: Sequence[str]) -> None:
+        """Take the nodes, which are not started yet, and the names of the Erlang nodes."""
+        self.nodes = tuple(nodes)
+        self._names = tuple(names)
+        self._isolated: list[RabbitMQ] = []
+
+    @property
+    def version(self) -> str:
+        """RabbitMQ's version."""
+        return self.nodes[0].version
+
+    @property
+    def origin(self) -> str:
+        """Where the nodes come from, as people read it."""
+        return self.nodes[0].origin
+
+    @property
+    def url(self) -> str:
+        """The AMQP URL of the default virtual host, with all nodes."""
+        return self.url_at(self.nodes[0].url)
+
+    def url_at(self, url: str) -> str:
+        """The AMQP URL of one node with the hosts of all, in their order."""
+        parts = urlsplit(url)
+        login = parts.netloc.rpartition("@")[0]
+        hosts = ",".join(urlsplit(node.url).netloc.rpartition("@")[2] for node in self.nodes)
+        return urlunsplit(parts._replace(netloc=f"{login}@{hosts}"))
+
+    def url_of(self, node: RabbitMQ, url: str) -> str:
+        """The AMQP URL of one node for the virtual host of another URL."""
+        return urlunsplit(urlsplit(node.url)._replace(path=urlsplit(url).path))
+
+    def management_url(self) -> str:
+        """The management URL of all nodes."""
+        parts = urlsplit(self.nodes[0].management_url)
+        login = parts.netloc.rpartition("@")[0]
+        hosts = ",".join(urlsplit(node.management_url).netloc.rpartition("@")[2] for node in self.nodes)
+        return urlunsplit(parts._replace(netloc=f"{login}@{hosts}"))
+
+    def name_of(self, node: RabbitMQ) -> str:
+        """The name of the Erlang node."""
+        return self._names[self.nodes.index(node)]
+
+    def create_vhost(self) -> str:
+        """Create a virtual host, and return its AMQP URL with all nodes."""
+        return self.url_at(self.nodes[0].create_vhost())
+
+    def start(self) -> None:
+        """Start all nodes and wait until they are one cluster.
+
+        They start together: one that is alone waits for the others, on RabbitMQ 4.3 for more than a minute.
+        """
+        self._all(self.nodes, RabbitMQ.start)
+        self._wait_joined()
+
+    def ensure_running(self) -> None:
+        """Undo whatever was done to the nodes, and wait until all run.
+
+        Those that were killed start together: one of them may wait for another that was running later.
+        """
+        self._all(self.nodes, RabbitMQ.ensure_running)
+        for node in list(self._isolated):
+            self.rejoin(node)
+        self._wait_joined()
+
+    def isolate(self, node: RabbitMQ) -> None:
+        """Cut the connections between a node and the other nodes. Its clients stay connected.
+
+        The node gets a wrong cookie for the others, so that neither side can connect to the other; that needs no
+        privileges.
+        """
+        self._isolated.append(node)
+        self._set_cookie(node, "not_their_cookie")
+
+    def rejoin(self, node: RabbitMQ) -> None:
+        """Let a node that was isolated connect again."""
+        self._set_cookie(node, "erlang:get_cookie()")
+        self._isolated.remove(node)
+
+    def leader(self, url: str, queue: str, asked: Sequence[RabbitMQ] = ()) -> RabbitMQ:
+        """The node that has the leader of a quorum queue.
+
+        Args:
+            url: an AMQP URL of its virtual host.
+            queue: its name.
+            asked: the nodes to ask (all): one that is isolated knows the old leader only.
+
+        Raises:
+            SandboxError: no node knows of a leader.
+        """
+        name, _ = self._leader(url, queue, asked)
+        return self.nodes[self._names.index(name)]
+
+    def member_count(self, url: str, queue: str) -> int:
+        """How many members a quorum queue has. Raises as `leader` does."""
+        return self._leader(url, queue, ())[1]
+
+    def _leader(self, url: str, queue: str, asked: Sequence[RabbitMQ]) -> tuple[str, int]:
+        vhost = unquote(urlsplit(url).path[1:])
+        failure = SandboxError("no node runs")
+        for node in asked or self.nodes:
+            if node.is_running:
+                try:
+                    answer = node.command("rabbitmqctl", "eval", _LEADER.format(vhost=vhost, queue=queue))
+                except SandboxError as error:
+                    failure = error
+                    continue
+                name, members = answer.split()[:2]
+                return name, int(members)
+        raise failure
+
+    def _set_cookie(self, node: RabbitMQ, cookie: str) -> None:
+        others = ", ".join(f"'{name}'" for name in self._names if name != self.name_of(node))
+        cut = f"[begin erlang:set_cookie(Node, {cookie}), erlang:disconnect_node(Node) end || Node <- [{others}]]."
+        node.command("rabbitmqctl", "eval", cut)
+
+    def _wait_joined(self) -> None:
+        deadline = time.monotonic() + READY_LIMIT_SECONDS
+        running = 0
+        while time.monotonic() < deadline:
+            try:
+                running = min(
+                    sum(bool(seen["running"]) for seen in node.api("GET", "/nodes?columns=running"))
+                    for node in self.nodes
+                )
+            except ManagementError:
+                running = 0
+            if running == len(self.nodes):
+                # A node counts as running a moment before it is: a virtual host that is created then misses it.
+                self._all(self.nodes, lambda node: node.command("rabbitmqctl", "await_startup"))
+                return
+            time.sleep(0.1)
+        raise SandboxError(f"only {running} of {len(self.nodes)} nodes found each other")
+
+    @staticmethod
+    def _all(nodes: Sequence[RabbitMQ], act: Callable[[RabbitMQ], object]) -> None:
+        with ThreadPoolExecutor(max_workers=len(nodes)) as pool:
+            list(pool.map(act, nodes))
+
+
+@contextmanager
+def start(
+    *, say: Say, partition_handling: str = "pause_minority", disk_megabytes: int | None = None
+) -> Iterator[Cluster]:
+    """Start a cluster the first way that works.
+
+    Args:
+        say: receives a line when it is ready.
+        partition_handling: `cluster_partition_handling`, for RabbitMQ before 4.3, which has no such setting any more.
+        disk_megabytes: give each node's data a file system of its own with so much room; needs root, and binaries.
+
+    Raises:
+        SandboxError: it is not possible; the message says what to do.
+    """
+    way = Choice(RABBITMQ, ways(private=True)).prepare(say)
+    began = time.monotonic()
+    with _cluster(way, partition_handling, disk_megabytes) as cluster:
+        cluster.start()
+        took = time.monotonic() - began
+        say(f"RabbitMQ {cluster.version}, {SIZE} nodes from {cluster.origin}, is ready after {took:.1f} s")
+        yield cluster
+
+
+@contextmanager
+def _cluster(way: Way, partition_handling: str, disk_megabytes: int | None) -> Iterator[Cluster]:
+    in_containers = way == "docker"
+    with ExitStack() as stack:
+        network = ""
+        epmd_port = free_port()
+        if in_containers:
+            own = containers.Network()
+            stack.callback(own.close)
+            network = own.name
+        else:
+            epmd = Processes("epmd", user=unprivileged_user("rabbitmq"), stop_signal=signal.SIGTERM)
+            stack.callback(epmd.close)
+            rabbitmq.serve_epmd(epmd, epmd_port, epmd.environment())
+        names = [f"rabbit@node{number}" if in_containers else f"node{number}@localhost" for number in range(SIZE)]
+        configuration = [
+            "cluster_formation.peer_discovery_backend = classic_config",
+            *(f"cluster_formation.classic_config.nodes.{number + 1} = {name}" for number, name in enumerate(names)),
+            f"cluster_partition_handling = {partition_handling}",
+        ]
+        password, cookie = secrets.token_hex(16), secrets.token_hex(16)
+        nodes = []
+        for name in names:
+            member = Member(
+                node=name,
+                password=password,
+                cookie=cookie,
+                configuration=configuration,
+                erlang_arguments=_ERLANG_ARGUMENTS,
+                epmd_port=epmd_port,
+                network=network,
+                disk_megabytes=disk_megabytes,
+            )
+            node = _node(in_containers=in_containers, member=member)
+            stack.callback(node.close)
+            nodes.append(node)
+        yield Cluster(nodes, names)
+
+
+def _node(*, in_containers: bool, member: Member) -> RabbitMQ:
+    if in_containers:
+        return rabbitmq.from_container(RABBITMQ.image, durable=True, member=member)
+    binaries = rabbitmq.find_binaries()
+    if isinstance(binaries, str):
+        raise SandboxError(binaries)
+    return rabbitmq.from_binaries(binaries, durable=True, member=member)
