@@ -39,6 +39,7 @@ class Proxy:
         self._links: dict[asyncio.Task[None], set[socket.socket]] = {}
         self._flowing = asyncio.Event()
         self._flowing.set()
+        self._held_back = asyncio.Event()
         self._accepted = asyncio.Condition()
         self._delay = 0.0
 
@@ -86,6 +87,11 @@ class Proxy:
     def hold(self) -> None:
         """Forward nothing in either direction, not even the end of a connection: the connections are half-open."""
         self._flowing.clear()
+        self._held_back.clear()
+
+    async def held_back(self) -> None:
+        """Wait until something has come that `hold` keeps back."""
+        await self._held_back.wait()
 
     def resume(self) -> None:
         """Forward what was held back, and continue."""
@@ -155,15 +161,17 @@ class Proxy:
     async def _pass_on(self, source: socket.socket, sink: socket.socket, flowing: asyncio.Event) -> None:
         chunks: asyncio.Queue[_Chunk] = asyncio.Queue(_CHUNKS_MAX)
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._read(source, chunks))
+            group.create_task(self._read(source, chunks, flowing))
             group.create_task(self._write(chunks, sink, flowing))
 
-    async def _read(self, source: socket.socket, chunks: asyncio.Queue[_Chunk]) -> None:
+    async def _read(self, source: socket.socket, chunks: asyncio.Queue[_Chunk], flowing: asyncio.Event) -> None:
         loop = asyncio.get_running_loop()
         data = b"not the end"
         while data:
             data = await loop.sock_recv(source, _CHUNK)
             await chunks.put((loop.time() + self._delay, data))
+            if not flowing.is_set():
+                self._held_back.set()
 
     async def _write(self, chunks: asyncio.Queue[_Chunk], sink: socket.socket, flowing: asyncio.Event) -> None:
         loop = asyncio.get_running_loop()

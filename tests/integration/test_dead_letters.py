@@ -189,6 +189,25 @@ async def test_what_is_said_to_be_removed_is_removed(amqp_url: str) -> None:
         assert sorted(left) == sorted({letter.name for letter in letters} - {letter.name for letter in letters[5::12]})
 
 
+async def test_nothing_is_said_to_be_removed_before_the_queue_has_answered(amqp_url: str) -> None:
+    """The acknowledgements are sent, do not arrive, and the connection is lost: everything is in the queue again."""
+    async with queues(amqp_url) as channel, Proxy.to(amqp_url) as proxy:
+        await asyncio.gather(*(reject(channel, number) for number in range(3)))
+        async with borrow_dead_letters(LinkOptions(proxy.url)) as loan:
+            letters = [letter async for letter in loan]
+            proxy.hold()
+            removing = asyncio.create_task(loan.remove(letters))
+            await proxy.held_back()
+            proxy.refuse()
+            proxy.cut()
+            with pytest.raises(ClientError):
+                await removing
+        names: set[str | None] = set()
+        async with asyncio.timeout(20):
+            while len(names) < 3:  # until the broker has noticed that the connection is lost
+                names |= {one.message_id for one in await taken(channel, TOPOLOGY.dead_letters_queue)}
+
+
 async def test_what_fifty_at_a_time_say_to_be_removed_is_removed(amqp_url: str) -> None:
     """Each removes some of what it was given and returns the rest to the others."""
     said: list[str] = []

@@ -197,6 +197,26 @@ async def test_a_good_message_among_those_that_wait_ends_the_hold() -> None:
     assert sorted(bench.outcomes) == ["inserted", *["rejected"] * 50]
 
 
+async def test_a_message_that_is_refused_during_the_hold_does_not_end_it() -> None:
+    """The database answers, but it still refuses every row: the hold goes on, and is not logged as over and begun again."""
+    bench = Bench()
+    bench.store.refuses, bench.store.own = {"good"}, [REFUSED]
+    bench.intake.put(*(upsert(subject="good") for _ in range(10)))
+    released: list[str] = []
+    bench.watch.released = lambda place, seconds: released.append(place)  # type: ignore[method-assign]  # noqa: ARG005
+    async with bench.running():
+        while bench.hold_reason is None:
+            await asyncio.sleep(0)
+        since = bench.worker.store_hold.since
+        bench.intake.put(upsert(subject="good"))
+        while bench.worker.parking.messages < 11:
+            await asyncio.sleep(0)
+        assert (released, bench.worker.store_hold.since) == ([], since)
+        bench.store.refuses = set()
+        await bench.watch.settled(11)
+        assert released == ["store"]
+
+
 async def test_an_outage_during_the_hold_is_shown_and_the_hold_goes_on() -> None:
     """The reason is that of the outage, and afterwards that of the hold again."""
     bench = Bench()
