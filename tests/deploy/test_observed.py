@@ -86,10 +86,13 @@ def has_data(series: list[Any]) -> bool:
 async def test_every_query_has_data(
     own_amqp_url: str, own_database_url: str, own_rabbitmq: RabbitMQ, own_postgresql: PostgreSQL
 ) -> None:
-    """Every query of the dashboard and the alerts has data after load, a database outage and a lost connection."""
+    """Every query of the dashboard and the alerts has data after load, a database outage and a lost connection.
+
+    There are partitions, of which some panels and alerts tell. What is not sent by record is forwarded to them.
+    """
     began = time.time()
     assert own_rabbitmq.metrics_address is not None
-    async with serving(own_amqp_url, own_database_url) as service:
+    async with serving(own_amqp_url, own_database_url, WORKER_PARTITIONS="2") as service:
         targets = {
             "task-activity-log-worker": f"127.0.0.1:{service.http_port}",
             "rabbitmq": own_rabbitmq.metrics_address,
