@@ -9,6 +9,7 @@ import difflib
 import os
 import re
 from collections.abc import Mapping
+from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
@@ -102,6 +103,19 @@ def _readable(path: Path) -> Path:
     return path
 
 
+def _name(longest: int) -> AfterValidator:
+    """Checks the name of a queue or an exchange: whether the driver takes it, also with the endings of partitions."""
+
+    def check(name: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9_.:@#,/+ -]+", name) or len(name) > longest:
+            raise ValueError(f"should have at most {longest} letters, digits, spaces and characters of -_.:@#,/+")
+        return name
+
+    return AfterValidator(check)
+
+
+_Queue = Annotated[str, _name(240)]
+_Exchange = Annotated[str, _name(117)]
 _Url = Annotated[SecretStr | None, Field(exclude=True)]
 """It may contain a password, so it is never shown."""
 _File = Annotated[Path, AfterValidator(_readable)]
@@ -153,22 +167,22 @@ class Settings(BaseModel):
 
     topology: Literal["declare", "check"] = "declare"
     """Whether the worker declares queues and exchanges, or only checks them because operators declare them."""
-    requests_queue: str = "task_activity_log.upsert"
+    requests_queue: _Queue = "task_activity_log.upsert"
     """Name of the queue for requests."""
-    replies_queue: str = "task_activity_log.replies"
+    replies_queue: _Queue = "task_activity_log.replies"
     """Name of the queue for replies."""
-    dead_letters_queue: str = "task_activity_log.dead-letters"
+    dead_letters_queue: _Queue = "task_activity_log.dead-letters"
     """Name of the queue for dead letters."""
-    requests_exchange: str = "task_activity_log"
+    requests_exchange: _Exchange = "task_activity_log"
     """Name of the exchange for requests (direct)."""
-    replies_exchange: str = "task_activity_log.replies"
+    replies_exchange: _Exchange = "task_activity_log.replies"
     """Name of the exchange for replies (topic)."""
     partitions: Annotated[int, AfterValidator(_partition_count)] = 0
     """Number of request queues among which the records are divided, so that any number of workers keeps the order of each
     record: a power of two up to 256, for example 16. 0: there is one queue, and no partitions."""
-    partitions_exchange: str = "task_activity_log.by-record"
+    partitions_exchange: _Exchange = "task_activity_log.by-record"
     """Name of the exchange for requests that are sent by record (direct). It is used only with partitions."""
-    workers_queue: str = "task_activity_log.workers"
+    workers_queue: _Queue = "task_activity_log.workers"
     """Name of the queue by which the workers are counted. It stays empty, and is used only with partitions."""
     single_active_consumer: bool = False
     """Whether the requests queue is declared with a single active consumer: one worker consumes, the others stand by."""
@@ -221,6 +235,15 @@ class Settings(BaseModel):
     _environment: Mapping[str, str] = PrivateAttr(default_factory=lambda: os.environ)
     _files: dict[str, str] = PrivateAttr(default_factory=dict)
     """The files that values were read from, by field."""
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Self:
+        queues = ("requests_queue", "replies_queue", "dead_letters_queue", "workers_queue")
+        exchanges = ("requests_exchange", "replies_exchange", "partitions_exchange")
+        for one, other in (*combinations(queues, 2), *combinations(exchanges, 2)):
+            if getattr(self, one) == getattr(self, other):
+                raise ValueError(f"{variable(one)}: should not have the same value as {variable(other)}")
+        return self
 
     @model_validator(mode="after")
     def _tls_is_of_use(self) -> Self:

@@ -72,16 +72,21 @@ COMMANDS = [
     ("dead-letters", "show", HOSTILE),
     ("publish", HOSTILE),
     ("contract", HOSTILE),
+    ("partitions",),
+    ("check",),
     (HOSTILE,),
 ]
 
 
 @pytest.mark.usefixtures("channel")
-async def test_no_command_lets_a_stranger_control_the_terminal(amqp_url: str, tmp_path: Path) -> None:
+async def test_no_command_lets_a_stranger_control_the_terminal(
+    amqp_url: str, database_url: str, tmp_path: Path
+) -> None:
     """Whatever a publisher, the queue or the user names: it is escaped, and only the outcome of a reply has a colour."""
+    variables = {"AMQP_URL": amqp_url, "DATABASE_URL": database_url}
     for command in COMMANDS:
         arguments = [COMMAND, *command]
-        shown = await asyncio.to_thread(on_a_terminal, arguments, folder=tmp_path, AMQP_URL=amqp_url, LANG="C.UTF-8")
+        shown = await asyncio.to_thread(on_a_terminal, arguments, folder=tmp_path, LANG="C.UTF-8", **variables)
         assert "Traceback" not in shown, shown
         assert controls(_COLOUR.sub("", shown)) == [], (command, shown)
         assert "\x1b[35" not in shown, "a colour of the stranger's"

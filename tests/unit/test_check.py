@@ -11,11 +11,13 @@ from task_activity_log.cli.check.limits import Limits, judge_kept, judge_request
 from task_activity_log.cli.check.members import judge_members
 from task_activity_log.cli.check.partitions import has_another_number
 from task_activity_log.cli.check.permissions import allows, lacking, needed
-from task_activity_log.cli.check.worker import judge_status
+from task_activity_log.cli.check.worker import findings, judge_status
 from task_activity_log.partitions import queue_of
 from task_activity_log.rabbitmq.inspection import Queue
 from task_activity_log.rabbitmq.topology import Topology
 from task_activity_log.settings import Settings, load
+from task_activity_log.telemetry.health import Health, HealthServer
+from tests.terminals import HOSTILE, controls
 
 URLS = {"AMQP_URL": "amqp://guest:guest@broker/", "DATABASE_URL": "postgresql://me:secret@database/app"}
 GOOD: dict[str, Any] = {
@@ -241,8 +243,8 @@ def test_a_reply_can_be_fifteen_times_as_long_as_a_body(version: str, limit: int
 
 
 def test_what_a_worker_says_of_itself_is_shown() -> None:
-    """Why it is not ready, and what waits. Addresses are texts of publishers: they do not reach the terminal raw."""
-    failing = {"reply_to": "a\x1b[2J", "waiting": 3, "oldest_seconds": 12.3, "reason": "nacked"}
+    """Why it is not ready, and what waits."""
+    failing = {"reply_to": "a", "waiting": 3, "oldest_seconds": 12.3, "reason": "nacked"}
     status = {
         "version": "1",
         "not_ready": ["holding: timeout"],
@@ -252,7 +254,7 @@ def test_what_a_worker_says_of_itself_is_shown() -> None:
     assert [(row.verdict, row.what, row.found) for row in judge_status("worker", status)] == [
         ("warning", "worker", "is not ready: holding: timeout"),
         ("warning", "worker", "requests waiting for rows: 2, the oldest for 61 s"),
-        ("warning", "reply_to a\\x1b[2J", "replies waiting: 3, the oldest for 12 s: nacked"),
+        ("warning", "reply_to a", "replies waiting: 3, the oldest for 12 s: nacked"),
         ("warning", "reply_to b", "replies waiting: 1, the oldest for 12 s"),
     ]
 
@@ -267,6 +269,28 @@ def test_the_table_has_advice_and_a_summary() -> None:
         "1 broken",
     ]
     assert list(table(rows[:1]))[-1] == "all fine"
+
+
+def test_no_stranger_writes_lines_of_the_table() -> None:
+    """A `reply_to`, for example, is a publisher's text: its escapes do not reach the terminal, nor do its line breaks."""
+    rows = [Finding("warning", f"reply_to a\nfine b{HOSTILE}", f"c\nfine d{HOSTILE}", f"e\nfine f{HOSTILE}")]
+    lines = list(table(rows))
+    assert len(lines) == 3
+    assert [controls(line) for line in lines] == [[]] * 3
+
+
+@pytest.mark.parametrize("status", [{"version": 1}, {"not_ready": [None]}, {"parked": 7}, {"failing_addresses": [{}]}])
+def test_another_program_at_the_port_of_a_worker_is_ignored(status: dict[str, Any]) -> None:
+    """Or a worker of another release: what it shows is not understood."""
+    shown = {"version": "1", "not_ready": [], "not_alive": [], "in_hand": {}, **status}
+    if "version" in status:
+        del shown["not_alive"]
+    served = Health(ready=list, alive=list, status=lambda: shown, metrics=bytes)
+    server = HealthServer(served, "127.0.0.1", 0)
+    try:
+        assert findings(settings(HTTP_HOST="127.0.0.1", HTTP_PORT=str(server.port))) == []
+    finally:
+        server.close()
 
 
 def test_a_worker_with_partitions_needs_more_permissions() -> None:

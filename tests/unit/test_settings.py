@@ -1,10 +1,12 @@
 """Settings from the environment: defaults, secrets, and what is refused."""
 
+import re
 import ssl
 from pathlib import Path
 
 import certifi
 import pytest
+from pamqp.commands import Exchange, Queue
 
 from task_activity_log.settings import Settings, SettingsError, load, variable
 
@@ -57,6 +59,34 @@ def test_a_wrong_value_is_one_line_without_the_value(name: str, value: str, reas
     assert line.startswith(f"{name}: ")
     assert reason in line
     assert "secret" not in line
+
+
+@pytest.mark.parametrize("name", ["a\x1bb", "a\nb", "é", "a" * 241, "\udcff"])
+def test_a_name_that_the_driver_does_not_take_is_refused(name: str) -> None:
+    """Queues and exchanges: the worker would crash at each start, and commands end in a traceback."""
+    for setting in ("REQUESTS_QUEUE", "REPLIES_QUEUE", "DEAD_LETTERS_QUEUE", "WORKERS_QUEUE"):
+        assert "at most 240 letters" in str(errors_of({**URLS, f"WORKER_{setting}": name}))
+    for setting in ("REQUESTS_EXCHANGE", "REPLIES_EXCHANGE", "PARTITIONS_EXCHANGE"):
+        assert "at most 117 letters" in str(errors_of({**URLS, f"WORKER_{setting}": name}))
+
+
+def test_the_driver_takes_every_name_that_is_not_refused() -> None:
+    """Also with the ending of a partition."""
+    allowed = "".join(one for one in map(chr, range(128)) if re.fullmatch(r"[\w.:@#,/+ -]", one))
+    for longest, name in ((False, allowed), (True, "a")):
+        queue, exchange = name * (240 if longest else 1), name * (117 if longest else 1)
+        load({**URLS, "WORKER_REQUESTS_QUEUE": queue, "WORKER_REQUESTS_EXCHANGE": exchange})
+        Queue.Declare(queue=f"{queue}.255")
+        Exchange.Declare(exchange=f"{exchange}.by-record")
+
+
+def test_two_queues_with_one_name_are_refused() -> None:
+    """Dead letters in the requests queue would be rejected again and again."""
+    equal = {"WORKER_DEAD_LETTERS_QUEUE": "task_activity_log.upsert"}
+    assert errors_of({**URLS, **equal}) == [
+        "WORKER_REQUESTS_QUEUE: should not have the same value as WORKER_DEAD_LETTERS_QUEUE"
+    ]
+    assert "WORKER_REPLIES_EXCHANGE" in errors_of({**URLS, "WORKER_REQUESTS_EXCHANGE": "task_activity_log.replies"})[0]
 
 
 def test_a_secret_can_come_from_a_file(tmp_path: Path) -> None:

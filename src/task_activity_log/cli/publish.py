@@ -27,7 +27,7 @@ from task_activity_log.pipeline.request import judge
 from task_activity_log.problem import Problem
 from task_activity_log.rabbitmq.headers import received
 from task_activity_log.settings import Settings
-from task_activity_log.streams import printable
+from task_activity_log.streams import one_line, printable
 from task_activity_log.wiring import link_of, partitioned_of, partitions_exchange_of, rules_of
 
 _NOTHING_SENT = "nothing was sent from it"
@@ -179,7 +179,7 @@ class Publication:
         self._complained += 1
         for place, reason in complaints:
             if self.dry_run:
-                print(printable(f"{place}: {reason}"))
+                print(one_line(f"{place}: {reason}"))
             elif self._complained <= FEW:
                 say(f"{place}: not sent: {reason}")
 

@@ -22,7 +22,7 @@ def say(line: str) -> None:
 
 def agreed(question: str) -> bool:
     """Ask on standard error, so that the question is not among the results; only yes is yes."""
-    print(f"task-activity-log: {printable(question)} [y/N] ", end="", file=sys.stderr, flush=True)
+    print(f"task-activity-log: {one_line(question)} [y/N] ", end="", file=sys.stderr, flush=True)
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from task_activity_log.cli.check import broker, database, worker
 from task_activity_log.cli.check.finding import Finding, Verdict
 from task_activity_log.settings import Settings
+from task_activity_log.streams import one_line
 from task_activity_log.telemetry.logs import Redaction
 from task_activity_log.wiring import secrets_of
 
@@ -36,12 +37,15 @@ def check(settings: Settings, *, strict: bool) -> int:
 
 
 def table(findings: Sequence[Finding]) -> Iterator[str]:
-    """The findings in columns, each with its advice below it, and a line that sums them up."""
-    width = max(len(finding.what) for finding in findings)
+    """The findings in columns, each with its advice below it, and a line that sums them up.
+
+    Each is on one line, whatever the broker, the database or a worker has told.
+    """
+    width = max(len(one_line(finding.what)) for finding in findings)
     for finding in findings:
-        yield f"{finding.verdict:<8} {finding.what:<{width}}  {finding.found}"
+        yield f"{finding.verdict:<8} {one_line(finding.what):<{width}}  {one_line(finding.found)}"
         if finding.advice:
-            yield f"{'':<8} {'':<{width}}  → {finding.advice}"
+            yield f"{'':<8} {'':<{width}}  → {one_line(finding.advice)}"
     counts = Counter(finding.verdict for finding in findings)
     bad = [f"{counts[kind]} {kind}" for kind in ("broken", "warning", "unknown") if counts[kind]]
     yield ", ".join(bad) or "all fine"

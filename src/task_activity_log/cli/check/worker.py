@@ -7,7 +7,6 @@ from typing import Any
 
 from task_activity_log.cli.check.finding import Finding
 from task_activity_log.settings import Settings
-from task_activity_log.streams import printable
 
 _SECONDS = 5
 _LOOPBACK = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}  # noqa: S104 - where to ask what listens everywhere
@@ -17,7 +16,10 @@ def findings(settings: Settings) -> list[Finding]:
     """Ask HTTP_HOST and HTTP_PORT, and judge the answer; empty if no worker answers there."""
     host = _LOOPBACK.get(settings.http_host, settings.http_host)
     status = _status(host, settings.http_port)
-    return [] if status is None else list(judge_status(f"worker at {host}:{settings.http_port}", status))
+    try:
+        return [] if status is None else list(judge_status(f"worker at {host}:{settings.http_port}", status))
+    except (AttributeError, KeyError, TypeError, ValueError):  # another program, or a worker of another release
+        return []
 
 
 def judge_status(what: str, status: Mapping[str, Any]) -> Iterator[Finding]:
@@ -25,7 +27,7 @@ def judge_status(what: str, status: Mapping[str, Any]) -> Iterator[Finding]:
     reasons = status["not_ready"]
     if reasons:
         advice = "docs/runbook.md lists the reasons"
-        yield Finding("warning", what, f"is not ready: {'; '.join(map(printable, reasons))}", advice)
+        yield Finding("warning", what, f"is not ready: {'; '.join(reasons)}", advice)
     else:
         yield Finding("fine", what, f"release {status['version']}, ready")
     parked = status.get("parked") or {}
@@ -37,7 +39,7 @@ def judge_status(what: str, status: Mapping[str, Any]) -> Iterator[Finding]:
         if failing["reason"] is not None:
             found += f": {failing['reason']}"
         advice = "have the publisher read its queue; after WORKER_REPLY_GIVE_UP_SECONDS a reply is given up"
-        yield Finding("warning", f"reply_to {printable(failing['reply_to'])}", found, advice)
+        yield Finding("warning", f"reply_to {failing['reply_to']}", found, advice)
 
 
 def _status(host: str, port: int) -> Mapping[str, Any] | None:
