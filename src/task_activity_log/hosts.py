@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 _PORTS = {"amqp": 5672, "amqps": 5671, "http": 15672, "https": 15671}
 """RabbitMQ's own ports."""
+_LONGEST = 127
+"""The longest name of a virtual host that the driver takes."""
 
 
 def urls(url: str) -> list[str]:
     """A URL with several hosts (`amqp://user:password@h1:5672,h2/vhost`) as one URL for each, in their order.
 
     Raises:
-        ValueError: the scheme is not known, a host is missing, or a port is not a number from 1 to 65535. The text does
-            not quote the URL.
+        ValueError: the scheme is not known, a host is missing or not a name, a port is not a number from 1 to 65535, or the
+            virtual host has a longer name than AMQP allows. The text does not quote the URL.
     """
     try:
         parts = urlsplit(url)
@@ -22,6 +25,8 @@ def urls(url: str) -> list[str]:
         raise ValueError("is not a URL") from None
     if parts.scheme not in _PORTS:
         raise ValueError("should begin with amqp:// or amqps://")
+    if len(unquote(parts.path[1:])) > _LONGEST:
+        raise ValueError(f"names a virtual host of more than {_LONGEST} characters")
     login, at, hosts = parts.netloc.rpartition("@")
     found = []
     for host in hosts.split(","):
@@ -32,9 +37,19 @@ def urls(url: str) -> list[str]:
             port = one.port or _PORTS[parts.scheme]
         except ValueError:  # its text quotes the URL
             raise ValueError("has a port that is not a number from 1 to 65535") from None
+        if not _is_name(one.hostname):
+            raise ValueError("has a host that is not a name")
         name = f"[{one.hostname}]" if ":" in one.hostname else one.hostname
         found.append(urlunsplit(parts._replace(netloc=f"{login}{at}{name}:{port}")))
     return found
+
+
+def _is_name(host: str) -> bool:
+    """Whether a host can be looked up."""
+    try:
+        return bool(re.fullmatch(rb"[!-~]+", host.encode("idna")))
+    except UnicodeError:
+        return False
 
 
 def addresses(url: str) -> list[str]:

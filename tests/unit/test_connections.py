@@ -49,7 +49,10 @@ async def test_outages_after_the_first_connection_are_only_reported() -> None:
     ("outage", "text"),
     [
         (away(), "no connection to broker.example:5672: away"),
-        (away(OutageKind.CONNECTION_REFUSED, "111"), "no connection to broker.example:5672: connection refused"),
+        (
+            away(OutageKind.CONNECTION_REFUSED, OutageKind.CONNECTION_REFUSED.value),
+            "no connection to broker.example:5672: connection refused",
+        ),
         (away(OutageKind.NOT_FOUND, "queue 'x' does not exist"), "queue 'x' does not exist: a worker declares it when"),
     ],
 )

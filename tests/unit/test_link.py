@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import socket
 
 import pytest
 from aiormq.exceptions import (
@@ -51,7 +52,7 @@ async def test_what_has_ended_is_left_alone() -> None:
         (
             ConnectionRefusedError(errno.ECONNREFUSED, "Connect call failed"),
             OutageKind.CONNECTION_REFUSED,
-            "111 Connect",
+            "connection refused",
         ),
         (ProbableAuthenticationError("ACCESS_REFUSED - Login was refused"), OutageKind.LOGIN_REFUSED, "user name or"),
         (ConnectionNotAllowed(530, "NOT_ALLOWED - access to vhost"), OutageKind.VHOST_REFUSED, "this virtual host"),
@@ -60,6 +61,7 @@ async def test_what_has_ended_is_left_alone() -> None:
             OutageKind.VHOST_REFUSED,
             "this virtual host",
         ),
+        (socket.gaierror(-2, "Name or service not known"), OutageKind.NO_SUCH_HOST, "no such host"),
         (Missing("queue 'x' does not exist"), OutageKind.NOT_FOUND, "queue 'x' does not exist"),
         (ChannelNotFoundEntity(404, "NOT_FOUND - no queue 'x'"), OutageKind.NOT_FOUND, "404 NOT_FOUND - no queue 'x'"),
         (ChannelAccessRefused(403, "ACCESS_REFUSED - 'x'"), OutageKind.ACCESS_REFUSED, "403 ACCESS_REFUSED - 'x'"),
@@ -91,3 +93,20 @@ def test_the_refusals_of_several_addresses_are_one_refusal() -> None:
     """For machines where localhost has one address only, so that the test above does not show it."""
     several = OSError(f"Multiple exceptions: [Errno {errno.ECONNREFUSED}] first, [Errno {errno.ECONNREFUSED}] second")
     assert describe(several).kind is OutageKind.CONNECTION_REFUSED
+
+
+@pytest.mark.parametrize("query", ["cadata=x", "cafile=/nonexistent"])
+async def test_an_option_that_the_driver_cannot_use_is_an_outage_with_a_reason(query: str) -> None:
+    """It ends no command with a traceback, and no worker."""
+    with pytest.raises(LOST) as unusable:
+        async with connect(LinkOptions(f"amqps://127.0.0.1:1/?{query}"), "test"):
+            pass
+    assert describe(unusable.value).text
+
+
+async def test_a_name_that_nobody_knows_is_no_such_host() -> None:
+    """In the words that the database has for it."""
+    with pytest.raises(LOST) as refused:
+        async with connect(LinkOptions("amqp://nohost.invalid/"), "test"):
+            pass
+    assert describe(refused.value).text == "no such host"

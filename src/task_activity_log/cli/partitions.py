@@ -9,6 +9,7 @@ from task_activity_log.problem import Misconfigured, Unavailable
 from task_activity_log.rabbitmq.repartition import NotEmpty, Partitions, change, look_up
 from task_activity_log.rabbitmq.topology import Topology
 from task_activity_log.settings import Settings
+from task_activity_log.telemetry.logs import address
 from task_activity_log.wiring import link_of, topology_of
 
 
@@ -19,7 +20,7 @@ def show_or_change(settings: Settings, to: int | None, *, yes: bool) -> int:
     except (NotEmpty, Misconfigured) as error:
         say(str(error))
     except Unavailable as outage:
-        say(f"the broker is away: {outage.reason}; run the same command again")
+        say(f"broker {address(settings.required_amqp_url)}: {outage.reason}; run the same command again")
     return FAILED
 
 

@@ -109,5 +109,4 @@ def no_connection(given: LinkOptions, outage: Outage) -> ClientError:
     """What to raise when the first connection fails."""
     if outage.kind is OutageKind.NOT_FOUND:
         return ClientError(f"{outage.text}: a worker declares it when it starts")
-    reason = "connection refused" if outage.kind is OutageKind.CONNECTION_REFUSED else outage.text
-    return ClientError(f"no connection to {' or '.join(addresses(given.url))}: {reason}")
+    return ClientError(f"no connection to {' or '.join(addresses(given.url))}: {outage.text}")

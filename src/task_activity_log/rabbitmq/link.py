@@ -43,7 +43,9 @@ _CLOSE_SECONDS = 2.0
 class OutageKind(Enum):
     """Why there is no connection, as far as the driver's exceptions and the broker's reply codes tell."""
 
-    CONNECTION_REFUSED = "nothing listens at that address"
+    CONNECTION_REFUSED = "connection refused"
+    NO_SUCH_HOST = "no such host"
+    UNUSABLE = "the URL cannot be used"
     LOGIN_REFUSED = "the broker refuses the user name or password"
     VHOST_REFUSED = "the broker does not know this virtual host, or the user may not use it"
     NOT_FOUND = "a queue or an exchange does not exist"
@@ -62,6 +64,10 @@ class Outage:
 
 class Missing(ConnectionError):
     """A queue or an exchange does not exist; the text says so."""
+
+
+class _Unusable(ConnectionError):
+    """The driver cannot use the URL; the text says why."""
 
 
 @contextmanager
@@ -139,6 +145,8 @@ async def _open_any(
                 opened = await stack.enter_async_context(_open(options, purpose, URL(url), address))
             except LOST as error:
                 failure = error
+            except ValueError as error:  # an option of the URL that the driver cannot read
+                failure = _Unusable(str(error))
             else:
                 options.hosts.stay(url)
                 return url, opened
@@ -253,9 +261,11 @@ def describe(error: BaseException) -> Outage:
     kind = _kind(error)
     if isinstance(error, Unavailable):
         return Outage(kind, error.reason)
-    if kind in (OutageKind.LOGIN_REFUSED, OutageKind.VHOST_REFUSED, OutageKind.TIMEOUT):
+    if kind in _OWN_WORDS:
         return Outage(kind, kind.value)  # the driver's own text says less, or too much
     text = " ".join(str(argument) for argument in error.args if argument)[:200]
+    if kind is OutageKind.UNUSABLE:
+        text = f"{kind.value}: {text}"
     return Outage(kind, text or type(error).__name__)
 
 
@@ -270,9 +280,18 @@ def _kind(error: BaseException) -> OutageKind:
     return next((kind for types, kind in _KINDS if isinstance(error, types)), OutageKind.LOST)
 
 
+_OWN_WORDS = (
+    OutageKind.CONNECTION_REFUSED,
+    OutageKind.NO_SUCH_HOST,
+    OutageKind.LOGIN_REFUSED,
+    OutageKind.VHOST_REFUSED,
+    OutageKind.TIMEOUT,
+)
 _KINDS: tuple[tuple[type[Exception] | tuple[type[Exception], ...], OutageKind], ...] = (
     (ProbableAuthenticationError, OutageKind.LOGIN_REFUSED),
     (ConnectionNotAllowed, OutageKind.VHOST_REFUSED),
+    (socket.gaierror, OutageKind.NO_SUCH_HOST),
+    (_Unusable, OutageKind.UNUSABLE),
     ((Missing, ChannelNotFoundEntity), OutageKind.NOT_FOUND),
     (ChannelAccessRefused, OutageKind.ACCESS_REFUSED),
     (TimeoutError, OutageKind.TIMEOUT),
