@@ -130,13 +130,19 @@ _ALL = set(STORED_FIELDS)
 
 
 class Outcome(StrEnum):
-    """The outcome of a request (contract, section 6)."""
+    """The outcome of a reply (contract, section 6)."""
 
     INSERTED = "inserted"
     UPDATED = "updated"
     DUPLICATE = "duplicate"
     STALE = "stale"
     REJECTED = "rejected"
+    SNAPSHOT = "snapshot"
+    """Of no request: the record was sent as it was (`task-activity-log resend`)."""
+
+
+ANSWERS = tuple(outcome for outcome in Outcome if outcome is not Outcome.SNAPSHOT)
+"""The outcomes of requests."""
 
 
 class Applied(NamedTuple):

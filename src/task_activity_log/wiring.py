@@ -16,6 +16,7 @@ from task_activity_log.telemetry import logs
 if TYPE_CHECKING:
     from task_activity_log.postgresql.connecting import Connector
     from task_activity_log.postgresql.store import Store
+    from task_activity_log.postgresql.survey import Survey
 
 
 def secrets_of(settings: Settings) -> set[str]:
@@ -126,5 +127,16 @@ def store_of(settings: Settings, connector: Connector | None = None) -> Store:
         connector or connector_of(settings),
         command_timeout=settings.database_command_timeout_seconds,
         statement_cache_size=settings.database_statement_cache,
+        read_bytes=settings.batch_bytes,
+    )
+
+
+def survey_of(settings: Settings) -> Survey:
+    """What reads records for commands. Raises `SettingsError` if DATABASE_URL is not set."""
+    from task_activity_log.postgresql.survey import Survey  # noqa: PLC0415 - asyncpg, as above
+
+    return Survey(
+        connector_of(settings),
+        command_timeout=settings.database_command_timeout_seconds,
         read_bytes=settings.batch_bytes,
     )

@@ -5,7 +5,7 @@ import json
 import os
 import signal
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -15,6 +15,7 @@ import asyncpg
 import pytest
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 
+from task_activity_log.cli.codes import complete
 from task_activity_log.cli.publish import Publication
 from task_activity_log.rabbitmq.topology import Topology, declare
 from tests.commands import COMMAND, World, command, end, start
@@ -373,10 +374,67 @@ async def test_replies_can_be_followed_without_taking_them(channel: AbstractChan
     taking = await command("replies", "--take", "-n", "2", AMQP_URL=amqp_url)
     assert [one.split("\t")[1:] for one in taking.lines] == [
         ["inserted", stored["id"], "so\\x1b[31m"],
-        ["rejected", "mine", "missing_id: Send id."],
+        ["rejected", "message mine", "missing_id: Send id."],
     ]
     nothing = await command("replies", "--take", "--seconds", "0.3", AMQP_URL=amqp_url)
     assert (nothing.code, nothing.lines) == (0, [])
+
+
+async def test_replies_that_wait_can_be_read_without_taking_them(channel: AbstractChannel, amqp_url: str) -> None:
+    """With --since: those that were published since then, oldest first, then those that follow, each once."""
+    exchange = await channel.get_exchange(TOPOLOGY.replies_exchange, ensure=False)
+    now = datetime.now(UTC)
+
+    async def publish(subject: str, at: datetime) -> None:
+        body = {"id": str(uuid4()), "subject": subject, "modified_dateutc": at.isoformat()}
+        headers: Any = {"x-outcome": "updated"}
+        message = aio_pika.Message(
+            json.dumps(body).encode(),
+            content_type="application/json",
+            headers=headers,
+            timestamp=at,
+            message_id=subject,
+        )
+        await exchange.publish(message, "stored.updated")
+
+    await publish("old", now - timedelta(hours=3))
+    await publish("one", now - timedelta(hours=1))
+    await publish("two", now)
+    for _ in range(2):
+        said = await command("replies", "--since", "2h", "-n", "2", AMQP_URL=amqp_url)
+        assert (said.code, [each.split("\t")[3] for each in said.lines]) == (0, ["one", "two"])
+    time = datetime.strptime(said.lines[0].split("\t")[0], "%Y-%m-%d %H:%M:%S%z")
+    assert abs(time - (now - timedelta(hours=1))) < timedelta(seconds=2)
+    following = await start("replies", "--since", "2h", "-n", "3", AMQP_URL=amqp_url)
+    assert following.stdout is not None
+    first = (await following.stdout.readline()).decode()
+    await publish("three", now)
+    said = await end(following)
+    assert [each.split("\t")[3] for each in (first + said.out).splitlines()] == ["one", "two", "three"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--code", "mising_id"], "mising_id: no such code; did you mean missing_id?"),
+        (["--since", "noon"], "invalid time noon"),
+        (["--since", "2h", "--take"], "it has no --since"),
+    ],
+)
+async def test_wrong_options_of_replies_are_refused(amqp_url: str, arguments: list[str], words: str) -> None:
+    """Instead of a wait for what never comes."""
+    said = await command("replies", *arguments, AMQP_URL=amqp_url)
+    assert (said.code, said.err.count("\n")) == (2, 1)
+    assert words in said.err
+
+
+async def test_a_code_that_does_not_exist_is_refused(channel: AbstractChannel, amqp_url: str) -> None:
+    """Unless a dead letter has it: a later release may have more of them. The Tab key completes codes."""
+    await reject(channel, "a", "{}", "of_a_later_release")
+    said = await command("dead-letters", "list", "--code", "invalid_dat", AMQP_URL=amqp_url)
+    assert (said.code, said.err) == (2, "task-activity-log: invalid_dat: no such code; did you mean invalid_date?\n")
+    assert (await command("dead-letters", "list", "--code", "of_a_later_release", AMQP_URL=amqp_url)).code == 0
+    assert complete("invalid_d") == ["invalid_date"]
 
 
 async def test_taking_only_some_replies_is_refused(amqp_url: str) -> None:

@@ -4,7 +4,7 @@ import asyncio
 import json
 import re
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -266,6 +266,15 @@ async def subscribed_with_poison(url: str, publisher_url: str) -> None:
         assert await (await channel.get_queue("crm.poison")).get(fail=False)
 
 
+async def run_resend(run: Callable[..., Awaitable[Said]], user: User, amqp_url: str) -> None:
+    """To the exchange, and to one queue."""
+    async with subscribe(amqp_url, queue="crm.only", routing_keys=["nothing"]):
+        user.may(**documented("subscribing.md", "`resend`"))
+        await run(0, "resend", "--all", "--yes")
+        user.may(**documented("subscribing.md", "`resend --queue`"))
+        await run(0, "resend", "--all", "--yes", "--queue", "crm.only")
+
+
 async def test_the_permissions_of_the_commands_that_are_documented_are_enough(
     user: User, amqp_url: str, database_url: str
 ) -> None:
@@ -287,6 +296,8 @@ async def test_the_permissions_of_the_commands_that_are_documented_are_enough(
         await run(0, "replies", "--take", "-n", "1")
         user.may(**documented("subscribing.md", "`replies`, and `subscribe(routing_keys=…)`"))
         await run(0, "replies", "--seconds", "0.5")
+        await run(0, "replies", "--since", "1h", "--seconds", "0.5")
+        await run_resend(run, user, amqp_url)
         durable = documented("subscribing.md", '`subscribe(queue="crm.replies", routing_keys=…)`')
         poison = documented("subscribing.md", '`on_poison=PoisonQueue("crm.poison")`, in addition')
         user.may(**{kind: "|".join(filter(None, (durable[kind], poison[kind]))) for kind in durable})

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from task_activity_log.cli.dead_letters.selection import seconds
 from task_activity_log.cli.sources import Source, Unreadable, line_of
+from task_activity_log.cli.times import seconds
 from task_activity_log.client import exported
 from task_activity_log.message import Properties
 from task_activity_log.rabbitmq.headers import encode, encode_header

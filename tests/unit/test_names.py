@@ -8,7 +8,7 @@ from pathlib import Path
 from prometheus_client.parser import text_string_to_metric_families
 
 from task_activity_log.rabbitmq.topology import _difference
-from task_activity_log.record import Outcome
+from task_activity_log.record import ANSWERS
 from task_activity_log.telemetry.metrics import Metrics
 from task_activity_log.telemetry.names import EVENTS, METRICS
 
@@ -18,7 +18,7 @@ REFUSALS = (
     "some other words",
 )
 COMPUTED = {
-    "batch": {outcome.value for outcome in Outcome},
+    "batch": {outcome.value for outcome in ANSWERS},
     "topology_differs": {field for refusal in REFUSALS for field in _difference(refusal)},
 }
 """The fields that a call of `log` passes as `**function(...)`, by event."""

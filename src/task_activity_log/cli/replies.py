@@ -3,22 +3,24 @@
 import asyncio
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
 from task_activity_log.cli.exit_codes import DONE
 from task_activity_log.cli.terminal import print_json, say
-from task_activity_log.client import Received, RejectedReply, StoredReply, UnreadableReply, subscribe
+from task_activity_log.client import Received, RejectedReply, StoredReply, UnreadableReply, exported, subscribe
+from task_activity_log.client.dead_letters import borrow_dead_letters
+from task_activity_log.client.messages import received_reply
 from task_activity_log.record import Outcome
 from task_activity_log.settings import Settings
 from task_activity_log.streams import has_colours, one_line, trusted
 from task_activity_log.wiring import link_of
 
-_COLOURS = {"inserted": "32", "updated": "36", "rejected": "31", "duplicate": "2", "stale": "33"}
+_COLOURS = {"inserted": "32", "updated": "36", "rejected": "31", "duplicate": "2", "stale": "33", "snapshot": "34"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +48,19 @@ class Wanted:
 
 
 async def follow(
-    settings: Settings, wanted: Wanted, *, take: bool, as_json: bool, count: int, seconds: float | None
+    settings: Settings,
+    wanted: Wanted,
+    *,
+    take: bool,
+    as_json: bool,
+    count: int,
+    seconds: float | None,
+    since: datetime | None,
 ) -> int:
-    """Print replies until there were `count` of them (0: until interrupted), or until `seconds` have passed."""
+    """Print replies until there were `count` of them (0: until interrupted), or until `seconds` have passed.
+
+    With `since`, print first those in the replies queue that were published since then.
+    """
     replies = subscribe(
         link_of(settings),
         queue=settings.replies_queue if take else None,
@@ -62,7 +74,9 @@ async def follow(
     shown = 0
     with suppress(TimeoutError):
         async with asyncio.timeout(seconds), replies:
-            async for reply in replies:
+            # What is published from now on is in both queues.
+            waiting = [] if since is None else await _waiting(settings, since)
+            async for reply in _chained(waiting, replies):
                 if reply not in wanted:
                     continue
                 if as_json:
@@ -76,6 +90,26 @@ async def follow(
     return DONE
 
 
+async def _waiting(settings: Settings, since: datetime) -> list[Received]:
+    """The replies in the shared queue that were published since then. They stay there."""
+    async with borrow_dead_letters(link_of(settings), settings.replies_queue) as loan:
+        replies = [received_reply(letter.delivery) async for letter in loan]
+        if loan.others:
+            say(f"{settings.replies_queue} has other consumers ({loan.others}): what they have is not seen here")
+    whole = since.replace(microsecond=0)  # as the time of a reply
+    return [reply for reply in replies if reply.published is None or reply.published >= whole]
+
+
+async def _chained(waiting: Sequence[Received], following: AsyncIterable[Received]) -> AsyncIterator[Received]:
+    """Those that are waiting, then those that follow and were not among them."""
+    seen = {reply.message_id for reply in waiting}
+    for reply in waiting:
+        yield reply
+    async for reply in following:
+        if reply.message_id is None or reply.message_id not in seen:
+            yield reply
+
+
 def _json(reply: Received) -> str:
     match reply:
         case StoredReply(record):
@@ -85,24 +119,38 @@ def _json(reply: Received) -> str:
             content = {"problem": {"code": problem.code, "detail": problem.detail, "errors": errors}}
         case UnreadableReply():
             content = {"body": reply.body.decode(errors="replace")}
-    members = {"outcome": reply.outcome, "message_id": reply.message_id, "correlation_id": reply.correlation_id}
+    members = {
+        "published": reply.published and reply.published.isoformat(),
+        "outcome": reply.outcome,
+        "message_id": reply.message_id,
+        "correlation_id": reply.correlation_id,
+    }
     return json.dumps({**members, **content}, ensure_ascii=False)
 
 
 def _line(reply: Received) -> str:
-    """Time of receipt, outcome, and the record's id and subject; for a problem, the request's message_id and the reason.
+    """When it was published, outcome, and the record's id and subject; for a problem, the request's message_id and reasons.
 
     It is escaped, and on a terminal the outcome is coloured.
     """
     match reply:
         case StoredReply(record):
             named, told = str(record.id), record.subject or ""
-        case RejectedReply(error) | UnreadableReply(error):
-            named, told = reply.correlation_id or "-", str(error)
-    time, outcome, named, told = f"{datetime.now().astimezone():%H:%M:%S}", *map(one_line, (reply.outcome, named, told))
+        case RejectedReply(problem):
+            named, told = _message(reply), "; ".join(exported.reasons(problem))
+        case UnreadableReply(error):
+            named, told = _message(reply), str(error)
+    published = reply.published or datetime.now(UTC)
+    time = f"{published.astimezone():%Y-%m-%d %H:%M:%S%z}"
+    outcome, named, told = map(one_line, (reply.outcome, named, told))
     if not sys.stdout.isatty():
         return f"{time}\t{outcome}\t{named}\t{told}"
     shown = f"{outcome:9}"
     if has_colours(sys.stdout):
         shown = f"\033[{_COLOURS.get(outcome, '0')}m{shown}\033[0m"
     return f"{time}  {shown}  {named:36}  {told}"
+
+
+def _message(reply: Received) -> str:
+    """Which request it answers, marked as such, because the other lines have the id of a record there."""
+    return f"message {reply.correlation_id}" if reply.correlation_id else "-"

@@ -10,7 +10,7 @@ from task_activity_log.aio import end
 from task_activity_log.client.messages import ClientError
 from task_activity_log.hosts import addresses, urls
 from task_activity_log.rabbitmq.link import LinkOptions, Outage, OutageKind
-from task_activity_log.rabbitmq.publisher import Publisher
+from task_activity_log.rabbitmq.publisher import MessageMax, Publisher
 
 PROGRAM = "task-activity-log"
 
@@ -79,13 +79,17 @@ class Connections:
 
 
 @asynccontextmanager
-async def publishing(broker: str | LinkOptions, purpose: str) -> AsyncIterator[Publisher]:
+async def publishing(
+    broker: str | LinkOptions, purpose: str, message_max: MessageMax | None = None
+) -> AsyncIterator[Publisher]:
     """A publisher for as long as the context lasts; `purpose` names its connection in the broker's management.
+
+    `message_max` is told what the broker says about its largest message.
 
     Raises `ClientError` if there is no connection.
     """
     connections = Connections(broker, on_outage=lambda _: None)
-    publisher = Publisher(connections.options, purpose=purpose)
+    publisher = Publisher(connections.options, purpose=purpose, message_max=message_max)
     await connections.open(publisher.run(), ready=publisher.wait_connected())
     try:
         yield publisher

@@ -8,9 +8,9 @@ from typing import Any, Final
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from task_activity_log.record import Outcome
+from task_activity_log.record import ANSWERS
 
-OUTCOMES: Final = tuple(map(str, Outcome))
+OUTCOMES: Final = tuple(map(str, ANSWERS))
 KEEP_SECONDS: Final = 3600.0
 _RECENT_SECONDS: Final = 30.0
 """Over how long a present rate is taken."""

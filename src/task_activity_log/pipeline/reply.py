@@ -20,7 +20,7 @@ from task_activity_log.message import (
 )
 from task_activity_log.pipeline.request import Request, digest, message_id
 from task_activity_log.problem import Code, Problem, Rejected
-from task_activity_log.record import Applied, Outcome
+from task_activity_log.record import Applied, Outcome, StoredTaskActivityLog
 
 _WORDS = {kind: kind.rpartition(".")[2].encode() for kind in (STORED, REJECTED)}
 _SHORT_STRING_MAX = 255
@@ -89,6 +89,26 @@ def undecoded(delivery: Delivery, problem: Problem, default_media_type: str | No
     message = message_id(delivery)
     seed = None if message is None else digest(message.encode("utf-8", "surrogatepass"), delivery.body)
     return _rejected(delivery, problem, _media_type(properties.content_type, default), seed)
+
+
+def snapshot(record: StoredTaskActivityLog, media_type: str, nulls: wire.Nulls) -> Reply:
+    """A record as it is now, which answers no request. It has the same message_id each time until the record is changed."""
+    body, replaced = wire.encode(record, media_type, nulls)
+    headers = {OUTCOME: Outcome.SNAPSHOT.value}
+    if replaced:
+        headers[REPLACED_CHARACTERS] = ", ".join(replaced)
+    seed = digest(b"snapshot", record.id.bytes, record.modified_dateutc.isoformat().encode())
+    return Reply(
+        outcome=Outcome.SNAPSHOT,
+        body=body,
+        content_type=media_type,
+        correlation_id=None,
+        message_id=_message_id(seed, STORED),
+        type=STORED,
+        headers=headers,
+        reply_to=None,
+        seed=seed,
+    )
 
 
 def too_large(reply: Reply, limit: int) -> Reply:

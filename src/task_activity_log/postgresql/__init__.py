@@ -1,6 +1,7 @@
 """PostgreSQL: the only package that uses asyncpg, SQLAlchemy and Alembic.
 
 store        takes waves of requests, returns outcomes and stored records
+survey       the records as they are, for commands
 session      a connection that is replaced when it fails, and what errors mean
 table        what does not fit in somebody's own table
 connecting   opens connections: to which server, and why it is not possible

@@ -29,7 +29,7 @@ from task_activity_log.record import FIELDS, Applied, Outcome, StoredTaskActivit
 from task_activity_log.wire.fields import KINDS, Kind
 
 
-def _sql(name: str) -> str:
+def sql(name: str) -> str:
     """A statement from `sql/`, without its comments, which would fill the query text in pg_stat_activity."""
     text = resources.files("task_activity_log.postgresql").joinpath("sql", f"{name}.sql").read_text(encoding="utf-8")
     return re.sub(r"(?m)^\s*--.*\n", "", text)
@@ -66,7 +66,7 @@ def _write(mode: UpdateMode, most_bytes: int, *, has_xmax: bool = True) -> str:
     """
     assignments = [f"{column} = {_NEW_VALUE[mode].format(column=column)}," for column in FIELDS if column != "id"]
     too_long = _TOO_LONG.format(most_bytes=f"{most_bytes}::pg_catalog.int8") if mode is UpdateMode.MERGE else "false"
-    statement = _sql("write").replace("{assignments}", "\n        ".join(assignments))
+    statement = sql("write").replace("{assignments}", "\n        ".join(assignments))
     return (
         statement.replace("{inserted}", _INSERTED[has_xmax])
         .replace("{too_long}", too_long)
@@ -75,15 +75,15 @@ def _write(mode: UpdateMode, most_bytes: int, *, has_xmax: bool = True) -> str:
     )
 
 
-_TABLE = _sql("table")
-_ANY = _sql("any")
-_READ = _sql("read").replace("{too_long}", _TOO_LONG.format(most_bytes="$2::pg_catalog.int8"))
-_CONFIRM = _sql("confirm")
-_LOCKED = _sql("locked")
-_TRIM = _sql("trim")
-_INBOX_AGE = _sql("inbox_age")
-_SCHEMA_VERSION = _sql("schema_version")
-_CHECK = _sql("check")
+_TABLE = sql("table")
+_ANY = sql("any")
+READ = sql("read").replace("{too_long}", _TOO_LONG.format(most_bytes="$2::pg_catalog.int8"))
+CONFIRM = sql("confirm")
+_LOCKED = sql("locked")
+_TRIM = sql("trim")
+_INBOX_AGE = sql("inbox_age")
+_SCHEMA_VERSION = sql("schema_version")
+_CHECK = sql("check")
 
 _CONFIRM_SECONDS = 5.0
 """How long a commit of next to nothing may take before it is an outage: much less than a statement, so that it is seen soon."""
@@ -137,8 +137,8 @@ class Store:
         self._command_timeout = command_timeout
         self._read_bytes = read_bytes
         confirm_seconds = min(_CONFIRM_SECONDS, command_timeout)
-        self._writer = Session(connection, _CONFIRM, confirm_seconds)
-        self._maintenance = Session(connection, _CONFIRM, confirm_seconds)
+        self._writer = Session(connection, CONFIRM, confirm_seconds)
+        self._maintenance = Session(connection, CONFIRM, confirm_seconds)
         self._has_xmax: bool | None = None  # see `table.has_xmax`; None: not known yet
 
     @property
@@ -194,12 +194,12 @@ class Store:
                 unwritten.append(index)
                 applied.append(Applied(outcome, None))
             else:
-                applied.append(_answer(outcome, row))
+                applied.append(answer(outcome, row))
         if unwritten:
             current = await self._current([wave[index].record.id for index in unwritten], confirm=not written)
             for index in unwritten:
                 if (row := current.get(wave[index].record.id)) is not None:
-                    applied[index] = _answer(applied[index].outcome, row)
+                    applied[index] = answer(applied[index].outcome, row)
         return applied
 
     def _ended_after(self, patience: Patience) -> float | None:
@@ -212,7 +212,7 @@ class Store:
         With `confirm` nothing was written just now: everything was written before, perhaps by a statement whose commit was
         not confirmed. Otherwise the commit of what was written has waited for the earlier one as well.
         """
-        rows = {row["id"]: row for row in await self._writer.ask(_READ, ids, self._read_bytes)}
+        rows = {row["id"]: row for row in await self._writer.ask(READ, ids, self._read_bytes)}
         if confirm:
             await self._confirm()
         return rows
@@ -223,8 +223,8 @@ class Store:
         Raises:
             Unavailable: the database cannot be used, or a privilege is missing.
         """
-        rows = await self._maintain(self._writer, _READ, [request.record.id], self._read_bytes)
-        return _answer(outcome, rows[0]) if rows else Applied(outcome, None)
+        rows = await self._maintain(self._writer, READ, [request.record.id], self._read_bytes)
+        return answer(outcome, rows[0]) if rows else Applied(outcome, None)
 
     async def probe(self) -> None:
         """Prove that writing is possible: look at the table, store a wave without requests, and confirm a commit.
@@ -268,7 +268,7 @@ class Store:
             Unavailable: it is not confirmed in time.
         """
         try:
-            await self._maintain(self._writer, _CONFIRM, seconds=min(_CONFIRM_SECONDS, self._command_timeout))
+            await self._maintain(self._writer, CONFIRM, seconds=min(_CONFIRM_SECONDS, self._command_timeout))
         except TimedOut as timeout:
             outage = Unavailable("commit not confirmed", timeout.detail)
         else:
@@ -299,7 +299,7 @@ class Store:
         try:
             ids = [row["id"] for row in await self._writer.ask(_ANY)]
             return next(
-                (_answer(Outcome.UPDATED, row).record for row in (await self._current(ids, confirm=False)).values()),
+                (answer(Outcome.UPDATED, row).record for row in (await self._current(ids, confirm=False)).values()),
                 None,
             )
         except Refused:
@@ -376,8 +376,8 @@ class Store:
         Raises:
             Unavailable: the database cannot be used, or a privilege is missing.
         """
-        rows = await self._maintain(self._maintenance, _READ, ids, self._read_bytes)
-        return {row["id"]: record for row in rows if (record := _answer(Outcome.UPDATED, row).record) is not None}
+        rows = await self._maintain(self._maintenance, READ, ids, self._read_bytes)
+        return {row["id"]: record for row in rows if (record := answer(Outcome.UPDATED, row).record) is not None}
 
     async def modified(self, ids: Sequence[UUID]) -> dict[UUID, datetime]:
         """When each of these records was last modified. Records that do not exist or cannot be read are left out.
@@ -385,7 +385,7 @@ class Store:
         Raises:
             Unavailable: the database cannot be used, or a privilege is missing.
         """
-        rows = await self._maintain(self._maintenance, _READ, ids, _UNLIMITED)
+        rows = await self._maintain(self._maintenance, READ, ids, _UNLIMITED)
         return {row["id"]: row["modified_dateutc"] for row in rows if row["modified_dateutc"] is not None}
 
     async def look(self) -> Row:
@@ -430,7 +430,8 @@ def _own_request(record: TaskActivityLog) -> Request[Delivery]:
     return Request(Delivery(b"", Properties()), record, "", UpdateMode.REPLACE, version=None, key=uuid4())
 
 
-def _answer(outcome: Outcome, row: Row) -> Applied:
+def answer(outcome: Outcome, row: Row) -> Applied:
+    """The outcome, with the record in a row."""
     if row["outcome"] == Outcome.REJECTED:
         return Applied(Outcome.REJECTED, None)
     if row["modified_dateutc"] is None:  # no row has none: its values are left out

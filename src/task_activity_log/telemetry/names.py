@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from task_activity_log.problem import Code
-from task_activity_log.record import Outcome
+from task_activity_log.record import ANSWERS
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _AGES = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0, 7200.0)
@@ -28,7 +28,7 @@ class Metric:
 METRICS = {
     # outcomes of messages
     "task_activity_log_messages_total": Metric(
-        "counter", "Messages that were answered and acknowledged, by outcome.", {"outcome": tuple(Outcome)}
+        "counter", "Messages that were answered and acknowledged, by outcome.", {"outcome": ANSWERS}
     ),
     "task_activity_log_rejected_total": Metric(
         "counter", "Messages that were answered with a problem, by its code.", {"code": tuple(Code)}
@@ -168,7 +168,7 @@ EVENTS = {
     "batch": Event(
         "info",
         "A batch was answered and acknowledged: its size, and the number of messages for each outcome.",
-        ("size", *Outcome),
+        ("size", *ANSWERS),
     ),
     "message": Event(
         "debug",

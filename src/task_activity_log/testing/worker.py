@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from uuid import UUID
 
+from task_activity_log import wire
 from task_activity_log.client import (
     Answer,
     ClientError,
@@ -91,6 +92,12 @@ class FakeWorker:
         self._running = True
         while self._requests:
             self._answer(*self._requests.popleft())
+
+    def resend(self, *ids: UUID) -> None:
+        """Publish these records as they are, or all, as `task-activity-log resend` does."""
+        for record in [self.rows[one] for one in ids] if ids else list(self.rows.values()):
+            reply = replies.snapshot(record, wire.JSON, "emit")
+            self._queues.publish(routing_key(reply), reply.body, received(properties_of(reply)))
 
     def publish(self, body: bytes, properties: Properties, routing_key: str = "stored.updated") -> None:
         """Put any message into the replies exchange, as somebody else might."""

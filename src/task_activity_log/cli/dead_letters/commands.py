@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from task_activity_log.cli.codes import complete
 from task_activity_log.cli.exit_codes import DONE, FAILED, WRONG_USE, fail, guarded, settings_or_exit
 from task_activity_log.cli.terminal import agreed, print_json, say
 
@@ -25,7 +26,12 @@ app = typer.Typer(
 Ids = Annotated[list[str] | None, typer.Argument(help="Message ids, as shown by `list --each`.", show_default=False)]
 Codes = Annotated[
     list[str] | None,
-    typer.Option("--code", help="Only those rejected with this error code, as shown by `list`.", show_default=False),
+    typer.Option(
+        "--code",
+        help="Only those rejected with this error code, as shown by `list`.",
+        show_default=False,
+        autocompletion=complete,
+    ),
 ]
 Publishers = Annotated[
     list[str] | None, typer.Option("--publisher", help="Only those sent by this app_id or user.", show_default=False)
@@ -49,7 +55,8 @@ def _select(
     everything: All = False,
 ) -> "Selection":
     """The dead letters that these options select; exits if none of them is given."""
-    from task_activity_log.cli.dead_letters.selection import Selection, seconds
+    from task_activity_log.cli.dead_letters.selection import Selection
+    from task_activity_log.cli.times import seconds
 
     try:
         older, newer = seconds(older_than), seconds(newer_than)

@@ -2,37 +2,23 @@
 
 import asyncio
 import random
-import re
 from collections import Counter
 from collections.abc import AsyncIterator, Container, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from difflib import get_close_matches
 
-from task_activity_log.cli.exit_codes import DONE, FAILED
+from task_activity_log.cli.codes import DEAD_LETTER_CODES, unknown
+from task_activity_log.cli.exit_codes import DONE, FAILED, WRONG_USE, fail
 from task_activity_log.cli.terminal import say
+from task_activity_log.cli.times import UNITS
 from task_activity_log.client import ClientError
 from task_activity_log.client.dead_letters import DeadLetter, Loan, borrow_dead_letters
-from task_activity_log.problem import Code
 from task_activity_log.settings import Settings
 from task_activity_log.wiring import link_of
 
-_CODES = {*map(str, Code), "delivery_limit", "expired", "maxlen", "rejected", "unknown"}
-"""The worker's codes, the broker's reasons, and what a message has that has neither."""
 _WAITS = (0.5, 1.0, 2.0, 2.0, 2.0)
 """How many seconds to wait before the queue is looked at again, because others have what is looked for."""
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-
-
-def seconds(text: str) -> float | None:
-    """The seconds in `30s`, `15m`, `2h` or `7d`; None for an empty text; `ValueError` for any other."""
-    if not text:
-        return None
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text)
-    if found is None:
-        raise ValueError(f"invalid duration {text}: use a number and a unit, as in 30s, 15m, 2h or 7d")
-    return float(found[1]) * _UNITS[found[2]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +58,8 @@ class Selection:
         if letter.since is None:
             return "?"
         age = max(0.0, (self.now - letter.since).total_seconds())
-        unit = next((unit for unit, size in reversed(_UNITS.items()) if age >= size), "s")
-        return f"{age / _UNITS[unit]:.0f} {unit}"
+        unit = next((unit for unit, size in reversed(UNITS.items()) if age >= size), "s")
+        return f"{age / UNITS[unit]:.0f} {unit}"
 
     def copies(self) -> list[DeadLetter]:
         """The selected dead letters, to read: all are in the queue again. Prints a line for what was not found.
@@ -88,9 +74,9 @@ class Selection:
         present = {letter.name for letter in every}
         for name in sorted(self.names - {letter.name for letter in letters}):
             say(f"{name}: does not match the other options" if name in present else f"{name}: no such dead letter")
-        for code in sorted(self.codes - {letter.code for letter in every} - _CODES):
-            close = get_close_matches(code, _CODES, n=1)
-            say(f"{code}: no such code" + (f"; did you mean {close[0]}?" if close else ""))
+        # A code that is in the queue exists: it may be one of a later release.
+        if lines := unknown(self.codes - {letter.code for letter in every}, DEAD_LETTER_CODES):
+            fail("\n".join(lines), WRONG_USE)
         if not letters and not self.names:
             say(f"none of the {len(every):,} dead letters match" if every else "there are no dead letters")
         return letters

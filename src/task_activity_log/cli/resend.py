@@ -1,0 +1,125 @@
+"""`task-activity-log resend`: publish records as they are now, for subscribers that have missed some."""
+
+import asyncio
+import shlex
+import sys
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from uuid import UUID
+
+from task_activity_log import wire
+from task_activity_log.cli.exit_codes import DONE, FAILED, SOME_REJECTED, WRONG_USE
+from task_activity_log.cli.terminal import agreed, progress, say
+from task_activity_log.client import ClientError
+from task_activity_log.client.snapshots import Interrupted, Sent, Target, resend
+from task_activity_log.postgresql.survey import FIRST, Survey
+from task_activity_log.problem import Unavailable
+from task_activity_log.record import StoredTaskActivityLog
+from task_activity_log.settings import Settings
+from task_activity_log.wiring import link_of, survey_of
+
+
+@dataclass
+class Resending:
+    """One run, with the options of the command line."""
+
+    settings: Settings
+    since: datetime
+    ids: Sequence[UUID]
+    """Only these records; empty: all that were changed since."""
+    after: UUID | None
+    queue: str | None
+    xml: bool
+    rate: float
+    dry_run: bool
+    yes: bool
+    _sent: Sent = field(default_factory=Sent, init=False)
+    _unreadable: int = field(default=0, init=False)
+
+    def carry_out(self) -> int:
+        """Send, and return the exit code."""
+        try:
+            return asyncio.run(self._carry_out())
+        except Unavailable as error:
+            raise ClientError(self.explained(f"the database cannot be used: {error.reason}")) from None
+
+    def explained(self, why: str) -> str:
+        """Why the run ended, and how to continue it."""
+        after = self._sent.after
+        return f"{why}; to continue: {self._command(after)}" if after else why
+
+    def _command(self, after: UUID) -> str:
+        """The whole command that continues this run, also when some time has passed."""
+        since = () if self.ids else ("--changed-since", self.since.isoformat())
+        chosen = (option for one in self.ids for option in ("--id", str(one)))
+        queue = ("--queue", self.queue) if self.queue else ()
+        rate = ("--rate", f"{self.rate:g}", *(("--xml",) if self.xml else ()), "--yes")
+        return shlex.join(("task-activity-log", "resend", *since, *chosen, *queue, *rate, "--after", str(after)))
+
+    async def _carry_out(self) -> int:
+        survey = survey_of(self.settings)
+        try:
+            after = self.after or FIRST
+            ids = sorted({one for one in self.ids if one > after})
+            total = len(ids) if self.ids else await survey.count(self.since, after)
+            where = f"queue {self.queue}" if self.queue else f"the subscribers of {self.settings.replies_exchange}"
+            if self.dry_run or not total:
+                say(f"{total:,} records would be sent to {where}; nothing was sent")
+                return DONE
+            if not self.yes and not self._may_send(total, where):
+                return DONE if sys.stdin.isatty() else WRONG_USE
+            with progress(total) as bar:
+                await self._send(survey, ids, after, lambda count: bar.advance(bar.task_ids[0], count))
+        finally:
+            await survey.close()
+        return self._report(total if self.ids else None)
+
+    def _may_send(self, total: int, where: str) -> bool:
+        if not sys.stdin.isatty():
+            say(f"this would send {total:,} records to {where}: confirm with --yes, as there is no terminal to ask on")
+            return False
+        if agreed(f"Send {total:,} records to {where}?"):
+            return True
+        say("nothing was sent")
+        return False
+
+    async def _send(self, survey: Survey, ids: list[UUID], after: UUID, on_sent: Callable[[int], None]) -> None:
+        target = Target(
+            self.settings.replies_exchange, self.queue, wire.XML if self.xml else wire.JSON, self.settings.nulls
+        )
+        try:
+            await resend(
+                link_of(self.settings),
+                self._pages(survey, ids, after),
+                target,
+                rate=self.rate,
+                sent=self._sent,
+                on_sent=on_sent,
+            )
+        except Interrupted as error:
+            raise ClientError(self.explained(str(error))) from error
+
+    async def _pages(
+        self, survey: Survey, ids: list[UUID], after: UUID
+    ) -> AsyncIterator[Sequence[StoredTaskActivityLog]]:
+        async for page in _each(ids) if self.ids else survey.changed(self.since, after):
+            records = await survey.records(page)
+            self._unreadable += len(page) - len(records)
+            yield records
+
+    def _report(self, asked: int | None) -> int:
+        say(f"{self._sent.count:,} records sent")
+        if self._sent.too_large:
+            say(f"{self._sent.too_large:,} are longer than the broker takes (max_message_size): not sent")
+        if self._unreadable:
+            missing = "do not exist, or " if asked is not None else "were deleted meanwhile, or "
+            say(f"{self._unreadable:,} {missing}have values that a reply cannot contain: not sent")
+        if asked is not None and not self._sent.count:
+            return FAILED
+        return SOME_REJECTED if self._sent.too_large or self._unreadable else DONE
+
+
+async def _each(ids: list[UUID]) -> AsyncIterator[list[UUID]]:
+    for start in range(0, len(ids), 500):
+        yield ids[start : start + 500]

@@ -1,0 +1,139 @@
+"""Publishes records as they are now, as replies with the outcome `snapshot`, for subscribers that have missed some."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterable, Callable, Sequence
+from dataclasses import dataclass
+from uuid import UUID
+
+from task_activity_log.client.connections import publishing
+from task_activity_log.client.messages import ClientError
+from task_activity_log.pipeline.reply import Reply, snapshot
+from task_activity_log.problem import Unavailable
+from task_activity_log.rabbitmq.exchange import routing_key
+from task_activity_log.rabbitmq.link import LinkOptions
+from task_activity_log.rabbitmq.outgoing import Fate, Outgoing
+from task_activity_log.rabbitmq.properties import properties_of
+from task_activity_log.rabbitmq.publisher import MessageMax, Publisher
+from task_activity_log.record import StoredTaskActivityLog
+from task_activity_log.wire import JSON, Nulls
+
+_AGAIN_SECONDS = 0.5
+_TIMEOUT_SECONDS = 30.0
+_BATCH = 500
+
+
+class Interrupted(ClientError):
+    """Not all records were sent. Those with ids up to `after` were; None: none were."""
+
+    def __init__(self, text: str, after: UUID | None) -> None:
+        super().__init__(text)
+        self.after = after
+
+
+@dataclass
+class Sent:
+    """How far it has come."""
+
+    count: int = 0
+    too_large: int = 0
+    """How many records are longer than the broker takes. They are not sent."""
+    after: UUID | None = None
+    """The id of the last record that was sent."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where the records are sent."""
+
+    exchange: str = "task_activity_log.replies"
+    """The exchange of the replies, with the routing key `stored.snapshot`."""
+    queue: str | None = None
+    """Instead of the exchange, one queue."""
+    media_type: str = JSON
+    nulls: Nulls = "emit"
+
+    def outgoing(self, reply: Reply) -> Outgoing:
+        """The message with a record."""
+        to = ("", self.queue) if self.queue is not None else (self.exchange, routing_key(reply))
+        return Outgoing(*to, properties_of(reply), reply.body)
+
+
+async def resend(
+    broker: str | LinkOptions,
+    pages: AsyncIterable[Sequence[StoredTaskActivityLog]],
+    target: Target,
+    *,
+    rate: float = 500.0,
+    sent: Sent,
+    on_sent: Callable[[int], None] = lambda _: None,
+) -> None:
+    """Publish these records in their order, at most `rate` per second, each confirmed by the broker.
+
+    A record has the same message_id each time it is sent, until it is changed. What the broker refuses, or what is lost with a
+    connection, is sent again for half a minute. `sent` is kept up to date, and `on_sent` is called with how many more were sent.
+
+    Raises:
+        Interrupted: no queue takes them, or the broker is away or refuses.
+    """
+    limit = MessageMax()
+    began, number = time.monotonic(), 0
+    size = max(1, min(_BATCH, int(rate / 10)))
+    async with publishing(broker, "snapshots", limit) as publisher:
+        async for page in pages:
+            for start in range(0, len(page), size):
+                await asyncio.sleep(max(0.0, began + number / rate - time.monotonic()))
+                batch = page[start : start + size]
+                number += len(batch)
+                replies = [snapshot(record, target.media_type, target.nulls) for record in batch]
+                await _Batch(publisher, limit, target, sent).publish(replies)
+                sent.after = batch[-1].id
+                on_sent(len(batch))
+
+
+class _Batch:
+    """Publishes some records until the broker has all of them."""
+
+    def __init__(self, publisher: Publisher, limit: MessageMax, target: Target, sent: Sent) -> None:
+        self._publisher = publisher
+        self._limit = limit
+        self._target = target
+        self._sent = sent
+
+    async def publish(self, replies: Sequence[Reply]) -> None:
+        """Raises `Interrupted` if the broker has taken none of them for a while."""
+        until = time.monotonic() + _TIMEOUT_SECONDS
+        while replies:
+            replies, before = self._fitting(replies), len(replies)
+            left, reason = await self._once(replies)
+            if len(left) < before:
+                until = time.monotonic() + _TIMEOUT_SECONDS
+            elif time.monotonic() > until:
+                raise self._interrupted(reason)
+            replies = left
+            if left:
+                await asyncio.sleep(_AGAIN_SECONDS)
+
+    async def _once(self, replies: Sequence[Reply]) -> tuple[Sequence[Reply], str]:
+        """Publish these once; those that the broker has not taken, and why."""
+        try:
+            fates = await self._publisher.publish([self._target.outgoing(reply) for reply in replies])
+        except Unavailable as error:
+            return replies, error.reason
+        if Fate.RETURNED in fates:
+            queue, exchange = self._target.queue, self._target.exchange
+            none = f"queue {queue} does not exist" if queue else f"no queue is bound to exchange {exchange}"
+            raise self._interrupted(none)
+        left = [reply for reply, fate in zip(replies, fates, strict=True) if fate is not Fate.CONFIRMED]
+        self._sent.count += len(replies) - len(left)
+        return left, self._publisher.last_reason if Fate.LOST in fates else "the broker refuses them: is a queue full?"
+
+    def _fitting(self, replies: Sequence[Reply]) -> Sequence[Reply]:
+        """Those that the broker's limit allows, as far as it is known: it says so when it closes a channel."""
+        most = self._limit.known
+        fitting = [reply for reply in replies if most is None or len(reply.body) <= most]
+        self._sent.too_large += len(replies) - len(fitting)
+        return fitting
+
+    def _interrupted(self, reason: str) -> Interrupted:
+        return Interrupted(f"{self._sent.count:,} sent, then: {reason}", self._sent.after)

@@ -1,0 +1,77 @@
+"""The records as they are, for commands that look for some of many. Needs only SELECT on the table of records."""
+
+from collections.abc import AsyncIterator, Awaitable, Sequence
+from datetime import datetime
+from uuid import UUID
+
+from task_activity_log.postgresql.connecting import Connector
+from task_activity_log.postgresql.session import Row, ServerConnection, Session
+from task_activity_log.postgresql.store import CONFIRM, READ, answer, sql
+from task_activity_log.problem import Refused, Unavailable
+from task_activity_log.record import Outcome, StoredTaskActivityLog
+
+_CHANGED, _COUNT = sql("changed"), sql("count_changed")
+_PAGE = 500
+FIRST = UUID(int=0)
+"""The id that is before those of all records."""
+
+
+class Survey:
+    """Reads records over a connection of its own."""
+
+    def __init__(self, connector: Connector, *, command_timeout: float = 30.0, read_bytes: int = 8 * 2**20) -> None:
+        """Do not connect yet. `read_bytes` is how much text is read at a time."""
+
+        def connection() -> Awaitable[ServerConnection]:
+            return connector.connect(command_timeout=command_timeout, statement_cache_size=0)
+
+        self._session = Session(connection, CONFIRM, command_timeout)
+        self._read_bytes = read_bytes
+
+    async def close(self) -> None:
+        """Disconnect."""
+        await self._session.close()
+
+    async def count(self, since: datetime, after: UUID = FIRST) -> int:
+        """How many records were modified at `since` or later, of those whose ids are behind `after`.
+
+        Raises:
+            Unavailable: the database cannot be used, or a privilege is missing.
+        """
+        [row] = await self._ask(_COUNT, since, after)
+        return int(row["count"])
+
+    async def changed(self, since: datetime, after: UUID = FIRST) -> AsyncIterator[list[UUID]]:
+        """The ids of these records, in their order, page by page.
+
+        Raises:
+            Unavailable: the database cannot be used, or a privilege is missing.
+        """
+        while page := [row["id"] for row in await self._ask(_CHANGED, since, after, _PAGE)]:
+            yield page
+            after = page[-1]
+
+    async def records(self, ids: Sequence[UUID]) -> list[StoredTaskActivityLog]:
+        """These records as they are now, in this order. Those that do not exist or cannot be read are left out.
+
+        Raises:
+            Unavailable: the database cannot be used, or a privilege is missing.
+        """
+        found = await self._read(ids)
+        for identifier in ids:
+            if (
+                identifier not in found
+            ):  # its texts and those of the others were too long together, or it cannot be read
+                found |= await self._read([identifier])
+        return [found[identifier] for identifier in ids if identifier in found]
+
+    async def _read(self, ids: Sequence[UUID]) -> dict[UUID, StoredTaskActivityLog]:
+        rows = await self._ask(READ, ids, self._read_bytes)
+        return {row["id"]: record for row in rows if (record := answer(Outcome.SNAPSHOT, row).record) is not None}
+
+    async def _ask(self, statement: str, *arguments: object) -> list[Row]:
+        try:
+            return await self._session.ask(statement, *arguments)
+        except Refused as refused:
+            outage = Unavailable(f"not permitted ({refused.sqlstate})")
+        raise outage
