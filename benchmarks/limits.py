@@ -14,7 +14,7 @@ from typing import TypedDict
 
 from benchmarks import show
 from benchmarks.drain import once
-from benchmarks.load import requests
+from benchmarks.load import properties_of, requests
 from benchmarks.workers import NO_GO, WORKERS_STATEMENT, Services, go_batch, has_go
 from task_activity_log.message import Delivery
 from task_activity_log.pipeline.request import Rules, UpdateMode, decode
@@ -74,6 +74,6 @@ async def _database(services: Services, messages: int) -> Alone:
 def _batches(messages: int) -> Iterator[list[object]]:
     """The parameters of the statement for each batch."""
     rules = Rules()
-    decoded = [decode(Delivery(each.body, each.properties), rules) for each in requests(messages)]
+    decoded = [decode(Delivery(each.body, properties_of(each)), rules) for each in requests(messages)]
     for start in range(0, messages, BATCH):
         yield _arguments(decoded[start : start + BATCH], UpdateMode.REPLACE, 1.0)

@@ -15,6 +15,7 @@ from uuid import UUID, uuid4
 
 from benchmarks.show import Progress
 from task_activity_log.message import Properties
+from task_activity_log.rabbitmq.headers import decode, encode
 from task_activity_log.rabbitmq.link import LinkOptions
 from task_activity_log.rabbitmq.outgoing import Outgoing
 from task_activity_log.rabbitmq.publisher import Publisher
@@ -87,6 +88,11 @@ def request(identifier: UUID, *, xml: bool = False) -> Outgoing:
         ),
         body(identifier, xml=xml),
     )
+
+
+def properties_of(message: Outgoing) -> Properties:
+    """The properties of a message, as whoever receives it reads them."""
+    return decode(encode(message.properties, len(message.body)))
 
 
 @asynccontextmanager

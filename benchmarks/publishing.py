@@ -11,7 +11,7 @@ from statistics import median
 import aio_pika
 
 from benchmarks import show
-from benchmarks.load import BATCH, publishing, requests
+from benchmarks.load import BATCH, properties_of, publishing, requests
 from benchmarks.workers import Services
 from task_activity_log.rabbitmq.outgoing import Outgoing
 
@@ -26,7 +26,7 @@ async def compare(services: Services, *, messages: int, rounds: int) -> dict[str
         exchange = await channel.get_exchange("task_activity_log")
 
         async def one(message: Outgoing) -> None:
-            properties = message.properties
+            properties = properties_of(message)
             await exchange.publish(
                 aio_pika.Message(
                     message.body,

@@ -10,8 +10,19 @@ from hypothesis import strategies as st
 from pamqp.commands import Basic
 from pamqp.header import ContentHeader
 
-from task_activity_log.message import Properties, Timestamp
-from task_activity_log.rabbitmq.headers import decode, encode, encode_header, latest_death, raw_headers
+from task_activity_log.message import OUTCOME, TRACE_PARENT, Properties, Timestamp
+from task_activity_log.pipeline.reply import Reply
+from task_activity_log.rabbitmq.headers import (
+    Template,
+    Templated,
+    decode,
+    encode,
+    encode_header,
+    latest_death,
+    raw_headers,
+)
+from task_activity_log.rabbitmq.properties import properties_of, properties_of_all
+from task_activity_log.record import Outcome
 
 short = st.text(max_size=40).filter(lambda text: len(text.encode()) <= 255)
 integers = st.integers(-(2**63), 2**63 - 1)
@@ -79,6 +90,63 @@ def test_what_we_write_is_read_by_the_library(
     assert header.properties.message_id == message_id
     assert header.properties.headers == (headers or None)
     assert header.properties.timestamp == (None if seconds is None else datetime.fromtimestamp(seconds, UTC))
+
+
+@given(
+    content_type=st.none() | short,
+    message_type=st.none() | short,
+    correlation_id=short,
+    message_id=short,
+    size=st.integers(0, 2**40),
+    headers=st.dictionaries(short, st.booleans() | integers | short, max_size=5),
+)
+def test_a_template_writes_what_is_written_without_one(
+    content_type: str | None,
+    message_type: str | None,
+    correlation_id: str,
+    message_id: str,
+    size: int,
+    headers: dict[str, object],
+) -> None:
+    """The content header is the same, byte for byte, whatever the properties."""
+    properties = Properties(content_type, headers=headers, type=message_type, timestamp=1, delivery_mode=2)
+    templated = Templated(Template(properties), correlation_id, message_id)
+    properties.correlation_id, properties.message_id = correlation_id, message_id
+    assert encode(templated, size) == encode(properties, size)
+
+
+def test_an_id_that_is_too_long_for_a_template_raises() -> None:
+    """As it does without one: a length in one byte would make the rest of the frame unreadable."""
+    with pytest.raises(ValueError, match="too long"):
+        encode(Templated(Template(Properties()), "x" * 256, ""), 0)
+
+
+replies = st.builds(
+    Reply,
+    outcome=st.sampled_from(Outcome),
+    body=st.just(b""),
+    content_type=st.sampled_from(("application/json", "text/xml")),
+    correlation_id=st.none() | short,
+    message_id=short,
+    type=short,
+    headers=st.dictionaries(st.sampled_from((OUTCOME, TRACE_PARENT, "x-error-code")), short),
+    reply_to=st.none(),
+)
+
+
+@given(st.lists(replies, max_size=20))
+def test_the_replies_of_a_batch_have_their_own_properties(batch: list[Reply]) -> None:
+    """Replies that share a template are published with the same bytes as each reply by itself."""
+    written = [encode(properties, 7) for properties in properties_of_all(batch)]
+    alone = [encode(properties_of(reply), 7) for reply in batch]
+    assert [without_second(header) for header in written] == [without_second(header) for header in alone]
+
+
+def without_second(header: bytes) -> Properties:
+    """The properties without their timestamp, because a second may begin in between."""
+    found = decode(header)
+    found.timestamp = None
+    return found
 
 
 @given(payload=st.binary(min_size=14, max_size=400))

@@ -14,7 +14,7 @@ import structlog
 from task_activity_log.pipeline.reply import Reply
 from task_activity_log.problem import Unavailable
 from task_activity_log.rabbitmq.outgoing import Fate, Outgoing
-from task_activity_log.rabbitmq.properties import properties_of
+from task_activity_log.rabbitmq.properties import properties_of, properties_of_all
 from task_activity_log.rabbitmq.publisher import Publisher
 from task_activity_log.rabbitmq.topology import Topology
 from task_activity_log.record import Outcome
@@ -49,7 +49,10 @@ class RepliesExchange:
         Raises:
             Unavailable: the broker is away, or the replies queue takes nothing. Some may be confirmed.
         """
-        messages = [Outgoing(self._exchange, routing_key(each), properties_of(each), each.body) for each in replies]
+        messages = [
+            Outgoing(self._exchange, routing_key(each), properties, each.body)
+            for each, properties in zip(replies, properties_of_all(replies), strict=True)
+        ]
         silent = time.monotonic() < self._silent_until
         patience = _SILENT_PATIENCE_SECONDS if silent else _PATIENCE_SECONDS
         fates = await self._publisher.publish(messages, patience, _ignored)

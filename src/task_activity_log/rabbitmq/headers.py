@@ -11,6 +11,7 @@ import re
 import struct
 from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from decimal import Decimal
 from functools import lru_cache
 from operator import attrgetter
@@ -290,12 +291,14 @@ _SCALARS = re.compile(rb"(?s:V|[tbB].|[su].{2}|[Iif].{4}|[lLd].{8}|D.{5}|[SxAF]\
 """Values of a fixed size, and empty ones, in an array. There can be 130,000, which would take 50 ms one by one."""
 
 
-def encode(properties: Properties, body_size: int) -> bytes:
+def encode(properties: Properties | Templated, body_size: int) -> bytes:
     """The payload of a content header frame.
 
     Raises:
         ValueError: a short string is longer than 255 bytes.
     """
+    if isinstance(properties, Templated):
+        return properties.template.fill(properties.correlation_id, properties.message_id, body_size)
     values = list(_in_order(properties))
     values[_TABLE_AT] = properties.table + b"".join(map(encode_header, properties.headers.items())) or None
     flags = 0
@@ -315,6 +318,49 @@ def _short_string(text: str) -> bytes:
     return _OCTETS[len(raw)] + raw
 
 
+class Template:
+    """The content header of messages that differ only in correlation_id, message_id and the size of the body.
+
+    `encode` writes it once, with marks in the place of both ids, and `fill` replaces the marks. That takes a third of the
+    time, and there is no second writer of the format.
+    """
+
+    __slots__ = ("_after", "_before", "_between")
+
+    def __init__(self, properties: Properties) -> None:
+        """`properties` are those of all of them; its own correlation_id and message_id are ignored."""
+        written = encode(replace(properties, correlation_id=_MARK, message_id=_MARK), 0)
+        self._before, self._between, self._after = written[_FLAGS_AT:].split(_short_string(_MARK))
+
+    def fill(self, correlation_id: str, message_id: str, body_size: int) -> bytes:
+        """The payload of the content header frame of one message.
+
+        Raises:
+            ValueError: an id is longer than 255 bytes.
+        """
+        return b"".join(
+            (
+                _CLASS, body_size.to_bytes(8, "big"), self._before,
+                _short_string(correlation_id), self._between, _short_string(message_id), self._after,
+            )
+        )  # fmt: skip
+
+
+class Templated:
+    """The properties of one message, as a template and what is not in it."""
+
+    __slots__ = ("correlation_id", "message_id", "template")
+
+    def __init__(self, template: Template, correlation_id: str, message_id: str) -> None:
+        self.template = template
+        self.correlation_id = correlation_id
+        self.message_id = message_id
+
+
+_MARK = "\0\1 the id of a message \1\0"
+"""No other property of a templated message may contain it: `Template` would raise ValueError."""
+_CLASS = bytes((0, 60, 0, 0))
+_FLAGS_AT = 12  # behind class, weight and body size
 _SHORT_STRING_MAX = 255
 _START = struct.Struct(">HHQH")
 _OCTETS = [bytes((number,)) for number in range(256)]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from task_activity_log.message import Properties
+from task_activity_log.rabbitmq.headers import Templated
 
 
 @dataclass(slots=True)  # not frozen, which would take three times as long to make
@@ -14,7 +15,7 @@ class Outgoing:
 
     exchange: str
     routing_key: str
-    properties: Properties
+    properties: Properties | Templated
     body: bytes
     mandatory: bool = True
 
