@@ -25,7 +25,16 @@ from task_activity_log.postgresql.session import (
     Session,
 )
 from task_activity_log.problem import Failed, NotMigrated, Refused, TimedOut, Unavailable
-from task_activity_log.record import FIELDS, Applied, Outcome, StoredTaskActivityLog, TaskActivityLog, Unread
+from task_activity_log.record import (
+    FIELDS,
+    Applied,
+    Outcome,
+    StoredTaskActivityLog,
+    TaskActivityLog,
+    Unread,
+    instant_texts,
+    values_of,
+)
 from task_activity_log.wire.fields import KINDS, Kind
 
 
@@ -94,7 +103,6 @@ GRANTS = resources.files("task_activity_log.postgresql").joinpath("sql", "grants
 _UNLIMITED = 2**62
 _OUTCOMES = {str(outcome): outcome for outcome in Outcome}
 _ORDER = attrgetter("record.id.int")  # the order in which PostgreSQL sorts uuids; faster than comparing UUID objects
-_VALUES = attrgetter(*FIELDS)
 _NOTHING: tuple[object, ...] = ([],) * (len(FIELDS) + 2) + ("1s",)
 """The parameters of the statement for a wave without requests."""
 _BARE = TaskActivityLog.trusted(dict.fromkeys(FIELDS), set())
@@ -185,10 +193,10 @@ class Store:
             await self.look()
         arguments = _arguments(wave, mode, patience.lock_seconds)
         rows = await self._writer.ask(self._statement(mode), *arguments, end_after=self._ended_after(patience))
-        written = {row["id"]: row for row in rows}
+        written = {row["id"].int: row for row in rows}  # a number is compared faster than a UUID
         applied, unwritten = list[Applied](), list[int]()
         for index, request in enumerate(wave):
-            row = written.get(request.record.id)
+            row = written.get(request.record.id.int)
             outcome = Outcome.DUPLICATE if row is None else _OUTCOMES[row["outcome"]]
             if row is None or outcome is Outcome.STALE:
                 unwritten.append(index)
@@ -415,9 +423,9 @@ class Store:
 def _arguments(wave: Sequence[Request[Any]], mode: UpdateMode, lock_seconds: float) -> list[object]:
     """The parameters of the statement that writes a wave: one array a column, sorted by id (see write.sql)."""
     ordered = sorted(wave, key=_ORDER)
-    columns: list[Sequence[Any]] = list(zip(*[_VALUES(request.record) for request in ordered], strict=True))
+    columns: list[Sequence[Any]] = list(zip(*[values_of(request.record) for request in ordered], strict=True))
     for index in _INSTANTS:
-        columns[index] = [instant and instant.isoformat() for instant in columns[index]]
+        columns[index] = instant_texts(columns[index])
     arguments: list[object] = [*columns, [request.key for request in ordered], [request.version for request in ordered]]
     arguments.append(f"{max(1, round(lock_seconds * 1000))}ms")
     if mode is UpdateMode.MERGE:

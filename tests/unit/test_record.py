@@ -1,0 +1,55 @@
+"""Records: the shortcuts that save time give the same values as the ordinary way."""
+
+import re
+from datetime import UTC, datetime
+from importlib import resources
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from task_activity_log.record import (
+    FIELDS,
+    STORED_FIELDS,
+    StoredTaskActivityLog,
+    TaskActivityLog,
+    instant_texts,
+    values_of,
+)
+
+instants = st.datetimes(timezones=st.just(UTC))
+records = st.builds(TaskActivityLog, id=st.uuids(version=4))
+SQL = resources.files("task_activity_log.postgresql").joinpath("sql")
+
+
+@given(st.lists(st.none() | instants, max_size=20))
+def test_texts_of_instants_are_the_instants(values: list[datetime | None]) -> None:
+    """All years, and all fractions of a second; null stays null. A column is a tuple."""
+    texts = instant_texts(tuple(values))
+    assert [None if text is None else datetime.fromisoformat(text) for text in texts] == values
+
+
+@given(records)
+def test_values_are_in_the_records_order(record: TaskActivityLog) -> None:
+    """Whoever made the record: those of the decoders are made with `trusted`."""
+    assert list(values_of(record)) == [getattr(record, name) for name in FIELDS]
+    trusted = TaskActivityLog.trusted({name: getattr(record, name) for name in FIELDS}, set())
+    assert list(values_of(trusted)) == list(values_of(record))
+
+
+@pytest.mark.parametrize("statement", ["write", "read"])
+def test_rows_begin_with_the_columns_of_the_record(statement: str) -> None:
+    """`StoredTaskActivityLog.from_row` takes them by their position."""
+    text = re.sub(r"(?m)^\s*--.*\n", "", SQL.joinpath(f"{statement}.sql").read_text(encoding="utf-8"))
+    [selected] = re.findall(r"\nSELECT\n(    id::pg_catalog\.uuid.+?)\nFROM \(", "\n" + text, re.DOTALL)
+    names = re.findall(
+        rf"^    (?:CASE.* AS )?({'|'.join(STORED_FIELDS)})(?:::\S+)?(?:,|$)", expand(selected), re.MULTILINE
+    )
+    assert tuple(names) == STORED_FIELDS
+    row = {name: number for number, name in enumerate([*STORED_FIELDS, "outcome"])}
+    assert StoredTaskActivityLog.from_row(row).__dict__ == {name: row[name] for name in STORED_FIELDS}
+
+
+def expand(selected: str) -> str:
+    """One column a line."""
+    return re.sub(r", (\w+::)", r",\n    \1", selected)
