@@ -174,6 +174,26 @@ class PublisherSuite:
                 with pytest.raises(TypeError, match="send a TaskActivityLog or an Upsert, not "):
                     await sending
 
+    async def test_options_apply_to_records_and_not_to_requests_made_by_hand(self, place: Place) -> None:
+        """A merge keeps what is absent; versions of the clock grow; an `Upsert` has options of its own."""
+        async with place.client() as client:
+            mine = record("kept")
+            await client.upsert(mine, version="clock")
+            merged = await client.upsert(TaskActivityLog(id=mine.id, is_closed=True), merge=True, version="clock")
+            assert (merged.outcome, merged.record.subject, merged.record.is_closed) == ("updated", "kept", True)
+            assert (await client.upsert(mine, version=1)).outcome == "stale"
+            replaced = await client.upsert(TaskActivityLog(id=mine.id), merge=False)
+            assert replaced.record.subject is None
+            many = [TaskActivityLog(id=mine.id, subject=str(number)) for number in range(20)]
+            found = [
+                answer.outcome async for answer in client.upsert_many(many, version="clock", merge=True, priority=2)
+            ]
+            assert found == ["updated"] * 20
+            with pytest.raises(TypeError, match=r"an Upsert is sent as it is: give .* to Upsert\.of"):
+                await client.upsert(Upsert.of(mine), version=7)
+            with pytest.raises(ValueError, match="priority should be"):
+                await client.upsert(mine, priority=256)
+
     async def test_a_client_that_is_not_open_says_so_at_once(self, place: Place) -> None:
         """Before `async with`, and after it."""
         client = place.client()
@@ -318,7 +338,8 @@ class SubscriberSuite:
 
         async with place.client() as client:
             async with place.subscribe(**mine):
-                await client.send_many([record(subject) for subject in "abcdef"])
+                pass
+            await client.send_many([record(subject) for subject in "abcdef"])
             for _ in range(3):
                 with pytest.raises(ValueError, match="the body of c") as raised:
                     await run()

@@ -20,6 +20,7 @@ VERSION: Final = "x-version"
 OUTCOME: Final = "x-outcome"
 ERROR_CODE: Final = "x-error-code"
 REPLACED_CHARACTERS: Final = "x-replaced-characters"
+IGNORED: Final = "x-ignored"
 # and of the W3C trace context.
 TRACE_PARENT: Final = "traceparent"
 TRACE_STATE: Final = "tracestate"

@@ -79,10 +79,10 @@ class TaskActivityLog(BaseModel):
     """A task_activity_log as a publisher sends it. All fields except `id` may be null.
 
     `model_fields_set` has the fields that the message contained; a merge needs it. Instants are in UTC, with microseconds.
-    If it is created from Python values, pydantic validates them and raises `ValidationError`.
+    If it is created from Python values, pydantic validates them and raises `ValidationError`, also for names that are not fields.
     """
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     id: Id
     task_id: UUID | None = None

@@ -3,7 +3,9 @@
 import asyncio
 import json
 import os
+import shlex
 import signal
+import sys
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,6 +17,7 @@ import asyncpg
 import pytest
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 
+from task_activity_log.cli import terminal
 from task_activity_log.cli.codes import complete
 from task_activity_log.cli.publish import Publication
 from task_activity_log.rabbitmq.topology import Topology, declare
@@ -135,6 +138,98 @@ async def test_a_misspelled_field_is_named_before_it_clears_the_field(
     assert "taskId (1)" in said.err
 
 
+async def test_strict_sends_no_record_with_a_member_that_is_not_a_field(
+    channel: AbstractChannel, amqp_url: str, tmp_path: Path
+) -> None:
+    """Also if it is no misspelled field."""
+    file = tmp_path / "a.jsonl"
+    file.write_text(line(note="1") + line(subject="2"))
+    said = await command("publish", str(file), "--no-wait", "--strict", "--priority", "2", AMQP_URL=amqp_url)
+    assert said.code == 3
+    assert f"{file}:1: not sent: note is not a field\n" in said.err
+    message = await (await channel.get_queue(TOPOLOGY.requests_queue)).get(no_ack=True)
+    assert (json.loads(message.body)["subject"], message.priority) == ("2", 2)
+    assert await names(channel, TOPOLOGY.requests_queue) == []
+
+
+async def test_bad_values_are_shown_on_a_terminal_and_nowhere_else(tmp_path: Path) -> None:
+    """Shortened and escaped. A log may be read by others."""
+    file = tmp_path / "a.jsonl"
+    file.write_text(line(Due_Date="yester\x1bday", is_closed="x" * 100) + line(due_date={"a": [1]}))
+    (tmp_path / "b.xml").write_text(
+        f"<task_activity_log><id>{uuid4()}</id>\n<due_date>no</due_date></task_activity_log>"
+    )
+    dry = [COMMAND, "publish", "--dry-run", str(tmp_path)]
+    told = await asyncio.to_thread(on_a_terminal, dry)
+    assert (
+        f'{file}:1: invalid_date: Send due_date as a date such as 2026-01-11T20:58:34.720383Z. It is "yester\\u001bday".'
+        in told
+    )
+    assert f'is_closed as true or false. It is "{"x" * 39}….' in told
+    assert 'It is {"a": ["1"]}.' in told
+    assert (
+        f'{tmp_path}/b.xml:2: invalid_date: Send due_date as a date such as 2026-01-11T20:58:34.720383Z. It is "no".'
+        in told
+    )
+    said = await command(*dry[1:])
+    assert len(said.lines) == 4
+    assert "It is" not in said.out
+
+
+async def test_a_continued_run_is_given_as_a_whole_command(
+    channel: AbstractChannel, amqp_url: str, tmp_path: Path
+) -> None:
+    """With all options that decide what is sent, quoted for a shell."""
+    file = tmp_path / "two words.jsonl"
+    file.write_text(line() + line(subjct="x"))
+    rejected = tmp_path / "rejected.jsonl"
+    options = (
+        "--merge",
+        "--strict",
+        "--rejected",
+        str(rejected),
+        "--run",
+        "tonight",
+        "--timeout",
+        "0.2",
+        "--no-partitioned",
+    )
+    said = await command("publish", str(file), *options, AMQP_URL=amqp_url)
+    assert said.code == 1
+    again = f"publish '{file}' --merge --strict --no-partitioned --rejected {rejected} --run tonight (records"
+    assert f"0 of 1 were answered. To continue: task-activity-log {again}" in said.err
+    words = shlex.split(again.removesuffix(" (records"))
+    said = await command(*words, "--timeout", "0.2", AMQP_URL=amqp_url)  # the file of the rejected is written again
+    assert (said.code, len(rejected.read_text().splitlines())) == (1, 1)
+    assert len(set(await names(channel, TOPOLOGY.requests_queue))) == 1  # twice the same message_id
+
+
+async def test_progress_is_reported_where_there_is_no_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A line from time to time, in the log of a job. Nothing where a bar would be hidden."""
+    monkeypatch.setattr(terminal, "EVERY_SECONDS", 0.0)
+    with terminal.progress(3_000) as bar:
+        bar.update(1_500, "1,500 inserted")
+        bar.update(1_500)
+    with terminal.progress(0) as bar:
+        bar.update(1)
+    assert capsys.readouterr().err.splitlines() == [
+        "task-activity-log: 1,500 of 3,000: 1,500 inserted",
+        "task-activity-log: 3,000 of 3,000",
+    ]
+
+
+@pytest.mark.usefixtures("channel")
+async def test_a_record_that_nobody_answers_is_not_waited_for_in_silence(
+    amqp_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After some seconds `publish` asks whether a worker is running."""
+    monkeypatch.setattr(sys.modules[Publication.__module__], "_SILENT_SECONDS", 0.05)
+    said = await command("publish", "-", "--timeout", "0.5", AMQP_URL=amqp_url, stdin=line().encode())
+    assert said.err.splitlines()[0] == "task-activity-log: no answer yet: is a worker running?"
+
+
 async def test_a_folder_with_thousands_of_records_is_confirmed_on_a_terminal(
     channel: AbstractChannel, amqp_url: str, tmp_path: Path
 ) -> None:
@@ -197,8 +292,8 @@ async def test_a_terminated_publish_says_how_to_continue(
     said = await end(process, err=first)
     assert said.code == code
     assert "sending 30 records as run " in first
-    run = first.split()[-1]
-    assert f"interrupted; 0 of 30 were answered. To continue, add --run {run}" in said.err
+    again = f"task-activity-log publish - --stdin jsonl --run {first.split()[-1]}"
+    assert f"interrupted; 0 of 30 were answered. To continue: {again} (records that were applied" in said.err
 
 
 async def test_a_dry_run_validates_without_a_broker(tmp_path: Path) -> None:
@@ -282,7 +377,7 @@ async def test_an_interrupted_run_can_be_continued_and_applies_nothing_twice(wor
     process.send_signal(signal.SIGINT)
     said = await end(process)
     if said.code == 130:  # it may also have finished before the signal
-        assert "of 30 were answered. To continue, add --run " in said.err
+        assert "of 30 were answered. To continue: task-activity-log publish " in said.err
     first = await command("publish", str(file), "--run", "tonight", AMQP_URL=world.amqp_url)
     again = await command("publish", str(file), "--run", "tonight", AMQP_URL=world.amqp_url)
     assert (first.code, again.code) == (0, 0)
@@ -305,7 +400,7 @@ async def test_publish_interrupted_while_no_worker_answers_says_how_to_continue(
     process.send_signal(signal.SIGINT)
     said = await end(process)
     assert said.code == 130
-    assert said.err.startswith("task-activity-log: interrupted; 0 of 1 were answered. To continue, add --run ")
+    assert said.err.startswith("task-activity-log: interrupted; 0 of 1 were answered. To continue: task-")
     assert said.err.count("\n") == 1
 
 

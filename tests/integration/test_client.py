@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import json
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
@@ -34,7 +35,7 @@ from task_activity_log.client import (
     subscribe,
 )
 from task_activity_log.client.asks import Asks
-from task_activity_log.client.messages import received_reply
+from task_activity_log.client.messages import clock_version, received_reply
 from task_activity_log.client.news import News
 from task_activity_log.message import Delivery, Properties
 from task_activity_log.rabbitmq.link import LinkOptions
@@ -152,6 +153,24 @@ async def test_an_exchange_without_a_queue_is_reported(amqp_url: str) -> None:
             await client.upsert(record())
         with pytest.raises(ClientError, match="routes upserts to no queue"):
             await client.send_many([record()])
+
+
+async def test_a_bulk_can_have_another_priority_than_single_upserts(amqp_url: str) -> None:
+    """None unless one is given."""
+    async with no_worker(amqp_url) as channel, TaskActivityLogClient(amqp_url) as client:
+        await client.send_many([record()], priority=2)
+        await client.send_many([record(), Upsert.of(record(), priority=7)])
+        queue = await channel.get_queue(TOPOLOGY.requests_queue)
+        found = [(await queue.get(no_ack=True)).priority for _ in range(3)]
+    assert sorted(found, key=str) == [0, 2, 7]  # the driver shows 0 for none
+
+
+def test_versions_of_the_clock_grow_within_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if the clock is set back, or does not move."""
+    first = clock_version()
+    assert abs(first / 1e6 - time.time()) < 3600
+    monkeypatch.setattr(time, "time_ns", lambda: 0)
+    assert [clock_version() for _ in range(3)] == [first + 1, first + 2, first + 3]
 
 
 def test_what_amqp_cannot_represent_is_refused_before_it_is_sent() -> None:

@@ -1,6 +1,7 @@
 """The command line: the commands and their options. Each command imports what it needs when it runs.
 
 publish        sends records from files and prints the replies
+values         the value of a field, for the terminal of whoever has the file
 sources        files, folders and standard input as upserts
 replies        follows the replies
 resend         publishes records as they are now, for subscribers that have missed some
@@ -167,6 +168,15 @@ def publish(
     send_invalid: Annotated[
         bool, typer.Option("--send-invalid", help="Also send records that are invalid, or have misspelled fields.")
     ] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Do not send records with any member that is not a field.")
+    ] = False,
+    priority: Annotated[
+        int | None,
+        typer.Option(
+            min=0, max=255, help="AMQP priority; below 4 other requests come first (RabbitMQ 4.3).", show_default=False
+        ),
+    ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
     stdin: Annotated[Literal["json", "jsonl", "xml"], typer.Option(help="Format of standard input.")] = "jsonl",
     timeout: Annotated[float, typer.Option(min=0.1, help="Give up after this many seconds without a reply.")] = 60.0,
@@ -200,6 +210,8 @@ def publish(
         run=run or uuid4().hex[:12],
         stdin=stdin,
         send_invalid=send_invalid,
+        strict=strict,
+        priority=priority,
         yes=yes,
     )
     sys.exit(guarded(lambda: work.carry_out(paths), None if dry_run else lambda: work.explained("interrupted")))

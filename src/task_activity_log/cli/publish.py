@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
@@ -10,8 +11,9 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TypeAlias
 
+from task_activity_log.cli import values
 from task_activity_log.cli.exit_codes import DONE, FAILED, SOME_REJECTED
-from task_activity_log.cli.sources import Source, Unreadable, expand, line_of, line_of_error
+from task_activity_log.cli.sources import STANDARD_INPUT, Source, Unreadable, expand, line_of, line_of_error
 from task_activity_log.cli.terminal import FEW, agreed, print_data, progress, readable, say
 from task_activity_log.client import (
     Answer,
@@ -31,6 +33,8 @@ from task_activity_log.streams import one_line, printable
 from task_activity_log.wiring import link_of, partitioned_of, partitions_exchange_of, rules_of
 
 _NOTHING_SENT = "nothing was sent from it"
+_SILENT_SECONDS = 5.0
+"""How long no answer is waited for without a word."""
 MANY = 1_000
 """From this many records in a folder on, `publish` asks before it sends them, if there is a terminal."""
 
@@ -50,7 +54,11 @@ class Publication:
     partitioned: bool | None = None
     """Whether records are sent by record; None: with WORKER_PARTITIONS, or if the broker has an exchange for it."""
     send_invalid: bool = False
+    strict: bool = False
+    """Whether records with any member that is not a field are not sent."""
+    priority: int | None = None
     yes: bool = False
+    _paths: Sequence[str] = field(default=(), init=False)
     _sources: list[Source] = field(default_factory=list, init=False)
     _total: int = field(default=0, init=False)
     _kept_back: set[int] = field(default_factory=set, init=False)
@@ -69,6 +77,7 @@ class Publication:
 
     def carry_out(self, paths: Sequence[str]) -> int:
         """Publish what the files contain, print the replies, return the exit code. Nothing is sent from an unreadable file."""
+        self._paths = paths
         failed = self._read(paths)
         if not self._total:
             if failed == DONE:
@@ -84,7 +93,7 @@ class Publication:
             say("nothing was sent")
             return FAILED
         if not self._few:
-            say(f"sending {self._to_send:,} records as run {self.run}")
+            say(f"sending {self._to_send:,} records as run {self.run}")  # also if it is killed, and says nothing more
         return max(asyncio.run(self._publish()), code)
 
     def explained(self, why: str) -> str:
@@ -93,9 +102,21 @@ class Publication:
             return why
         done, what = (self._summary.answered, "answered") if self.wait else (self._confirmed, "confirmed")
         return (
-            f"{why}; {done:,} of {self._to_send:,} were {what}."
-            f" To continue, add --run {self.run}: records that were applied are not applied again"
+            f"{why}; {done:,} of {self._to_send:,} were {what}. To continue: {self._command()}"
+            " (records that were applied are not applied again)"
         )
+
+    def _command(self) -> str:
+        """The whole command that continues this run."""
+        flags = {"--no-wait": not self.wait, "--merge": self.merge, "--strict": self.strict}
+        flags |= {"--send-invalid": self.send_invalid, "--partitioned": self.partitioned is True}
+        flags |= {"--no-partitioned": self.partitioned is False}
+        given: dict[str, object] = {"--rejected": self.rejected, "--priority": self.priority}
+        if STANDARD_INPUT in self._paths:
+            given["--stdin"] = self.stdin
+        chosen = [option for option, on in flags.items() if on]
+        chosen += [word for option, value in given.items() if value is not None for word in (option, str(value))]
+        return shlex.join(["task-activity-log", "publish", *self._paths, *chosen, "--run", self.run])
 
     @property
     def _to_send(self) -> int:
@@ -149,9 +170,9 @@ class Publication:
             unknown: list[str] = []
             found = judge(upsert.body, received(upsert.properties(None, "")), rules)
             if isinstance(found, Problem):
-                complaints = _complaints(upsert, found, [error.field for error in found.errors])
+                complaints = self._complaints(upsert, found, [error.field for error in found.errors])
             elif unknown := misspelled.unknown(upsert):
-                complaints = _typos(upsert, unknown, found.model_fields_set)
+                complaints = _typos(upsert, unknown, found.model_fields_set, strict=self.strict)
             else:
                 continue
             if broken:
@@ -162,7 +183,9 @@ class Publication:
                 self._ignored.update(unknown)
 
     def _merged(self, upsert: Upsert) -> Upsert:
-        return replace(upsert, headers={**upsert.headers, "x-update-mode": "merge"}) if self.merge else upsert
+        if self.merge:
+            upsert = replace(upsert, headers={**upsert.headers, "x-update-mode": "merge"})
+        return upsert if self.priority is None else replace(upsert, priority=self.priority)
 
     def _keep_back(self, number: int, upsert: Upsert, complaints: "Complaints") -> bool:
         """Do not send a record, except with --send-invalid; whether it is kept back."""
@@ -173,6 +196,20 @@ class Publication:
         if not self.dry_run:
             self._keep(upsert, [reason for _, reason in complaints])
         return True
+
+    def _complaints(self, upsert: Upsert, problem: Problem | UpsertRejected, fields: Sequence[str]) -> "Complaints":
+        """Where each bad field is in its file, and what is wrong with it; or the same of the whole record.
+
+        On a terminal with its value: not elsewhere, because a log is read by others.
+        """
+        places = [line_of(upsert, field) for field in fields] or [line_of_error(upsert)]
+        reasons = exported.reasons(problem)
+        if fields and (sys.stdout if self.dry_run else sys.stderr).isatty():
+            found = (values.shown(upsert, field) for field in fields)
+            reasons = [
+                reason + (f" It is {value}." if value else "") for reason, value in zip(reasons, found, strict=True)
+            ]
+        return list(zip(places, reasons, strict=True))
 
     def _complain(self, complaints: "Complaints") -> None:
         """Show what is wrong with a record that is not sent; without --dry-run, for the first few records."""
@@ -242,24 +279,31 @@ class Publication:
     async def _ask(self, client: TaskActivityLogClient) -> None:
         bulk = client.upsert_many(self._upserts(), timeout=self.timeout)
         self._summary = bulk.summary
+        loop = asyncio.get_running_loop()
+        reminder = loop.call_later(_SILENT_SECONDS, self._wonder)
         with progress(0 if self._few else self._to_send) as bar:
             async for answer in bulk:
+                reminder.cancel()
                 if not self._few:
                     outcomes = islice(sorted(self._summary.outcomes.items()), 5)
                     shown = " · ".join(f"{count:,} {outcome}" for outcome, count in outcomes)
-                    bar.update(bar.task_ids[0], advance=1, description=shown)
+                    bar.update(1, shown)
                 if answer.rejected:
                     self._not_sent += not answer.sent
                     self._keep(answer.upsert, exported.reasons(answer.problem))
                 self._show(answer)
         say(str(self._summary))
 
+    def _wonder(self) -> None:
+        if not self._outage:
+            say("no answer yet: is a worker running?")
+
     async def _send(self, client: TaskActivityLogClient) -> None:
         with progress(self._to_send) as bar:
 
             def sent(count: int) -> None:
                 self._confirmed += count
-                bar.update(bar.task_ids[0], advance=count)
+                bar.update(count)
 
             await client.send_many(self._upserts(), timeout=self.timeout, on_sent=sent)
         seconds = self._summary.seconds
@@ -269,7 +313,7 @@ class Publication:
         count = self._summary.outcomes["rejected"]
         if answer.rejected and count <= FEW:
             problem = answer.problem
-            for place, reason in _complaints(answer.upsert, problem, [error.name for error in problem.errors]):
+            for place, reason in self._complaints(answer.upsert, problem, [error.name for error in problem.errors]):
                 say(f"{place}: {'rejected' if answer.sent else 'not sent'}: {reason}")
         elif answer.rejected and count == FEW + 1:
             say("further rejections are not shown")
@@ -306,19 +350,13 @@ Complaints: TypeAlias = list[tuple[str, str]]
 """Where something is wrong, as `file:line`, and what."""
 
 
-def _complaints(upsert: Upsert, problem: Problem | UpsertRejected, fields: Sequence[str]) -> Complaints:
-    """Where each bad field is in its file, and what is wrong with it; or the same of the whole record."""
-    places = [line_of(upsert, field) for field in fields] or [line_of_error(upsert)]
-    return list(zip(places, exported.reasons(problem), strict=True))
-
-
-def _typos(upsert: Upsert, unknown: Sequence[str], present: Collection[str]) -> Complaints:
-    """The members that are probably misspelled fields."""
+def _typos(upsert: Upsert, unknown: Sequence[str], present: Collection[str], *, strict: bool) -> Complaints:
+    """The members that are probably misspelled fields, and if `strict` also the others that are not fields."""
     meant = {name: misspelled.meant(name, present) for name in unknown}
     return [
-        (line_of(upsert, name), f"{name} is not a field; did you mean {field}?")
+        (line_of(upsert, name), f"{name} is not a field" + (f"; did you mean {field}?" if field else ""))
         for name, field in meant.items()
-        if field
+        if field or strict
     ]
 
 

@@ -70,7 +70,7 @@ class Resending:
             if not self.yes and not self._may_send(total, where):
                 return DONE if sys.stdin.isatty() else WRONG_USE
             with progress(total) as bar:
-                await self._send(survey, ids, after, lambda count: bar.advance(bar.task_ids[0], count))
+                await self._send(survey, ids, after, bar.update)
         finally:
             await survey.close()
         return self._report(total if self.ids else None)

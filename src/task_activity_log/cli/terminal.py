@@ -2,17 +2,22 @@
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Protocol
 
 from task_activity_log.streams import one_line, printable, printable_json, trusted
 
 if TYPE_CHECKING:  # `--help` and `run` do not load it
-    from rich.progress import Progress
+    import rich.progress
 
 FEW = 20
 """At most this many records or dead letters are reported one by one."""
+
+
+EVERY_SECONDS = 10.0
+"""How often progress is reported where there is no terminal."""
 
 
 def say(line: str) -> None:
@@ -72,8 +77,45 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     Console(file=trusted(sys.stdout)).print(shown)
 
 
-def progress(total: int) -> "AbstractContextManager[Progress]":
-    """A progress bar with one task, on standard error. It is hidden if `total` is 0 or standard error is not a terminal."""
+class Progress(Protocol):
+    """How far something has come."""
+
+    def update(self, count: int, description: str = "") -> None:
+        """`count` more are done."""
+
+
+class _Lines:
+    """A line on standard error every ten seconds, for the log of a job that has no terminal."""
+
+    def __init__(self, total: int) -> None:
+        self._total = total
+        self._done = 0
+        self._next = time.monotonic() + EVERY_SECONDS
+
+    def update(self, count: int, description: str = "") -> None:
+        self._done += count
+        now = time.monotonic()
+        if self._total and now >= self._next:
+            self._next = now + EVERY_SECONDS
+            say(f"{self._done:,} of {self._total:,}" + (f": {description}" if description else ""))
+
+
+class _Bar:
+    """A progress bar on a terminal."""
+
+    def __init__(self, bar: "rich.progress.Progress") -> None:
+        self._bar = bar
+
+    def update(self, count: int, description: str = "") -> None:
+        self._bar.update(self._bar.task_ids[0], advance=count, description=description)
+
+
+@contextmanager
+def progress(total: int) -> Iterator[Progress]:
+    """A progress bar on standard error, or without a terminal a line every ten seconds; nothing if `total` is 0."""
+    if not total or not sys.stderr.isatty():
+        yield _Lines(total)
+        return
     from rich import progress as parts
     from rich.console import Console
     from rich.text import Text
@@ -82,16 +124,23 @@ def progress(total: int) -> "AbstractContextManager[Progress]":
         def render(self, task: parts.Task) -> Text:
             return Text(f"{task.finished_speed or task.speed or 0:,.0f}/s")
 
-    shown = parts.Progress(
+    class Count(parts.ProgressColumn):
+        def render(self, task: parts.Task) -> Text:
+            return Text(f"{task.completed:,.0f} of {task.total or 0:,.0f}")
+
+    class Left(parts.TimeRemainingColumn):
+        def render(self, task: parts.Task) -> Text:
+            return Text(f"{super().render(task)} left")
+
+    with parts.Progress(
         parts.BarColumn(bar_width=24),
-        parts.MofNCompleteColumn(),
+        Count(),
         Rate(),
-        parts.TimeRemainingColumn(),
+        Left(),
         parts.TextColumn("{task.description}"),
         console=Console(file=trusted(sys.stderr)),
-        disable=not total or not sys.stderr.isatty(),
         transient=True,
         redirect_stdout=False,  # results are not part of the bar
-    )
-    shown.add_task("", total=total)
-    return shown
+    ) as bar:
+        bar.add_task("", total=total)
+        yield _Bar(bar)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from task_activity_log.aio import Waiting
 from task_activity_log.client.asks import BATCH, Ask, Sending
-from task_activity_log.client.messages import Answer, ClientError, Record, Upsert, request_of
+from task_activity_log.client.messages import Answer, ClientError, Options, Record, Upsert, request_of
 
 
 @dataclass
@@ -39,10 +39,18 @@ class Bulk:
     """The answers to many upserts, as they come: `async for answer in bulk`."""
 
     def __init__(
-        self, asks: Sending, records: Iterable[Record] | AsyncIterable[Record], *, window: int, timeout: float | None
+        self,
+        asks: Sending,
+        records: Iterable[Record] | AsyncIterable[Record],
+        options: Options,
+        *,
+        window: int,
+        timeout: float | None,
     ) -> None:
+        """Nothing is sent before it is iterated over."""
         self._asks = asks
         self._records = records
+        self._options = options
         self._window = window
         self._timeout = timeout
         self._unanswered: dict[str, Ask] = {}
@@ -99,7 +107,7 @@ class Bulk:
     async def _feed(self) -> None:
         try:
             async for record in _each(self._records):
-                upsert = request_of(record)
+                upsert = request_of(record, self._options)
                 if isinstance(upsert, Answer):
                     self._arrived.put(upsert)
                     continue

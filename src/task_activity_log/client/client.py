@@ -3,15 +3,16 @@
 import asyncio
 from collections.abc import AsyncIterable, Callable, Iterable
 from itertools import islice
-from typing import Self
+from typing import Literal, Self, TypeAlias
 
 from task_activity_log.client.asks import BATCH, Asks, Sending
 from task_activity_log.client.bulk import Bulk
 from task_activity_log.client.connections import PROGRAM
-from task_activity_log.client.messages import Answer, NotSent, Record, Upsert, request_of
+from task_activity_log.client.messages import Answer, NotSent, Options, Record, Upsert, request_of
 from task_activity_log.client.routing import Routing
 from task_activity_log.rabbitmq.link import LinkOptions
-from task_activity_log.record import TaskActivityLog
+
+Version: TypeAlias = int | Literal["clock"]
 
 
 class TaskActivityLogClient:
@@ -71,14 +72,24 @@ class TaskActivityLogClient:
         await self._asks.close()
 
     async def upsert(
-        self, record: Record, *, message_id: str | None = None, version: int | None = None, timeout: float | None = 30.0
+        self,
+        record: Record,
+        *,
+        message_id: str | None = None,
+        version: Version | None = None,
+        merge: bool | None = None,
+        priority: int | None = None,
+        timeout: float | None = 30.0,
     ) -> Answer:
         """Send a record and return the answer: `.record` as the database has it now, and `.outcome`.
 
         Args:
             record: a record, or a request made by hand.
             message_id: that of an earlier attempt, to send a record again; None makes a new one.
-            version: applied only if higher than every earlier version of this record.
+            version: applied only if higher than every earlier version of this record. `clock`: the present time in microseconds,
+                and more than each one before in this process.
+            merge: whether fields that were not set keep their values; None leaves it to the worker's setting.
+            priority: from 0 to 255; None is the same as 4. What it does depends on the broker's version (docs/publishing.md).
             timeout: how many seconds to wait for the answer, outages included; None waits without limit.
 
         Raises:
@@ -87,26 +98,38 @@ class TaskActivityLogClient:
             NoAnswer: no answer came in time: send `.upsert` of the exception again.
             ClientError: no queue takes upserts, there is no connection for the answers, or the client is not open.
         """
-        if isinstance(record, TaskActivityLog) and (message_id is not None or version is not None):
-            record = Upsert.of(record, message_id=message_id, version=version)
-        [answer] = [answer async for answer in self.upsert_many([record], timeout=timeout)]
+        options = Options(message_id, version, merge, priority)
+        bulk = Bulk(self._asks, [record], options, window=self.window, timeout=timeout)
+        [answer] = [answer async for answer in bulk]
         if answer.rejected:
             raise answer.problem
         return answer
 
-    def upsert_many(self, records: Iterable[Record] | AsyncIterable[Record], *, timeout: float | None = 30.0) -> Bulk:
+    def upsert_many(
+        self,
+        records: Iterable[Record] | AsyncIterable[Record],
+        *,
+        version: Literal["clock"] | None = None,
+        merge: bool | None = None,
+        priority: int | None = None,
+        timeout: float | None = 30.0,
+    ) -> Bulk:
         """Send many, `window` of them unanswered at a time, and iterate over the answers as they come.
 
         `timeout` is the longest time in seconds without any answer, outages included; None waits without limit.
         A rejected one is an answer like any other: see `Answer.rejected` and `Answer.problem`. So is one that cannot be sent,
-        because it is too large for the broker or cannot be encoded: see `Answer.sent`.
+        because it is too large for the broker or cannot be encoded: see `Answer.sent`. The other arguments are those of
+        `upsert`, for each record that is not an `Upsert` already.
         """
-        return Bulk(self._asks, records, window=self.window, timeout=timeout)
+        return Bulk(self._asks, records, Options(None, version, merge, priority), window=self.window, timeout=timeout)
 
     async def send_many(
         self,
         records: Iterable[Record],
         *,
+        version: Literal["clock"] | None = None,
+        merge: bool | None = None,
+        priority: int | None = None,
         timeout: float | None = 30.0,
         on_sent: Callable[[int], None] = lambda _: None,
     ) -> int:
@@ -114,7 +137,7 @@ class TaskActivityLogClient:
 
         The user needs permission to write to the exchange, or with partitions to both exchanges, and no other. `timeout` is
         the longest time in seconds without a confirmation, outages included. `on_sent` is called with how many more are
-        confirmed.
+        confirmed. The other arguments are those of `upsert`, for each record that is not an `Upsert` already.
 
         Raises:
             NotSent: the broker does not take some of them, such as one that is too large. All others were sent.
@@ -128,7 +151,8 @@ class TaskActivityLogClient:
             count += more
             on_sent(more)
 
-        coming = map(request_of, records)
+        options = Options(None, version, merge, priority)
+        coming = (request_of(record, options) for record in records)
         while batch := list(islice(coming, BATCH)):
             refused += [answer for answer in batch if isinstance(answer, Answer)]
             upserts = [upsert for upsert in batch if isinstance(upsert, Upsert)]

@@ -1,5 +1,6 @@
 """What is sent and what is received: upserts, replies, and the errors in between."""
 
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -11,13 +12,23 @@ from typing import Any, Literal, Self, TypeAlias
 from uuid import uuid4
 
 from task_activity_log import wire
-from task_activity_log.message import ERROR_CODE, OUTCOME, PERSISTENT, UPDATE_MODE, VERSION, Delivery, Properties
+from task_activity_log.message import (
+    ERROR_CODE,
+    IGNORED,
+    OUTCOME,
+    PERSISTENT,
+    UPDATE_MODE,
+    VERSION,
+    Delivery,
+    Properties,
+)
 from task_activity_log.problem import Code, Problem, Rejected
 from task_activity_log.rabbitmq.headers import encode
 from task_activity_log.record import Outcome, StoredTaskActivityLog, TaskActivityLog
 
 _NAMED = 3
 _SURELY_SHORT = 60
+_PRIORITY_MAX = 255
 _HEADER_MAX = 100_000
 """Bytes that fit one frame, with what the broker adds."""
 
@@ -83,9 +94,13 @@ class Upsert:
     content_encoding: str | None = None
     source: str = ""
     """Where it came from, for whoever reads the answer. Not sent."""
+    priority: int | None = None
+    """From 0 to 255; None is the same as 4. What it does depends on the broker's version (docs/publishing.md)."""
 
     def __post_init__(self) -> None:
         """Raises `ValueError` for what AMQP cannot represent: texts that are too long or no text, a number that is too big."""
+        if self.priority is not None and not 0 <= self.priority <= _PRIORITY_MAX:
+            raise ValueError("priority should be an integer from 0 to 255")
         plain = self.message_id.isascii() and self.content_type.isascii()  # half of a surrogate pair is no text
         if plain and not self.headers and not self.content_encoding and self._short <= _SURELY_SHORT:
             return
@@ -106,20 +121,30 @@ class Upsert:
         record: TaskActivityLog,
         *,
         message_id: str | None = None,
-        version: int | None = None,
+        version: int | Literal["clock"] | None = None,
         mode: Literal["replace", "merge"] | None = None,
+        priority: int | None = None,
     ) -> Self:
         """The request for a record: the fields that were set.
 
         Args:
             record: what to store.
             message_id: that of an earlier attempt; None makes a new one.
-            version: applied only if higher than every earlier version of this record (`x-version`).
+            version: applied only if higher than every earlier version of this record (`x-version`). `clock`: the present time in
+                microseconds, and more than each one before in this process.
             mode: whether a field that was not set becomes null (`replace`) or keeps its value (`merge`); None leaves
                 it to the worker's setting.
+            priority: see `Upsert.priority`.
         """
+        if version == "clock":
+            version = clock_version()
         headers = {name: value for name, value in ((VERSION, version), (UPDATE_MODE, mode)) if value is not None}
-        return cls(wire.encode(record, wire.JSON).body, message_id=message_id or str(uuid4()), headers=headers)
+        return cls(
+            wire.encode(record, wire.JSON).body,
+            message_id=message_id or str(uuid4()),
+            headers=headers,
+            priority=priority,
+        )
 
     def properties(self, reply_to: str | None, app_id: str) -> Properties:
         """The AMQP properties to send it with."""
@@ -128,6 +153,7 @@ class Upsert:
             content_encoding=self.content_encoding,
             headers=self.headers,
             delivery_mode=PERSISTENT,
+            priority=self.priority,
             reply_to=reply_to,
             message_id=self.message_id,
             timestamp=int(time.time()),
@@ -153,6 +179,8 @@ class Reply:
     """The request's correlation_id, else its message_id."""
     code: str | None = None
     """The error code of a rejection; None for a stored record."""
+    ignored: tuple[str, ...] = ()
+    """Names of members of the request that are not fields, and were ignored: probably misspelled ones."""
     published: datetime | None = None
     """When it was published, to the second."""
 
@@ -213,6 +241,7 @@ def _common(delivery: Delivery) -> dict[str, Any]:
         "message_id": properties.message_id,
         "correlation_id": properties.correlation_id,
         "code": None if code is None else str(code),
+        "ignored": tuple(filter(None, str(properties.headers.get(IGNORED, "")).split(", "))),
         "published": _instant(properties.sent),
     }
 
@@ -290,18 +319,62 @@ class Answer(Reply):
         return _problem(self)
 
 
-def request_of(record: Record) -> Upsert | Answer:
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How records are sent. They do not apply to an `Upsert`, which is sent as it is."""
+
+    message_id: str | None = None
+    version: int | Literal["clock"] | None = None
+    merge: bool | None = None
+    priority: int | None = None
+
+    def upsert(self, record: TaskActivityLog) -> Upsert:
+        """The request for a record. Raises `ValueError` if it cannot be encoded, or an option does not fit AMQP's limits."""
+        mode: Literal["replace", "merge"] | None = None
+        if self.merge is not None:
+            mode = "merge" if self.merge else "replace"
+        return Upsert.of(record, message_id=self.message_id, version=self.version, mode=mode, priority=self.priority)
+
+
+PLAIN = Options()
+
+
+def request_of(record: Record, options: Options = PLAIN) -> Upsert | Answer:
     """The request for it; or the answer, if the record has a value that cannot be encoded.
 
-    Raises `TypeError` for what is not a record.
+    Raises `TypeError` for what is not a record, and for an `Upsert` with options, which it would not have.
     """
     if isinstance(record, Upsert):
+        if options != PLAIN:
+            raise TypeError("an Upsert is sent as it is: give message_id, version, mode and priority to Upsert.of")
         return record
     if not isinstance(record, TaskActivityLog):
         raise TypeError(f"send a TaskActivityLog or an Upsert, not {type(record).__name__}")
     try:
-        return Upsert.of(record)
-    except ValueError:  # it was made without validation: `model_construct`, or a copy with updates
-        source = f"record {getattr(record, 'id', 'without an id')}"
-        problem = Problem(Code.INVALID_STRING, f"The {source} has a value that cannot be encoded.")
-        return Answer.not_sent(Upsert(b"", source=source), problem)
+        return options.upsert(record)
+    except ValueError:
+        if _is_encodable(record):
+            raise  # it is an option that does not fit
+    # It was made without validation: `model_construct`, or a copy with updates.
+    source = f"record {getattr(record, 'id', 'without an id')}"
+    problem = Problem(Code.INVALID_STRING, f"The {source} has a value that cannot be encoded.")
+    return Answer.not_sent(Upsert(b"", source=source), problem)
+
+
+def _is_encodable(record: TaskActivityLog) -> bool:
+    try:
+        return bool(wire.encode(record, wire.JSON).body)
+    except ValueError:
+        return False
+
+
+_clock = threading.Lock()
+_last_version = 0
+
+
+def clock_version() -> int:
+    """The present time in microseconds since 1970, and more than each one before in this process, also if the clock is set."""
+    global _last_version  # noqa: PLW0603 - one clock for all clients of a process
+    with _clock:
+        _last_version = max(_last_version + 1, time.time_ns() // 1_000)
+        return _last_version

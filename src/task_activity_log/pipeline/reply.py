@@ -10,6 +10,7 @@ from uuid import uuid4
 from task_activity_log import wire
 from task_activity_log.message import (
     ERROR_CODE,
+    IGNORED,
     OUTCOME,
     REJECTED,
     REPLACED_CHARACTERS,
@@ -43,7 +44,8 @@ class Reply:
     """If the request has a key, the same for each repeat, so that a subscriber can deduplicate."""
     type: str
     headers: dict[str, str]
-    """`x-outcome`; for a problem `x-error-code`; `x-replaced-characters` if any were replaced; trace context."""
+    """`x-outcome`; for a problem `x-error-code`; `x-replaced-characters` if any were replaced; `x-ignored` if members of the
+    request are not fields; trace context."""
     reply_to: str | None
     """Where the request asked the reply to be sent. The broker package decides whether it is sent there."""
     seed: bytes | None = None
@@ -62,6 +64,8 @@ def stored(request: Request[Delivery], applied: Applied, nulls: wire.Nulls) -> R
     headers = {OUTCOME: applied.outcome.value}
     if replaced:
         headers[REPLACED_CHARACTERS] = ", ".join(replaced)
+    if request.ignored:
+        headers[IGNORED] = ", ".join(request.ignored)
     return _reply(
         request.delivery,
         outcome=applied.outcome,

@@ -1,7 +1,7 @@
 """Decodes a delivery into a request: media type, update mode, version, request key, and the record."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from hashlib import sha256
@@ -41,6 +41,8 @@ class Request(Generic[D_co]):
     """`x-version`: the request is applied only if it is higher than every version applied to this id before."""
     key: UUID | None
     """The request key, which the inbox stores. None: the request is applied each time it is delivered."""
+    ignored: Sequence[str] = ()
+    """Names of members that are not fields, at most ten, in a form that a header can contain."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +86,9 @@ def decode(delivery: D, rules: Rules) -> Request[D]:
     if encoding and encoding.strip().lower() not in _ENCODINGS:
         _reject(Code.UNSUPPORTED_ENCODING, "Send the body as it is, neither compressed nor otherwise encoded.")
     text = wire.text(body, media)
+    ignored: list[str] = []
     try:
-        record = wire.decode(text, media.name, rules.naive_dates)
+        record = wire.decode(text, media.name, rules.naive_dates, ignored)
     except wire.InvalidFields:
         _directives(
             delivery.properties.headers, rules
@@ -96,7 +99,7 @@ def decode(delivery: D, rules: Rules) -> Request[D]:
         _reject(Code.MISROUTED, _MISROUTED.format(slot))
     message = message_id(delivery)
     key = None if message is None or _is_record_id(message, record.id) else _key(message, mode, version, body)
-    return Request(delivery, record, media.name, mode, version, key)
+    return Request(delivery, record, media.name, mode, version, key, ignored)
 
 
 def judge(body: bytes, properties: Properties, rules: Rules) -> TaskActivityLog | Problem:

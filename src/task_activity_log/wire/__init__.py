@@ -57,13 +57,14 @@ Nulls = Literal["emit", "omit"]
 """Whether the JSON of a stored record contains members with the value null."""
 
 
-def decode(text: str, name: str, naive: NaiveDates = "utc") -> TaskActivityLog:
+def decode(text: str, name: str, naive: NaiveDates = "utc", ignored: list[str] | None = None) -> TaskActivityLog:
     """The record in the text of a request. `name` is its media type without parameters.
 
+    The names of members that are not fields are added to `ignored`, at most ten, in a form that a header can contain.
     Absent fields are not in `model_fields_set`. Raises `Rejected`, or its subclass `InvalidFields` if the text parses as a
     record and only fields are invalid.
     """
-    return as_xml.decode(text, naive) if is_xml(name) else as_json.decode(text, naive)
+    return as_xml.decode(text, naive, ignored) if is_xml(name) else as_json.decode(text, naive, ignored)
 
 
 def record_id(body: bytes, content_type: str | None) -> UUID | None:

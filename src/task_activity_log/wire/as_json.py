@@ -7,6 +7,7 @@ is left to the complete one, `_members`, which knows every rule and is slower (s
 
 import json
 import re
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from functools import cache, partial
 from itertools import accumulate
@@ -34,9 +35,12 @@ MAX_DEPTH = 64
 """Maximum nesting depth of objects and arrays. The record itself is the first level."""
 
 
-def decode(text: str, naive: NaiveDates = "utc") -> TaskActivityLog:
-    """The record in a JSON text. Raises `Rejected`, or its subclass `InvalidFields` if only fields are invalid."""
-    return _usual(text, naive) or fields.record(TaskActivityLog, _members(text), _readers(naive))
+def decode(text: str, naive: NaiveDates = "utc", ignored: list[str] | None = None) -> TaskActivityLog:
+    """The record in a JSON text. The names of members that are not fields are added to `ignored`.
+
+    Raises `Rejected`, or its subclass `InvalidFields` if only fields are invalid.
+    """
+    return _usual(text, naive, ignored) or fields.record(TaskActivityLog, _members(text, ignored), _readers(naive))
 
 
 def decode_stored(text: str) -> StoredTaskActivityLog:
@@ -58,7 +62,7 @@ def encode(record: TaskActivityLog, *, omit_nulls: bool = False) -> fields.Encod
 # ---- the fast reader
 
 
-def _usual(text: str, naive: NaiveDates) -> TaskActivityLog | None:
+def _usual(text: str, naive: NaiveDates, ignored: list[str] | None = None) -> TaskActivityLog | None:
     """The record in a JSON text of the usual kind; None if the complete reader must decide.
 
     If two members have the same name, pydantic-core silently uses the last one. Quotation marks reveal that: each name and
@@ -90,8 +94,16 @@ def _usual(text: str, naive: NaiveDates) -> TaskActivityLog | None:
         value = found[name]
         if value is not None and value.tzinfo is not UTC:
             found[name] = values.in_utc(value if value.tzinfo else value.replace(tzinfo=UTC))
-    given.difference_update(others)
+    _leave_out(others, given, ignored)
     return TaskActivityLog.trusted(found, given)
+
+
+def _leave_out(others: Iterable[str], given: set[str], ignored: list[str] | None) -> None:
+    """Take the names of other members from those that are given, and note those that are not fields."""
+    given.difference_update(others)
+    for name in others:
+        if name not in _READ_ONLY:
+            fields.ignore(name, ignored)
 
 
 @cache
@@ -139,8 +151,8 @@ def _validator(naive: NaiveDates) -> SchemaValidator:
 # ---- the complete reader
 
 
-def _members(text: str) -> dict[str, Any]:
-    """The members of a JSON object that are fields of a record, by field. Unknown members are left out.
+def _members(text: str, ignored: list[str] | None = None) -> dict[str, Any]:
+    """The members of a JSON object that are fields of a record, by field. Unknown members are left out, and noted.
 
     Raises `Rejected` with `malformed_json`, `not_an_object` or `duplicate_field`.
     """
@@ -160,6 +172,8 @@ def _members(text: str) -> dict[str, Any]:
             if field in found:
                 repeated.add(field)
             found[field] = value
+        else:
+            fields.ignore(name, ignored)
     fields.check_unique(repeated, STORED_FIELDS)
     return found
 

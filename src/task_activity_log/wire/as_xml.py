@@ -32,12 +32,15 @@ ROOT: Final = "task_activity_log"
 INSTANCE: Final = "http://www.w3.org/2001/XMLSchema-instance"
 
 
-def decode(text: str, naive: NaiveDates = "utc") -> TaskActivityLog:
-    """The record in an XML text. Raises `Rejected`, or its subclass `InvalidFields` if only fields are invalid."""
+def decode(text: str, naive: NaiveDates = "utc", ignored: list[str] | None = None) -> TaskActivityLog:
+    """The record in an XML text. The names of elements that are not fields are added to `ignored`.
+
+    Raises `Rejected`, or its subclass `InvalidFields` if only fields are invalid.
+    """
     usual = _usual(text)
     if usual is not None:
         return fields.record(TaskActivityLog, usual, _text_readers(naive))
-    return fields.record(TaskActivityLog, _members(text), _readers(naive))
+    return fields.record(TaskActivityLog, _members(text, ignored), _readers(naive))
 
 
 def decode_stored(text: str) -> StoredTaskActivityLog:
@@ -154,7 +157,7 @@ class _Child(NamedTuple):
     siblings: _Siblings
 
 
-def _members(text: str) -> dict[str, _Child]:
+def _members(text: str, ignored: list[str] | None = None) -> dict[str, _Child]:
     """The children that are fields of a record, by field.
 
     Raises `Rejected` as `parse`, or with `wrong_root`, `malformed_xml` (text between the children) or `duplicate_field`.
@@ -175,6 +178,8 @@ def _members(text: str) -> dict[str, _Child]:
             if field in found:
                 repeated.add(field)
             found[field] = _Child(child, siblings)
+        elif "{" not in field:  # an element of another namespace is not meant for us
+            fields.ignore(field, ignored)
     fields.check_unique(repeated, STORED_FIELDS)
     return found
 

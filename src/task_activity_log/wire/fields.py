@@ -1,5 +1,6 @@
 """Makes a record from members by name, and names every invalid field (contract, sections 1 and 6)."""
 
+import re
 from collections.abc import Callable, Collection, Mapping
 from enum import Enum
 from typing import Any, NamedTuple, TypeVar, get_args
@@ -66,6 +67,21 @@ class InvalidFields(Rejected):
 
     It is raised only by the last check, so that the headers can be checked before (contract, section 2).
     """
+
+
+IGNORED_MAX, _NAME_MAX = 10, 64
+_UNUSUAL = re.compile(r"[^\w.:@$-]")
+
+
+def ignore(name: str, ignored: list[str] | None) -> None:
+    """Note the name of a member that is not a field: at most ten of them, each shortened, with ? for unusual characters.
+
+    Names that begin with $ are those of serializers ($id, $type), which no publisher means as a field.
+    """
+    if ignored is not None and len(ignored) < IGNORED_MAX and not name.startswith("$"):
+        shown = _UNUSUAL.sub("?", name[:_NAME_MAX])
+        if shown not in ignored:
+            ignored.append(shown)
 
 
 def bad(field: str, code: Code) -> FieldError:

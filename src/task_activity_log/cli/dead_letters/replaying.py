@@ -38,7 +38,7 @@ async def replay(
                     partitioned=partitioned_of(settings),
                     partitions_exchange=partitions_exchange_of(settings),
                     rate=rate,
-                    on_replayed=lambda _: bar.advance(bar.task_ids[0]),
+                    on_replayed=lambda _: bar.update(1),
                 )
             say(f"{count:,} replayed{others}; any that are rejected again become dead letters again")
         elif letters:
