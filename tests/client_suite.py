@@ -194,6 +194,13 @@ class PublisherSuite:
             with pytest.raises(ValueError, match="priority should be"):
                 await client.upsert(mine, priority=256)
 
+    async def test_members_that_are_not_fields_are_named(self, place: Place) -> None:
+        """With the answer to a request that is stored nevertheless."""
+        async with place.client() as client:
+            answer = await client.upsert(Upsert(b'{"id": "%s", "taskId": 1, "note": 2}' % str(uuid4()).encode()))
+            assert (answer.outcome, answer.ignored) == ("inserted", ("taskId", "note"))
+            assert (await client.upsert(record())).ignored == ()
+
     async def test_a_client_that_is_not_open_says_so_at_once(self, place: Place) -> None:
         """Before `async with`, and after it."""
         client = place.client()

@@ -17,7 +17,7 @@ import asyncpg
 import pytest
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 
-from task_activity_log.cli import terminal
+from task_activity_log.cli import complete_setting, terminal
 from task_activity_log.cli.codes import complete
 from task_activity_log.cli.publish import Publication
 from task_activity_log.rabbitmq.topology import Topology, declare
@@ -544,11 +544,13 @@ async def test_taking_only_some_replies_is_refused(amqp_url: str) -> None:
 # ---- dead letters
 
 
-async def reject(channel: AbstractChannel, name: str, body: str, code: str, **headers: Any) -> None:
+async def reject(
+    channel: AbstractChannel, name: str, body: str, code: str, /, content_type: str = "application/json", **headers: Any
+) -> None:
     """Publish a dead letter to the queue where the worker would publish it."""
     message = aio_pika.Message(
         body.encode(),
-        content_type="application/json",
+        content_type=content_type,
         message_id=name,
         app_id="crm",
         headers={"x-error-code": code, "x-error-detail": "Why not.", "x-first-seen": "2026-01-01T00:00:00Z", **headers},
@@ -570,7 +572,8 @@ async def test_dead_letters_are_listed_shown_and_exported(
     """Listing, showing and exporting leave dead letters in the queue, and `publish` accepts the exported file."""
     await reject(channel, "one", '{"id": "nope", "subject": "\x1b]0;"}', "invalid_uuid")
     await reject(channel, "two", line(), "refused_by_database")
-    await reject(channel, "three", line(), "refused_by_database", **{"x-version": 3})
+    versioned: dict[str, Any] = {"x-version": 3}
+    await reject(channel, "three", line(), "refused_by_database", **versioned)
     file = tmp_path / "letters.jsonl"
     listed = await command("dead-letters", "list", AMQP_URL=amqp_url)
     assert [row.split("\t")[:3] for row in listed.lines] == [
@@ -678,7 +681,8 @@ async def test_a_replay_over_a_newer_row_needs_a_flag(
     await connection.execute("INSERT INTO task_activity_log (id) VALUES ($1)", json.loads(body)["id"])
     await connection.close()
     await reject(channel, "plain", body, "refused_by_database")
-    await reject(channel, "versioned", body, "refused_by_database", **{"x-version": 3})
+    versioned: dict[str, Any] = {"x-version": 3}
+    await reject(channel, "versioned", body, "refused_by_database", **versioned)
     said = await command("dead-letters", "replay", "--all", AMQP_URL=amqp_url, DATABASE_URL=database_url)
     assert (said.code, await names(channel, TOPOLOGY.requests_queue)) == (3, ["versioned"])
     assert "plain: kept, as its row has changed at" in said.err
@@ -767,3 +771,90 @@ async def test_mistakes_with_dead_letters_are_reported_in_one_line(channel: Abst
         assert said.err.count("\n") == 1
         assert "secret" not in said.err
     assert await names(channel, TOPOLOGY.dead_letters_queue) == ["a"]
+
+
+async def test_a_message_id_may_be_shortened(channel: AbstractChannel, amqp_url: str) -> None:
+    """As long as it is the beginning of one dead letter only, and four characters long."""
+    for name in ("781361cc-1", "781361cc-2", "abcd"):
+        await reject(channel, name, line(), "refused_by_database")
+    said = await command("dead-letters", "show", "781361cc-2", AMQP_URL=amqp_url)
+    assert (said.code, "781361cc-2" in said.out, "781361cc-1" in said.out) == (0, True, False)
+    await reject(channel, "f00dcafe-3", line(), "refused_by_database")
+    said = await command("dead-letters", "discard", "f00dc", "--yes", AMQP_URL=amqp_url)
+    assert (said.code, said.err) == (0, "task-activity-log: 1 discarded\n")
+    said = await command("dead-letters", "discard", "781361", "--yes", AMQP_URL=amqp_url)
+    assert (said.code, "is the beginning of 2 message ids: 781361cc-1, 781361cc-2" in said.err) == (2, True)
+    said = await command("dead-letters", "show", "abc", AMQP_URL=amqp_url)
+    assert (said.code, "abc: no such dead letter" in said.err) == (1, True)
+    assert sorted(map(str, await names(channel, TOPOLOGY.dead_letters_queue))) == ["781361cc-1", "781361cc-2", "abcd"]
+
+
+async def test_dead_letters_whose_record_was_stored_since_can_be_discarded(
+    channel: AbstractChannel, amqp_url: str, database_url: str
+) -> None:
+    """What a publisher has corrected and sent again. Whatever else is wrong with the message, its id is read."""
+    corrected, older, never = (str(uuid4()) for _ in range(3))
+    connection = await asyncpg.connect(database_url)
+    for identifier in (corrected, older):
+        await connection.execute("INSERT INTO task_activity_log (id) VALUES ($1)", identifier)
+    await connection.close()
+    before, after = "2020-01-01T00:00:00+00:00", "2100-01-01T00:00:00+00:00"
+    await reject(
+        channel, "a", json.dumps({"ID": corrected, "due_date": "no"}), "invalid_date", **{"x-last-seen": before}
+    )
+    body = f"<task_activity_log><id>{corrected}</id><is_closed>no</is_closed></task_activity_log>"
+    await reject(channel, "b", body, "invalid_boolean", content_type="application/xml", **{"x-last-seen": before})
+    await reject(channel, "c", json.dumps({"id": older}), "invalid_date", **{"x-last-seen": after})
+    await reject(channel, "d", json.dumps({"id": never}), "invalid_date", **{"x-last-seen": before})
+    await reject(channel, "e", "[]", "not_an_object", **{"x-last-seen": before})
+    services: dict[str, Any] = {"AMQP_URL": amqp_url, "DATABASE_URL": database_url}
+    said = await command("dead-letters", "list", "--answered", "--json", **services)
+    assert sorted(json.loads(each)["message_id"] for each in said.lines) == ["a", "b"]
+    assert (await command("dead-letters", "discard", "--answered", "--yes", AMQP_URL=amqp_url)).code == 2
+    said = await command("dead-letters", "discard", "--answered", "--yes", **services)
+    assert (said.code, said.err) == (0, "task-activity-log: 2 discarded\n")
+    assert sorted(map(str, await names(channel, TOPOLOGY.dead_letters_queue))) == ["c", "d", "e"]
+    said = await command(
+        "dead-letters", "list", "--answered", AMQP_URL=amqp_url, DATABASE_URL="postgresql://127.0.0.1:1/nobody"
+    )
+    assert (said.code, "cannot find out which records were stored since: connection refused" in said.err) == (1, True)
+
+
+# ---- settings and schema
+
+
+async def test_settings_are_listed_with_their_origin_and_without_secrets(tmp_path: Path) -> None:
+    """Values, defaults, and where they come from; one in full; an unknown one with what was meant."""
+    file = tmp_path / "url"
+    file.write_text("postgresql://me:secret@db:5432/app?password=secret")
+    variables: dict[str, Any] = {
+        "AMQP_URL": "amqp://me:secret@mq:5672/%2F",
+        "DATABASE_URL_FILE": str(file),
+        "WORKER_BATCH_MAX": "7",
+    }
+    said = await command("settings", **variables)
+    rows = {row[0]: row[1:] for row in (each.split("\t") for each in said.lines)}
+    assert rows["AMQP_URL"] == ["amqp://…@mq:5672/%2F", "", "environment"]
+    assert rows["DATABASE_URL"] == ["postgresql://…@db:5432/app", "", str(file)]
+    assert rows["WORKER_BATCH_MAX"] == ["7", "500", "environment"]
+    assert rows["WORKER_SINGLE_ACTIVE_CONSUMER"] == ["false", "false", "default"]
+    assert "secret" not in said.out
+    changed = await command("settings", "--changed", **variables)
+    assert [each.split("\t")[0] for each in changed.lines[1:]] == ["AMQP_URL", "DATABASE_URL", "WORKER_BATCH_MAX"]
+    hidden = await command("settings", DATABASE_URL="host=db password=secret dbname=app")
+    assert "secret" not in hidden.out
+    said = await command("settings", "worker_replies")
+    assert "one of: reply_to, both" in said.out
+    assert "sent only there" in said.out
+    said = await command("settings", "WORKER_BATCHMAX")
+    assert (said.code, "did you mean WORKER_BATCH_MAX?" in said.err) == (2, True)
+    assert complete_setting("worker_b") == ["WORKER_BATCH_MAX", "WORKER_BODY_LIMIT_BYTES"]
+    assert (await command("settings", WORKER_BATCH_MAX="none")).code == 2
+
+
+async def test_migrate_says_what_it_did(empty_database_url: str) -> None:
+    """It made the schema, or there was nothing to do."""
+    first = await command("migrate", DATABASE_URL=empty_database_url)
+    again = await command("migrate", DATABASE_URL=empty_database_url)
+    assert first.out.startswith("The schema was created. It is at revision ")
+    assert again.out.startswith("Nothing to do: the schema is at revision ")

@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 
 from task_activity_log.cli.check import table
-from task_activity_log.cli.check.broker import judge_nodes, judge_sizes
+from task_activity_log.cli.check.broker import judge_nodes, judge_sizes, judge_workers
 from task_activity_log.cli.check.finding import Finding
-from task_activity_log.cli.check.limits import Limits, judge_kept, judge_requests
+from task_activity_log.cli.check.limits import Limits, judge_kept, judge_length, judge_requests
 from task_activity_log.cli.check.members import judge_members
 from task_activity_log.cli.check.partitions import has_another_number
 from task_activity_log.cli.check.permissions import allows, lacking, needed
@@ -317,3 +317,39 @@ def test_another_number_of_partitions_is_noticed(partitions: int, existing: int,
     names = (queue_of(topology.requests_queue, number) for number in range(partitions + 1))
     queues = {name: Queue(0, 0) if number < existing else None for number, name in enumerate(names)}
     assert has_another_number(queues, topology) == expected
+
+
+@pytest.mark.parametrize(
+    ("policy", "details", "found"),
+    [
+        ({"max-length": 5, "overflow": "reject-publish"}, {"messages": 5}, "is full: 5 of 5 messages"),
+        ({"max-length": 5, "overflow": "reject-publish"}, {"messages": 4}, None),
+        ({"max-length": 5}, {"messages": 5}, None),
+        ({"max-length": 5, "overflow": "drop-head"}, {"messages": 5}, None),
+        ({"max-length-bytes": 100, "overflow": "reject-publish"}, {"message_bytes": 100}, "is full: 100 of 100 bytes"),
+        ({"max-length": 5, "overflow": "reject-publish"}, {"messages": None}, None),
+        ({}, {"messages": 5}, None),
+    ],
+)
+def test_a_full_queue_that_refuses_is_broken(
+    policy: dict[str, Any], details: dict[str, Any], found: str | None
+) -> None:
+    """Workers hold while the replies queue is full. One that drops its oldest messages refuses nothing."""
+    details = {"type": "quorum", "arguments": {}, "effective_policy_definition": policy, **details}
+    shown = [one.found for one in judge_length("queue", details, Limits(details, "3.13.1"), "workers hold")]
+    assert shown == ([found] if found else [])
+
+
+def test_the_workers_are_counted_by_release() -> None:
+    """By their connections for requests; those of older releases do not say theirs."""
+    name = {"connection_name": "task-activity-log-worker intake"}
+    connections: list[dict[str, Any]] = [
+        {"client_properties": {**name, "release": "1.2"}},
+        {"client_properties": {**name, "release": "1.2"}},
+        {"client_properties": name},
+        {"client_properties": {"connection_name": "task-activity-log-worker replies", "release": "1.2"}},
+        {"client_properties": None},
+    ]
+    [finding] = judge_workers(connections)
+    assert (finding.verdict, finding.found) == ("fine", "3 connected: 2 of release 1.2, 1 of release unknown")
+    assert [each.found for each in judge_workers([])] == ["none is connected"]

@@ -8,6 +8,7 @@ resend         publishes records as they are now, for subscribers that have miss
 codes          error codes on the command line
 times          durations and instants on the command line
 dead_letters/  inspects, replays, exports and discards rejected messages
+settings_list  prints the settings, and where their values come from
 partitions     shows and changes the number of partitions
 console        starts the web console
 check/         checks that everything a worker needs is in place
@@ -35,6 +36,7 @@ from task_activity_log.cli.exit_codes import INTERRUPTED, WRONG_USE, fail, guard
 from task_activity_log.cli.terminal import print_data, say
 from task_activity_log.cli.times import since as since_
 from task_activity_log.record import Outcome
+from task_activity_log.settings import Settings, variable
 
 CONTRACT_FILES: Final = {
     "asyncapi": "asyncapi.json",
@@ -44,6 +46,12 @@ CONTRACT_FILES: Final = {
     "xsd-problem": "problem.xsd",
 }
 """What `contract` prints, and the files in `contract/` that have it."""
+
+
+def complete_setting(incomplete: str) -> list[str]:
+    """The settings that begin with this, for the Tab key."""
+    return [name for name in map(variable, Settings.model_fields) if name.startswith(incomplete.upper())]
+
 
 app = typer.Typer(
     help="Consumes task_activity_log upserts from RabbitMQ, stores them in PostgreSQL and answers with the stored record."
@@ -116,15 +124,20 @@ def migrate(
     from task_activity_log.problem import Unavailable
     from task_activity_log.wiring import connector_of
 
+    before: list[str | None] = []
     if sql:
         print_data(migrations.as_sql(), end=b"")
         return
     settings = settings_or_exit("database_url")
     try:
-        revision = migrations.migrate(connector_of(settings))
+        revision = migrations.migrate(connector_of(settings), on_found=before.append)
     except Unavailable as error:
         fail(f"not migrated: {error.reason}")
-    print(f"The schema is at revision {revision}.")
+    if before == [revision]:
+        print(f"Nothing to do: the schema is at revision {revision} already.")
+    else:
+        made = f"upgraded from revision {before[0]}" if before and before[0] else "created"
+        print(f"The schema was {made}. It is at revision {revision}.")
 
 
 @app.command(short_help="Publish records from files and print the replies.")
@@ -394,6 +407,30 @@ def console(
         print_password_line(password_for, roles)
     else:
         serve(settings_or_exit("amqp_url"))
+
+
+@app.command("settings", short_help="Print all settings, and where their values come from.")
+def settings_(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[NAME]...", help="Print these in full, with their meaning.", autocompletion=complete_setting
+        ),
+    ] = None,
+    *,
+    changed: Annotated[bool, typer.Option("--changed", help="Only those that are set.")] = False,
+) -> None:
+    """Print all settings with value, default, and where the value comes from: the environment or a file. Secrets are hidden.
+
+    \b
+    Examples:
+      task-activity-log settings
+      task-activity-log settings --changed
+      task-activity-log settings WORKER_BATCH_MAX
+    """
+    from task_activity_log.cli.settings_list import show
+
+    sys.exit(show(settings_or_exit(), names or (), changed=changed))
 
 
 @app.command(short_help="Check that everything a worker needs is in place.")

@@ -32,6 +32,7 @@ subscription   the subscriber's loop
 news           which replies a subscriber has not seen yet
 routing        by record to partitions, or all to one queue
 dead_letters   borrow the dead letters, replay and remove them
+record_id      the id of the record in a message that may be invalid otherwise
 snapshots      records as they are now, as replies
 connections    the first connection succeeds or fails at once; later ones are opened again
 messages       what is sent and what is received

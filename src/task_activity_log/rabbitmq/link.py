@@ -26,6 +26,7 @@ from aiormq.exceptions import (
 )
 from yarl import URL
 
+from task_activity_log import __version__
 from task_activity_log.aio import Backoff
 from task_activity_log.hosts import Hosts, vhost
 from task_activity_log.problem import Unavailable
@@ -197,7 +198,7 @@ async def _open(
     connection = _Connection(
         url.update_query(heartbeat=options.heartbeat_seconds),
         ssl_context=options.tls.context() if options.tls else None,
-        client_properties={"connection_name": f"{options.program} {purpose}"},
+        client_properties={"connection_name": f"{options.program} {purpose}", "release": __version__},
     )
     connection.kwargs |= {"transport_factory": factory, "vhost": vhost(str(url))}
     try:

@@ -2,12 +2,13 @@
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from task_activity_log.cli.check.finding import Finding
-from task_activity_log.cli.check.limits import Limits, judge_kept, judge_requests, number, wrong_type
+from task_activity_log.cli.check.limits import Limits, judge_kept, judge_length, judge_requests, number, wrong_type
 from task_activity_log.cli.check.management import Management, ManagementError
 from task_activity_log.cli.check.members import judge_members
 from task_activity_log.cli.check.partitions import has_another_number, judge_consumers, judge_number, judge_slots
@@ -26,6 +27,9 @@ _STATUS_FROM = (4, 0)
 """From this version on, the management API shows the state of each member of a quorum queue."""
 _COUNTED_WITHIN_SECONDS = 12.0
 """A queue that was declared just now is shown with its number of messages after this time."""
+_WORKERS_CONNECTION = "task-activity-log-worker intake"
+_HELD = "workers hold, and settle nothing"
+_FULL = "publishers are refused"
 _NO_PARTITION_HANDLING_FROM = (4, 3)
 _LARGEST_FROM_4, _LARGEST_BEFORE = 16 * 2**20, 128 * 2**20
 """The default of the broker's `max_message_size`. The value in force is not shown."""
@@ -120,6 +124,7 @@ def _judge_management(
                     shown.add(finding)
                     yield finding
         yield from _judge_bindings(management, vhost, sight, settings)
+        yield from judge_workers(management.get("vhosts", vhost, "connections") or [])
         yield from judge_nodes(management.get("nodes") or [], sight.version)
     except ManagementError as error:
         advice = "check MANAGEMENT_URL: its user needs the tag monitoring and access to the virtual host"
@@ -145,7 +150,9 @@ def _judge_queue(
     what = f"queue {name}"
     yield from judge_members(what, details, members, patient=patient)
     judge = judge_requests if name in topology.request_queues else judge_kept
-    for finding in judge(what, Limits(details, version), settings):
+    limits = Limits(details, version)
+    yield from judge_length(what, details, limits, _FULL if name in topology.request_queues else _HELD)
+    for finding in judge(what, limits, settings):
         if finding.verdict != "fine" or name not in topology.partition_queues:
             yield finding
 
@@ -192,6 +199,20 @@ def _judge_bindings(management: Management, vhost: str, sight: BrokerState, sett
         found = management.get("bindings", vhost, "e", exchange, "q", queue) or []
         if not any(binding.get("routing_key") == key for binding in found):
             yield _missing(f"binding {exchange} → {queue}", settings, f"bind it with the key {key}")
+
+
+def judge_workers(connections: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
+    """Which workers are connected, by release, as their connections for requests show it."""
+    found: Counter[str] = Counter()
+    for each in connections:
+        properties = each.get("client_properties") or {}
+        if properties.get("connection_name") == _WORKERS_CONNECTION:
+            found[str(properties.get("release") or "unknown")] += 1
+    if found:
+        releases = ", ".join(f"{count} of release {release}" for release, count in sorted(found.items()))
+        yield Finding("fine", "workers", f"{found.total()} connected: {releases}")
+    else:
+        yield Finding("fine", "workers", "none is connected")
 
 
 def judge_nodes(nodes: Sequence[Mapping[str, Any]], version: str) -> Iterator[Finding]:

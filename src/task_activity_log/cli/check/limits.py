@@ -54,6 +54,9 @@ class Limits:
         return self.kind == "quorum" and number(self._version) >= _PRIORITIES_FROM
 
 
+_REFUSES = ("reject-publish", "reject-publish-dlx")
+
+
 def judge_requests(what: str, limits: Limits, settings: Settings) -> Iterator[Finding]:
     """The queue of the requests."""
     if limits.kind != "quorum":
@@ -100,6 +103,17 @@ def judge_kept(what: str, limits: Limits, _settings: Settings) -> Iterator[Findi
     if limits.delays_retries:
         advice = "each inspection hides messages for a while: exclude the queue from the policy with delayed-retry-type"
         yield Finding("warning", what, "delays what is returned", advice)
+
+
+def judge_length(what: str, details: Mapping[str, Any], limits: Limits, effect: str) -> Iterator[Finding]:
+    """Whether a queue is full, so that it refuses what is published; `effect` says what follows."""
+    if limits.get("overflow") not in _REFUSES:
+        return
+    for limit, held, unit in (("max-length", "messages", "messages"), ("max-length-bytes", "message_bytes", "bytes")):
+        most, found = limits.get(limit), details.get(held)
+        if isinstance(most, int) and isinstance(found, int) and found >= most:
+            advice = f"{effect}: have it read, or raise {limit} in the policy that limits it"
+            yield Finding("broken", what, f"is full: {found:,} of {most:,} {unit}", advice)
 
 
 def wrong_type(what: str, kind: str) -> Finding:

@@ -23,7 +23,10 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-Ids = Annotated[list[str] | None, typer.Argument(help="Message ids, as shown by `list --each`.", show_default=False)]
+Ids = Annotated[
+    list[str] | None,
+    typer.Argument(help="Message ids from `list --each`, or their beginnings.", show_default=False),
+]
 Codes = Annotated[
     list[str] | None,
     typer.Option(
@@ -42,6 +45,10 @@ Older = Annotated[
 Newer = Annotated[
     str, typer.Option(help="Only those first rejected less than this long ago: 30s, 15m, 2h or 7d.", show_default=False)
 ]
+Answered = Annotated[
+    bool,
+    typer.Option("--answered", help="Only those whose record was stored since they were rejected. Needs DATABASE_URL."),
+]
 All = Annotated[bool, typer.Option("--all", help="All dead letters.")]
 
 
@@ -52,6 +59,7 @@ def _select(
     publishers: Publishers = None,
     older_than: Older = "",
     newer_than: Newer = "",
+    answered: Answered = False,
     everything: All = False,
 ) -> "Selection":
     """The dead letters that these options select; exits if none of them is given."""
@@ -62,13 +70,14 @@ def _select(
         older, newer = seconds(older_than), seconds(newer_than)
     except ValueError as error:
         fail(str(error), WRONG_USE)
-    settings = settings_or_exit("amqp_url")
-    if not (ids or codes or publishers or older_than or newer_than or everything):
+    settings = settings_or_exit("amqp_url", *(("database_url",) if answered else ()))
+    if not (ids or codes or publishers or older_than or newer_than or answered or everything):
         fail(
-            "select dead letters by message id, --code, --publisher, --older-than or --newer-than, or pass --all",
+            "select dead letters by message id, --code, --publisher, --older-than, --newer-than or --answered, or pass --all",
             WRONG_USE,
         )
-    return Selection(settings, frozenset(ids or ()), frozenset(codes or ()), frozenset(publishers or ()), older, newer)
+    names, chosen = frozenset(ids or ()), frozenset(codes or ())
+    return Selection(settings, names, chosen, frozenset(publishers or ()), older, newer, answered)
 
 
 def _selecting(
@@ -200,6 +209,7 @@ def discard(
     \b
     Examples:
       task-activity-log dead-letters discard --older-than 30d --export old.jsonl
+      task-activity-log dead-letters discard --answered --export corrected.jsonl
       task-activity-log dead-letters discard --publisher crm-test --yes
     """
     from task_activity_log.cli.dead_letters import listing

@@ -3,10 +3,11 @@
 import asyncio
 import random
 from collections import Counter
-from collections.abc import AsyncIterator, Container, Sequence
+from collections.abc import AsyncIterator, Container, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from uuid import UUID
 
 from task_activity_log.cli.codes import DEAD_LETTER_CODES, unknown
 from task_activity_log.cli.exit_codes import DONE, FAILED, WRONG_USE, fail
@@ -14,9 +15,13 @@ from task_activity_log.cli.terminal import say
 from task_activity_log.cli.times import UNITS
 from task_activity_log.client import ClientError
 from task_activity_log.client.dead_letters import DeadLetter, Loan, borrow_dead_letters
+from task_activity_log.client.record_id import record_id
+from task_activity_log.problem import Unavailable
 from task_activity_log.settings import Settings
-from task_activity_log.wiring import link_of
+from task_activity_log.wiring import link_of, store_of
 
+_PREFIX_MIN = 4
+"""How many characters of a message id are enough to find it."""
 _WAITS = (0.5, 1.0, 2.0, 2.0, 2.0)
 """How many seconds to wait before the queue is looked at again, because others have what is looked for."""
 
@@ -31,6 +36,8 @@ class Selection:
     publishers: frozenset[str]
     older_than: float | None
     newer_than: float | None
+    answered: bool = False
+    """Only those whose record was stored since they were rejected."""
     now: datetime = field(default_factory=lambda: datetime.now(UTC))
 
     def __contains__(self, letter: DeadLetter) -> bool:
@@ -69,6 +76,8 @@ class Selection:
         """
         every, others = asyncio.run(self._all())
         letters = [letter for letter in every if letter in self]
+        if self.answered:
+            letters = asyncio.run(self._answered(letters))
         if others and not letters:
             raise ClientError(f"nothing was found, but other consumers ({others:,}) have dead letters: run it again")
         present = {letter.name for letter in every}
@@ -81,6 +90,28 @@ class Selection:
             say(f"none of the {len(every):,} dead letters match" if every else "there are no dead letters")
         return letters
 
+    def _complete_names(self, every: Sequence[DeadLetter]) -> None:
+        """Replace each name that is the beginning of just one by that one. Exits if it is the beginning of several."""
+        names = {letter.name for letter in every}
+        for name in self.names - names:
+            found = sorted(one for one in names if one.startswith(name)) if len(name) >= _PREFIX_MIN else []
+            if len(found) > 1:
+                fail(f"{name} is the beginning of {len(found):,} message ids: {', '.join(found[:3])}, …", WRONG_USE)
+            if found:
+                object.__setattr__(self, "names", self.names - {name} | {found[0]})
+
+    async def _answered(self, letters: Sequence[DeadLetter]) -> list[DeadLetter]:
+        """Those whose record was modified in the database after they were rejected."""
+        ids = {letter.key: record_id(letter.body, letter.properties.content_type) for letter in letters}
+        store = store_of(self.settings)
+        try:
+            modified = await store.modified(sorted({one for one in ids.values() if one is not None}))
+        except Unavailable as error:
+            raise ClientError(f"cannot find out which records were stored since: {error.reason}") from None
+        finally:
+            await store.close()
+        return [letter for letter in letters if _is_later(modified, ids[letter.key], letter.since)]
+
     async def _all(self) -> tuple[list[DeadLetter], int]:
         """All dead letters that are not with other consumers, and how many others there are.
 
@@ -90,6 +121,7 @@ class Selection:
         for wait in (*_WAITS, None):
             async with borrow_dead_letters(link_of(self.settings), queue) as loan:
                 letters = [letter async for letter in loan]
+            self._complete_names(letters)
             found = {letter.name for letter in letters if letter in self}
             if not loan.others or (found and self.names <= found) or wait is None:
                 break
@@ -121,3 +153,8 @@ class Selection:
                     left[letter.key] -= 1
                     found.append(letter)
             return await loan.remove(found)
+
+
+def _is_later(modified: Mapping[UUID, datetime], record: UUID | None, since: datetime | None) -> bool:
+    """Whether this record was modified after that."""
+    return since is not None and record is not None and record in modified and modified[record] > since

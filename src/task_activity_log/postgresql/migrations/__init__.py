@@ -9,11 +9,13 @@ versions/  the revisions
 import asyncio
 import io
 import threading
+from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
 
 from alembic import command
 from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util.exc import CommandError
 from sqlalchemy import Connection
@@ -38,7 +40,12 @@ _ONE_IN_THIS_PROCESS = threading.Lock()
 """Alembic keeps its state in a module, so one process can migrate only one database at a time."""
 
 
-def migrate(database: str | Connector, *, command_timeout: float = 600.0) -> str:
+def migrate(
+    database: str | Connector,
+    *,
+    command_timeout: float = 600.0,
+    on_found: Callable[[str | None], None] = lambda _: None,
+) -> str:
     """Upgrade the schema and return its revision. It succeeds or fails as a whole, and is safe to repeat or run in parallel.
 
     It runs its own event loop, so it cannot be called from a running one.
@@ -46,11 +53,13 @@ def migrate(database: str | Connector, *, command_timeout: float = 600.0) -> str
     Args:
         database: how to connect, or a connection string as in `libpq`; with a role that may create tables.
         command_timeout: seconds allowed for a statement, including the time it waits for another migration.
+        on_found: called with the revision that the schema has before; None if there is none.
 
     Raises:
         Unavailable: the schema was not upgraded. The reason is one line for people.
     """
     connector = Connector(database) if isinstance(database, str) else database
+    found: list[str | None] = []
 
     async def upgrade() -> None:
         # A connection string means the same here as for the worker, because this opens the connection.
@@ -60,7 +69,7 @@ def migrate(database: str | Connector, *, command_timeout: float = 600.0) -> str
         )
         try:
             async with engine.begin() as connection:
-                await connection.run_sync(_upgrade)
+                await connection.run_sync(_upgrade, found)
         finally:
             await engine.dispose()
 
@@ -76,6 +85,7 @@ def migrate(database: str | Connector, *, command_timeout: float = 600.0) -> str
     except DBAPIError as error:
         failure = _explain(error)
     else:
+        on_found(found[0])
         return head()
     raise Unavailable(failure)
 
@@ -97,7 +107,9 @@ def known() -> set[str]:
     return {script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()}
 
 
-def _upgrade(connection: Connection) -> None:
+def _upgrade(connection: Connection, found: list[str | None]) -> None:
+    context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
+    found.append(context.get_current_revision())
     command.upgrade(_config(attributes={"connection": connection}), "head")
 
 

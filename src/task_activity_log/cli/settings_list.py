@@ -1,0 +1,70 @@
+"""`task-activity-log settings`: all settings with value, default, and where the value comes from."""
+
+import difflib
+import os
+from collections.abc import Sequence
+from typing import Any, get_args
+
+from pydantic import SecretStr
+
+from task_activity_log.cli.exit_codes import DONE, WRONG_USE
+from task_activity_log.cli.terminal import say, table
+from task_activity_log.settings import Settings, variable
+from task_activity_log.telemetry.logs import address
+
+_COLUMNS = ("setting", "value", "default", "from")
+
+
+def show(settings: Settings, names: Sequence[str], *, changed: bool) -> int:
+    """Print all settings, or those that are set; with `names`, what these mean as well. Returns the exit code."""
+    fields = {variable(field): field for field in Settings.model_fields}
+    unknown = [name for name in names if name.upper() not in fields]
+    for name in unknown:
+        close = difflib.get_close_matches(name.upper(), fields, n=1)
+        say(f"{name}: unknown setting" + (f"; did you mean {close[0]}?" if close else ""))
+    if unknown:
+        return WRONG_USE
+    if names:
+        print("\n\n".join(_in_full(settings, fields[name.upper()]) for name in names))
+        return DONE
+    rows = [_row(settings, field) for field in fields.values()]
+    table(_COLUMNS, [row for row in rows if not changed or row[3] != "default"])
+    return DONE
+
+
+def _row(settings: Settings, field: str) -> tuple[str, str, str, str]:
+    return (
+        variable(field),
+        _shown(getattr(settings, field)),
+        _shown(Settings.model_fields[field].default),
+        _origin(settings, field),
+    )
+
+
+def _origin(settings: Settings, field: str) -> str:
+    """Where the value comes from: its file, `environment` or `default`."""
+    if field not in settings.model_fields_set:
+        return "default"
+    return os.environ.get(f"{variable(field)}_FILE") or "environment"
+
+
+def _in_full(settings: Settings, field: str) -> str:
+    """One setting, with its meaning and the values that it can have."""
+    name, value, default, origin = _row(settings, field)
+    found = Settings.model_fields[field]
+    choices = [choice for choice in get_args(found.annotation) if isinstance(choice, str)]
+    one_of = f"\n  one of: {', '.join(choices)}" if choices else ""
+    meaning = " ".join((found.description or "").split())
+    return f"{name}={value}\n  from: {origin}; default: {default or 'none'}{one_of}\n  {meaning}"
+
+
+def _shown(value: Any) -> str:
+    """A value as it is written in the environment. Of a URL only the server and the path are shown: the rest may be secret."""
+    if value is None:
+        return ""
+    if isinstance(value, SecretStr):
+        url = value.get_secret_value()
+        return f"{url.partition('://')[0]}://…@{address(url)}" if "://" in url else "(hidden)"
+    if isinstance(value, tuple):
+        return ",".join(value)
+    return str(value).lower() if isinstance(value, bool) else str(value)
