@@ -17,8 +17,9 @@ import asyncpg
 import pytest
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 
-from task_activity_log.cli import complete_setting, terminal
+from task_activity_log.cli import terminal
 from task_activity_log.cli.codes import complete
+from task_activity_log.cli.lookups import complete_setting
 from task_activity_log.cli.publish import Publication
 from task_activity_log.rabbitmq.topology import Topology, declare
 from tests.commands import COMMAND, World, command, end, start
@@ -858,3 +859,44 @@ async def test_migrate_says_what_it_did(empty_database_url: str) -> None:
     again = await command("migrate", DATABASE_URL=empty_database_url)
     assert first.out.startswith("The schema was created. It is at revision ")
     assert again.out.startswith("Nothing to do: the schema is at revision ")
+
+
+async def test_what_became_of_a_message_is_found(channel: AbstractChannel, amqp_url: str, database_url: str) -> None:
+    """By message_id, correlation_id or the record's id: the row, the dead letter, and a reply that waits. All of it stays."""
+    stored, other = str(uuid4()), str(uuid4())
+    connection = await asyncpg.connect(database_url)
+    await connection.execute("INSERT INTO task_activity_log (id, subject) VALUES ($1, 'a\x1bb')", stored)
+    await connection.close()
+    await reject(channel, "mine", json.dumps({"id": stored, "due_date": "no"}), "invalid_date")
+    await reject(channel, "another", json.dumps({"id": other}), "invalid_date")
+    exchange = await channel.get_exchange(TOPOLOGY.replies_exchange, ensure=False)
+    body = {"id": stored, "modified_dateutc": "2026-01-01T00:00:00Z"}
+    headers: Any = {"x-outcome": "inserted"}
+    message = aio_pika.Message(
+        json.dumps(body).encode(),
+        content_type="application/json",
+        headers=headers,
+        message_id="r",
+        correlation_id="earlier",
+    )
+    await exchange.publish(message, "stored.inserted")
+    services: dict[str, Any] = {"AMQP_URL": amqp_url, "DATABASE_URL": database_url}
+    for name, kinds in (
+        (stored, "row dead waiting"),
+        ("mine", "row dead"),
+        ("earlier", "row waiting"),
+        ("another", "dead"),
+    ):
+        said = await command("find", name, **services)
+        assert (said.code, [each.split()[0] for each in said.lines]) == (0, kinds.split())
+    said = await command("find", stored, **services)
+    assert said.lines[0].endswith("subject: a\\x1bb")
+    assert said.lines[1].startswith(
+        "dead letter mine: invalid_date since 2026-01-01T00:00:00+00:00, from crm: Why not."
+    )
+    assert "waiting reply r: inserted" in said.lines[2]
+    assert "answers message earlier" in said.lines[2]
+    nothing = await command("find", "nobody", **services)
+    assert (nothing.code, nothing.lines) == (1, [])
+    assert "nobody: no row, no dead letter and no waiting reply" in nothing.err
+    assert sorted(map(str, await names(channel, TOPOLOGY.dead_letters_queue))) == ["another", "mine"]

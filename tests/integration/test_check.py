@@ -309,6 +309,8 @@ async def test_the_permissions_of_the_commands_that_are_documented_are_enough(
             )
         user.may(**documented("dead-letters.md", "`list`, `show`, `export`, `discard`"))
         assert "no reason given" in (await run(0, "dead-letters", "list")).out
+        user.may(**documented("dead-letters.md", "`find`"))
+        await run(0, "find", "kept")
         user.may(**documented("dead-letters.md", "`replay`"))
         await run(0, "dead-letters", "replay", "--all", "--over-newer")
 

@@ -8,6 +8,8 @@ resend         publishes records as they are now, for subscribers that have miss
 codes          error codes on the command line
 times          durations and instants on the command line
 dead_letters/  inspects, replays, exports and discards rejected messages
+lookups        the commands settings and find, and their options
+find           what became of a message or a record
 settings_list  prints the settings, and where their values come from
 partitions     shows and changes the number of partitions
 console        starts the web console
@@ -33,10 +35,10 @@ from task_activity_log import __version__, streams
 from task_activity_log.cli.codes import CODES, complete, unknown
 from task_activity_log.cli.dead_letters.commands import app as dead_letters_app
 from task_activity_log.cli.exit_codes import INTERRUPTED, WRONG_USE, fail, guarded, output_lost, settings_or_exit
+from task_activity_log.cli.lookups import find, settings_
 from task_activity_log.cli.terminal import print_data, say
 from task_activity_log.cli.times import since as since_
 from task_activity_log.record import Outcome
-from task_activity_log.settings import Settings, variable
 
 CONTRACT_FILES: Final = {
     "asyncapi": "asyncapi.json",
@@ -46,12 +48,6 @@ CONTRACT_FILES: Final = {
     "xsd-problem": "problem.xsd",
 }
 """What `contract` prints, and the files in `contract/` that have it."""
-
-
-def complete_setting(incomplete: str) -> list[str]:
-    """The settings that begin with this, for the Tab key."""
-    return [name for name in map(variable, Settings.model_fields) if name.startswith(incomplete.upper())]
-
 
 app = typer.Typer(
     help="Consumes task_activity_log upserts from RabbitMQ, stores them in PostgreSQL and answers with the stored record."
@@ -409,28 +405,8 @@ def console(
         serve(settings_or_exit("amqp_url"))
 
 
-@app.command("settings", short_help="Print all settings, and where their values come from.")
-def settings_(
-    names: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[NAME]...", help="Print these in full, with their meaning.", autocompletion=complete_setting
-        ),
-    ] = None,
-    *,
-    changed: Annotated[bool, typer.Option("--changed", help="Only those that are set.")] = False,
-) -> None:
-    """Print all settings with value, default, and where the value comes from: the environment or a file. Secrets are hidden.
-
-    \b
-    Examples:
-      task-activity-log settings
-      task-activity-log settings --changed
-      task-activity-log settings WORKER_BATCH_MAX
-    """
-    from task_activity_log.cli.settings_list import show
-
-    sys.exit(show(settings_or_exit(), names or (), changed=changed))
+app.command("settings", short_help="Print all settings, and where their values come from.")(settings_)
+app.command("find", short_help="Find out what became of a message or a record.")(find)
 
 
 @app.command(short_help="Check that everything a worker needs is in place.")
