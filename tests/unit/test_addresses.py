@@ -1,6 +1,7 @@
 """Addresses that take no reply: which reply is tried when, and which is given up. Every time is a parameter."""
 
 from collections.abc import Sequence
+from random import Random
 
 import pytest
 
@@ -414,3 +415,61 @@ def test_the_longest_open_reply_makes_way_for_another_address() -> None:
     assert bench.due() == []
     bench.now += 30
     assert bench.due() == ["a"]
+
+
+def test_a_late_answer_to_a_first_copy_does_not_forget_the_replies_that_joined_meanwhile() -> None:
+    """A silent queue holds up a channel. A reply to another queue is published again apart, and the first copy is
+    confirmed when the silence ends. Its line was dropped by then, and there is another one for the same address."""
+    bench = Bench()
+    [twice] = bench.join("slow", "1")
+    assert bench.due() == ["1"]
+    bench.answer([twice], Fate.CONFIRMED)
+    bench.refused("slow", "2")
+    bench.answer([twice], Fate.CONFIRMED)
+    assert len(bench.addresses) == 1
+    bench.now += GIVE_UP
+    assert bench.done() == [("1", None), ("2", "refused")]
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_no_reply_is_ever_forgotten(seed: int) -> None:
+    """Whatever the answers are, how late and how often they come: each reply is confirmed or given up in the end."""
+    chance = Random(seed)
+    bench = Bench(count_max=12, size_max=100)
+    joined: list[Waiting[str]] = []
+    done: list[str] = []
+    answers = (Fate.CONFIRMED, Fate.NACKED, Fate.RETURNED, Fate.LOST, Fate.UNCONFIRMED)
+
+    def step() -> None:
+        bench.now += chance.choice((0.1, 1.0, 5.0))
+        bench.due()
+        if group := bench.addresses.next_group(bench.now):
+            tried = [bench.addresses.begin(line, bench.now)[0] for line in group]
+            if chance.random() < 0.5:
+                bench.addresses.ended(group, bench.now)
+            elif chance.random() < 0.3:
+                bench.addresses.put_back(group)
+            else:
+                bench.answer(tried, chance.choice(answers[:2]))
+        for one in chance.sample(joined, min(len(joined), 3)):
+            bench.answer([one], chance.choice(answers))
+        done.extend(item for item, _ in bench.done())
+
+    for number in range(200):
+        address = chance.choice((DIRECT, "full", "silent", "slow"))
+        [one] = bench.join(address, str(number))
+        joined.append(one)
+        match chance.randrange(4):
+            case 0:
+                bench.addresses.refused(one, bench.now)
+            case 1:
+                bench.addresses.opened(one, bench.now)
+            case 2:
+                bench.addresses.suspect(one.line)
+            case _:
+                pass
+        step()
+    for _ in range(100):
+        bench.now += GIVE_UP
+        done.extend(item for item, _ in bench.done())
+    assert sorted(done, key=int) == [str(number) for number in range(200)]

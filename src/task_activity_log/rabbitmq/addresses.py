@@ -210,6 +210,8 @@ class Addresses(Generic[T]):
     def answered(self, waiting: Waiting[T], fate: Fate, now: float) -> None:
         """What became of a reply that was published alone, or while only its address could be the reason."""
         line = waiting.line
+        if not self._is_current(line):
+            return  # the answer to a later copy of a reply that is done
         was_open = line.open.pop(waiting.number, None) is not None
         if fate is Fate.CONFIRMED:
             self._finish(waiting, None)
@@ -230,6 +232,7 @@ class Addresses(Generic[T]):
 
     def ended(self, group: Sequence[Line[T]], now: float) -> None:
         """The connection ended before these lines of a group, which were tried together, had an answer."""
+        group = [line for line in group if self._is_current(line)]
         for line in group:
             line.open.clear()
         if len(group) > 1:
@@ -240,6 +243,10 @@ class Addresses(Generic[T]):
             self._fails(line, Fate.LOST, now)
             line.due = now + line.step
             line.step = min(2 * line.step, _AGAIN_MOST_SECONDS)
+
+    def _is_current(self, line: Line[T]) -> bool:
+        """Whether this line was not dropped. A reply that came later has made another one for the same address."""
+        return self._lines.get(line.address) is line
 
     def _takes(self, line: Line[T], now: float) -> None:
         if line.together:
@@ -360,12 +367,13 @@ class Addresses(Generic[T]):
         if line.waiting:
             line.emptied = 0.0
         elif line.fate is None and not line.open:
-            if self._lines.pop(line.address, None) is not None and line.failed:
+            del self._lines[line.address]
+            if line.failed:
                 self.changes.append((line.address, None))
         elif not line.emptied:
             line.emptied = now
         elif now - line.emptied > _REMEMBERED_SECONDS and not line.open:
-            self._lines.pop(line.address, None)
+            del self._lines[line.address]
 
 
 def _oldest(line: Line[T]) -> Waiting[T]:
