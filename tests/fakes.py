@@ -185,6 +185,18 @@ class FakeStore:
         self.own_tried += 1
         return self.own
 
+    async def marked(self, marks: Sequence[UUID]) -> set[UUID]:
+        await self.probe()
+        return self.database.inbox.intersection(marks)
+
+    async def mark(self, marks: Sequence[UUID]) -> None:
+        await self.probe()
+        self.database.inbox |= set(marks)
+
+    async def unmark(self, marks: Sequence[UUID]) -> None:
+        await self.probe()
+        self.database.inbox -= set(marks)
+
     async def close(self) -> None:
         """Nothing is open."""
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 
 from task_activity_log.aio import Waiting
 from task_activity_log.message import Delivery
-from task_activity_log.rabbitmq.consumer import NEAR_THE_LIMIT
 from task_activity_log.rabbitmq.pace import Pace, State
 
 DELIVERY_LIMIT = 20
@@ -167,7 +166,7 @@ class MemoryIntake:
         self._pace = Pace(prefetch, batch_max, poison_from, single_active=broker.single_active)
         self._waiting: Waiting[Loan] = Waiting()
         self._kept: dict[int, Loan] = {}  # finished, with the acknowledgement kept back
-        self._tag = self._first_tag = 0  # the last tag, and the first one of the channel
+        self._tag = 0  # the last one
         self._registered = 0  # the prefetch; 0 while there is no consumer
         self._ready = False  # whether there is a connection that may consume
         self._finish_until: float | None = None
@@ -190,7 +189,6 @@ class MemoryIntake:
             self._ready = True
             while self._ready:
                 if self._pace.wanted and self._pace.state is State.CLOSED:
-                    self._first_tag = self._tag + 1
                     self._pace.opened()
                     self._register(self._pace.wanted)
                 await self._changed.wait()
@@ -233,12 +231,8 @@ class MemoryIntake:
         self._tag += 1
         self.room -= 1
         loan = Loan(
-            queued.message.body, queued.message.properties, queued.attempts,
-            may_be_poison=(
-                self._tag == self._first_tag or not self._broker.single_active or queued.attempts >= NEAR_THE_LIMIT
-            ),
-            queued=queued, tag=self._tag,
-        )  # fmt: skip
+            queued.message.body, queued.message.properties, queued.attempts, queued=queued, tag=self._tag
+        )
         self.unsettled[loan.tag] = loan
         if self._registered:
             self._waiting.put(loan)

@@ -79,6 +79,5 @@ class Delivery:
     """How often the message was delivered before without being settled; 0 if the broker does not count."""
     slot: str | None = None
     """The hash slot that the message was published to, as its routing key says; None if it was not published by record."""
-    may_be_poison: bool = True
-    """Whether it is rejected when it has too many attempts. False for what a single active consumer was given behind other
-    messages: its attempts grow with those of a message before it."""
+    crashed: bool = False
+    """Whether workers have crashed while they tried it alone, several times. Set by `pipeline.trials`."""

@@ -228,6 +228,7 @@ class Service:
                 await self._intake.stop(limit * _FINISHING_SHARE)
                 await working
             log.info("drained", given_back=await self._tasks.requeue())
+            await self._worker.trials.drained()
         except TimeoutError:
             log.warning("drain_limit_reached", in_hand=self._intake.in_hand, what_is_in_hand="will be redelivered")
             await end(working)
@@ -235,7 +236,8 @@ class Service:
                 working.result()
             with suppress(TimeoutError):
                 async with asyncio.timeout(limit * _CLOSING_SHARE):
-                    await self._tasks.requeue()  # what is finished is acknowledged with it
+                    # What is finished is acknowledged with what is returned.
+                    await asyncio.gather(self._tasks.requeue(), self._worker.trials.drained())
 
     async def _ready_to_consume(self) -> None:
         """Return once a message could be stored and answered."""

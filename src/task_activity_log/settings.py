@@ -227,8 +227,8 @@ class Settings(BaseModel):
     rows of its own and rolls back. If these are refused too, all wait until a row passes. If the worker has stored a row since
     it started, the first refusal is enough. 0: never; each refused message is dead-lettered."""
     poison_from: Annotated[int, Field(ge=3, lt=20)] = 10
-    """Number of failed deliveries after which a message that may crash workers is rejected. It must be below the
-    delivery limit of the queue (20)."""
+    """Number of failed deliveries after which a message is rejected if workers crashed three times while they tried it
+    alone, which they do from five on. It must be below the delivery limit of the queue (20)."""
     inbox_keep_seconds: Annotated[float, Field(ge=60)] = 86_400.0
     """How long a message is remembered for deduplication, in seconds."""
 

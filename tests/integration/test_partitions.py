@@ -2,17 +2,21 @@
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager, nullcontext
 from uuid import uuid4
 
 import aio_pika
+import pytest
 
 from sandbox.proxy import Proxy
 from task_activity_log.aio import end
 from task_activity_log.partitions import hash_slot, partition_of
+from task_activity_log.rabbitmq.balance import Balance, Moves
 from task_activity_log.rabbitmq.intake import Intake
 from task_activity_log.rabbitmq.link import LinkOptions
+from task_activity_log.rabbitmq.members import Members
+from task_activity_log.rabbitmq.queue_intake import QueueIntake
 from task_activity_log.rabbitmq.topology import Topology, declare
 
 TOPOLOGY = Topology(partitions=8)
@@ -158,23 +162,96 @@ async def test_a_waiting_partition_costs_nothing_and_is_shared_when_messages_com
 async def test_a_hand_over_returns_nothing_that_can_be_finished(amqp_url: str) -> None:
     """What is returned counts as a failed delivery: a message that is handed over often would be taken for poison."""
     slot = hash_slot(RECORDS[0])
-    async with await aio_pika.connect(amqp_url) as connection:
-        await declare(connection, TOPOLOGY)
-        channel = await connection.channel(publisher_confirms=True)
-        exchange = await channel.get_exchange(TOPOLOGY.partitions_exchange, ensure=False)
-        for _ in range(40):
-            await exchange.publish(aio_pika.Message(b"", delivery_mode=2), slot)
-    intake = Intake(LinkOptions(amqp_url), TOPOLOGY, prefetch=40, batch_max=5)
-    running = asyncio.create_task(intake.run())
-    async with asyncio.timeout(60):
-        while intake.in_hand < 40:
-            await asyncio.sleep(0.01)
-        assert intake.balancing is not None
-        queue = intake.balancing._partitions[partition_of(slot, 8)]
+    async with _one_partition(amqp_url, slot, messages=40) as (intake, queue):
+        await _in_hand(intake, 40)
         handed_over = asyncio.create_task(queue.hand_over(nullcontext, 40.0))
         while intake.in_hand:
             batch = await intake.take(5)
             assert batch
             await intake.acknowledge(batch)
         assert await handed_over == 0
-    await end(running)
+
+
+async def test_what_was_returned_several_times_is_finished_before_a_hand_over(amqp_url: str) -> None:
+    """Otherwise hand-overs while the database is slow would make suspects of messages that do no harm."""
+    slot = hash_slot(RECORDS[0])
+    async with _one_partition(amqp_url, slot, messages=2) as (intake, queue):
+        for _ in range(2):
+            await _in_hand(intake, 2)
+            assert await queue.hand_over(nullcontext, 0.1) == 2
+        await _in_hand(intake, 2)
+        taken = [*(await intake.take(1) or ()), *(await intake.take(1) or ())]
+        assert [delivery.attempts for delivery in taken] == [2, 2]
+        assert await queue.hand_over(nullcontext, 0.1) is None
+        assert [intake.has(delivery) for delivery in taken] == [True, True]
+        await intake.acknowledge(taken)
+        assert await queue.hand_over(nullcontext, 0.1) == 0
+
+
+async def test_a_place_in_the_line_is_not_left_once_a_message_has_arrived(amqp_url: str) -> None:
+    """It may be under way to the database: what is returned then could be stored after later messages of its record."""
+    async with _one_partition(amqp_url, hash_slot(RECORDS[0]), messages=1) as (intake, queue):
+        await _in_hand(intake, 1)
+        assert intake.balancing is not None
+        await intake.balancing._rejoin(partition_of(hash_slot(RECORDS[0]), 8))
+        assert (queue.in_hand, intake.waiting) == (1, 1)
+        taken = await intake.take(1)
+        assert taken is not None
+        assert intake.has(taken[0])
+
+
+async def test_a_worker_that_drains_hands_over_no_partition(amqp_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It finishes what is in hand, and leaves all partitions at once when it ends."""
+    counted = asyncio.Condition()
+    counts, decisions = [0], [0]
+    count, decide = Members.count, Balance.decide
+
+    async def counting(members: Members) -> tuple[int, int]:
+        async with counted:
+            counts[0] += 1
+            counted.notify_all()
+        return await count(members)
+
+    def deciding(balance: Balance, active: Collection[int], workers: int, short: int) -> Moves:
+        decisions[0] += 1
+        return decide(balance, active, workers, short)
+
+    async def look_again() -> None:
+        async with counted:
+            until = counts[0] + 2
+            await asyncio.wait_for(counted.wait_for(lambda: counts[0] >= until), 60)
+
+    monkeypatch.setattr(Members, "count", counting)
+    monkeypatch.setattr(Balance, "decide", deciding)
+    async with _one_partition(amqp_url, hash_slot(RECORDS[0]), messages=1) as (intake, _):
+        await look_again()
+        assert decisions[0] > 0
+        await intake.stop(60.0)
+        decisions[0] = 0
+        await look_again()
+        assert decisions[0] == 0
+
+
+@asynccontextmanager
+async def _one_partition(amqp_url: str, slot: str, *, messages: int) -> AsyncIterator[tuple[Intake, QueueIntake]]:
+    """A worker without a database, and a partition that has so many messages."""
+    async with await aio_pika.connect(amqp_url) as connection:
+        await declare(connection, TOPOLOGY)
+        channel = await connection.channel(publisher_confirms=True)
+        exchange = await channel.get_exchange(TOPOLOGY.partitions_exchange, ensure=False)
+        for _ in range(messages):
+            await exchange.publish(aio_pika.Message(b"", delivery_mode=2), slot)
+    intake = Intake(LinkOptions(amqp_url), TOPOLOGY, prefetch=40, batch_max=5)
+    running = asyncio.create_task(intake.run())
+    try:
+        await intake.wait_consuming()
+        assert intake.balancing is not None
+        yield intake, intake.balancing._partitions[partition_of(slot, 8)]
+    finally:
+        await end(running)
+
+
+async def _in_hand(intake: Intake, count: int) -> None:
+    async with asyncio.timeout(60):
+        while intake.in_hand < count:
+            await asyncio.sleep(0.01)

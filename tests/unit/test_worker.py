@@ -16,6 +16,7 @@ from task_activity_log.pipeline import parking
 from task_activity_log.pipeline.ports import PATIENT, Patience, Settlement
 from task_activity_log.pipeline.request import Request, Rules
 from task_activity_log.pipeline.suspects import ALONE_FROM
+from task_activity_log.pipeline.trials import CRASHES_MAX, marks_of
 from task_activity_log.pipeline.worker import Worker
 from task_activity_log.record import Applied
 from tests import virtual_time
@@ -358,15 +359,59 @@ async def test_nothing_is_requeued_while_it_is_being_stored() -> None:
         bench.replies.away = None
 
 
-async def test_a_poison_message_is_rejected_without_being_tried() -> None:
-    """After ten deliveries it is dead-lettered and answered; the other messages of its batch are stored."""
+async def test_a_message_that_has_crashed_workers_alone_is_rejected_without_being_tried() -> None:
+    """It is dead-lettered and answered. Others are stored, however often they were delivered and returned in good order."""
     bench = Bench()
     poison = replace(upsert(subject="poison"), attempts=10)
-    bench.intake.put(upsert(subject="good"), poison)
+    bench.store.database.inbox |= set(marks_of(poison))
+    bench.intake.batches = [[poison], [replace(upsert(subject="returned"), attempts=19)]]
     async with bench.running():
         await bench.watch.settled(2)
-    assert bench.store.waves == [["good"]]
+    assert bench.store.waves == [["returned"]]
     assert [(delivery, problem.code) for delivery, problem in bench.dead_letters.kept] == [(poison, "poison_message")]
+
+
+async def test_a_message_that_was_killed_in_two_trials_is_tried_again() -> None:
+    """Two kills at the wrong moment prove nothing. When it is settled, all its marks are removed."""
+    bench = Bench()
+    suspect = replace(upsert(subject="suspect"), attempts=10)
+    bench.store.database.inbox |= set(marks_of(suspect)[: CRASHES_MAX - 1])
+    marked: list[bool] = []
+    apply = bench.store.apply
+
+    async def noting(wave: Sequence[Request[Delivery]], patience: Patience = PATIENT) -> list[Applied]:
+        marked.append(bench.store.database.inbox >= set(marks_of(suspect)))
+        return await apply(wave, patience)
+
+    bench.store.apply = noting  # type: ignore[method-assign]
+    bench.intake.batches = [[suspect]]
+    async with bench.running():
+        await bench.watch.settled(1)
+    assert marked == [True]
+    assert bench.store.database.inbox.isdisjoint(marks_of(suspect))
+
+
+async def test_a_trial_that_is_returned_in_good_order_leaves_no_mark() -> None:
+    """Past the hold limit a suspect is requeued, and the worker drains: earlier marks stay, its own does not."""
+    bench = Bench(hold_limit_seconds=0.01)
+    suspect = replace(upsert(subject="suspect"), attempts=10)
+    bench.store.database.inbox.add(marks_of(suspect)[0])
+    apply = bench.store.apply
+
+    async def away(wave: Sequence[Request[Delivery]], patience: Patience = PATIENT) -> list[Applied]:
+        if bench.store.database.inbox >= set(marks_of(suspect)[:2]):
+            bench.store.away = "database down"
+        return await apply(wave, patience)
+
+    bench.store.apply = away  # type: ignore[method-assign]
+    bench.intake.batches = [[suspect]]
+    async with bench.running():
+        while not bench.intake.requeued:
+            await bench.store.tried.wait()
+            bench.store.tried.clear()
+        bench.store.away = None
+    await bench.worker.trials.drained()
+    assert bench.store.database.inbox.intersection(marks_of(suspect)) == {marks_of(suspect)[0]}
 
 
 async def test_past_the_hold_limit_everything_is_requeued_until_a_probe_succeeds() -> None:

@@ -139,6 +139,27 @@ class Store(Protocol):
             Unavailable: the database cannot be used.
         """
 
+    async def marked(self, marks: Sequence[UUID]) -> set[UUID]:
+        """Those of these marks that exist.
+
+        Raises:
+            Unavailable: the database cannot be used.
+        """
+
+    async def mark(self, marks: Sequence[UUID]) -> None:
+        """Make these marks. It does no harm if they exist.
+
+        Raises:
+            Unavailable: the database cannot be used.
+        """
+
+    async def unmark(self, marks: Sequence[UUID]) -> None:
+        """Remove these marks, as far as they exist.
+
+        Raises:
+            Unavailable: the database cannot be used.
+        """
+
     async def probe(self) -> None:
         """Prove that writing is possible, without writing anything.
 

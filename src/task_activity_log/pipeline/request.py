@@ -58,20 +58,20 @@ class Rules:
     update_mode: UpdateMode = UpdateMode.REPLACE
     """The update mode of a message without `x-update-mode`."""
     poison_from: int = 10
-    """Number of earlier attempts from which on a message is rejected without being decoded."""
+    """Number of earlier attempts from which on a message that has crashed workers is rejected without being decoded."""
 
 
 def decode(delivery: D, rules: Rules) -> Request[D]:
     """Decode a delivery.
 
-    A reply of a worker, and a poison message, which was delivered too often, are rejected at once. The other checks are
+    A reply of a worker, and a poison message, which has crashed workers, are rejected at once. The other checks are
     made in this order, and the first that fails determines the error code: properties, media type, size, content encoding,
     charset, empty body, bytes, syntax, root, duplicates, headers, fields, hash slot (contract, section 2). Raises
     `Rejected` and no other exception.
     """
     if delivery.properties.type in _REPLIES:
         raise Rejected(REPLY_AS_REQUEST)
-    if delivery.attempts >= rules.poison_from and delivery.may_be_poison:
+    if delivery.attempts >= rules.poison_from and delivery.crashed:
         raise Rejected(POISON)
     if delivery.properties.unreadable is not None:
         _reject(

@@ -39,6 +39,7 @@ from task_activity_log.pipeline.request import Request, Rules
 from task_activity_log.pipeline.search import PartFailed, Search
 from task_activity_log.pipeline.suspects import is_smaller
 from task_activity_log.pipeline.timing import Timing
+from task_activity_log.pipeline.trials import Trials
 from task_activity_log.pipeline.waves import waves
 from task_activity_log.problem import Failed, Refused, Unavailable
 from task_activity_log.record import Applied, Unread
@@ -77,17 +78,18 @@ class Worker(Generic[D]):
         """Shared by each write to the database or to a partition; see `Storing`."""
         common = (intake, watch, hold_limit_seconds, self.writes)
         self.forwarding = None if forwarder is None else Forwarding(intake, forwarder, self.writes)
+        self.trials: Trials[D] = Trials(store)
         self.parking: Parking[D] = Parking(
             intake, parked_store or store, slow_store or parked_store or store, stored, part_bytes, self.writes, nulls,
             Refusals(refused_in_a_row), Timing(), most=park_most, limit_seconds=park_limit_seconds,
         )  # fmt: skip
         self._storing = Storing(
             self.store_hold, *common, store=store, parts=Parts(stored, part_bytes), rules=rules, batch_max=batch_max,
-            nulls=nulls, parking=self.parking, forwarding=self.forwarding,
+            nulls=nulls, parking=self.parking, forwarding=self.forwarding, trials=self.trials,
         )  # fmt: skip
         self.parking.on_outage, self.parking.on_answer = self._storing.show, self._storing.release
         self.parking.before_parking = self._storing.parts.flush
-        # Outages of the dead-letter queue are shown as `reply` too: places are label values that dashboards use.
+        # Outages of the dead-letter queue are shown as `reply` too.
         self._answering = Answering(self.reply_hold, *common, dead_letters=dead_letters, replies=replies, stored=stored)
 
     def drain(self) -> None:
@@ -112,8 +114,7 @@ class _Stage(Generic[D]):
     watch: Watch
     hold_limit_seconds: float
     writes: SharedLock
-    """Shared by each write to the database. Had alone to requeue: otherwise a write could come after those of the worker
-    that gets the messages next."""
+    """Shared by each write. Had alone to requeue: otherwise a write could come after those of the next worker."""
 
     async def _until_done(self, attempt: Callable[[], Awaitable[T]], *, repeatable: bool = True) -> T:
         """Try until the attempt succeeds, and back off in between.
@@ -168,6 +169,7 @@ class Storing(_Stage[D]):
     nulls: Literal["emit", "omit"]
     parking: Parking[D]
     forwarding: Forwarding[D] | None
+    trials: Trials[D]
     smaller: bool = field(init=False, default=False)
     """Whether the last batch was kept small because of its attempts."""
 
@@ -205,10 +207,11 @@ class Storing(_Stage[D]):
     async def _store_batch(self, batch: Sequence[D]) -> None:
         before, self.smaller = self.smaller, is_smaller(batch)
         if before or self.smaller:
-            # If the process crashes, only messages of this batch may be unsettled: the oldest one is rejected in the end.
+            # If the process crashes, only messages of this batch may be unsettled.
             await self.parts.stored.join()
             await self.intake.synchronize()
-        await self._store_all(batch)
+        async with self.trials.of(batch, partial(self._until_done, repeatable=False), self.parts.stored.join):
+            await self._store_all(batch)
 
     async def _renew(self) -> None:
         """Finish what was taken before the rest is requeued."""
@@ -295,10 +298,7 @@ class Answering(_Stage[D]):
                 self.stored.task_done()
 
     async def _settle(self, batch: Sequence[Settlement[D]]) -> None:
-        """Keep the dead letters, publish the replies, then acknowledge.
-
-        Because of this order, whoever has read a reply finds the row and the dead letter in place.
-        """
+        """Keep the dead letters, publish the replies, then acknowledge: who has read a reply has the row and the dead letter."""
         started = time.perf_counter()
         rejected = [(each.delivery, each.problem) for each in batch if each.problem is not None]
         if rejected:

@@ -89,6 +89,7 @@ _ANY = sql("any")
 READ = sql("read").replace("{too_long}", _TOO_LONG.format(most_bytes="$2::pg_catalog.int8"))
 CONFIRM = sql("confirm")
 _LOCKED = sql("locked")
+_MARKED, _MARK, _UNMARK = map(sql, ("marked", "mark", "unmark"))
 _TRIM = sql("trim")
 _INBOX_AGE = sql("inbox_age")
 _SCHEMA_VERSION = sql("schema_version")
@@ -334,6 +335,30 @@ class Store:
             Unavailable: the database cannot be used, or a privilege is missing.
         """
         return {row["id"] for row in await self._maintain(self._writer, _LOCKED, ids)}
+
+    async def marked(self, marks: Sequence[UUID]) -> set[UUID]:
+        """Those of these marks that exist (see sql/marked.sql).
+
+        Raises:
+            Unavailable: the database cannot be used, or a privilege is missing.
+        """
+        return {row["request_key"] for row in await self._maintain(self._writer, _MARKED, marks)}
+
+    async def mark(self, marks: Sequence[UUID]) -> None:
+        """Make these marks (see sql/mark.sql).
+
+        Raises:
+            Unavailable: the database cannot be used, or a privilege is missing.
+        """
+        await self._maintain(self._writer, _MARK, marks)
+
+    async def unmark(self, marks: Sequence[UUID]) -> None:
+        """Remove these marks (see sql/unmark.sql).
+
+        Raises:
+            Unavailable: the database cannot be used, or a privilege is missing.
+        """
+        await self._maintain(self._writer, _UNMARK, marks)
 
     async def trim(self, keep: timedelta, chunk: int) -> int:
         """Forget at most `chunk` requests that were stored longer than `keep` ago, and return their number.

@@ -73,11 +73,11 @@ class Balancing:
         """Finish what was taken from a partition, return the rest in order, and stand in line for it again."""
         queue = self._partitions[number]
         returned = await queue.hand_over(self.alone, _FINISH_SECONDS)
+        if returned is None:
+            return
         self.on_handed_over()
         log.info("partition_handed_over", queue=queue.queue, given_back=returned, workers=self.workers)
 
     async def _rejoin(self, number: int) -> None:
         """Stand at the end of the line for a partition. Does nothing if it has given a message meanwhile."""
-        queue = self._partitions[number]
-        if not queue.active:
-            await queue.close()
+        await self._partitions[number].close(unless_active=True)

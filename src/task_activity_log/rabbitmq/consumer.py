@@ -15,6 +15,7 @@ from pamqp.commands import Basic, Channel
 
 from task_activity_log.aio import Waiting
 from task_activity_log.message import Delivery
+from task_activity_log.pipeline.suspects import is_doubtful
 from task_activity_log.problem import Unavailable
 from task_activity_log.rabbitmq import headers
 from task_activity_log.rabbitmq.channel import wait_closed
@@ -22,10 +23,6 @@ from task_activity_log.rabbitmq.weight import weigh
 
 _ANSWER_SECONDS = 10.0
 """How long the broker may take to register or cancel a consumer."""
-
-NEAR_THE_LIMIT = 15
-"""From this many attempts on a message must be rejected if it is poison. Above 20 the broker dead-letters it by itself, and
-nobody is answered."""
 
 _READ_SECONDS = 0.1
 """How long the broker is given to read what was sent if its answer cannot arrive."""
@@ -50,7 +47,7 @@ class RabbitDelivery(Delivery):
         count = self.properties.headers.get("x-delivery-count") if redelivered else None
         self.attempts = count if isinstance(count, int) else 0
         self.slot = consumer.slot
-        self.may_be_poison = tag == 1 or not consumer.single_active or self.attempts >= NEAR_THE_LIMIT
+        self.crashed = False
         self.weight = weigh(body, header, len(self.properties.headers))
 
 
@@ -92,6 +89,7 @@ class Consumer:
         self._waiting = waiting
         self._unsettled: dict[int, int] = {}  # the weight of each by its tag, in the order delivered
         self._most_weight = most_weight
+        self._doubtful: set[int] = set()  # tags of what was returned several times before, also of what is settled
         self._weight = 0  # at least that of all unsettled deliveries: it is not lowered when they are settled
         self._registered_as: str | None = None  # the consumer tag; None while not registered
         self._rejected: set[int] = set()  # tags left to the broker to dead-letter, whose answers are not placed yet
@@ -113,6 +111,12 @@ class Consumer:
         """How many deliveries are not settled. Those whose acknowledgement is kept back are."""
         return len(self._unsettled)
 
+    @property
+    def doubtful(self) -> bool:
+        """Whether something in hand was returned several times before."""
+        self._doubtful.intersection_update(self._unsettled)
+        return bool(self._doubtful)
+
     def route(self, slot: str) -> None:
         """The next delivery was published with this routing key. Called by the frame reader."""
         self.slot = slot
@@ -125,6 +129,8 @@ class Consumer:
         delivery = RabbitDelivery(self, tag, redelivered, header, body)
         self._unsettled[tag] = delivery.weight
         self._weight += delivery.weight
+        if is_doubtful(delivery):
+            self._doubtful.add(tag)
         if self._untaken is None:
             self._waiting.put(delivery, delivery.weight)
         else:

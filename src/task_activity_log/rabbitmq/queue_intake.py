@@ -224,11 +224,16 @@ class QueueIntake:
                     await self._settle(self.consumer, ())
         self.repaced()
 
-    async def close(self) -> int:
-        """Return everything in hand to the queue, in order; how many messages. It is consumed again if the pace says so."""
+    async def close(self, *, unless_active: bool = False) -> int:
+        """Return everything in hand to the queue, in order; how many messages. It is consumed again if the pace says so.
+
+        With `unless_active` nothing happens if a message has arrived: it may be under way.
+        """
         count = 0
         with suppress(*LOST), asking_the_driver():
             async with self._pacing:
+                if unless_active and self.active:
+                    return 0
                 consumer, self.consumer = self.consumer, None
                 if consumer is not None:
                     self._waiting.remove(lambda delivery: delivery.consumer is consumer)
@@ -239,23 +244,28 @@ class QueueIntake:
         self.repaced()
         return count
 
-    async def hand_over(self, alone: Callable[[], AbstractAsyncContextManager[object]], seconds: float) -> int:
+    async def hand_over(self, alone: Callable[[], AbstractAsyncContextManager[object]], seconds: float) -> int | None:
         """Leave the queue to the next consumer in line, in order, and stand at the end of the line.
+
+        What is returned counts as a failed delivery. If something in hand was returned several times before, and cannot be
+        finished now, the queue is kept.
 
         Args:
             alone: had while everything that is not finished is returned.
             seconds: how long what is in hand may take until then; in the second half of it nothing more is taken.
 
         Returns:
-            How many messages were returned.
+            How many messages were returned; None if the queue is kept.
         """
         self.pace.pause(_HAND_OVER)
         self.repaced()
         try:
             if (consumer := self.consumer) is not None:
-                with suppress(TimeoutError):  # what is returned counts as a failed delivery of each message
+                with suppress(TimeoutError):
                     async with asyncio.timeout(seconds / 2):
                         await consumer.empty()
+                if consumer.doubtful:
+                    return None
                 with suppress(TimeoutError):
                     async with asyncio.timeout(seconds / 2):
                         await consumer.finish()
