@@ -230,9 +230,7 @@ class MemoryIntake:
     def deliver(self, queued: Queued) -> None:
         self._tag += 1
         self.room -= 1
-        loan = Loan(
-            queued.message.body, queued.message.properties, queued.attempts, queued=queued, tag=self._tag
-        )
+        loan = Loan(queued.message.body, queued.message.properties, queued.attempts, queued=queued, tag=self._tag)
         self.unsettled[loan.tag] = loan
         if self._registered:
             self._waiting.put(loan)

@@ -95,5 +95,8 @@ class Trials(Generic[D]):
 def marks_of(delivery: Delivery) -> list[UUID]:
     """The marks that a message may have. Another message with the same content would crash a worker as well."""
     properties = delivery.properties
-    content = [f"{properties.message_id}".encode(errors="replace"), f"{properties.content_type}".encode(errors="replace")]
+    content = [
+        f"{properties.message_id}".encode(errors="replace"),
+        f"{properties.content_type}".encode(errors="replace"),
+    ]
     return [UUID(bytes=digest(b"trial", b"%d" % number, *content, delivery.body)) for number in range(CRASHES_MAX)]

@@ -337,27 +337,15 @@ class Store:
         return {row["id"] for row in await self._maintain(self._writer, _LOCKED, ids)}
 
     async def marked(self, marks: Sequence[UUID]) -> set[UUID]:
-        """Those of these marks that exist (see sql/marked.sql).
-
-        Raises:
-            Unavailable: the database cannot be used, or a privilege is missing.
-        """
+        """Those of these marks that exist (see sql/marked.sql). Raises `Unavailable`."""
         return {row["request_key"] for row in await self._maintain(self._writer, _MARKED, marks)}
 
     async def mark(self, marks: Sequence[UUID]) -> None:
-        """Make these marks (see sql/mark.sql).
-
-        Raises:
-            Unavailable: the database cannot be used, or a privilege is missing.
-        """
+        """Make these marks (see sql/mark.sql). Raises `Unavailable`."""
         await self._maintain(self._writer, _MARK, marks)
 
     async def unmark(self, marks: Sequence[UUID]) -> None:
-        """Remove these marks (see sql/unmark.sql).
-
-        Raises:
-            Unavailable: the database cannot be used, or a privilege is missing.
-        """
+        """Remove these marks (see sql/unmark.sql). Raises `Unavailable`."""
         await self._maintain(self._writer, _UNMARK, marks)
 
     async def trim(self, keep: timedelta, chunk: int) -> int:

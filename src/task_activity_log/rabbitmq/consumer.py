@@ -24,6 +24,8 @@ from task_activity_log.rabbitmq.weight import weigh
 _ANSWER_SECONDS = 10.0
 """How long the broker may take to register or cancel a consumer."""
 
+_CANCELLED = "the broker cancelled the consumer (queue deleted or moved, or consumer timeout)"
+
 _READ_SECONDS = 0.1
 """How long the broker is given to read what was sent if its answer cannot arrive."""
 
@@ -89,7 +91,7 @@ class Consumer:
         self._waiting = waiting
         self._unsettled: dict[int, int] = {}  # the weight of each by its tag, in the order delivered
         self._most_weight = most_weight
-        self._doubtful: set[int] = set()  # tags of what was returned several times before, also of what is settled
+        self._doubtful: set[int] = set()  # tags of what was returned several times before
         self._weight = 0  # at least that of all unsettled deliveries: it is not lowered when they are settled
         self._registered_as: str | None = None  # the consumer tag; None while not registered
         self._rejected: set[int] = set()  # tags left to the broker to dead-letter, whose answers are not placed yet
@@ -102,9 +104,7 @@ class Consumer:
         self._asked: asyncio.Future[Any] | None = None  # the last question of `synchronize`
         self._abandoned = False  # set by `abandon` alone
         self._closing = False  # set by `close` alone
-        channel.on_consumer_cancel_callbacks.add(
-            lambda _: self._give_up("the broker cancelled the consumer (queue deleted or moved, or consumer timeout)")
-        )
+        channel.on_consumer_cancel_callbacks.add(lambda _: self._give_up(_CANCELLED))
 
     @property
     def in_hand(self) -> int:
