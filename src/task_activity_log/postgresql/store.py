@@ -90,10 +90,8 @@ READ = sql("read").replace("{too_long}", _TOO_LONG.format(most_bytes="$2::pg_cat
 CONFIRM = sql("confirm")
 _LOCKED = sql("locked")
 _MARKED, _MARK, _UNMARK = map(sql, ("marked", "mark", "unmark"))
-_TRIM = sql("trim")
-_INBOX_AGE = sql("inbox_age")
-_SCHEMA_VERSION = sql("schema_version")
-_CHECK = sql("check")
+_TRIM, _INBOX_AGE = sql("trim"), sql("inbox_age")
+_SCHEMA_VERSION, _CHECK = sql("schema_version"), sql("check")
 
 _CONFIRM_SECONDS = 5.0
 """How long a commit of next to nothing may take before it is an outage: much less than a statement, so that it is seen soon."""
