@@ -2,9 +2,11 @@
 
 store        takes waves of requests, returns outcomes and stored records
 survey       the records as they are, for commands
+marks        which messages are tried alone
 session      a connection that is replaced when it fails, and what errors mean
 table        what does not fit in somebody's own table
 connecting   opens connections: to which server, and why it is not possible
+statements   reads what is in sql/
 sql/         the statements
 migrations/  the revisions of the schema
 """

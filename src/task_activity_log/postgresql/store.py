@@ -1,11 +1,10 @@
 """PostgreSQL: takes waves of requests, returns outcomes and stored records. The statements are in `sql/`."""
 
 import json
-import re
 from asyncio import gather
 from collections.abc import Awaitable, Sequence
 from datetime import UTC, datetime, timedelta
-from functools import cache
+from functools import cache, partial
 from importlib import resources
 from operator import attrgetter
 from typing import Any
@@ -16,6 +15,7 @@ from task_activity_log.pipeline.ports import PATIENT, Patience
 from task_activity_log.pipeline.request import Request, UpdateMode
 from task_activity_log.postgresql import table
 from task_activity_log.postgresql.connecting import Connector
+from task_activity_log.postgresql.marks import Marks
 from task_activity_log.postgresql.session import (
     NOT_PERMITTED,
     SKIPPED_ROW,
@@ -24,6 +24,7 @@ from task_activity_log.postgresql.session import (
     ServerConnection,
     Session,
 )
+from task_activity_log.postgresql.statements import sql
 from task_activity_log.problem import Failed, NotMigrated, Refused, TimedOut, Unavailable
 from task_activity_log.record import (
     FIELDS,
@@ -36,13 +37,6 @@ from task_activity_log.record import (
     values_of,
 )
 from task_activity_log.wire.fields import KINDS, Kind
-
-
-def sql(name: str) -> str:
-    """A statement from `sql/`, without its comments, which would fill the query text in pg_stat_activity."""
-    text = resources.files("task_activity_log.postgresql").joinpath("sql", f"{name}.sql").read_text(encoding="utf-8")
-    return re.sub(r"(?m)^\s*--.*\n", "", text)
-
 
 _NEW_VALUE = {
     UpdateMode.REPLACE: "excluded.{column}",
@@ -89,7 +83,6 @@ _ANY = sql("any")
 READ = sql("read").replace("{too_long}", _TOO_LONG.format(most_bytes="$2::pg_catalog.int8"))
 CONFIRM = sql("confirm")
 _LOCKED = sql("locked")
-_MARKED, _MARK, _UNMARK = map(sql, ("marked", "mark", "unmark"))
 _TRIM, _INBOX_AGE = sql("trim"), sql("inbox_age")
 _SCHEMA_VERSION, _CHECK = sql("schema_version"), sql("check")
 
@@ -146,6 +139,8 @@ class Store:
         confirm_seconds = min(_CONFIRM_SECONDS, command_timeout)
         self._writer = Session(connection, CONFIRM, confirm_seconds)
         self._maintenance = Session(connection, CONFIRM, confirm_seconds)
+        marks = Marks(partial(self._maintain, self._writer))
+        self.marked, self.mark, self.unmark = marks.marked, marks.mark, marks.unmark
         self._has_xmax: bool | None = None  # see `table.has_xmax`; None: not known yet
 
     @property
@@ -333,18 +328,6 @@ class Store:
             Unavailable: the database cannot be used, or a privilege is missing.
         """
         return {row["id"] for row in await self._maintain(self._writer, _LOCKED, ids)}
-
-    async def marked(self, marks: Sequence[UUID]) -> set[UUID]:
-        """Those of these marks that exist (see sql/marked.sql). Raises `Unavailable`."""
-        return {row["request_key"] for row in await self._maintain(self._writer, _MARKED, marks)}
-
-    async def mark(self, marks: Sequence[UUID]) -> None:
-        """Make these marks (see sql/mark.sql). Raises `Unavailable`."""
-        await self._maintain(self._writer, _MARK, marks)
-
-    async def unmark(self, marks: Sequence[UUID]) -> None:
-        """Remove these marks (see sql/unmark.sql). Raises `Unavailable`."""
-        await self._maintain(self._writer, _UNMARK, marks)
 
     async def trim(self, keep: timedelta, chunk: int) -> int:
         """Forget at most `chunk` requests that were stored longer than `keep` ago, and return their number.

@@ -6,7 +6,8 @@ from uuid import UUID
 
 from task_activity_log.postgresql.connecting import Connector
 from task_activity_log.postgresql.session import Row, ServerConnection, Session
-from task_activity_log.postgresql.store import CONFIRM, READ, answer, sql
+from task_activity_log.postgresql.statements import sql
+from task_activity_log.postgresql.store import CONFIRM, READ, answer
 from task_activity_log.problem import Refused, Unavailable
 from task_activity_log.record import Outcome, StoredTaskActivityLog
 

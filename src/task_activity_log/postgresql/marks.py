@@ -1,0 +1,29 @@
+"""Marks of trials (see `pipeline.trials`). They are in the table of request keys, and are trimmed with them."""
+
+from collections.abc import Awaitable, Callable, Sequence
+from uuid import UUID
+
+from task_activity_log.postgresql.session import Row
+from task_activity_log.postgresql.statements import sql
+
+_MARKED, _MARK, _UNMARK = sql("marked"), sql("mark"), sql("unmark")
+
+
+class Marks:
+    """All three methods raise `Unavailable` if the database cannot be used, or a privilege is missing."""
+
+    def __init__(self, ask: Callable[[str, Sequence[UUID]], Awaitable[list[Row]]]) -> None:
+        """Execute statements by `ask`."""
+        self._ask = ask
+
+    async def marked(self, marks: Sequence[UUID]) -> set[UUID]:
+        """Those of these marks that exist."""
+        return {row["request_key"] for row in await self._ask(_MARKED, marks)}
+
+    async def mark(self, marks: Sequence[UUID]) -> None:
+        """Make these marks. It does no harm if they exist."""
+        await self._ask(_MARK, marks)
+
+    async def unmark(self, marks: Sequence[UUID]) -> None:
+        """Remove these marks, as far as they exist."""
+        await self._ask(_UNMARK, marks)
