@@ -79,5 +79,7 @@ class Delivery:
     """How often the message was delivered before without being settled; 0 if the broker does not count."""
     slot: str | None = None
     """The hash slot that the message was published to, as its routing key says; None if it was not published by record."""
+    weight: int = 0
+    """How much memory it takes at most, in bytes, as decoded; 0 if that is not known."""
     crashed: bool = False
     """Whether workers have crashed while they tried it alone, several times. Set by `pipeline.trials`."""

@@ -15,6 +15,7 @@ import structlog
 from task_activity_log import __version__
 from task_activity_log.aio import end
 from task_activity_log.pipeline.hold import Hold
+from task_activity_log.pipeline.lines import Limits
 from task_activity_log.pipeline.worker import Worker
 from task_activity_log.problem import Misconfigured, Unavailable
 from task_activity_log.rabbitmq.consumer import RabbitDelivery
@@ -128,8 +129,11 @@ class Service:
             hold_limit_seconds=settings.hold_limit_seconds,
             parked_store=self._parked_store if traces is None else traces.store(self._parked_store),
             slow_store=self._slow_store if traces is None else traces.store(self._slow_store),
-            park_most=max(1, settings.prefetch // 2),
-            park_limit_seconds=settings.park_limit_seconds,
+            park=Limits(
+                messages=max(1, settings.prefetch // 2),
+                weight=settings.in_hand_bytes / max(1, topology.partitions) / 2,
+                seconds=settings.park_limit_seconds,
+            ),
             refused_in_a_row=settings.refused_in_a_row,
             forwarder=Forwarder(self._publisher, topology.partitions_exchange) if topology.partitions else None,
         )

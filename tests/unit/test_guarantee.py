@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 
 from task_activity_log.message import ERROR_CODE, Delivery
 from task_activity_log.pipeline import hold, parking, search
+from task_activity_log.pipeline.lines import Limits
 from task_activity_log.pipeline.ports import PATIENT, Patience, Settlement
 from task_activity_log.pipeline.reply import Reply
 from task_activity_log.pipeline.request import Request, Rules, decode
@@ -323,8 +324,7 @@ class Process:
             batch_max=world.batch_max,
             hold_limit_seconds=HOLD_LIMIT_SECONDS,
             parked_store=_ParkedStore(self),
-            park_most=max(1, BATCHES_IN_HAND * world.batch_max // 2),
-            park_limit_seconds=PARK_LIMIT_SECONDS,
+            park=Limits(max(1, BATCHES_IN_HAND * world.batch_max // 2), seconds=PARK_LIMIT_SECONDS),
         )
 
     def start(self) -> None:

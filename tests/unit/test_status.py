@@ -9,6 +9,7 @@ import pytest
 
 from task_activity_log.aio import Backoff, SharedLock
 from task_activity_log.pipeline.hold import Hold
+from task_activity_log.pipeline.lines import Limits
 from task_activity_log.pipeline.parking import Parking
 from task_activity_log.pipeline.refusals import Refusals
 from task_activity_log.pipeline.timing import Timing
@@ -60,8 +61,7 @@ class Worker:
                 "emit",
                 Refusals(10),
                 Timing(),
-                most=10,
-                limit_seconds=600,
+                Limits(10),
             ),
             watch=Watch(Metrics()),
         )

@@ -13,6 +13,7 @@ import pytest
 
 from task_activity_log.message import Delivery
 from task_activity_log.pipeline import parking
+from task_activity_log.pipeline.lines import Limits
 from task_activity_log.pipeline.ports import PATIENT, Patience, Settlement
 from task_activity_log.pipeline.request import Request, Rules
 from task_activity_log.pipeline.suspects import ALONE_FROM
@@ -48,7 +49,7 @@ class Bench:
             rules=Rules(),
             batch_max=batch_max,
             hold_limit_seconds=hold_limit_seconds,
-            park_most=park_most,
+            park=Limits(park_most),
             refused_in_a_row=refused_in_a_row,
         )
 

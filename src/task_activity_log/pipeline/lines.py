@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Generic, NamedTuple
+from math import inf
+from typing import Final, Generic, NamedTuple
 from uuid import UUID
 
 from task_activity_log.pipeline.batches import Parts
@@ -16,6 +16,20 @@ from task_activity_log.problem import Failed
 
 _QUICK_LEAST_SECONDS = 0.05
 _ROUND_SECONDS = 1.0
+
+
+class Limits(NamedTuple):
+    """How much may be parked, and how long."""
+
+    messages: int = 1000
+    """Half of the prefetch. When as many messages are parked, no more are taken."""
+    weight: float = inf
+    """The same by their memory (`Delivery.weight`): half of what may be in hand before the broker is not read."""
+    seconds: float = 600.0
+    """How long a message may be parked before everything in hand is returned to the queue."""
+
+
+USUAL: Final = Limits()
 
 
 class Parked(NamedTuple, Generic[D]):
@@ -46,6 +60,27 @@ class Line(Generic[D]):
     """Whether its first request takes long although its row is not locked. It is tried in the slow lane then."""
 
 
+class Lines(dict[UUID, Line[D]], Generic[D]):
+    """All lines, by record. Another thread may read them, for /status."""
+
+    def deliveries(self) -> list[D]:
+        """What is parked."""
+        return [parked.request.delivery for line in list(self.values()) for parked in list(line.waiting)]
+
+    def since(self) -> list[float]:
+        """When the oldest message of each record was parked."""
+        return [line.waiting[0].since for line in list(self.values()) if line.waiting]
+
+    @property
+    def causes(self) -> str:
+        """Why records are parked, in a few words."""
+        return ", ".join(sorted({line.cause.label for line in list(self.values())}))
+
+    def some(self, most: int) -> list[dict[str, str]]:
+        """The first records and the reasons, for /status."""
+        return [{"id": str(line.record), "reason": line.cause.reason} for line in list(self.values())[:most]]
+
+
 class Lane(Generic[D]):
     """Where parked records are tried, one after the other, over a connection of its own."""
 
@@ -58,9 +93,9 @@ class Lane(Generic[D]):
         self.changed = asyncio.Event()
         """Set when there may be something to do."""
 
-    def lines(self, lines: Iterable[Line[D]]) -> list[Line[D]]:
+    def lines(self, lines: Lines[D]) -> list[Line[D]]:
         """Those of these lines that are tried here."""
-        return [line for line in lines if line.slow is self.slow]
+        return [line for line in lines.values() if line.slow is self.slow]
 
 
 def quick(records: int, usual: float | None) -> Patience:

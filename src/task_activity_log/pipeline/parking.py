@@ -22,12 +22,12 @@ from task_activity_log import wire
 from task_activity_log.aio import SharedLock, end
 from task_activity_log.pipeline import settling
 from task_activity_log.pipeline.batches import Parts
-from task_activity_log.pipeline.lines import Lane, Line, Parked, quick
+from task_activity_log.pipeline.lines import Lane, Limits, Line, Lines, Parked, quick
 from task_activity_log.pipeline.ports import D, Intake, Settlement, Store, Stored
 from task_activity_log.pipeline.refusals import TRY_AGAIN_SECONDS, Refusals
-from task_activity_log.pipeline.request import Request
+from task_activity_log.pipeline.request import Request, UpdateMode
 from task_activity_log.pipeline.suspects import is_suspect
-from task_activity_log.pipeline.timing import Timing
+from task_activity_log.pipeline.timing import Repeats, Timing
 from task_activity_log.problem import Failed, Refused, Rule, TimedOut, Unavailable
 from task_activity_log.record import Applied, TaskActivityLog
 
@@ -40,13 +40,7 @@ _REFUSED_SECONDS = 30.0
 _SETTLED_AT_ONCE = 100
 """Number of requests of one record after which other records are tried."""
 _AT_ONCE_SECONDS = 1.0
-"""How long requests of one record are tried one after the other before other records are tried."""
-_FEW = 16
-"""Waves of so few requests count as those of a few records that come again and again in a batch."""
-_FEW_SECONDS = 2.0
-"""How long these waves may take in one batch. Then the rest of them is parked: other records wait for them no longer."""
-_COSTLY_SECONDS = 0.02
-"""From this time on, on average, a wave of few requests is costly. Others are not parked: they pass sooner in their batch."""
+"""How long requests of one record are tried one after the other before other records are tried: its share of this time."""
 _SETTLING_SECONDS = 0.05
 """How often a suspect looks whether the request before it is settled."""
 _STOP_SECONDS = 1.0
@@ -84,10 +78,7 @@ class Parking(Generic[D]):
     nulls: wire.Nulls
     refusals: Refusals
     timing: Timing
-    most: int
-    """Half of the prefetch. When as many messages are parked, `Storing` takes no more."""
-    limit_seconds: float
-    """How long a message may be parked before everything in hand is returned to the queue."""
+    limits: Limits
     on_outage: Callable[[Failed], None] = lambda _: None
     """Called when requests are parked while no others pass: it may be an outage, although a probe passes."""
     before_parking: Callable[[], Awaitable[None]] = _at_once
@@ -97,13 +88,12 @@ class Parking(Generic[D]):
     """Called when a parked request was stored or refused: the database answers."""
 
     def __post_init__(self) -> None:
-        self._lines: dict[UUID, Line[D]] = {}  # by record
+        self._lines: Lines[D] = Lines()
         self._rejected: list[Rejection[D]] = []  # of the batch that `Storing` works on
-        self._few_since: float | None = None  # since when `Storing` works on a wave of few requests
-        self._few_seconds = 0.0  # how long it has worked on such waves of its batch,
-        self._few_waves = 0  # and how many there were
-        self.waves = 0
-        """How many waves of its batch were admitted."""
+        self._repeats = Repeats()  # of the batch that `Storing` works on
+        self._modes: set[UpdateMode] = set()  # of its waves so far
+        self.is_first = True
+        """Whether the wave that was admitted last is the first one of its update mode in the batch."""
         self._quick = Lane[D](self.store, Parts(self.stored, self.part_bytes), slow=False)
         self._slow = Lane[D](self.slow_store, Parts(self.stored, self.part_bytes), slow=True)
         self._stopping = False
@@ -114,8 +104,10 @@ class Parking(Generic[D]):
     @property
     def messages(self) -> int:
         """How many messages are parked. What was requeued meanwhile does not count, as it is not in hand any more."""
-        waiting = [parked.request.delivery for line in list(self._lines.values()) for parked in list(line.waiting)]
-        return sum(map(self.intake.has, waiting)) + len(self._quick.parts) + len(self._slow.parts)
+        return len(self._parked()) + len(self._quick.parts) + len(self._slow.parts)
+
+    def _parked(self) -> list[D]:
+        return [delivery for delivery in self._lines.deliveries() if self.intake.has(delivery)]
 
     @property
     def records(self) -> int:
@@ -130,27 +122,26 @@ class Parking(Generic[D]):
     @property
     def oldest_seconds(self) -> float:
         """How long the oldest message has been parked; 0 if there is none."""
-        return time.monotonic() - min(self._since(), default=time.monotonic())
+        return time.monotonic() - min(self._lines.since(), default=time.monotonic())
 
     def full(self) -> bool:
-        """Whether the worker must take no more because too many messages are parked."""
-        return self.messages >= self.most
+        """Whether the worker must take no more because too much is parked."""
+        return (
+            self.messages >= self.limits.messages or sum(each.weight for each in self._parked()) >= self.limits.weight
+        )
 
     @property
     def reason(self) -> str:
         """How much is parked and why, in a few words."""
-        lines = list(self._lines.values())
-        causes = ", ".join(sorted({line.cause.label for line in lines}))
-        return f"{self.messages} messages of {len(lines)} records wait for their rows ({causes})"
+        return f"{self.messages} messages of {self.records} records wait for their rows ({self._lines.causes})"
 
     def report(self) -> dict[str, object]:
         """What is parked, for /status."""
-        records = list(self._lines.values())
         return {
             "messages": self.messages,
-            "records": len(records),
+            "records": self.records,
             "oldest_seconds": round(self.oldest_seconds, 1),
-            "some": [{"id": str(line.record), "reason": line.cause.reason} for line in records[:_SHOWN]],
+            "some": self._lines.some(_SHOWN),
         }
 
     # what Storing calls
@@ -158,14 +149,12 @@ class Parking(Generic[D]):
     async def admit(self, wave: Sequence[Request[D]], pass_on: Callable[[], Awaitable[None]]) -> Sequence[Request[D]]:
         """The requests of a wave that are to be stored now.
 
-        The others join behind the earlier requests of their records, which are parked. If waves of few requests have taken
-        too long in this batch, so are the records of this one: a record that is costly to write, and comes hundreds of
-        times, delays itself alone. Its earlier requests must be settled before: `pass_on` passes on what was stored.
+        The others join behind the earlier requests of their records, which are parked. If the same records have taken too
+        long again and again in this batch, so do they: records that are costly to write, and come hundreds of times, delay
+        themselves alone. Their earlier requests must be settled before: `pass_on` passes on what was stored.
         """
         now = time.monotonic()
-        self.waves += 1
-        if self._few_since is not None:
-            self._few_seconds, self._few_since = self._few_seconds + now - self._few_since, None
+        self._repeats.end(now)
         free: list[Request[D]] = []
         joining: list[Request[D]] = []
         for request in wave:
@@ -176,14 +165,28 @@ class Parking(Generic[D]):
                 line.waiting.append(Parked(request, now))
                 joining.append(request)
         await self._prove(joining)
-        if 0 < len(free) <= _FEW:
-            if self._few_seconds > max(_FEW_SECONDS, _COSTLY_SECONDS * self._few_waves):
+        if not free:
+            return free
+        self.is_first = free[0].mode not in self._modes
+        self._modes.add(free[0].mode)
+        if not self.is_first:
+            if self._repeats.long and await self._are_costly():
                 await pass_on()
                 await self.park(free, TimedOut("costly, and requested many times"), self.refusals.passes)
                 return ()
-            self._few_since = now
-            self._few_waves += 1
+            self._repeats.begin(len(free), time.monotonic())
         return free
+
+    async def _are_costly(self) -> bool:
+        """Whether the waves of this batch take long because of their records. If a probe takes as long, it is the database."""
+        self._wake()  # if nothing is parked, the connection is closed again
+        try:
+            await self.store.probe()  # opens the connection
+            started = time.monotonic()
+            await self.store.probe()
+        except Unavailable:
+            return False
+        return self._repeats.costly(time.monotonic() - started)
 
     async def park(self, requests: Sequence[Request[D]], cause: Failed, passes: int, *, slow: bool = False) -> None:
         """Park these requests.
@@ -237,8 +240,8 @@ class Parking(Generic[D]):
     def begin(self) -> None:
         """A batch begins. What was rejected of one that was given up comes again."""
         self._rejected.clear()
-        self._few_seconds, self._few_since, self._few_waves = 0.0, None, 0
-        self.waves = 0
+        self._repeats = Repeats()
+        self._modes.clear()
 
     def rejected(self) -> list[Settlement[D]]:
         """The settlements of what is rejected of the batch."""
@@ -294,9 +297,9 @@ class Parking(Generic[D]):
         while not self._stopping:
             lane.changed.clear()
             now = time.monotonic()
-            line = min(lane.lines(self._lines.values()), key=lambda line: line.due, default=None)
+            line = min(lane.lines(self._lines), key=lambda line: line.due, default=None)
             due = inf if line is None else line.due
-            returned_at = inf if lane.slow else min(self._since(), default=inf) + self.limit_seconds
+            returned_at = inf if lane.slow else min(self._lines.since(), default=inf) + self.limits.seconds
             if min(due, returned_at) == inf:
                 await lane.store.close()
                 await lane.changed.wait()
@@ -310,7 +313,7 @@ class Parking(Generic[D]):
     async def _try(self, line: Line[D], lane: Lane[D]) -> None:
         """Store the requests of one record in order, until one of them does not pass."""
         count, pause, slow = 0, 0.0, False
-        until = time.monotonic() + _AT_ONCE_SECONDS
+        until = time.monotonic() + _AT_ONCE_SECONDS / max(1, len(lane.lines(self._lines)))
         while count < _SETTLED_AT_ONCE and time.monotonic() < until and not self._stopping:
             if self._is_too_early(line):
                 pause = _SETTLING_SECONDS
@@ -395,7 +398,7 @@ class Parking(Generic[D]):
 
     async def _apply(self, request: Request[D], lane: Lane[D]) -> list[Applied]:
         if not lane.slow:
-            patience = quick(len(lane.lines(self._lines.values())), self.timing.limit(1, least=0.0))
+            patience = quick(len(lane.lines(self._lines)), self.timing.limit(1, least=0.0))
             return await lane.store.apply([request], patience)
         statement = asyncio.ensure_future(lane.store.apply([request]))
         wanted = asyncio.ensure_future(self.writes.wanted.wait())
@@ -435,10 +438,6 @@ class Parking(Generic[D]):
                 self.refusals.tried(everybodys.rule, self.refusals.passes, time.monotonic(), found)
         if waited:
             self.on_answer()
-
-    def _since(self) -> list[float]:
-        """When the oldest message of each record was parked."""
-        return [line.waiting[0].since for line in list(self._lines.values()) if line.waiting]
 
 
 async def _until_changed(lane: Lane[D], seconds: float) -> None:

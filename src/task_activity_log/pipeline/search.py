@@ -49,7 +49,7 @@ class Search(Generic[D]):
         self._passes = parking.refusals.passes
         self._parts = [wave]
         self._warned, self._slow_rows = bool(parking.records), parking.has_slow
-        self._typical = parking.waves <= 1
+        self._typical = parking.is_first
         self._until = math.inf  # when the search ends; set by the first failure
         self._together = False  # whether what was left then was put together
         self._limit: float | None = None  # of the part that was tried last

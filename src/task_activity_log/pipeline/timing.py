@@ -33,6 +33,12 @@ _UNUSUAL_SECONDS = 0.2
 """A probe that takes longer, and longer than expected, shows that the database has changed."""
 
 
+_REPEATS_SECONDS = 2.0
+"""How long the same records may be written again and again in one batch. Then the rest of them is parked, if they are costly."""
+_COSTLY_SECONDS = 0.01
+"""From this time on, for each row, a record is costly. Others are not parked: they pass sooner in their batch."""
+
+
 class Timing:
     """What is known of the time that statements take."""
 
@@ -60,6 +66,7 @@ class Timing:
         self._unlimited = True
 
     def _fixed(self) -> float:
+        """What a statement takes at least."""
         probe = () if self._probe is None else (self._probe,)
         return min((*(seconds for _, seconds in self._recent), *probe), default=0.0)
 
@@ -75,6 +82,35 @@ class Timing:
     def limit(self, rows: int, least: float) -> float | None:
         """How many seconds a statement with this number of rows may take, at least `least`; None: as long as any."""
         return None if self._unlimited else max(least, FACTOR * self.expected(rows))
+
+
+class Repeats:
+    """The waves of a batch in which the same records come again. They may be costly to write: a long text, a slow trigger."""
+
+    def __init__(self) -> None:
+        """A batch begins."""
+        self._waves, self._rows, self._seconds = 0, 0, 0.0
+        self._begun: tuple[int, float] | None = None  # the rows of the wave under way, and when it began
+
+    def begin(self, rows: int, now: float) -> None:
+        """A wave begins."""
+        self._begun = rows, now
+
+    def end(self, now: float) -> None:
+        """The wave that has begun, if there is one, is stored."""
+        if self._begun is not None:
+            rows, begun = self._begun
+            self._waves, self._rows, self._seconds = self._waves + 1, self._rows + rows, self._seconds + now - begun
+            self._begun = None
+
+    @property
+    def long(self) -> bool:
+        """Whether others have waited long for these waves."""
+        return self._seconds > _REPEATS_SECONDS
+
+    def costly(self, fixed: float) -> bool:
+        """Whether it was because of the records, if a statement takes `fixed` seconds whatever the rows."""
+        return self._seconds - self._waves * fixed > max(_REPEATS_SECONDS, _COSTLY_SECONDS * self._rows)
 
 
 class Step(Enum):

@@ -22,6 +22,7 @@ from task_activity_log.pipeline import settling
 from task_activity_log.pipeline.batches import Parts, decode_all
 from task_activity_log.pipeline.forwarding import Forwarding
 from task_activity_log.pipeline.hold import Abandoned, Hold, Requeued
+from task_activity_log.pipeline.lines import USUAL, Limits
 from task_activity_log.pipeline.parking import Parking
 from task_activity_log.pipeline.ports import (
     D,
@@ -67,8 +68,7 @@ class Worker(Generic[D]):
         hold_limit_seconds: float = 600.0,
         parked_store: Store | None = None,
         slow_store: Store | None = None,
-        park_most: int = 1000,
-        park_limit_seconds: float = 600.0,
+        park: Limits = USUAL,
         refused_in_a_row: int = 10,
         forwarder: Forwarder[D] | None = None,
     ) -> None:
@@ -81,7 +81,7 @@ class Worker(Generic[D]):
         self.trials: Trials[D] = Trials(store)
         self.parking: Parking[D] = Parking(
             intake, parked_store or store, slow_store or parked_store or store, stored, part_bytes, self.writes, nulls,
-            Refusals(refused_in_a_row), Timing(), most=park_most, limit_seconds=park_limit_seconds,
+            Refusals(refused_in_a_row), Timing(), park,
         )  # fmt: skip
         self._storing = Storing(
             self.store_hold, *common, store=store, parts=Parts(stored, part_bytes), rules=rules, batch_max=batch_max,

@@ -36,7 +36,7 @@ _CLOSE_SECONDS = 3.0
 class RabbitDelivery(Delivery):
     """A delivery of one consumer, with the tag that settles it, and when it arrived, in seconds since 1970."""
 
-    __slots__ = ("consumer", "redelivered", "tag", "taken", "weight")
+    __slots__ = ("consumer", "redelivered", "tag", "taken")
 
     def __init__(self, consumer: Consumer, tag: int, redelivered: bool, header: bytes, body: bytes) -> None:
         self.consumer = consumer
