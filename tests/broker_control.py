@@ -18,23 +18,23 @@ async def rabbitmqctl(broker: RabbitMQ, *arguments: str) -> str:
 
 
 @asynccontextmanager
-async def silenced(broker: RabbitMQ, amqp_url: str, queue: str) -> AsyncIterator[None]:
-    """Make a quorum queue silent: its Raft process is suspended, as if a majority of its members did not answer.
+async def silenced(broker: RabbitMQ, amqp_url: str, *queues: str) -> AsyncIterator[None]:
+    """Make quorum queues silent: the Raft process of each is suspended, as if a majority of its members did not answer.
 
     The first message that a channel publishes to such a queue holds everything behind it on that channel, and is
     nacked after 65 s. On a channel that has published to the queue before, messages are taken and never answered; more
     than 32 of them hold the channel, and some hundreds more the connection. The same on RabbitMQ 3.10, 4.0 and 4.3.
     """
-    await rabbitmqctl(broker, "eval", _raft(amqp_url, queue, "sys:suspend(Raft)"))
+    await rabbitmqctl(broker, "eval", _raft(amqp_url, "sys:suspend(Raft)", *queues))
     try:
         yield
     finally:
-        await rabbitmqctl(broker, "eval", _raft(amqp_url, queue, "sys:resume(Raft)"))
+        await rabbitmqctl(broker, "eval", _raft(amqp_url, "sys:resume(Raft)", *queues))
 
 
 async def on_raft(broker: RabbitMQ, amqp_url: str, queue: str, expression: str) -> None:
     """Evaluate an expression of Erlang in which `Raft` is the Raft process of a quorum queue."""
-    await rabbitmqctl(broker, "eval", _raft(amqp_url, queue, expression))
+    await rabbitmqctl(broker, "eval", _raft(amqp_url, expression, queue))
 
 
 @asynccontextmanager
@@ -61,15 +61,16 @@ async def _set(broker: RabbitMQ, **values: int) -> None:
 
 async def elect(broker: RabbitMQ, amqp_url: str, queue: str) -> None:
     """Start an election in a quorum queue that has no leader."""
-    await rabbitmqctl(broker, "eval", _raft(amqp_url, queue, "ra:trigger_election(Raft)"))
+    await rabbitmqctl(broker, "eval", _raft(amqp_url, "ra:trigger_election(Raft)", queue))
 
 
-def _raft(amqp_url: str, queue: str, expression: str) -> str:
-    """An expression of Erlang about the Raft process of a queue."""
+def _raft(amqp_url: str, expression: str, *queues: str) -> str:
+    """An expression of Erlang about the Raft process of each of these queues."""
     vhost = unquote(urlsplit(amqp_url).path[1:])
+    names = ", ".join(f'<<"{queue}">>' for queue in queues)
     return (
-        f'{{ok, Queue}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<"{vhost}">>, queue, <<"{queue}">>)),'
-        f" Raft = amqqueue:get_pid(Queue), {expression}."
+        f'[begin {{ok, Queue}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<"{vhost}">>, queue, Name)),'
+        f" Raft = amqqueue:get_pid(Queue), {expression} end || Name <- [{names}]]."
     )
 
 
@@ -105,4 +106,4 @@ async def forget_consumers(broker: RabbitMQ, amqp_url: str, queue: str) -> None:
         "[ra:process_command(Raft, rabbit_fifo:make_checkout({element(2, Consumer), element(1, Consumer)}, cancel, #{}))"
         " || Consumer <- rabbit_amqqueue:consumers(Queue)]"
     )
-    await rabbitmqctl(broker, "eval", _raft(amqp_url, queue, forget))
+    await rabbitmqctl(broker, "eval", _raft(amqp_url, forget, queue))

@@ -130,6 +130,17 @@ async def test_a_silent_reply_to_is_given_up(apart: Scene, own_rabbitmq: RabbitM
         await survive(apart, queue.name)
 
 
+async def test_sixty_silent_addresses_at_once_harm_nobody(apart: Scene, own_rabbitmq: RabbitMQ) -> None:
+    """Each batch that has some that are new makes everybody wait, so there must not be many such batches."""
+    names = [(await quorum_queue(apart.talk)).name for _ in range(60)]
+    async with silenced(own_rabbitmq, apart.amqp_url, *names):
+        for name in names:
+            await apart.ask(name)
+        async with apart.worker(WORKER_REPLY_GIVE_UP_SECONDS=NEVER, WORKER_BATCH_MAX="16"):
+            await apart.innocents_are_answered()
+            await apart.innocents_are_answered()
+
+
 async def test_a_silent_reply_to_with_1500_requests_harms_nobody(apart: Scene, own_rabbitmq: RabbitMQ) -> None:
     """With some 500 unconfirmed messages to such a queue the broker reads nothing more from the connection."""
     queue = await quorum_queue(apart.talk)

@@ -134,6 +134,39 @@ async def test_a_limit_that_is_removed_is_noticed(
         assert given_up(service, "refused") == 0
 
 
+async def test_an_address_whose_limit_is_removed_is_used_like_others(
+    amqp_url: str, database_url: str, rabbitmq: RabbitMQ
+) -> None:
+    """Its replies are no longer tried apart: what was tried there has made the queue tell the other channel, too."""
+    async with (
+        conversing(amqp_url, answers=False) as talk,
+        serving(amqp_url, database_url, WORKER_REPLY_GIVE_UP_SECONDS="600") as service,
+    ):
+        vhost = quote(unquote(urlsplit(amqp_url).path[1:]), safe="")
+        definition = {"max-length": 1, "overflow": "reject-publish"}
+        policy = {"pattern": "reply_to$", "definition": definition, "apply-to": "queues"}
+        await asyncio.to_thread(rabbitmq.api, "PUT", f"/policies/{vhost}/bounded", policy)
+        await talk.channel.declare_queue("reply_to", durable=True, arguments={"x-queue-type": "quorum"})
+        for _ in range(10):
+            await talk.send(reply_to="reply_to")
+        await until(lambda: any(one.fate is Fate.NACKED for one in service._replies.failing))
+        await asyncio.to_thread(rabbitmq.api, "DELETE", f"/policies/{vhost}/bounded")
+        apart: list[str] = []
+        wait = service._replies._wait
+        service._replies._wait = lambda address, settlement: (apart.append(address), wait(address, settlement))[1]  # type: ignore[method-assign, func-returns-value]
+        for count in range(10, 13):  # nobody reads: the broker would tell the channels that there is room
+            while (
+                await talk.channel.declare_queue("reply_to", passive=True)
+            ).declaration_result.message_count != count:
+                await asyncio.sleep(0.05)
+            await until(lambda: service.in_hand == 0 and not service._replies.failing)
+            apart.clear()
+            await talk.send(reply_to="reply_to")
+        while (await talk.channel.declare_queue("reply_to", passive=True)).declaration_result.message_count != 13:
+            await asyncio.sleep(0.05)
+        assert apart == []
+
+
 async def test_an_alarm_of_the_broker_is_an_outage_like_others(amqp_url: str, database_url: str) -> None:
     """While publishers are blocked the worker says so, requeues after the hold limit, and answers all afterwards."""
     limits: dict[str, Any] = {"WORKER_HOLD_LIMIT_SECONDS": "0.5", "WORKER_CONFIRM_TIMEOUT_SECONDS": "1"}

@@ -3,8 +3,11 @@
 import asyncio
 import json
 import sys
+import threading
+from hashlib import sha256
 from types import SimpleNamespace
 from typing import Any, cast
+from unittest.mock import patch
 from uuid import uuid4
 
 import pytest
@@ -13,6 +16,7 @@ from pamqp.commands import Basic
 from task_activity_log import wire
 from task_activity_log.aio import Slices, Waiting
 from task_activity_log.message import Properties
+from task_activity_log.pipeline import reply, request
 from task_activity_log.pipeline.batches import Parts, decode_all
 from task_activity_log.pipeline.ports import Settlement
 from task_activity_log.pipeline.request import Rules
@@ -61,6 +65,29 @@ def test_a_delivery_weighs_at_least_its_text_as_decoded(text: str) -> None:
 def test_long_ascii_weighs_as_much_as_it_has_bytes() -> None:
     """Otherwise a backlog of long requests would be taken for four times as long."""
     assert weigh(b"a" * 100_000, b"", 0) < 102_000
+
+
+def test_a_very_long_body_is_not_looked_at() -> None:
+    """The event loop would stand still for 0.2 s if it had 128 MiB. It is taken to be wide."""
+    assert weigh(b"a" * 2**22, b"", 0) == 4 * 2**22 + weigh(b"", b"", 0)
+
+
+async def test_a_very_long_body_is_hashed_in_a_thread() -> None:
+    """Its problem has a message_id that depends on the body. It is the same as that of the whole."""
+    threads: list[int] = []
+    body = b"a" * (2**21 + 1)
+
+    def hashing(*parts: bytes) -> bytes:
+        threads.append(threading.get_ident())
+        return request.digest(*parts)
+
+    with patch.object(reply, "digest", hashing):
+        _, [settlement] = await decode_all([delivered(body, "m")], Rules(), Slices())
+    assert threads[0] != threading.get_ident()
+    assert settlement.problem is not None
+    assert settlement.problem.code is Code.BODY_TOO_LARGE
+    whole = (1).to_bytes(8, "big") + b"m" + len(body).to_bytes(8, "big") + body
+    assert settlement.reply.seed == sha256(whole).digest()[:16]
 
 
 def test_many_headers_weigh_what_their_objects_take() -> None:

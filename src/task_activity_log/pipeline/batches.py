@@ -6,7 +6,9 @@ messages in a batch delays heartbeats and probes, or takes more memory than plan
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Generic
 
 from task_activity_log.aio import Slices
@@ -14,6 +16,9 @@ from task_activity_log.pipeline import reply
 from task_activity_log.pipeline.ports import D, Settlement, Stored
 from task_activity_log.pipeline.request import Request, Rules, decode
 from task_activity_log.problem import Code, Rejected
+
+_LONG_BYTES = 2**21
+"""A body that is longer takes more than a millisecond to hash."""
 
 
 async def decode_all(batch: Sequence[D], rules: Rules, slices: Slices) -> tuple[list[Request[D]], list[Settlement[D]]]:
@@ -24,7 +29,9 @@ async def decode_all(batch: Sequence[D], rules: Rules, slices: Slices) -> tuple[
         try:
             requests.append(decode(delivery, rules))
         except Rejected as error:
-            answer = reply.undecoded(delivery, error.problem, rules.default_media_type)
+            answering = partial(reply.undecoded, delivery, error.problem, rules.default_media_type)
+            # The message_id of the answer is a digest of the body. While hashlib works, other threads run.
+            answer = await asyncio.to_thread(answering) if len(delivery.body) > _LONG_BYTES else answering()
             answers = error.problem.code is not Code.REPLY_AS_REQUEST
             rejected.append(Settlement(delivery, answer, error.problem, answers))
         if slices.over(len(delivery.body)):

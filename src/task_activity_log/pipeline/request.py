@@ -123,7 +123,12 @@ def digest(*parts: bytes) -> bytes:
     pieces: list[bytes] = []
     for part in parts:
         pieces += (len(part).to_bytes(8, "big"), part)
-    return sha256(b"".join(pieces)).digest()[:16]
+    if len(parts[-1]) <= _LONG_BYTES:
+        return sha256(b"".join(pieces)).digest()[:16]
+    hashed = sha256()
+    for piece in pieces:  # a long body is not copied
+        hashed.update(piece)
+    return hashed.digest()[:16]
 
 
 def _key(message: str, mode: UpdateMode, version: int | None, body: bytes) -> UUID:
@@ -185,4 +190,5 @@ _MISROUTED: Final = (
 _uuid = SchemaValidator(core_schema.uuid_schema()).validate_python  # from 16 bytes, three times as fast as UUID()
 _ENCODINGS = frozenset({"", "identity", "utf-8"})  # kombu puts the charset there
 _MODES: Final = {mode.value: mode for mode in UpdateMode}
+_LONG_BYTES = 2**16
 _NUMERAL = re.compile(r"-?[0-9]{1,19}")

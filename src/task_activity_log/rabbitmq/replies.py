@@ -7,6 +7,7 @@ connection or takes nothing. Those to the replies exchange share the connection 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,9 +19,11 @@ import structlog
 
 from task_activity_log.pipeline.ports import D, Settlement
 from task_activity_log.pipeline.reply import Reply, too_large
-from task_activity_log.rabbitmq.addresses import PATIENCE_SECONDS, Addresses, Waiting
+from task_activity_log.rabbitmq.addresses import Addresses, Waiting
+from task_activity_log.rabbitmq.confirms import Late
 from task_activity_log.rabbitmq.exchange import RepliesExchange
 from task_activity_log.rabbitmq.link import LinkOptions
+from task_activity_log.rabbitmq.log_limit import LogLimit
 from task_activity_log.rabbitmq.outgoing import Fate, Outgoing
 from task_activity_log.rabbitmq.properties import properties_of
 from task_activity_log.rabbitmq.publisher import MessageMax, Publisher
@@ -30,6 +33,14 @@ from task_activity_log.rabbitmq.topology import Topology
 
 log = structlog.get_logger(__name__)
 
+_PATIENCE_SECONDS = 1.0
+"""How long a reply may take to be confirmed before others go on without it."""
+_SILENT_PATIENCE_SECONDS = 0.25
+"""Used for half a minute after an address was silent: there may be more, and each batch with some makes everybody wait."""
+_SILENT_SECONDS = 30.0
+_LATE_SECONDS = 0.75
+"""How long a late answer is waited for before the reply is published again apart, if several are late: one silent address may
+hold the answers to the others back, but the broker may also be slow."""
 _OVERHEAD_BYTES = 1_000
 """Roughly the memory of a settlement without its bodies."""
 
@@ -90,6 +101,8 @@ class Replies(Generic[D]):
         )
         self._retries = Retries(link, self._addresses, callbacks)
         self._late: asyncio.Queue[Settlement[D]] = asyncio.Queue()
+        self._log_limit = LogLimit()
+        self._silent_until = 0.0
         # Of the batch in `publish`, by id: what needs nothing more at its address (False: it waits), what the exchange has.
         self._placed: dict[int, bool] = {}
         self._kept: set[int] = set()
@@ -202,7 +215,7 @@ class Replies(Generic[D]):
         """Publish to addresses that are not known to fail."""
         waiting: dict[int, Waiting[Settlement[D]]] = {}  # by position
         outgoing = [self._to_address(*reply) for reply in replies]
-        fates = await self._addressed.publish(outgoing, PATIENCE_SECONDS, partial(self._answered_late, waiting))
+        fates = await self._publish_promptly(outgoing, partial(self._answered_late, waiting))
         unconfirmed = {address for (address, _), fate in zip(replies, fates, strict=True) if fate is Fate.UNCONFIRMED}
         for position, ((address, settlement), fate) in enumerate(zip(replies, fates, strict=True)):
             if fate is Fate.CONFIRMED:
@@ -219,6 +232,17 @@ class Replies(Generic[D]):
                 self._addresses.refused(one, self._retries.clock())
             elif len(unconfirmed) == 1:  # otherwise one may hold the answers to the others back
                 self._addresses.opened(one, self._retries.clock())
+            else:
+                one.line.due = self._retries.clock() + _LATE_SECONDS
+
+    async def _publish_promptly(self, outgoing: Sequence[Outgoing], on_late: Late) -> list[Fate]:
+        """Publish to addresses, and do not wait long for one that is silent."""
+        began = asyncio.get_running_loop().time()
+        patience = _SILENT_PATIENCE_SECONDS if began < self._silent_until else _PATIENCE_SECONDS
+        fates = await self._addressed.publish(outgoing, patience, on_late)
+        if Fate.UNCONFIRMED in fates:
+            self._silent_until = began + _SILENT_SECONDS
+        return fates
 
     def _answered_late(self, waiting: dict[int, Waiting[Settlement[D]]], position: int, fate: Fate) -> None:
         if position in waiting:
@@ -243,7 +267,9 @@ class Replies(Generic[D]):
     def _given_up(self, address: str, why: str, count: int) -> None:
         for _ in range(count):
             self._on_given_up(why)
-        log.warning("reply_given_up", reply_to=address, why=why, count=count)
+        omitted = self._log_limit.omit(count, time.monotonic())
+        if omitted is not None:
+            log.warning("reply_given_up", reply_to=address, why=why, count=count, omitted=omitted)
 
     def _to_address(self, address: str, settlement: Settlement[D]) -> Outgoing:
         reply = self._fitting(settlement)

@@ -20,6 +20,7 @@ from task_activity_log.rabbitmq.addresses import AGAIN_SECONDS, PATIENCE_SECONDS
 from task_activity_log.rabbitmq.confirms import ConfirmChannel, open_confirming
 from task_activity_log.rabbitmq.frames import FrameReader
 from task_activity_log.rabbitmq.link import LOST, LinkOptions, asking_the_driver, connect, supervise
+from task_activity_log.rabbitmq.log_limit import LogLimit
 from task_activity_log.rabbitmq.outgoing import Fate, Outgoing
 
 log = structlog.get_logger(__name__)
@@ -33,8 +34,6 @@ _TICK_SECONDS = 0.25
 _OPEN_SECONDS = 2.0
 _LATELY_SECONDS = 2.0
 _SHOWN_MAX = 20
-_EVENTS_MAX = 10
-_EVENTS_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +79,7 @@ class Retries(Generic[T]):
         self._tasks: asyncio.TaskGroup | None = None  # set by `run`
         self._together: set[asyncio.Task[None]] = set()
         self._clock, self._read_at, self._last_answer = 0.0, 0.0, 0.0
-        self._events: list[float] = []
+        self._log_limit = LogLimit()
         self.waiting = 0
         """How many replies wait. Like `failing`, up to a quarter of a second old: another thread may read both."""
         self.failing: tuple[Failing, ...] = ()
@@ -152,10 +151,7 @@ class Retries(Generic[T]):
         return self._tasks.create_task(work)
 
     def _tell(self, address: str, fate: Fate | None) -> None:
-        now = asyncio.get_running_loop().time()
-        self._events = [at for at in self._events if now - at < _EVENTS_SECONDS]
-        if len(self._events) < _EVENTS_MAX:
-            self._events.append(now)
+        if self._log_limit.omit(1, asyncio.get_running_loop().time()) is not None:
             if fate is None:
                 log.info("reply_to_recovered", reply_to=address)
             else:

@@ -26,8 +26,9 @@ _HEADER = 200
 """The objects of one header: its name, its value and its place in the dictionary."""
 _WIDE = 4
 """Bytes that Python takes for each character of a text with a character outside the Basic Multilingual Plane."""
-_LONG = 4_096
-"""Shorter bodies are taken to be wide, because looking costs more than it saves."""
+_LOOKED_AT = range(4_096, 2**22)
+"""Shorter bodies are taken to be wide, because looking costs more than it saves; longer ones, because it takes too long: 2 ms
+for each MiB, in which the event loop stands still."""
 
 
 def weigh(body: bytes, header: bytes, headers: int) -> int:
@@ -37,6 +38,6 @@ def weigh(body: bytes, header: bytes, headers: int) -> int:
     """
     size = len(body)
     weight = _OBJECTS + _HEADER * headers + _WIDE * (len(header) + size)
-    if size > _LONG and body.isascii() and b"\\u" not in body and b"&#" not in body:
+    if size in _LOOKED_AT and body.isascii() and b"\\u" not in body and b"&#" not in body:
         weight -= (_WIDE - 1) * size
     return weight

@@ -177,8 +177,9 @@ EVENTS = {
     ),
     "reply_given_up": Event(
         "warning",
-        "Replies could not be delivered to their reply_to and were given up; their records are stored.",
-        ("reply_to", "why", "count"),
+        "Replies could not be delivered to their reply_to and were given up; their records are stored. At most ten of this"
+        " event are logged in a minute; `omitted` is the number of replies that no event has named since the last one.",
+        ("reply_to", "why", "count", "omitted"),
     ),
     "reply_to_failing": Event(
         "warning",
