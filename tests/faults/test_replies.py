@@ -137,7 +137,7 @@ async def test_a_limit_that_is_removed_is_noticed(
 async def test_an_address_whose_limit_is_removed_is_used_like_others(
     amqp_url: str, database_url: str, rabbitmq: RabbitMQ
 ) -> None:
-    """Its replies are no longer tried apart: what was tried there has made the queue tell the other channel, too."""
+    """It is refused at most once more: then its replies go over a new connection, and are no longer tried apart."""
     async with (
         conversing(amqp_url, answers=False) as talk,
         serving(amqp_url, database_url, WORKER_REPLY_GIVE_UP_SECONDS="600") as service,
@@ -151,20 +151,25 @@ async def test_an_address_whose_limit_is_removed_is_used_like_others(
             await talk.send(reply_to="reply_to")
         await until(lambda: any(one.fate is Fate.NACKED for one in service._replies.failing))
         await asyncio.to_thread(rabbitmq.api, "DELETE", f"/policies/{vhost}/bounded")
-        apart: list[str] = []
-        wait = service._replies._wait
-        service._replies._wait = lambda address, settlement: (apart.append(address), wait(address, settlement))[1]  # type: ignore[method-assign, func-returns-value]
+        refusals: list[str] = []
+        refused = service._replies._addresses.refused
+
+        def note(waiting: Any, now: float) -> None:
+            refusals.append(waiting.line.address)
+            refused(waiting, now)
+
+        service._replies._addresses.refused = note  # type: ignore[method-assign]
         for count in range(10, 13):  # nobody reads: the broker would tell the channels that there is room
             while (
                 await talk.channel.declare_queue("reply_to", passive=True)
             ).declaration_result.message_count != count:
                 await asyncio.sleep(0.05)
             await until(lambda: service.in_hand == 0 and not service._replies.failing)
-            apart.clear()
+            refusals.clear()
             await talk.send(reply_to="reply_to")
         while (await talk.channel.declare_queue("reply_to", passive=True)).declaration_result.message_count != 13:
             await asyncio.sleep(0.05)
-        assert apart == []
+        assert refusals == []
 
 
 async def test_an_alarm_of_the_broker_is_an_outage_like_others(amqp_url: str, database_url: str) -> None:

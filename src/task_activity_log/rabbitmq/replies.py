@@ -41,6 +41,9 @@ _SILENT_SECONDS = 30.0
 _LATE_SECONDS = 0.75
 """How long a late answer is waited for before the reply is published again apart, if several are late: one silent address may
 hold the answers to the others back, but the broker may also be slow."""
+_REFUSED_MAX = 1_000
+_RENEW_SECONDS = 60.0
+"""How often a new connection is opened because of refusals: a queue that is full again and again must not do it to others."""
 _OVERHEAD_BYTES = 1_000
 """Roughly the memory of a settlement without its bodies."""
 
@@ -103,6 +106,8 @@ class Replies(Generic[D]):
         self._late: asyncio.Queue[Settlement[D]] = asyncio.Queue()
         self._log_limit = LogLimit()
         self._silent_until = 0.0
+        self._refused: set[str] = set()  # addresses that were refused on the connection of `addressed`, at most some
+        self._renew_from = 0.0
         # Of the batch in `publish`, by id: what needs nothing more at its address (False: it waits), what the exchange has.
         self._placed: dict[int, bool] = {}
         self._kept: set[int] = set()
@@ -230,6 +235,7 @@ class Replies(Generic[D]):
                 self._addresses.suspect(one.line)
             elif fate is Fate.NACKED:
                 self._addresses.refused(one, self._retries.clock())
+                self._refused_again(address)
             elif len(unconfirmed) == 1:  # otherwise one may hold the answers to the others back
                 self._addresses.opened(one, self._retries.clock())
             else:
@@ -243,6 +249,20 @@ class Replies(Generic[D]):
         if Fate.UNCONFIRMED in fates:
             self._silent_until = began + _SILENT_SECONDS
         return fates
+
+    def _refused_again(self, address: str) -> None:
+        """Publish over a new connection from now on if this address was refused before, and took replies apart since.
+
+        A quorum queue whose limit is removed may go on to refuse the channels that it has refused (see `Publisher.renew`).
+        """
+        now = time.monotonic()
+        if address not in self._refused:
+            if len(self._refused) < _REFUSED_MAX:
+                self._refused.add(address)
+        elif now >= self._renew_from:
+            self._renew_from = now + _RENEW_SECONDS
+            self._refused.clear()
+            self._addressed.renew()
 
     def _answered_late(self, waiting: dict[int, Waiting[Settlement[D]]], position: int, fate: Fate) -> None:
         if position in waiting:
