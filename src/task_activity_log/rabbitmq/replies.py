@@ -231,15 +231,20 @@ class Replies(Generic[D]):
                 self._placed[id(settlement)] = True
                 continue
             waiting[position] = one = self._wait(address, settlement)
-            if fate is Fate.LOST:
-                self._addresses.suspect(one.line)
-            elif fate is Fate.NACKED:
-                self._addresses.refused(one, self._retries.clock())
-                self._refused_again(address)
-            elif len(unconfirmed) == 1:  # otherwise one may hold the answers to the others back
-                self._addresses.opened(one, self._retries.clock())
-            else:
-                one.line.due = self._retries.clock() + _LATE_SECONDS
+            self._not_taken(one, fate, alone=len(unconfirmed) == 1)
+
+    def _not_taken(self, one: Waiting[Settlement[D]], fate: Fate, *, alone: bool) -> None:
+        """What became of a reply that waits now. `alone`: no other address was silent."""
+        now = self._retries.clock()
+        if fate is Fate.LOST:
+            self._addresses.suspect(one.line)
+        elif fate is Fate.NACKED:
+            self._addresses.refused(one, now)
+            self._refused_again(one.line.address)
+        elif alone:  # otherwise one may hold the answers to the others back
+            self._addresses.opened(one, now)
+        else:
+            one.line.due = now + _LATE_SECONDS
 
     async def _publish_promptly(self, outgoing: Sequence[Outgoing], on_late: Late) -> list[Fate]:
         """Publish to addresses, and do not wait long for one that is silent."""
