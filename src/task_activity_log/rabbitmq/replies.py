@@ -67,6 +67,9 @@ class ReplyOptions:
 class Replies(Generic[D]):
     """Publishes each reply to the `reply_to` of its request, or to the replies exchange if the request has none."""
 
+    _silent_until = 0.0  # until when replies have less time (event loop's clock); set by `_publish_promptly`
+    _renew_from = 0.0  # from when on a new connection may be opened again; set by `_refused_again`
+
     def __init__(
         self,
         own: Publisher,
@@ -105,12 +108,9 @@ class Replies(Generic[D]):
         self._retries = Retries(link, self._addresses, callbacks)
         self._late: asyncio.Queue[Settlement[D]] = asyncio.Queue()
         self._log_limit = LogLimit()
-        self._silent_until = 0.0
         self._refused: set[str] = set()  # addresses that were refused on the connection of `addressed`, at most some
-        self._renew_from = 0.0
         # Of the batch in `publish`, by id: what needs nothing more at its address (False: it waits), what the exchange has.
-        self._placed: dict[int, bool] = {}
-        self._kept: set[int] = set()
+        self._placed, self._kept = dict[int, bool](), set[int]()
 
     async def run(self) -> None:
         """Try replies again that wait at their addresses, until cancelled."""
