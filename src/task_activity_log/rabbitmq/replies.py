@@ -90,8 +90,7 @@ class Replies(Generic[D]):
         """
         self._addressed = addressed
         self._exchange = RepliesExchange(own, topology, on_not_taken)
-        self._own_queues = topology.own_queues
-        self._options = options
+        self._own_queues, self._options = topology.own_queues, options
         self._message_max = message_max or MessageMax()
         self._on_given_up, self._still = on_given_up, still
         self._addresses: Addresses[Settlement[D]] = Addresses(
@@ -106,8 +105,7 @@ class Replies(Generic[D]):
             message_max=self._message_max.learn,
         )
         self._retries = Retries(link, self._addresses, callbacks)
-        self._late: asyncio.Queue[Settlement[D]] = asyncio.Queue()
-        self._log_limit = LogLimit()
+        self._late, self._log_limit = asyncio.Queue[Settlement[D]](), LogLimit()
         self._refused: set[str] = set()  # addresses that were refused on the connection of `addressed`, at most some
         # Of the batch in `publish`, by id: what needs nothing more at its address (False: it waits), what the exchange has.
         self._placed, self._kept = dict[int, bool](), set[int]()
