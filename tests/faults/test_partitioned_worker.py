@@ -10,7 +10,9 @@ from uuid import UUID, uuid4
 import aio_pika
 import pytest
 
+from sandbox.postgresql import PostgreSQL
 from task_activity_log.partitions import hash_slot
+from task_activity_log.postgresql import migrations
 from task_activity_log.problem import Misconfigured
 from task_activity_log.rabbitmq.topology import REQUEST_KEY, Topology, declare
 from tests import audit_trigger
@@ -128,3 +130,41 @@ async def test_workers_with_different_numbers_of_partitions_are_refused(
         await declare(connection, TOPOLOGY)
         with pytest.raises(Misconfigured, match=f"among {word} than {partitions} partitions"):
             await declare(connection, Topology(partitions=partitions))
+
+
+async def test_each_database_has_a_range_of_the_slots(
+    amqp_url: str, database_url: str, postgresql: PostgreSQL, admin: Connection
+) -> None:
+    """Two groups of workers with a database each. Publishers choose the group by the hash slot, in one line."""
+    other_url = postgresql.create_database()
+    await asyncio.to_thread(migrations.migrate, other_url)
+    second = Topology(
+        partitions=4,
+        requests_queue="second.upsert",
+        requests_exchange="second",
+        partitions_exchange="second.by-record",
+        workers_queue="second.workers",
+    )
+    names: dict[str, Any] = {
+        "WORKER_REQUESTS_QUEUE": second.requests_queue,
+        "WORKER_REQUESTS_EXCHANGE": second.requests_exchange,
+        "WORKER_PARTITIONS_EXCHANGE": second.partitions_exchange,
+        "WORKER_WORKERS_QUEUE": second.workers_queue,
+    }
+    records = [uuid4() for _ in range(40)]
+    first = sum(hash_slot(each) < "80" for each in records)
+    try:
+        async with (
+            talking(amqp_url) as talk,
+            serving(amqp_url, database_url, **PARTITIONED),
+            serving(amqp_url, other_url, **PARTITIONED, **names),
+        ):
+            for record_id in records:
+                slot = hash_slot(record_id)
+                group = TOPOLOGY if slot < "80" else second
+                exchange = await talk.channel.get_exchange(group.partitions_exchange, ensure=False)
+                await exchange.publish(aio_pika.Message(json.dumps({"id": str(record_id)}).encode()), slot)
+            assert await talk.outcomes(40) == ["inserted"] * 40
+        assert await admin.fetchval("SELECT count(*) FROM task_activity_log") == first
+    finally:
+        postgresql.drop_database(other_url)

@@ -6,13 +6,17 @@ from dataclasses import replace
 import aio_pika
 import pytest
 from aio_pika.abc import AbstractIncomingMessage
+from aiormq.exceptions import ChannelInvalidStateError, ChannelNotFoundEntity
 
+from task_activity_log.cli.partitions import show_or_change
 from task_activity_log.partitions import partition_of, slots_of
 from task_activity_log.rabbitmq.link import LinkOptions
 from task_activity_log.rabbitmq.repartition import NotEmpty, change, look_up
 from task_activity_log.rabbitmq.topology import Topology, declare
+from task_activity_log.settings import load
 
 EIGHT = Topology(partitions=8)
+TWO = Topology(partitions=2)
 ALL_SLOTS = [*slots_of(0, 1)]
 
 
@@ -55,21 +59,75 @@ async def test_the_slots_move(amqp_url: str, to: int) -> None:
     await routed(amqp_url, replace(EIGHT, partitions=to))
 
 
-async def test_what_was_interrupted_goes_on(amqp_url: str) -> None:
-    options = await declared(amqp_url, EIGHT)
+class Interrupted(Exception):
+    """Stands for the end of the command, for example by Ctrl-C."""
 
-    class Interrupted(Exception):
-        pass
 
-    def interrupt(step: str) -> None:
-        if step == "deleting queue task_activity_log.upsert.3":
+@pytest.mark.parametrize(
+    ("step", "left"),
+    [
+        ("deleting exchange task_activity_log.by-record: publishers are refused until it exists again", "2 partitions"),
+        ("deleting queue task_activity_log.upsert.0", "an unfinished change"),
+        ("deleting queue task_activity_log.upsert.1", "an unfinished change"),
+        ("declaring 4 queues", "0 partitions"),
+    ],
+)
+async def test_what_was_interrupted_goes_on(
+    amqp_url: str, step: str, left: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whichever step it was. The dry run says where it is, and changes nothing."""
+    options = await declared(amqp_url, TWO)
+
+    def interrupt(at: str) -> None:
+        if at == step:
             raise Interrupted
 
     with pytest.raises(Interrupted):
-        await change(options, replace(EIGHT, partitions=16), interrupt)
-    assert (await look_up(options, EIGHT)).count is None
-    await change(options, replace(EIGHT, partitions=16), lambda _: None)
-    await routed(amqp_url, replace(EIGHT, partitions=16))
+        await change(options, replace(TWO, partitions=4), interrupt)
+    before = await look_up(options, TWO)
+    settings = load({"AMQP_URL": amqp_url, "DATABASE_URL": "postgresql://nobody.invalid/none"})
+    assert await asyncio.to_thread(show_or_change, settings, 4, yes=False) == 0
+    assert f"Now: {left}" in capsys.readouterr().out
+    assert await look_up(options, TWO) == before
+    assert await asyncio.to_thread(show_or_change, settings, 4, yes=True) == 0
+    await routed(amqp_url, replace(TWO, partitions=4))
+
+
+async def test_a_change_that_was_interrupted_before_the_exchange_is_back_is_not_taken_for_finished(
+    amqp_url: str,
+) -> None:
+    """All queues are there, so their number says nothing. Without the exchange no request that is sent by record arrives."""
+    options = await declared(amqp_url, TWO)
+    async with await aio_pika.connect(amqp_url) as connection, connection.channel() as channel:
+        await channel.exchange_delete(TWO.partitions_exchange)
+    found = await look_up(options, TWO)
+    assert (found.count, found.whole) == (2, False)
+    settings = load({"AMQP_URL": amqp_url, "DATABASE_URL": "postgresql://nobody.invalid/none"})
+    assert await asyncio.to_thread(show_or_change, settings, 2, yes=True) == 0
+    assert (await look_up(options, TWO)).whole
+    await routed(amqp_url, TWO)
+
+
+async def test_publishers_are_refused_during_a_change(amqp_url: str) -> None:
+    """Their messages are not lost: the broker closes the channel, and confirms nothing."""
+    options = await declared(amqp_url, TWO)
+    refused: list[asyncio.Task[None]] = []
+
+    async def publish() -> None:
+        async with await aio_pika.connect(amqp_url) as connection:
+            channel = await connection.channel(publisher_confirms=True)
+            exchange = await channel.get_exchange(TWO.partitions_exchange, ensure=False)
+            with pytest.raises((ChannelNotFoundEntity, ChannelInvalidStateError)):
+                await exchange.publish(aio_pika.Message(b"refused"), "00", timeout=30)
+
+    def begin(step: str) -> None:
+        if step == "deleting queue task_activity_log.upsert.0":
+            refused.append(asyncio.create_task(publish()))
+
+    await change(options, replace(TWO, partitions=4), begin)
+    if not refused[0].done():
+        await refused[0]
+    assert refused[0].exception() is None
 
 
 async def test_nothing_changes_while_messages_wait(amqp_url: str) -> None:

@@ -30,7 +30,7 @@ async def _show_or_change(settings: Settings, to: int | None, *, yes: bool) -> i
     if to is None:
         _show(partitions, topology)
         return DONE
-    if partitions.count == to:
+    if partitions.count == to and partitions.whole:
         say(f"the requests are divided among {to} partitions already")
         return DONE
     if not yes:
@@ -44,19 +44,22 @@ async def _show_or_change(settings: Settings, to: int | None, *, yes: bool) -> i
 
 
 def _show(partitions: Partitions, topology: Topology) -> None:
-    if not partitions.found:
+    if not partitions.found and not partitions.exchange:
         print(f"There are no partitions: all requests go to queue {topology.requests_queue}.")
         return
     table(
         ("queue", "messages", "consumers"),
         ((each.queue, str(each.messages), str(each.consumers)) for each in partitions.found.values()),
     )
-    if partitions.count is None:
-        say("some queues are missing: a change was interrupted; run `task-activity-log partitions --to N --yes` again")
+    if not partitions.whole:
+        say(
+            "some queues or the exchange are missing: a change was interrupted;"
+            " run `task-activity-log partitions --to N --yes` again"
+        )
 
 
 def _plan(partitions: Partitions, topology: Topology, to: int) -> None:
-    now = "an unfinished change" if partitions.count is None else f"{partitions.count} partitions"
+    now = "an unfinished change" if not partitions.whole else f"{partitions.count} partitions"
     print(
         f"Now: {now}, {partitions.messages} messages, consumers on {partitions.consumed} queues. To change to {to}:\n"
         "1. Stop the publishers that send by record.\n"

@@ -35,6 +35,13 @@ class Partitions:
     """All partitions' queues that exist, by number."""
 
     found: dict[int, Partition]
+    exchange: bool
+    """Whether the exchange for requests that are sent by record exists. It does not while a change is under way."""
+
+    @property
+    def whole(self) -> bool:
+        """Whether requests that are sent by record can arrive: no change was interrupted."""
+        return self.count is not None and self.exchange == bool(self.found)
 
     @property
     def count(self) -> int | None:
@@ -132,4 +139,10 @@ async def _look_up(connection: AbstractConnection, topology: Topology) -> Partit
             continue
         await channel.close()
         found[number] = Partition(queue, result.message_count or 0, result.consumer_count or 0)
-    return Partitions(found)
+    channel = await connection.channel()
+    try:
+        await channel.get_exchange(topology.partitions_exchange)
+    except ChannelNotFoundEntity:
+        return Partitions(found, exchange=False)
+    await channel.close()
+    return Partitions(found, exchange=True)
