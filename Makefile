@@ -2,7 +2,7 @@
 
 PYTHON := .venv/bin/python
 .DEFAULT_GOAL := help
-.PHONY: help setup demo console run test test-dotnet test-tls test-failover test-cluster test-examples test-deploy test-image check format bench bench-quick bench-stages bench-wire chaos fuzz docs sandbox lock dist clean
+.PHONY: help setup demo console run test test-dotnet test-tls test-failover test-cluster test-examples test-deploy test-browser screenshot test-image check format bench bench-quick bench-stages bench-wire chaos fuzz docs sandbox lock dist clean
 
 help:  ## list these targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -41,6 +41,12 @@ test-examples: setup  ## run the examples of the documentation (needs Node.js an
 
 test-deploy: setup  ## ask a Prometheus every query of the dashboard and the alerts (needs Prometheus, installs it if it may)
 	@$(PYTHON) -m pytest -m deploy $(ARGS)
+
+test-browser: setup  ## look at every page of the console with Chromium (installs it if it may); SCREENSHOTS=DIR keeps screenshots
+	@$(PYTHON) -m pytest -m "" tests/browser $(ARGS)
+
+screenshot: setup  ## make docs/console.png with the tests
+	@SCREENSHOTS=docs $(PYTHON) -m pytest -m browser -k readme tests/browser
 
 test-image: setup  ## build the container image and run it next to real services (needs Docker)
 	@$(PYTHON) -m pytest -m image $(ARGS)

@@ -29,7 +29,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         with sandbox.start(durable=False) as services, ExitStack() as stack:
-            _show({**os.environ, **services.environment}, services.rabbitmq.url, stack)
+            _show({**os.environ, **services.environment}, services, stack)
     except (DemoError, sandbox.SandboxError) as error:
         print(f"console: {error}", file=sys.stderr)
         return 1
@@ -38,7 +38,7 @@ def main() -> int:
     return 0
 
 
-def _show(environment: Mapping[str, str], broker: str, stack: ExitStack) -> None:
+def _show(environment: Mapping[str, str], services: sandbox.Sandbox, stack: ExitStack) -> None:
     http, port = free_port(), int(os.environ.get("CONSOLE_PORT") or free_port())
     shared = {**environment, "HTTP_HOST": "127.0.0.1", "HTTP_PORT": str(http)}
     for _ in finish("migrate", environment=shared):
@@ -47,14 +47,16 @@ def _show(environment: Mapping[str, str], broker: str, stack: ExitStack) -> None
     worker.set_main(command("run"), shared)
     worker.start()
     wait_until_ready(worker, http)
-    asyncio.run(letters.publish(broker, _QUEUE, letters.letters(datetime.now(UTC))))
+    now = datetime.now(UTC)
+    services.postgresql.execute(letters.rows(now))
+    asyncio.run(letters.publish(services.rabbitmq.url, _QUEUE, letters.letters(now)))
     console = stack.enter_context(closing(Processes("make console", user=None, stop_signal=signal.SIGTERM)))
     own = {"CONSOLE_HOST": "127.0.0.1", "CONSOLE_PORT": str(port), "CONSOLE_WORKERS": f"http://127.0.0.1:{http}"}
     console.set_main(command("console"), {**shared, **own})
     console.start()
     print(f"\n  The console is at http://127.0.0.1:{port}/\n  Ctrl-C stops and removes everything.\n", flush=True)
     with suppress(KeyboardInterrupt):
-        asyncio.run(_load(broker, [console, worker]))
+        asyncio.run(_load(services.rabbitmq.url, [console, worker]))
 
 
 async def _load(broker: str, watched: list[Processes]) -> None:

@@ -12,6 +12,7 @@ from task_activity_log.message import Delivery, Properties
 from task_activity_log.pipeline.request import Rules, decode
 from task_activity_log.problem import POISON, Problem, Refused, Rejected
 from task_activity_log.rabbitmq.dead_letters import copied
+from task_activity_log.rabbitmq.headers import encode_header, received
 from task_activity_log.rabbitmq.link import LinkOptions
 from task_activity_log.rabbitmq.outgoing import Outgoing
 from task_activity_log.rabbitmq.publisher import Publisher
@@ -29,6 +30,8 @@ _SUBJECTS = (
 _HEADER_MAX = 100_000
 ONE_WRONG = 17
 """Which of the dates of crm-brussels no release and no setting accepts."""
+CHANGED_SINCE = 31
+"""Which of them is about a row that was changed after it was rejected."""
 HOSTILE = '<script>alert("seen")</script> \u001b[31mred\u001b[0m \u202egnihton\u202c'
 """What must be shown as the text that it is."""
 
@@ -69,6 +72,26 @@ def letters(now: datetime, samples: Sequence[Sample] = SAMPLES) -> list[tuple[by
     return [(body, properties) for _, body, properties in sorted(found, key=lambda one: one[0])]
 
 
+def rows(now: datetime) -> str:
+    """SQL that inserts the rows of some of their records, as they were stored some days ago; one was changed since."""
+    sample = SAMPLES[0]
+    values = []
+    for number in range(1, sample.count, 2):
+        record = uuid5(_NAMES, f"record {sample.publisher} {sample.fault} {number}")
+        changed = now - timedelta(days=3) if number != CHANGED_SINCE else now
+        values.append(
+            f"('{record}', 'Call back ({number + 1})', '2026-11-30T09:00:00Z', false, '{changed.isoformat()}')"
+        )
+    insert = "INSERT INTO task_activity_log (id, subject, due_date, is_closed, modified_dateutc) VALUES "
+    return "; ".join(  # the trigger would set the time of the change to the present
+        (
+            "ALTER TABLE task_activity_log DISABLE TRIGGER ALL",
+            insert + ", ".join(values),
+            "ALTER TABLE task_activity_log ENABLE TRIGGER ALL",
+        )
+    )
+
+
 async def publish(broker: str, queue: str, messages: Sequence[tuple[bytes, Properties]]) -> None:
     """Put dead letters into their queue, and return when the broker has confirmed them."""
     publisher = Publisher(LinkOptions(broker), purpose="samples")
@@ -89,7 +112,7 @@ def _kept(sample: Sample, now: datetime, chance: random.Random) -> Iterator[tupl
         body, content_type, headers = _message(sample.fault, name, number, chance)
         properties = Properties(
             content_type=content_type,
-            headers=headers,
+            table=b"".join(map(encode_header, headers.items())),
             delivery_mode=2,
             message_id=str(uuid5(_NAMES, f"message {name}")),
             app_id=sample.publisher,
@@ -106,7 +129,7 @@ def _problem(fault: str, body: bytes, properties: Properties) -> Problem:
         return Refused("23514").problem
     rules = Rules(naive_dates="reject" if fault == "date" else "utc")
     try:
-        decode(Delivery(body, properties), rules)
+        decode(Delivery(body, received(properties)), rules)
     except Rejected as rejected:
         return rejected.problem
     raise AssertionError(fault)

@@ -1,5 +1,7 @@
 """A console without services for tests of its pages, with dead letters that it has seen."""
 
+import re
+import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +24,7 @@ from task_activity_log.pipeline.request import Rules
 from task_activity_log.rabbitmq.consumer import RabbitDelivery
 from task_activity_log.rabbitmq.headers import received
 from task_activity_log.settings import load
+from tests.commands import COMMAND, environment
 
 NOBODY_LISTENS = "amqp://guest:guest@127.0.0.1:1/"
 
@@ -93,3 +96,24 @@ def password_file(folder: Path, *lines: str) -> str:
     file = folder / "passwords"
     file.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     return str(file)
+
+
+@contextmanager
+def console_process(folder: Path, **variables: str) -> Iterator[str]:
+    """A console as a process of its own; its URL."""
+    log = folder / f"console-{time.monotonic_ns()}.log"
+    with log.open("wb") as said:
+        process = subprocess.Popen(  # noqa: S603 - our own program
+            [COMMAND, "console"], env=environment(CONSOLE_PORT="0", **variables), stderr=said
+        )
+        try:
+            began = time.monotonic()
+            while (found := re.search(r"the console is at (http://\S+/);", log.read_text())) is None:
+                assert process.poll() is None, log.read_text()
+                assert time.monotonic() - began < 60, log.read_text()
+                time.sleep(0.05)
+            yield found[1]
+        finally:
+            process.terminate()
+            assert process.wait(20) == 0, log.read_text()
+            assert "Traceback" not in log.read_text(), log.read_text()

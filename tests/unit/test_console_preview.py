@@ -128,12 +128,13 @@ def test_a_new_record_is_inserted() -> None:
 
 def test_a_message_that_is_rejected_is_shown_with_every_bad_field_and_the_row() -> None:
     """And with the problem that its publisher would get."""
-    body = json.dumps({"id": ID, "due_date": "soon", "is_closed": "no"}).encode()
+    body = json.dumps({"id": ID, "due_date": "soon", "is_closed": "no", "subjct": "x"}).encode()
     found = preview.verdict(body, Properties(), Rules(), ROW)
     assert isinstance(found.found, Problem)
     assert [piece.mark for piece in found.pieces if piece.mark] == ["due_date", "is_closed"]
     assert not any(change.differs for change in found.changes)
     assert json.loads(found.answer)["code"] == "invalid_date"
+    assert found.unknown == [("subjct", "subject")]
 
 
 @pytest.mark.parametrize(

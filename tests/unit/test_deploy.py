@@ -12,6 +12,8 @@ import pytest
 import yaml
 
 from task_activity_log.cli.exit_codes import WRONG_USE
+from task_activity_log.console import settings as console
+from task_activity_log.console.access import PasswordFile
 from task_activity_log.partitions import PARTITIONS_MAX
 from task_activity_log.rabbitmq.topology import Topology
 from task_activity_log.settings import Settings, load
@@ -110,7 +112,9 @@ def test_the_grace_period_is_longer_than_a_drain() -> None:
     assert pod["containers"][0]["ports"] == [{"name": "http", "containerPort": settings.http_port}]
 
 
-@pytest.mark.parametrize("path", ["base/deployment.yaml", "base/migration-job.yaml"])
+@pytest.mark.parametrize(
+    "path", ["base/deployment.yaml", "base/migration-job.yaml", "components/console/deployment.yaml"]
+)
 def test_pods_have_only_the_privileges_that_they_need(path: str) -> None:
     """They meet the restricted pod security standard, and their file system is read-only."""
     pod = manifests(path)[0]["spec"]["template"]["spec"]
@@ -284,6 +288,32 @@ def test_the_prometheus_rule_has_the_alerts() -> None:
     assert resource["spec"] == yaml.safe_load(queries.RULES.read_text(encoding="utf-8"))
 
 
+def test_the_console_has_valid_settings_and_reaches_the_workers_and_nothing_else() -> None:
+    """It has no secret of the workers, and asks who its users are."""
+    spec = manifest("components/console/deployment.yaml", "Deployment")["spec"]
+    assert spec["replicas"] == 1, "each console remembers only its own actions"
+    pod = spec["template"]["spec"]
+    (container,) = pod["containers"]
+    component = yaml.safe_load((KUBERNETES / "components/console/kustomization.yaml").read_text(encoding="utf-8"))
+    (generated,) = component["configMapGenerator"]
+    assert container["envFrom"] == [{"configMapRef": {"name": generated["name"]}}]
+    variables = dict(line.split("=", 1) for line in generated["literals"])
+    own = {name: value for name, value in variables.items() if name.startswith("CONSOLE_")}
+    assert set(own) <= {console.variable(field) for field in console.ConsoleSettings.model_fields}
+    (secret,) = [volume["secret"]["secretName"] for volume in pod["volumes"]]
+    assert secret == "task-activity-log-console"  # noqa: S105 - its name
+    service = manifest("base/service.yaml", "Service")
+    assert own["CONSOLE_WORKERS"] == f"http://{service['metadata']['name']}:{service['spec']['ports'][0]['port']}"
+    assert container["ports"] == [
+        {"name": "http", "containerPort": console.ConsoleSettings.model_fields["port"].default}
+    ]
+    policy, admitted = manifests("components/console/network-policy.yaml")
+    assert admitted["spec"]["podSelector"]["matchLabels"] == service["spec"]["selector"]
+    assert {port["port"] for rule in policy["spec"]["egress"] for port in rule["ports"]} == {53, 5671, 5672, 5432, 8080}
+    memory = console.ConsoleSettings.model_fields["memory_limit_bytes"].default
+    assert int(container["resources"]["limits"]["memory"].removesuffix("Mi")) * 2**20 >= 3 * memory
+
+
 # ---- the compose file
 
 
@@ -299,6 +329,19 @@ def test_compose_starts_the_worker_with_valid_settings_and_few_privileges() -> N
     assert float(worker["stop_grace_period"].removesuffix("s")) > settings.drain_limit_seconds
     assert (worker["read_only"], worker["cap_drop"]) == (True, ["ALL"])
     assert "tmpfs" not in worker
+
+
+def test_compose_starts_the_console_with_a_password() -> None:
+    """Listening on all addresses, it would refuse to start without; in the container's file is a user `trial`."""
+    service = compose()["services"]["console"]
+    variables = {name: value for name, value in service["environment"].items() if name.startswith("CONSOLE_")}
+    file, inside, _ = service["volumes"][0].split(":")
+    assert variables["CONSOLE_PASSWORD_FILE"] == inside
+    settings = console.load(variables | {"CONSOLE_PASSWORD_FILE": str(DEPLOY / file)})
+    assert (settings.host, settings.workers) == ("0.0.0.0", ("http://worker:8080",))  # noqa: S104
+    user = PasswordFile.read(DEPLOY / file).user("trial", "trial")
+    assert user is not None
+    assert user.acts
 
 
 def test_compose_mounts_files_that_exist_and_opens_ports_on_loopback_only() -> None:

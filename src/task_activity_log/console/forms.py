@@ -76,7 +76,7 @@ async def look_again(request: Request) -> Response:
 async def replay(request: Request) -> Response:
     """Replay one dead letter as it was."""
     console, user, members = await _form(request)
-    letter = await letter_of(request, console, members.get("letter", "-"))
+    letter = await letter_of(request, console, members.get("letter", "-"), seen=True)
     await console.replies.follow()
     begun = console.actions.begin("replay", user, members.get("why", ""), [letter], over_newer="over_newer" in members)
     return await _done(console, begun.id)
@@ -85,7 +85,7 @@ async def replay(request: Request) -> Response:
 async def discard(request: Request) -> Response:
     """Discard one dead letter for good."""
     console, user, members = await _form(request)
-    letter = await letter_of(request, console, members.get("letter", "-"))
+    letter = await letter_of(request, console, members.get("letter", "-"), seen=True)
     return await _done(console, console.actions.begin("discard", user, _why(members), [letter]).id)
 
 
@@ -99,7 +99,7 @@ async def edit(request: Request) -> Response:
     """Judge what was corrected, or replay it."""
     console, user, members = await _form(request)
     require(user.sees_bodies, "Editing takes the role bodies.")
-    letter = await letter_of(request, console, members.get("letter", "-"))
+    letter = await letter_of(request, console, members.get("letter", "-"), seen=True)
     original = received(letter.raw.restored(None))
     before = preview.readable(letter.raw.body, original.content_type)
     body, header = _unix(members.get("body", "")), _unix(members.get("header", ""))
@@ -224,7 +224,7 @@ async def verdict(request: Request) -> Response:
     console, user, members = await _form(request, acts=False)
     if "letter" in members:
         require(user.sees_bodies, "Editing takes the role bodies.")
-        letter = await letter_of(request, console, members["letter"])
+        letter = await letter_of(request, console, members["letter"], seen=True)
         original = received(letter.raw.restored(None))
         body, header = _unix(members.get("body", "")), _unix(members.get("header", ""))
         before = preview.readable(letter.raw.body, original.content_type)

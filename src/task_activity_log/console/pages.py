@@ -126,8 +126,13 @@ def filter_of(request: Request, user: User) -> Filter:
     return wanted
 
 
-async def letter_of(request: Request, console: Console, letter_id: str) -> Letter:
-    """The dead letter with an id, or the only one with the name in the path. Raises `Denied`: it is gone."""
+async def letter_of(request: Request, console: Console, letter_id: str, *, seen: bool = False) -> Letter:
+    """The dead letter with an id, or the only one with the name in the path. Raises `Denied`: it is gone.
+
+    One that was `seen` at the last look is not looked for again: if it is gone since, its action finds out.
+    """
+    if seen and console.looks.last is not None and letter_id in console.looks.last.by_id:
+        return console.looks.last.by_id[letter_id]
     look = await console.looks.current()
     found = look.by_id.get(letter_id)
     if found is None and not letter_id:

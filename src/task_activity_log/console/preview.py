@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from difflib import SequenceMatcher
@@ -99,15 +99,17 @@ def verdict(body: bytes, properties: Properties, rules: Rules, row: StoredTaskAc
         fields = [error.field for error in problem.errors]
         marked = text_pieces(text, properties.content_type, fields)
         now = [Change(each.field, each.before, each.before) for each in changes(row, row)] if row is not None else []
-        return Verdict(problem, marked, changes=now, answer=readable(answer.body), outcome=Outcome.REJECTED)
+        unknown = _unknown(body, properties, fields) if fields else []
+        return Verdict(
+            problem, marked, unknown=unknown, changes=now, answer=readable(answer.body), outcome=Outcome.REJECTED
+        )
     after = stored(request, row)
     outcome = Outcome.INSERTED if row is None else Outcome.UPDATED
-    unknown = misspelled.unknown(Upsert(body, properties.content_type or wire.JSON, message_id="-"))
     return Verdict(
         request.record,
         [Piece(text)],
         mode=request.mode.value,
-        unknown=[(name, misspelled.meant(name, request.record.model_fields_set)) for name in unknown],
+        unknown=_unknown(body, properties, request.record.model_fields_set),
         changes=changes(row, after),
         normal=_normal(request),
         answer=_UNSET_TEXT.sub(SET_BY_DATABASE, readable(reply.stored(request, Applied(outcome, after), "emit").body)),
@@ -261,6 +263,12 @@ def difference(before: str, after: str) -> list[Piece]:
                 Piece(line, "added") for line in new[start:stop]
             ]
     return pieces
+
+
+def _unknown(body: bytes, properties: Properties, present: Collection[str]) -> list[tuple[str, str | None]]:
+    """Members that are not fields, each with the field that was probably meant and is not present."""
+    names = misspelled.unknown(Upsert(body, properties.content_type or wire.JSON, message_id="-"))
+    return [(name, misspelled.meant(name, present)) for name in names]
 
 
 def _normal(request: Request[Delivery]) -> str:

@@ -34,8 +34,7 @@ function judge(form) {
   const result = document.querySelector("[data-result]");
   let timer = 0;
   let latest = 0;
-  form.addEventListener("input", (event) => {
-    if (event.target.name === "why") return;
+  const changed = () => {
     clearTimeout(timer);
     timer = setTimeout(async () => {
       const number = ++latest;
@@ -47,7 +46,10 @@ function judge(form) {
         // The network is away. The button "Check" says so.
       }
     }, 300);
-  });
+  };
+  form.addEventListener("input", (event) => event.target.name === "why" || changed());
+  // Something was typed before this script ran, or the browser has restored it.
+  if ([...form.querySelectorAll("textarea")].some((one) => one.value !== one.defaultValue)) changed();
 }
 
 // A button that begins something is pressed once.
