@@ -131,6 +131,8 @@ async def viewer(world: World) -> AsyncIterator[Viewer]:
     async with serving(console_of(world.amqp_url, world.database_url)) as found:
         for letter in await found.look():  # of an earlier test
             await found.press("/discard", letter=letter.id, why="cleaning")
+        await found.console.replies.follow()
+        await found.console.replies._connected.wait()  # a form waits only some seconds for that
         yield found
 
 

@@ -230,6 +230,7 @@ async def edit(request: Request) -> Response:
     console, user = console_of(request), request.state.user
     require(user.acts and user.sees_bodies, "Editing takes the roles act and bodies.")
     letter = await letter_of(request, console, request.query_params.get("letter", ""))
+    console.replies.begin()
     original = received(letter.raw.restored(None))
     body = preview.readable(letter.raw.body, original.content_type)
     row, rows_problem = await row_of(console, preview.record_id(letter.raw.body, original.content_type))
@@ -269,6 +270,7 @@ async def bulk(request: Request) -> Response:
     planned = await plan(letters, console.rows)
     number = token_urlsafe(9)
     console.remember(number, letters)
+    console.replies.begin()
     return render(
         request, console, "bulk.html", title="Replay all that match", wanted=wanted, letters=letters, plan=planned, number=number,
         look=look, longest=LONGEST_SECONDS,

@@ -80,12 +80,16 @@ class Replies:
         self.problem = ""
         """Why they cannot be followed; empty if they are."""
 
-    async def follow(self) -> None:
-        """Follow from now on, and return once it has begun, or has failed."""
+    def begin(self) -> None:
+        """Follow from now on: somebody is about to do something that is answered."""
         self._wanted_at = time.monotonic()
         if self._task is None or self._task.done():
             self._connected.clear()
             self._task = asyncio.create_task(self._run())
+
+    async def follow(self) -> None:
+        """Follow from now on, and return once it has begun, or has failed, or takes long."""
+        self.begin()
         with suppress(TimeoutError):
             async with asyncio.timeout(_CONNECT_SECONDS):
                 await self._connected.wait()
