@@ -78,7 +78,7 @@ class Viewer:
 
     async def until(self, path: str, text: str) -> str:
         """The page once it has this text."""
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(90):
             while text not in (page := await self.page(path)):
                 await asyncio.sleep(0.05)
         return page
