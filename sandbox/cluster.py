@@ -35,6 +35,12 @@ class Cluster:
         self.nodes = tuple(nodes)
         self._names = tuple(names)
         self._isolated: list[RabbitMQ] = []
+        self._lost: list[RabbitMQ] = []
+
+    @property
+    def present(self) -> list[RabbitMQ]:
+        """The nodes that were not lost for good."""
+        return [node for node in self.nodes if node not in self._lost]
 
     @property
     def version(self) -> str:
@@ -90,10 +96,26 @@ class Cluster:
 
         Those that were killed start together: one of them may wait for another that was running later.
         """
-        self._all(self.nodes, RabbitMQ.ensure_running)
+        self._all(self.present, RabbitMQ.ensure_running)
         for node in list(self._isolated):
             self.rejoin(node)
         self._wait_joined()
+
+    def lose(self, node: RabbitMQ) -> None:
+        """End a node at once, for good."""
+        self._lost.append(node)
+        node.kill()
+
+    def command(self, program: str, *arguments: str) -> str:
+        """As `RabbitMQ.command`, at one of the nodes that run and are not isolated."""
+        failure = SandboxError("no node runs")
+        for node in self.present:
+            if node.is_running and node not in self._isolated:
+                try:
+                    return node.command(program, *arguments)
+                except SandboxError as error:
+                    failure = error
+        raise failure
 
     def isolate(self, node: RabbitMQ) -> None:
         """Cut the connections between a node and the other nodes. Its clients stay connected.
@@ -130,7 +152,7 @@ class Cluster:
     def _leader(self, url: str, queue: str, asked: Sequence[RabbitMQ]) -> tuple[str, int]:
         vhost = unquote(urlsplit(url).path[1:])
         failure = SandboxError("no node runs")
-        for node in asked or self.nodes:
+        for node in asked or self.present:
             if node.is_running:
                 try:
                     answer = node.command("rabbitmqctl", "eval", _LEADER.format(vhost=vhost, queue=queue))
@@ -153,16 +175,16 @@ class Cluster:
             try:
                 running = min(
                     sum(bool(seen["running"]) for seen in node.api("GET", "/nodes?columns=running"))
-                    for node in self.nodes
+                    for node in self.present
                 )
             except ManagementError:
                 running = 0
-            if running == len(self.nodes):
+            if running == len(self.present):
                 # A node counts as running a moment before it is: a virtual host that is created then misses it.
-                self._all(self.nodes, lambda node: node.command("rabbitmqctl", "await_startup"))
+                self._all(self.present, lambda node: node.command("rabbitmqctl", "await_startup"))
                 return
             time.sleep(0.1)
-        raise SandboxError(f"only {running} of {len(self.nodes)} nodes found each other")
+        raise SandboxError(f"only {running} of {len(self.present)} nodes found each other")
 
     @staticmethod
     def _all(nodes: Sequence[RabbitMQ], act: Callable[[RabbitMQ], object]) -> None:
@@ -172,7 +194,11 @@ class Cluster:
 
 @contextmanager
 def start(
-    *, say: Say, partition_handling: str = "pause_minority", disk_megabytes: int | None = None
+    *,
+    say: Say,
+    partition_handling: str = "pause_minority",
+    disk_megabytes: int | None = None,
+    configuration: Sequence[str] = (),
 ) -> Iterator[Cluster]:
     """Start a cluster the first way that works.
 
@@ -180,13 +206,15 @@ def start(
         say: receives a line when it is ready.
         partition_handling: `cluster_partition_handling`, for RabbitMQ before 4.3, which has no such setting any more.
         disk_megabytes: give each node's data a file system of its own with so much room; needs root, and binaries.
+        configuration: more lines of rabbitmq.conf.
 
     Raises:
         SandboxError: it is not possible; the message says what to do.
     """
     way = Choice(RABBITMQ, ways(private=True)).prepare(say)
     began = time.monotonic()
-    with _cluster(way, partition_handling, disk_megabytes) as cluster:
+    lines = [*configuration, f"cluster_partition_handling = {partition_handling}"]
+    with _cluster(way, lines, disk_megabytes) as cluster:
         cluster.start()
         took = time.monotonic() - began
         say(f"RabbitMQ {cluster.version}, {SIZE} nodes from {cluster.origin}, is ready after {took:.1f} s")
@@ -194,7 +222,7 @@ def start(
 
 
 @contextmanager
-def _cluster(way: Way, partition_handling: str, disk_megabytes: int | None) -> Iterator[Cluster]:
+def _cluster(way: Way, more: Sequence[str], disk_megabytes: int | None) -> Iterator[Cluster]:
     in_containers = way == "docker"
     with ExitStack() as stack:
         network = ""
@@ -211,7 +239,7 @@ def _cluster(way: Way, partition_handling: str, disk_megabytes: int | None) -> I
         configuration = [
             "cluster_formation.peer_discovery_backend = classic_config",
             *(f"cluster_formation.classic_config.nodes.{number + 1} = {name}" for number, name in enumerate(names)),
-            f"cluster_partition_handling = {partition_handling}",
+            *more,
         ]
         password, cookie = secrets.token_hex(16), secrets.token_hex(16)
         nodes = []

@@ -42,6 +42,30 @@ class Pair:
         login = parts.netloc.rpartition("@")[0]
         return urlunsplit(parts._replace(netloc=f"{login}@{','.join(self._hosts)}"))
 
+    def primary_url(self, url: str) -> str:
+        """The DSN of the primary alone, for the database of another DSN."""
+        return self.primary.url_of(urlsplit(url).path[1:])
+
+    def start(self) -> None:
+        """Start the primary again."""
+        self.primary.start()
+
+    def kill(self) -> None:
+        """End the primary at once, without a failover."""
+        self.primary.kill()
+
+    def restart(self) -> None:
+        """Stop the primary cleanly and start it again."""
+        self.primary.restart()
+
+    def pause(self) -> None:
+        """Freeze the primary."""
+        self.primary.pause()
+
+    def resume(self) -> None:
+        """Let it continue."""
+        self.primary.resume()
+
     def wait_replicated(self) -> None:
         """Let commits wait for the standby from now on, and return when one is connected that they wait for."""
         self.primary.execute("ALTER SYSTEM SET synchronous_standby_names = '*'")

@@ -6,9 +6,10 @@ from contextlib import asynccontextmanager
 from urllib.parse import unquote, urlsplit
 
 from sandbox import RabbitMQ
+from sandbox.cluster import Cluster
 
 
-async def rabbitmqctl(broker: RabbitMQ, *arguments: str) -> str:
+async def rabbitmqctl(broker: RabbitMQ | Cluster, *arguments: str) -> str:
     """Run `rabbitmqctl` on a private broker and return its output; it takes about a second.
 
     Raises:
@@ -18,7 +19,7 @@ async def rabbitmqctl(broker: RabbitMQ, *arguments: str) -> str:
 
 
 @asynccontextmanager
-async def silenced(broker: RabbitMQ, amqp_url: str, *queues: str) -> AsyncIterator[None]:
+async def silenced(broker: RabbitMQ | Cluster, amqp_url: str, *queues: str) -> AsyncIterator[None]:
     """Make quorum queues silent: the Raft process of each is suspended, as if a majority of its members did not answer.
 
     The first message that a channel publishes to such a queue holds everything behind it on that channel, and is

@@ -9,8 +9,10 @@ import argparse
 import secrets
 import sys
 
-from sandbox import SandboxError, close, in_background, say_on_stderr
+from sandbox import SandboxError, close, cluster, in_background, say_on_stderr
 from sandbox.choice import POSTGRESQL, RABBITMQ, Choice, ways
+from sandbox.replication import Pair
+from tests.chaos.askers import LARGEST_MESSAGE
 from tests.chaos.plan import HOSTILE, Journal, Plan
 from tests.chaos.run import Result, run
 
@@ -18,6 +20,8 @@ from tests.chaos.run import Result, run
 def main() -> int:
     """Parse the arguments, start the services, run, and print the account."""
     plan = _plan()
+    if plan.cluster:
+        return _on_cluster(plan)
     broker = in_background(lambda: Choice(RABBITMQ, ways(private=True)).start(say_on_stderr, durable=True))
     database = in_background(lambda: Choice(POSTGRESQL, ways(private=True)).start(say_on_stderr, durable=True))
     try:
@@ -29,6 +33,22 @@ def main() -> int:
         result = run(plan, *services, Journal())
     finally:
         close(*services)
+    print(report(plan, result))
+    return 1 if result.failures else 0
+
+
+def _on_cluster(plan: Plan) -> int:
+    """As `main`, with three nodes and a database that fails over."""
+    database = in_background(Pair)
+    try:
+        with cluster.start(say=say_on_stderr, configuration=[f"max_message_size = {LARGEST_MESSAGE}"]) as broker:
+            result = run(plan, broker, database.result(), Journal())
+    except SandboxError as error:
+        print(f"chaos: {error}", file=sys.stderr)
+        return 1
+    finally:
+        if database.exception() is None:
+            database.result().close()
     print(report(plan, result))
     return 1 if result.failures else 0
 
@@ -80,6 +100,11 @@ def _plan() -> Plan:
         "--pgbouncer", action="store_true", help="put pgbouncer in transaction mode before the database"
     )
     parser.add_argument(
+        "--cluster",
+        action="store_true",
+        help="three nodes of RabbitMQ, and a PostgreSQL primary with a synchronous standby (needs PostgreSQL's binaries)",
+    )
+    parser.add_argument(
         "--hostile",
         type=_kinds,
         default=HOSTILE,
@@ -102,6 +127,7 @@ def _plan() -> Plan:
         single_active=given.single_active,
         partitions=given.partitions,
         pgbouncer=given.pgbouncer,
+        cluster=given.cluster,
         rate=given.rate,
         gap_seconds=given.gap,
     )

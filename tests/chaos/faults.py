@@ -12,10 +12,13 @@ from typing import TypeAlias
 
 import asyncpg
 
+from sandbox.cluster import Cluster
 from sandbox.postgresql import PostgreSQL
-from sandbox.proxy import Proxy
+from sandbox.proxy import Proxies
 from sandbox.rabbitmq import RabbitMQ
+from sandbox.replication import Pair
 from tests.broker_control import limit_messages
+from tests.chaos import nodes
 from tests.chaos.askers import LARGEST_MESSAGE, asker_silent
 from tests.chaos.fleet import Fleet, WorkerProcess
 from tests.chaos.hostile import Stranger
@@ -42,10 +45,11 @@ class Faults:
     plan: Plan
     journal: Journal
     fleet: Fleet
-    broker: RabbitMQ
-    database: PostgreSQL
+    broker: RabbitMQ | Cluster
+    database: PostgreSQL | Pair
     amqp_url: str
-    database_url: str
+    url_of_database: str
+    """The DSN that workers have."""
     pooler: Pooler | None
     stranger: Stranger
     all_taken: Callable[[], Awaitable[bool]]
@@ -118,9 +122,7 @@ class Faults:
             (handed_over, 6 if self.plan.hand_overs else 0),
             (scaled, 5 if self.plan.scales else 0),
             (worker_frozen, 3),
-            (broker_killed, 0.7),
-            (broker_restarted, 0.7),
-            (broker_frozen, half_opens / 2),
+            *(nodes.OUTAGES if self.plan.cluster else _one_broker(half_opens / 2)),
             (database_killed, 2),
             (database_restarted, 2),
             (database_frozen, 2),
@@ -141,8 +143,14 @@ class Faults:
 
     async def limit(self, size: int | None = LARGEST_MESSAGE) -> None:
         """Limit the size of messages until the broker restarts, if oversized replies are part of the plan."""
-        if ASKERS in self.plan.hostile:
+        if ASKERS in self.plan.hostile and isinstance(self.broker, RabbitMQ):  # a cluster is started with the limit
             await limit_messages(self.broker, size)
+
+    @property
+    def database_url(self) -> str:
+        """The DSN of the server that accepts writes at present."""
+        database, url = self.database, self.url_of_database
+        return database.primary_url(url) if isinstance(database, Pair) else url
 
     def lock_of(self, what: object) -> asyncio.Lock:
         """The lock that a fault holds while it affects `what`."""
@@ -155,6 +163,15 @@ class Faults:
     def seconds(self, least: float, most: float) -> float:
         """A random length of time, distributed evenly on a logarithmic scale."""
         return float(least * (most / least) ** self.random.random())
+
+
+def _one_broker(freezes: float) -> list[tuple[Fault, float]]:
+    return [(broker_killed, 0.7), (broker_restarted, 0.7), (broker_frozen, freezes)]
+
+
+def _broker(faults: Faults) -> RabbitMQ:
+    assert isinstance(faults.broker, RabbitMQ)
+    return faults.broker
 
 
 async def worker_killed(faults: Faults) -> None:
@@ -221,31 +238,33 @@ async def worker_frozen(faults: Faults) -> None:
 
 async def broker_killed(faults: Faults) -> None:
     """The broker ends at once, as in a power cut, and starts again."""
-    async with faults.lock_of(faults.broker):
+    broker = _broker(faults)
+    async with faults.lock_of(broker):
         faults.journal.fault("broker killed")
-        await asyncio.to_thread(faults.broker.kill)
-        await asyncio.to_thread(faults.broker.start)
+        await asyncio.to_thread(broker.kill)
+        await asyncio.to_thread(broker.start)
         await faults.limit()
         faults.journal.note("  broker is back")
 
 
 async def broker_restarted(faults: Faults) -> None:
     """The broker stops cleanly and starts again."""
-    async with faults.lock_of(faults.broker):
+    broker = _broker(faults)
+    async with faults.lock_of(broker):
         faults.journal.fault("broker restarted")
-        await asyncio.to_thread(faults.broker.restart)
+        await asyncio.to_thread(broker.restart)
         await faults.limit()
         faults.journal.note("  broker is back")
 
 
 async def broker_frozen(faults: Faults) -> None:
     """The broker keeps its connections but answers nothing for a while."""
-    seconds = faults.seconds(0.3, 9)
-    async with faults.lock_of(faults.broker):
+    broker, seconds = _broker(faults), faults.seconds(0.3, 9)
+    async with faults.lock_of(broker):
         faults.journal.fault("broker frozen", f"for {seconds:.1f} s")
-        await asyncio.to_thread(faults.broker.pause)
+        await asyncio.to_thread(broker.pause)
         await asyncio.sleep(seconds)
-        await asyncio.to_thread(faults.broker.resume)
+        await asyncio.to_thread(broker.resume)
 
 
 async def database_killed(faults: Faults) -> None:
@@ -368,15 +387,15 @@ async def sql_slow(faults: Faults) -> None:
     await _on_link(faults, "SQL slow", _sql, lambda proxy: proxy.delay(0.2), lambda proxy: proxy.delay(0), 8)
 
 
-def _amqp(worker: WorkerProcess) -> Proxy:
+def _amqp(worker: WorkerProcess) -> Proxies:
     return worker.amqp
 
 
-def _sql(worker: WorkerProcess) -> Proxy:
+def _sql(worker: WorkerProcess) -> Proxies:
     return worker.database
 
 
-def _cut_and_refuse(proxy: Proxy) -> None:
+def _cut_and_refuse(proxy: Proxies) -> None:
     proxy.refuse()
     proxy.cut()
 
@@ -384,9 +403,9 @@ def _cut_and_refuse(proxy: Proxy) -> None:
 async def _on_link(
     faults: Faults,
     kind: str,
-    link: Callable[[WorkerProcess], Proxy],
-    begin: Callable[[Proxy], object],
-    end: Callable[[Proxy], object] | None = None,
+    link: Callable[[WorkerProcess], Proxies],
+    begin: Callable[[Proxies], object],
+    end: Callable[[Proxies], object] | None = None,
     most: float = 0.0,
 ) -> None:
     worker = faults.worker()

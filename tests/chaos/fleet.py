@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 
-from sandbox.proxy import Proxy
+from sandbox.proxy import Proxies
 from sandbox.reaper import prctl
 from tests.chaos.plan import Journal
 
@@ -31,7 +31,7 @@ _STARTING_SECONDS = 4.0
 class WorkerProcess:
     """One worker, across all its restarts."""
 
-    def __init__(self, name: str, environment: Mapping[str, str], amqp: Proxy, database: Proxy, log: Path) -> None:
+    def __init__(self, name: str, environment: Mapping[str, str], amqp: Proxies, database: Proxies, log: Path) -> None:
         self.name = name
         self.amqp = amqp
         self.database = database
@@ -141,7 +141,7 @@ class Fleet:
         """Start all workers, without waiting until they are ready."""
         kept = {name: os.environ[name] for name in ("PATH", "HOME", "PYTHONPATH") if name in os.environ}
         for index in range(self._count):
-            amqp, database = [await self._proxies.enter_async_context(Proxy.to(url)) for url in self._urls]
+            amqp, database = [await self._proxies.enter_async_context(Proxies(url)) for url in self._urls]
             environment = {
                 **kept,
                 "AMQP_URL": amqp.url,

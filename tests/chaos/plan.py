@@ -29,6 +29,8 @@ class Plan:
     partitions: int = 0
     """Among how many queues the requests are divided. Half of the publishers then send by record. 0: there is one queue."""
     pgbouncer: bool = False
+    cluster: bool = False
+    """Three nodes of RabbitMQ instead of one, and a PostgreSQL primary with a synchronous standby."""
     rate: float = 60.0
     """Messages a second, of all publishers together. Low enough for a machine with two cores."""
     publishers: int = 4
@@ -80,6 +82,7 @@ class Plan:
         flags += ["--single-active"] if self.single_active else []
         flags += [f"--partitions {self.partitions}"] if self.partitions else []
         flags += ["--pgbouncer"] if self.pgbouncer else []
+        flags += ["--cluster"] if self.cluster else []
         flags += [f"--hostile {','.join(self.hostile) or 'none'}"] if self.hostile != HOSTILE else []
         flags += [] if self.outages else ["--no-outages"]
         return (

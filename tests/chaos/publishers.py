@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from itertools import count
 from typing import Any, Protocol, cast
 
 import aio_pika
@@ -12,6 +13,7 @@ from aio_pika.abc import AbstractConnection, AbstractExchange
 from aiormq.exceptions import AMQPError
 from yarl import URL
 
+from task_activity_log.hosts import urls
 from tests.chaos.messages import Message
 
 CONNECTION_ERRORS = (
@@ -31,9 +33,16 @@ _CONFIRM_SECONDS = 10.0
 _PAUSE_SECONDS = 0.3
 
 
+_turns = count()
+
+
 async def connect(url: str) -> AbstractConnection:
-    """A connection with a short heartbeat, which detects within seconds that the broker is gone."""
-    connection = aio_pika.Connection(URL(url).update_query(heartbeat=3))
+    """A connection with a short heartbeat, which detects within seconds that the broker is gone.
+
+    Each attempt goes to another host of the URL.
+    """
+    hosts = urls(url)
+    connection = aio_pika.Connection(URL(hosts[next(_turns) % len(hosts)]).update_query(heartbeat=3))
     try:
         await connection.connect(timeout=5)
     except BaseException:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from urllib.parse import unquote, urlsplit
 
 from sandbox import RabbitMQ
+from sandbox.cluster import Cluster
 from tests.broker_control import rabbitmqctl
 
 _COUNT = """
@@ -24,7 +25,7 @@ _COUNT = """
 """The leader answers once a majority has confirmed that it still is. The second form is that of RabbitMQ 4.3."""
 
 
-async def totals(broker: RabbitMQ, amqp_url: str, names: Sequence[str]) -> list[int]:
+async def totals(broker: RabbitMQ | Cluster, amqp_url: str, names: Sequence[str]) -> list[int]:
     """How many messages each quorum queue has, with deliveries that are not settled.
 
     Raises:
@@ -33,13 +34,13 @@ async def totals(broker: RabbitMQ, amqp_url: str, names: Sequence[str]) -> list[
     return await _counts(broker, amqp_url, names, "total")
 
 
-async def waiting(broker: RabbitMQ, amqp_url: str, name: str) -> int:
+async def waiting(broker: RabbitMQ | Cluster, amqp_url: str, name: str) -> int:
     """How many messages a quorum queue has that are in no consumer's hands. Raises as `totals` does."""
     [count] = await _counts(broker, amqp_url, [name], "ready")
     return count
 
 
-async def _counts(broker: RabbitMQ, amqp_url: str, names: Sequence[str], which: str) -> list[int]:
+async def _counts(broker: RabbitMQ | Cluster, amqp_url: str, names: Sequence[str], which: str) -> list[int]:
     vhost = unquote(urlsplit(amqp_url).path[1:])
     expression = _COUNT.format(vhost=vhost, which=which, names=", ".join(f'<<"{name}">>' for name in names))
     answer = await rabbitmqctl(broker, "eval", expression)

@@ -13,11 +13,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 from uuid import UUID
 
 from sandbox import SandboxError
+from sandbox.cluster import SIZE, Cluster
 from sandbox.postgresql import PostgreSQL
 from sandbox.rabbitmq import RabbitMQ
+from sandbox.replication import Pair
 from task_activity_log.postgresql import migrations
 from task_activity_log.rabbitmq.topology import Topology, declare
 from tests.chaos import askers, audit
@@ -51,12 +54,14 @@ class Result:
     """The directory with the workers' logs."""
 
 
-def run(plan: Plan, broker: RabbitMQ, database: PostgreSQL, journal: Journal) -> Result:
+def run(plan: Plan, broker: RabbitMQ | Cluster, database: PostgreSQL | Pair, journal: Journal) -> Result:
     """Run `plan` on services that may be killed, with a new virtual host and a new database."""
     for driver in ("aio_pika", "aiormq", "asyncio"):
         logging.getLogger(driver).setLevel(logging.CRITICAL)  # our own connections are lost all the time
     amqp_url, database_url = broker.create_vhost(), database.create_database()
-    migrations.migrate(database_url)
+    if isinstance(database, Pair):
+        database.wait_replicated()
+    migrations.migrate(_where_to_write(database, database_url))
     with _pooler(plan, database_url) as pooler, Collector(amqp_url) as collector:
         return asyncio.run(_run(plan, broker, database, journal, amqp_url, database_url, pooler, collector))
 
@@ -75,8 +80,8 @@ def _pooler(plan: Plan, database_url: str) -> Iterator[Pooler | None]:
 
 async def _run(
     plan: Plan,
-    broker: RabbitMQ,
-    database: PostgreSQL,
+    broker: RabbitMQ | Cluster,
+    database: PostgreSQL | Pair,
     journal: Journal,
     amqp_url: str,
     database_url: str,
@@ -85,9 +90,11 @@ async def _run(
 ) -> Result:
     directory = Path(tempfile.mkdtemp(prefix="task-activity-log-chaos-"))
     journal.note(f"{plan.command()}; RabbitMQ {broker.version}, PostgreSQL {database.version}; logs in {directory}")
-    await audit.install(database_url)
+    await audit.install(_where_to_write(database, database_url))
     topology = Topology(single_active_consumer=plan.single_active, partitions=plan.partitions)
     await _declare(topology, amqp_url)
+    if isinstance(broker, Cluster):
+        await asyncio.to_thread(_assert_members, broker, amqp_url)
     fleet = Fleet(plan.workers, amqp_url, pooler.url if pooler else database_url, directory, **_settings(plan))
     sent: dict[int, Message] = {}
     sent_at: dict[int, float] = {}
@@ -130,7 +137,14 @@ async def _run(
         journal.note(
             f"workers stopped after {sum(w.starts for w in fleet.workers)} starts; exit statuses: {dict(fleet.exits)}"
         )
-        over = Account(plan, sent, sent_at, faults.locks, collector.collected, *await audit.read(database_url))
+        over = Account(
+            plan,
+            sent,
+            sent_at,
+            faults.locks,
+            collector.collected,
+            *await audit.read(_where_to_write(database, database_url)),
+        )
         failures = [*fleet.failures, *left, *over.failures()]
         back = sum(await totals(broker, amqp_url, topology.request_queues))
         if back and not left:
@@ -141,6 +155,19 @@ async def _run(
         await faults.limit(None)
     figures = over.figures() | (handed_over(directory) if plan.partitions else {})
     return Result(failures, figures, journal, directory)
+
+
+def _where_to_write(database: PostgreSQL | Pair, url: str) -> str:
+    """The DSN of the server that accepts writes, for the database of the DSN that workers have."""
+    return database.primary_url(url) if isinstance(database, Pair) else url
+
+
+def _assert_members(cluster: Cluster, amqp_url: str) -> None:
+    """Every quorum queue has a member on each node. A queue with fewer would end with one of them."""
+    queues = cluster.nodes[0].api("GET", f"/queues/{urlsplit(amqp_url).path[1:]}?columns=name,type,members")
+    few = [queue["name"] for queue in queues if queue.get("type") == "quorum" and len(queue["members"]) != SIZE]
+    assert queues, "the management API does not know the queues yet"
+    assert not few, f"fewer than {SIZE} members: {few}"
 
 
 def _settings(plan: Plan) -> dict[str, str]:
@@ -164,7 +191,7 @@ async def _declare(topology: Topology, amqp_url: str) -> None:
         await disconnect(connection)
 
 
-async def _undo_faults(fleet: Fleet, broker: RabbitMQ, database: PostgreSQL) -> None:
+async def _undo_faults(fleet: Fleet, broker: RabbitMQ | Cluster, database: PostgreSQL | Pair) -> None:
     await asyncio.to_thread(broker.ensure_running)
     await asyncio.to_thread(database.ensure_running)
     for worker in fleet.workers:
@@ -175,7 +202,7 @@ async def _undo_faults(fleet: Fleet, broker: RabbitMQ, database: PostgreSQL) -> 
             proxy.accept()
 
 
-async def _settled(broker: RabbitMQ, amqp_url: str, topology: Topology) -> list[str]:
+async def _settled(broker: RabbitMQ | Cluster, amqp_url: str, topology: Topology) -> list[str]:
     """Wait until all requests are settled and all answers are read; return a failure if that takes too long.
 
     The queues are looked at in this order at one moment each, and nothing is published to the requests queue any more:
@@ -210,7 +237,7 @@ async def _consumers(amqp_url: str, count: int) -> None:
         await disconnect(connection)
 
 
-async def _all_taken(broker: RabbitMQ, amqp_url: str) -> bool:
+async def _all_taken(broker: RabbitMQ | Cluster, amqp_url: str) -> bool:
     """Whether no message waits. The declaration is a cheap first look; it says zero, too, if the queue has no leader."""
     try:
         return await _count(amqp_url, QUEUE) == 0 and await waiting(broker, amqp_url, QUEUE) == 0
