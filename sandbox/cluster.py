@@ -5,7 +5,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from sandbox import containers, rabbitmq
@@ -17,6 +17,8 @@ from sandbox.service import READY_LIMIT_SECONDS, SandboxError, free_port
 SIZE = 3
 _ERLANG_ARGUMENTS = "+S 1:1 +sbwt none +sbwtdcpu none +sbwtdio none -kernel net_ticktime 12"
 """One scheduler that does not spin: three nodes share a small machine. Nodes that are silent for 12 s are away."""
+_PAUSED_SECONDS = 15.0
+"""How long a node that has paused may take to resume by itself."""
 _LEADER = """
     {{ok, Queue}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<"{vhost}">>, queue, <<"{queue}">>)),
     {{ok, Members, {{_, Leader}}}} = ra:members(amqqueue:get_pid(Queue), 5000),
@@ -33,7 +35,8 @@ class Cluster:
     def __init__(self, nodes: Sequence[RabbitMQ], names: Sequence[str]) -> None:
         """Take the nodes, which are not started yet, and the names of the Erlang nodes."""
         self.nodes = tuple(nodes)
-        self._names = tuple(names)
+        self.names = tuple(names)
+        """Those of the Erlang nodes, in the same order."""
         self._isolated: list[RabbitMQ] = []
         self._lost: list[RabbitMQ] = []
 
@@ -77,7 +80,7 @@ class Cluster:
 
     def name_of(self, node: RabbitMQ) -> str:
         """The name of the Erlang node."""
-        return self._names[self.nodes.index(node)]
+        return self.names[self.nodes.index(node)]
 
     def create_vhost(self) -> str:
         """Create a virtual host, and return its AMQP URL with all nodes."""
@@ -96,7 +99,7 @@ class Cluster:
 
         Those that were killed start together: one of them may wait for another that was running later.
         """
-        self._all(self.present, RabbitMQ.ensure_running)
+        self._all(self.present, _go_on)
         for node in list(self._isolated):
             self.rejoin(node)
         self._wait_joined()
@@ -143,7 +146,7 @@ class Cluster:
             SandboxError: no node knows of a leader.
         """
         name, _ = self._leader(url, queue, asked)
-        return self.nodes[self._names.index(name)]
+        return self.nodes[self.names.index(name)]
 
     def member_count(self, url: str, queue: str) -> int:
         """How many members a quorum queue has. Raises as `leader` does."""
@@ -164,7 +167,7 @@ class Cluster:
         raise failure
 
     def _set_cookie(self, node: RabbitMQ, cookie: str) -> None:
-        others = ", ".join(f"'{name}'" for name in self._names if name != self.name_of(node))
+        others = ", ".join(f"'{name}'" for name in self.names if name != self.name_of(node))
         cut = f"[begin erlang:set_cookie(Node, {cookie}), erlang:disconnect_node(Node) end || Node <- [{others}]]."
         node.command("rabbitmqctl", "eval", cut)
 
@@ -190,6 +193,29 @@ class Cluster:
     def _all(nodes: Sequence[RabbitMQ], act: Callable[[RabbitMQ], object]) -> None:
         with ThreadPoolExecutor(max_workers=len(nodes)) as pool:
             list(pool.map(act, nodes))
+
+
+def _go_on(node: RabbitMQ) -> None:
+    """Start a node, or wait until it has resumed.
+
+    RabbitMQ 3.10 pauses itself without a majority, and may fail to start again while the other nodes are starting, which then
+    wait for it. `rabbitmqctl start_app` is what an operator does.
+    """
+    node.resume()
+    if not node.is_running:
+        node.start()
+        return
+    deadline = time.monotonic() + READY_LIMIT_SECONDS
+    while True:
+        try:
+            node.wait_until_ready(_PAUSED_SECONDS)
+        except SandboxError:
+            if time.monotonic() > deadline:
+                raise
+            with suppress(SandboxError):
+                node.command("rabbitmqctl", "start_app")
+        else:
+            return
 
 
 @contextmanager

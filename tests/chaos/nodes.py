@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 _SMALL, _USUAL = ("absolute", "1"), ("0.4",)
 
 
-async def _end_for_a_while(faults: Faults, nodes: Sequence[RabbitMQ], kind: str) -> None:
+async def _end_for_a_while(faults: Faults, nodes: Sequence[RabbitMQ], kind: str, why: str = "") -> None:
     """All nodes end at once and start again together."""
     cluster, seconds = _cluster(faults), faults.seconds(0.5, 15)
-    faults.journal.fault(kind, f"{', '.join(map(cluster.name_of, nodes))} for {seconds:.1f} s")
+    faults.journal.fault(kind, f"{', '.join(map(cluster.name_of, nodes))}{why} for {seconds:.1f} s")
     await asyncio.gather(*(asyncio.to_thread(node.kill) for node in nodes))
     await asyncio.sleep(seconds)
     await asyncio.to_thread(cluster.ensure_running)
@@ -39,7 +39,7 @@ async def leader_killed(faults: Faults) -> None:
     queue = faults.random.choice(queues)
     async with faults.lock_of(faults.broker):
         leader = await asyncio.to_thread(_cluster(faults).leader, faults.amqp_url, queue)
-        await _end_for_a_while(faults, [leader], f"leader of {queue} killed:")
+        await _end_for_a_while(faults, [leader], "node with a leader killed", f" ({queue})")
 
 
 async def majority_killed(faults: Faults) -> None:

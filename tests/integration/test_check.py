@@ -464,6 +464,19 @@ async def test_without_an_answer_of_the_management_api_limits_are_unknown(amqp_u
     assert "management" in [what for what, _ in worst(found, "unknown")]
 
 
+async def test_the_management_api_is_asked_at_each_host_in_turn(
+    rabbitmq: RabbitMQ, amqp_url: str, database_url: str
+) -> None:
+    """The first node is away."""
+    parts = urlsplit(rabbitmq.management_url)
+    login_of, _, place = parts.netloc.rpartition("@")
+    several = urlunsplit(parts._replace(netloc=f"{login_of}@127.0.0.1:1,{place}"))
+    async with serving(amqp_url, database_url):
+        found = await look(amqp_url, database_url, MANAGEMENT_URL=several)
+    assert worst(found) == []
+    assert "management" not in [what for what, _ in worst(found, "unknown")]
+
+
 async def test_a_role_that_lacks_privileges_is_broken_until_they_are_granted(
     amqp_url: str, database_url: str, database: Connection
 ) -> None:

@@ -2,11 +2,13 @@
 
 import base64
 import json
+from collections.abc import Sequence
 from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from typing import Any
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import SplitResult, quote, unquote, urlsplit
 
+from task_activity_log.hosts import Hosts
 from task_activity_log.tls import Tls
 
 _SECONDS = 10
@@ -16,32 +18,48 @@ class ManagementError(Exception):
     """The API gave no usable answer; the text is one line without secrets."""
 
 
+class _Silent(ManagementError):
+    """One node does not answer; another one may."""
+
+
 class Management:
-    """The management API at a URL. No proxy is used and no redirect is followed: they would learn the password."""
+    """The management API at a URL, whose hosts are tried in turn.
+
+    No proxy is used and no redirect is followed: they would learn the password.
+    """
 
     def __init__(self, url: str, tls: Tls | None) -> None:
-        parts = urlsplit(url)
-        host = parts.hostname or "localhost"
-        if parts.scheme == "http":
-            self._connection = HTTPConnection(host, parts.port, timeout=_SECONDS)
-        else:
-            context = tls.context() if tls else None
-            self._connection = HTTPSConnection(host, parts.port, timeout=_SECONDS, context=context)
-        self._root = f"{parts.path.rstrip('/')}/api/"
-        login = f"{unquote(parts.username or 'guest')}:{unquote(parts.password or 'guest')}"
-        self._headers = {"Authorization": "Basic " + base64.b64encode(login.encode()).decode()}
+        self._hosts = Hosts(url)
+        self._tls = tls
 
     def get(self, *path: str) -> Any:
         """The answer to a path below `/api`, or `ManagementError`; None if what is asked about does not exist."""
-        where = self._root + "/".join(quote(part, safe="") for part in path)
+        failure = ManagementError("no host is named")
+        for url in self._hosts:
+            try:
+                found = self._get(url, path)
+            except _Silent as error:
+                failure = error
+                self._hosts.leave(url)
+            else:
+                self._hosts.stay(url)
+                return found
+        raise failure
+
+    def _get(self, url: str, path: Sequence[str]) -> Any:
+        parts = urlsplit(url)
+        where = f"{parts.path.rstrip('/')}/api/" + "/".join(quote(part, safe="") for part in path)
+        login = f"{unquote(parts.username or 'guest')}:{unquote(parts.password or 'guest')}"
+        headers = {"Authorization": "Basic " + base64.b64encode(login.encode()).decode()}
+        connection = self._connection(parts)
         try:
-            self._connection.request("GET", where, headers=self._headers)
-            answer = self._connection.getresponse()
+            connection.request("GET", where, headers=headers)
+            answer = connection.getresponse()
             text = answer.read()
         except (OSError, HTTPException) as error:
-            raise ManagementError(f"no answer ({getattr(error, 'strerror', None) or type(error).__name__})") from None
+            raise _Silent(f"no answer ({getattr(error, 'strerror', None) or type(error).__name__})") from None
         finally:
-            self._connection.close()  # the next request opens it again
+            connection.close()
         if answer.status == HTTPStatus.NOT_FOUND:
             return None
         if answer.status == HTTPStatus.UNAUTHORIZED:
@@ -52,3 +70,10 @@ class Management:
             return json.loads(text)
         except ValueError:
             raise ManagementError("this is not the management API of RabbitMQ") from None
+
+    def _connection(self, parts: SplitResult) -> HTTPConnection:
+        host = parts.hostname or "localhost"
+        if parts.scheme == "http":
+            return HTTPConnection(host, parts.port, timeout=_SECONDS)
+        context = self._tls.context() if self._tls else None
+        return HTTPSConnection(host, parts.port, timeout=_SECONDS, context=context)

@@ -1,0 +1,177 @@
+"""The worker, the client and the commands go on when nodes of RabbitMQ die, are cut off, drained or short of memory.
+
+In each test a client sends upserts of a few records all the time. In the end an audit in the database proves that each was
+applied once and in order.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sandbox import cluster as sandbox_cluster
+from sandbox import say_on_stderr
+from sandbox.cluster import Cluster
+from sandbox.rabbitmq import RabbitMQ
+from task_activity_log.service import Service
+from tests.cluster.traffic import Traffic, check_writes, traffic
+from tests.commands import command
+from tests.faults.conversation import TOPOLOGY, until
+from tests.serving import serving
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
+
+REQUESTS, REPLIES = TOPOLOGY.requests_queue, TOPOLOGY.replies_queue
+QUICK: dict[str, Any] = {
+    "WORKER_AMQP_CONNECT_TIMEOUT_SECONDS": "4",
+    "WORKER_AMQP_HEARTBEAT_SECONDS": "2",
+    "WORKER_CONFIRM_TIMEOUT_SECONDS": "5",
+}
+
+
+@asynccontextmanager
+async def working(cluster_url: str, database_url: str, **variables: str) -> AsyncIterator[tuple[Service, Traffic]]:
+    """A worker and a client, both with all nodes; the client goes on to the end."""
+    settings: dict[str, Any] = {**QUICK, **variables}
+    async with serving(cluster_url, database_url, **settings) as service:
+        async with traffic(cluster_url, database_url) as sending:
+            yield service, sending
+            await sending.goes_on()
+        await check_writes(sending, database_url)
+
+
+def others(cluster: Cluster, node: RabbitMQ) -> list[RabbitMQ]:
+    return [other for other in cluster.nodes if other is not node]
+
+
+async def publish(folder: Path, cluster_url: str, database_url: str) -> None:
+    """`publish` sends a record and gets its answer; `replies`, `dead-letters list` and `check` exit with 0."""
+    record = folder / "record.json"
+    record.write_text('{"id": "00000000-0000-0000-0000-000000000001"}')
+    said = await command("publish", str(record), "--no-partitioned", AMQP_URL=cluster_url)
+    assert said.code == 0, said
+    for arguments in (("dead-letters", "list"), ("replies", "--take", "--seconds", "1")):
+        said = await command(*arguments, AMQP_URL=cluster_url, DATABASE_URL=database_url)
+        assert said.code == 0, said
+
+
+@pytest.mark.parametrize("queue", [REQUESTS, REPLIES])
+async def test_the_node_with_the_leader_dies_for_good(
+    cluster: Cluster, cluster_url: str, database_url: str, tmp_path: Path, queue: str
+) -> None:
+    """Everybody goes on with the two that are left, and `check` names the member that is away."""
+    async with working(cluster_url, database_url) as (_, sending):
+        leader = await asyncio.to_thread(cluster.leader, cluster_url, queue)
+        await asyncio.to_thread(leader.kill)
+        await sending.goes_on()
+        await publish(tmp_path, cluster_url, database_url)
+        found = await findings(cluster, cluster_url, database_url, "2 of 3 members are online")
+        assert f"queue {queue}" in found
+
+
+async def findings(cluster: Cluster, cluster_url: str, database_url: str, text: str) -> str:
+    """What `check` prints, once it says this: the management API is some seconds late. It asks the nodes in turn."""
+    async with asyncio.timeout(120):
+        while True:
+            urls: dict[str, Any] = {
+                "AMQP_URL": cluster_url,
+                "MANAGEMENT_URL": cluster.management_url(),
+                "DATABASE_URL": database_url,
+            }
+            said = await command("check", COLUMNS="200", **urls)
+            assert "Traceback" not in said.err
+            if text in said.out:
+                return said.out
+
+
+async def test_the_majority_dies_and_comes_back(cluster: Cluster, cluster_url: str, database_url: str) -> None:
+    """Meanwhile the worker says which queue it waits for, and so does `check`; both name the queue."""
+    async with working(cluster_url, database_url) as (service, sending):
+        left = await asyncio.to_thread(cluster.leader, cluster_url, REQUESTS)
+        for node in others(cluster, left):
+            await asyncio.to_thread(node.kill)
+        await until(lambda: any(word in str(service.status.not_ready()) for word in ("consuming", "holding")), 120)
+        if cluster.version.startswith("3."):
+            # It pauses itself. Nobody answers at any host.
+            await until(lambda: "Connect" in str(service.status.not_ready()), 120)
+        await asyncio.to_thread(cluster.ensure_running)
+        await sending.goes_on()
+
+
+async def test_a_drained_node_is_left(cluster: Cluster, cluster_url: str, database_url: str, tmp_path: Path) -> None:
+    """One node after the other, as in a rolling upgrade."""
+    async with working(cluster_url, database_url) as (_, sending):
+        for node in cluster.nodes:
+            await asyncio.to_thread(node.command, "rabbitmq-upgrade", "drain")
+            await sending.goes_on()
+            await publish(tmp_path, cluster_url, database_url)
+            await asyncio.to_thread(node.command, "rabbitmq-upgrade", "revive")
+
+
+async def test_a_memory_alarm_is_waited_out(cluster: Cluster, cluster_url: str, database_url: str) -> None:
+    """On a node to which nobody is connected: the alarm blocks publishers on all of them."""
+    async with working(cluster_url, database_url) as (service, sending):
+        node = cluster.nodes[-1]
+        await asyncio.to_thread(node.command, "rabbitmqctl", "set_vm_memory_high_watermark", "absolute", "1")
+        await until(lambda: "the broker blocks publishers" in str(service.status.not_ready()))
+        await findings(cluster, cluster_url, database_url, "short of memory")
+        await asyncio.to_thread(node.command, "rabbitmqctl", "set_vm_memory_high_watermark", "0.4")
+        await sending.goes_on()
+
+
+async def connected_node(cluster: Cluster) -> RabbitMQ:
+    """The node to which the worker's intake is connected."""
+    async with asyncio.timeout(60):
+        while True:
+            for connection in cluster.nodes[0].api("GET", "/connections"):
+                if "intake" in connection["client_properties"].get("connection_name", ""):
+                    return cluster.nodes[cluster.names.index(connection["node"])]
+            await asyncio.sleep(0.5)  # the management API is some seconds late
+
+
+async def test_a_worker_on_the_minority_side_leaves_it(cluster: Cluster, cluster_url: str, database_url: str) -> None:
+    """Its node is cut off from the others. Before 4.3 the node pauses; on 4.3 the worker notices that nothing comes."""
+    async with working(cluster_url, database_url) as (_, sending):
+        node = await connected_node(cluster)
+        await asyncio.to_thread(cluster.isolate, node)
+        await sending.goes_on()
+        assert await connected_elsewhere(cluster, node)
+        await asyncio.to_thread(cluster.ensure_running)
+
+
+async def connected_elsewhere(cluster: Cluster, node: RabbitMQ) -> bool:
+    """Whether the intake is connected to another node."""
+    name = cluster.name_of(node)
+    seen = others(cluster, node)[0].api("GET", "/connections")
+    return any(
+        "intake" in connection["client_properties"].get("connection_name", "") and connection["node"] != name
+        for connection in seen
+    )
+
+
+async def test_a_worker_leaves_the_minority_side_that_ignores_the_partition(database_url: str) -> None:
+    """With `cluster_partition_handling = ignore`, the default before 4.3, the node keeps its clients and tells them nothing."""
+    with sandbox_cluster.start(say=say_on_stderr, partition_handling="ignore") as cluster:
+        url = cluster.create_vhost()
+        async with working(url, database_url) as (_, sending):
+            node = await connected_node(cluster)
+            await asyncio.to_thread(cluster.isolate, node)
+            await sending.goes_on()
+            assert await connected_elsewhere(cluster, node)
+            found = await findings(cluster, url, database_url, "is cut off from")
+            assert cluster.name_of(node) in found
+            await asyncio.to_thread(node.kill)  # the remedy that `check` gives
+            await asyncio.to_thread(cluster.ensure_running)
+
+
+async def test_partitions_are_all_consumed_after_a_node_has_died(
+    cluster: Cluster, cluster_url: str, database_url: str
+) -> None:
+    """The client sends by record, and each of eight queues gets a new active consumer."""
+    async with working(cluster_url, database_url, WORKER_PARTITIONS="8") as (_, sending):
+        leader = await asyncio.to_thread(cluster.leader, cluster_url, f"{REQUESTS}.0")
+        await asyncio.to_thread(leader.kill)
+        await sending.goes_on()
