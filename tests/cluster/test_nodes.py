@@ -112,12 +112,12 @@ async def test_a_drained_node_is_left(cluster: Cluster, cluster_url: str, databa
 
 
 async def test_a_memory_alarm_is_waited_out(cluster: Cluster, cluster_url: str, database_url: str) -> None:
-    """On a node to which nobody is connected: the alarm blocks publishers on all of them."""
-    async with working(cluster_url, database_url) as (service, sending):
+    """On one node; it blocks publishers on all of them, the client too. `check` names the node."""
+    async with working(cluster_url, database_url) as (_, sending):
         node = cluster.nodes[-1]
         await asyncio.to_thread(node.command, "rabbitmqctl", "set_vm_memory_high_watermark", "absolute", "1")
-        await until(lambda: "the broker blocks publishers" in str(service.status.not_ready()))
-        await findings(cluster, cluster_url, database_url, "short of memory")
+        found = await findings(cluster, cluster_url, database_url, "short of memory")
+        assert f"node {cluster.name_of(node)}" in found
         await asyncio.to_thread(node.command, "rabbitmqctl", "set_vm_memory_high_watermark", "0.4")
         await sending.goes_on()
 
