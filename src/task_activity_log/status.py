@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from datetime import UTC, datetime
 from functools import partial
+from math import nan
+from pathlib import Path
 
 from task_activity_log import __version__
 from task_activity_log.pipeline.hold import Hold
@@ -14,10 +16,11 @@ from task_activity_log.rabbitmq.consumer import RabbitDelivery
 from task_activity_log.rabbitmq.intake import Intake
 from task_activity_log.rabbitmq.publisher import Publisher
 from task_activity_log.rabbitmq.replies import Replies
-from task_activity_log.settings import Settings
+from task_activity_log.settings import Settings, variable
 from task_activity_log.telemetry.logs import address
 from task_activity_log.telemetry.metrics import Metrics
 from task_activity_log.telemetry.watch import Watch
+from task_activity_log.tls import CERTIFICATE_SETTINGS, expires
 
 _NOT_CONSUMING_SECONDS = 60.0
 """A worker that is connected but does not consume for longer than this must be restarted."""
@@ -149,4 +152,16 @@ class Status:
         show("task_activity_log_holding", lambda: self.hold_reason is not None)
         show("task_activity_log_hold_age_seconds", lambda: max(hold.seconds for hold in self.holds))
         show("task_activity_log_draining", lambda: self.draining)
+        for name in CERTIFICATE_SETTINGS:
+            if (path := getattr(self.settings, name)) is not None:
+                show("task_activity_log_certificate_expires_timestamp_seconds", partial(_expires, path), variable(name))
         show("task_activity_log_build_info", lambda: 1, __version__)
+
+
+def _expires(path: Path) -> float:
+    """When the first certificate in a file expires, in seconds since 1970; NaN if that cannot be read."""
+    try:
+        until = expires(path.read_text(encoding="ascii", errors="replace"))
+    except (OSError, ValueError):
+        until = None
+    return nan if until is None else until.timestamp()

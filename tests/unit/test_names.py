@@ -71,6 +71,7 @@ def test_every_metric_is_shown_with_its_help_and_its_labels_from_the_start() -> 
     """`increase()` sees the first event only if there was a 0 before."""
     metrics = Metrics()
     metrics.held("store", "disk full (53100)")
+    metrics.gauge("task_activity_log_certificate_expires_timestamp_seconds", lambda: 1, "WORKER_AMQP_CA_FILE")
     metrics.gauge("task_activity_log_build_info", lambda: 1, "1.2.3")
     shown = list(text_string_to_metric_families(metrics.exposition().decode()))
     ours = {

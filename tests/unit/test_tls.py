@@ -2,13 +2,20 @@
 
 import asyncio
 import ssl
+import time
+from datetime import UTC, datetime, timedelta
+from math import isnan
 from pathlib import Path
 
 import pytest
-from cryptography.hazmat.primitives import serialization
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
+from task_activity_log.cli.check.certificates import findings, judge
 from task_activity_log.settings import load
-from task_activity_log.tls import Tls
+from task_activity_log.status import _expires
+from task_activity_log.tls import Tls, expires
 from task_activity_log.wiring import link_of
 from tests.tls.authority import Authority
 
@@ -100,3 +107,63 @@ def test_the_settings_name_the_files_for_each_service(tmp_path: Path) -> None:
     )
     assert link_of(settings).tls == broker
     assert settings.database_tls == Tls(database.ca)
+
+
+@pytest.mark.parametrize("year", [1951, 1999, 2000, 2026, 2049, 2050, 2150, 9999])
+def test_the_end_of_a_certificate_is_read(year: int) -> None:
+    """As `cryptography` has written it, in both forms of a time. Of several certificates the first that ends counts."""
+    until = datetime(year, 12, 31, 23, 59, 58, tzinfo=UTC)
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "x" * 60)])
+    built = x509.CertificateBuilder(name, name, key.public_key(), 2**100).not_valid_before(
+        datetime(1950, 1, 1, tzinfo=UTC)
+    )
+    signed = built.not_valid_after(until).sign(key, hashes.SHA256())
+    pem = signed.public_bytes(serialization.Encoding.PEM).decode()
+    assert expires(pem) == until
+    later = signed_until(built, key, datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC))
+    assert expires(f"text\n{later}{pem}") == until
+    assert expires("") is None
+
+
+def signed_until(built: x509.CertificateBuilder, key: ec.EllipticCurvePrivateKey, until: datetime) -> str:
+    signed = built.not_valid_after(until).sign(key, hashes.SHA256())
+    return signed.public_bytes(serialization.Encoding.PEM).decode()
+
+
+@pytest.mark.parametrize("content", ["AAAA", "", "MAA=", "MIIB" + "A" * 40])
+def test_what_is_no_certificate_is_an_error(content: str) -> None:
+    """Not a crash of /metrics."""
+    with pytest.raises(ValueError, match="cannot be read"):
+        expires(f"-----BEGIN CERTIFICATE-----\n{content}\n-----END CERTIFICATE-----")
+
+
+@pytest.mark.parametrize(
+    ("days", "verdict", "words"),
+    [
+        (31, "fine", "a certificate is valid until 2026-02-01 00:00 UTC"),
+        (29, "warning", "a certificate is valid until"),
+        (0, "broken", "a certificate expired at"),
+    ],
+)
+def test_check_judges_the_end_of_a_certificate(days: int, verdict: str, words: str) -> None:
+    """A month before it ends, and when it has ended."""
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    finding = judge("WORKER_AMQP_CA_FILE", now + timedelta(days=days), now)
+    assert (finding.verdict, finding.found.startswith(words)) == (verdict, True)
+
+
+def test_check_looks_at_each_file_that_is_set(tmp_path: Path) -> None:
+    """By the name of its setting."""
+    files = issued(Authority("ours"), tmp_path, "client")
+    variables = {"AMQP_URL": "amqps://broker/", "DATABASE_URL": "postgresql://db/app"}
+    settings = load(
+        variables
+        | {f"WORKER_AMQP_{kind}_FILE": str(getattr(files, kind.lower())) for kind in ("CA", "CERTIFICATE", "KEY")}
+    )
+    found = findings(settings)
+    assert [(one.verdict, one.what) for one in found] == [
+        ("warning", "WORKER_AMQP_CA_FILE"), ("warning", "WORKER_AMQP_CERTIFICATE_FILE")
+    ]  # fmt: skip
+    assert _expires(tmp_path / "client.pem") > time.time()
+    assert isnan(_expires(tmp_path / "none.pem"))

@@ -104,6 +104,12 @@ METRICS = {
         "gauge", "How long the worker has been waiting out the current outage; 0 if there is none."
     ),
     "task_activity_log_draining": Metric("gauge", "1 while the worker is stopping."),
+    "task_activity_log_certificate_expires_timestamp_seconds": Metric(
+        "gauge",
+        "When the first certificate in a file expires, in seconds since 1970, by the setting that names the file. Only for files"
+        " that are set.",
+        {"setting": ()},
+    ),
     # outages
     "task_activity_log_hold_seconds_total": Metric(
         "counter",

@@ -1,21 +1,22 @@
 """`task-activity-log check`: is everything in place that a worker needs, and is it safe? It changes nothing.
 
-finding      one line of the table
-broker       RabbitMQ, as AMQP and the management API show it
-limits       the limits of its queues, by arguments and policies
-partitions   their number, their consumers, and the bindings of the hash slots
-members      the leaders and majorities of its queues
-permissions  what the worker's user needs, and what it has
-management   the management API, read only
-database     PostgreSQL: server, schema, privileges
-worker       the worker with the same settings, as its /status shows it
+finding       one line of the table
+broker        RabbitMQ, as AMQP and the management API show it
+limits        the limits of its queues, by arguments and policies
+partitions    their number, their consumers, and the bindings of the hash slots
+members       the leaders and majorities of its queues
+permissions   what the worker's user needs, and what it has
+management    the management API, read only
+certificates  the certificates in files: how long they are valid
+database      PostgreSQL: server, schema, privileges
+worker        the worker with the same settings, as its /status shows it
 """
 
 import asyncio
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from task_activity_log.cli.check import broker, database, worker
+from task_activity_log.cli.check import broker, certificates, database, worker
 from task_activity_log.cli.check.finding import Finding, Verdict
 from task_activity_log.settings import Settings
 from task_activity_log.streams import one_line
@@ -58,4 +59,4 @@ async def findings(settings: Settings, *, patient: bool = True) -> list[Finding]
         broker.findings(settings, patient=patient),
         asyncio.to_thread(worker.findings, settings),
     )
-    return [*of_broker, *of_database, *of_worker]
+    return [*of_broker, *of_database, *certificates.findings(settings), *of_worker]
