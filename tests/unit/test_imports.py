@@ -1,5 +1,6 @@
 """Commands start fast: each imports only what it needs."""
 
+import os
 import subprocess
 import sys
 
@@ -67,3 +68,31 @@ def test_ctrl_c_during_the_imports_ends_a_command_without_a_traceback(module: st
         [sys.executable, "-c", _INTERRUPTED, module], capture_output=True, text=True, check=False
     )
     assert (process.returncode, process.stdout, process.stderr) == (130, "", "")
+
+
+_TERMINATED = """
+import signal, sys
+
+class Terminating:
+    def __set_name__(self, *_):
+        signal.raise_signal(signal.SIGTERM)
+
+class Terminate:
+    def find_spec(self, name, *_):
+        if name == "task_activity_log.service":
+            type("Class", (), {"field": Terminating()})
+
+sys.meta_path.insert(0, Terminate())
+sys.argv[1:] = ["run"]
+from task_activity_log.start import main
+main()
+"""
+
+
+def test_sigterm_during_the_imports_ends_the_worker_with_0() -> None:
+    """Also while a class is made, where Python 3.11 turns every exception into a RuntimeError."""
+    urls = {"AMQP_URL": "amqp://nobody.invalid", "DATABASE_URL": "postgresql://nobody.invalid/none"}
+    process = subprocess.run(  # noqa: S603 - our own interpreter
+        [sys.executable, "-c", _TERMINATED], capture_output=True, text=True, check=False, env={**os.environ, **urls}
+    )
+    assert (process.returncode, process.stdout, process.stderr) == (0, "", "")

@@ -91,8 +91,9 @@ def run() -> None:
     Needs AMQP_URL and DATABASE_URL. Health and metrics are served on HTTP_PORT (8080).
     """
     # The worker installs its own handlers once it is started. Until then it has no deliveries; but without a handler,
-    # process 1 of a container would ignore the signal.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    # process 1 of a container would ignore the signal. SystemExit would become a RuntimeError where Python calls
+    # `__set_name__` during an import (until 3.11), or be lost in a callback.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     settings = settings_or_exit("amqp_url", "database_url")
     for name in ("PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir"):  # before prometheus_client reads it
         if os.environ.pop(name, None):
