@@ -2,7 +2,7 @@
 
 PYTHON := .venv/bin/python
 .DEFAULT_GOAL := help
-.PHONY: help setup demo console run test test-dotnet test-tls test-failover test-cluster test-examples test-deploy test-browser screenshot test-image check format bench bench-quick bench-stages bench-wire chaos fuzz docs sandbox lock dist clean
+.PHONY: help setup demo console run test test-dotnet test-tls test-failover test-cluster test-examples test-deploy test-browser screenshot test-image check format bench bench-quick bench-profile bench-stages bench-wire chaos fuzz docs sandbox lock dist clean
 
 help:  ## list these targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -77,6 +77,9 @@ bench: setup  ## compare the speed of the worker with other programs (an hour; A
 
 bench-quick: setup  ## one short round of drain, latency and publish (under two minutes)
 	@$(PYTHON) -m sandbox -- sh -c '.venv/bin/task-activity-log migrate && exec $(PYTHON) -m benchmarks --quick $(ARGS)'
+
+bench-profile: setup  ## show where the CPU time of the worker goes while it drains a queue
+	@$(PYTHON) -m sandbox -- sh -c '.venv/bin/task-activity-log migrate && exec $(PYTHON) -m benchmarks.profiling $(ARGS)'
 
 bench-stages: setup  ## measure the CPU time of each stage of the worker, without services
 	@$(PYTHON) -m benchmarks.stages

@@ -196,7 +196,7 @@ class Store:
                 unwritten.append(index)
                 applied.append(Applied(outcome, None))
             else:
-                applied.append(answer(outcome, row))
+                applied.append(answer(outcome, row, request.record))
         if unwritten:
             current = await self._current([wave[index].record.id for index in unwritten], confirm=not written)
             for index in unwritten:
@@ -432,10 +432,10 @@ def _own_request(record: TaskActivityLog) -> Request[Delivery]:
     return Request(Delivery(b"", Properties()), record, "", UpdateMode.REPLACE, version=None, key=uuid4())
 
 
-def answer(outcome: Outcome, row: Row) -> Applied:
+def answer(outcome: Outcome, row: Row, asked: TaskActivityLog | None = None) -> Applied:
     """The outcome, with the record in a row."""
     if row["outcome"] == Outcome.REJECTED:
         return Applied(Outcome.REJECTED, None)
     if row["modified_dateutc"] is None:  # no row has none: its values are left out
         return Unread(outcome, None)
-    return Applied(outcome, StoredTaskActivityLog.from_row(row))
+    return Applied(outcome, StoredTaskActivityLog.from_row(row, asked))
