@@ -1,4 +1,4 @@
-"""A PostgreSQL that fails over while the worker is busy, and disks that are full, on either side."""
+"""A PostgreSQL that fails over while the worker is busy, and its full disk."""
 
 import asyncio
 from collections.abc import Iterator
@@ -9,14 +9,13 @@ from urllib.parse import urlsplit
 import asyncpg
 import pytest
 
-from sandbox import PostgreSQL, SandboxError, postgresql, rabbitmq, say_on_stderr
-from sandbox import cluster as sandbox_cluster
+from sandbox import PostgreSQL, SandboxError, postgresql
 from sandbox.processes import Processes
 from sandbox.replication import Pair
 from sandbox.service import Service
 from task_activity_log.postgresql import migrations
 from tests.cluster.traffic import check_writes, traffic
-from tests.faults.conversation import TOPOLOGY, until
+from tests.faults.conversation import until
 from tests.serving import serving
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
@@ -125,21 +124,3 @@ async def write_much(url: str) -> None:
             await connection.execute("CREATE TABLE much AS SELECT repeat('x', 900) FROM generate_series(1, 400000)")
     finally:
         connection.terminate()
-
-
-async def test_a_full_disk_of_a_broker_node_is_left_to_the_others(database_url: str) -> None:
-    """The node with the leader has no room at all. It needs a restart when it has room again."""
-    if isinstance(rabbitmq.find_binaries(), str):
-        pytest.fail("RabbitMQ's binaries are needed: apt-get install rabbitmq-server", pytrace=False)
-    with sandbox_cluster.start(say=say_on_stderr, disk_megabytes=300) as cluster:
-        url = cluster.create_vhost()
-        async with serving(url, database_url, **QUICK) as service:
-            async with traffic(url, database_url) as sending:
-                node = await asyncio.to_thread(cluster.leader, url, TOPOLOGY.requests_queue)
-                filler = await asyncio.to_thread(fill, data_of(node))
-                await until(lambda: "the broker blocks publishers" in str(service.status.not_ready()), 120)
-                filler.unlink()
-                await asyncio.to_thread(node.kill)
-                await asyncio.to_thread(cluster.ensure_running)
-                await sending.goes_on()
-            await check_writes(sending, database_url)

@@ -12,8 +12,6 @@ from typing import Any
 
 import pytest
 
-from sandbox import cluster as sandbox_cluster
-from sandbox import say_on_stderr
 from sandbox.cluster import Cluster
 from sandbox.rabbitmq import RabbitMQ
 from task_activity_log.service import Service
@@ -152,28 +150,3 @@ async def connected_elsewhere(cluster: Cluster, node: RabbitMQ) -> None:
                 if "intake" in purpose and connection["node"] != name:
                     return
             await asyncio.sleep(0.5)  # the management API is some seconds late
-
-
-async def test_a_worker_leaves_the_minority_side_that_ignores_the_partition(database_url: str) -> None:
-    """With `cluster_partition_handling = ignore`, the default before 4.3, the node keeps its clients and tells them nothing."""
-    with sandbox_cluster.start(say=say_on_stderr, partition_handling="ignore") as cluster:
-        url = cluster.create_vhost()
-        async with working(url, database_url) as (_, sending):
-            node = await connected_node(cluster)
-            await asyncio.to_thread(cluster.isolate, node)
-            await sending.goes_on()
-            await connected_elsewhere(cluster, node)
-            found = await findings(cluster, url, database_url, "is cut off from")
-            assert cluster.name_of(node) in found
-            await asyncio.to_thread(node.kill)  # the remedy that `check` gives
-            await asyncio.to_thread(cluster.ensure_running)
-
-
-async def test_partitions_are_all_consumed_after_a_node_has_died(
-    cluster: Cluster, cluster_url: str, database_url: str
-) -> None:
-    """The client sends by record, and each of eight queues gets a new active consumer."""
-    async with working(cluster_url, database_url, WORKER_PARTITIONS="8") as (_, sending):
-        leader = await asyncio.to_thread(cluster.leader, cluster_url, f"{REQUESTS}.0")
-        await asyncio.to_thread(leader.kill)
-        await sending.goes_on()
