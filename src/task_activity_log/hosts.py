@@ -37,14 +37,14 @@ def urls(url: str) -> list[str]:
             port = one.port or _PORTS[parts.scheme]
         except ValueError:  # its text quotes the URL
             raise ValueError("has a port that is not a number from 1 to 65535") from None
-        if not _is_name(one.hostname):
+        if not is_name(one.hostname):
             raise ValueError("has a host that is not a name")
         name = f"[{one.hostname}]" if ":" in one.hostname else one.hostname
         found.append(urlunsplit(parts._replace(netloc=f"{login}{at}{name}:{port}")))
     return found
 
 
-def _is_name(host: str) -> bool:
+def is_name(host: str) -> bool:
     """Whether a host can be looked up."""
     try:
         return bool(re.fullmatch(rb"[!-~]+", host.encode("idna")))

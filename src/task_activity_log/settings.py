@@ -32,7 +32,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 
 from task_activity_log import libpq
-from task_activity_log.hosts import urls
+from task_activity_log.hosts import is_name, urls
 from task_activity_log.libpq import trust
 from task_activity_log.partitions import is_partition_count
 from task_activity_log.tls import Tls
@@ -95,6 +95,12 @@ def _partition_count(count: int) -> int:
     return count
 
 
+def _host(host: str) -> str:
+    if not is_name(host):
+        raise ValueError("is not the name or address of a host")
+    return host
+
+
 def _readable(path: Path) -> Path:
     try:
         path.open("rb").close()
@@ -135,7 +141,7 @@ class Settings(BaseModel):
     management_url: Annotated[_Url, _url("http", "https", example="http://user:password@host:15672")] = None
     """URL of RabbitMQ's management API, used only by `check`: `http://user:password@host:15672`, or with several hosts, which
     are tried in turn. The user needs the tag `monitoring`."""
-    http_host: str = "0.0.0.0"  # noqa: S104 - probes come from outside the pod
+    http_host: Annotated[str, AfterValidator(_host)] = "0.0.0.0"  # noqa: S104 - probes come from outside the pod
     """Address on which health and metrics are served."""
     http_port: Annotated[int, Field(ge=0, le=65535)] = 8080
     """Port on which health and metrics are served. With 0 a free port is used."""
@@ -229,7 +235,7 @@ class Settings(BaseModel):
     poison_from: Annotated[int, Field(ge=3, lt=20)] = 10
     """Number of failed deliveries after which a message is rejected if workers crashed three times while they tried it
     alone, which they do from five on. It must be below the delivery limit of the queue (20)."""
-    inbox_keep_seconds: Annotated[float, Field(ge=60)] = 86_400.0
+    inbox_keep_seconds: Annotated[float, Field(ge=60, le=10 * 365 * 86_400)] = 86_400.0
     """How long a message is remembered for deduplication, in seconds."""
 
     _environment: Mapping[str, str] = PrivateAttr(default_factory=lambda: os.environ)

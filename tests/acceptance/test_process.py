@@ -192,6 +192,14 @@ async def test_a_taken_port_is_one_line_and_exit_code_2(amqp_url: str, database_
     assert "Traceback" not in err
 
 
+async def test_an_address_of_another_machine_is_one_line_and_exit_code_2(amqp_url: str, database_url: str) -> None:
+    """The error says which setting to change: another port would not help."""
+    code, _, err = await command("run", AMQP_URL=amqp_url, DATABASE_URL=database_url, HTTP_HOST="192.0.2.1")
+    assert code == 2
+    assert err.startswith("task-activity-log: cannot listen on HTTP_HOST=192.0.2.1 ")
+    assert err.endswith("; set HTTP_HOST to a name or an address of this machine\n")
+
+
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [

@@ -20,6 +20,7 @@ terminal       tables, progress bars and plain lines
 """
 
 import asyncio
+import errno
 import os
 import signal
 import sys
@@ -108,7 +109,9 @@ def run() -> None:
         fail(str(error), WRONG_USE)
     except OSError as error:
         where = f"HTTP_HOST={settings.http_host} HTTP_PORT={settings.http_port}"
-        fail(f"cannot listen on {where}: {error.strerror or error}; set HTTP_PORT to a free port", WRONG_USE)
+        taken = error.errno in (errno.EADDRINUSE, errno.EACCES)
+        remedy = "HTTP_PORT to a free port" if taken else "HTTP_HOST to a name or an address of this machine"
+        fail(f"cannot listen on {where}: {error.strerror or error}; set {remedy}", WRONG_USE)
 
 
 @app.command()
