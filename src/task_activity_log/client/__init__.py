@@ -30,6 +30,7 @@ bulk           many upserts, a limited number of them unanswered at a time
 asks           upserts that wait for their answers: sent, sent again, answered
 subscription   the subscriber's loop
 news           which replies a subscriber has not seen yet
+order          a later upsert of a record is published after the earlier ones are confirmed
 routing        by record to partitions, or all to one queue
 dead_letters   borrow the dead letters, replay and remove them
 record_id      the id of the record in a message that may be invalid otherwise

@@ -1,13 +1,14 @@
 """Upserts that wait for their answers: sent in batches, and sent again on a new connection until each is answered."""
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
 from task_activity_log.aio import Waiting
 from task_activity_log.client.connections import Connections
 from task_activity_log.client.messages import Answer, ClientError, NoAnswer, Upsert
+from task_activity_log.client.order import Order, waves
 from task_activity_log.client.routing import Routing
 from task_activity_log.problem import Code, Problem, Unavailable
 from task_activity_log.rabbitmq.link import LOST, LinkOptions, Outage, asking_the_driver, describe, supervise
@@ -96,7 +97,8 @@ class Asks:
         self._has_listener = False
         self._reply_to: str | None = None  # the queue that is listened to
         self._asks: dict[str, Ask] = {}  # by message_id, in the order given
-        self._outbox: Waiting[Upsert] = Waiting()
+        self._outbox: Waiting[Upsert | None] = Waiting()
+        self._order = Order()
         self._reason = ""  # of the latest outage or nack
         self._over: ClientError | None = NOT_OPEN  # why nothing can be sent
         self._ends = asyncio.Event()  # set with `_over`
@@ -196,30 +198,35 @@ class Asks:
     async def _send_all(self) -> None:
         while batch := await self._outbox.take(BATCH):
             await self._listening.wait()
-            waiting = [upsert for upsert in batch if upsert.message_id in self._asks]
-            sent = await self._publish(waiting, self._reply_to)
-            for upsert, end in sent.ended:
-                if ask := self._asks.pop(upsert.message_id, None):
-                    ask.done(end)
-            asyncio.get_running_loop().call_later(_AGAIN_SECONDS, self._send_again, sent.again)
+            for wave in self._order.waves(filter(None, batch)):
+                waiting = [upsert for upsert in self._order.admit(wave) if upsert.message_id in self._asks]
+                sent = await self._publish(waiting, self._reply_to)
+                for upsert, end in sent.ended:
+                    if ask := self._asks.pop(upsert.message_id, None):
+                        ask.done(end)
+                if sent.again:
+                    records = self._order.refused(sent.again)
+                    asyncio.get_running_loop().call_later(_AGAIN_SECONDS, self._send_again, records)
 
-    def _send_again(self, upserts: Iterable[Upsert]) -> None:
-        for upsert in upserts:
-            self._outbox.put(upsert)
+    def _send_again(self, records: Iterable[Hashable]) -> None:
+        self._order.due(records)
+        self._outbox.put(None)  # wakes whoever takes from it
 
     async def _send(self, upserts: Sequence[Upsert], on_sent: Callable[[int], None]) -> list[Answer]:
         refused: list[Answer] = []
-        while upserts:
-            sent = await self._publish(upserts, None)
-            if sent.confirmed:
-                on_sent(sent.confirmed)
-            for _, end in sent.ended:
-                if isinstance(end, ClientError):
-                    raise end
-                refused.append(end)
-            upserts = sent.again
-            if upserts:
-                await asyncio.sleep(_AGAIN_SECONDS)
+        for wave in waves(upserts):
+            left = wave
+            while left:
+                sent = await self._publish(left, None)
+                if sent.confirmed:
+                    on_sent(sent.confirmed)
+                for _, end in sent.ended:
+                    if isinstance(end, ClientError):
+                        raise end
+                    refused.append(end)
+                left = sent.again
+                if left:
+                    await asyncio.sleep(_AGAIN_SECONDS)
         return refused
 
     async def _publish(self, upserts: Sequence[Upsert], reply_to: str | None) -> _Sent:
@@ -320,9 +327,11 @@ class Asks:
         choice = own_queue(self._routing.exchange, prefetch=2 * BATCH)
         async with reading(self._connections.options, "answers", choice) as reader:
             self._reply_to = reader.found.queue
-            self._outbox.clear()
             # The queue of their reply_to was deleted with its connection.
-            self._send_again([ask.upsert for ask in self._asks.values()])
+            self._order = Order()
+            self._outbox.clear()
+            for unanswered in self._asks.values():
+                self._outbox.put(unanswered.upsert)
             self._listening.set()
             established()
             try:

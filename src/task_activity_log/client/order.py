@@ -1,0 +1,64 @@
+"""The order of upserts of one record: a later one is published only when the broker has confirmed the earlier ones.
+
+A queue that is full refuses some of what is published together and takes what follows. What is sent again would then come
+behind later upserts of its record, and an older state would be stored over a newer one.
+"""
+
+from collections.abc import Hashable, Iterable, Sequence
+
+from task_activity_log import wire
+from task_activity_log.client.messages import Upsert
+
+
+class Order:
+    """Upserts that wait because the broker has refused an earlier one of their record."""
+
+    def __init__(self) -> None:
+        self._behind: dict[Hashable, list[Upsert]] = {}  # by record: the refused one, and those that came later
+        self._due: set[Hashable] = set()  # the records whose refused upsert may be sent again
+
+    def waves(self, upserts: Iterable[Upsert]) -> list[list[Upsert]]:
+        """What is to be published, with what is due first. Each wave has a record once; a wave is published after the other."""
+        due = [upsert for record in self._due for upsert in self._behind.pop(record, ())]
+        self._due.clear()
+        return waves([*due, *upserts])
+
+    def admit(self, wave: Sequence[Upsert]) -> Sequence[Upsert]:
+        """Those of a wave that may be published now. The others wait behind an earlier one of their record."""
+        if not self._behind:
+            return wave
+        admitted: list[Upsert] = []
+        for upsert in wave:
+            line = self._behind.get(_record(upsert))
+            (admitted if line is None else line).append(upsert)
+        return admitted
+
+    def refused(self, upserts: Iterable[Upsert]) -> set[Hashable]:
+        """These are to be sent again. Returns their records, for `due`."""
+        records = {_record(upsert): [upsert] for upsert in upserts}
+        self._behind.update(records)
+        return set(records)
+
+    def due(self, records: Iterable[Hashable]) -> None:
+        """Publish the upserts of these records again, with the next waves."""
+        self._due.update(records)
+
+
+def waves(upserts: Sequence[Upsert]) -> list[list[Upsert]]:
+    """Split upserts into waves. Each has a record once, and those of one record keep their order."""
+    if len(upserts) == 1:
+        return [[*upserts]]
+    split: list[list[Upsert]] = []
+    earlier: dict[Hashable, int] = {}
+    for upsert in upserts:
+        record = _record(upsert)
+        index = earlier[record] = earlier.get(record, -1) + 1
+        if index == len(split):
+            split.append([])
+        split[index].append(upsert)
+    return split
+
+
+def _record(upsert: Upsert) -> Hashable:
+    """The id of the record, or something unique if there is none that is valid."""
+    return wire.record_id(upsert.body, upsert.content_type) or upsert.message_id
