@@ -5,6 +5,7 @@ divided among the queues in order. N is a power of two, so that doubling it divi
 joins two that are next to each other.
 """
 
+import re
 from collections.abc import Iterator
 from hashlib import sha256
 from uuid import UUID
@@ -41,3 +42,14 @@ def slots_of(partition: int, count: int) -> Iterator[str]:
 def queue_of(requests_queue: str, partition: int) -> str:
     """The name of a partition's queue."""
     return f"{requests_queue}.{partition}"
+
+
+def valid_name(longest: int, name: str) -> str:
+    """The name of a queue or an exchange, if the driver takes it. `longest` leaves room for the endings of partitions.
+
+    Raises:
+        ValueError: the name is longer, or has other characters.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9_.:@#,/+ -]+", name) or len(name) > longest:
+        raise ValueError(f"should have at most {longest} letters, digits, spaces and characters of -_.:@#,/+")
+    return name

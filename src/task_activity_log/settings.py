@@ -9,6 +9,7 @@ import difflib
 import os
 import re
 from collections.abc import Mapping
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -34,7 +35,7 @@ from pydantic_core import ErrorDetails
 from task_activity_log import libpq
 from task_activity_log.hosts import is_name, urls
 from task_activity_log.libpq import trust
-from task_activity_log.partitions import is_partition_count
+from task_activity_log.partitions import is_partition_count, valid_name
 from task_activity_log.tls import Tls
 
 PREFIX = "WORKER_"
@@ -109,19 +110,8 @@ def _readable(path: Path) -> Path:
     return path
 
 
-def _name(longest: int) -> AfterValidator:
-    """Checks the name of a queue or an exchange: whether the driver takes it, also with the endings of partitions."""
-
-    def check(name: str) -> str:
-        if not re.fullmatch(r"[A-Za-z0-9_.:@#,/+ -]+", name) or len(name) > longest:
-            raise ValueError(f"should have at most {longest} letters, digits, spaces and characters of -_.:@#,/+")
-        return name
-
-    return AfterValidator(check)
-
-
-_Queue = Annotated[str, _name(240)]
-_Exchange = Annotated[str, _name(117)]
+_Queue = Annotated[str, AfterValidator(partial(valid_name, 240))]
+_Exchange = Annotated[str, AfterValidator(partial(valid_name, 117))]
 _Url = Annotated[SecretStr | None, Field(exclude=True)]
 """It may contain a password, so it is never shown."""
 _File = Annotated[Path, AfterValidator(_readable)]
