@@ -111,7 +111,7 @@ _FAULTS = {
     "0A": Fault.SCHEMA,  # not supported; the result of a cached plan has changed
     "22": Fault.ROW,  # data
     "23": Fault.ROW,  # constraint
-    "25": Fault.PASSING,  # read-only
+    "25": Fault.PASSING,  # read-only, or a limit for transactions
     "26": Fault.STATEMENT,  # a prepared statement no longer exists
     "28": Fault.DATABASE,  # authentication
     "3D": Fault.DATABASE,  # no such database
@@ -135,7 +135,9 @@ _FAULTS = {
 
 _WORDS = {
     "08": "connection lost",
-    "25": "read-only",
+    "25006": "read-only",
+    "25P03": "idle_in_transaction_session_timeout",
+    "25P04": "transaction_timeout",
     "28": "access refused",
     "3D": "no such database",
     "40": "conflict",
@@ -146,6 +148,8 @@ _WORDS = {
     "53300": "too many connections",
     "55": "not in a fit state",
     "57": "shutting down or starting up",
+    "57P04": "the database was dropped",
+    "57P05": "idle_session_timeout",
 }
 _NO_SUCH_TABLE = "42P01"
 NOT_PERMITTED = "42501"
