@@ -201,6 +201,16 @@ BROKEN: dict[str, tuple[str, str, str]] = {
         "DROP TRIGGER skips ON task_activity_log",
         "a trigger or a rule skips every row",
     ),
+    "a trigger of the inbox that skips every key": (
+        "CREATE TRIGGER skips BEFORE INSERT ON task_activity_log_inbox FOR EACH ROW EXECUTE FUNCTION skipping()",
+        "DROP TRIGGER skips ON task_activity_log_inbox",
+        "a trigger or a rule skips every row",
+    ),
+    "a constraint of the inbox": (
+        "ALTER TABLE task_activity_log_inbox ADD CONSTRAINT never CHECK (false) NOT VALID",
+        "ALTER TABLE task_activity_log_inbox DROP CONSTRAINT never",
+        "every row is refused (23514): constraint never",
+    ),
 }
 """What refuses every row: how it is broken, how it is fixed, and the reason that is shown."""
 

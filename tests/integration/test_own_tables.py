@@ -126,6 +126,44 @@ class TestSkippedRows:
         assert (await refusal(store, ask(subject=SKIPPED_ROW))).sqlstate == SKIPPED
 
 
+KEYS = {
+    "skipped": "RETURN NULL;",
+    "changed": "NEW.request_key := gen_random_uuid(); RETURN NEW;",
+    "stored elsewhere": "INSERT INTO child SELECT NEW.*; RETURN NULL;",
+}
+"""What a trigger of the inbox does with a key."""
+
+
+class TestSkippedKeys:
+    """A request is a duplicate only if its key is in the inbox. That nothing was inserted proves nothing."""
+
+    @pytest.mark.parametrize("options", [{}, {"version": 3}, {"mode": UpdateMode.MERGE}])
+    @pytest.mark.parametrize("how", KEYS)
+    async def test_a_request_whose_key_is_not_remembered_is_no_duplicate(
+        self, store: Store, database: Connection, how: str, options: dict[str, Any]
+    ) -> None:
+        """It is refused, with its wave, and not answered as if it were stored. Without the trigger it is applied."""
+        await store.apply([old := ask(subject="before", version=1), repeated := ask(subject="kept")])
+        await database.execute(f"""
+            CREATE TABLE child () INHERITS (task_activity_log_inbox);
+            CREATE FUNCTION key() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {KEYS[how]} END $$;
+            CREATE TRIGGER key BEFORE INSERT ON task_activity_log_inbox FOR EACH ROW EXECUTE FUNCTION key();
+        """)
+        new, changed = ask(**options), ask(old.record.id, subject="after", **options)
+        for wave in ([new], [changed], [changed, ask(key=False, mode=options.get("mode", UpdateMode.REPLACE))]):
+            assert (await refusal(store, *wave)).sqlstate == SKIPPED
+        assert {failure.rule.sqlstate for failure in await store.try_own_rows(None)} == {SKIPPED}
+        assert await database.fetchval("SELECT count(*) FROM task_activity_log_inbox") == 2
+        assert (
+            await database.fetchval("SELECT string_agg(subject, ' ' ORDER BY subject) FROM task_activity_log")
+            == "before kept"
+        )
+        await database.execute("DROP TRIGGER key ON task_activity_log_inbox")
+        assert outcomes(await store.apply([new])) == ["inserted"]
+        assert outcomes(await store.apply([changed])) == ["updated"]
+        assert outcomes(await store.apply([repeated])) == ["duplicate"]
+
+
 UNSET = {
     "dropped": "DROP TRIGGER task_activity_log_modified ON task_activity_log",
     "disabled": "ALTER TABLE task_activity_log DISABLE TRIGGER ALL",
@@ -200,6 +238,52 @@ MISFITS = {
     "ALTER TABLE task_activity_log ALTER description TYPE bytea USING ''": "column description is bytea, not text",
     "ALTER TABLE task_activity_log ALTER source_version TYPE text": "column source_version is text, not bigint",
     "ALTER TABLE task_activity_log DROP COLUMN contact_id": "column contact_id is missing",
+    "ALTER TABLE task_activity_log DROP subject, ADD subject text GENERATED ALWAYS AS ('x') STORED": (
+        "column subject is generated"
+    ),
+    "ALTER TABLE task_activity_log DROP source_version, ADD source_version bigint GENERATED ALWAYS AS IDENTITY": (
+        "column source_version is generated"
+    ),
+    "ALTER TABLE task_activity_log DROP CONSTRAINT task_activity_log_pkey": (
+        "task_activity_log has no unique index on id alone"
+    ),
+    (
+        "ALTER TABLE task_activity_log DROP CONSTRAINT task_activity_log_pkey, ADD PRIMARY KEY (id, modified_dateutc);"
+        "CREATE UNIQUE INDEX ON task_activity_log (id) WHERE is_closed"
+    ): "task_activity_log has no unique index on id alone",
+    "ALTER TABLE task_activity_log DROP CONSTRAINT task_activity_log_pkey, ADD PRIMARY KEY (id) DEFERRABLE": (
+        "the unique constraint on id of task_activity_log is deferrable"
+    ),
+    "CREATE SCHEMA app; ALTER TABLE task_activity_log SET SCHEMA app": (
+        "table task_activity_log is in the schema app: it is not in the search path, or the role lacks USAGE on it"
+    ),
+    "CREATE SCHEMA app; ALTER TABLE task_activity_log_inbox SET SCHEMA app": (
+        "table task_activity_log_inbox is in the schema app: it is not in the search path, or the role lacks USAGE on it"
+    ),
+    "DROP TABLE task_activity_log": "table task_activity_log is missing",
+    "DROP TABLE task_activity_log_inbox": "table task_activity_log_inbox is missing",
+    "ALTER TABLE task_activity_log_inbox ALTER request_key TYPE text": (
+        "column request_key of task_activity_log_inbox is text, not uuid"
+    ),
+    "ALTER TABLE task_activity_log_inbox RENAME processed_at TO at": (
+        "column processed_at of task_activity_log_inbox is missing"
+    ),
+    "ALTER TABLE task_activity_log_inbox ALTER processed_at DROP DEFAULT": (
+        "column processed_at of task_activity_log_inbox is NOT NULL and has no default"
+    ),
+    "ALTER TABLE task_activity_log_inbox ADD tenant int NOT NULL": (
+        "column tenant of task_activity_log_inbox is NOT NULL and has no default"
+    ),
+    "ALTER TABLE task_activity_log_inbox DROP CONSTRAINT task_activity_log_inbox_pkey": (
+        "task_activity_log_inbox has no unique index on request_key alone"
+    ),
+    (
+        "ALTER TABLE task_activity_log_inbox DROP CONSTRAINT task_activity_log_inbox_pkey,"
+        " ADD PRIMARY KEY (request_key) DEFERRABLE"
+    ): "the unique constraint on request_key of task_activity_log_inbox is deferrable",
+    "CREATE RULE r AS ON INSERT TO task_activity_log_inbox DO INSTEAD NOTHING": (
+        "task_activity_log_inbox has rules, which ON CONFLICT does not permit"
+    ),
     "CREATE RULE r AS ON INSERT TO task_activity_log DO INSTEAD NOTHING": (
         "task_activity_log has rules, which ON CONFLICT does not permit"
     ),
@@ -387,6 +471,13 @@ class TestKindsOfTables:
         await store.probe()
         assert outcomes(await store.apply(wave)) == ["inserted"] * 20
 
+    async def test_a_partition_that_is_missing_is_named(self, store: Store, database: Connection) -> None:
+        """If no row has one, the reason says so."""
+        await database.execute(f"{PARTITIONED}; DROP TABLE part_0, part_1")
+        assert {failure.label for failure in await store.try_own_rows(None)} == {
+            "task_activity_log has no partition for the rows"
+        }
+
     @pytest.mark.parametrize("event", ["INSERT", "UPDATE"])
     async def test_rules_fail_the_probe(self, store: Store, database: Connection, event: str) -> None:
         """PostgreSQL permits neither rules with ON CONFLICT nor INSTEAD rules in WITH: no message can be at fault."""
@@ -550,7 +641,7 @@ _PARENTHESES = {
         "SELECT",
     ),
     *("coalesce", "least", "greatest", "OVER"),
-    *("asked", "path", "more", "needed", "task_activity_log_inbox", "stored"),
+    *("asked", "sent", "path", "more", "needed", "task_activity_log_inbox", "stored"),
 }
 """What may be followed by a parenthesis and has no schema: keywords, our tables and our aliases."""
 

@@ -214,7 +214,7 @@ async def test_the_plan_keeps_the_order_of_the_rows(database: Connection, mode: 
 
 
 def _nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    if plan.get("Alias") in ("kept", "before"):  # looks up one row in a subquery
+    if plan.get("Alias") in ("kept", "before", "known"):  # looks up rows in a subquery
         return
     yield plan
     for child in plan.get("Plans", []):
@@ -246,11 +246,14 @@ async def test_a_store_that_was_closed_connects_again(store: Store) -> None:
     assert outcomes(await store.apply([ask()])) == ["inserted"]
 
 
-@pytest.mark.parametrize("change", ["ALTER id DROP DEFAULT, DROP CONSTRAINT task_activity_log_pkey"])
-async def test_a_schema_that_does_not_fit_fails_the_probe(store: Store, database: Connection, change: str) -> None:
-    """So that no row is refused for it: the probe is the statement that stores rows."""
+async def test_a_schema_that_does_not_fit_fails_the_probe(store: Store, database: Connection) -> None:
+    """So that no row is refused for it, also if nobody has thought of it: the probe is the statement that stores rows."""
     await store.probe()
-    await database.execute(f"ALTER TABLE task_activity_log {change}")
+    await database.execute("""
+        ALTER TABLE task_activity_log DROP CONSTRAINT task_activity_log_pkey;
+        ALTER TABLE task_activity_log RENAME TO base;
+        CREATE VIEW task_activity_log AS SELECT * FROM base;
+    """)
     with pytest.raises(Exception, match="schema does not fit"):
         await store.probe()
 

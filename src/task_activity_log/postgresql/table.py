@@ -1,4 +1,4 @@
-"""The table of records as it is found, which may be somebody's own: what does not fit, in words with names.
+"""The tables as they are found, which may be somebody's own: what does not fit, in words with names.
 
 Pure: sql/table.sql asks the catalog.
 """
@@ -21,6 +21,9 @@ _TYPES = {
 }
 """The types, by kind of field, whose columns hold what a message contains. The first one is that of the migrations."""
 _NAMES = {"timestamptz": "timestamp with time zone", "bool": "boolean", "int8": "bigint"}
+_RECORDS, _INBOX = "task_activity_log", "task_activity_log_inbox"
+_INBOX_TYPES = {"request_key": ("uuid",), "processed_at": ("timestamptz", "timestamp", "date")}
+_CHECK = "23514"
 _KINDS = {"f": "a foreign table", "m": "a materialized view", "S": "a sequence", "c": "a type"}
 _TABLES = ("r", "p")
 
@@ -35,16 +38,60 @@ def misfits(table: Row) -> Iterator[str]:
 
     Only what is certain. If there are other triggers, they may set what is missing; it is seen when a row is written.
     """
-    kind = table["kind"]
-    if kind is None:
+    if table["kind"] is None or table["inbox_kind"] is None:
+        yield from _missing(table)
         return
+    kind = table["kind"]
     if kind in _KINDS:
-        yield f"task_activity_log is {_KINDS[kind]}"
+        yield f"{_RECORDS} is {_KINDS[kind]}"
     if kind in _TABLES and table["has_rules"]:
-        yield "task_activity_log has rules, which ON CONFLICT does not permit"
+        yield f"{_RECORDS} has rules, which ON CONFLICT does not permit"
     yield from _columns(table)
-    if kind in _TABLES and not table["has_other_triggers"]:
-        yield from named(table)
+    if kind in _TABLES:
+        yield from _unique(_RECORDS, "id", usable=table["id_is_unique"])
+        if not table["has_other_triggers"]:
+            yield from named(table)
+    yield from _inbox(table)
+
+
+def _missing(table: Row) -> Iterator[str]:
+    """A table that the search path does not reach. If there is none in any schema, the database was not migrated yet."""
+    name = _RECORDS if table["kind"] is None else _INBOX
+    if table["elsewhere"]:
+        schemas = " and ".join(table["elsewhere"])
+        yield f"table {name} is in the schema {schemas}: it is not in the search path, or the role lacks USAGE on it"
+    elif table["kind"] is not None or table["inbox_kind"] is not None:
+        yield f"table {name} is missing"
+
+
+def _unique(name: str, column: str, *, usable: bool | None) -> Iterator[str]:
+    """ON CONFLICT needs it."""
+    if usable is None:
+        yield f"{name} has no unique index on {column} alone"
+    elif not usable:
+        yield f"the unique constraint on {column} of {name} is deferrable"
+
+
+def _inbox(table: Row) -> Iterator[str]:
+    types = dict(zip(table["inbox_names"], table["inbox_types"], strict=True))
+    for column, expected in _INBOX_TYPES.items():
+        if column not in types:
+            yield f"column {column} of {_INBOX} is missing"
+        elif types[column] not in expected:
+            yield f"column {column} of {_INBOX} is {types[column]}, not {_NAMES.get(expected[0], expected[0])}"
+    if table["inbox_kind"] not in _TABLES:
+        return
+    if table["inbox_has_rules"]:
+        yield f"{_INBOX} has rules, which ON CONFLICT does not permit"
+    yield from _unique(_INBOX, "request_key", usable=table["key_is_unique"])
+    if not table["inbox_has_triggers"]:
+        yield from _inbox_required(table)
+
+
+def _inbox_required(table: Row) -> Iterator[str]:
+    for column in table["inbox_required"]:
+        if column != "request_key":
+            yield f"column {column} of {_INBOX} is NOT NULL and has no default"
 
 
 def named(table: Row) -> Iterator[str]:
@@ -68,14 +115,23 @@ def everybodys(rule: Rule, table: Row) -> tuple[str, str]:
         return f"column {rule.name} is NOT NULL and not ours", ""
     if rule.sqlstate == UNSET or rule.name == "modified_dateutc":
         return next(named(table), "modified_dateutc is not set"), ""
+    if rule.name and rule.name not in table["required"] and rule.name in table["inbox_required"]:
+        return next(
+            (text for text in _inbox_required(table) if f" {rule.name} " in text), "the inbox refuses every key"
+        ), ""
     if rule.sqlstate == SKIPPED:
         return "a trigger or a rule skips every row", ""
+    if rule.sqlstate == _CHECK and not rule.name and table["kind"] == "p":
+        return f"{_RECORDS} has no partition for the rows", ""
     return f"every row is refused ({rule.sqlstate})", f"constraint {rule.name}" * (rule.name in table["constraints"])
 
 
 def _columns(table: Row) -> Iterator[str]:
     """Columns that are missing, or whose types would change values."""
     types = dict(zip(table["names"], zip(table["types"], table["declared"], strict=True), strict=True))
+    for column in (*FIELDS, _VERSION):
+        if column in table["generated"]:
+            yield f"column {column} is generated"
     for column in (*STORED_FIELDS, _VERSION):
         if column not in types:
             yield f"column {column} is missing"

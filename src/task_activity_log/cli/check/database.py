@@ -29,8 +29,8 @@ async def findings(settings: Settings) -> list[Finding]:
     finally:
         await database.close()
     server = (*_judge_server(row, target.addresses, local=target.is_local), *_judge_standbys(row))
-    if found["kind"] is None:  # the schema's finding says so
-        return [*server, schema]
+    if found["kind"] is None:  # the schema's finding says so, unless the table is in another schema
+        return [*server, *(list(_judge_table(found)) or [schema])]
     return [*server, schema, *_judge_rights(row), *_judge_table(found)]
 
 
@@ -87,6 +87,8 @@ def _judge_table(found: Row) -> Iterator[Finding]:
     certain = list(table.misfits(found))
     for misfit in certain:
         yield Finding("broken", "table", misfit, "see docs/runbook.md, TaskActivityLogHolding")
+    if found["kind"] is None:
+        return
     for misfit in table.named(found):
         if misfit not in certain and found["kind"] != "v":  # the triggers of a view's table are not known
             yield Finding("warning", "table", misfit, "another trigger must make up for it")

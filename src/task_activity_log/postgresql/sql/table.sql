@@ -1,57 +1,115 @@
--- The table of records as it is found (see table.py), in one row. If there is no such table, everything about it is null.
--- Names and types come from the catalog, so they can be shown.
+-- The tables of records and of the inbox as they are found (see table.py), in one row. If there is no such table, its kind is
+-- null. Names and types come from the catalog, so they can be shown.
 WITH RECURSIVE found AS (
     SELECT pg_catalog.to_regclass('task_activity_log') AS records, pg_catalog.to_regclass('task_activity_log_inbox') AS inbox
 ),
-columns AS (
+both_columns AS (
     SELECT
-        attname, atttypid, attnotnull,
+        attrelid, attnum, attname, atttypid, attnotnull,
         atthasdef OR attidentity OPERATOR(pg_catalog.<>) '' OR attgenerated OPERATOR(pg_catalog.<>) '' AS filled,
+        attidentity OPERATOR(pg_catalog.=) 'a' OR attgenerated OPERATOR(pg_catalog.<>) '' AS generated,
         pg_catalog.format_type(atttypid, atttypmod) AS declared
     FROM pg_catalog.pg_attribute
-    WHERE attrelid OPERATOR(pg_catalog.=) (SELECT records FROM found)
+    WHERE attrelid OPERATOR(pg_catalog.=) ANY (SELECT pg_catalog.unnest(ARRAY[records, inbox]) FROM found)
         AND attnum OPERATOR(pg_catalog.>) 0::pg_catalog.int2
         AND NOT attisdropped
 ),
+columns AS (
+    SELECT attname, attnotnull, filled, generated, declared FROM both_columns
+    WHERE attrelid OPERATOR(pg_catalog.=) (SELECT records FROM found)
+),
+inbox_columns AS (
+    SELECT attname, attnotnull, filled FROM both_columns
+    WHERE attrelid OPERATOR(pg_catalog.=) (SELECT inbox FROM found)
+),
+-- The unique indexes on one column that ON CONFLICT can use, and whether it is permitted: one that is deferrable is found, and
+-- then fails.
+unique_indexes AS (
+    SELECT attrelid, attname, pg_catalog.bool_and(indimmediate) AS usable
+    FROM pg_catalog.pg_index JOIN both_columns
+        ON attrelid OPERATOR(pg_catalog.=) indrelid AND attnum OPERATOR(pg_catalog.=) indkey[0]
+    WHERE indisunique AND indisvalid AND indpred IS NULL AND indexprs IS NULL
+        AND indnkeyatts OPERATOR(pg_catalog.=) 1::pg_catalog.int2
+    GROUP BY attrelid, attname
+),
 -- A domain is what it is based on, which may be a domain too.
 bases AS (
-    SELECT attname, atttypid AS type FROM columns
+    SELECT attrelid, attname, atttypid AS type FROM both_columns
     UNION ALL
-    SELECT attname, typbasetype
+    SELECT attrelid, attname, typbasetype
     FROM bases JOIN pg_catalog.pg_type ON pg_type.oid OPERATOR(pg_catalog.=) type
     WHERE typbasetype OPERATOR(pg_catalog.<>) 0::pg_catalog.oid
 ),
 based AS (
-    SELECT attname, typname
+    SELECT attrelid, attname, typname
     FROM bases JOIN pg_catalog.pg_type ON pg_type.oid OPERATOR(pg_catalog.=) type
     WHERE typbasetype OPERATOR(pg_catalog.=) 0::pg_catalog.oid
 ),
 triggers AS (
-    SELECT tgname, tgenabled, tgtype::pg_catalog.int4 AS bits
+    SELECT tgrelid, tgname, tgenabled, tgtype::pg_catalog.int4 AS bits
     FROM pg_catalog.pg_trigger
-    WHERE tgrelid OPERATOR(pg_catalog.=) (SELECT records FROM found) AND NOT tgisinternal
+    WHERE tgrelid OPERATOR(pg_catalog.=) ANY (SELECT pg_catalog.unnest(ARRAY[records, inbox]) FROM found)
+        AND NOT tgisinternal
+),
+-- Bits of tgtype: 1 for each row, 2 before, 4 insert, 16 update.
+before_insert AS (
+    SELECT tgrelid, tgname FROM triggers
+    WHERE tgenabled OPERATOR(pg_catalog.<>) 'D'
+        AND (bits OPERATOR(pg_catalog.&) 7) OPERATOR(pg_catalog.=) 7
 )
 SELECT
-    relkind::pg_catalog.text AS kind,
-    relhasrules AS has_rules,
-    relrowsecurity AS has_row_security,
-    (SELECT tgenabled::pg_catalog.text FROM triggers WHERE tgname OPERATOR(pg_catalog.=) 'task_activity_log_modified')
-        AS trigger_enabled,
+    records.relkind::pg_catalog.text AS kind,
+    inbox.relkind::pg_catalog.text AS inbox_kind,
+    -- If one of them is not found: the schemas that have a table of its name.
+    ARRAY(
+        SELECT nspname::pg_catalog.text
+        FROM pg_catalog.pg_class AS other
+        JOIN pg_catalog.pg_namespace ON pg_namespace.oid OPERATOR(pg_catalog.=) other.relnamespace
+        WHERE other.relkind::pg_catalog.text OPERATOR(pg_catalog.=) ANY (ARRAY['r', 'p', 'v', 'f', 'm']::pg_catalog.text[])
+            AND other.relpersistence OPERATOR(pg_catalog.<>) 't'
+            AND other.relname::pg_catalog.text OPERATOR(pg_catalog.=) CASE
+                WHEN found.records IS NULL THEN 'task_activity_log' ELSE 'task_activity_log_inbox'
+            END
+            AND (found.records IS NULL OR found.inbox IS NULL)
+        ORDER BY 1
+    ) AS elsewhere,
+    records.relhasrules AS has_rules,
+    inbox.relhasrules AS inbox_has_rules,
+    records.relrowsecurity AS has_row_security,
+    (
+        SELECT tgenabled::pg_catalog.text FROM triggers
+        WHERE tgrelid OPERATOR(pg_catalog.=) found.records AND tgname OPERATOR(pg_catalog.=) 'task_activity_log_modified'
+    ) AS trigger_enabled,
     pg_catalog.current_setting('session_replication_role') AS replication_role,
-    -- Bits of tgtype: 1 for each row, 2 before, 4 insert, 16 update.
     EXISTS (
-        SELECT FROM triggers
-        WHERE tgname OPERATOR(pg_catalog.<>) 'task_activity_log_modified'
-            AND tgenabled OPERATOR(pg_catalog.<>) 'D'
-            AND (bits OPERATOR(pg_catalog.&) 7) OPERATOR(pg_catalog.=) 7
+        SELECT FROM before_insert
+        WHERE tgrelid OPERATOR(pg_catalog.=) found.records AND tgname OPERATOR(pg_catalog.<>) 'task_activity_log_modified'
     ) AS has_other_triggers,
+    EXISTS (SELECT FROM before_insert WHERE tgrelid OPERATOR(pg_catalog.=) found.inbox) AS inbox_has_triggers,
     ARRAY(SELECT attname::pg_catalog.text FROM columns ORDER BY attname) AS names,
     ARRAY(SELECT declared FROM columns ORDER BY attname) AS declared,
-    ARRAY(SELECT typname::pg_catalog.text FROM based ORDER BY attname) AS types,
+    ARRAY(
+        SELECT typname::pg_catalog.text FROM based WHERE attrelid OPERATOR(pg_catalog.=) found.records ORDER BY attname
+    ) AS types,
     ARRAY(SELECT attname::pg_catalog.text FROM columns WHERE attnotnull AND NOT filled ORDER BY attname) AS required,
+    ARRAY(SELECT attname::pg_catalog.text FROM columns WHERE generated ORDER BY attname) AS generated,
+    (
+        SELECT usable FROM unique_indexes
+        WHERE attrelid OPERATOR(pg_catalog.=) found.records AND attname OPERATOR(pg_catalog.=) 'id'
+    ) AS id_is_unique,
+    ARRAY(SELECT attname::pg_catalog.text FROM inbox_columns ORDER BY attname) AS inbox_names,
+    ARRAY(
+        SELECT typname::pg_catalog.text FROM based WHERE attrelid OPERATOR(pg_catalog.=) found.inbox ORDER BY attname
+    ) AS inbox_types,
+    ARRAY(SELECT attname::pg_catalog.text FROM inbox_columns WHERE attnotnull AND NOT filled ORDER BY attname)
+        AS inbox_required,
+    (
+        SELECT usable FROM unique_indexes
+        WHERE attrelid OPERATOR(pg_catalog.=) found.inbox AND attname OPERATOR(pg_catalog.=) 'request_key'
+    ) AS key_is_unique,
     ARRAY(
         SELECT conname::pg_catalog.text FROM pg_catalog.pg_constraint
-        WHERE conrelid OPERATOR(pg_catalog.=) (SELECT records FROM found)
+        WHERE conrelid OPERATOR(pg_catalog.=) ANY (ARRAY[found.records, found.inbox]::pg_catalog.oid[])
     ) AS constraints,
     -- The schemas of the search path in which everybody may create objects.
     ARRAY(
@@ -63,4 +121,6 @@ SELECT
             WHERE privilege_type OPERATOR(pg_catalog.=) 'CREATE' AND grantee OPERATOR(pg_catalog.=) 0::pg_catalog.oid
         )
     ) AS open_schemas
-FROM found LEFT JOIN pg_catalog.pg_class ON pg_class.oid OPERATOR(pg_catalog.=) records
+FROM found
+LEFT JOIN pg_catalog.pg_class AS records ON records.oid OPERATOR(pg_catalog.=) found.records
+LEFT JOIN pg_catalog.pg_class AS inbox ON inbox.oid OPERATOR(pg_catalog.=) found.inbox

@@ -113,18 +113,32 @@ UNION ALL
 -- Taken now but not written: stale, if the stored version is as high. Otherwise a trigger has skipped the row, or another
 -- worker has stored such a version since this statement began. Then the statement fails with {skipped} in its error, so that
 -- the key is not remembered, and is tried once more: by then the other worker's version can be seen.
--- The subquery looks up one row for each of these; as an EXISTS it might be hashed, which reads the whole table.
+-- Not taken, and the key is not in the inbox either: a trigger has skipped or changed the key, so that every request would
+-- be a duplicate; or another worker has stored it since this statement began. The statement fails in the same way.
+-- The subquery for the version looks up one row for each of these; as an EXISTS it might be hashed, which reads the whole
+-- table. That for the keys is evaluated once, and only if there is a duplicate.
 SELECT
     id, null, null, null, null, null, null, null, null, null, null, null,
     CASE
-        WHEN (SELECT kept.source_version FROM task_activity_log AS kept WHERE kept.id OPERATOR(pg_catalog.=) asked.id)
-            OPERATOR(pg_catalog.>=) asked.version THEN 'stale'
+        WHEN taken AND (
+            SELECT kept.source_version FROM task_activity_log AS kept WHERE kept.id OPERATOR(pg_catalog.=) asked.id
+        ) OPERATOR(pg_catalog.>=) asked.version THEN 'stale'
         ELSE
             ('{skipped}' OPERATOR(pg_catalog.||) pg_catalog.left(id::pg_catalog.text, 0))::pg_catalog.bool::pg_catalog.text
     END
-FROM ROWS FROM (
-    pg_catalog.unnest($1::pg_catalog.uuid[]), pg_catalog.unnest($12::pg_catalog.uuid[]),
-    pg_catalog.unnest($13::pg_catalog.int8[])
-) AS asked (id, request_key, version)
-WHERE (request_key OPERATOR(pg_catalog.=) ANY (SELECT request_key FROM remembered) OR request_key IS NULL)
-    AND NOT (id OPERATOR(pg_catalog.=) ANY (SELECT id FROM written))
+FROM (
+    SELECT
+        id, request_key, version,
+        request_key OPERATOR(pg_catalog.=) ANY (SELECT request_key FROM remembered) OR request_key IS NULL AS taken
+    FROM ROWS FROM (
+        pg_catalog.unnest($1::pg_catalog.uuid[]), pg_catalog.unnest($12::pg_catalog.uuid[]),
+        pg_catalog.unnest($13::pg_catalog.int8[])
+    ) AS sent (id, request_key, version)
+) AS asked
+WHERE CASE
+    WHEN taken THEN NOT (id OPERATOR(pg_catalog.=) ANY (SELECT id FROM written))
+    ELSE NOT (request_key OPERATOR(pg_catalog.=) ANY (
+        SELECT known.request_key FROM task_activity_log_inbox AS known
+        WHERE known.request_key OPERATOR(pg_catalog.=) ANY ($12::pg_catalog.uuid[])
+    ))
+END
