@@ -1,8 +1,10 @@
 """Replies that cannot be delivered: the reply_to is full or gone, nobody reads replies, or the broker blocks publishers."""
 
 import asyncio
+import json
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
+from uuid import uuid4
 
 import aio_pika
 import pytest
@@ -40,6 +42,30 @@ async def test_a_full_reply_to_of_the_first_message_delays_nobody(amqp_url: str,
             await talk.send()
         assert await talk.outcomes(20) == ["inserted"] * 20
         assert service.in_hand == 1
+
+
+async def test_a_message_without_a_key_is_acknowledged_with_the_next_one_of_its_record(
+    amqp_url: str, database_url: str
+) -> None:
+    """Delivered again, it would be stored over the next one. Its reply still comes when its queue has room."""
+    async with (
+        conversing(amqp_url) as talk,
+        serving(amqp_url, database_url, WORKER_REPLY_GIVE_UP_SECONDS="600") as service,
+    ):
+        full, record = await full_queue(talk), str(uuid4())
+        body = json.dumps({"id": record}).encode()
+        exchange = await talk.channel.get_exchange(TOPOLOGY.requests_exchange, ensure=False)
+        # A message_id that is the id of its record is not a key. The driver sets a random one if there is none.
+        await exchange.publish(aio_pika.Message(body, reply_to=full, message_id=record), "upsert")
+        await until(lambda: service.in_hand == 1 and bool(service._replies.failing))
+        await exchange.publish(aio_pika.Message(body, message_id=record), "upsert")
+        assert await talk.outcomes(1) == ["updated"]
+        await until(lambda: service.in_hand == 0)
+        queue = await talk.channel.get_queue(full, ensure=False)
+        replies: asyncio.Queue[aio_pika.abc.AbstractIncomingMessage] = asyncio.Queue()
+        await queue.consume(replies.put, no_ack=True)
+        await replies.get()  # what filled it
+        assert (await replies.get()).headers["x-outcome"] == "inserted"
 
 
 async def test_a_reply_to_that_does_not_exist_is_given_up_at_once(amqp_url: str, database_url: str) -> None:

@@ -5,6 +5,7 @@ ports       what the worker needs from the broker, the database and telemetry
 request     delivery to request: media type, update mode, version, key           pure
 reply       outcome to reply: body and properties                                pure
 settling    request and outcome, or problem, to what must be settled             pure
+overtaking  which deliveries are acknowledged while others wait for their reply  pure
 forwarding  requests that were not sent by record go on to their partition
 search      finds the rows at fault in a wave that does not pass
 batches     works on whole batches: in slices of time, and in parts of bytes

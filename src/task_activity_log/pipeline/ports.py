@@ -30,6 +30,12 @@ class Settlement(Generic[D]):
     """Why the message is dead-lettered; None if it is not."""
     answers: bool = True
     """Whether the reply is published. An answer to one of our own replies could come back again and again."""
+    record: UUID | None = None
+    """The record that was stored; None if the message is rejected."""
+    protected: bool = True
+    """Whether the request changes nothing when it is delivered again, because it has a key or a version."""
+    acknowledged: bool = False
+    """Whether the delivery was acknowledged although the reply still waits; see `overtaking`. Then nobody delivers it again."""
 
 
 Stored: TypeAlias = "asyncio.Queue[list[Settlement[D]] | None]"

@@ -14,7 +14,9 @@ def stored(request: Request[D], applied: Applied, nulls: wire.Nulls) -> Settleme
     """For a request that the store has applied."""
     if applied.outcome is Outcome.REJECTED:
         return rejected(request, UNREADABLE)
-    return Settlement(request.delivery, reply.stored(request, applied, nulls))
+    answer = reply.stored(request, applied, nulls)
+    protected = request.key is not None or request.version is not None
+    return Settlement(request.delivery, answer, record=request.record.id, protected=protected)
 
 
 def rejected(request: Request[D], problem: Problem) -> Settlement[D]:

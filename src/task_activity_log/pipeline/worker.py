@@ -1,7 +1,6 @@
 """The pipeline: take, decode, store, reply, settle. The only control flow that matters.
 
-Two stages run at the same time: `Storing` writes one batch to the database while `Answering` waits for the broker to
-confirm the replies of the batch before it.
+Two stages run at the same time: `Storing` writes a batch while the broker confirms the replies of the one before to `Answering`.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import compress
-from operator import not_
 from typing import Generic, Literal, TypeVar
 
 import structlog
@@ -23,6 +21,7 @@ from task_activity_log.pipeline.batches import Parts, decode_all
 from task_activity_log.pipeline.forwarding import Forwarding
 from task_activity_log.pipeline.hold import Abandoned, Hold, Requeued
 from task_activity_log.pipeline.lines import USUAL, Limits
+from task_activity_log.pipeline.overtaking import Overtaking
 from task_activity_log.pipeline.parking import Parking
 from task_activity_log.pipeline.ports import (
     D,
@@ -276,6 +275,7 @@ class Answering(_Stage[D]):
     dead_letters: DeadLetters[D]
     replies: Replies[D]
     stored: Stored[D]
+    overtaking: Overtaking[D] = field(init=False, default_factory=Overtaking)
 
     async def run(self) -> None:
         """Settle batch after batch until the first stage ends. Replies that wait then are left: their messages come again."""
@@ -298,7 +298,7 @@ class Answering(_Stage[D]):
                 self.stored.task_done()
 
     async def _settle(self, batch: Sequence[Settlement[D]]) -> None:
-        """Keep the dead letters, publish the replies, then acknowledge: who has read a reply has the row and the dead letter."""
+        """Keep the dead letters, publish the replies, then acknowledge: whoever reads a reply finds its row and dead letter."""
         started = time.perf_counter()
         rejected = [(each.delivery, each.problem) for each in batch if each.problem is not None]
         if rejected:
@@ -306,8 +306,8 @@ class Answering(_Stage[D]):
         placed = await self._until_done(lambda: self.replies.publish(batch))
         done = list(compress(batch, placed))
         if len(done) < len(batch):
-            await self.intake.prove([each.delivery for each in compress(batch, map(not_, placed))])
-        await self.intake.acknowledge([each.delivery for each in done])
+            await self.intake.prove([each.delivery for each, is_done in zip(batch, placed, strict=True) if not is_done])
+        await self.intake.acknowledge(self.overtaking.acknowledged(batch, placed, self.intake.has))
         self.watch.took("reply", time.perf_counter() - started)
         self.watch.answered(done)
 
@@ -315,5 +315,5 @@ class Answering(_Stage[D]):
         """Acknowledge what waited for its reply to be confirmed or given up."""
         while True:
             done = await self.replies.settled()
-            await self.intake.acknowledge([each.delivery for each in done])
+            await self.intake.acknowledge([each.delivery for each in done if not each.acknowledged])
             self.watch.answered(done)

@@ -99,7 +99,7 @@ class Replies(Generic[D]):
         callbacks = Callbacks(
             outgoing=self._to_address,
             finished=self._finished,
-            still=lambda settlement: still(settlement.delivery),
+            still=self._is_wanted,
             reachable=lambda: own.connected and own.blocked is None and not own.slow,
             answered_at=lambda: max(own.answered_at, addressed.answered_at),
             message_max=self._message_max.learn,
@@ -186,13 +186,16 @@ class Replies(Generic[D]):
             return None
         return address
 
+    def _is_wanted(self, settlement: Settlement[D]) -> bool:
+        return settlement.acknowledged or self._still(settlement.delivery)
+
     async def _address_all(self, replies: Sequence[tuple[str, Settlement[D]]]) -> None:
         """Publish these, or let them wait at addresses that take nothing."""
         fresh: list[tuple[str, Settlement[D]]] = []
         for address, settlement in replies:
             if id(settlement) in self._placed:
                 continue
-            if not self._still(settlement.delivery):
+            if not self._is_wanted(settlement):
                 # It comes again and is answered then. Replies of its record that waited here were forgotten when it was
                 # requeued, and come again as well: this one must not overtake them.
                 self._placed[id(settlement)] = True
