@@ -99,9 +99,11 @@ class Cluster:
 
         Those that were killed start together: one of them may wait for another that was running later.
         """
-        self._all(self.present, _go_on)
         for node in list(self._isolated):
-            self.rejoin(node)
+            if node.is_running:
+                self.rejoin(node)  # first: one that is started while it is cut off would be a cluster of its own
+        self._isolated.clear()  # one that was killed has forgotten the wrong cookie
+        self._all(self.present, _go_on)
         self._wait_joined()
 
     def lose(self, node: RabbitMQ) -> None:
