@@ -150,3 +150,13 @@ async def connected_elsewhere(cluster: Cluster, node: RabbitMQ) -> None:
                 if "intake" in purpose and connection["node"] != name:
                     return
             await asyncio.sleep(0.5)  # the management API is some seconds late
+
+
+async def test_partitions_are_all_consumed_after_a_node_has_died(
+    cluster: Cluster, cluster_url: str, database_url: str
+) -> None:
+    """The client sends by record, and each of eight queues gets a new active consumer."""
+    async with working(cluster_url, database_url, WORKER_PARTITIONS="8") as (_, sending):
+        leader = await asyncio.to_thread(cluster.leader, cluster_url, f"{REQUESTS}.0")
+        await asyncio.to_thread(leader.kill)
+        await sending.goes_on()
