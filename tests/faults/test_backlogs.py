@@ -49,7 +49,9 @@ async def test_an_outage_under_a_backlog_of_long_messages(amqp_url: str, databas
             assert service.in_hand <= HALF + 2
             assert service.status.not_alive() == []
             database.resume()
-            assert await talk.outcomes(HALF // 2 * 4) == ["inserted"] * (HALF // 2 * 4)
+            # A statement that was given up when the outage began may have been committed: then its requests are duplicates.
+            outcomes = await talk.outcomes(HALF // 2 * 4)
+            assert set(outcomes) <= {"inserted", "duplicate"}
             await until(lambda: service.in_hand == 0)
             assert lost_connections(service) == 0
 
