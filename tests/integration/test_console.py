@@ -379,17 +379,6 @@ async def test_replies_are_followed_and_none_is_taken(world: World, viewer: View
     assert after == before + 1
 
 
-async def test_the_first_page_knows_the_queues_and_the_worker(viewer: Viewer) -> None:
-    """From the broker; the worker of these tests has a port that the console is not told."""
-    async with asyncio.timeout(30):
-        while QUEUE not in viewer.console.sampler.history.queues:
-            await viewer.console.sampler.next()
-    assert viewer.console.sampler.history.queues[QUEUE].consumers == 0
-    page = await viewer.page("/")
-    assert "Nothing waits." in page  # other tests share the queues, and may have left dead letters
-    assert "no answer" in page
-
-
 async def test_a_broker_that_goes_away_in_the_middle_loses_nothing(world: World) -> None:
     """One sentence says what was sent; the rest is in the queue."""
     names = [f"cut-{number:02}" for number in range(30)]
