@@ -20,6 +20,7 @@ from sandbox.letters import letters, publish
 from sandbox.proxy import Proxy
 from task_activity_log.client.dead_letters import DeadLetter, borrow_dead_letters
 from task_activity_log.console.app import create
+from task_activity_log.console.history import Depth
 from task_activity_log.console.letters import Letter
 from task_activity_log.console.parts import Console
 from task_activity_log.rabbitmq.topology import Topology, declare
@@ -377,6 +378,18 @@ async def test_replies_are_followed_and_none_is_taken(world: World, viewer: View
         ).declaration_result.message_count or 0
     assert "inserted" in page
     assert after == before + 1
+
+
+async def test_the_first_page_knows_the_queues_and_the_worker(viewer: Viewer) -> None:
+    """From the broker; the worker of these tests has a port that the console is not told."""
+    async with asyncio.timeout(30):
+        while viewer.console.sampler.history.queues.get(QUEUE) != Depth(
+            0, 0
+        ):  # the broker's count is some seconds late
+            await viewer.console.sampler.next()
+    page = await viewer.page("/")
+    assert "Nothing waits. No dead letters." in page
+    assert "no answer" in page
 
 
 async def test_a_broker_that_goes_away_in_the_middle_loses_nothing(world: World) -> None:

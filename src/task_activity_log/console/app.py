@@ -18,7 +18,6 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from task_activity_log.aio import end
 from task_activity_log.client import ClientError
 from task_activity_log.console import forms, pages
 from task_activity_log.console.access import Denied
@@ -77,12 +76,11 @@ def create(console: Console) -> Starlette:
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         app.state.console = console
-        sampling = asyncio.create_task(console.sampler.run())
+        console.sampler.begin()
         try:
             yield
         finally:
             await console.close()
-            await end(sampling)
 
     return Starlette(
         routes=routes(),

@@ -79,6 +79,7 @@ class Console:
         await self.actions.stop()
         await self.replies.close()
         await self.checks.close()
+        await self.sampler.close()
         await self.rows.close()
 
     def remember(self, plan: str, letters: Sequence[Letter]) -> None:

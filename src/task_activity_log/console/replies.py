@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Self
 
+from task_activity_log.aio import end
 from task_activity_log.client import ClientError, Received, RejectedReply, StoredReply, UnreadableReply, subscribe
 from task_activity_log.rabbitmq.link import LinkOptions
 
@@ -97,9 +98,7 @@ class Replies:
     async def close(self) -> None:
         """Follow no more."""
         if self._task is not None:
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
+            await end(self._task)
 
     async def _run(self) -> None:
         replies = subscribe(

@@ -11,6 +11,7 @@ from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from typing import Protocol
 from urllib.parse import urlsplit
 
+from task_activity_log.aio import end
 from task_activity_log.console.history import Depth, History, Worker, figures
 from task_activity_log.rabbitmq.inspection import Queue, counting
 from task_activity_log.rabbitmq.link import LOST, LinkOptions, asking_the_driver, describe
@@ -42,7 +43,7 @@ class Finding(Protocol):
 
 
 class Sampler:
-    """Fills a history until it is cancelled."""
+    """Fills a history from `begin` to `close`."""
 
     def __init__(self, workers: Sequence[str], link: LinkOptions, queues: Sequence[str]) -> None:
         """Sample the workers at these URLs, and these queues. Nothing is asked yet."""
@@ -53,12 +54,16 @@ class Sampler:
         self._depths: dict[str, Depth] = {}
         self._broker_error = "it was not asked yet"
         self._sampled = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
 
-    async def run(self) -> None:
-        """Sample until cancelled."""
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._count_queues())
-            tasks.create_task(self._sample())
+    def begin(self) -> None:
+        """Sample from now on."""
+        self._tasks = [asyncio.create_task(self._count_queues()), asyncio.create_task(self._sample())]
+
+    async def close(self) -> None:
+        """Sample no more."""
+        # Not by cancelling a task group: it cancels its tasks once, and the driver may lose that.
+        await end(*self._tasks)
 
     async def next(self) -> None:
         """Return after the next sample."""
@@ -164,5 +169,4 @@ class Checks:
     async def close(self) -> None:
         """Make no more."""
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            await end(self._task)
