@@ -233,7 +233,7 @@ def start(
     Args:
         say: receives a line when it is ready.
         partition_handling: `cluster_partition_handling`, for RabbitMQ before 4.3, which has no such setting any more.
-        disk_megabytes: give each node's data a file system of its own with so much room; needs root, and binaries.
+        disk_megabytes: give each node's data a file system of its own of that size; needs root, and binaries.
         configuration: more lines of rabbitmq.conf.
 
     Raises:

@@ -143,7 +143,7 @@ def from_binaries(
     """Start the server from the binaries in `directory`, on a new and empty cluster.
 
     With `tls`, clients that connect with TLS must present a certificate. With `disk_megabytes` its data has a file system
-    of its own with so much room; that needs root.
+    of its own of that size; that needs root.
     """
     password, port = secrets.token_hex(16), free_port()
     processes = Processes(

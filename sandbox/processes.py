@@ -113,7 +113,7 @@ class Processes:
     ) -> None:
         """Create the data directory, `data`, which belongs to the service's account.
 
-        With `disk_megabytes` it is a file system of its own with so much room, which a test may fill.
+        With `disk_megabytes` it is a file system of its own of that size, which a test may fill.
         """
         self.origin = origin
         self.user = user

@@ -153,7 +153,7 @@ class Reaper:
         return {"status": status}
 
     def mount(self, path: str, megabytes: int) -> Answer:
-        """Put a file system in memory with so much room onto a directory directly below ours; needs root."""
+        """Put a file system in memory of that size onto a directory directly below ours; needs root."""
         options = f"size={megabytes}m,mode=0700"
         done = subprocess.run(
             ["mount", "-t", "tmpfs", "-o", options, "tmpfs", path], capture_output=True, text=True, check=False
