@@ -6,6 +6,7 @@ from typing import Any
 from uuid import uuid4
 
 import aio_pika
+import asyncpg
 
 from sandbox.proxy import Proxy
 from task_activity_log.service import Service
@@ -52,6 +53,9 @@ async def test_an_outage_under_a_backlog_of_long_messages(amqp_url: str, databas
             # A statement that was given up when the outage began may have been committed: then its requests are duplicates.
             outcomes = await talk.outcomes(HALF // 2 * 4)
             assert set(outcomes) <= {"inserted", "duplicate"}
+            rows = await asyncpg.connect(database_url)
+            assert await rows.fetchval("SELECT count(*) FROM task_activity_log") == len(outcomes) + 1
+            await rows.close()
             await until(lambda: service.in_hand == 0)
             assert lost_connections(service) == 0
 
