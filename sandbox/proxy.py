@@ -186,7 +186,7 @@ class Proxy:
 
 
 class Proxies:
-    """A proxy for each host of a URL. What is done is done to all of them; `of` has each one."""
+    """A proxy for each host of a URL."""
 
     def __init__(self, url: str) -> None:
         """Set the targets; `async with` starts listening."""
@@ -204,44 +204,10 @@ class Proxies:
         hosts = ",".join(f"127.0.0.1:{proxy.port}" for proxy in self.of)
         return urlunsplit(parts._replace(netloc=f"{credentials}{at}{hosts}"))
 
-    def cut(self) -> None:
-        """As `Proxy.cut`."""
-        for proxy in self.of:
-            proxy.cut()
-
-    def refuse(self) -> None:
-        """As `Proxy.refuse`."""
-        for proxy in self.of:
-            proxy.refuse()
-
-    def accept(self) -> None:
-        """As `Proxy.accept`."""
-        for proxy in self.of:
-            proxy.accept()
-
-    def hold(self) -> None:
-        """As `Proxy.hold`."""
-        for proxy in self.of:
-            proxy.hold()
-
-    def resume(self) -> None:
-        """As `Proxy.resume`."""
-        for proxy in self.of:
-            proxy.resume()
-
-    def strand(self) -> None:
-        """As `Proxy.strand`."""
-        for proxy in self.of:
-            proxy.strand()
-
-    def delay(self, seconds: float) -> None:
-        """As `Proxy.delay`."""
-        for proxy in self.of:
-            proxy.delay(seconds)
-
     async def __aenter__(self) -> Self:
         """Start listening."""
-        self.accept()
+        for proxy in self.of:
+            proxy.accept()
         return self
 
     async def __aexit__(

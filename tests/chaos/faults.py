@@ -14,7 +14,7 @@ import asyncpg
 
 from sandbox.cluster import Cluster
 from sandbox.postgresql import PostgreSQL
-from sandbox.proxy import Proxies
+from sandbox.proxy import Proxies, Proxy
 from sandbox.rabbitmq import RabbitMQ
 from sandbox.replication import Pair
 from tests.broker_control import limit_messages
@@ -197,13 +197,14 @@ async def handed_over(faults: Faults) -> None:
         for worker in faults.fleet.workers:
             await stack.enter_async_context(faults.lock_of(worker))
         faults.journal.fault("handed over", "under a backlog")
-        for worker in faults.fleet.workers:
-            worker.database.delay(0.3)
+        databases = [proxy for worker in faults.fleet.workers for proxy in worker.database.of]
+        for proxy in databases:
+            proxy.delay(0.3)
         await asyncio.sleep(faults.seconds(1, 4))
         for worker in faults.fleet.workers:
             await worker.terminate(faults.journal, faults.fleet.failures)
-        for worker in faults.fleet.workers:
-            worker.database.delay(0)
+        for proxy in databases:
+            proxy.delay(0)
 
 
 async def scaled(faults: Faults) -> None:
@@ -395,7 +396,7 @@ def _sql(worker: WorkerProcess) -> Proxies:
     return worker.database
 
 
-def _cut_and_refuse(proxy: Proxies) -> None:
+def _cut_and_refuse(proxy: Proxy) -> None:
     proxy.refuse()
     proxy.cut()
 
@@ -404,19 +405,21 @@ async def _on_link(
     faults: Faults,
     kind: str,
     link: Callable[[WorkerProcess], Proxies],
-    begin: Callable[[Proxies], object],
-    end: Callable[[Proxies], object] | None = None,
+    begin: Callable[[Proxy], object],
+    end: Callable[[Proxy], object] | None = None,
     most: float = 0.0,
 ) -> None:
     worker = faults.worker()
-    proxy = link(worker)
+    proxies = link(worker)
     seconds = faults.seconds(0.3, most) if end else 0.0
-    async with faults.lock_of(proxy):
+    async with faults.lock_of(proxies):
         faults.journal.fault(kind, f"{worker.name}" + (f" for {seconds:.1f} s" if end else ""))
-        begin(proxy)
+        for proxy in proxies.of:
+            begin(proxy)
         if end is not None:
             await asyncio.sleep(seconds)
-            end(proxy)
+            for proxy in proxies.of:
+                end(proxy)
 
 
 async def _execute(faults: Faults, *statements: str) -> None:

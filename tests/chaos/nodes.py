@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from sandbox.cluster import Cluster
@@ -14,7 +14,23 @@ from tests.chaos.publishers import QUEUE
 if TYPE_CHECKING:
     from tests.chaos.faults import Fault, Faults
 
-_SMALL, _USUAL = ("absolute", "1"), ("0.4",)
+
+async def _disturb(
+    faults: Faults,
+    kind: str,
+    duration: tuple[float, float],
+    begin: Callable[[RabbitMQ], object],
+    end: Callable[[RabbitMQ], object],
+) -> None:
+    """Something happens to one node, and is undone after a while."""
+    cluster, seconds = _cluster(faults), faults.seconds(*duration)
+    async with faults.lock_of(faults.broker):
+        node = faults.random.choice(cluster.present)
+        faults.journal.fault(kind, f"{cluster.name_of(node)} for {seconds:.1f} s")
+        await asyncio.to_thread(begin, node)
+        await asyncio.sleep(seconds)
+        await asyncio.to_thread(end, node)
+        faults.journal.note(f"  it has ended: {kind}")
 
 
 async def _end_for_a_while(faults: Faults, nodes: Sequence[RabbitMQ], kind: str, why: str = "") -> None:
@@ -67,48 +83,37 @@ async def node_gone(faults: Faults) -> None:
 
 async def node_frozen(faults: Faults) -> None:
     """One node answers nothing for a while: neither its clients nor the other nodes."""
-    cluster, seconds = _cluster(faults), faults.seconds(0.3, 20)
-    async with faults.lock_of(faults.broker):
-        node = faults.random.choice(cluster.present)
-        faults.journal.fault("node frozen", f"{cluster.name_of(node)} for {seconds:.1f} s")
-        await asyncio.to_thread(node.pause)
-        await asyncio.sleep(seconds)
-        await asyncio.to_thread(cluster.ensure_running)
-        faults.journal.note("  all nodes are back")
+    ensure_running = _cluster(faults).ensure_running
+    await _disturb(faults, "node frozen", (0.3, 20), lambda node: node.pause(), lambda _: ensure_running())
 
 
 async def node_isolated(faults: Faults) -> None:
     """One node is cut off from the others, and keeps its clients."""
-    cluster, seconds = _cluster(faults), faults.seconds(1, 40)
-    async with faults.lock_of(faults.broker):
-        node = faults.random.choice(cluster.present)
-        faults.journal.fault("node isolated", f"{cluster.name_of(node)} for {seconds:.1f} s")
-        await asyncio.to_thread(cluster.isolate, node)
-        await asyncio.sleep(seconds)
-        await asyncio.to_thread(cluster.ensure_running)
-        faults.journal.note("  all nodes are back")
+    cluster = _cluster(faults)
+    await _disturb(faults, "node isolated", (1, 40), cluster.isolate, lambda _: cluster.ensure_running())
 
 
 async def node_drained(faults: Faults) -> None:
     """One node is drained for maintenance: it closes its connections and hands its leaders over."""
-    cluster, seconds = _cluster(faults), faults.seconds(1, 15)
-    async with faults.lock_of(faults.broker):
-        node = faults.random.choice(cluster.present)
-        faults.journal.fault("node drained", f"{cluster.name_of(node)} for {seconds:.1f} s")
-        await asyncio.to_thread(node.command, "rabbitmq-upgrade", "drain")
-        await asyncio.sleep(seconds)
-        await asyncio.to_thread(node.command, "rabbitmq-upgrade", "revive")
+    await _disturb(
+        faults,
+        "node drained",
+        (1, 15),
+        lambda node: node.command("rabbitmq-upgrade", "drain"),
+        lambda node: node.command("rabbitmq-upgrade", "revive"),
+    )
 
 
 async def memory_alarm(faults: Faults) -> None:
     """One node is short of memory, and all nodes block publishers."""
-    cluster, seconds = _cluster(faults), faults.seconds(1, 12)
-    async with faults.lock_of(faults.broker):
-        node = faults.random.choice(cluster.present)
-        faults.journal.fault("memory alarm", f"{cluster.name_of(node)} for {seconds:.1f} s")
-        await asyncio.to_thread(node.command, "rabbitmqctl", "set_vm_memory_high_watermark", *_SMALL)
-        await asyncio.sleep(seconds)
-        await asyncio.to_thread(node.command, "rabbitmqctl", "set_vm_memory_high_watermark", *_USUAL)
+    command = ("rabbitmqctl", "set_vm_memory_high_watermark")
+    await _disturb(
+        faults,
+        "memory alarm",
+        (1, 12),
+        lambda node: node.command(*command, "absolute", "1"),
+        lambda node: node.command(*command, "0.4"),
+    )
 
 
 async def database_failed_over(faults: Faults) -> None:

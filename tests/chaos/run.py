@@ -196,7 +196,7 @@ async def _undo_faults(fleet: Fleet, broker: RabbitMQ | Cluster, database: Postg
     await asyncio.to_thread(database.ensure_running)
     for worker in fleet.workers:
         worker.send(signal.SIGCONT)
-        for proxy in (worker.amqp, worker.database):
+        for proxy in (*worker.amqp.of, *worker.database.of):
             proxy.delay(0)
             proxy.resume()
             proxy.accept()
