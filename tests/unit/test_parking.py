@@ -20,7 +20,7 @@ from task_activity_log.pipeline.refusals import Refusals
 from task_activity_log.pipeline.request import Request, Rules, UpdateMode, decode
 from task_activity_log.pipeline.search import Search
 from task_activity_log.pipeline.timing import Timing
-from task_activity_log.problem import Failed, TimedOut, Unavailable
+from task_activity_log.problem import Failed, Refused, TimedOut, Unavailable
 from task_activity_log.record import Applied, TaskActivityLog
 from tests import virtual_time
 from tests.fakes import FakeIntake, FakeStore, upsert
@@ -181,6 +181,34 @@ class TestParking:
             assert await bench.settled(2) == ["0: inserted", "1: updated"]
 
         run(act, stored_max=1)
+
+    def test_the_connection_is_not_closed_while_it_is_used(self) -> None:
+        """Nothing is parked, and a row is refused: rows of the worker's own are tried over the connection for what is parked.
+
+        If that were interrupted, it would look like an outage, and the row would be parked for it.
+        """
+
+        async def act(bench: Bench) -> None:
+            asked = bench.store.probe
+
+            async def probe() -> None:
+                closed = bench.store.closed
+                await asyncio.sleep(0.1)
+                if bench.store.closed > closed:
+                    raise Unavailable("connection lost")
+                await asked()
+
+            bench.store.probe = probe  # type: ignore[method-assign]
+            refused = bench.request(subject="refused")
+            bench.parking.refusals.accepted = refused.record
+            await bench.parking.reject(refused, Refused("23514"), 0)
+            assert bench.store.own_tried == 1
+            assert (bench.parking.messages, len(bench.parking.rejected())) == (0, 1)
+            closed = bench.store.closed
+            await asyncio.sleep(1)
+            assert bench.store.closed > closed
+
+        run(act)
 
     def test_what_is_parked_proves_the_consumer(self) -> None:
         """A new consumer delivers one message at first. If that one's row is locked, others must come nevertheless."""

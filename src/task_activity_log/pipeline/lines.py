@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from math import inf
 from typing import Final, Generic, NamedTuple
@@ -92,6 +94,21 @@ class Lane(Generic[D]):
         """Whether it is for slow records, whose statements may take as long as any. They delay each other, and no others."""
         self.changed = asyncio.Event()
         """Set when there may be something to do."""
+        self._used = asyncio.Lock()
+
+    @asynccontextmanager
+    async def use(self) -> AsyncIterator[Store]:
+        """Use the connection from another task, also if nothing is parked. Then it is closed afterwards, and not before."""
+        try:
+            async with self._used:
+                yield self.store
+        finally:
+            self.changed.set()
+
+    async def close(self) -> None:
+        """Close the connection when no other task uses it."""
+        async with self._used:
+            await self.store.close()
 
     def lines(self, lines: Lines[D]) -> list[Line[D]]:
         """Those of these lines that are tried here."""

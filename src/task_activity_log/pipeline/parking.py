@@ -179,14 +179,15 @@ class Parking(Generic[D]):
 
     async def _are_costly(self) -> bool:
         """Whether the waves of this batch take long because of their records. If a probe takes as long, it is the database."""
-        self._wake()  # if nothing is parked, the connection is closed again
         try:
-            await self.store.probe()  # opens the connection
-            started = time.monotonic()
-            await self.store.probe()
+            async with self._quick.use() as store:
+                await store.probe()  # opens the connection
+                started = time.monotonic()
+                await store.probe()
+                took = time.monotonic() - started
         except Unavailable:
             return False
-        return self._repeats.costly(time.monotonic() - started)
+        return self._repeats.costly(took)
 
     async def park(self, requests: Sequence[Request[D]], cause: Failed, passes: int, *, slow: bool = False) -> None:
         """Park these requests.
@@ -249,10 +250,10 @@ class Parking(Generic[D]):
 
     async def _everybodys(self, rule: Rule, since: int, *, lasting: bool) -> Failed | None:
         """Why the database refuses every row; None if it is the fault of the row that it has refused by this rule."""
-        self._wake()  # if nothing is parked, the connection is closed again
         if self.refusals.must_try(rule, since, time.monotonic(), lasting=lasting):
             try:
-                found = await self.store.try_own_rows(self.refusals.accepted)
+                async with self._quick.use() as store:
+                    found = await store.try_own_rows(self.refusals.accepted)
             except Unavailable as outage:
                 return outage if isinstance(outage, Failed) else Failed(outage.label, rule.sqlstate)
             self.refusals.tried(rule, since, time.monotonic(), found)
@@ -260,9 +261,9 @@ class Parking(Generic[D]):
 
     async def locked(self, requests: Sequence[Request[D]]) -> set[UUID]:
         """The records whose rows are locked now, as far as the database tells."""
-        self._wake()  # if nothing is parked, the connection is closed again
         try:
-            return await self.store.locked([request.record.id for request in requests])
+            async with self._quick.use() as store:
+                return await store.locked([request.record.id for request in requests])
         except Unavailable:
             return set()
 
@@ -301,7 +302,7 @@ class Parking(Generic[D]):
             due = inf if line is None else line.due
             returned_at = inf if lane.slow else min(self._lines.since(), default=inf) + self.limits.seconds
             if min(due, returned_at) == inf:
-                await lane.store.close()
+                await lane.close()
                 await lane.changed.wait()
             elif returned_at <= now:
                 await self._return_all()
