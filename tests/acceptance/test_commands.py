@@ -3,10 +3,11 @@
 import asyncio
 import json
 import os
+import re
 import shlex
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from task_activity_log.cli import terminal
 from task_activity_log.cli.codes import complete
 from task_activity_log.cli.lookups import complete_setting
 from task_activity_log.cli.publish import Publication
+from task_activity_log.rabbitmq.outgoing import Fate, Outgoing
+from task_activity_log.rabbitmq.publisher import Publisher
 from task_activity_log.rabbitmq.topology import Topology, declare
 from tests.commands import COMMAND, World, command, end, start
 from tests.terminals import on_a_terminal
@@ -405,6 +408,27 @@ async def test_publish_interrupted_while_no_worker_answers_says_how_to_continue(
     assert said.err.count("\n") == 1
 
 
+async def test_publish_without_waiting_that_is_interrupted_before_a_confirmation_says_how_to_continue(
+    channel: AbstractChannel, amqp_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The broker has the record, and the run does not know it. The name of the run prevents that it is applied twice."""
+    publish = Publisher.publish
+
+    async def interrupted(publisher: Publisher, messages: Sequence[Outgoing]) -> list[Fate]:
+        await publish(publisher, messages)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Publisher, "publish", interrupted)
+    stdin = line().encode()
+    said = await command("publish", "-", "--no-wait", AMQP_URL=amqp_url, stdin=stdin)
+    monkeypatch.undo()
+    [again] = re.findall(r"interrupted; 0 of 1 were confirmed. To continue: task-activity-log (.*) \(", said.err)
+    assert said.code == 130
+    assert (await command(*shlex.split(again), AMQP_URL=amqp_url, stdin=stdin)).code == 0
+    [first, second] = await names(channel, TOPOLOGY.requests_queue)
+    assert first == second
+
+
 async def test_publish_without_waiting_ends_when_the_broker_has_confirmed_everything(
     channel: AbstractChannel, amqp_url: str
 ) -> None:
@@ -705,8 +729,9 @@ async def test_an_interrupted_replay_loses_nothing(channel: AbstractChannel, amq
     said = await end(process)
     assert said.code == 130
     assert "interrupted; dead letters that were not replayed are still in the queue" in said.err
+    replayed = {message.message_id, *await names(channel, TOPOLOGY.requests_queue)}
     left = await names(channel, TOPOLOGY.dead_letters_queue)
-    assert sorted({message.message_id, *left}, key=str) == [str(number) for number in range(5)]
+    assert replayed | {*left} == {str(number) for number in range(5)}
 
 
 async def test_discarding_asks_first_and_can_export_a_copy(

@@ -73,6 +73,8 @@ class Publication:
     _not_sent: int = field(default=0, init=False)
     """How many answers say that the client or the broker took no such message: the worker has not seen it."""
     _confirmed: int = field(default=0, init=False)
+    _began: bool = field(default=False, init=False)
+    """Whether records may have been sent without waiting: the broker may have some that it has not confirmed."""
     _outage: str = field(default="", init=False)
 
     def carry_out(self, paths: Sequence[str]) -> int:
@@ -98,7 +100,7 @@ class Publication:
 
     def explained(self, why: str) -> str:
         """Why the run ended, how far it came, and how to continue."""
-        if not (self._summary.sent or self._confirmed):
+        if not (self._summary.sent or self._began):
             return why
         done, what = (self._summary.answered, "answered") if self.wait else (self._confirmed, "confirmed")
         return (
@@ -305,6 +307,7 @@ class Publication:
                 self._confirmed += count
                 bar.update(count)
 
+            self._began = True
             await client.send_many(self._upserts(), timeout=self.timeout, on_sent=sent)
         seconds = self._summary.seconds
         say(f"{self._confirmed:,} confirmed by the broker in {seconds:.1f} s; replies go to the subscribers")

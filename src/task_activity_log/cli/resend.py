@@ -45,17 +45,19 @@ class Resending:
             raise ClientError(self.explained(f"the database cannot be used: {error.reason}")) from None
 
     def explained(self, why: str) -> str:
-        """Why the run ended, and how to continue it."""
-        after = self._sent.after
-        return f"{why}; to continue: {self._command(after)}" if after else why
+        """Why the run ended, and how to continue it. If nothing was sent, the same command sends it later."""
+        if self._sent.after is None and not self._sent.unanswered:
+            return why
+        return f"{why}; to continue: {self._command(self._sent.after or self.after)}"
 
-    def _command(self, after: UUID) -> str:
+    def _command(self, after: UUID | None) -> str:
         """The whole command that continues this run, also when some time has passed."""
         since = () if self.ids else ("--changed-since", self.since.isoformat())
         chosen = (option for one in self.ids for option in ("--id", str(one)))
         queue = ("--queue", self.queue) if self.queue else ()
         rate = ("--rate", f"{self.rate:g}", *(("--xml",) if self.xml else ()), "--yes")
-        return shlex.join(("task-activity-log", "resend", *since, *chosen, *queue, *rate, "--after", str(after)))
+        behind = ("--after", str(after)) if after else ()
+        return shlex.join(("task-activity-log", "resend", *since, *chosen, *queue, *rate, *behind))
 
     async def _carry_out(self) -> int:
         survey = survey_of(self.settings)

@@ -40,6 +40,8 @@ class Sent:
     """How many records are longer than the broker takes. They are not sent."""
     after: UUID | None = None
     """The id of the last record that was sent."""
+    unanswered: bool = False
+    """Whether some behind it may have been sent: they were published, and the broker has not answered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,10 +118,12 @@ class _Batch:
 
     async def _once(self, replies: Sequence[Reply]) -> tuple[Sequence[Reply], str]:
         """Publish these once; those that the broker has not taken, and why."""
+        self._sent.unanswered = True
         try:
             fates = await self._publisher.publish([self._target.outgoing(reply) for reply in replies])
         except Unavailable as error:
             return replies, error.reason
+        self._sent.unanswered = Fate.LOST in fates or Fate.UNCONFIRMED in fates
         if Fate.RETURNED in fates:
             queue, exchange = self._target.queue, self._target.exchange
             none = f"queue {queue} does not exist" if queue else f"no queue is bound to exchange {exchange}"
