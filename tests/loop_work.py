@@ -5,7 +5,8 @@ of each the most that was done in one iteration of the loop:
 
 - `lines` of Python that were executed, in the product and its drivers;
 - `octets`: the lengths of all texts and bodies that functions of the wire and the pipeline were called with. What a
-  parser written in C does in one call is no lines, but it is called with a text.
+  parser written in C does in one call is no lines, but it is called with a text. A function that is called with a message
+  counts if it reads the message's body itself; one that looks at its headers alone costs the same for a body of any length.
 """
 
 import asyncio
@@ -79,7 +80,7 @@ class _Meter:
             values = frame.f_locals
             for name in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]:
                 value = values.get(name)
-                body = getattr(value, "body", value)
+                body = getattr(value, "body", value) if "body" in code.co_names else value
                 if isinstance(body, str | bytes):
                     self._octets += len(body)
         return self._executed if kind else None
