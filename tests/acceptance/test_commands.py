@@ -1,6 +1,7 @@
 """`publish`, `replies` and `dead-letters` as users run them: as processes, with files, pipes, signals and a terminal."""
 
 import asyncio
+import gzip
 import json
 import os
 import re
@@ -336,6 +337,83 @@ async def test_a_line_that_cannot_be_read_does_not_end_the_look_at_its_file(tmp_
     assert not (tmp_path / "c").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.jsonl", f"{{\n {line()[1:]}", "is one record on several lines, not one record per line: name it .json"),
+        ("a.jsonl", f"[{line()}]", "is a JSON list, not one record per line: name it .json"),
+        ("a.ndjson", "<a>\n</a>", "is XML, not one record per line: name it .xml"),
+        ("-", f"[{line()},\n{line()}]", "stdin: is a JSON list, not one record per line: add --stdin json"),
+    ],
+    ids=["pretty", "list", "xml", "stdin"],
+)
+async def test_a_file_of_another_format_is_named_in_one_line(
+    tmp_path: Path, name: str, content: str, words: str
+) -> None:
+    """Not one line for each of its lines."""
+    (tmp_path / name).write_text(content)
+    path = name if name == "-" else str(tmp_path / name)
+    said = await command("publish", "--dry-run", path, stdin=content.encode())
+    assert said.code == 1
+    assert f"{words}; nothing was sent from it\n" in said.err
+    assert said.err.count("\n") == 1
+
+
+async def test_compressed_files_and_standard_input_are_read(tmp_path: Path) -> None:
+    """Whatever they are called; one that was cut off is named, and nothing is sent from it."""
+    content = gzip.compress((line() + "{}\n").encode())
+    for name in ("a.jsonl.gz", "b.jsonl"):
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "c.json.gz").write_bytes(content[:-12])
+    said = await command("publish", "--dry-run", str(tmp_path), "-", stdin=content)
+    assert said.code == 3
+    assert [told.split(": ")[0] for told in said.lines] == [
+        f"{tmp_path}/a.jsonl.gz:2",
+        f"{tmp_path}/b.jsonl:2",
+        "stdin:2",
+    ]
+    assert f"{tmp_path}/c.json.gz: is not complete, or is not gzip; nothing was sent from it" in said.err
+
+
+async def test_a_spreadsheet_is_published(world: World, tmp_path: Path) -> None:
+    """CSV with other headers than the names of the fields; an empty cell clears its field, or keeps it in a merge."""
+    one, file = uuid4(), tmp_path / "calls.csv"
+    file.write_text(f"\ufeffId;Betreff;is_closed;Notiz\n{one};Hé;TRUE;x\n;;;\n{one};;0;\n", encoding="utf-8")
+    columns = ("--column", "Betreff=subject", "--column", "Notiz=", "--quiet")
+    said = await command("publish", str(file), *columns, AMQP_URL=world.amqp_url)
+    assert (said.code, said.err) == (0, "")
+    assert [(reply["subject"], reply["is_closed"]) for reply in map(json.loads, said.lines)] == [
+        ("Hé", True),
+        (None, False),
+    ]
+    said = await command("publish", str(file), *columns, "--merge", AMQP_URL=world.amqp_url)
+    assert [json.loads(reply)["subject"] for reply in said.lines] == ["Hé", "Hé"]
+
+
+async def test_what_is_not_published_of_a_folder_is_named(tmp_path: Path) -> None:
+    """Files of other kinds, so that nobody believes that they were sent."""
+    (tmp_path / "a.jsonl").write_text(line())
+    for name in ("notes.txt", "calls.xlsx"):
+        (tmp_path / name).write_text("x")
+    said = await command("publish", "--dry-run", str(tmp_path))
+    assert said.code == 0
+    assert f"{tmp_path}: 2 files skipped, not .json, .jsonl, .ndjson, .xml, .csv: calls.xlsx, notes.txt" in said.err
+
+
+async def test_a_long_look_at_a_file_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
+    """How many records were read and checked, as no total is known."""
+    bar = terminal._Counting(terminal.say, 0.0)
+    bar._next = 0.0
+    bar.update(1, "records read")
+    bar.update(2, "records read")
+    bar.update(1, "records checked")
+    assert capsys.readouterr().err.splitlines() == [
+        "task-activity-log: 1 records read",
+        "task-activity-log: 3 records read",
+        "task-activity-log: 1 records checked",
+    ]
+
+
 async def test_thousands_of_lines_that_cannot_be_read_are_summed_up(tmp_path: Path) -> None:
     """Such as those of a file with another kind of content."""
     (tmp_path / "a.jsonl").write_text("no JSON\n" * 5000)
@@ -385,7 +463,7 @@ async def test_an_interrupted_run_can_be_continued_and_applies_nothing_twice(wor
     first = await command("publish", str(file), "--run", "tonight", AMQP_URL=world.amqp_url)
     again = await command("publish", str(file), "--run", "tonight", AMQP_URL=world.amqp_url)
     assert (first.code, again.code) == (0, 0)
-    assert "30 duplicate" in again.err
+    assert "30 duplicates" in again.err
     assert sorted(again.lines) == sorted(first.lines)
 
 
@@ -454,11 +532,11 @@ async def test_publish_reports_that_no_worker_answers(amqp_url: str) -> None:
     ("stdin", "words"),
     [
         (b"", "no records found"),
-        (line().encode() + b"{,}\n", "-:2:2: is not JSON"),
-        (b'{"a": "\xff"}', "-:1:8: is not UTF-8"),
-        (b"[" * 100_000, "-:1: is nested too deeply"),
-        (b'{"body_base64": "?", "content_type": ""}', "-:1: the body is neither text nor base64"),
-        (b'{"body": "", "content_type": "", "message_id": 7}', "-:1: message_id should be a string"),
+        (line().encode() + b"{,}\n", "stdin:2:2: is not JSON"),
+        (b'{"a": "\xff"}', "stdin:1:8: is not UTF-8"),
+        (b"[" * 100_000, "stdin:1: is nested too deeply"),
+        (b'{"body_base64": "?", "content_type": ""}', "stdin:1: the body is neither text nor base64"),
+        (b'{"body": "", "content_type": "", "message_id": 7}', "stdin:1: message_id should be a string"),
     ],
     ids=["empty", "syntax", "encoding", "depth", "base64", "member"],
 )
@@ -620,7 +698,9 @@ async def test_dead_letters_are_listed_shown_and_exported(
     assert await names(channel, TOPOLOGY.dead_letters_queue) == ["one", "two", "three"]
 
 
-async def test_only_dead_letters_that_would_be_accepted_are_replayed(channel: AbstractChannel, amqp_url: str) -> None:
+async def test_only_dead_letters_that_would_be_accepted_are_replayed(
+    channel: AbstractChannel, amqp_url: str, tmp_path: Path
+) -> None:
     """A dry run sends nothing; an invalid dead letter stays until an edit makes it valid."""
     await reject(channel, "good", line(), "refused_by_database")
     await reject(channel, "bad", '{"id": "nope"}', "invalid_uuid")
@@ -634,10 +714,14 @@ async def test_only_dead_letters_that_would_be_accepted_are_replayed(channel: Ab
     lazy = await end(await start("dead-letters", "replay", "bad", "--edit", AMQP_URL=amqp_url, EDITOR="true"))
     assert lazy.code == 1
     assert "bad: kept, as it was not changed" in lazy.err
-    editor = f"sed -i s/nope/{uuid4()}/"
-    edited = await end(await start("dead-letters", "replay", "bad", "--edit", AMQP_URL=amqp_url, EDITOR=editor))
+    identity, editor, opened = uuid4(), tmp_path / "editor", tmp_path / "opened"
+    editor.write_text(f'cp "$1" {opened}; sed -i "s/nope/{identity}/" "$1"')
+    edited = await end(await start("dead-letters", "replay", "bad", "--edit", AMQP_URL=amqp_url, EDITOR=f"sh {editor}"))
     assert edited.code == 0, edited.err
-    assert await names(channel, TOPOLOGY.requests_queue) == ["bad"]
+    assert opened.read_text().startswith("# bad: invalid_uuid: Send id as a uuid")
+    assert opened.read_text().endswith('\n{\n  "id": "nope"\n}')
+    message = await (await channel.get_queue(TOPOLOGY.requests_queue)).get(no_ack=True)
+    assert (message.message_id, json.loads(message.body)) == ("bad", {"id": str(identity)})
     assert await names(channel, TOPOLOGY.dead_letters_queue) == []
 
 

@@ -6,6 +6,8 @@ sources        files, folders and standard input as upserts
 replies        follows the replies
 resend         publishes records as they are now, for subscribers that have missed some
 codes          error codes on the command line
+help_pages     how --help shows the commands
+csv_records    records in CSV
 times          durations and instants on the command line
 dead_letters/  inspects, replays, exports and discards rejected messages
 lookups        the commands settings and find, and their options
@@ -36,6 +38,7 @@ from task_activity_log import __version__, streams
 from task_activity_log.cli.codes import CODES, complete, unknown
 from task_activity_log.cli.dead_letters.commands import app as dead_letters_app
 from task_activity_log.cli.exit_codes import INTERRUPTED, WRONG_USE, fail, guarded, output_lost, settings_or_exit
+from task_activity_log.cli.help_pages import HELP_OPTIONS, Group
 from task_activity_log.cli.lookups import find, settings_
 from task_activity_log.cli.terminal import print_data, say
 from task_activity_log.cli.times import since as since_
@@ -52,7 +55,9 @@ CONTRACT_FILES: Final = {
 
 app = typer.Typer(
     help="Consumes task_activity_log upserts from RabbitMQ, stores them in PostgreSQL and answers with the stored record."
-    " Settings are environment variables; AMQP_URL and DATABASE_URL are enough to start.",
+    " Settings are environment variables; AMQP_URL and DATABASE_URL are enough to start, and `settings` prints all of them.",
+    cls=Group,
+    context_settings=HELP_OPTIONS,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -81,7 +86,7 @@ def _options(
     *, version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False
 ) -> None:
     if version:
-        print(__version__)
+        print(f"task-activity-log {__version__}")
         raise typer.Exit
 
 
@@ -89,7 +94,8 @@ def _options(
 def run() -> None:
     """Consume, store and answer until SIGTERM or SIGINT; then finish the batches under way and exit 0.
 
-    Needs AMQP_URL and DATABASE_URL. Health and metrics are served on HTTP_PORT (8080).
+    Needs AMQP_URL and DATABASE_URL; all other settings have defaults: see `task-activity-log settings`. Health and metrics
+    are served on HTTP_PORT (8080).
     """
     # The worker installs its own handlers once it is started. Until then it has no deliveries; but without a handler,
     # process 1 of a container would ignore the signal. SystemExit would become a RuntimeError where Python calls
@@ -146,8 +152,8 @@ def publish(
         list[str],
         typer.Argument(
             metavar="PATH",
-            help="Files and folders: .json (one record, or a list), .jsonl (one record per line), .xml (one record)."
-            " - is standard input.",
+            help="Files and folders: .json (one record, or a list), .jsonl (one record per line), .xml (one record), .csv"
+            " (a header line and one record per line), also compressed with gzip. - is standard input.",
         ),
     ],
     *,
@@ -157,13 +163,17 @@ def publish(
     rejected: Annotated[
         Path | None,
         typer.Option(
-            help="Write rejected records to this new file, so that you can correct and publish it.", show_default=False
+            metavar="FILE",
+            help="Write rejected records to this new file, so that you can correct and publish it.",
+            show_default=False,
         ),
     ] = None,
     run: Annotated[
         str,
         typer.Option(
-            help="Name of this run. Publishing again under the same name applies nothing twice.", show_default=False
+            metavar="NAME",
+            help="Name of this run. Publishing again under the same name applies nothing twice.",
+            show_default=False,
         ),
     ] = "",
     wait: Annotated[bool, typer.Option(help="Wait for the replies, or only for the broker to confirm.")] = True,
@@ -187,12 +197,30 @@ def publish(
     priority: Annotated[
         int | None,
         typer.Option(
-            min=0, max=255, help="AMQP priority; below 4 other requests come first (RabbitMQ 4.3).", show_default=False
+            min=0,
+            max=255,
+            metavar="N",
+            help="AMQP priority; below 4 other requests come first (RabbitMQ 4.3).",
+            show_default=False,
+        ),
+    ] = None,
+    column: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--column",
+            metavar="HEADER=FIELD",
+            help="The field of a column in CSV files whose header is not the name of a field; HEADER= leaves it out.",
+            show_default=False,
         ),
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
-    stdin: Annotated[Literal["json", "jsonl", "xml"], typer.Option(help="Format of standard input.")] = "jsonl",
-    timeout: Annotated[float, typer.Option(min=0.1, help="Give up after this many seconds without a reply.")] = 60.0,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Do not print outcomes and progress, only what is wrong.")
+    ] = False,
+    stdin: Annotated[Literal["json", "jsonl", "xml", "csv"], typer.Option(help="Format of standard input.")] = "jsonl",
+    timeout: Annotated[
+        float, typer.Option(min=0.1, metavar="SECONDS", help="Give up after this many seconds without a reply.")
+    ] = 60.0,
 ) -> None:
     """Publish records, wait for the replies and print them: the stored record, or the problem.
 
@@ -205,11 +233,17 @@ def publish(
       task-activity-log publish record.json records.jsonl record.xml
       task-activity-log publish --dry-run exports/
       task-activity-log publish records.jsonl --rejected to-correct.jsonl > stored.jsonl
-      zcat records.jsonl.gz | task-activity-log publish -
+      task-activity-log publish calls.csv --column "Task Id=task_id"
+      psql -Atc 'SELECT row_to_json(t) FROM calls t' | task-activity-log publish -
     """
     settings = settings_or_exit() if dry_run else settings_or_exit("amqp_url")
+    from task_activity_log.cli.csv_records import columns
     from task_activity_log.cli.publish import Publication, writable
 
+    try:
+        columns(column or [])
+    except ValueError as error:
+        fail(str(error), WRONG_USE)
     if rejected is not None and (why := writable(rejected, again=bool(run))):
         fail(why, WRONG_USE)
     work = Publication(
@@ -226,6 +260,8 @@ def publish(
         strict=strict,
         priority=priority,
         yes=yes,
+        columns=column or [],
+        quiet=quiet,
     )
     sys.exit(guarded(lambda: work.carry_out(paths), None if dry_run else lambda: work.explained("interrupted")))
 
@@ -234,7 +270,7 @@ def publish(
 def replies(
     *,
     ids: Annotated[
-        list[UUID] | None, typer.Option("--id", help="Only replies for this record.", show_default=False)
+        list[UUID] | None, typer.Option("--id", metavar="ID", help="Only replies for this record.", show_default=False)
     ] = None,
     outcomes: Annotated[
         list[Outcome] | None, typer.Option("--outcome", help="Only replies with this outcome.", show_default=False)
@@ -242,12 +278,17 @@ def replies(
     codes: Annotated[
         list[str] | None,
         typer.Option(
-            "--code", help="Only rejections with this error code.", show_default=False, autocompletion=complete
+            "--code",
+            metavar="CODE",
+            help="Only rejections with this error code.",
+            show_default=False,
+            autocompletion=complete,
         ),
     ] = None,
     since: Annotated[
         str,
         typer.Option(
+            metavar="TIME",
             help="First print those in the replies queue that were published since then: 15m, 2h, 7d, or a date.",
             show_default=False,
         ),
@@ -257,10 +298,11 @@ def replies(
         bool, typer.Option("--take", help="Remove them from the replies queue: no other subscriber gets them.")
     ] = False,
     count: Annotated[
-        int, typer.Option("-n", "--count", min=0, help="Exit after this many replies; 0 means never.")
+        int, typer.Option("-n", "--count", min=0, metavar="N", help="Exit after this many replies; 0 means never.")
     ] = 0,
     seconds: Annotated[
-        float | None, typer.Option("--seconds", min=0.1, help="Exit after this many seconds.", show_default=False)
+        float | None,
+        typer.Option("--seconds", min=0.1, metavar="N", help="Exit after this many seconds.", show_default=False),
     ] = None,
 ) -> None:
     """Print the worker's replies until Ctrl-C, without taking them from their subscribers.
@@ -298,18 +340,25 @@ def resend(
     changed_since: Annotated[
         str,
         typer.Option(
-            help="The records that were changed since then: 15m, 2h, 7d, or 2026-01-11T20:58:34Z.", show_default=False
+            metavar="TIME",
+            help="The records that were changed since then: 15m, 2h, 7d, or 2026-01-11T20:58:34Z.",
+            show_default=False,
         ),
     ] = "",
-    ids: Annotated[list[UUID] | None, typer.Option("--id", help="This record.", show_default=False)] = None,
+    ids: Annotated[
+        list[UUID] | None, typer.Option("--id", metavar="ID", help="This record.", show_default=False)
+    ] = None,
     everything: Annotated[bool, typer.Option("--all", help="All records.")] = False,
     queue: Annotated[
-        str, typer.Option(help="Send them to this queue alone, not to all subscribers.", show_default=False)
+        str,
+        typer.Option(metavar="NAME", help="Send them to this queue alone, not to all subscribers.", show_default=False),
     ] = "",
     after: Annotated[
-        UUID | None, typer.Option(help="Continue behind the record with this id.", show_default=False)
+        UUID | None, typer.Option(metavar="ID", help="Continue after the record with this id.", show_default=False)
     ] = None,
-    rate: Annotated[float, typer.Option(min=0.1, max=100_000, help="Send at most this many per second.")] = 500.0,
+    rate: Annotated[
+        float, typer.Option(min=0.1, max=100_000, metavar="N", help="Send at most this many per second.")
+    ] = 500.0,
     xml: Annotated[bool, typer.Option("--xml", help="Send them in XML.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count them; send nothing.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
@@ -343,7 +392,7 @@ def partitions(
     *,
     to: Annotated[
         int | None,
-        typer.Option("--to", help="The new number: a power of two up to 256.", show_default=False),
+        typer.Option("--to", metavar="N", help="The new number: a power of two up to 256.", show_default=False),
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Change it. Without this only the steps are printed.")] = False,
 ) -> None:
@@ -371,7 +420,10 @@ def partitions(
 def contract(
     description: Annotated[
         Literal["asyncapi", "json-schema", "xsd", "xsd-reply", "xsd-problem"],
-        typer.Argument(help="asyncapi: channels, operations and messages. json-schema and xsd: the body of a request."),
+        typer.Argument(
+            metavar="FORMAT",
+            help="asyncapi: channels, operations and messages. json-schema and xsd: the body of a request.",
+        ),
     ],
 ) -> None:
     """Print the wire contract in a machine-readable form, with the default names of queues and exchanges."""
@@ -385,11 +437,14 @@ def console(
     password_for: Annotated[
         str,
         typer.Option(
+            metavar="USER",
             help="Ask for a password and print the line of CONSOLE_PASSWORD_FILE for this user; then exit.",
             show_default=False,
         ),
     ] = "",
-    roles: Annotated[str, typer.Option(help="The roles in that line, separated by commas.")] = "look,act,bodies",
+    roles: Annotated[
+        str, typer.Option(metavar="ROLES", help="The roles in that line, separated by commas.")
+    ] = "look,act,bodies",
 ) -> None:
     """Serve the web console until SIGTERM or SIGINT: what is going on, and the dead letters to correct and replay.
 

@@ -5,16 +5,26 @@ import json
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import TypeAlias
 
 from task_activity_log.cli import values
+from task_activity_log.cli.csv_records import columns
 from task_activity_log.cli.exit_codes import DONE, FAILED, SOME_REJECTED
-from task_activity_log.cli.sources import STANDARD_INPUT, Source, Unreadable, expand, line_of, line_of_error
-from task_activity_log.cli.terminal import FEW, agreed, print_data, progress, readable, say
+from task_activity_log.cli.sources import (
+    KNOWN,
+    STANDARD_INPUT,
+    Source,
+    Unreadable,
+    expand,
+    line_of,
+    line_of_error,
+    named,
+)
+from task_activity_log.cli.terminal import FEW, agreed, counted, counting, print_data, progress, readable, say
 from task_activity_log.client import (
     Answer,
     ClientError,
@@ -58,6 +68,10 @@ class Publication:
     """Whether records with any member that is not a field are not sent."""
     priority: int | None = None
     yes: bool = False
+    columns: Sequence[str] = ()
+    """The fields of columns in CSV files, as `HEADER=FIELD`."""
+    quiet: bool = False
+    """Whether only what is wrong is printed on standard error."""
     _paths: Sequence[str] = field(default=(), init=False)
     _sources: list[Source] = field(default_factory=list, init=False)
     _total: int = field(default=0, init=False)
@@ -95,7 +109,9 @@ class Publication:
             say("nothing was sent")
             return FAILED
         if not self._few:
-            say(f"sending {self._to_send:,} records as run {self.run}")  # also if it is killed, and says nothing more
+            self._tell(
+                f"sending {self._to_send:,} records as run {self.run}"
+            )  # also if it is killed, and says nothing more
         return max(asyncio.run(self._publish()), code)
 
     def explained(self, why: str) -> str:
@@ -113,10 +129,12 @@ class Publication:
         flags = {"--no-wait": not self.wait, "--merge": self.merge, "--strict": self.strict}
         flags |= {"--send-invalid": self.send_invalid, "--partitioned": self.partitioned is True}
         flags |= {"--no-partitioned": self.partitioned is False}
+        flags["--quiet"] = self.quiet
         given: dict[str, object] = {"--rejected": self.rejected, "--priority": self.priority}
         if STANDARD_INPUT in self._paths:
             given["--stdin"] = self.stdin
         chosen = [option for option, on in flags.items() if on]
+        chosen += [word for column in self.columns for word in ("--column", column)]
         chosen += [word for option, value in given.items() if value is not None for word in (option, str(value))]
         return shlex.join(["task-activity-log", "publish", *self._paths, *chosen, "--run", self.run])
 
@@ -124,25 +142,38 @@ class Publication:
     def _to_send(self) -> int:
         return self._total - len(self._kept_back)
 
+    def _tell(self, line: str) -> None:
+        """Say what is not a problem."""
+        if not self.quiet:
+            say(line)
+
     def _read(self, paths: Sequence[str]) -> int:
         """Read all sources to their end, and keep those that can be read; returns the exit code."""
         code = DONE
         for path in paths:
+            if path == STANDARD_INPUT and sys.stdin.isatty():
+                self._tell("reading records from the terminal; Ctrl-D ends them")
             try:
-                sources = expand(path, self.stdin, self.run)
+                found = expand(path, self.stdin, self.run, columns(list(self.columns)))
             except Unreadable as error:
                 say(f"{error}; {_NOTHING_SENT}")
                 code = FAILED
                 continue
-            for source in sources:
-                if (count := self._look(source)) is None:
+            if found.skipped and len(found.sources):
+                self._tell(
+                    f"{path}: {counted(len(found.skipped), 'file')} skipped, not {', '.join(KNOWN)}: {named(found.skipped)}"
+                )
+            for source in found.sources:
+                with counting(quiet=self.quiet) as progress_of_source:
+                    count = self._look(source, progress_of_source.update)
+                if count is None:
                     code = FAILED
                 else:
                     self._total += count
                     self._sources.append(source)
         return code
 
-    def _look(self, source: Source) -> int | None:
+    def _look(self, source: Source, on_read: Callable[[int, str], None]) -> int | None:
         """Judge a source; how many records it has, or None if nothing is sent from it, because parts of it cannot be read.
 
         Its records are judged nevertheless, so that everything can be corrected at once.
@@ -151,6 +182,7 @@ class Publication:
         for found in source.read():
             if isinstance(found, Upsert):
                 count += 1
+                on_read(1, "records read")
             else:
                 faults += 1
                 if faults <= FEW:
@@ -160,16 +192,17 @@ class Publication:
         elif faults:
             for fault in shown:
                 say(fault)
-            say(f"{source.path}: {faults:,} lines cannot be read; {_NOTHING_SENT}")
-        self._judge(source, broken=bool(faults))
+            say(f"{source.name}: {faults:,} lines cannot be read; {_NOTHING_SENT}")
+        self._judge(source, on_read, broken=bool(faults))
         return None if faults else count
 
-    def _judge(self, source: Source, *, broken: bool) -> None:
+    def _judge(self, source: Source, on_read: Callable[[int, str], None], *, broken: bool) -> None:
         """Keep back what a worker would reject, and misspelled fields, which it would ignore. Of a broken source only show it."""
         rules = rules_of(self.settings)
         upserts = (found for found in source.read() if isinstance(found, Upsert))
         for number, upsert in enumerate(map(self._merged, upserts), self._total):
             unknown: list[str] = []
+            on_read(1, "records checked")
             found = judge(upsert.body, received(upsert.properties(None, "")), rules)
             if isinstance(found, Problem):
                 complaints = self._complaints(upsert, found, [error.field for error in found.errors])
@@ -241,9 +274,9 @@ class Publication:
         many = bool(folders) and self._to_send >= MANY
         if self.yes or not (many or (self._ignored and not self.merge)) or not sys.stdin.isatty():
             return True
-        where = f" from {len(self._sources):,} files in {', '.join(folders)}" if folders else ""
+        where = f" from {counted(len(self._sources), 'file')} in {', '.join(folders)}" if folders else ""
         clears = "" if self.merge or not self._ignored else ", and clear every field that they do not have"
-        return agreed(f"Send {self._to_send:,} records{where}{clears}?")
+        return agreed(f"Send {counted(self._to_send, 'record')}{where}{clears}?")
 
     def _upserts(self) -> Iterator[Upsert]:
         every = chain.from_iterable(source.upserts() for source in self._sources)
@@ -283,25 +316,23 @@ class Publication:
         self._summary = bulk.summary
         loop = asyncio.get_running_loop()
         reminder = loop.call_later(_SILENT_SECONDS, self._wonder)
-        with progress(0 if self._few else self._to_send) as bar:
+        with progress(0 if self._few or self.quiet else self._to_send) as bar:
             async for answer in bulk:
                 reminder.cancel()
                 if not self._few:
-                    outcomes = islice(sorted(self._summary.outcomes.items()), 5)
-                    shown = " · ".join(f"{count:,} {outcome}" for outcome, count in outcomes)
-                    bar.update(1, shown)
+                    bar.update(1, " · ".join(islice(self._summary.counts(), 5)))
                 if answer.rejected:
                     self._not_sent += not answer.sent
                     self._keep(answer.upsert, exported.reasons(answer.problem))
                 self._show(answer)
-        say(str(self._summary))
+        self._tell(str(self._summary))
 
     def _wonder(self) -> None:
         if not self._outage:
             say("no answer yet: is a worker running?")
 
     async def _send(self, client: TaskActivityLogClient) -> None:
-        with progress(self._to_send) as bar:
+        with progress(0 if self.quiet else self._to_send) as bar:
 
             def sent(count: int) -> None:
                 self._confirmed += count
@@ -310,7 +341,7 @@ class Publication:
             self._began = True
             await client.send_many(self._upserts(), timeout=self.timeout, on_sent=sent)
         seconds = self._summary.seconds
-        say(f"{self._confirmed:,} confirmed by the broker in {seconds:.1f} s; replies go to the subscribers")
+        self._tell(f"{self._confirmed:,} confirmed by the broker in {seconds:.1f} s; replies go to the subscribers")
 
     def _show(self, answer: Answer) -> None:
         count = self._summary.outcomes["rejected"]
@@ -321,7 +352,7 @@ class Publication:
         elif answer.rejected and count == FEW + 1:
             say("further rejections are not shown")
         elif self._few:
-            say(f"{answer.upsert.source}: {answer.outcome}")
+            self._tell(f"{answer.upsert.source}: {answer.outcome}")
         if not sys.stdout.isatty():
             print_data(answer.body)
             if self._few:

@@ -10,7 +10,7 @@ from uuid import UUID
 
 from task_activity_log import wire
 from task_activity_log.cli.exit_codes import DONE, FAILED, SOME_REJECTED, WRONG_USE
-from task_activity_log.cli.terminal import agreed, progress, say
+from task_activity_log.cli.terminal import agreed, counted, progress, say
 from task_activity_log.client import ClientError
 from task_activity_log.client.snapshots import Interrupted, Sent, Target, resend
 from task_activity_log.postgresql.survey import FIRST, Survey
@@ -67,7 +67,7 @@ class Resending:
             total = len(ids) if self.ids else await survey.count(self.since, after)
             where = f"queue {self.queue}" if self.queue else f"the subscribers of {self.settings.replies_exchange}"
             if self.dry_run or not total:
-                say(f"{total:,} records would be sent to {where}; nothing was sent")
+                say(f"{counted(total, 'record')} would be sent to {where}; nothing was sent")
                 return DONE
             if not self.yes and not self._may_send(total, where):
                 return DONE if sys.stdin.isatty() else WRONG_USE
@@ -79,9 +79,11 @@ class Resending:
 
     def _may_send(self, total: int, where: str) -> bool:
         if not sys.stdin.isatty():
-            say(f"this would send {total:,} records to {where}: confirm with --yes, as there is no terminal to ask on")
+            say(
+                f"this would send {counted(total, 'record')} to {where}: confirm with --yes, as there is no terminal to ask on"
+            )
             return False
-        if agreed(f"Send {total:,} records to {where}?"):
+        if agreed(f"Send {counted(total, 'record')} to {where}?"):
             return True
         say("nothing was sent")
         return False
@@ -111,7 +113,7 @@ class Resending:
             yield records
 
     def _report(self, asked: int | None) -> int:
-        say(f"{self._sent.count:,} records sent")
+        say(f"{counted(self._sent.count, 'record')} sent")
         if self._sent.too_large:
             say(f"{self._sent.too_large:,} are longer than the broker takes (max_message_size): not sent")
         if self._unreadable:

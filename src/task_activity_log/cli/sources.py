@@ -1,28 +1,33 @@
 """Files, folders and standard input as upserts."""
 
+import gzip
 import json
 import os
 import re
 import stat
 import sys
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 from uuid import NAMESPACE_URL, uuid5
 
 from lxml import etree
 
 from task_activity_log import wire
+from task_activity_log.cli.csv_records import BadCsv, rows
 from task_activity_log.client import ClientError, Upsert, exported
 from task_activity_log.client.misspelled import integer
 
 STANDARD_INPUT = "-"
 _LINES = (".jsonl", ".ndjson")
-KNOWN = (".json", *_LINES, ".xml")
+KNOWN = (".json", *_LINES, ".xml", ".csv")
+_GZIP = ".gz"
+_GZIP_BEGINS = b"\x1f\x8b"
 _BOM = b"\xef\xbb\xbf"
 _BETWEEN = re.compile(r"[ \t\r\n,]*")
 """What is between the elements of a JSON array."""
@@ -30,6 +35,10 @@ _BETWEEN = re.compile(r"[ \t\r\n,]*")
 
 class Unreadable(ClientError):
     """A file or a line cannot be read as records; the text is one line with file, line, column and reason."""
+
+
+class _NotJson(Unreadable):
+    """A line is not JSON."""
 
 
 @dataclass
@@ -40,6 +49,8 @@ class Source:
     suffix: str
     run: str
     """Part of the message_ids: the same file in the same run has the same ones."""
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """The fields of the columns of a CSV file whose headers are not names of fields."""
     _content: bytes | None = field(default=None, init=False)
     """What was read from a pipe, which gives it only once."""
     _state: tuple[int, ...] | None = field(default=None, init=False)
@@ -59,14 +70,21 @@ class Source:
     def read(self) -> Iterator[Upsert | Unreadable]:
         """The records, and an error for each line that is not one: it does not end a file with one record per line."""
         try:
-            with self._open() as file:
+            with self._open() as opened, _unpacked(opened) as file:
                 yield from self._records(file)
         except Unreadable as error:
             yield error
         except IsADirectoryError:
-            yield Unreadable(f"{self.path}: contains no .json, .jsonl or .xml file")
+            yield Unreadable(f"{self.path}: contains no file of a known kind ({', '.join(KNOWN)})")
+        except (EOFError, zlib.error, gzip.BadGzipFile):
+            yield Unreadable(f"{self.name}: is not complete, or is not gzip")
         except OSError as error:
             yield Unreadable(f"{self.path}: {error.strerror}")
+
+    @property
+    def name(self) -> str:
+        """What it is called in messages."""
+        return "stdin" if self.path == STANDARD_INPUT else self.path
 
     def _open(self) -> IO[bytes]:
         if self._content is not None:
@@ -77,7 +95,7 @@ class Source:
         with ExitStack() as stack:
             file = stack.enter_context(Path(self.path).open("rb"))
             if self.suffix not in KNOWN:
-                raise Unreadable(f"{self.path}: is neither .json, .jsonl nor .xml")
+                raise Unreadable(f"{self.path}: the name does not end in {', '.join(KNOWN[:-1])} or {KNOWN[-1]}")
             state = os.fstat(file.fileno())
             if not stat.S_ISREG(state.st_mode):
                 self._content = file.read()
@@ -91,31 +109,61 @@ class Source:
 
     def _records(self, file: IO[bytes]) -> Iterator[Upsert | Unreadable]:
         if self.suffix in _LINES:
-            for number, line in enumerate(file, 1):
-                content = line.removeprefix(_BOM) if number == 1 else line
-                if content.strip():
-                    try:
-                        yield from self._json(content.rstrip(), number, f"{self.path}:{number}")
-                    except Unreadable as error:
-                        yield error
+            yield from self._lines(file)
+        elif self.suffix == ".csv":
+            for found in rows(file, self.columns):
+                if isinstance(found, BadCsv):
+                    yield Unreadable(f"{self.name}:{found.line}: {found}")
+                else:
+                    source = f"{self.name}:{found[0]}"
+                    yield Upsert(found[1], message_id=self._message_id(found[1], source), source=source)
         elif self.suffix == ".json":
-            yield from self._json(file.read(), 1, self.path)
+            yield from self._json(file.read(), 1, self.name)
         else:
             content = file.read()
-            yield Upsert(content, wire.XML, self._message_id(content, self.path), source=self.path)
+            yield Upsert(content, wire.XML, self._message_id(content, self.name), source=self.name)
+
+    def _lines(self, file: IO[bytes]) -> Iterator[Upsert | Unreadable]:
+        for number, line in enumerate(file, 1):
+            content = line.removeprefix(_BOM) if number == 1 else line
+            if content.strip():
+                try:
+                    yield from self._json(content.rstrip(), number, f"{self.name}:{number}")
+                except Unreadable as error:
+                    if number == 1 and isinstance(error, _NotJson) and (why := self._other_format(content, file)):
+                        yield Unreadable(f"{self.name}: {why}")
+                        return
+                    yield error
+
+    def _other_format(self, first: bytes, file: IO[bytes]) -> str | None:
+        """What a file is whose first line is not a record; None if it may be one record per line all the same."""
+        stdin = self.path == STANDARD_INPUT
+        start = first.lstrip()[:1]
+        if start == b"<":
+            return "is XML, not one record per line: " + ("add --stdin xml" if stdin else "name it .xml")
+        position = file.tell()
+        try:
+            if start in (b"[", b"{"):
+                json.loads(first + file.read())
+                what = "is a JSON list" if start == b"[" else "is one record on several lines"
+                return f"{what}, not one record per line: " + ("add --stdin json" if stdin else "name it .json")
+        except (ValueError, RecursionError):
+            pass
+        file.seek(position)
+        return None
 
     def _json(self, content: bytes, first_line: int, source: str) -> Iterator[Upsert]:
         try:
             parsed = json.loads(content, parse_int=integer)
         except json.JSONDecodeError as error:
-            where = f"{self.path}:{first_line + error.lineno - 1}:{error.colno}"
-            raise Unreadable(f"{where}: is not JSON: {error.msg}{self._hint(content.lstrip())}") from None
+            where = f"{self.name}:{first_line + error.lineno - 1}:{error.colno}"
+            raise _NotJson(f"{where}: is not JSON: {error.msg}") from None
         except UnicodeDecodeError as error:
             before = error.object[: error.start].split(b"\n")
-            where = f"{self.path}:{first_line + len(before) - 1}:{len(before[-1].decode(errors='replace')) + 1}"
+            where = f"{self.name}:{first_line + len(before) - 1}:{len(before[-1].decode(errors='replace')) + 1}"
             raise Unreadable(f"{where}: is not UTF-8") from None
         except (ValueError, RecursionError):
-            raise Unreadable(f"{self.path}:{first_line}: is nested too deeply") from None
+            raise Unreadable(f"{self.name}:{first_line}: is nested too deeply") from None
         content = content.strip() if self.suffix in _LINES else content
         if isinstance(parsed, list):
             for number, piece in enumerate(_elements(content), 1):
@@ -129,35 +177,55 @@ class Source:
         else:
             yield Upsert(content, message_id=self._message_id(content, source), source=source)
 
-    def _hint(self, content: bytes) -> str:
-        if content[:1] == b"<":
-            return ": is it XML?" if self.path != STANDARD_INPUT else ": for XML add --stdin xml"
-        if self.suffix in _LINES and content[:1] in (b"[", b"{"):
-            return (
-                ": for JSON that is not one record per line add --stdin json"
-                if self.path == STANDARD_INPUT
-                else ": each line of this file should be a record"
-            )
-        return ""
-
     def _message_id(self, body: bytes, source: str) -> str:
         # The source is part of it: otherwise a record that is changed, and later changed back, would count as a repeat.
         return str(uuid5(NAMESPACE_URL, f"{self.run}\n{source}\n{sha256(body).hexdigest()}"))
 
 
-def expand(path: str, stdin_format: str, run: str) -> list[Source]:
+@dataclass(frozen=True, slots=True)
+class Expanded:
+    """What is at a path."""
+
+    sources: list[Source]
+    skipped: list[Path]
+    """Files of other kinds in a folder."""
+
+
+def expand(path: str, stdin_format: str, run: str, columns: Mapping[str, str]) -> Expanded:
     """The source at a path; for a folder, one for each file of a known kind below it, in the order of their names.
 
-    `stdin_format` is also that of a pipe whose name has no known ending, such as `<(zcat records.jsonl.gz)`. Hidden files and
-    folders in a folder are skipped. `Unreadable` if a folder may not be read.
+    `stdin_format` is also that of a pipe whose name has no known ending, such as `<(psql …)`. Hidden files and folders in a
+    folder are skipped. `Unreadable` if a folder may not be read.
     """
     if path == STANDARD_INPUT:
-        return [Source(path, f".{stdin_format}", run)]
-    files = sorted(file for file in _below(path) if file.suffix.lower() in KNOWN and file.is_file())
-    if files:
-        return [Source(str(file), file.suffix.lower(), run) for file in files]
-    suffix = Path(path).suffix.lower()
-    return [Source(path, f".{stdin_format}" if suffix not in KNOWN and Path(path).is_fifo() else suffix, run)]
+        return Expanded([Source(path, f".{stdin_format}", run, columns)], [])
+    below = sorted(file for file in _below(path) if file.is_file())
+    known = [file for file in below if _kind(file) in KNOWN]
+    if known:
+        skipped = [file for file in below if _kind(file) not in KNOWN]
+        return Expanded([Source(str(file), _kind(file), run, columns) for file in known], skipped)
+    kind = _kind(Path(path))
+    suffix = f".{stdin_format}" if kind not in KNOWN and Path(path).is_fifo() else kind
+    return Expanded([Source(path, suffix, run, columns)], below)
+
+
+def named(files: Sequence[Path], most: int = 3) -> str:
+    """The names of some files, for a message."""
+    more = f" and {len(files) - most:,} more" if len(files) > most else ""
+    return ", ".join(file.name for file in files[:most]) + more
+
+
+def _kind(file: Path) -> str:
+    """The ending of a file's name, of a compressed one that before `.gz`."""
+    suffix = file.suffix.lower()
+    return file.with_suffix("").suffix.lower() if suffix == _GZIP else suffix
+
+
+def _unpacked(file: IO[bytes]) -> IO[bytes]:
+    """The content of a file that can be rewound: decompressed if it is gzip, whatever the file is called."""
+    begins = file.read(len(_GZIP_BEGINS))
+    file.seek(0)
+    return cast("IO[bytes]", gzip.GzipFile(fileobj=file)) if begins == _GZIP_BEGINS else file
 
 
 def _below(folder: str) -> Iterator[Path]:

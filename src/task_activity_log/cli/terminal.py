@@ -1,21 +1,24 @@
 """Output of all commands: tables and progress bars on a terminal, plain lines anywhere else."""
 
 import json
+import re
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Protocol
 
 from task_activity_log.streams import one_line, printable, printable_json, trusted
 
 if TYPE_CHECKING:  # `--help` and `run` do not load it
     import rich.progress
+    import rich.status
 
 FEW = 20
 """At most this many records or dead letters are reported one by one."""
 
 
+_PART = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\],:]|[^\s{}\[\],:"]+')
 EVERY_SECONDS = 10.0
 """How often progress is reported where there is no terminal."""
 
@@ -23,6 +26,11 @@ EVERY_SECONDS = 10.0
 def say(line: str) -> None:
     """Print a line on standard error: standard output is for results."""
     print(f"task-activity-log: {one_line(line)}", file=sys.stderr, flush=True)
+
+
+def counted(number: int, noun: str) -> str:
+    """A number with its noun in the singular or the plural: `1 record`, `1,000 records`."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def agreed(question: str) -> bool:
@@ -51,11 +59,47 @@ def print_data(text: str | bytes, end: bytes = b"\n") -> None:
 
 
 def readable(body: bytes) -> str:
-    """A body for people: JSON is indented, and stays JSON. Anything else is left as it is, and still to be escaped."""
+    """A body for people: JSON and XML are indented. Anything else is left as it is, and still to be escaped."""
     try:
         return printable_json(json.dumps(json.loads(body), indent=2, ensure_ascii=False))
     except (ValueError, RecursionError):
-        return body.decode(errors="backslashreplace")
+        return _indented_xml(body) or body.decode(errors="backslashreplace")
+
+
+def indented(body: bytes) -> bytes:
+    """JSON on several lines, each value exactly as it is in the body; anything else unchanged."""
+    try:
+        text = body.decode()
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return body
+    lines, depth = [""], 0
+    parts = _PART.findall(text)
+    for before, part, following in zip(["", *parts], parts, [*parts[1:], ""], strict=False):
+        if part in "}]":
+            depth -= 1
+            if before not in ("{", "["):
+                lines.append("  " * depth)
+        lines[-1] += f"{part} " if part == ":" else part
+        depth += part in "{["
+        if part == "," or (part in "{[" and following not in ("}", "]")):
+            lines.append("  " * depth)
+    return "\n".join(lines).encode()
+
+
+def _indented_xml(body: bytes) -> str | None:
+    if not body.lstrip().startswith(b"<") or b"<!DOCTYPE" in body:
+        return None
+    from lxml import etree
+
+    try:
+        root = etree.fromstring(body, etree.XMLParser(resolve_entities=False, no_network=True))
+    except (etree.XMLSyntaxError, ValueError):
+        return None
+    if root.getprevious() is not None or root.getnext() is not None:
+        return None  # not all of it would be shown
+    etree.indent(root)
+    return etree.tostring(root, encoding="unicode")
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
@@ -100,6 +144,23 @@ class _Lines:
             say(f"{self._done:,} of {self._total:,}" + (f": {description}" if description else ""))
 
 
+class _Counting:
+    """How many records a file has, as far as it was read: after a second on a terminal, or a line every ten seconds."""
+
+    def __init__(self, show: Callable[[str], None], every: float) -> None:
+        self._show, self._every = show, every
+        self._done, self._what = 0, ""
+        self._next = time.monotonic() + max(every, 1.0)
+
+    def update(self, count: int, description: str = "") -> None:
+        if description != self._what:
+            self._done, self._what = 0, description
+        self._done += count
+        if time.monotonic() >= self._next:
+            self._next = time.monotonic() + self._every
+            self._show(f"{self._done:,} {description}")
+
+
 class _Bar:
     """A progress bar on a terminal."""
 
@@ -108,6 +169,25 @@ class _Bar:
 
     def update(self, count: int, description: str = "") -> None:
         self._bar.update(self._bar.task_ids[0], advance=count, description=description)
+
+
+@contextmanager
+def counting(*, quiet: bool) -> Iterator[Progress]:
+    """Progress of which the end is not known, on standard error."""
+    if quiet or not sys.stderr.isatty():
+        yield _Counting((lambda _: None) if quiet else say, EVERY_SECONDS)
+        return
+    from rich.console import Console
+
+    with ExitStack() as stack:
+        shown: list[rich.status.Status] = []
+
+        def show(text: str) -> None:
+            if not shown:
+                shown.append(stack.enter_context(Console(file=trusted(sys.stderr)).status(text)))
+            shown[0].update(text)
+
+        yield _Counting(show, 0.2)
 
 
 @contextmanager

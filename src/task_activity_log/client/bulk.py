@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from task_activity_log.aio import Waiting
 from task_activity_log.client.asks import BATCH, Ask, Sending
 from task_activity_log.client.messages import Answer, ClientError, Options, Record, Upsert, request_of
+from task_activity_log.record import Outcome
 
 
 @dataclass
@@ -30,8 +31,12 @@ class Summary:
         """How long ago it began."""
         return time.monotonic() - self._began
 
+    def counts(self) -> list[str]:
+        """The answers by outcome, as people write them: `1,200 inserted`, `2 duplicates`."""
+        return [_counted(count, outcome) for outcome, count in sorted(self.outcomes.items())]
+
     def __str__(self) -> str:
-        outcomes = ", ".join(f"{count:,} {outcome}" for outcome, count in sorted(self.outcomes.items()))
+        outcomes = ", ".join(self.counts())
         return f"{self.answered:,} answered in {self.seconds:.1f} s" + (f": {outcomes}" if outcomes else "")
 
 
@@ -122,6 +127,12 @@ class Bulk:
         finally:
             # Scheduled for after this task ends, so that the waiter sees `feeding.done()`.
             asyncio.get_running_loop().call_soon(self._arrived.put, None)
+
+
+def _counted(count: int, outcome: str) -> str:
+    """The outcomes are participles, except for two that are nouns."""
+    noun = outcome in (Outcome.DUPLICATE, Outcome.SNAPSHOT)
+    return f"{count:,} {outcome}{'s' if noun and count != 1 else ''}"
 
 
 def _read(ended: asyncio.Task[None]) -> None:

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 
 from task_activity_log.cli.check import broker, certificates, database, worker
 from task_activity_log.cli.check.finding import Finding, Verdict
+from task_activity_log.cli.terminal import counted
 from task_activity_log.settings import Settings
 from task_activity_log.streams import one_line
 from task_activity_log.telemetry.logs import Redaction
@@ -48,7 +49,9 @@ def table(findings: Sequence[Finding]) -> Iterator[str]:
         if finding.advice:
             yield f"{'':<8} {'':<{width}}  → {one_line(finding.advice)}"
     counts = Counter(finding.verdict for finding in findings)
-    bad = [f"{counts[kind]} {kind}" for kind in ("broken", "warning", "unknown") if counts[kind]]
+    bad = [f"{counts['broken']} broken"] if counts["broken"] else []
+    bad += [counted(counts["warning"], "warning")] if counts["warning"] else []
+    bad += [f"{counts['unknown']} unknown"] if counts["unknown"] else []
     yield ", ".join(bad) or "all fine"
 
 

@@ -13,6 +13,7 @@ from task_activity_log.cli.check.management import Management, ManagementError
 from task_activity_log.cli.check.members import judge_members
 from task_activity_log.cli.check.partitions import has_another_number, judge_consumers, judge_number, judge_slots
 from task_activity_log.cli.check.permissions import lacking
+from task_activity_log.cli.terminal import counted
 from task_activity_log.hosts import vhost as vhost_of
 from task_activity_log.problem import Unavailable
 from task_activity_log.rabbitmq.inspection import BrokerState, Hidden, inspect_broker
@@ -84,7 +85,7 @@ def _judge_sight(sight: BrokerState, settings: Settings, where: str) -> Iterator
             yield _missing(what, settings) if queue is None else _hidden(what)
             continue
         if name not in topology.partition_queues:
-            yield Finding("fine", what, f"{queue.messages} waiting, {queue.consumers} consumers")
+            yield Finding("fine", what, f"{queue.messages} waiting, {counted(queue.consumers, 'consumer')}")
         if name == settings.requests_queue and queue.consumers > 1 and not topology.is_single_active:
             advice = "updates may be reordered: send x-version, run one worker, or set WORKER_SINGLE_ACTIVE_CONSUMER"
             yield Finding("warning", "order per record", f"{queue.consumers} consumers", advice)

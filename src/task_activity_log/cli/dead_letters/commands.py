@@ -12,38 +12,53 @@ import typer
 
 from task_activity_log.cli.codes import complete
 from task_activity_log.cli.exit_codes import DONE, FAILED, WRONG_USE, fail, guarded, settings_or_exit
-from task_activity_log.cli.terminal import agreed, print_json, say
+from task_activity_log.cli.help_pages import HELP_OPTIONS, Group
+from task_activity_log.cli.terminal import agreed, counted, print_json, say
 
 if TYPE_CHECKING:
     from task_activity_log.cli.dead_letters.selection import Selection
 
 app = typer.Typer(
     help="List and show rejected messages; correct, replay, export or discard them. Listing and showing change nothing.",
+    cls=Group,
+    context_settings=HELP_OPTIONS,
     no_args_is_help=True,
     rich_markup_mode=None,
 )
 
 Ids = Annotated[
     list[str] | None,
-    typer.Argument(help="Message ids from `list --each`, or their beginnings.", show_default=False),
+    typer.Argument(metavar="ID", help="Message ids from `list --each`, or their beginnings.", show_default=False),
 ]
 Codes = Annotated[
     list[str] | None,
     typer.Option(
         "--code",
+        metavar="CODE",
         help="Only those rejected with this error code, as shown by `list`.",
         show_default=False,
         autocompletion=complete,
     ),
 ]
 Publishers = Annotated[
-    list[str] | None, typer.Option("--publisher", help="Only those sent by this app_id or user.", show_default=False)
+    list[str] | None,
+    typer.Option("--publisher", metavar="NAME", help="Only those sent by this app_id or user.", show_default=False),
 ]
 Older = Annotated[
-    str, typer.Option(help="Only those first rejected more than this long ago: 30s, 15m, 2h or 7d.", show_default=False)
+    str,
+    typer.Option(
+        metavar="TIME",
+        help="Only those first rejected more than this long ago: 30s, 15m, 2h or 7d.",
+        show_default=False,
+    ),
 ]
 Newer = Annotated[
-    str, typer.Option(help="Only those first rejected less than this long ago: 30s, 15m, 2h or 7d.", show_default=False)
+    str,
+    typer.Option(
+        metavar="TIME",
+        help="Only those first rejected less than this long ago: 30s, 15m, 2h or 7d.",
+        show_default=False,
+    ),
 ]
 Answered = Annotated[
     bool,
@@ -132,6 +147,8 @@ def list_(
         listing.print_each(letters, selection)
     elif letters:
         listing.print_groups(letters, selection)
+    if letters and not as_json:
+        say(counted(len(letters), "dead letter"))
     return DONE
 
 
@@ -168,7 +185,9 @@ def replay(
             help="Open each body, or the headers if they are invalid, in $EDITOR first; those left unchanged stay.",
         ),
     ] = False,
-    rate: Annotated[float, typer.Option(min=0.1, max=100_000, help="Send at most this many per second.")] = 100.0,
+    rate: Annotated[
+        float, typer.Option(min=0.1, max=100_000, metavar="N", help="Send at most this many per second.")
+    ] = 100.0,
     over_newer: Annotated[
         bool,
         typer.Option("--over-newer", help="Also replay those whose row has changed since they were rejected."),
@@ -201,7 +220,9 @@ def replay(
 def discard(
     selection: "Selection",
     *,
-    export: Annotated[Path | None, typer.Option(help="Write them to this file first.", show_default=False)] = None,
+    export: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write them to this file first.", show_default=False)
+    ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
 ) -> int:
     """Remove dead letters for good.
@@ -219,7 +240,7 @@ def discard(
         if not sys.stdin.isatty():
             say(f"this would discard {len(letters):,} for good: confirm with --yes, as there is no terminal to ask on")
             return WRONG_USE
-        if not agreed(f"Discard {len(letters):,} dead letters for good?"):
+        if not agreed(f"Discard {counted(len(letters), 'dead letter')} for good?"):
             say("nothing was discarded")
             return DONE
     if letters:
@@ -235,7 +256,7 @@ def discard(
 @_selecting()
 def export(
     selection: "Selection",
-    file: Annotated[Path, typer.Argument(help="A file that does not exist yet; - is standard output.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A file that does not exist yet; - is standard output.")],
 ) -> int:
     """Write dead letters as lines of JSON that can be corrected, and that `publish` accepts. They stay in the queue.
 

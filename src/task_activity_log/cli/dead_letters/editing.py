@@ -9,13 +9,13 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from task_activity_log import wire
-from task_activity_log.cli.terminal import say
+from task_activity_log.cli.terminal import indented, say
 from task_activity_log.client import ClientError
 from task_activity_log.client.dead_letters import DeadLetter, judged
 from task_activity_log.client.exported import corrected, plain_headers, reasons
@@ -62,12 +62,13 @@ def edited(letters: Iterable[DeadLetter], settings: Settings) -> Iterator[dict[s
 def _edited(letter: DeadLetter, rules: Rules, folder: Path) -> DeadLetter | None:
     """The dead letter once it would be accepted; None if the user leaves it as it is or gives up."""
     found = judged(letter, rules)
-    for reason in reasons(found) if isinstance(found, Problem) else [f"{letter.code}: {letter.detail}"]:
+    notes = reasons(found) if isinstance(found, Problem) else [f"{letter.code}: {letter.detail}"]
+    for reason in notes:
         say(f"{letter.name}: {reason}")
     while True:
         of_the_header = isinstance(found, Problem) and found.code in _OF_THE_HEADER
         try:
-            changed = (_header_in_editor if of_the_header else _body_in_editor)(letter, folder)
+            changed = _header_in_editor(letter, folder) if of_the_header else _body_in_editor(letter, notes, folder)
         except ValueError as error:
             say(f"{letter.name}: cannot be sent: {error}")
         else:
@@ -78,16 +79,34 @@ def _edited(letter: DeadLetter, rules: Rules, folder: Path) -> DeadLetter | None
             found = judged(letter, rules)
             if not isinstance(found, Problem):
                 return letter
-            for reason in reasons(found):
+            notes = reasons(found)
+            for reason in notes:
                 say(f"{letter.name}: would be rejected again: {reason}")
         if not sys.stdin.isatty() or input("Edit it again? [Y/n] ").strip().lower() in ("n", "no"):
             return None
 
 
-def _body_in_editor(letter: DeadLetter, folder: Path) -> DeadLetter | None:
-    suffix = ".xml" if wire.is_xml((letter.properties.content_type or "").partition(";")[0].strip()) else ".json"
-    body = _in_editor(letter, letter.body, suffix, folder)
-    return None if body == letter.body else replace(letter, body=body)
+def _body_in_editor(letter: DeadLetter, reasons: Sequence[str], folder: Path) -> DeadLetter | None:
+    is_xml = wire.is_xml((letter.properties.content_type or "").partition(";")[0].strip())
+    shown = letter.body if is_xml else indented(letter.body)
+    notes = [f"# {letter.name}: {reason}".replace("\n", " ").encode() for reason in reasons]
+    notes = (
+        [*notes, b"# These lines are removed. A body that is not changed is not sent.", b""] if _is_text(shown) else []
+    )
+    edited = _in_editor(letter, b"\n".join([*notes, shown]), ".xml" if is_xml else ".json", folder)
+    lines = edited.split(b"\n")
+    while lines and lines[0].rstrip(b"\r") in notes:
+        del lines[0]
+    body = b"\n".join(lines)
+    return None if body == shown else replace(letter, body=body)
+
+
+def _is_text(body: bytes) -> bool:
+    """Whether lines can be put before it: a body in UTF-16 would be broken by them."""
+    try:
+        return "\0" not in body.decode()
+    except UnicodeDecodeError:
+        return False
 
 
 def _header_in_editor(letter: DeadLetter, folder: Path) -> DeadLetter | None:

@@ -1,0 +1,71 @@
+"""Records in CSV: which lines are records, and what is said about the others."""
+
+import json
+from io import BytesIO
+
+import pytest
+
+from task_activity_log.cli.csv_records import BadCsv, columns, rows
+
+ID = "9652e68c-7b6d-4598-bbbd-4e933126c994"
+
+
+def read(text: str | bytes, **fields: str) -> list[object]:
+    """The line and the members of each record; the line and the text of each error."""
+    content = text.encode() if isinstance(text, str) else text
+    found = rows(BytesIO(content), fields)
+    return [(row.line, str(row)) if isinstance(row, BadCsv) else (row[0], json.loads(row[1])) for row in found]
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_the_delimiter_is_that_of_the_header(delimiter: str) -> None:
+    header, row = (delimiter.join(cells) for cells in (("ID", "subject", "is_closed"), (ID, "x", "False")))
+    assert read(f"{header}\r\n{row}\r\n") == [(2, {"id": ID, "subject": "x", "is_closed": False})]
+
+
+def test_a_cell_may_have_several_lines() -> None:
+    """The lines after it are counted as an editor counts them."""
+    found = read(f'id,subject\n{ID},"a\n""b"""\n{ID},\n{ID},x,y\n')
+    assert found == [
+        (2, {"id": ID, "subject": 'a\n"b"'}),
+        (4, {"id": ID}),
+        (5, "has 3 columns, and the header has 2"),
+    ]
+
+
+def test_lines_of_delimiters_alone_are_no_records() -> None:
+    assert read(f"id,subject\n,\n\n{ID},\n,") == [(4, {"id": ID})]
+
+
+def test_a_value_that_is_not_a_boolean_is_left_to_the_worker() -> None:
+    assert read(f"id,is_closed\n{ID},yes\n") == [(2, {"id": ID, "is_closed": "yes"})]
+
+
+@pytest.mark.parametrize(
+    ("text", "fields", "words"),
+    [
+        ("taskId,id\n", {}, "taskId is not a field: if task_id is meant, add --column 'taskId=task_id'"),
+        ("Nummer\n", {}, "has no column id: name it with --column HEADER=id"),
+        ("id,ID\n", {}, "has two columns id"),
+        ("id\n", {"Betreff": "subject"}, "has no column Betreff, which --column names"),
+    ],
+)
+def test_a_header_that_cannot_be_used_is_one_error(text: str, fields: dict[str, str], words: str) -> None:
+    assert read(text + "x\n" * 5, **fields) == [(1, words)]
+
+
+def test_what_is_no_csv_is_named_with_its_line() -> None:
+    found = read(f'id\n{ID}\n"{ID}"x\n{ID}\n')
+    assert found == [(2, {"id": ID}), (3, "is not CSV: ',' expected after '\"'")]
+    assert read(b"id,subject\n" + ID.encode() + b",\xff\n") == [(2, "is not UTF-8")]
+    assert read("") == []
+
+
+@pytest.mark.parametrize("option", ["subject", "=subject", "Betreff=sub"])
+def test_an_option_that_names_no_field_is_refused(option: str) -> None:
+    with pytest.raises(ValueError, match="--column"):
+        columns([option])
+
+
+def test_a_header_may_contain_an_equals_sign() -> None:
+    assert columns(["a=b=subject", "c="]) == {"a=b": "subject", "c": ""}

@@ -1,0 +1,46 @@
+"""Bodies as people read and edit them."""
+
+import json
+
+import pytest
+
+from task_activity_log.cli.terminal import counted, indented, readable
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        '{"a":1.10,"b":[],"c":{},"d":[1,{"e":"}]\\",{"}],"a":1e400}',
+        "[[],[[]]]",
+        '"text"',
+        "{}",
+    ],
+)
+def test_indented_json_has_the_same_values_as_they_were_written(body: str) -> None:
+    """Numbers keep their digits, and repeated members stay."""
+    lines = indented(body.encode()).decode()
+    assert "".join(part.strip() for part in lines.split("\n")).replace('": ', '":') == body
+    assert indented(lines.encode()).decode() == lines
+
+
+def test_indented_json_is_laid_out_as_usual() -> None:
+    body = {"a": [1, {"b": None}], "c": "x, y: {", "d": [], "e": {}}
+    assert indented(json.dumps(body, separators=(",", ":")).encode()).decode() == json.dumps(body, indent=2)
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"\xff", b"<a/>", b"[" * 100_000])
+def test_what_is_not_json_stays_as_it_is(body: bytes) -> None:
+    assert indented(body) == body
+
+
+def test_xml_is_shown_on_several_lines() -> None:
+    assert readable(b"<a><b>1</b><c/></a>") == "<a>\n  <b>1</b>\n  <c/>\n</a>"
+
+
+@pytest.mark.parametrize("body", [b"<a><b></a>", b"<!DOCTYPE a [<!ENTITY b 'c'>]><a>&b;</a>", b"<!-- x --><a><b/></a>"])
+def test_xml_that_would_not_be_shown_in_full_stays_as_it_is(body: bytes) -> None:
+    assert readable(body) == body.decode()
+
+
+def test_a_number_has_a_noun_in_the_right_form() -> None:
+    assert [counted(number, "record") for number in (0, 1, 1_000)] == ["0 records", "1 record", "1,000 records"]
