@@ -120,7 +120,6 @@ def from_url(origin: str, url: str, version: str) -> PostgreSQL:
     """Return a server that another process of this test run has started and will stop."""
     server = PostgreSQL(NotOurs(origin, "it is shared by all tests; ask for `own_postgresql`"), url)
     server.version = version
-    # Not one try: pytest keeps a failure of the shared fixture for all tests of its process.
     server.wait_until_ready(_SHARED_LIMIT_SECONDS)
     return server
 

@@ -7,8 +7,11 @@ process.
 
 import secrets
 import threading
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
+from multiprocessing import AuthenticationError
 from multiprocessing.connection import Client, Connection, Listener
 from typing import Any, Literal, Protocol, cast
 
@@ -20,6 +23,9 @@ Name = Literal["rabbitmq", "postgresql"]
 Address = tuple[str, bytes]
 """The path of the socket, and the key that proves that a visitor belongs to this test run."""
 
+_TRIES_MAX = 3
+"""How often a service that does not start is tried. Each test that needs it tries once more, as the cause may be gone by then;
+if it is not, a run must not take hours."""
 _KINDS: dict[Name, Kind[Any]] = {"rabbitmq": RABBITMQ, "postgresql": POSTGRESQL}
 
 
@@ -41,7 +47,9 @@ class Owner:
         self._say = say
         self._lock = threading.Lock()
         self._futures: dict[tuple[str, Name], Future[Any]] = {}
+        self._tries: Counter[tuple[str, Name]] = Counter()
         self._listener: Listener | None = None
+        self._closed = False
 
     def service(self, name: Name) -> Any:
         """Start the service if it does not run yet, and return how to reach it; SandboxError if it is not available."""
@@ -64,6 +72,7 @@ class Owner:
 
     def close(self) -> None:
         """Close the services that were started."""
+        self._closed = True
         if self._listener is not None:
             self._listener.close()
         started = [future for (what, _), future in self._futures.items() if what == "service"]
@@ -75,26 +84,34 @@ class Owner:
         return cast("Service", Choice(_KINDS[name], ways()).start(self._say, durable=False))
 
     def _once(self, what: str, name: Name, work: Callable[[], Any]) -> Future[Any]:
+        """The work that was begun before, or begin it: also if it has failed, unless it has failed too often."""
+        key = (what, name)
         with self._lock:
-            if (what, name) not in self._futures:
-                self._futures[what, name] = in_background(work)
-            return self._futures[what, name]
+            future = self._futures.get(key)
+            if future is None or (_failed(future) and self._tries[key] < _TRIES_MAX):
+                self._tries[key] += 1
+                future = self._futures[key] = in_background(work)
+            return future
 
     def _answer_all(self, listener: Listener) -> None:
         while True:
             try:
                 visitor = listener.accept()
-            except OSError:
-                return  # closed
+            except (OSError, EOFError, AuthenticationError):
+                if self._closed:
+                    return
+                continue  # this visitor has ended before it was known; the others must have their answers
             threading.Thread(target=self._answer, args=(visitor,), daemon=True).start()
 
     def _answer(self, visitor: "Connection[Any, Any]") -> None:
-        with visitor:
+        with visitor, suppress(OSError, EOFError):  # of a visitor that has ended
             what, name = visitor.recv()
             try:
-                visitor.send((True, self.service(name) if what == "service" else self.private_way(name)))
-            except SandboxError as error:
-                visitor.send((False, str(error)))
+                answer = self.service(name) if what == "service" else self.private_way(name)
+            except Exception as error:  # noqa: BLE001  # whatever it is, the visitor waits for an answer
+                visitor.send((False, str(error) if isinstance(error, SandboxError) else repr(error)))
+            else:
+                visitor.send((True, answer))
 
 
 class Visitor:
@@ -119,6 +136,10 @@ class Visitor:
         if not found:
             raise SandboxError(answer)
         return answer
+
+
+def _failed(future: Future[Any]) -> bool:
+    return future.done() and future.exception() is not None
 
 
 def shared_rabbitmq(source: Source) -> rabbitmq.RabbitMQ:

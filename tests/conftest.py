@@ -10,6 +10,7 @@ import secrets
 import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import wait
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import TypeVar
 
@@ -18,6 +19,8 @@ import pytest
 
 from sandbox import PostgreSQL, RabbitMQ, SandboxError, in_background, sharing
 from tests.commands import World, worker
+from tests.effort import examples
+from tests.kept import kept
 
 SOURCE = pytest.StashKey[sharing.Source]()
 OWNER = pytest.StashKey[sharing.Owner]()
@@ -32,6 +35,7 @@ _IN_CI = "CI" in os.environ
 hypothesis.settings.register_profile(
     "patient",
     deadline=None,
+    max_examples=examples(100),
     derandomize=_IN_CI,
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
     print_blob=True,
@@ -79,7 +83,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Start the services that the selected tests need, at the same time and before any test's time limit begins.
 
-    A failure is raised later, by the fixture, so that it belongs to a test.
+    If that fails, the first test that needs the service tries again, and a failure then belongs to that test alone.
     """
     if session.config.option.collectonly:
         return
@@ -87,29 +91,41 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     source = session.config.stash[SOURCE]
     names: tuple[sharing.Name, ...] = ("rabbitmq", "postgresql")
     wait(
-        [in_background(partial(source.service, name)) for name in names if name in wanted]
-        + [in_background(partial(source.private_way, name)) for name in names if f"own_{name}" in wanted]
+        [in_background(partial(source.service, name)) for name in names if f"_{name}" in wanted]
+        + [in_background(partial(source.private_way, name)) for name in names if f"_own_{name}" in wanted]
     )
 
 
-def _have(get: Callable[[sharing.Source], _T], config: pytest.Config) -> _T:
+def _have(get: Callable[[], _T]) -> _T:
     """Get a service, or fail with the sandbox's message instead of a traceback."""
     try:
-        return get(config.stash[SOURCE])
+        return get()
     except SandboxError as error:
         pytest.fail(str(error), pytrace=False)
 
 
 @pytest.fixture(scope="session")
-def rabbitmq(pytestconfig: pytest.Config) -> RabbitMQ:
-    """The broker that all tests share; `api` calls its management API. It cannot be stopped."""
-    return _have(sharing.shared_rabbitmq, pytestconfig)
+def _rabbitmq(pytestconfig: pytest.Config) -> Iterator[Callable[[], RabbitMQ]]:
+    with kept(lambda: nullcontext(sharing.shared_rabbitmq(pytestconfig.stash[SOURCE]))) as get:
+        yield get
 
 
 @pytest.fixture(scope="session")
-def postgresql(pytestconfig: pytest.Config) -> PostgreSQL:
+def _postgresql(pytestconfig: pytest.Config) -> Iterator[Callable[[], PostgreSQL]]:
+    with kept(lambda: nullcontext(sharing.shared_postgresql(pytestconfig.stash[SOURCE]))) as get:
+        yield get
+
+
+@pytest.fixture
+def rabbitmq(_rabbitmq: Callable[[], RabbitMQ]) -> RabbitMQ:
+    """The broker that all tests share; `api` calls its management API. It cannot be stopped."""
+    return _have(_rabbitmq)
+
+
+@pytest.fixture
+def postgresql(_postgresql: Callable[[], PostgreSQL]) -> PostgreSQL:
     """The database server that all tests share. It cannot be stopped."""
-    return _have(sharing.shared_postgresql, pytestconfig)
+    return _have(_postgresql)
 
 
 @pytest.fixture
@@ -137,35 +153,37 @@ def database_url(postgresql: PostgreSQL) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def _own_rabbitmq(pytestconfig: pytest.Config) -> Iterator[RabbitMQ]:
-    with _have(sharing.private_rabbitmq, pytestconfig) as broker:
-        yield broker
+def _own_rabbitmq(pytestconfig: pytest.Config) -> Iterator[Callable[[], RabbitMQ]]:
+    with kept(lambda: sharing.private_rabbitmq(pytestconfig.stash[SOURCE])) as get:
+        yield get
 
 
 @pytest.fixture(scope="session")
-def _own_postgresql(pytestconfig: pytest.Config) -> Iterator[PostgreSQL]:
-    with _have(sharing.private_postgresql, pytestconfig) as server:
-        yield server
+def _own_postgresql(pytestconfig: pytest.Config) -> Iterator[Callable[[], PostgreSQL]]:
+    with kept(lambda: sharing.private_postgresql(pytestconfig.stash[SOURCE])) as get:
+        yield get
 
 
 @pytest.fixture
-def own_rabbitmq(_own_rabbitmq: RabbitMQ) -> RabbitMQ:
+def own_rabbitmq(_own_rabbitmq: Callable[[], RabbitMQ]) -> RabbitMQ:
     """A broker that this test may pause, stop, kill and restart, and leave in any state.
 
     Its methods block: `await asyncio.to_thread(own_rabbitmq.restart)`.
     """
-    _own_rabbitmq.ensure_running()
-    return _own_rabbitmq
+    broker = _have(_own_rabbitmq)
+    broker.ensure_running()
+    return broker
 
 
 @pytest.fixture
-def own_postgresql(_own_postgresql: PostgreSQL) -> PostgreSQL:
+def own_postgresql(_own_postgresql: Callable[[], PostgreSQL]) -> PostgreSQL:
     """A database server that this test may pause, stop, kill and restart, and leave in any state.
 
     Its methods block: `await asyncio.to_thread(own_postgresql.restart)`.
     """
-    _own_postgresql.ensure_running()
-    return _own_postgresql
+    server = _have(_own_postgresql)
+    server.ensure_running()
+    return server
 
 
 @pytest.fixture
@@ -188,14 +206,29 @@ def own_database_url(own_postgresql: PostgreSQL) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def world(rabbitmq: RabbitMQ, postgresql: PostgreSQL, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+def _world(
+    _rabbitmq: Callable[[], RabbitMQ],
+    _postgresql: Callable[[], PostgreSQL],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Callable[[], World]]:
+    @contextmanager
+    def working() -> Iterator[World]:
+        rabbitmq, postgresql = _rabbitmq(), _postgresql()
+        amqp_url = rabbitmq.create_vhost()
+        database_url = postgresql.create_database(postgresql.template(_migrate))
+        with worker(tmp_path_factory.mktemp("worker"), amqp_url, database_url):
+            yield World(amqp_url, database_url)
+        rabbitmq.delete_vhost(amqp_url)
+        postgresql.drop_database(database_url)
+
+    with kept(working) as get:
+        yield get
+
+
+@pytest.fixture
+def world(_world: Callable[[], World]) -> World:
     """A worker that all tests of a module share; each uses its own records."""
-    amqp_url = rabbitmq.create_vhost()
-    database_url = postgresql.create_database(postgresql.template(_migrate))
-    with worker(tmp_path_factory.mktemp("worker"), amqp_url, database_url):
-        yield World(amqp_url, database_url)
-    rabbitmq.delete_vhost(amqp_url)
-    postgresql.drop_database(database_url)
+    return _have(_world)
 
 
 def _migrate(url: str) -> None:
