@@ -233,6 +233,8 @@ class Replies(Generic[D]):
                 continue
             waiting[position] = one = self._wait(address, settlement)
             self._not_taken(one, fate, alone=len(unconfirmed) == 1)
+        for address in {address for (address, _), fate in zip(replies, fates, strict=True) if fate is Fate.NACKED}:
+            self._refused_again(address)
 
     def _not_taken(self, one: Waiting[Settlement[D]], fate: Fate, *, alone: bool) -> None:
         """What became of a reply that waits now. `alone`: no other address was silent."""
@@ -241,7 +243,6 @@ class Replies(Generic[D]):
             self._addresses.suspect(one.line)
         elif fate is Fate.NACKED:
             self._addresses.refused(one, now)
-            self._refused_again(one.line.address)
         elif alone:  # otherwise one may hold the answers to the others back
             self._addresses.opened(one, now)
         else:
