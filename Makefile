@@ -90,7 +90,8 @@ bench-wire: setup  ## compare decoding and encoding with pydantic alone
 chaos: setup  ## account for every message under random faults; SECONDS (60), SEED (random), WORKERS, more in ARGS (--no-outages, --order, …)
 	@$(PYTHON) -m tests.chaos $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED)) $(if $(WORKERS),--workers $(WORKERS)) $(ARGS)
 
-fuzz: setup  ## fuzz the decoders with a million inputs each (installs atheris, which needs Python 3.12 or older)
+fuzz: setup  ## try 20 times as many examples as the tests do, and fuzz the decoders (installs atheris: Python 3.12 or older)
+	@EXAMPLES_TIMES=20 $(PYTHON) -m pytest -n 2 --timeout 3600 $$(grep -rlE '^from hypothesis' tests/unit --include='test_*.py')
 	@$(PYTHON) -m pip --disable-pip-version-check -q install atheris
 	@$(PYTHON) -m tests.fuzz.wire json -runs=1000000
 	@$(PYTHON) -m tests.fuzz.wire xml -runs=1000000

@@ -20,6 +20,7 @@ from lxml import etree
 from task_activity_log import wire
 from task_activity_log.problem import Code, FieldError, Problem, Rejected
 from task_activity_log.record import FIELDS, STORED_FIELDS, StoredTaskActivityLog
+from tests.effort import examples
 from tools.contract_files import describe
 
 SCHEMA: dict[str, Any] = json.loads(describe("json-schema"))
@@ -163,7 +164,7 @@ _SPACE = st.text(" \t\r\n\u00a0\v", max_size=2)
 _PADDED = st.builds(lambda before, text, after: before + text + after, _SPACE, _ODD_TEXTS | _TEXT, _SPACE)
 
 
-@settings(max_examples=2_000)
+@settings(max_examples=examples(500))
 @given(
     st.sampled_from([*STORED_FIELDS, "Subject", "DUE_DATE"]),
     _PADDED | st.sampled_from([None, True, False, 0, 1, 1.0, 0.0, -0.0, 2, [], {}, [[[[]]]]]),
@@ -175,7 +176,7 @@ def test_the_worker_accepts_every_odd_value_that_the_json_schema_accepts(field: 
     assert _accepted(json.dumps(document), wire.JSON) or not REQUEST.is_valid(document)
 
 
-@settings(max_examples=2_000)
+@settings(max_examples=examples(500))
 @given(
     st.sampled_from(STORED_FIELDS),
     _PADDED.map(escape)

@@ -35,6 +35,7 @@ from task_activity_log.record import FIELDS, Applied, Outcome, TaskActivityLog
 from task_activity_log.settings import BATCHES_IN_HAND
 from task_activity_log.testing import FakeDatabase
 from tests import virtual_time
+from tests.effort import examples
 from tests.fakes import FakeWatch, delivered
 from tests.memory_broker import Loan, MemoryBroker, MemoryIntake
 
@@ -668,7 +669,7 @@ def check_order(world: World, *, unkeyed: bool = True) -> None:
     assert keyed == [request.key for request in expected.writes if request.record.id == UUID(int=1)]
 
 
-lots = settings(max_examples=1500, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+lots = settings(max_examples=examples(300), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 OVERTAKEN = Schedule(

@@ -19,6 +19,7 @@ from task_activity_log.record import FIELDS, Applied, Outcome, StoredTaskActivit
 from task_activity_log.wire import as_json, as_xml
 from task_activity_log.wire import fields as wire_fields
 from task_activity_log.wire.fields import Kind
+from tests.effort import examples
 from tests.fakes import delivered
 from tests.vectors import load
 
@@ -105,7 +106,7 @@ mutated = st.sampled_from(VECTORS).flatmap(
 anything = st.tuples(st.none() | st.text(max_size=60), st.binary(max_size=300))
 
 
-@settings(max_examples=1500)
+@settings(max_examples=examples(400))
 @given(
     mutated | anything, st.none() | st.text(max_size=12), st.dictionaries(st.text(max_size=12), st.none() | st.text())
 )
@@ -251,7 +252,7 @@ def _edited(body: bytes, changes: list[tuple[int, int, str]]) -> str:
     return text
 
 
-@settings(max_examples=800)
+@settings(max_examples=examples(300))
 @given(xml_bodies, edits)
 def test_the_fast_reader_of_xml_agrees_with_the_complete_one(body: bytes, changes: list[tuple[int, int, str]]) -> None:
     """If it accepts a text at all, it returns the same members."""
@@ -264,7 +265,7 @@ def test_the_fast_reader_of_xml_agrees_with_the_complete_one(body: bytes, change
         }
 
 
-@settings(max_examples=800)
+@settings(max_examples=examples(300))
 @given(json_bodies, edits)
 def test_the_fast_reader_of_json_agrees_with_the_complete_one(body: bytes, changes: list[tuple[int, int, str]]) -> None:
     """If it accepts a text at all, it returns the same record with the same fields."""
