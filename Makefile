@@ -17,7 +17,7 @@ console: setup  ## run the web console with 300 dead letters, a worker and a loa
 	@$(PYTHON) -m sandbox.console
 
 run: setup  ## run the worker with a private RabbitMQ and PostgreSQL until Ctrl-C
-	@$(PYTHON) -m sandbox -- sh -c '.venv/bin/task-activity-log migrate && exec .venv/bin/task-activity-log run'
+	@$(PYTHON) -m sandbox.run
 
 # Most tests wait for services and not for a processor: four at a time on any machine. They are given out two by two,
 # or one process would have most of the slow ones.

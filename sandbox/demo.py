@@ -23,13 +23,12 @@ _READY_LIMIT_SECONDS = 30.0
 HOW_TO_GO_ON = """
 Next steps:
   make run
-      Runs the worker with a private RabbitMQ and PostgreSQL until Ctrl-C, and prints their URLs.
-  .venv/bin/task-activity-log publish FILE...
-      Publishes records from files. Run it in another terminal, with AMQP_URL set to the URL that `make run` printed.
-  .venv/bin/task-activity-log --help
-      Lists all commands.
+      Runs the worker with a private RabbitMQ and PostgreSQL until Ctrl-C. It prints what to type in another terminal to
+      publish records.
   README.md
-      Describes settings, guarantees and operation."""
+      Says how to publish, subscribe and operate.
+  .venv/bin/task-activity-log --help
+      Lists all commands."""
 
 
 class DemoError(Exception):
@@ -98,7 +97,7 @@ def finish(*arguments: str, environment: Mapping[str, str], status: int = 0) -> 
 def wait_until_ready(worker: Processes, port: int) -> None:
     """Return when a worker is ready; DemoError if it ends or takes too long."""
     began = time.monotonic()
-    while not _is_ready(port):
+    while not is_ready(port):
         if ended := worker.ended():
             raise DemoError(f"the worker did not start: {ended}\n{worker.log_tail()}")
         if time.monotonic() - began > _READY_LIMIT_SECONDS:
@@ -107,7 +106,8 @@ def wait_until_ready(worker: Processes, port: int) -> None:
     _print(f"the worker is ready (/readyz returns 200) after {time.monotonic() - began:.1f} s")
 
 
-def _is_ready(port: int) -> bool:
+def is_ready(port: int) -> bool:
+    """Whether a worker on this machine serves its health at this port, and is ready."""
     with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=5)) as connection:
         try:
             connection.request("GET", "/readyz")

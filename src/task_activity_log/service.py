@@ -52,6 +52,8 @@ _FINISHING_SHARE = 1 / 3
 _CLOSING_SHARE = 1 / 4
 """The part of the drain limit that is left to return messages to the queue and to close the connections."""
 
+_LOOK_EVERY_SECONDS = 5.0
+"""How often an idle worker looks whether its connection to the database is still open."""
 _TRIM_EVERY_SECONDS = 60.0
 _TRIM_CHUNK = 5_000
 
@@ -68,7 +70,7 @@ class Service:
         self._traces = traces
         self.metrics = Metrics(redaction.text)
         self._watch = Watch(self.metrics)
-        self._start_hold = Hold("start")
+        self._start_hold, self._idle_hold = Hold("start"), Hold("idle")
         topology = topology_of(settings)
         link = link_of(settings, redaction)
         count = self.metrics.counters
@@ -152,7 +154,7 @@ class Service:
             addressed=self._addressed,
             replies=self._replies,
             store=self._store,
-            holds=(self._start_hold, self._worker.store_hold, self._worker.reply_hold),
+            holds=(self._start_hold, self._idle_hold, self._worker.store_hold, self._worker.reply_hold),
             parking=self._worker.parking,
             watch=self._watch,
         )
@@ -202,6 +204,7 @@ class Service:
             asyncio.create_task(self._addressed.run(), name="publisher to reply_to"),
             asyncio.create_task(self._replies.run(), name="retries of replies"),
             asyncio.create_task(self._intake.run(), name="intake"),
+            asyncio.create_task(self._watch_database(), name="watch of the database"),
             asyncio.create_task(self._trim_inbox(), name="trim"),
         ]
         try:
@@ -257,6 +260,22 @@ class Service:
             self._watch.released("start", self._start_hold.release())
         await self._publisher.wait_connected()
         await self._addressed.wait_connected()
+
+    async def _watch_database(self) -> None:
+        """Connect again while there is nothing to store, so that an outage is known before the next message.
+
+        Only lost connections are noticed: PostgreSQL closes them when it ends, and TCP keepalives find those that are dead.
+        """
+        while True:
+            await asyncio.sleep(_LOOK_EVERY_SECONDS)
+            while self._intake.consuming and not self._store.connected and self._worker.store_hold.reason is None:
+                try:
+                    await self._store.open()
+                except Unavailable as outage:
+                    self._watch.held("idle", outage)
+                    await self._idle_hold.wait(outage.reason)
+            if self._idle_hold.reason is not None:
+                self._watch.released("idle", self._idle_hold.release())
 
     async def _trim_inbox(self) -> None:
         keep = timedelta(seconds=self._settings.inbox_keep_seconds)

@@ -1,12 +1,16 @@
-"""The client with a broker whose limits the test may change."""
+"""The client with a broker whose limits the test may change, or that is away for a while."""
 
+import asyncio
+import sys
 from uuid import uuid4
 
 import pytest
 
 from sandbox import RabbitMQ
+from sandbox.proxy import Proxy
 from task_activity_log.client import NotSent, TaskActivityLog, TaskActivityLogClient, Upsert, UpsertRejected
 from tests.broker_control import largest_message
+from tests.commands import environment
 from tests.serving import serving
 
 
@@ -43,3 +47,52 @@ async def test_a_record_that_is_larger_than_the_brokers_limit_fails_alone(
                 await client.send_many(upserts, on_sent=sent.append)
         assert {answer.upsert.message_id for answer in refusal.value.answers} == {"5", "6", "23"}
         assert sum(sent) == 27
+
+
+_PROGRAM = """
+import asyncio, os, sys
+from uuid import uuid4
+from task_activity_log.client import TaskActivityLog, TaskActivityLogClient
+
+async def main():
+    say = lambda text: print(text, flush=True)
+    async with TaskActivityLogClient(
+        os.environ["AMQP_URL"], on_outage=lambda _: say("away"), on_connected=lambda: say("connected")
+    ) as client:
+        await client.upsert(TaskActivityLog(id=uuid4()))
+        say("stored")
+        await asyncio.to_thread(sys.stdin.readline)
+        await client.upsert(TaskActivityLog(id=uuid4()))
+        say("stored again")
+
+asyncio.run(main())
+"""
+
+
+async def test_an_outage_that_the_client_survives_prints_nothing(amqp_url: str, database_url: str) -> None:
+    """The drivers log tracebacks, which Python prints for a program that has not configured logging."""
+    async with serving(amqp_url, database_url), Proxy.to(amqp_url) as proxy:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-c",
+            _PROGRAM,
+            env=environment(AMQP_URL=proxy.url),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        told = [await process.stdout.readline() for _ in range(2)]
+        assert told == [b"connected\n", b"stored\n"]
+        proxy.refuse()
+        proxy.cut()
+        assert await process.stdout.readline() == b"away\n"
+        proxy.accept()
+        process.stdin.write(b"\n")
+        out, err = await process.communicate()
+    lines = out.decode().split("\n")
+    assert lines[-2] == "stored again"
+    assert "connected" in lines
+    assert err == b""

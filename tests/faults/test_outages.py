@@ -7,6 +7,7 @@ from uuid import uuid4
 import pytest
 
 from sandbox.proxy import Proxy
+from task_activity_log import service as service_module
 from task_activity_log.service import Service
 from tests.asking import Connection
 from tests.faults.conversation import TOPOLOGY, conversing, until
@@ -35,6 +36,23 @@ async def test_an_outage_of_the_database_is_waited_out(amqp_url: str, database_u
             proxy.accept()
             assert await talk.outcomes(1) == ["inserted"]
             await until(lambda: ready(service))
+
+
+async def test_an_idle_worker_notices_an_outage_of_the_database(
+    amqp_url: str, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So `/readyz` says that a message could not be stored, before one comes, and says when it could be again."""
+    monkeypatch.setattr(service_module, "_LOOK_EVERY_SECONDS", 0.05)
+    async with Proxy.to(database_url) as proxy, conversing(amqp_url) as talk:
+        async with serving(amqp_url, proxy.url, **QUICK) as service:
+            proxy.refuse()
+            proxy.cut()
+            await until(lambda: any("holding: connection" in reason for reason in service.status.not_ready()))
+            assert service.status.not_alive() == []
+            proxy.accept()
+            await until(lambda: ready(service))
+            await talk.send()
+            assert await talk.outcomes(1) == ["inserted"]
 
 
 async def test_a_database_that_does_not_answer_is_an_outage_and_not_an_error_of_a_row(

@@ -3,8 +3,11 @@
 import asyncio
 import errno
 import socket
+from collections.abc import Callable
+from contextlib import suppress
 
 import pytest
+import structlog
 from aiormq.exceptions import (
     ChannelAccessRefused,
     ChannelNotFoundEntity,
@@ -16,7 +19,8 @@ from aiormq.exceptions import (
 
 from task_activity_log.aio import end
 from task_activity_log.problem import Unavailable
-from task_activity_log.rabbitmq.link import LOST, LinkOptions, Missing, OutageKind, connect, describe
+from task_activity_log.rabbitmq.link import LOST, LinkOptions, Missing, OutageKind, connect, describe, supervise
+from tests import virtual_time
 
 
 async def test_a_task_that_loses_a_cancellation_is_ended_nevertheless() -> None:
@@ -110,3 +114,22 @@ async def test_a_name_that_nobody_knows_is_no_such_host() -> None:
         async with connect(LinkOptions("amqp://nohost.invalid/"), "test"):
             pass
     assert describe(refused.value).text == "no such host"
+
+
+def test_an_outage_is_logged_once_for_each_reason_and_again_after_a_minute() -> None:
+    """Each attempt would otherwise be a line, of each connection, for as long as the broker is away."""
+    reasons = ["a"] * 5 + ["b"] * 5
+
+    async def session(_: Callable[[], None]) -> None:
+        raise ConnectionError(reasons.pop(0) if reasons else "b")
+
+    async def supervised() -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(200):
+                await supervise("intake", session, lambda: None)
+
+    with structlog.testing.capture_logs() as events:
+        virtual_time.run(supervised())
+    told = [event["reason"] for event in events]
+    assert told[:2] == ["a", "b"]
+    assert 3 <= len(told) <= 6

@@ -297,6 +297,7 @@ class Publication:
                 partitions_exchange=partitions_exchange_of(self.settings),
                 app_id="task-activity-log publish",
                 on_outage=self._away,
+                on_connected=self._back,
             ) as client:
                 await (self._ask(client) if self.wait else self._send(client))
         except ClientError as error:
@@ -378,6 +379,11 @@ class Publication:
         if reason != self._outage:
             say(f"waiting for the broker: {reason}")
         self._outage = reason
+
+    def _back(self) -> None:
+        if self._outage:
+            say("connected to the broker again")
+        self._outage = ""
 
 
 Complaints: TypeAlias = list[tuple[str, str]]

@@ -83,7 +83,13 @@ class Asks:
     """
 
     def __init__(
-        self, broker: str | LinkOptions, *, routing: Routing, app_id: str, on_outage: Callable[[str], None]
+        self,
+        broker: str | LinkOptions,
+        *,
+        routing: Routing,
+        app_id: str,
+        on_outage: Callable[[str], None],
+        on_connected: Callable[[], None] = lambda: None,
     ) -> None:
         """Do not connect yet. Raises `ClientError` if the URL is not that of a broker."""
         self._connections = Connections(broker, on_outage=self._away, on_failure=self._fail)
@@ -91,7 +97,9 @@ class Asks:
         self._app_id = app_id
         self._on_outage = on_outage
         self._message_max = MessageMax()
-        self._publisher = Publisher(self._connections.options, purpose="upserts", message_max=self._message_max)
+        self._publisher = Publisher(
+            self._connections.options, purpose="upserts", message_max=self._message_max, on_connected=on_connected
+        )
         self._listening = asyncio.Event()
         self._listener = asyncio.Lock()
         self._has_listener = False

@@ -37,6 +37,7 @@ class TaskActivityLogClient:
         app_id: str = PROGRAM,
         window: int = 2_000,
         on_outage: Callable[[str], None] = lambda _: None,
+        on_connected: Callable[[], None] = lambda: None,
     ) -> None:
         """Do not connect yet.
 
@@ -49,12 +50,15 @@ class TaskActivityLogClient:
             app_id: who publishes, for those who read the dead letters.
             window: how many upserts of a bulk may be unanswered.
             on_outage: called with the reason each time that a connection is lost or cannot be opened again.
+            on_connected: called each time that a connection is established, also the first time.
 
         Raises:
             ClientError: the URL is not that of a broker.
         """
         routing = Routing(exchange, partitioned=partitioned, partitions_exchange=partitions_exchange)
-        self._asks: Sending = Asks(broker, routing=routing, app_id=app_id, on_outage=on_outage)
+        self._asks: Sending = Asks(
+            broker, routing=routing, app_id=app_id, on_outage=on_outage, on_connected=on_connected
+        )
         self.window = window
 
     async def __aenter__(self) -> Self:

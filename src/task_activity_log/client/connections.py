@@ -1,6 +1,7 @@
 """The client's connections: the first attempt succeeds or fails at once; later losses are reported and repaired."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -13,6 +14,11 @@ from task_activity_log.rabbitmq.link import LinkOptions, Outage, OutageKind
 from task_activity_log.rabbitmq.publisher import MessageMax, Publisher
 
 PROGRAM = "task-activity-log"
+
+for _driver in ("aiormq", "aio_pika"):
+    # Without a handler Python would print what the drivers log, such as a traceback for each outage that the client survives.
+    # Programs that configure logging get it as before.
+    logging.getLogger(_driver).addHandler(logging.NullHandler())
 
 
 class Connections:

@@ -39,6 +39,8 @@ LOST = (AMQPError, OSError, TimeoutError, Unavailable, aio_pika.exceptions.AMQPE
 """What a lost or refused connection raises. RuntimeError is what aiormq raises for a channel on a closed connection."""
 
 _CLOSE_SECONDS = 2.0
+_AGAIN_SECONDS = 60.0
+"""How often an outage with the same reason is logged."""
 
 
 class OutageKind(Enum):
@@ -215,6 +217,24 @@ async def _open(
             factory.transport.abort()  # closes also what was interrupted while it opened or closed
 
 
+class _Log:
+    """Logs the state of a supervised connection: an outage once for each reason, and again once a minute."""
+
+    def __init__(self, purpose: str) -> None:
+        self._purpose = purpose
+        self._logged: tuple[str, float] | None = None  # the latest reason, and when it was logged (time of the loop)
+
+    def connected(self) -> None:
+        self._logged = None
+        log.info("broker_connected", link=self._purpose)
+
+    def unavailable(self, outage: Outage, delay: float) -> None:
+        now = asyncio.get_running_loop().time()
+        if self._logged is None or self._logged[0] != outage.text or now - self._logged[1] >= _AGAIN_SECONDS:
+            self._logged = outage.text, now
+            log.warning("broker_unavailable", link=self._purpose, reason=outage.text, retry_in_seconds=round(delay, 1))
+
+
 async def supervise(
     purpose: str,
     session: Callable[[Callable[[], None]], Awaitable[None]],
@@ -229,7 +249,7 @@ async def supervise(
         lost: called after each session that was established and has ended.
         on_outage: called with the reason when a session ends; nothing is logged then.
     """
-    backoff = Backoff(first=0.5, most=10.0)
+    backoff, logged = Backoff(first=0.5, most=10.0), _Log(purpose)
     established = False
 
     def on_established() -> None:
@@ -237,7 +257,7 @@ async def supervise(
         established = True
         backoff.reset()
         if on_outage is None:
-            log.info("broker_connected", link=purpose)
+            logged.connected()
 
     while True:
         established = False
@@ -251,7 +271,7 @@ async def supervise(
             lost()
         delay = backoff.delay()
         if on_outage is None:
-            log.warning("broker_unavailable", link=purpose, reason=outage.text, retry_in_seconds=round(delay, 1))
+            logged.unavailable(outage, delay)
         else:
             on_outage(outage)
         await asyncio.sleep(delay)

@@ -57,6 +57,7 @@ class Publisher:
         *,
         purpose: str = "replies",
         confirm_timeout_seconds: float = 30.0,
+        on_connected: Callable[[], None] = lambda: None,
         on_lost: Callable[[], None] = lambda: None,
         message_max: MessageMax | None = None,
     ) -> None:
@@ -66,12 +67,14 @@ class Publisher:
             options: how to reach the broker.
             purpose: the connection's name in logs and in the broker's management.
             confirm_timeout_seconds: how long `publish` waits for confirms by default.
+            on_connected: called when a connection can publish.
             on_lost: called when a connection that could publish is lost.
             message_max: told what the broker says about its largest message.
         """
         self._options = options
         self._purpose = purpose
         self._confirm_timeout = confirm_timeout_seconds
+        self._on_connected = on_connected
         self._on_lost = on_lost
         self._message_max = message_max or MessageMax()
         self._channel: ConfirmChannel | None = None  # this and the next two are set by `_keep_open`
@@ -169,6 +172,8 @@ class Publisher:
                 established()
             self._channel, self._frame_reader = channel, frame_reader
             self._connected.set()
+            if reason is None:
+                self._on_connected()
             try:
                 self.last_reason = reason = await wait_closed(channel.channel, channel.broken)
             finally:

@@ -114,12 +114,12 @@ METRICS = {
     "task_activity_log_hold_seconds_total": Metric(
         "counter",
         "Time spent waiting out outages, including the current one, by what is waiting and why.",
-        {"place": ("start", "store", "reply"), "reason": ()},
+        {"place": ("start", "idle", "store", "reply"), "reason": ()},
     ),
     "task_activity_log_retries_total": Metric(
         "counter",
         "Attempts that failed because the database or the broker was unavailable.",
-        {"place": ("start", "store", "reply")},
+        {"place": ("start", "idle", "store", "reply")},
     ),
     "task_activity_log_connections_lost_total": Metric(
         "counter",
@@ -237,7 +237,9 @@ EVENTS = {
     # the broker
     "broker_connected": Event("info", "A connection was established.", ("link",)),
     "broker_unavailable": Event(
-        "warning", "A connection was lost or refused; the worker tries again.", ("link", "reason", "retry_in_seconds")
+        "warning",
+        "A connection was lost or refused; the worker tries again. Logged for each new reason, and once a minute.",
+        ("link", "reason", "retry_in_seconds"),
     ),
     "topology_differs": Event(
         "warning",

@@ -1,0 +1,85 @@
+"""`make run`: a worker with a private RabbitMQ and PostgreSQL, until Ctrl-C."""
+
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+
+import sandbox
+from sandbox.demo import DemoError, command, finish, is_ready
+from sandbox.service import free_port
+
+_PORT = 8080
+_LOOK_SECONDS = 0.1
+
+
+def main() -> int:
+    """Run the worker until it ends; return its exit status."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        port = _port()
+        with sandbox.start() as services:
+            return _run(services.environment, port)
+    except (DemoError, sandbox.SandboxError) as error:
+        print(f"run: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _port() -> int:
+    """The port in HTTP_PORT; without it 8080, or a free one if that is taken. DemoError if the one in HTTP_PORT is taken."""
+    given = os.environ.get("HTTP_PORT")
+    port = int(given) if given else _PORT
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            if given:
+                raise DemoError(
+                    f"cannot listen on port {port}: {error.strerror}; set HTTP_PORT to a free port"
+                ) from None
+            return free_port()
+    return port
+
+
+def _run(services: Mapping[str, str], port: int) -> int:
+    """Run the worker, and say what to do in another terminal once it is ready."""
+    environment = {"HTTP_HOST": "127.0.0.1", **os.environ, **services, "HTTP_PORT": str(port)}
+    for line in finish("migrate", environment=environment):
+        sandbox.say_on_stderr(line)
+    signal.signal(signal.SIGINT, lambda *_: None)  # the terminal sends Ctrl-C to the worker too, which then drains
+    worker = subprocess.Popen(command("run"), env=environment)
+    signal.signal(signal.SIGTERM, lambda *_: worker.terminate())
+    threading.Thread(target=_say_when_ready, args=(worker, services, port), daemon=True).start()
+    status = worker.wait()
+    return status if status >= 0 else 128 - status
+
+
+def _say_when_ready(worker: subprocess.Popen[bytes], services: Mapping[str, str], port: int) -> None:
+    ended = threading.Event()
+    while worker.poll() is None and not ended.wait(_LOOK_SECONDS):
+        if is_ready(port):
+            print(_next_steps(services, port), flush=True)
+            return
+
+
+def _next_steps(services: Mapping[str, str], port: int) -> str:
+    """Lines for another terminal, to be copied as they are."""
+    activate = Path(sys.executable).with_name("activate")
+    exports = [f"export {name}={shlex.quote(value)}" for name, value in services.items()]
+    lines = [f". {shlex.quote(str(activate))}", *exports, "task-activity-log publish docs/examples/samples/record.json"]
+    return "\n".join(
+        ["", f"The worker is ready: http://127.0.0.1:{port}/readyz. Ctrl-C stops it and removes everything.",
+         "In another terminal, in this folder:", "", *(f"    {line}" for line in lines), ""]
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit(main())
