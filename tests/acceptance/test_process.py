@@ -207,7 +207,8 @@ async def test_an_address_of_another_machine_is_one_line_and_exit_code_2(amqp_ur
         ("bad.json", b'{"id":\n nope}', "bad.json:2:2: is not JSON"),
         ("bad.jsonl", f'{{"id": "{SAMPLE_ID}"}}\n\n {{]\n'.encode(), "bad.jsonl:3:3: is not JSON"),
         ("latin1.json", b'{"id": 1,\n"subject": "\xc3\xa9 \xe9"}', "latin1.json:2:15: is not UTF-8"),
-        ("records.csv", b"id", "records.csv: is neither .json, .jsonl nor .xml"),
+        ("records.txt", b"id", "records.txt: the name does not end in .json, .jsonl, .ndjson, .xml or .csv"),
+        ("records.csv", b"Nummer\n1\n", "records.csv:1: has no column id"),
     ],
 )
 async def test_an_unreadable_file_is_one_line_and_nothing_is_sent(
