@@ -133,6 +133,26 @@ async def database(to: Services, options: argparse.Namespace) -> object:
     return {"medians": drain.table("PostgreSQL settings", costs, baseline="as shipped"), "rounds": _raw(costs)}
 
 
+async def journal(to: Services, options: argparse.Namespace) -> object:
+    """With and without the journal, and the room that it takes."""
+    journaling = ours("with the journal", WORKER_JOURNAL="true")
+    again = [ours(name, PYTHONPATH=path) for name, _, path in (each.partition("=") for each in options.against)]
+    rounds, seconds = options.rounds, options.seconds
+    costs = await drain.in_turn(
+        to, [ours(), journaling, *again], waiting=options.messages, rounds=rounds, seconds=seconds
+    )
+    medians = drain.table("The journal", costs, baseline=OURS)
+    await drain.once(to, journaling, waiting=options.messages, seconds=seconds)
+    query = "SELECT count(*), pg_table_size(oid), pg_indexes_size(oid) FROM {0}, pg_class WHERE relname = '{0}' GROUP BY oid"
+    found = await to.database.fetchrow(query.format("task_activity_log_journal"))
+    assert found is not None  # noqa: S101 - there are rows, because a worker has just written them
+    rows, table, indexes = found
+    show.say(
+        f"the journal takes {table / rows:.0f} bytes a message, and its indexes {indexes / rows:.0f}, of {rows:,} messages"
+    )
+    return {"medians": medians, "bytes": {"table": table / rows, "indexes": indexes / rows}, "rounds": _raw(costs)}
+
+
 async def memory(to: Services, options: argparse.Namespace) -> object:
     """The worker's memory during a long run."""
     return await growth.memory(to, seconds=options.memory_seconds)
@@ -154,6 +174,7 @@ SCENARIOS: dict[str, Callable[[Services, argparse.Namespace], Awaitable[object]]
     "database": database,
     "memory": memory,
     "inbox": inbox,
+    "journal": journal,
     "limits": limits_,
 }
 

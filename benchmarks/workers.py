@@ -169,7 +169,9 @@ class Services:
         for name in (TOPOLOGY.requests_queue, TOPOLOGY.replies_queue, TOPOLOGY.dead_letters_queue):
             await (await self._channel.get_queue(name)).purge()
         if tables:
-            await self.database.execute("TRUNCATE task_activity_log, task_activity_log_inbox")
+            await self.database.execute(
+                "TRUNCATE task_activity_log, task_activity_log_inbox, task_activity_log_journal"
+            )
         await self.database.execute("CHECKPOINT")
 
     async def take_replies(self) -> None:

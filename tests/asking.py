@@ -14,6 +14,8 @@ from task_activity_log.record import Applied, TaskActivityLog
 from tests.fakes import delivered
 
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
+OLDER = "DROP TABLE task_activity_log_journal; UPDATE task_activity_log_alembic_version SET version_num = '0001'"
+"""Makes the schema of a release without the journal."""
 
 
 def ask(

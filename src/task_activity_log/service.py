@@ -33,6 +33,7 @@ from task_activity_log.telemetry.metrics import Metrics
 from task_activity_log.telemetry.watch import Watch
 from task_activity_log.wiring import (
     connector_of,
+    journal_of,
     link_of,
     reply_options_of,
     rules_of,
@@ -48,6 +49,9 @@ log = structlog.get_logger(__name__)
 
 _FINISHING_SHARE = 1 / 3
 """The part of the drain limit in which messages in hand are still taken. The batches under way then get another third."""
+
+_JOURNAL_SHARE = 1 / 10
+"""The part of the drain limit that the journal may take to write its last rows."""
 
 _CLOSING_SHARE = 1 / 4
 """The part of the drain limit that is left to return messages to the queue and to close the connections."""
@@ -78,6 +82,11 @@ class Service:
         self._store = store_of(settings, connector)
         self._parked_store = store_of(settings, connector)  # connects only while something is parked,
         self._slow_store = store_of(settings, connector)  # and this one only while a slow row is
+        self._journal = journal_of(
+            settings, connector, on_dropped=count["task_activity_log_journal_rows_lost_total"].inc
+        )
+        if self._journal is not None:
+            self._watch.on_answered = self._journal.add
         message_max = MessageMax()
         self._publisher = Publisher(
             link,
@@ -205,8 +214,10 @@ class Service:
             asyncio.create_task(self._replies.run(), name="retries of replies"),
             asyncio.create_task(self._intake.run(), name="intake"),
             asyncio.create_task(self._watch_database(), name="watch of the database"),
-            asyncio.create_task(self._trim_inbox(), name="trim"),
+            asyncio.create_task(self._trim(), name="trim"),
         ]
+        if self._journal is not None:
+            tasks.append(asyncio.create_task(self._journal.run(), name="journal"))
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
@@ -214,6 +225,8 @@ class Service:
             await self._drain(working)
         finally:
             await end(*tasks)
+            if self._journal is not None:
+                await self._journal.finish(self._settings.drain_limit_seconds * _JOURNAL_SHARE)
             await asyncio.gather(*(store.close() for store in (self._store, self._parked_store, self._slow_store)))
             server.close()
             if self._traces is not None:
@@ -277,7 +290,8 @@ class Service:
             if self._idle_hold.reason is not None:
                 self._watch.released("idle", self._idle_hold.release())
 
-    async def _trim_inbox(self) -> None:
+    async def _trim(self) -> None:
+        """Forget old requests and old answers, also those of a journal that is not kept any more."""
         keep = timedelta(seconds=self._settings.inbox_keep_seconds)
         while True:
             with suppress(Unavailable):
@@ -286,6 +300,9 @@ class Service:
                     trimmed = await self._store.trim(keep, _TRIM_CHUNK)
                     self.metrics.counters["task_activity_log_inbox_trimmed_total"].inc(trimmed)
                 self._inbox_age = await self._store.inbox_age()
+            with suppress(Unavailable):
+                while await self._store.trim_journal(keep, _TRIM_CHUNK) == _TRIM_CHUNK:
+                    pass
             await asyncio.sleep(_TRIM_EVERY_SECONDS)
 
 

@@ -227,6 +227,9 @@ class Settings(BaseModel):
     alone, which they do from five on. It must be below the delivery limit of the queue (20)."""
     inbox_keep_seconds: Annotated[float, Field(ge=60, le=10 * 365 * 86_400)] = 86_400.0
     """How long a message is remembered for deduplication, in seconds."""
+    journal: bool = False
+    """Whether the database records how each message was answered, without payloads, so that `task-activity-log find` can say
+    what became of a message ([the journal](operations.md#the-journal)). Kept as long as `WORKER_INBOX_KEEP_SECONDS` says."""
 
     _environment: Mapping[str, str] = PrivateAttr(default_factory=lambda: os.environ)
     _files: dict[str, str] = PrivateAttr(default_factory=dict)

@@ -15,6 +15,7 @@ from task_activity_log.telemetry import logs
 
 if TYPE_CHECKING:
     from task_activity_log.postgresql.connecting import Connector
+    from task_activity_log.postgresql.journal import Journal
     from task_activity_log.postgresql.store import Store
     from task_activity_log.postgresql.survey import Survey
 
@@ -129,6 +130,15 @@ def store_of(settings: Settings, connector: Connector | None = None) -> Store:
         statement_cache_size=settings.database_statement_cache,
         read_bytes=settings.batch_bytes,
     )
+
+
+def journal_of(settings: Settings, connector: Connector, on_dropped: Callable[[int], object]) -> Journal | None:
+    """The journal of a worker; None if it keeps none. `on_dropped` is called with the number of rows that will be missing."""
+    if not settings.journal:
+        return None
+    from task_activity_log.postgresql.journal import Journal  # noqa: PLC0415 - only workers that keep one need it
+
+    return Journal(connector, statement_cache_size=settings.database_statement_cache, on_dropped=on_dropped)
 
 
 def survey_of(settings: Settings) -> Survey:

@@ -26,6 +26,7 @@ from task_activity_log.cli.publish import Publication
 from task_activity_log.rabbitmq.outgoing import Fate, Outgoing
 from task_activity_log.rabbitmq.publisher import Publisher
 from task_activity_log.rabbitmq.topology import Topology, declare
+from tests.asking import OLDER
 from tests.commands import COMMAND, World, command, end, start
 from tests.terminals import on_a_terminal
 
@@ -968,6 +969,21 @@ async def test_migrate_says_what_it_did(empty_database_url: str) -> None:
     again = await command("migrate", DATABASE_URL=empty_database_url)
     assert first.out.startswith("The schema was created. It is at revision ")
     assert again.out.startswith("Nothing to do: the schema is at revision ")
+    connection = await asyncpg.connect(empty_database_url)
+    await connection.execute(OLDER)
+    await connection.close()
+    upgraded = await command("migrate", DATABASE_URL=empty_database_url)
+    assert upgraded.out.startswith("The schema was upgraded from revision 0001. It is at revision ")
+
+
+async def test_migrate_prints_the_sql_for_an_older_schema() -> None:
+    """Only with a revision that it knows, and only when it prints."""
+    said = await command("migrate", "--sql", "--from", "0001")
+    assert (said.code, "CREATE TABLE task_activity_log_journal" in said.out) == (0, True)
+    assert "CREATE TABLE task_activity_log (" not in said.out
+    for arguments, why in ((["--sql", "--from", "1"], "it has 0001, "), (["--from", "0001"], "only with --sql")):
+        said = await command("migrate", *arguments)
+        assert (said.code, why in said.err, said.out) == (2, True, "")
 
 
 async def test_what_became_of_a_message_is_found(channel: AbstractChannel, amqp_url: str, database_url: str) -> None:

@@ -23,10 +23,11 @@ from task_activity_log.cli.check import check, findings
 from task_activity_log.cli.check.finding import Finding
 from task_activity_log.cli.check.limits import number
 from task_activity_log.client import PoisonQueue, TaskActivityLog, TaskActivityLogClient, subscribe
+from task_activity_log.postgresql import migrations
 from task_activity_log.postgresql.store import Store
 from task_activity_log.problem import Unavailable
 from task_activity_log.settings import load
-from tests.asking import Connection, grants
+from tests.asking import OLDER, Connection, grants
 from tests.commands import Said, command
 from tests.faults.conversation import until
 from tests.serving import serving
@@ -545,6 +546,29 @@ async def test_a_function_that_was_revoked_is_named_with_the_grant(
         assert worst(await look(amqp_url, url), "broken", "warning") == []
     finally:
         await database.execute(f"GRANT EXECUTE ON FUNCTION {names} TO PUBLIC; DROP OWNED BY {role}; DROP ROLE {role}")
+
+
+async def test_a_schema_without_the_journal_is_a_warning(
+    amqp_url: str, database_url: str, database: Connection
+) -> None:
+    """The worker works without it. With WORKER_JOURNAL it says that the journal is not kept, and a missing privilege by name."""
+    role = f"worker_{secrets.token_hex(4)}"
+    await database.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'secret'; {grants(role)}")
+    url = login(database_url, role, "secret")
+    try:
+        found = await look(amqp_url, url, WORKER_JOURNAL="true")
+        assert ("journal", "how messages were answered is recorded") in worst(found, "fine")
+        await database.execute(f"REVOKE DELETE ON task_activity_log_journal FROM {role}")
+        found = await look(amqp_url, url, WORKER_JOURNAL="true")
+        assert worst(found, "warning") == [("journal", "is not kept: lacks DELETE on task_activity_log_journal")]
+        await database.execute(OLDER)
+        older = ("schema", f"revision 0001, and this release has {migrations.head()}")
+        assert worst(await look(amqp_url, url), "broken", "warning") == [older]
+        found = await look(amqp_url, url, WORKER_JOURNAL="true")
+        missing = ("journal", "is not kept: there is no table task_activity_log_journal")
+        assert worst(found, "broken", "warning") == [older, missing]
+    finally:
+        await database.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
 
 
 async def test_changes_to_the_schema_are_found(amqp_url: str, database_url: str, database: Connection) -> None:

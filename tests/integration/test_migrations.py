@@ -14,7 +14,7 @@ import pytest
 from task_activity_log.postgresql import migrations
 from task_activity_log.postgresql.store import Store
 from task_activity_log.problem import Failed, Unavailable
-from tests.asking import Connection, ask, grants, merge, outcomes, until_blocked
+from tests.asking import OLDER, Connection, ask, grants, merge, outcomes, until_blocked
 
 
 async def migrate(url: str) -> str:
@@ -154,6 +154,23 @@ async def test_the_printed_sql_run_twice_does_no_harm(empty: Connection) -> None
     assert await schema(empty) == before
 
 
+@pytest.mark.parametrize("how", ["migrate", "sql"])
+async def test_an_older_schema_is_upgraded_with_its_rows(database_url: str, database: Connection, how: str) -> None:
+    """By the command, or by a DBA; afterwards it is the same as a new one. Until then the worker works with it."""
+    expected = await schema(database)
+    await database.execute(OLDER)
+    store = Store(database_url)
+    await store.probe()
+    assert outcomes(await store.apply([ask()])) == ["inserted"]
+    await store.close()
+    if how == "migrate":
+        assert await migrate(database_url) == migrations.head()
+    else:
+        await database.execute(migrations.as_sql("0001"))
+    assert await schema(database) == expected
+    assert await database.fetchval("SELECT count(*) FROM task_activity_log") == 1
+
+
 async def test_a_table_that_others_have_created_is_not_touched(empty_database_url: str, empty: Connection) -> None:
     """`migrate` refuses and changes nothing; another application's version table of Alembic does not matter."""
     await empty.execute("""
@@ -181,7 +198,7 @@ async def test_the_schema_is_where_the_search_path_says(empty_database_url: str,
     await empty.execute("CREATE SCHEMA app")
     url = empty_database_url + ("&" if "?" in empty_database_url else "?") + "search_path=app"
     await migrate(url)
-    assert await empty.fetchval("SELECT count(*) FROM pg_tables WHERE schemaname = 'app'") == 3
+    assert await empty.fetchval("SELECT count(*) FROM pg_tables WHERE schemaname = 'app'") == 4
     assert await empty.fetchval("SELECT count(*) FROM pg_class WHERE relnamespace = 'public'::regnamespace") == 0
     store = Store(url)
     assert outcomes(await store.apply([ask()])) == ["inserted"]
@@ -230,6 +247,10 @@ class TestGrants:
         assert outcomes(await store.apply([merge(request.record.id)])) == ["updated"]
         await store.probe()
         assert await store.trim(timedelta(0), 10) == 2
+        await database.execute(
+            "INSERT INTO task_activity_log_journal (answered_at, reply_id, outcome) VALUES (now(), gen_random_uuid(), '')"
+        )
+        assert await store.trim_journal(timedelta(0), 10) == 1
         assert await store.schema_version() == migrations.head()
         await store.close()
 
@@ -241,6 +262,7 @@ class TestGrants:
             "ALTER TABLE task_activity_log DISABLE TRIGGER USER",
             "DROP TABLE task_activity_log_inbox",
             "UPDATE task_activity_log_inbox SET processed_at = now()",
+            "UPDATE task_activity_log_journal SET outcome = 'inserted'",
             "UPDATE task_activity_log_alembic_version SET version_num = ''",
         ],
     )

@@ -26,6 +26,11 @@ def test_the_runbook_names_metrics_and_events_that_exist() -> None:
     """So does docs/operations.md: a name that changes must change there too."""
     text = read("docs/runbook.md") + read("docs/operations.md")
     for name in re.findall(r"task_activity_log_[a-z_]+", text):
-        assert name in METRICS or name.removeprefix("task_activity_log_") in ("inbox", "modified", "worker"), name
+        assert name in METRICS or name.removeprefix("task_activity_log_") in (
+            "inbox",
+            "journal",
+            "modified",
+            "worker",
+        ), name
     for event in re.findall(r"event `([a-z_]+)`", text):
         assert event in EVENTS, event

@@ -121,6 +121,15 @@ def run() -> None:
 def migrate(
     *,
     sql: Annotated[bool, typer.Option("--sql", help="Print the SQL for a DBA to run, without connecting.")] = False,
+    since: Annotated[
+        str,
+        typer.Option(
+            "--from",
+            metavar="REVISION",
+            help="With --sql: for a database whose schema has this revision already, as `check` shows it.",
+            show_default=False,
+        ),
+    ] = "",
 ) -> None:
     """Bring the database schema up to date. Safe to run again, and to run concurrently. Needs DATABASE_URL."""
     from task_activity_log.postgresql import migrations
@@ -128,8 +137,12 @@ def migrate(
     from task_activity_log.wiring import connector_of
 
     before: list[str | None] = []
+    if since and not sql:
+        fail("--from is of use only with --sql: without it, the revision is found in the database", WRONG_USE)
+    if since and since not in migrations.known():
+        fail(f"--from {since}: no revision of this release; it has {', '.join(sorted(migrations.known()))}", WRONG_USE)
     if sql:
-        print_data(migrations.as_sql(), end=b"")
+        print_data(migrations.as_sql(since or None), end=b"")
         return
     settings = settings_or_exit("database_url")
     try:

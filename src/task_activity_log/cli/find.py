@@ -1,8 +1,11 @@
 """`task-activity-log find`: what became of a message or a record, as far as the database and the queues show it."""
 
+from __future__ import annotations
+
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from task_activity_log.cli.exit_codes import DONE, FAILED
@@ -11,11 +14,19 @@ from task_activity_log.client import ClientError, Received, StoredReply
 from task_activity_log.client.dead_letters import DeadLetter, borrow_dead_letters
 from task_activity_log.client.messages import received_reply
 from task_activity_log.client.record_id import record_id
-from task_activity_log.problem import Unavailable
+from task_activity_log.problem import Failed, NotMigrated, Unavailable
 from task_activity_log.record import StoredTaskActivityLog
 from task_activity_log.settings import Settings
 from task_activity_log.streams import one_line
 from task_activity_log.wiring import link_of, survey_of
+
+if TYPE_CHECKING:
+    from task_activity_log.postgresql.survey import Survey
+
+_NOT_PERMITTED = "42501"
+
+_ANSWERS_MAX = 50
+"""How many answers are shown. A record can have many more."""
 
 
 @dataclass
@@ -26,6 +37,10 @@ class Found:
     replies: list[Received] = field(default_factory=list)
     """Those that wait in the replies queue."""
     rows: list[StoredTaskActivityLog] = field(default_factory=list)
+    answers: list[Mapping[str, Any]] = field(default_factory=list)
+    """What the journal has, the oldest first."""
+    no_journal: str = ""
+    """Why the journal says nothing; empty if it was read."""
 
 
 def find(settings: Settings, name: str) -> int:
@@ -36,10 +51,14 @@ def find(settings: Settings, name: str) -> int:
         print(one_line(line))
     if lines:
         return DONE
-    say(
-        f"{name}: no row, no dead letter and no waiting reply. It may wait in the requests queue, or have been answered before"
-    )
+    before = f"have been answered before ({found.no_journal})" if found.no_journal else _NOT_IN_JOURNAL
+    say(f"{name}: no row, no dead letter and no waiting reply. It may wait in the requests queue, or {before}")
     return FAILED
+
+
+_NOT_IN_JOURNAL = (
+    "have been answered before WORKER_JOURNAL was set or longer ago than the journal is kept; or it is not the whole id"
+)
 
 
 async def _look(settings: Settings, name: str) -> Found:
@@ -55,20 +74,35 @@ async def _look(settings: Settings, name: str) -> Found:
             found.replies += [reply for reply in replies if _is_reply_of(reply, name, identifier)]
         else:
             found.letters += [letter for letter in letters if _is_letter_of(letter, name, identifier)]
-    ids = {identifier, *(record_id(letter.body, letter.properties.content_type) for letter in found.letters)}
-    ids |= {reply.record.id for reply in found.replies if isinstance(reply, StoredReply)}
-    found.rows = await _rows(settings, sorted(one for one in ids if one is not None))
-    return found
-
-
-async def _rows(settings: Settings, ids: Sequence[UUID]) -> list[StoredTaskActivityLog]:
     survey = survey_of(settings)
     try:
-        return await survey.records(ids) if ids else []
+        found.answers, found.no_journal = await _answers(survey, name, identifier)
+        found.rows = await survey.records(sorted(_records(found, identifier)))
     except Unavailable as error:
         raise ClientError(f"the database cannot be used: {error.reason}") from None
     finally:
         await survey.close()
+    return found
+
+
+def _records(found: Found, identifier: UUID | None) -> set[UUID]:
+    """The ids of all records that it can be about."""
+    ids = {identifier, *(record_id(letter.body, letter.properties.content_type) for letter in found.letters)}
+    ids |= {reply.record.id for reply in found.replies if isinstance(reply, StoredReply)}
+    ids |= {answer["record_id"] for answer in found.answers}
+    return {one for one in ids if one is not None}
+
+
+async def _answers(survey: Survey, name: str, identifier: UUID | None) -> tuple[list[Mapping[str, Any]], str]:
+    """What the journal has, and why it says nothing if it cannot be read."""
+    try:
+        return await survey.answers(name, identifier, _ANSWERS_MAX), ""
+    except NotMigrated:
+        return [], "there is no journal: run task-activity-log migrate, and set WORKER_JOURNAL for the workers"
+    except Failed as failed:
+        if failed.sqlstate != _NOT_PERMITTED:
+            raise
+        return [], "this role may not read the journal: it needs SELECT on task_activity_log_journal"
 
 
 def _lines(found: Found) -> Iterator[str]:
@@ -77,10 +111,27 @@ def _lines(found: Found) -> Iterator[str]:
     for letter in found.letters:
         since = letter.since.isoformat() if letter.since else "at an unknown time"
         yield f"dead letter {letter.name}: {letter.code} since {since}, from {letter.publisher}: {letter.detail}"
+    if len(found.answers) == _ANSWERS_MAX:
+        yield f"the {_ANSWERS_MAX} newest answers follow; there may be more"
+    for answer in found.answers:
+        yield _answer(answer)
     for reply in found.replies:
         published = reply.published.isoformat() if reply.published else "at an unknown time"
         answers = f", answers message {reply.correlation_id}" if reply.correlation_id else ""
         yield f"waiting reply {reply.message_id}: {reply.outcome} {reply.code or ''}, published {published}{answers}"
+
+
+def _answer(answer: Mapping[str, Any]) -> str:
+    """A row of the journal."""
+    outcome = answer["outcome"] + (f" ({answer['code']})" if answer["code"] else "")
+    of = {
+        "message": answer["message_id"],
+        "correlation_id": answer["correlation_id"],
+        "record": answer["record_id"],
+        "from": answer["publisher"],
+    }
+    known = "".join(f", {name} {value}" for name, value in of.items() if value is not None)
+    return f"answered {answer['answered_at'].isoformat()}: {outcome}{known}, reply {answer['reply_id']}"
 
 
 def _is_letter_of(letter: DeadLetter, name: str, identifier: UUID | None) -> bool:

@@ -40,9 +40,10 @@ def settings_(
 def find(
     name: Annotated[str, typer.Argument(metavar="ID", help="A message_id, a correlation_id or the id of a record.")],
 ) -> None:
-    """Find out what became of a message or a record: the row, dead letters, and replies that wait in the replies queue.
+    """Find out what became of a message or a record: the row, dead letters, waiting replies, and what the journal has.
 
-    Changes nothing. Needs AMQP_URL and DATABASE_URL. Exits 1 if there is no trace of it.
+    With WORKER_JOURNAL, the workers record when and how each message was answered. Changes nothing. Needs AMQP_URL and
+    DATABASE_URL. Exits 1 if there is no trace of it.
 
     \b
     Examples:

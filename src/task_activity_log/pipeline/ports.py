@@ -32,6 +32,8 @@ class Settlement(Generic[D]):
     """Whether the reply is published. An answer to one of our own replies could come back again and again."""
     record: UUID | None = None
     """The record that was stored; None if the message is rejected."""
+    asked: UUID | None = None
+    """The record that was asked for, if the message was decoded and is rejected all the same."""
     protected: bool = True
     """Whether the request changes nothing when it is delivered again, because it has a key or a version."""
     acknowledged: bool = False

@@ -21,4 +21,4 @@ def stored(request: Request[D], applied: Applied, nulls: wire.Nulls) -> Settleme
 
 def rejected(request: Request[D], problem: Problem) -> Settlement[D]:
     """For a request that is answered with a problem and dead-lettered."""
-    return Settlement(request.delivery, reply.rejected(request, problem), problem)
+    return Settlement(request.delivery, reply.rejected(request, problem), problem, asked=request.record.id)

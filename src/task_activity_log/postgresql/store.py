@@ -3,7 +3,7 @@
 import json
 from asyncio import gather
 from collections.abc import Awaitable, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from functools import cache, partial
 from importlib import resources
 from operator import attrgetter
@@ -25,6 +25,7 @@ from task_activity_log.postgresql.session import (
     Session,
 )
 from task_activity_log.postgresql.statements import sql
+from task_activity_log.postgresql.trimming import Trimming
 from task_activity_log.problem import Failed, NotMigrated, Refused, TimedOut, Unavailable
 from task_activity_log.record import (
     FIELDS,
@@ -83,7 +84,6 @@ _ANY = sql("any")
 READ = sql("read").replace("{too_long}", _TOO_LONG.format(most_bytes="$2::pg_catalog.int8"))
 CONFIRM = sql("confirm")
 _LOCKED = sql("locked")
-_TRIM, _INBOX_AGE = sql("trim"), sql("inbox_age")
 _SCHEMA_VERSION, _CHECK = sql("schema_version"), sql("check")
 
 _CONFIRM_SECONDS = 5.0
@@ -141,6 +141,8 @@ class Store:
         self._maintenance = Session(connection, CONFIRM, confirm_seconds)
         marks = Marks(partial(self._maintain, self._writer))
         self.marked, self.mark, self.unmark = marks.marked, marks.mark, marks.unmark
+        trimming = Trimming(partial(self._maintain, self._maintenance))
+        self.trim, self.trim_journal, self.inbox_age = trimming.trim, trimming.trim_journal, trimming.inbox_age
         self._has_xmax: bool | None = None  # see `table.has_xmax`; None: not known yet
 
     @property
@@ -328,26 +330,6 @@ class Store:
             Unavailable: the database cannot be used, or a privilege is missing.
         """
         return {row["id"] for row in await self._maintain(self._writer, _LOCKED, ids)}
-
-    async def trim(self, keep: timedelta, chunk: int) -> int:
-        """Forget at most `chunk` requests that were stored longer than `keep` ago, and return their number.
-
-        If it is less than `chunk`, there are no more of them, or another worker is forgetting them at this time.
-
-        Raises:
-            Unavailable: the database cannot be used, or a privilege is missing.
-        """
-        [row] = await self._maintain(self._maintenance, _TRIM, keep, chunk)
-        return int(row["count"])
-
-    async def inbox_age(self) -> float:
-        """How many seconds ago the oldest request in the inbox was stored; 0 if there is none.
-
-        Raises:
-            Unavailable: the database cannot be used, or a privilege is missing.
-        """
-        [row] = await self._maintain(self._maintenance, _INBOX_AGE)
-        return float(row["seconds"])
 
     async def schema_version(self) -> str | None:
         """The revision of the schema (see `migrations.head`); None if the database was not migrated yet.

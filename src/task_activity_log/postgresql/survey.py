@@ -11,7 +11,7 @@ from task_activity_log.postgresql.store import CONFIRM, READ, answer
 from task_activity_log.problem import Refused, Unavailable
 from task_activity_log.record import Outcome, StoredTaskActivityLog
 
-_CHANGED, _COUNT = sql("changed"), sql("count_changed")
+_CHANGED, _COUNT, _JOURNAL = sql("changed"), sql("count_changed"), sql("journal_found")
 _PAGE = 500
 FIRST = UUID(int=0)
 """The id that is before those of all records."""
@@ -65,6 +65,15 @@ class Survey:
             ):  # its texts and those of the others were too long together, or it cannot be read
                 found |= await self._read([identifier])
         return [found[identifier] for identifier in ids if identifier in found]
+
+    async def answers(self, name: str, record: UUID | None, most: int) -> list[Row]:
+        """What the journal says about a message_id, a correlation_id or a record: the newest answers, the oldest first.
+
+        Raises:
+            NotMigrated: there is no journal.
+            Unavailable: the database cannot be used, or a privilege is missing.
+        """
+        return (await self._ask(_JOURNAL, name, record, most))[::-1]
 
     async def _read(self, ids: Sequence[UUID]) -> dict[UUID, StoredTaskActivityLog]:
         rows = await self._ask(READ, ids, self._read_bytes)

@@ -135,6 +135,9 @@ METRICS = {
     "task_activity_log_inbox_keep_seconds": Metric(
         "gauge", "WORKER_INBOX_KEEP_SECONDS: requests that are older than this are deleted from the inbox."
     ),
+    "task_activity_log_journal_rows_lost_total": Metric(
+        "counter", "Answers that are missing in the journal because it could not be written. Only with WORKER_JOURNAL."
+    ),
     "task_activity_log_build_info": Metric("gauge", "Always 1; the label is the running version.", {"version": ()}),
 }
 """By the name that Prometheus shows. The Prometheus client adds process_*, python_info and python_gc_*."""
@@ -262,6 +265,10 @@ EVENTS = {
     "batch_abandoned": Event(
         "info", "The worker is draining during an outage and gave up: unsettled messages are redelivered.", ("stage",)
     ),
+    "journal_failing": Event(
+        "warning", "The journal cannot be written. It is tried again; messages are answered meanwhile.", ("reason",)
+    ),
+    "journal_recovered": Event("info", "The journal is written again."),
     # the console
     "console_action_begun": Event(
         "info",

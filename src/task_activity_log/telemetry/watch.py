@@ -2,9 +2,9 @@
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Any, Literal
 
 import structlog
 
@@ -24,6 +24,8 @@ class Watch:
         self._reasons: dict[str, str] = {}
         self.last_batch: dict[str, object] | None = None
         """When the last batch was answered, and its number of messages."""
+        self.on_answered: Callable[[Sequence[Settlement[Any]]], None] | None = None
+        """Called with each batch that was answered and settled. Must return at once."""
 
     def took(self, stage: Literal["decode", "store", "reply"], seconds: float) -> None:
         """A stage took this long for one batch."""
@@ -34,6 +36,8 @@ class Watch:
         if not settlements:
             return
         self._metrics.answered(settlements)
+        if self.on_answered is not None:
+            self.on_answered(settlements)
         self.last_batch = {"at": datetime.now(UTC).isoformat(timespec="seconds"), "size": len(settlements)}
         if log.is_enabled_for(logging.DEBUG):
             for settlement in settlements:

@@ -19,7 +19,7 @@ async def findings(settings: Settings) -> list[Finding]:
     try:
         row, found = await database.describe(), await database.look()
         try:
-            schema = _judge_revision(await database.schema_version())
+            schema = _judge_revision(await database.schema_version(), fits=not any(table.misfits(found)))
         except Unavailable as error:
             advice = f"run as the role that migrated: psql … -f {store.GRANTS}"
             schema = Finding("broken", "schema", error.reason, advice)
@@ -31,7 +31,8 @@ async def findings(settings: Settings) -> list[Finding]:
     server = (*_judge_server(row, target.addresses, local=target.is_local), *_judge_standbys(row))
     if found["kind"] is None:  # the schema's finding says so, unless the table is in another schema
         return [*server, *(list(_judge_table(found)) or [schema])]
-    return [*server, schema, *_judge_rights(row), *_judge_table(found)]
+    journal = _judge_journal(row) if settings.journal else ()
+    return [*server, schema, *_judge_rights(row), *_judge_table(found), *journal]
 
 
 def _judge_server(row: Row, where: str, *, local: bool) -> Iterator[Finding]:
@@ -53,14 +54,15 @@ def _judge_standbys(row: Row) -> Iterator[Finding]:
         yield Finding("warning", "standbys", found, advice)
 
 
-def _judge_revision(revision: str | None) -> Finding:
+def _judge_revision(revision: str | None, *, fits: bool) -> Finding:
+    """The revision of the schema. What is missing in an older one may be something that this worker does not use."""
     if revision is None:
         return Finding("broken", "schema", "not migrated yet", "run task-activity-log migrate")
     if revision == migrations.head():
         return Finding("fine", "schema", f"revision {revision}")
     if revision in migrations.known():
-        found = f"revision {revision}, but {migrations.head()} is needed"
-        return Finding("broken", "schema", found, "run task-activity-log migrate")
+        found = f"revision {revision}, and this release has {migrations.head()}"
+        return Finding("warning" if fits else "broken", "schema", found, "run task-activity-log migrate")
     found = f"revision {revision}: made by a newer release"
     return Finding("warning", "schema", found, "use that release here as well")
 
@@ -80,6 +82,18 @@ def _judge_rights(row: Row) -> Iterator[Finding]:
         yield Finding("warning", role, found, "run workers as a role of their own (docs/operations.md)")
     else:
         yield Finding("fine", role, "has the privileges that it needs, and no more")
+
+
+def _judge_journal(row: Row) -> Iterator[Finding]:
+    """With WORKER_JOURNAL. Messages are answered whatever is found here."""
+    if not row["has_journal"]:
+        found = "is not kept: there is no table task_activity_log_journal"
+        yield Finding("warning", "journal", found, "run task-activity-log migrate")
+    elif row["journal_missing"]:
+        advice = f"run as the role that migrated: psql -v role={row['role']} -f {store.GRANTS}"
+        yield Finding("warning", "journal", f"is not kept: lacks {', '.join(row['journal_missing'])}", advice)
+    else:
+        yield Finding("fine", "journal", "how messages were answered is recorded")
 
 
 def _judge_table(found: Row) -> Iterator[Finding]:

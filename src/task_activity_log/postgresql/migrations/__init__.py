@@ -90,10 +90,13 @@ def migrate(
     raise Unavailable(failure)
 
 
-def as_sql() -> str:
-    """The SQL that `migrate` executes in a database without our schema, for a DBA to run with `psql -f`."""
+def as_sql(since: str | None = None) -> str:
+    """The SQL that `migrate` executes, for a DBA to run with `psql -f`.
+
+    It is for a database without our schema, or with the revision `since`, which must be one of `known()`.
+    """
     text = io.StringIO()
-    command.upgrade(_config(output_buffer=text), "head", sql=True)
+    command.upgrade(_config(output_buffer=text), f"{since}:head" if since else "head", sql=True)
     return text.getvalue()
 
 

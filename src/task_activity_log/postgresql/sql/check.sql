@@ -2,7 +2,8 @@
 -- Functions, operators and types have their schema: see write.sql.
 WITH tables AS (
     SELECT
-        pg_catalog.to_regclass('task_activity_log') AS records, pg_catalog.to_regclass('task_activity_log_inbox') AS inbox
+        pg_catalog.to_regclass('task_activity_log') AS records, pg_catalog.to_regclass('task_activity_log_inbox') AS inbox,
+        pg_catalog.to_regclass('task_activity_log_journal') AS journal
 )
 SELECT
     pg_catalog.current_setting('server_version') AS version,
@@ -25,6 +26,9 @@ SELECT
         ('SELECT', records), ('INSERT', records), ('UPDATE', records),
         ('SELECT', inbox), ('INSERT', inbox), ('DELETE', inbox)
     ) AS needed (name, on_table) WHERE NOT pg_catalog.has_table_privilege(on_table, name)) AS missing,
+    journal IS NOT NULL AS has_journal,
+    (SELECT pg_catalog.array_agg(pg_catalog.concat(name, ' on ', journal)) FROM (VALUES ('SELECT'), ('INSERT'), ('DELETE'))
+        AS needed (name) WHERE NOT pg_catalog.has_table_privilege(journal, name)) AS journal_missing,
     -- Everybody may execute it by default; in hardened databases that is revoked. See confirm.sql.
     (SELECT pg_catalog.min(emit.oid::pg_catalog.regprocedure::pg_catalog.text) FROM pg_catalog.pg_proc AS emit
         WHERE emit.pronamespace OPERATOR(pg_catalog.=) 'pg_catalog'::pg_catalog.regnamespace

@@ -5,4 +5,5 @@
 -- It also executes pg_logical_emit_message, which everybody may unless that was revoked: `check` says so, and what to grant.
 GRANT SELECT, INSERT, UPDATE ON task_activity_log TO :"role";
 GRANT SELECT, INSERT, DELETE ON task_activity_log_inbox TO :"role";
+GRANT SELECT, INSERT, DELETE ON task_activity_log_journal TO :"role";
 GRANT SELECT ON task_activity_log_alembic_version TO :"role";

@@ -1,0 +1,38 @@
+"""The journal: how messages were answered. The workers fill it only with WORKER_JOURNAL."""
+
+from textwrap import dedent
+
+from alembic import op
+
+revision = "0002"
+down_revision = "0001"
+
+
+def upgrade() -> None:
+    """Create the journal. Workers of older releases do not use it."""
+    # The columns of fixed length come first, so that nothing is lost to alignment. Rows are deleted in the order of their
+    # numbers; the primary key also lets them be deleted where all tables are published for logical replication.
+    _execute("""
+        CREATE TABLE task_activity_log_journal (
+            number bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+            answered_at timestamptz NOT NULL,
+            record_id uuid,
+            reply_id uuid NOT NULL,
+            outcome text NOT NULL,
+            code text,
+            message_id text,
+            correlation_id text,
+            publisher text
+        )
+    """)
+    _execute("""
+        COMMENT ON TABLE task_activity_log_journal IS
+            'How messages were answered, for task-activity-log find. Filled with WORKER_JOURNAL, and trimmed by the workers.'
+    """)
+    # A hash index has four bytes of each value. These texts can have 255.
+    for column in ("message_id", "correlation_id", "record_id"):
+        _execute(f"CREATE INDEX task_activity_log_journal_{column} ON task_activity_log_journal USING hash ({column})")
+
+
+def _execute(statement: str) -> None:
+    op.execute(dedent(statement).strip())  # a DBA may read the printed SQL

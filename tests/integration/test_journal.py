@@ -1,0 +1,276 @@
+"""The journal: how each message was answered, and that nothing depends on it."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+import aio_pika
+import pytest
+import structlog
+
+from task_activity_log.pipeline import reply
+from task_activity_log.pipeline.ports import Settlement
+from task_activity_log.postgresql import journal as journal_module
+from task_activity_log.postgresql.connecting import Connector
+from task_activity_log.postgresql.journal import _ROWS_MAX, Journal
+from task_activity_log.postgresql.store import Store
+from task_activity_log.problem import Code, Problem
+from tests.asking import Connection, until_blocked
+from tests.commands import Said, command
+from tests.fakes import delivered
+from tests.faults.conversation import TOPOLOGY, Conversation, conversing, until
+from tests.serving import serving
+
+
+def answered(message_id: str | None = None, record: UUID | None = None, **properties: Any) -> Settlement[Any]:
+    """A message that was rejected."""
+    delivery = delivered(b"", message_id, **properties)
+    return Settlement(delivery, reply.undecoded(delivery, Problem(Code.INVALID_DATE, "")), asked=record)
+
+
+async def rows(database: Connection) -> list[dict[str, Any]]:
+    """What the journal has, without numbers and times."""
+    found = await database.fetch("SELECT * FROM task_activity_log_journal ORDER BY number")
+    return [{name: value for name, value in row.items() if name not in ("number", "answered_at")} for row in found]
+
+
+async def until_journaled(database: Connection, count: int) -> list[dict[str, Any]]:
+    """Wait until the journal has this number of rows."""
+    async with asyncio.timeout(60):
+        while len(found := await rows(database)) < count:
+            await asyncio.sleep(0.02)
+    return found
+
+
+async def send(talk: Conversation, body: object, **properties: Any) -> None:
+    """Publish any message."""
+    exchange = await talk.channel.get_exchange(TOPOLOGY.requests_exchange, ensure=False)
+    await exchange.publish(aio_pika.Message(json.dumps(body).encode(), **properties), "upsert")
+
+
+@asynccontextmanager
+async def journaling(database_url: str, lost: list[int]) -> AsyncIterator[Journal]:
+    """A journal that writes. `lost` gets the numbers of rows that are missing."""
+    journal = Journal(Connector(database_url), on_dropped=lost.append)
+    task = asyncio.create_task(journal.run())
+    yield journal
+    task.cancel()
+    await asyncio.wait([task])
+    await journal.finish(5.0)
+
+
+async def test_what_was_answered_is_found_when_nothing_else_is_left(
+    amqp_url: str, database_url: str, database: Connection
+) -> None:
+    """By message_id, correlation_id and record: stored, repeated, refused by the database, and not decoded."""
+    stored, refused = uuid4(), uuid4()
+    await database.execute("ALTER TABLE task_activity_log ADD CONSTRAINT few CHECK (subject <> 'secret')")
+    async with conversing(amqp_url) as talk, serving(amqp_url, database_url, WORKER_JOURNAL="true"):
+        sent: dict[str, Any] = {"message_id": "m-1", "correlation_id": "c-1", "app_id": "crm"}
+        for _ in range(2):
+            await send(talk, {"id": str(stored)}, **sent)
+            [answer] = await talk_answers(talk, 1)
+        await send(talk, {"id": str(refused), "subject": "secret"}, message_id="m-2")
+        await send(talk, {"id": "secret"}, message_id="m-3", app_id="crm")
+        await send(talk, {"id": str(stored)}, correlation_id="c-4", message_id=str(stored))
+        await talk_answers(talk, 3)
+        await until_journaled(database, 5)
+        await talk.kept()
+    services: dict[str, Any] = {"AMQP_URL": amqp_url, "DATABASE_URL": database_url}
+
+    async def found(name: str) -> list[str]:
+        said = await command("find", name, **services)
+        assert said.code == 0
+        return [line.partition(": ")[2] for line in said.lines if line.startswith("answered ")]
+
+    first = f"inserted, message m-1, correlation_id c-1, record {stored}, from crm, reply {answer.message_id}"
+    assert await found("m-1") == [first, first.replace("inserted", "duplicate")] == await found("c-1")
+    assert [line.split(",")[0] for line in await found(str(stored))] == ["inserted", "duplicate", "updated"]
+    [line] = await found(str(refused))
+    assert line.startswith(f"rejected (refused_by_database), message m-2, record {refused}, reply ")
+    [line] = await found("m-3")
+    assert line.startswith("rejected (invalid_uuid), message m-3, from crm, reply ")
+    [line] = await found("c-4")
+    assert line.startswith(f"updated, message {stored}, correlation_id c-4, record {stored}, reply ")
+    nothing = await command("find", "m-4", **services)
+    assert (nothing.code, "longer ago than the journal is kept" in nothing.err) == (1, True)
+    assert "secret" not in str(await database.fetch("SELECT * FROM task_activity_log_journal"))
+
+
+async def talk_answers(talk: Conversation, count: int) -> list[aio_pika.abc.AbstractIncomingMessage]:
+    async with asyncio.timeout(60):
+        return [await talk.answers.get() for _ in range(count)]
+
+
+async def test_without_the_setting_nothing_is_recorded(amqp_url: str, database_url: str, database: Connection) -> None:
+    """And there is no connection for it. `find` says what it would need."""
+    async with conversing(amqp_url) as talk, serving(amqp_url, database_url):
+        await talk.send()
+        assert await talk.outcomes(1) == ["inserted"]
+        sessions = await database.fetchval(
+            "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'task-activity-log-worker'"
+            " AND datname = current_database()"
+        )
+        assert sessions <= 2
+        assert not [task for task in asyncio.all_tasks() if task.get_name() == "journal"]
+    assert await rows(database) == []
+
+
+async def test_a_journal_that_does_not_exist_yet_delays_nobody(
+    amqp_url: str, database_url: str, database: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after an update without `migrate`. It is logged once, and what was answered is written when there is one."""
+    monkeypatch.setattr(journal_module, "_RETRY_SECONDS", 0.01)
+    await database.execute("ALTER TABLE task_activity_log_journal RENAME TO away")
+    with structlog.testing.capture_logs() as events:
+        async with conversing(amqp_url) as talk, serving(amqp_url, database_url, WORKER_JOURNAL="true"):
+            await talk.send()
+            assert await talk.outcomes(1) == ["inserted"]
+            await until(lambda: any(event["event"] == "journal_failing" for event in events))
+            await talk.send()
+            assert await talk.outcomes(1) == ["inserted"]
+            await database.execute("ALTER TABLE away RENAME TO task_activity_log_journal")
+            assert len(await until_journaled(database, 2)) == 2
+    [failing] = [event for event in events if event["event"] == "journal_failing"]
+    assert failing["reason"].startswith("not migrated yet (42P01)")
+    assert [event["event"] for event in events].count("journal_recovered") == 1
+
+
+async def test_a_journal_that_is_locked_delays_nobody(
+    amqp_url: str, database_url: str, database: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Messages are answered while a statement of the journal waits for the lock, here for an hour; and the worker stops."""
+    monkeypatch.setattr(journal_module, "_WRITE", journal_module._WRITE.replace("'1s'", "'1h'"))
+    monkeypatch.setattr(journal_module, "_STATEMENT_SECONDS", 3600.0)
+    async with conversing(amqp_url) as talk, database.transaction():
+        await database.execute("LOCK TABLE task_activity_log_journal")
+        settings: dict[str, Any] = {"WORKER_JOURNAL": "true", "WORKER_DRAIN_LIMIT_SECONDS": "5"}
+        settings["WORKER_DATABASE_COMMAND_TIMEOUT_SECONDS"] = "3600"
+        async with serving(amqp_url, database_url, **settings) as service:
+            for _ in range(3):
+                await talk.send()
+                assert await talk.outcomes(1) == ["inserted"]
+                await until_blocked(database)
+            lost = service.metrics.counters["task_activity_log_journal_rows_lost_total"]
+        assert lost._value.get() == 3
+
+
+async def test_what_was_answered_last_is_written_at_the_end(
+    amqp_url: str, database_url: str, database: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that stops does not lose it. Here it has not come to write anything before."""
+
+    async def idle(_: Journal) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(Journal, "run", idle)
+    async with conversing(amqp_url) as talk:
+        async with serving(amqp_url, database_url, WORKER_JOURNAL="true"):
+            await talk.send()
+            assert await talk.outcomes(1) == ["inserted"]
+            assert await rows(database) == []
+        assert len(await rows(database)) == 1
+
+
+async def test_rows_that_the_database_refuses_are_found_and_dropped(database_url: str, database: Connection) -> None:
+    """All others are written, in their order."""
+    await database.execute("ALTER TABLE task_activity_log_journal ADD CHECK (message_id NOT LIKE 'bad%')")
+    lost: list[int] = []
+    names = ["bad1", *(f"m{number}" for number in range(50)), "bad2", "last"]
+    async with journaling(database_url, lost) as journal:
+        journal.add([answered(name) for name in names])
+        found = await until_journaled(database, 51)
+    assert [row["message_id"] for row in found] == [name for name in names if not name.startswith("bad")]
+    assert lost == [1, 1]
+
+
+async def test_the_rows_that_wait_are_bounded(database_url: str, database: Connection) -> None:
+    """The oldest are dropped, and counted."""
+    lost: list[int] = []
+    journal = Journal(Connector(database_url), on_dropped=lost.append)
+    journal.add([answered(str(number)) for number in range(_ROWS_MAX + 5)])
+    assert lost == [5]
+    await journal.finish(60.0)
+    assert lost == [5]
+    found = await database.fetchrow(
+        "SELECT count(*), min(message_id::int), max(message_id::int) FROM task_activity_log_journal"
+    )
+    assert found is not None
+    assert tuple(found) == (_ROWS_MAX, 5, _ROWS_MAX + 4)
+
+
+async def test_what_nobody_could_find_is_not_recorded(database_url: str, database: Connection) -> None:
+    """A message without any id. Texts that cannot be stored, or are longer than AMQP allows, are left out."""
+    record, lost = uuid4(), list[int]()
+    async with journaling(database_url, lost) as journal:
+        journal.add(
+            [
+                answered(),
+                answered("a\0b", correlation_id="x" * 256),
+                answered("\ud800", record=record, app_id="\0", user_id="ignored"),
+                answered("same", correlation_id="same", user_id="guest"),
+                answered(headers={"MessageId": "m" * 255}),
+            ]
+        )
+        found = await until_journaled(database, 3)
+    known = [(row["message_id"], row["correlation_id"], row["record_id"], row["publisher"]) for row in found]
+    assert known == [(None, None, record, None), ("same", None, None, "guest"), ("m" * 255, None, None, None)]
+    assert not lost
+
+
+async def test_the_journal_is_trimmed_with_the_inbox_also_when_it_is_not_kept_any_more(
+    amqp_url: str, database_url: str, database: Connection, store: Store
+) -> None:
+    """Old rows are deleted in chunks, by one worker at a time; a missing journal is no error."""
+    await database.execute("""
+        INSERT INTO task_activity_log_journal (answered_at, reply_id, outcome)
+        SELECT now() - interval '25 hours', gen_random_uuid(), 'inserted' FROM generate_series(1, 25)
+        UNION ALL SELECT now() - interval '23 hours', gen_random_uuid(), 'young'
+    """)
+    day = timedelta(days=1)
+    async with database.transaction():
+        assert await database.fetchval("SELECT pg_try_advisory_xact_lock($1)", int.from_bytes(b"tal-trim") + 1)
+        assert await store.trim_journal(day, 10) == 0
+    assert [await store.trim_journal(day, 10) for _ in range(2)] == [10, 10]
+    async with serving(amqp_url, database_url):
+        async with asyncio.timeout(60):
+            while [row["outcome"] for row in await rows(database)] != ["young"]:
+                await asyncio.sleep(0.02)
+    await database.execute("DROP TABLE task_activity_log_journal")
+    assert await store.trim_journal(day, 10) == 0
+
+
+class TestFind:
+    """`find` says why the journal says nothing."""
+
+    async def test_without_a_journal(self, amqp_url: str, database_url: str, database: Connection) -> None:
+        """As with an older schema. The row is found all the same."""
+        record = uuid4()
+        await database.execute("DROP TABLE task_activity_log_journal")
+        await database.execute("INSERT INTO task_activity_log (id) VALUES ($1)", record)
+        async with conversing(amqp_url, answers=False):
+            said = await look(amqp_url, database_url, "nobody")
+            assert (said.code, "there is no journal: run task-activity-log migrate" in said.err) == (1, True)
+            said = await look(amqp_url, database_url, str(record))
+            assert (said.code, said.lines[0].startswith(f"row {record}: ")) == (0, True)
+
+    async def test_the_newest_answers_of_a_record(self, amqp_url: str, database_url: str, database: Connection) -> None:
+        """A record can have more answers than anybody wants to read."""
+        record = uuid4()
+        await database.execute(
+            "INSERT INTO task_activity_log_journal (answered_at, record_id, reply_id, outcome, message_id)"
+            " SELECT now(), $1, gen_random_uuid(), 'updated', n FROM generate_series(1, 60) n",
+            record,
+        )
+        async with conversing(amqp_url, answers=False):
+            said = await look(amqp_url, database_url, str(record))
+        assert said.lines[0] == "the 50 newest answers follow; there may be more"
+        assert ["message 11," in said.lines[1], "message 60," in said.lines[-1], len(said.lines)] == [True, True, 51]
+
+
+async def look(amqp_url: str, database_url: str, name: str) -> Said:
+    return await command("find", name, AMQP_URL=amqp_url, DATABASE_URL=database_url)
