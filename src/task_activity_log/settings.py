@@ -137,7 +137,7 @@ class Settings(BaseModel):
     """Port on which health and metrics are served. With 0 a free port is used."""
     log_format: Literal["auto", "json", "console"] = "auto"
     """Format of log events. `auto` means `console` on a terminal and `json` otherwise."""
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(str.lower)] = "info"
     """Lowest level that is logged. `info` logs one event per batch, `debug` also one per message."""
 
     batch_max: Annotated[int, Field(ge=1, le=5000)] = 500
@@ -431,12 +431,17 @@ def _secret(name: str, path: str, errors: list[str]) -> str:
 
 
 def _explain(error: ErrorDetails) -> str:
-    text = str(error.get("ctx", {}).get("error", error["msg"]))  # our own validators' text, else pydantic's
+    # Never the value: it may be a secret in the wrong variable.
+    text = str(error.get("ctx", {}).get("error", _TEXTS.get(error["type"], error["msg"])))
     if not error["loc"]:  # a combination of settings, which the text names
         return text
     linked = error["loc"] == ("http_port",) and str(error.get("input")).startswith("tcp://")
     advice = _OF_SERVICE_HTTP if linked else ""
     return f"{variable(str(error['loc'][0]))}: {text[:1].lower()}{text[1:]}{advice}"
+
+
+_TEXTS = {"int_parsing": "should be a whole number, written in digits", "float_parsing": "should be a number"}
+"""Instead of pydantic's, by pydantic's type of the error."""
 
 
 def _missing(name: str) -> str:

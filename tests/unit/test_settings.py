@@ -8,6 +8,7 @@ import certifi
 import pytest
 from pamqp.commands import Exchange, Queue
 
+from task_activity_log.cli.settings_list import misspelled
 from task_activity_log.settings import Settings, SettingsError, load, variable
 
 URLS = {"AMQP_URL": "amqp://guest:guest@broker/", "DATABASE_URL": "postgresql://me:secret@database/app"}
@@ -41,6 +42,23 @@ def test_an_unknown_setting_is_refused_with_the_likely_one() -> None:
     ]
 
 
+def test_a_level_may_be_written_in_capitals() -> None:
+    assert load({**URLS, "LOG_LEVEL": "DEBUG"}).log_level == "debug"
+
+
+def test_a_variable_that_is_nearly_a_setting_is_named() -> None:
+    """Without our prefix it may be another program's, so it is not refused."""
+    odd = {"HTTP_PORTT": "1", "AMQP_URI": "2", "LOG_LEVL": "3", "MANAGEMENT_URLS": "4"}
+    others = {"HTTP_PROXY": "1", "LOG_FILE": "2", "AMQP_URL_FILE": "3", "PATH": "4"}
+    assert misspelled({**URLS, **odd, **others}) == {
+        "AMQP_URI": "AMQP_URL",
+        "HTTP_PORTT": "HTTP_PORT",
+        "LOG_LEVL": "LOG_LEVEL",
+        "MANAGEMENT_URLS": "MANAGEMENT_URL",
+    }
+    load({**URLS, **odd})
+
+
 @pytest.mark.parametrize(
     ("name", "value", "reason"),
     [
@@ -52,7 +70,9 @@ def test_an_unknown_setting_is_refused_with_the_likely_one() -> None:
         ("HTTP_HOST", "a b", "is not the name or address of a host"),
         ("HTTP_HOST", "\udcff", "is not the name or address of a host"),
         ("WORKER_INBOX_KEEP_SECONDS", "inf", "less than or equal to"),
-        ("HTTP_PORT", "tcp://10.0.0.1:80", "should be a valid integer"),
+        ("HTTP_PORT", "tcp://10.0.0.1:80", "should be a whole number, written in digits"),
+        ("WORKER_BATCH_MAX", "1e3", "should be a whole number, written in digits"),
+        ("WORKER_DRAIN_LIMIT_SECONDS", "10s", "should be a number"),
         ("WORKER_UPDATE_MODE", "secret", "should be 'replace' or 'merge'"),
     ],
 )
@@ -214,9 +234,7 @@ def test_variables_of_a_kubernetes_service_are_no_settings() -> None:
     load({f"WORKER_{name}": "tcp://10.0.0.1:8080" for name in names}, needed=())
     with pytest.raises(SettingsError, match="WORKER_PORTS: unknown setting"):
         load({"WORKER_PORTS": "1"}, needed=())
-    with pytest.raises(
-        SettingsError, match=r"HTTP_PORT: input should be .*; Kubernetes sets it for a service named http"
-    ):
+    with pytest.raises(SettingsError, match=r"HTTP_PORT: should be .*; Kubernetes sets it for a service named http"):
         load({"HTTP_PORT": "tcp://10.0.0.1:80"}, needed=())
 
 

@@ -285,7 +285,7 @@ def test_a_problem_in_json_has_the_members_of_rfc_9457() -> None:
         "type": "urn:task-activity-log:problem:invalid_uuid",
         "title": "Invalid uuid",
         "status": 422,
-        "detail": "Send id as a uuid such as 9652e68c-7b6d-4598-bbbd-4e933126c994. 2 more fields are invalid too: see errors.",
+        "detail": "Send id as a uuid such as 9652e68c-7b6d-4598-bbbd-4e933126c994. 2 more fields are invalid too.",
         "code": "invalid_uuid",
         "errors": [
             {
@@ -320,7 +320,7 @@ def test_the_detail_says_how_many_more_fields_are_invalid() -> None:
         json.loads(rejection(delivered(body)).body)["detail"]
         for body in (b'{"id":1,"user_id":1}', b'{"user_id":1}', b'{"id":1,"ID":1}')
     ]
-    assert details[0].endswith(". 1 more field is invalid too: see errors.")
+    assert details[0].endswith(". 1 more field is invalid too.")
     assert details[1].startswith("Send id as a uuid that is not all zeros. 1 more ")
     assert details[2] == "Send id only once; upper and lower case do not matter."
 

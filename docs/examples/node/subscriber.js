@@ -1,4 +1,5 @@
-// Follow the replies: node subscriber.js (AMQP_URL names the broker). Stop it with Ctrl-C.
+// Follow the replies: node subscriber.js (AMQP_URL names the broker). Stop it with Ctrl-C. It ends when the connection is
+// lost: let whatever runs it, such as systemd or Kubernetes, start it again. Nothing is lost meanwhile.
 import amqp from "amqplib";
 
 const newest = new Map(); // modified_dateutc by id; a real subscriber stores it with its data
@@ -13,7 +14,9 @@ await channel.consume("task_activity_log.replies", (reply) => {
     console.log("rejected", headers["x-error-code"], correlationId);
   } else if (type !== "task_activity_log.stored") {
     console.log("not a reply of the worker:", type);
-  } else if (contentType === "application/json") { // replies to requests in XML are not read by this example
+  } else if (contentType !== "application/json") { // a reply has the format of its request
+    console.log("in XML, which this example does not read:", correlationId);
+  } else {
     const record = JSON.parse(reply.content.toString());
     // Date has milliseconds only, so the texts are compared, with the fraction padded to microseconds.
     const [seconds, fraction = ""] = record.modified_dateutc.replace("+00:00", "").split(".");

@@ -2,14 +2,14 @@
 
 import difflib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 from pydantic import SecretStr
 
 from task_activity_log.cli.exit_codes import DONE, WRONG_USE
 from task_activity_log.cli.terminal import say, table
-from task_activity_log.settings import Settings, variable
+from task_activity_log.settings import PREFIX, Settings, variable
 from task_activity_log.telemetry.logs import address
 
 _COLUMNS = ("setting", "value", "default", "from")
@@ -27,6 +27,8 @@ def show(settings: Settings, names: Sequence[str], *, changed: bool) -> int:
     if names:
         print("\n\n".join(_in_full(settings, fields[name.upper()]) for name in names))
         return DONE
+    for name, meant in misspelled().items():
+        say(f"{name} is not a setting; did you mean {meant}?")
     rows = [_row(settings, field) for field in fields.values()]
     table(_COLUMNS, [row for row in rows if not changed or row[3] != "default"])
     return DONE
@@ -68,3 +70,19 @@ def _shown(value: Any) -> str:
     if isinstance(value, tuple):
         return ",".join(value)
     return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def misspelled(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Variables that differ by one character from a setting without a prefix, and the setting: `HTTP_PORTT` and `HTTP_PORT`.
+
+    They may belong to another program. Unknown ones with the prefix are refused by `settings.load`.
+    """
+    bare = [name for name in map(variable, Settings.model_fields) if not name.startswith(PREFIX)]
+    known = {form: name for name in bare for form in _forms(name)}
+    names = {name for name in environment if name.removesuffix("_FILE") not in bare}
+    return {name: known[form] for name in sorted(names) for form in _forms(name) if form in known}
+
+
+def _forms(name: str) -> set[str]:
+    """The name, and the name without each of its characters: names that differ by one character have one in common."""
+    return {name, *(name[:index] + name[index + 1 :] for index in range(len(name)))}

@@ -93,7 +93,7 @@ def problem(errors: Collection[FieldError]) -> Problem:
     """One problem for all invalid fields, which are in the record's order. The first determines the code."""
     first = next(iter(errors))
     rest = len(errors) - 1
-    more = f" {rest} more {'field is' if rest == 1 else 'fields are'} invalid too: see errors." if rest else ""
+    more = f" {rest} more {'field is' if rest == 1 else 'fields are'} invalid too." if rest else ""
     return Problem(first.code, first.message + more, tuple(errors))
 
 

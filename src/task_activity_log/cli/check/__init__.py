@@ -13,14 +13,16 @@ worker        the worker with the same settings, as its /status shows it
 """
 
 import asyncio
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from task_activity_log.cli.check import broker, certificates, database, worker
 from task_activity_log.cli.check.finding import Finding, Verdict
+from task_activity_log.cli.settings_list import misspelled
 from task_activity_log.cli.terminal import counted
 from task_activity_log.settings import Settings
-from task_activity_log.streams import one_line
+from task_activity_log.streams import has_colours, one_line, trusted
 from task_activity_log.telemetry.logs import Redaction
 from task_activity_log.wiring import secrets_of
 
@@ -33,9 +35,20 @@ def check(settings: Settings, *, strict: bool) -> int:
     found = asyncio.run(findings(settings))
     redaction = Redaction(secrets_of(settings))
     for line in table(found):
-        print(redaction.text(line))
+        print(_coloured(redaction.text(line)), file=trusted(sys.stdout))
     bad: set[Verdict] = {"broken", "warning"} if strict else {"broken"}
     return int(any(finding.verdict in bad for finding in found))
+
+
+_COLOURS = {"fine": "32", "unknown": "33", "warning": "33", "broken": "31"}
+
+
+def _coloured(line: str) -> str:
+    """The line, on a terminal with its verdict in colour."""
+    verdict = line.partition(" ")[0]
+    if verdict not in _COLOURS or not has_colours(sys.stdout):
+        return line
+    return f"\033[{_COLOURS[verdict]}m{verdict}\033[0m{line[len(verdict) :]}"
 
 
 def table(findings: Sequence[Finding]) -> Iterator[str]:
@@ -62,4 +75,8 @@ async def findings(settings: Settings, *, patient: bool = True) -> list[Finding]
         broker.findings(settings, patient=patient),
         asyncio.to_thread(worker.findings, settings),
     )
-    return [*of_broker, *of_database, *certificates.findings(settings), *of_worker]
+    odd = [
+        Finding("warning", name, "is set, and is not a setting", f"did you mean {meant}?")
+        for name, meant in misspelled().items()
+    ]
+    return [*of_broker, *of_database, *certificates.findings(settings), *of_worker, *odd]
