@@ -408,7 +408,6 @@ _OF_A_SERVICE = re.compile(
 )
 """What Kubernetes puts into each container of a namespace with a service named `worker` or `worker-…`."""
 
-
 _OF_SERVICE_HTTP = "; Kubernetes sets it for a service named http: set it yourself, or enableServiceLinks: false"
 
 
