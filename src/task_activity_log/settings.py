@@ -408,8 +408,6 @@ _OF_A_SERVICE = re.compile(
 )
 """What Kubernetes puts into each container of a namespace with a service named `worker` or `worker-…`."""
 
-_OF_SERVICE_HTTP = "; Kubernetes sets it for a service named http: set it yourself, or enableServiceLinks: false"
-
 
 def _required(url: SecretStr | None, name: str) -> str:
     if url is None:
@@ -434,9 +432,9 @@ def _explain(error: ErrorDetails) -> str:
     text = str(error.get("ctx", {}).get("error", _TEXTS.get(error["type"], error["msg"])))
     if not error["loc"]:  # a combination of settings, which the text names
         return text
-    linked = error["loc"] == ("http_port",) and str(error.get("input")).startswith("tcp://")
-    advice = _OF_SERVICE_HTTP if linked else ""
-    return f"{variable(str(error['loc'][0]))}: {text[:1].lower()}{text[1:]}{advice}"
+    if error["loc"] == ("http_port",) and str(error.get("input")).startswith("tcp://"):
+        text += "; Kubernetes sets it for a service named http: set it yourself, or enableServiceLinks: false"
+    return f"{variable(str(error['loc'][0]))}: {text[:1].lower()}{text[1:]}"
 
 
 _TEXTS = {"int_parsing": "should be a whole number, written in digits", "float_parsing": "should be a number"}
