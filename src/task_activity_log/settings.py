@@ -427,18 +427,13 @@ def _secret(name: str, path: str, errors: list[str]) -> str:
     return content
 
 
-def _explain(error: ErrorDetails) -> str:
-    # Never the value: it may be a secret in the wrong variable.
-    text = str(error.get("ctx", {}).get("error", _TEXTS.get(error["type"], error["msg"])))
+def _explain(error: ErrorDetails) -> str:  # without the value: it may be a secret in the wrong variable
+    text = str(error.get("ctx", {}).get("error", error["msg"].partition(", unable")[0]))
     if not error["loc"]:  # a combination of settings, which the text names
         return text
     if error["loc"] == ("http_port",) and str(error.get("input")).startswith("tcp://"):
         text += "; Kubernetes sets it for a service named http: set it yourself, or enableServiceLinks: false"
     return f"{variable(str(error['loc'][0]))}: {text[:1].lower()}{text[1:]}"
-
-
-_TEXTS = {"int_parsing": "should be a whole number, written in digits", "float_parsing": "should be a number"}
-"""Instead of pydantic's, by pydantic's type of the error."""
 
 
 def _missing(name: str) -> str:
