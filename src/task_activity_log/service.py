@@ -100,6 +100,11 @@ class Service:
             on_lost=count["task_activity_log_connections_lost_total"].labels("reply-to").inc,
             message_max=message_max,
         )
+        self._forwards = Publisher(
+            link,
+            purpose="forwards",
+            on_lost=count["task_activity_log_connections_lost_total"].labels("forwards").inc,
+        )
         self._intake = Intake(
             link,
             topology,
@@ -146,7 +151,7 @@ class Service:
                 seconds=settings.park_limit_seconds,
             ),
             refused_in_a_row=settings.refused_in_a_row,
-            forwarder=Forwarder(self._publisher, topology.partitions_exchange) if topology.partitions else None,
+            forwarder=Forwarder(self._forwards, topology.partitions_exchange) if topology.partitions else None,
         )
         if (balancing := self._intake.balancing) is not None:
             balancing.alone = self._worker.writes.alone
@@ -161,9 +166,10 @@ class Service:
             intake=self._intake,
             publisher=self._publisher,
             addressed=self._addressed,
+            forwards=self._forwards if topology.partitions else None,
             replies=self._replies,
             store=self._store,
-            holds=(self._start_hold, self._idle_hold, self._worker.store_hold, self._worker.reply_hold),
+            holds=(self._start_hold, self._idle_hold, *self._worker.holds),
             parking=self._worker.parking,
             watch=self._watch,
         )
@@ -211,6 +217,7 @@ class Service:
             asyncio.create_task(self._health.beat(), name="beat"),
             asyncio.create_task(self._publisher.run(), name="publisher"),
             asyncio.create_task(self._addressed.run(), name="publisher to reply_to"),
+            *([asyncio.create_task(self._forwards.run(), name="forwards")] if self._worker.forwarding else []),
             asyncio.create_task(self._replies.run(), name="retries of replies"),
             asyncio.create_task(self._intake.run(), name="intake"),
             asyncio.create_task(self._watch_database(), name="watch of the database"),

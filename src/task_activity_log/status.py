@@ -35,6 +35,8 @@ class Status:
     intake: Intake
     publisher: Publisher
     addressed: Publisher
+    forwards: Publisher | None
+    """Of requests that were not sent by record; None without partitions."""
     replies: Replies[RabbitDelivery]
     store: Store
     holds: Sequence[Hold]
@@ -48,12 +50,17 @@ class Status:
         self._database = self.settings.database_target.addresses
 
     @property
+    def _publishers(self) -> dict[str, Publisher]:
+        forwards = {} if self.forwards is None else {"forwards": self.forwards}
+        return {"replies": self.publisher, "reply_to": self.addressed, **forwards}
+
+    @property
     def hold_reason(self) -> str | None:
         """Why the worker waits; None if it does not."""
         for hold in self.holds:
             if hold.reason is not None:
                 return hold.reason
-        blocked = self.publisher.blocked or self.addressed.blocked
+        blocked = next((each.blocked for each in self._publishers.values() if each.blocked is not None), None)
         return None if blocked is None else f"the broker blocks publishers: {blocked}"
 
     def not_ready(self) -> list[str]:
@@ -79,7 +86,6 @@ class Status:
         """The body of /status. It contains no payloads, and no settings that contain a password."""
         settings = self.settings
         broker, waiting = address(settings.required_amqp_url), self.intake.waiting
-        publisher = {"address": broker, "connected": self.publisher.connected, "blocked": self.publisher.blocked}
         return {
             "version": __version__,
             "started": self.started.isoformat(timespec="seconds"),
@@ -87,11 +93,9 @@ class Status:
             "not_alive": self.not_alive(),
             "connections": {
                 "intake": {"address": broker, "connected": self.intake.connected_since is not None},
-                "replies": publisher,
-                "reply_to": {
-                    "address": broker,
-                    "connected": self.addressed.connected,
-                    "blocked": self.addressed.blocked,
+                **{
+                    name: {"address": broker, "connected": publisher.connected, "blocked": publisher.blocked}
+                    for name, publisher in self._publishers.items()
                 },
                 "database": {"address": self._database, "connected": self.store.connected},
             },
@@ -131,7 +135,7 @@ class Status:
 
     def show_gauges(self, metrics: Metrics) -> None:
         """Let each gauge read its value here when the metrics are scraped."""
-        intake, publisher, show = self.intake, self.publisher, metrics.gauge
+        intake, show = self.intake, metrics.gauge
         show("task_activity_log_consuming", lambda: intake.consuming)
         show("task_activity_log_in_hand", lambda: intake.in_hand)
         show("task_activity_log_replies_waiting", lambda: self.replies.waiting)
@@ -142,12 +146,12 @@ class Status:
         show("task_activity_log_parked_age_seconds", lambda: self.parking.oldest_seconds)
         show("task_activity_log_prefetch", lambda: self.settings.prefetch)
         show("task_activity_log_connected", lambda: intake.connected_since is not None, "intake")
-        show("task_activity_log_connected", lambda: publisher.connected, "replies")
-        show("task_activity_log_connected", lambda: self.addressed.connected, "reply-to")
+        for name, publisher in self._publishers.items():
+            show("task_activity_log_connected", partial(_is_connected, publisher), name.replace("_", "-"))
         show("task_activity_log_connected", lambda: self.store.connected, "database")
         show(
             "task_activity_log_publisher_blocked",
-            lambda: publisher.blocked is not None or self.addressed.blocked is not None,
+            lambda: any(publisher.blocked is not None for publisher in self._publishers.values()),
         )
         show("task_activity_log_holding", lambda: self.hold_reason is not None)
         show("task_activity_log_hold_age_seconds", lambda: max(hold.seconds for hold in self.holds))
@@ -156,6 +160,10 @@ class Status:
             if (path := getattr(self.settings, name)) is not None:
                 show("task_activity_log_certificate_expires_timestamp_seconds", partial(_expires, path), variable(name))
         show("task_activity_log_build_info", lambda: 1, __version__)
+
+
+def _is_connected(publisher: Publisher) -> bool:
+    return publisher.connected
 
 
 def _expires(path: Path) -> float:

@@ -11,7 +11,7 @@ import aio_pika
 import pytest
 
 from sandbox.postgresql import PostgreSQL
-from task_activity_log.partitions import hash_slot
+from task_activity_log.partitions import hash_slot, partition_of
 from task_activity_log.postgresql import migrations
 from task_activity_log.problem import Misconfigured
 from task_activity_log.rabbitmq.topology import REQUEST_KEY, Topology, declare
@@ -30,6 +30,10 @@ async def talking(amqp_url: str) -> AsyncIterator[Conversation]:
         await declare(connection, TOPOLOGY)
     async with conversing(amqp_url, single_active_consumer=True) as talk:
         yield talk
+
+
+def partition_queue(record_id: UUID) -> str:
+    return TOPOLOGY.partition_queues[partition_of(hash_slot(record_id), TOPOLOGY.partitions)]
 
 
 async def send_by_record(talk: Conversation, record_id: UUID, slot: str, **fields: Any) -> None:
@@ -112,6 +116,33 @@ async def test_what_the_broker_would_act_on_again_is_not_forwarded(
         assert await admin.fetchval("SELECT source_version FROM task_activity_log") == 7
         await until(lambda: worker.in_hand == 0)
         assert (await talk.channel.declare_queue(copies.name, passive=True)).declaration_result.message_count == 1
+
+
+async def test_a_partition_that_takes_no_messages_stops_no_other(amqp_url: str, database_url: str) -> None:
+    """What cannot be forwarded waits by itself, and is forwarded later."""
+    one, other = uuid4(), uuid4()
+    async with talking(amqp_url) as talk, serving(amqp_url, database_url, **PARTITIONED) as worker:
+        queue = await talk.channel.get_queue(partition_queue(one), ensure=False)
+        await queue.unbind(TOPOLOGY.partitions_exchange, hash_slot(one))
+        await talk.send(one, subject="waits")
+        await until(lambda: (worker.status.hold_reason or "").startswith("partitions returned"))
+        await send_by_record(talk, other, hash_slot(other), subject="does not")
+        reply = await talk.answers.get()
+        assert json.loads(reply.body)["id"] == str(other)
+        await queue.bind(TOPOLOGY.partitions_exchange, hash_slot(one))
+        reply = await talk.answers.get()
+        assert json.loads(reply.body)["id"] == str(one)
+        await until(lambda: worker.in_hand == 0)
+
+
+async def test_a_partition_that_was_deleted_is_declared_again(amqp_url: str, database_url: str) -> None:
+    """With its bindings, by a worker that may declare queues."""
+    record_id = uuid4()
+    queue = partition_queue(record_id)
+    async with talking(amqp_url) as talk, serving(amqp_url, database_url, **PARTITIONED):
+        await (await talk.channel.get_queue(queue, ensure=False)).delete(if_unused=False, if_empty=False)
+        await talk.send(record_id)
+        assert await talk.outcomes(1) == ["inserted"]
 
 
 async def test_a_queue_that_would_not_keep_the_order_is_refused(amqp_url: str) -> None:

@@ -48,6 +48,7 @@ class Worker:
             intake=self.intake,
             publisher=Publisher(link),
             addressed=Publisher(link),
+            forwards=None,
             replies=Replies(Publisher(link), Publisher(link), link, topology_of(settings)),
             store=store,
             holds=(self.start_hold, Hold("store"), Hold("reply")),

@@ -6,7 +6,8 @@ request     delivery to request: media type, update mode, version, key          
 reply       outcome to reply: body and properties                                pure
 settling    request and outcome, or problem, to what must be settled             pure
 overtaking  which deliveries are acknowledged while others wait for their reply  pure
-forwarding  requests that were not sent by record go on to their partition
+forwarding  requests that were not sent by record go on to their partition: a stage of its own
+stage       what each stage does: try until it succeeds, and show the outage
 search      finds the rows at fault in a wave that does not pass
 batches     works on whole batches: in slices of time, and in parts of bytes
 waves       splits a batch into waves, and a wave into parts                     pure

@@ -2,50 +2,74 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Generic
+from math import inf
+from typing import Self
+
+import structlog
 
 from task_activity_log.aio import SharedLock
-from task_activity_log.pipeline.ports import D, Forwarder, Intake
+from task_activity_log.pipeline.hold import Abandoned, Hold
+from task_activity_log.pipeline.ports import D, Forwarder, Intake, Watch
 from task_activity_log.pipeline.request import Request
+from task_activity_log.pipeline.stage import Stage
 from task_activity_log.pipeline.waves import waves
 
+log = structlog.get_logger(__name__)
 
-class Forwarding(Generic[D]):
-    """Takes what was not sent by record out of a batch."""
 
-    on_forwarded: Callable[[int], None] = staticmethod(lambda _: None)
+@dataclass(eq=False, kw_only=True)
+class Forwarding(Stage[D]):
+    """A stage of its own: a partition that takes no messages must not keep the worker from emptying it.
+
+    What waits is bounded by the prefetch of the requests queue.
+    """
+
+    forwarder: Forwarder[D]
+    on_forwarded: Callable[[int], None] = field(default=lambda _: None)
     """Called with the number of requests that were forwarded and acknowledged."""
+    _waiting: asyncio.Queue[Sequence[Request[D]] | None] = field(init=False, default_factory=asyncio.Queue)
 
-    def __init__(self, intake: Intake[D], forwarder: Forwarder[D], writes: SharedLock) -> None:
-        """Forward nothing yet. `writes` is shared while requests are forwarded: that is a write as those to the database."""
-        self._intake = intake
-        self._forwarder = forwarder
-        self._writes = writes
+    @classmethod
+    def with_hold(cls, intake: Intake[D], watch: Watch, writes: SharedLock, forwarder: Forwarder[D]) -> Self:
+        """It never stands down: a partition that takes no messages takes none from another worker either."""
+        return cls(Hold("forward"), intake, watch, inf, writes, forwarder=forwarder)
 
-    async def take_out(
-        self, requests: list[Request[D]], until_done: Callable[[Callable[[], Awaitable[None]]], Awaitable[None]]
-    ) -> list[Request[D]]:
-        """Forward those that were not sent by record and acknowledge them; returns the others.
-
-        One request of each record at a time, so that the order of a record is kept whatever must be tried again.
-
-        Args:
-            requests: those of a batch, in order.
-            until_done: awaits its argument again and again until it succeeds.
-        """
+    def take_out(self, requests: list[Request[D]]) -> list[Request[D]]:
+        """Let those of a batch be forwarded that were not sent by record; returns the others."""
         foreign = [request for request in requests if request.delivery.slot is None]
         if not foreign:
             return requests
-        for wave in waves(foreign):
-            await until_done(partial(self._forward, wave))
-        await self._intake.acknowledge([request.delivery for request in foreign])
-        self.on_forwarded(len(foreign))
+        self._waiting.put_nowait(foreign)
         return [request for request in requests if request.delivery.slot is not None]
+
+    def stop(self) -> None:
+        """End `run` when what waits is forwarded, or abandoned because the worker drains."""
+        self._waiting.put_nowait(None)
+
+    async def run(self) -> None:
+        """Forward batch after batch, in order, until `stop` is called."""
+        try:
+            while (requests := await self._waiting.get()) is not None:
+                await self._forward_all(requests)
+        except Abandoned:
+            log.info("batch_abandoned", stage="forward")
+
+    async def _forward_all(self, requests: Sequence[Request[D]]) -> None:
+        """Forward a batch and acknowledge it.
+
+        One request of each record at a time, so that the order of a record is kept whatever must be tried again.
+        """
+        for wave in waves(requests):
+            await self.until_done(partial(self._forward, wave))
+        await self.intake.acknowledge([request.delivery for request in requests])
+        self.on_forwarded(len(requests))
 
     async def _forward(self, wave: Sequence[Request[D]]) -> None:
         """Forward these, without what was requeued meanwhile: another worker may have forwarded later ones."""
-        async with self._writes.shared():
-            if here := [request for request in wave if self._intake.has(request.delivery)]:
-                await self._forwarder.forward(here)
+        async with self.writes.shared():
+            if here := [request for request in wave if self.intake.has(request.delivery)]:
+                await self.forwarder.forward(here)

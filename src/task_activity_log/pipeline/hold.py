@@ -20,7 +20,7 @@ class Hold:
 
     def __init__(self, place: str, backoff: Backoff | None = None) -> None:
         self.place = place
-        """What waits: `start`, `store`, `reply`, or `idle` if no message waits."""
+        """What waits: `start`, `store`, `forward`, `reply`, or `idle` if no message waits."""
         self.reason: str | None = None
         """Why the work waits; None if it does not."""
         self.since: float | None = None

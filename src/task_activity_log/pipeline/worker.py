@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import compress
-from typing import Generic, Literal, TypeVar
+from typing import Generic, Literal
 
 import structlog
 
@@ -37,6 +37,7 @@ from task_activity_log.pipeline.ports import (
 from task_activity_log.pipeline.refusals import Refusals
 from task_activity_log.pipeline.request import Request, Rules
 from task_activity_log.pipeline.search import PartFailed, Search
+from task_activity_log.pipeline.stage import Stage
 from task_activity_log.pipeline.suspects import is_smaller
 from task_activity_log.pipeline.timing import Timing
 from task_activity_log.pipeline.trials import Trials
@@ -45,8 +46,6 @@ from task_activity_log.problem import Failed, Refused, Unavailable
 from task_activity_log.record import Applied, Unread
 
 log = structlog.get_logger(__name__)
-
-T = TypeVar("T")
 
 
 class Worker(Generic[D]):
@@ -76,7 +75,7 @@ class Worker(Generic[D]):
         self.writes = SharedLock()
         """Shared by each write to the database or to a partition; see `Storing`."""
         common = (intake, watch, hold_limit_seconds, self.writes)
-        self.forwarding = None if forwarder is None else Forwarding(intake, forwarder, self.writes)
+        self.forwarding = None if forwarder is None else Forwarding.with_hold(intake, watch, self.writes, forwarder)
         self.trials: Trials[D] = Trials(store)
         self.parking: Parking[D] = Parking(
             intake, parked_store or store, slow_store or parked_store or store, stored, part_bytes, self.writes, nulls,
@@ -91,74 +90,29 @@ class Worker(Generic[D]):
         # Outages of the dead-letter queue are shown as `reply` too.
         self._answering = Answering(self.reply_hold, *common, dead_letters=dead_letters, replies=replies, stored=stored)
 
+    @property
+    def holds(self) -> tuple[Hold, ...]:
+        """Where work may wait, one for each stage."""
+        forward_hold = () if self.forwarding is None else (self.forwarding.hold,)
+        return (self.store_hold, self.reply_hold, *forward_hold)
+
     def drain(self) -> None:
         """End each hold after one more attempt, so that `run` returns soon after the intake has no more batches."""
-        self.store_hold.drain()
-        self.reply_hold.drain()
+        for hold in self.holds:
+            hold.drain()
 
     async def run(self) -> None:
         """Work until the intake drains."""
         async with asyncio.TaskGroup() as stages:
             stages.create_task(self._storing.run(), name="store")
             stages.create_task(self.parking.run(), name="park")
+            if self.forwarding is not None:
+                stages.create_task(self.forwarding.run(), name="forward")
             stages.create_task(self._answering.run(), name="answer")
 
 
-@dataclass(eq=False)
-class _Stage(Generic[D]):
-    """What both stages do: wait out outages."""
-
-    hold: Hold
-    intake: Intake[D]
-    watch: Watch
-    hold_limit_seconds: float
-    writes: SharedLock
-    """Shared by each write. Had alone to requeue: otherwise a write could come after those of the next worker."""
-
-    async def _until_done(self, attempt: Callable[[], Awaitable[T]], *, repeatable: bool = True) -> T:
-        """Try until the attempt succeeds, and back off in between.
-
-        After the hold limit all unsettled deliveries are requeued, once, and no more are taken until an attempt succeeds.
-        Replies are still tried then, because a repeated reply does no harm. A wave is not (`repeatable=False`), because
-        another worker may have stored later requests of its records. Raises `Abandoned` or `Requeued`.
-        """
-        requeued = False
-        while True:
-            try:
-                result = await attempt()
-            except Unavailable as outage:
-                self.watch.held(self.hold.place, outage)
-                await self.hold.wait(outage.reason)
-                if self.hold.seconds > self.hold_limit_seconds and not requeued:
-                    requeued = True
-                    await self.intake.pause(self.hold.place)
-                    async with self.writes.alone():
-                        given_back = await self.intake.requeue()
-                    log.warning("stood_down", place=self.hold.place, given_back=given_back)
-                    if not repeatable:
-                        raise Requeued from outage
-            except (Refused, PartFailed):
-                self.release()  # the database answers
-                raise
-            else:
-                self.release()
-                if requeued:
-                    await self.intake.resume(self.hold.place)
-                return result
-
-    def show(self, outage: Unavailable) -> None:
-        """Show an outage although the work goes on."""
-        self.watch.held(self.hold.place, outage)
-        self.hold.begin(outage.reason)
-
-    def release(self) -> None:
-        """End the hold, if there is one."""
-        if self.hold.reason is not None:
-            self.watch.released(self.hold.place, self.hold.release())
-
-
 @dataclass(eq=False, kw_only=True)
-class Storing(_Stage[D]):
+class Storing(Stage[D]):
     """The first stage: takes batches, decodes them, stores them, and passes on what must be settled."""
 
     store: Store
@@ -180,11 +134,13 @@ class Storing(_Stage[D]):
                     await (self._store_batch(batch) if batch else self._renew())
                 except Requeued:
                     self.parts.clear()
-                    await self._until_done(self.store.probe)
+                    await self.until_done(self.store.probe)
                     await self.intake.resume("store")
         except Abandoned:
             log.info("batch_abandoned", stage="store")
         await self.parking.stop()
+        if self.forwarding is not None:
+            self.forwarding.stop()
         await self.parts.stored.put(None)
 
     def release(self) -> None:
@@ -209,7 +165,7 @@ class Storing(_Stage[D]):
             # If the process crashes, only messages of this batch may be unsettled.
             await self.parts.stored.join()
             await self.intake.synchronize()
-        async with self.trials.of(batch, partial(self._until_done, repeatable=False), self.parts.stored.join):
+        async with self.trials.of(batch, partial(self.until_done, repeatable=False), self.parts.stored.join):
             await self._store_all(batch)
 
     async def _renew(self) -> None:
@@ -227,7 +183,7 @@ class Storing(_Stage[D]):
         await self.parts.add_all(rejected)
         started = time.perf_counter()
         if self.forwarding is not None:
-            requests = await self.forwarding.take_out(requests, partial(self._until_done, repeatable=False))
+            requests = self.forwarding.take_out(requests)
         for wave in waves(requests):
             await self._apply(await self.parking.admit(wave, self.parts.pass_on))
         await self.parts.add_all(self.parking.rejected())
@@ -239,7 +195,7 @@ class Storing(_Stage[D]):
         search = Search(wave, self.parking)
         while part := search.next():
             try:
-                stored = await self._until_done(partial(self._try, part, search), repeatable=False)
+                stored = await self.until_done(partial(self._try, part, search), repeatable=False)
             except Refused as refused:
                 await search.refused(part, refused)
             except PartFailed as failed:
@@ -252,7 +208,7 @@ class Storing(_Stage[D]):
         """Build the replies to requests that were stored, and pass them on."""
         for request, each in stored:
             if isinstance(each, Unread):
-                each = await self._until_done(partial(self.store.read, request, each.outcome), repeatable=False)  # noqa: PLW2901 - now it is read
+                each = await self.until_done(partial(self.store.read, request, each.outcome), repeatable=False)  # noqa: PLW2901 - now it is read
             if self.parts.add(settling.stored(request, each, self.nulls)):
                 await self.parts.relieve()
 
@@ -269,7 +225,7 @@ class Storing(_Stage[D]):
 
 
 @dataclass(eq=False, kw_only=True)
-class Answering(_Stage[D]):
+class Answering(Stage[D]):
     """The second stage: keeps dead letters, publishes replies, and acknowledges."""
 
     dead_letters: DeadLetters[D]
@@ -302,8 +258,8 @@ class Answering(_Stage[D]):
         started = time.perf_counter()
         rejected = [(each.delivery, each.problem) for each in batch if each.problem is not None]
         if rejected:
-            await self._until_done(lambda: self.dead_letters.keep(rejected))
-        placed = await self._until_done(lambda: self.replies.publish(batch))
+            await self.until_done(lambda: self.dead_letters.keep(rejected))
+        placed = await self.until_done(lambda: self.replies.publish(batch))
         done = list(compress(batch, placed))
         if len(done) < len(batch):
             await self.intake.prove([each.delivery for each, is_done in zip(batch, placed, strict=True) if not is_done])

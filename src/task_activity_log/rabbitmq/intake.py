@@ -169,7 +169,8 @@ class Intake:
         if self.balancing is None:
             await self._queues[0].consume(connection, frame_reader, consuming)
         else:
-            working = [queue.keep_consuming(connection, frame_reader, consuming) for queue in self._queues]
+            restore = partial(self._prepare, connection, self._topology)
+            working = [queue.keep_consuming(connection, frame_reader, consuming, restore) for queue in self._queues]
             await _all([*working, self.balancing.run(connection, self._may_balance)])
 
     def _may_balance(self) -> bool:

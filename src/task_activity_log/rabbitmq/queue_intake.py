@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
 from math import inf
 
@@ -14,12 +14,14 @@ from task_activity_log.aio import Backoff, Waiting
 from task_activity_log.rabbitmq.channel import open_channel
 from task_activity_log.rabbitmq.consumer import Consumer, RabbitDelivery
 from task_activity_log.rabbitmq.frames import FrameReader, Inbound
-from task_activity_log.rabbitmq.link import LOST, asking_the_driver, describe
+from task_activity_log.rabbitmq.link import LOST, OutageKind, asking_the_driver, describe
 from task_activity_log.rabbitmq.pace import Pace, State
 
 log = structlog.get_logger(__name__)
 
 _HAND_OVER = "hand-over"
+_CONNECTION_LOST_SECONDS = 0.2
+"""A lost connection ends all its consumers. That is noticed within this time and logged once, not for each queue."""
 
 
 class QueueIntake:
@@ -98,36 +100,41 @@ class QueueIntake:
             consumer = await self._register(connection, frame_reader)
 
     async def keep_consuming(
-        self, connection: aio_pika.Connection, frame_reader: FrameReader, established: Callable[[], None]
+        self,
+        connection: aio_pika.Connection,
+        frame_reader: FrameReader,
+        established: Callable[[], None],
+        restore: Callable[[], Awaitable[object]],
     ) -> None:
         """As `consume`, but a queue that takes no consumer is tried again, and does not disturb others; never return.
 
-        `established` is called in any case: others need not wait for a queue without a leader.
+        `established` is called in any case: others need not wait for a queue without a leader. `restore` is awaited if the
+        queue does not exist.
         """
         backoff = Backoff(first=1.0, most=30.0)
-        waiting = True
+        once = _Once(established)
 
         def began() -> None:
-            nonlocal waiting
             self.outage = None
             backoff.reset()
-            if waiting:
-                waiting = False
-                established()
+            once.call()
 
+        missing = False
         while True:
             try:
                 with asking_the_driver():
+                    if missing:
+                        await restore()
                     await self.consume(connection, frame_reader, began)
             except LOST as error:
-                self.outage = describe(error).text
-            delay = backoff.delay()
-            log.warning("partition_unavailable", queue=self.queue, reason=self.outage, retry_in_seconds=round(delay, 1))
+                outage = describe(error)
+            self.outage, missing = outage.text, outage.kind is OutageKind.NOT_FOUND
             self._waiting.remove(lambda delivery: delivery.consumer is self.consumer)
             self.forget()
-            if waiting:
-                waiting = False
-                established()
+            once.call()
+            await asyncio.sleep(_CONNECTION_LOST_SECONDS)
+            delay = backoff.delay()
+            log.warning("partition_unavailable", queue=self.queue, reason=outage.text, retry_in_seconds=round(delay, 1))
             await asyncio.sleep(delay)
 
     async def _register(self, connection: aio_pika.Connection, frame_reader: FrameReader) -> Consumer | None:
@@ -273,3 +280,15 @@ class QueueIntake:
                 return await self.close()
         finally:
             await self.resume(_HAND_OVER)
+
+
+class _Once:
+    """Calls a function the first time that it is called itself."""
+
+    def __init__(self, function: Callable[[], None]) -> None:
+        self._function: Callable[[], None] | None = function
+
+    def call(self) -> None:
+        function, self._function = self._function, None
+        if function is not None:
+            function()

@@ -94,7 +94,7 @@ METRICS = {
     # state
     "task_activity_log_consuming": Metric("gauge", "1 while a consumer is registered."),
     "task_activity_log_connected": Metric(
-        "gauge", "1 while the connection is open.", {"link": ("intake", "replies", "reply-to", "database")}
+        "gauge", "1 while the connection is open.", {"link": ("intake", "replies", "reply-to", "forwards", "database")}
     ),
     "task_activity_log_publisher_blocked": Metric(
         "gauge", "1 while the broker blocks publishers because it is short of memory or disk space."
@@ -114,17 +114,17 @@ METRICS = {
     "task_activity_log_hold_seconds_total": Metric(
         "counter",
         "Time spent waiting out outages, including the current one, by what is waiting and why.",
-        {"place": ("start", "idle", "store", "reply"), "reason": ()},
+        {"place": ("start", "idle", "store", "forward", "reply"), "reason": ()},
     ),
     "task_activity_log_retries_total": Metric(
         "counter",
         "Attempts that failed because the database or the broker was unavailable.",
-        {"place": ("start", "idle", "store", "reply")},
+        {"place": ("start", "idle", "store", "forward", "reply")},
     ),
     "task_activity_log_connections_lost_total": Metric(
         "counter",
         "Broker connections that were lost. The worker reconnects after each.",
-        {"link": ("intake", "replies", "reply-to")},
+        {"link": ("intake", "replies", "reply-to", "forwards")},
     ),
     # housekeeping
     "task_activity_log_inbox_trimmed_total": Metric("counter", "Old requests that were deleted from the inbox."),
