@@ -1,4 +1,4 @@
-"""What tests change inside a private RabbitMQ with `rabbitmqctl eval`: silent queues, lost consumers, limits."""
+"""What tests change inside a private RabbitMQ, in Erlang: silent queues, lost consumers, limits."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -18,6 +18,18 @@ async def rabbitmqctl(broker: RabbitMQ | Cluster, *arguments: str) -> str:
     return await asyncio.to_thread(broker.command, "rabbitmqctl", *arguments)
 
 
+async def evaluate(broker: RabbitMQ | Cluster, expressions: str) -> None:
+    """Evaluate expressions of Erlang inside a private broker.
+
+    Raises:
+        SandboxError: they failed, for example because the broker is not running.
+    """
+    if isinstance(broker, RabbitMQ):
+        await asyncio.to_thread(broker.evaluate, expressions)
+    else:
+        await rabbitmqctl(broker, "eval", expressions)
+
+
 @asynccontextmanager
 async def silenced(broker: RabbitMQ | Cluster, amqp_url: str, *queues: str) -> AsyncIterator[None]:
     """Make quorum queues silent: the Raft process of each is suspended, as if a majority of its members did not answer.
@@ -26,16 +38,16 @@ async def silenced(broker: RabbitMQ | Cluster, amqp_url: str, *queues: str) -> A
     nacked after 65 s. On a channel that has published to the queue before, messages are taken and never answered; more
     than 32 of them hold the channel, and some hundreds more the connection. The same on RabbitMQ 3.10, 4.0 and 4.3.
     """
-    await rabbitmqctl(broker, "eval", _raft(amqp_url, "sys:suspend(Raft)", *queues))
+    await evaluate(broker, _raft(amqp_url, "sys:suspend(Raft)", *queues))
     try:
         yield
     finally:
-        await rabbitmqctl(broker, "eval", _raft(amqp_url, "sys:resume(Raft)", *queues))
+        await evaluate(broker, _raft(amqp_url, "sys:resume(Raft)", *queues))
 
 
 async def on_raft(broker: RabbitMQ, amqp_url: str, queue: str, expression: str) -> None:
     """Evaluate an expression of Erlang in which `Raft` is the Raft process of a quorum queue."""
-    await rabbitmqctl(broker, "eval", _raft(amqp_url, expression, queue))
+    await evaluate(broker, _raft(amqp_url, expression, queue))
 
 
 @asynccontextmanager
@@ -53,16 +65,15 @@ async def consumer_timeout(broker: RabbitMQ, amqp_url: str, milliseconds: int) -
 
 
 async def _set(broker: RabbitMQ, **values: int) -> None:
-    await rabbitmqctl(
+    await evaluate(
         broker,
-        "eval",
         ", ".join(f"application:set_env(rabbit, {name}, {value})" for name, value in values.items()) + ".",
     )
 
 
 async def elect(broker: RabbitMQ, amqp_url: str, queue: str) -> None:
     """Start an election in a quorum queue that has no leader."""
-    await rabbitmqctl(broker, "eval", _raft(amqp_url, "ra:trigger_election(Raft)", queue))
+    await evaluate(broker, _raft(amqp_url, "ra:trigger_election(Raft)", queue))
 
 
 def _raft(amqp_url: str, expression: str, *queues: str) -> str:
@@ -88,7 +99,7 @@ async def limit_messages(broker: RabbitMQ, size: int | None) -> None:
         " case persistent_term:get(max_message_size, none) of"
         f" none -> ok; _ -> persistent_term:put(max_message_size, {size}) end."
     )
-    await rabbitmqctl(broker, "eval", write)
+    await evaluate(broker, write)
 
 
 @asynccontextmanager
@@ -107,4 +118,4 @@ async def forget_consumers(broker: RabbitMQ, amqp_url: str, queue: str) -> None:
         "[ra:process_command(Raft, rabbit_fifo:make_checkout({element(2, Consumer), element(1, Consumer)}, cancel, #{}))"
         " || Consumer <- rabbit_amqqueue:consumers(Queue)]"
     )
-    await rabbitmqctl(broker, "eval", _raft(amqp_url, forget, queue))
+    await evaluate(broker, _raft(amqp_url, forget, queue))
