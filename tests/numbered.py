@@ -9,6 +9,10 @@ from uuid import uuid4
 import aio_pika
 from aio_pika.abc import AbstractChannel
 
+from task_activity_log.client.connections import publishing
+from task_activity_log.message import Properties
+from task_activity_log.rabbitmq.outgoing import Fate, Outgoing
+from task_activity_log.rabbitmq.publisher import Publisher
 from task_activity_log.rabbitmq.topology import Topology, declare
 from tests import audit_trigger
 from tests.asking import Connection
@@ -20,8 +24,11 @@ _TOGETHER = 500
 class Backlog:
     """Records, and how many messages each has been sent."""
 
-    def __init__(self, channel: AbstractChannel, topology: Topology, *, records: int, repeatable: int) -> None:
+    def __init__(
+        self, channel: AbstractChannel, publisher: Publisher, topology: Topology, *, records: int, repeatable: int
+    ) -> None:
         self._channel = channel
+        self._publisher = publisher
         self._topology = topology
         self._records = [uuid4() for _ in range(records)]
         self.sent = dict.fromkeys(self._records, 0)
@@ -34,11 +41,13 @@ class Backlog:
         return sum(self.sent.values())
 
     async def send(self, count: int) -> None:
-        """Publish `count` messages, the records in turn; returns when the broker has confirmed all."""
-        exchange = await self._channel.get_exchange(self._topology.requests_exchange, ensure=False)
+        """Publish `count` messages, the records in turn; returns when the broker has confirmed all.
+
+        The product's publisher does this much faster than workers take them, on whatever machine: `fill` comes to an end.
+        """
         for start in range(0, count, _TOGETHER):
             batch = [self._message() for _ in range(min(_TOGETHER, count - start))]
-            await asyncio.gather(*(exchange.publish(message, "upsert", mandatory=True) for message in batch))
+            assert set(await self._publisher.publish(batch)) == {Fate.CONFIRMED}
 
     async def fill(self, waiting: int) -> None:
         """Publish as many as it takes for `waiting` messages to be in the queue and in nobody's hands.
@@ -48,12 +57,13 @@ class Backlog:
         while (missing := waiting - await self.waiting()) > 0:
             await self.send(missing)
 
-    def _message(self) -> aio_pika.Message:
+    def _message(self) -> Outgoing:
         record = self._records[self.total % len(self._records)]
         body = json.dumps({"id": str(record), "subject": str(self.sent[record])}).encode()
         self.sent[record] += 1
         message_id = None if record in self.repeatable else str(uuid4())
-        return aio_pika.Message(body, message_id=message_id, delivery_mode=aio_pika.DeliveryMode.PERSISTENT)
+        properties = Properties(message_id=message_id, delivery_mode=2)
+        return Outgoing(self._topology.requests_exchange, "upsert", properties, body)
 
     async def waiting(self) -> int:
         """How many messages are in the queue of the requests and in nobody's hands."""
@@ -107,4 +117,6 @@ async def backlog(
     topology = Topology(single_active_consumer=single_active_consumer)
     async with await aio_pika.connect(amqp_url) as connection:
         await declare(connection, topology)
-        yield Backlog(await connection.channel(on_return_raises=True), topology, records=records, repeatable=repeatable)
+        channel = await connection.channel()
+        async with publishing(amqp_url, "backlog") as publisher:
+            yield Backlog(channel, publisher, topology, records=records, repeatable=repeatable)

@@ -177,7 +177,7 @@ async def test_orderly_hand_overs_make_no_suspects(
     amqp_url: str, database_url: str, admin: Connection, hand_overs: int, single_active_consumer: bool
 ) -> None:
     """Rolling updates under a backlog: nothing is taken one by one afterwards, and nothing is rejected."""
-    await audit_trigger.install(admin, seconds_per_write=0.0005)
+    await audit_trigger.install(admin, seconds_per_write=0.001)
     settings = {**SETTINGS, "WORKER_SINGLE_ACTIVE_CONSUMER": str(single_active_consumer).lower()}
     queue: dict[str, Any] = {"records": 100, "repeatable": 50, "single_active_consumer": single_active_consumer}
     async with backlog(amqp_url, **queue) as sent:
