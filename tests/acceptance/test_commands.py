@@ -18,9 +18,12 @@ import aio_pika
 import asyncpg
 import pytest
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
+from typer.main import get_command
 
 from task_activity_log.cli import terminal
 from task_activity_log.cli.codes import complete
+from task_activity_log.cli.dead_letters import completing
+from task_activity_log.cli.dead_letters.commands import app as dead_letters
 from task_activity_log.cli.lookups import complete_setting
 from task_activity_log.cli.publish import Publication
 from task_activity_log.rabbitmq.outgoing import Fate, Outgoing
@@ -974,6 +977,21 @@ async def test_migrate_says_what_it_did(empty_database_url: str) -> None:
     await connection.close()
     upgraded = await command("migrate", DATABASE_URL=empty_database_url)
     assert upgraded.out.startswith("The schema was upgraded from revision 0001. It is at revision ")
+
+
+async def test_message_ids_are_completed(
+    channel: AbstractChannel, amqp_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the Tab key: those that begin so, but none that a shell would execute. Without a broker there are none."""
+    for name in ("first", "fine", "f$(reboot)", "f`x`", "other"):
+        await reject(channel, name, "{}", "invalid_date")
+    monkeypatch.setattr(completing, "_SECONDS", 60.0)
+    commands: Any = get_command(dead_letters)
+    [ids] = [each for each in commands.commands["show"].params if each.name == "ids"]
+    for url, expected in ((amqp_url, ["first", "fine"]), ("amqp://guest:guest@127.0.0.1:1/", [])):
+        monkeypatch.setenv("AMQP_URL", url)
+        found = await asyncio.to_thread(ids.shell_complete, commands.make_context("", [], resilient_parsing=True), "f")
+        assert [each.value for each in found] == expected
 
 
 async def test_migrate_prints_the_sql_for_an_older_schema() -> None:

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from html import unescape
+from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -24,6 +25,7 @@ from task_activity_log.console.history import Depth
 from task_activity_log.console.letters import Letter
 from task_activity_log.console.parts import Console
 from task_activity_log.rabbitmq.topology import Topology, declare
+from tests.asking import Connection
 from tests.commands import World
 from tests.consoles import console_of
 from tests.users import user_who_may
@@ -438,6 +440,41 @@ async def test_a_user_without_the_rights_is_told_so(rabbitmq: RabbitMQ, world: W
             assert 'role="alert"' in page
             assert [each.name for each in await waiting(world.amqp_url) if each.name == "rights"] == ["rights"]
             await viewer.until(await viewer.press("/discard", letter=letter.id, why="done"), "discarded")
+
+
+def documented(use: str) -> dict[str, str]:
+    """The permissions that docs/console.md names for a use of the console."""
+    text = (Path(__file__).parents[2] / "docs" / "console.md").read_text()
+    [line] = [line for line in text.splitlines() if line.startswith(f"| {use} |")]
+    cells = [cell.strip(" `").replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", line)[2:-1]]
+    return dict(zip(("configure", "write", "read"), cells, strict=True))
+
+
+async def test_the_rights_that_are_documented_are_enough(
+    rabbitmq: RabbitMQ, amqp_url: str, database_url: str, database: Connection
+) -> None:
+    """To look and discard, and to replay. In the database SELECT on the records."""
+    role, identifier = f"console_{uuid4().hex[:8]}", uuid4()
+    await database.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'secret'; GRANT SELECT ON task_activity_log TO {role}")
+    await database.execute("INSERT INTO task_activity_log (id, subject) VALUES ($1, 'the row')", identifier)
+    await keep(amqp_url, *((record(identifier), {"message_id": name}) for name in ("one", "two")))
+    reading = re.sub(r"//[^@]*@", f"//{role}:secret@", database_url)
+    looking, replaying = documented("looking and discarding"), documented("replaying")
+    try:
+        with user_who_may(rabbitmq, amqp_url, **looking) as url:
+            async with serving(console_of(url, reading)) as viewer:
+                [one, two] = await viewer.look()
+                assert "the row" in await viewer.page(two.path)
+                await viewer.until(await viewer.press("/discard", letter=one.id, why="done"), "discarded")
+        with user_who_may(rabbitmq, amqp_url, **{**replaying, "read": looking["read"]}) as url:
+            async with serving(console_of(url, reading)) as viewer:
+                [left] = await viewer.look()
+                await viewer.until(
+                    await viewer.press("/replay", letter=left.id, why="done", over_newer="on"), "sent again"
+                )
+        assert await waiting(amqp_url) == []
+    finally:
+        await database.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
 
 
 async def test_one_look_serves_all_pages(amqp_url: str) -> None:

@@ -26,9 +26,22 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+
+def _complete_id(incomplete: str) -> list[str]:
+    """The message ids that begin with this, for the Tab key."""
+    from task_activity_log.cli.dead_letters.completing import complete_id
+
+    return complete_id(incomplete)
+
+
 Ids = Annotated[
     list[str] | None,
-    typer.Argument(metavar="ID", help="Message ids from `list --each`, or their beginnings.", show_default=False),
+    typer.Argument(
+        metavar="ID",
+        help="Message ids from `list --each`, or their beginnings.",
+        show_default=False,
+        autocompletion=_complete_id,
+    ),
 ]
 Codes = Annotated[
     list[str] | None,
