@@ -163,7 +163,7 @@ async def test_what_cannot_be_sent_is_counted(world: World) -> None:
     [identifier], queue = await stored(world, 1), await own_queue(world)
     said = await resend(world, "--id", str(identifier), "--id", str(uuid4()), "--queue", queue, "--yes")
     assert said.code == 3
-    assert "1 records sent" in said.err
+    assert "1 record sent\n" in said.err
     assert "1 do not exist, or have values that a reply cannot contain: not sent" in said.err
     assert (await resend(world, "--id", str(uuid4()), "--queue", queue, "--yes")).code == 1
 
