@@ -65,6 +65,7 @@ check: setup  ## check style, types, architecture, locks, generated files, manif
 	$(PYTHON) -m tools.contract_files --check
 	$(PYTHON) -m tools.prometheus_rule --check
 	$(PYTHON) -m tools.partition_manifests --check
+	$(PYTHON) -m tools.runbook_rows --check
 	$(PYTHON) -m tools.deploy_check
 	$(PYTHON) -m tools.workflow_check
 
@@ -102,6 +103,7 @@ docs: setup  ## write the generated files and tables
 	@$(PYTHON) -m tools.contract_files
 	@$(PYTHON) -m tools.prometheus_rule
 	@$(PYTHON) -m tools.partition_manifests
+	@$(PYTHON) -m tools.runbook_rows
 
 sandbox: setup  ## run a private RabbitMQ and PostgreSQL until Ctrl-C
 	@$(PYTHON) -m sandbox

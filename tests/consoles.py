@@ -14,9 +14,9 @@ from starlette.testclient import TestClient
 
 from sandbox.letters import letters
 from task_activity_log.client.dead_letters import DeadLetter
+from task_activity_log.client.letters import Letter
+from task_activity_log.client.looks import Look
 from task_activity_log.console.app import create
-from task_activity_log.console.letters import Letter
-from task_activity_log.console.looks import Look
 from task_activity_log.console.parts import Console
 from task_activity_log.console.settings import load as load_console
 from task_activity_log.message import Properties
@@ -40,7 +40,7 @@ def console_of(amqp_url: str = NOBODY_LISTENS, database_url: str = "", **variabl
     needed = ("amqp_url", "database_url") if database_url else ("amqp_url",)
     return Console(
         load(urls, needed=needed),
-        load_console(variables),
+        load_console({"CONSOLE_WORKERS": "http://127.0.0.1:1", **variables}),  # nobody listens there
         check=no_findings,
         contract={"schema.json": b'{"title": "record"}'},
     )

@@ -16,6 +16,7 @@ pipeline/   the path of a message: take, decode, store, reply, settle. Start rea
 rabbitmq/   RabbitMQ: connections, deliveries, publishing, topology
 postgresql/ PostgreSQL: statements, connections, migrations
 telemetry/  names of all metrics and events, metrics, logs, tracing, health
+variables   what is wrong with environment variables                             pure
 settings    all settings
 wiring      builds the parts from the settings
 status      readiness, liveness, /status, gauges

@@ -5,7 +5,6 @@ have the prefix `WORKER_`. A value can be read from a file: `AMQP_URL_FILE` is t
 of broker and database are read again for each connection.
 """
 
-import difflib
 import os
 import re
 from collections.abc import Mapping
@@ -30,13 +29,13 @@ from pydantic import (
     ValidationInfo,
     model_validator,
 )
-from pydantic_core import ErrorDetails
 
 from task_activity_log import libpq
 from task_activity_log.hosts import is_name, urls
 from task_activity_log.libpq import trust
 from task_activity_log.partitions import is_partition_count, valid_name
 from task_activity_log.tls import Tls
+from task_activity_log.variables import explained, unknown
 
 PREFIX = "WORKER_"
 BATCHES_IN_HAND = 4
@@ -388,15 +387,14 @@ def load(
             elif value:
                 files[fields[of]] = value
         elif name.startswith(PREFIX) and not _OF_A_SERVICE.fullmatch(name):
-            close = difflib.get_close_matches(name, fields, n=1)
-            errors.append(f"{name}: unknown setting" + (f"; did you mean {close[0]}?" if close else ""))
+            errors.append(unknown(name, fields))
     values |= {field: _secret(f"{variable(field)}_FILE", path, errors) for field, path in files.items()}
     values = {field: value for field, value in values.items() if value}  # compose files pass unset variables as empty
     errors += [_missing(variable(field)) for field in needed if not (field in values or field in files)]
     try:
         settings = Settings.model_validate(values, context={"environment": environment})
     except ValidationError as invalid:
-        errors += map(_explain, invalid.errors(include_url=False))
+        errors += explained(invalid, variable)
     if errors:
         raise SettingsError("\n".join(errors))
     settings._environment, settings._files = environment, files  # noqa: SLF001 - this is the other half of the class
@@ -425,15 +423,6 @@ def _secret(name: str, path: str, errors: list[str]) -> str:
     if not content:
         errors.append(f"{name}: is empty")
     return content
-
-
-def _explain(error: ErrorDetails) -> str:  # without the value: it may be a secret in the wrong variable
-    text = str(error.get("ctx", {}).get("error", error["msg"].partition(", unable")[0]))
-    if not error["loc"]:  # a combination of settings, which the text names
-        return text
-    if error["loc"] == ("http_port",) and str(error.get("input")).startswith("tcp://"):
-        text += "; Kubernetes sets it for a service named http: set it yourself, or enableServiceLinks: false"
-    return f"{variable(str(error['loc'][0]))}: {text[:1].lower()}{text[1:]}"
 
 
 def _missing(name: str) -> str:

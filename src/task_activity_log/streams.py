@@ -10,6 +10,8 @@ import json
 import os
 import re
 import select
+import shlex
+import string
 import sys
 import unicodedata
 from typing import Any, TextIO
@@ -21,6 +23,7 @@ _PIECE = getattr(select, "PIPE_BUF", 512)
 """A pipe that is ready takes this many bytes without blocking."""
 
 _UNUSUAL = re.compile(r"[^\x20-\x7e\n\t]")
+_PLAIN = string.ascii_letters + string.digits + " -_.:/"
 _JOINERS = "\u200c\u200d"
 """Persian, the scripts of India and emoji need them. They control nothing."""
 
@@ -49,6 +52,14 @@ def one_line(text: str) -> str:
 def printable_json(text: str) -> str:
     r"""A JSON text with the same characters escaped as \\uXXXX: it means the same."""
     return _UNUSUAL.sub(lambda found: found[0] if _is_shown(found[0]) else json.dumps(found[0])[1:-1], text)
+
+
+def shell_word(text: str) -> str:
+    """The text as one word of a shell (Bash), on one line and escaped, so that somebody can copy it into a terminal."""
+    if text.isprintable():
+        return shlex.quote(text)
+    escaped = (chr(byte) if chr(byte) in _PLAIN else f"\\x{byte:02x}" for byte in text.encode(errors="replace"))
+    return f"$'{''.join(escaped)}'"
 
 
 def _is_shown(one: str) -> bool:

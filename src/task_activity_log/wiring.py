@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypedDict
 
 from task_activity_log.pipeline.request import Rules, UpdateMode
 from task_activity_log.problem import Unavailable
@@ -60,18 +60,27 @@ def topology_of(settings: Settings) -> Topology:
     )
 
 
-def partitioned_of(settings: Settings) -> bool | None:
-    """Whether a command sends requests by record; None: if the broker has an exchange for it."""
-    return True if settings.partitions else None
+class Sending(TypedDict):
+    """How requests are sent, as the arguments of the client."""
+
+    exchange: str
+    partitioned: bool | None
+    """Whether they are sent by record; None: if the broker has an exchange for it."""
+    partitions_exchange: str | None
+    """The exchange for requests that are sent by record; None: derived from the name of the exchange for requests."""
 
 
-def partitions_exchange_of(settings: Settings) -> str | None:
-    """The exchange for requests that are sent by record; None: derived from the name of the exchange for requests.
+def sending_of(settings: Settings) -> Sending:
+    """How commands send requests.
 
-    The default name is that of the default exchange's workers. Another exchange may have none.
+    The default name of the partitions exchange is that of the default exchange's workers. Another exchange may have none.
     """
     chosen = settings.partitions or "partitions_exchange" in settings.model_fields_set
-    return settings.partitions_exchange if chosen else None
+    return {
+        "exchange": settings.requests_exchange,
+        "partitioned": True if settings.partitions else None,
+        "partitions_exchange": settings.partitions_exchange if chosen else None,
+    }
 
 
 def rules_of(settings: Settings) -> Rules:

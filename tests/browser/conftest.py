@@ -21,16 +21,16 @@ QUEUE = "task_activity_log.dead-letters"
 
 @pytest.fixture(scope="session")
 def chromium() -> str:
-    """The path of Chromium. It is installed if that is possible without a password."""
+    """The path of Chromium. It is installed if that is possible without a password; otherwise the test fails, and says how."""
     for name in ("chromium", "chromium-browser", "google-chrome"):
         if found := shutil.which(name):
             return found
     if (obstacle := packages.cannot_install()) is not None:
-        pytest.skip(f"Chromium is not installed, and {obstacle} (Debian: apt-get install chromium)")
+        pytest.fail(f"Chromium is not installed, and {obstacle}: install it (Debian: apt-get install chromium)")
     try:
         packages.install("chromium", print)
     except SandboxError as error:
-        pytest.skip(str(error))
+        pytest.fail(f"{error}\ninstall Chromium (Debian: apt-get install chromium)")
     return shutil.which("chromium") or pytest.fail("the package chromium was installed but has no command chromium")
 
 

@@ -37,6 +37,7 @@ async def paths(visit: Visit) -> dict[str, str]:
         "dead-letters": "/dead-letters",
         "group": GROUP,
         "nothing": "/dead-letters?publisher=nobody",
+        "find": f"/find?name={letter.split('/')[2].partition('?')[0]}",
         "dead-letter": letter,
         "passes": passing,
         "edit": f"/edit?letter={letter.rpartition('=')[2]}",
@@ -125,8 +126,11 @@ async def test_the_keyboard_alone_replays_one(open_page: Open) -> None:
 
     await visit.go("/dead-letters?publisher=crm-brussels&now=pass&code=invalid_date")
     await press("[0-9a-f-]{36}", "A")
-    await page.get_by_role("button", name="Replay", exact=True).wait_for()
-    await press("Replay", "BUTTON")
+    await page.get_by_text("Replay…", exact=True).wait_for()
+    await press("Replay…", "SUMMARY")
+    await page.keyboard.press("Tab")
+    await page.keyboard.type("it passes now")
+    await press("Replay it as it is", "BUTTON")
     await page.get_by_text("1 sent again").wait_for()
 
 
@@ -136,8 +140,9 @@ async def test_two_people_act_on_the_same_one(open_page: Open) -> None:
     for visit in visits:
         await visit.go(f"{GROUP}&now=pass")
         await visit.page.locator("table .id").last.click()
-        await visit.page.get_by_role("button", name="Replay", exact=True).wait_for()
-    await asyncio.gather(*(visit.page.get_by_role("button", name="Replay", exact=True).click() for visit in visits))
+        await visit.page.get_by_text("Replay…", exact=True).click()
+        await visit.page.locator("#replay").get_by_label("Why?").fill("it passes now")
+    await asyncio.gather(*(visit.page.get_by_role("button", name="Replay it as it is").click() for visit in visits))
     await asyncio.gather(
         *(visit.page.get_by_role("heading", name="Replay 1 dead letter").wait_for() for visit in visits)
     )

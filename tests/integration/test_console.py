@@ -20,11 +20,13 @@ from sandbox import RabbitMQ
 from sandbox.letters import letters, publish
 from sandbox.proxy import Proxy
 from task_activity_log.client.dead_letters import DeadLetter, borrow_dead_letters
+from task_activity_log.client.letters import Letter
+from task_activity_log.console.actions import Action
 from task_activity_log.console.app import create
-from task_activity_log.console.history import Depth
-from task_activity_log.console.letters import Letter
 from task_activity_log.console.parts import Console
+from task_activity_log.console.rendering import path_of
 from task_activity_log.rabbitmq.topology import Topology, declare
+from task_activity_log.telemetry.history import Depth
 from tests.asking import Connection
 from tests.commands import World
 from tests.consoles import console_of
@@ -77,6 +79,14 @@ class Viewer:
         plan = re.search(r'name="plan" value="([^"]+)"', page)
         assert plan is not None
         return re.sub("<[^>]+>", "", page), plan[1]
+
+    def action(self, path: str) -> Action:
+        """The action with this page."""
+        return self.console.actions.all[path.rpartition("/")[2]]
+
+    async def ended(self, path: str) -> None:
+        """Wait until the action with this page has ended."""
+        await self.console.actions.wait(self.action(path))
 
     async def until(self, path: str, text: str) -> str:
         """The page once it has this text."""
@@ -142,7 +152,7 @@ async def viewer(world: World) -> AsyncIterator[Viewer]:
     """Somebody who looks at the dead letters of a running worker."""
     async with serving(console_of(world.amqp_url, world.database_url)) as found:
         for letter in await found.look():  # of an earlier test
-            await found.press("/discard", letter=letter.id, why="cleaning")
+            await found.press("/act", letter=letter.id, do="discard", why="cleaning")
         await found.console.replies.follow()
         await found.console.replies._connected.wait()  # a form waits only some seconds for that
         yield found
@@ -154,7 +164,7 @@ async def test_one_is_replayed_stored_and_answered(viewer: Viewer, world: World)
     await keep(world.amqp_url, (record(one), {"message_id": "m1", "headers": {"x-version": 7}}))
     [letter] = await viewer.look()
     with capture_logs() as logs:
-        path = await viewer.press("/replay", letter=letter.id, why="the worker takes it now")
+        path = await viewer.press("/act", letter=letter.id, do="replay", why="the worker takes it now")
         page = await viewer.until(path, "inserted")
     assert "sent again" in page
     assert (await row(world.database_url, one))["source_version"] == 7
@@ -169,7 +179,7 @@ async def test_one_that_is_rejected_again_is_kept_and_not_sent(viewer: Viewer, w
     """The contract says so before anything is sent."""
     await keep(world.amqp_url, (record(uuid4(), "soon"), {"message_id": "m2"}))
     [letter] = await viewer.look()
-    page = await viewer.page(await viewer.press("/replay", letter=letter.id))
+    page = await viewer.page(await viewer.press("/act", letter=letter.id, do="replay", why="it passes now"))
     assert "it would be rejected again: invalid_date" in page
     assert [each.name for each in await waiting(world.amqp_url)] == ["m2"]
 
@@ -211,7 +221,7 @@ async def test_an_edit_of_one_that_is_gone_does_nothing(viewer: Viewer, world: W
     page = await viewer.page(await viewer.press("/edit", **members))
     assert "it was not in the queue any more" in page
     assert await row(world.database_url, one) is None
-    assert "is not in the queue any more" in await viewer.page(letter.path, 410)
+    assert "is not in the queue any more" in await viewer.page(path_of(letter), 410)
 
 
 async def test_two_viewers_who_replay_one_at_once_send_it_once(world: World, viewer: Viewer) -> None:
@@ -219,7 +229,9 @@ async def test_two_viewers_who_replay_one_at_once_send_it_once(world: World, vie
     one = uuid4()
     await keep(world.amqp_url, (record(one), {"message_id": "m5"}))
     [letter] = await viewer.look()
-    paths = await asyncio.gather(*(viewer.press("/replay", letter=letter.id) for _ in range(2)))
+    paths = await asyncio.gather(
+        *(viewer.press("/act", letter=letter.id, do="replay", why="it passes now") for _ in range(2))
+    )
     pages = [await viewer.page(path) for path in paths]
     assert sorted("gone before" in page for page in pages) == [False, True]
     await viewer.until(paths[["gone before" in page for page in pages].index(False)], "inserted")
@@ -234,13 +246,12 @@ async def test_two_consoles_that_act_at_once_do_nothing_twice(world: World, view
         for one in (viewer, other):
             both += [(one, (await one.dry_run())[1])]
         paths = await asyncio.gather(
-            *(one.press("/bulk", plan=plan, do="replay", rate="1000", why="both") for one, plan in both)
+            *(one.press("/act", plan=plan, do="replay", rate="1000", why="both") for one, plan in both)
         )
         sent = 0
         for (one, _), path in zip(both, paths, strict=True):
-            await one.console.actions.wait(path.rpartition("/")[2])
-            action = one.console.actions.get(path.rpartition("/")[2])
-            assert action is not None
+            await one.ended(path)
+            action = one.action(path)
             sent += action.counts["sent"]
         assert sent == len(ids) - len(await waiting(world.amqp_url))
     async with asyncio.timeout(30):
@@ -262,13 +273,13 @@ async def test_all_that_match_are_replayed_in_order_and_what_became_of_each_is_s
     page, plan = await viewer.dry_run("publisher=crm")
     assert "39 would be sent" in page
     assert "1 would be rejected again" in page
-    path = await viewer.press("/bulk", plan=plan, do="replay", rate="1000", why="the setting was changed")
-    await viewer.console.actions.wait(path.rpartition("/")[2])
+    path = await viewer.press("/act", plan=plan, do="replay", rate="1000", why="the setting was changed")
+    await viewer.ended(path)
     await viewer.until(path, "updated <b>38</b>")
     assert (await row(world.database_url, one))["subject"] == "38", "the last one of the queue is stored last"
     assert sorted(each.name for each in await waiting(world.amqp_url)) == ["others", "wrong"]
     assert "does not remember this dry run" in await viewer.press(
-        "/bulk", 410, plan=plan, do="replay", rate="1", why="again"
+        "/act", 410, plan=plan, do="replay", rate="1", why="again"
     )
 
 
@@ -277,12 +288,11 @@ async def test_a_replay_is_stopped_and_the_rest_stays(world: World, viewer: View
     names = [f"stop-{number:02}" for number in range(30)]
     await keep(world.amqp_url, *((record(uuid4()), {"message_id": name}) for name in names))
     _, plan = await viewer.dry_run()
-    path = await viewer.press("/bulk", plan=plan, do="replay", rate="5", why="slowly")
+    path = await viewer.press("/act", plan=plan, do="replay", rate="5", why="slowly")
     await viewer.until(path, "1</b> sent again")
     assert await viewer.press(f"{path}/stop") == path
     await viewer.until(path, "It was stopped.")
-    action = viewer.console.actions.get(path.rpartition("/")[2])
-    assert action is not None
+    action = viewer.action(path)
     sent = action.counts["sent"]
     assert 0 < sent < 30
     assert [each.name for each in await waiting(world.amqp_url)] == names[sent:]
@@ -299,13 +309,17 @@ async def test_what_is_rejected_again_is_seen_in_the_dead_letters(world: World, 
                 world.amqp_url, (record(uuid4(), subject="too long"), {"message_id": "again", "reply_to": mailbox.name})
             )
             [letter] = await viewer.look()
-            path = await viewer.press("/replay", letter=letter.id)
+            path = await viewer.press("/act", letter=letter.id, do="replay", why="it passes now")
             async with asyncio.timeout(30):
                 while not (found := await viewer.look()):
                     await asyncio.sleep(0.05)
-            assert (found[0].code, found[0].replays, found[0].replayed_by) == ("refused_by_database", 1, "local")
+            assert (found[0].code, found[0].raw.replays, found[0].raw.replayed_by) == (
+                "refused_by_database",
+                1,
+                "local",
+            )
             assert "refused_by_database" in await viewer.page(path)
-            assert "replayed 1 time, last by local" in await viewer.page(found[0].path)
+            assert "replayed 1 time, last by local" in await viewer.page(path_of(found[0]))
     finally:
         await connection.execute("ALTER TABLE task_activity_log DROP CONSTRAINT short")
         await connection.close()
@@ -317,15 +331,17 @@ async def test_a_row_that_was_changed_since_is_not_overwritten_without_saying_so
     seen = {"x-last-seen": "2026-01-01T00:00:00.000+00:00", "x-first-seen": "2026-01-01T00:00:00.000+00:00"}
     await keep(world.amqp_url, (record(one, subject="newer"), {"message_id": "first"}))
     [letter] = await viewer.look()
-    await viewer.until(await viewer.press("/replay", letter=letter.id), "inserted")
+    await viewer.until(await viewer.press("/act", letter=letter.id, do="replay", why="it passes now"), "inserted")
     await keep(world.amqp_url, (record(one, subject="older"), {"message_id": "second", "headers": seen}))
     [letter] = await viewer.look()
-    assert "The row was changed" in await viewer.page(letter.path)
-    assert "1 are kept, because their row" in re.sub("<[^>]+>", "", await viewer.page("/bulk"))
-    page = await viewer.page(await viewer.press("/replay", letter=letter.id))
+    assert "The row was changed" in await viewer.page(path_of(letter))
+    assert "1 is kept, because its row" in re.sub("<[^>]+>", "", await viewer.page("/bulk"))
+    page = await viewer.page(await viewer.press("/act", letter=letter.id, do="replay", why="it passes now"))
     assert "its row has changed" in page
     assert (await row(world.database_url, one))["subject"] == "newer"
-    await viewer.until(await viewer.press("/replay", letter=letter.id, over_newer="on"), "updated")
+    await viewer.until(
+        await viewer.press("/act", letter=letter.id, do="replay", why="it passes now", over_newer="on"), "updated"
+    )
     assert (await row(world.database_url, one))["subject"] == "older"
 
 
@@ -340,7 +356,7 @@ async def test_all_that_match_are_discarded_by_number_and_no_others(world: World
     )
     _, plan = await viewer.dry_run("publisher=crm")
     await keep(world.amqp_url, (body, {"message_id": "copy"}))
-    path = await viewer.press("/bulk", plan=plan, do="discard", count="2", why="tests")
+    path = await viewer.press("/act", plan=plan, do="discard", count="2", why="tests")
     await viewer.until(path, "2</b> discarded")
     assert sorted(each.name for each in await waiting(world.amqp_url)) == ["copy", "other"]
 
@@ -362,7 +378,9 @@ async def test_a_message_is_tried_and_sent(world: World, viewer: Viewer) -> None
     page = await viewer.press("/try", 200, body=record(one).decode(), content_type="application/json", do="check")
     assert "The contract accepts it." in page
     assert await row(world.database_url, one) is None
-    page = await viewer.press("/try", 200, body=record(one).decode(), content_type="application/json", do="send")
+    page = await viewer.press(
+        "/try", 200, body=record(one).decode(), content_type="application/json", do="send", why="a test"
+    )
     assert "inserted" in page
     assert await row(world.database_url, one) is not None
     page = await viewer.press(
@@ -410,13 +428,12 @@ async def test_a_broker_that_goes_away_in_the_middle_loses_nothing(amqp_url: str
     await keep(amqp_url, *((record(uuid4()), {"message_id": name}) for name in names))
     async with Proxy.to(amqp_url) as proxy, serving(console_of(proxy.url, database_url)) as viewer:
         _, plan = await viewer.dry_run("message=cut-")
-        path = await viewer.press("/bulk", plan=plan, do="replay", rate="10", why="cut")
+        path = await viewer.press("/act", plan=plan, do="replay", rate="10", why="cut")
         await viewer.until(path, "</b> sent again")
         proxy.cut()
         page = await viewer.until(path, 'role="alert"')
         assert "in the queue" in page
-        action = viewer.console.actions.get(path.rpartition("/")[2])
-        assert action is not None
+        action = viewer.action(path)
         sent = action.counts["sent"]
     assert 0 < sent < len(names)
     left = [each.name for each in await waiting(amqp_url)]
@@ -435,11 +452,11 @@ async def test_a_user_without_the_rights_is_told_so(rabbitmq: RabbitMQ, world: W
     with user_who_may(rabbitmq, world.amqp_url, read=QUEUE) as url:
         async with serving(console_of(url)) as viewer:
             [letter] = [each for each in await viewer.look() if each.name == "rights"]
-            page = await viewer.page(await viewer.press("/replay", letter=letter.id))
+            page = await viewer.page(await viewer.press("/act", letter=letter.id, do="replay", why="it passes now"))
             assert "in the queue" in page
             assert 'role="alert"' in page
             assert [each.name for each in await waiting(world.amqp_url) if each.name == "rights"] == ["rights"]
-            await viewer.until(await viewer.press("/discard", letter=letter.id, why="done"), "discarded")
+            await viewer.until(await viewer.press("/act", letter=letter.id, do="discard", why="done"), "discarded")
 
 
 def documented(use: str) -> dict[str, str]:
@@ -464,13 +481,13 @@ async def test_the_rights_that_are_documented_are_enough(
         with user_who_may(rabbitmq, amqp_url, **looking) as url:
             async with serving(console_of(url, reading)) as viewer:
                 [one, two] = await viewer.look()
-                assert "the row" in await viewer.page(two.path)
-                await viewer.until(await viewer.press("/discard", letter=one.id, why="done"), "discarded")
+                assert "the row" in await viewer.page(path_of(two))
+                await viewer.until(await viewer.press("/act", letter=one.id, do="discard", why="done"), "discarded")
         with user_who_may(rabbitmq, amqp_url, **{**replaying, "read": looking["read"]}) as url:
             async with serving(console_of(url, reading)) as viewer:
                 [left] = await viewer.look()
                 await viewer.until(
-                    await viewer.press("/replay", letter=left.id, why="done", over_newer="on"), "sent again"
+                    await viewer.press("/act", letter=left.id, do="replay", why="done", over_newer="on"), "sent again"
                 )
         assert await waiting(amqp_url) == []
     finally:

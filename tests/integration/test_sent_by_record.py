@@ -23,7 +23,7 @@ from task_activity_log.client.routing import Routing
 from task_activity_log.partitions import hash_slot
 from task_activity_log.rabbitmq.topology import REQUEST_KEY, Topology, declare
 from task_activity_log.settings import load
-from task_activity_log.wiring import partitioned_of, partitions_exchange_of
+from task_activity_log.wiring import sending_of
 from tests.commands import command
 from tests.serving import serving
 from tests.users import user_who_may
@@ -153,10 +153,10 @@ def test_another_exchange_has_other_partitions() -> None:
     assert Routing("mine", partitions_exchange="other").partitions_exchange == "other"
     urls = {"AMQP_URL": "amqp://guest@broker/", "DATABASE_URL": "postgresql://database/app"}
     mine = load({**urls, "WORKER_REQUESTS_EXCHANGE": "mine"})
-    assert (partitioned_of(mine), partitions_exchange_of(mine)) == (None, None)
+    assert list(sending_of(mine).values())[1:] == [None, None]
     partitioned = load({**urls, "WORKER_REQUESTS_EXCHANGE": "mine", "WORKER_PARTITIONS": "2"})
-    assert (partitioned_of(partitioned), partitions_exchange_of(partitioned)) == (True, BY_RECORD)
-    assert partitions_exchange_of(load({**urls, "WORKER_PARTITIONS_EXCHANGE": "other"})) == "other"
+    assert list(sending_of(partitioned).values())[1:] == [True, BY_RECORD]
+    assert sending_of(load({**urls, "WORKER_PARTITIONS_EXCHANGE": "other"}))["partitions_exchange"] == "other"
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,10 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from task_activity_log.console.letters import Filter, groups, quoted
+from task_activity_log.client.letters import Filter, groups
+from task_activity_log.console.rendering import path_of
 from task_activity_log.message import Properties
+from task_activity_log.streams import shell_word
 from tests.consoles import letter, sample_letters
 
 RECORD = b'{"id": "9652e68c-7b6d-4598-bbbd-4e933126c994", "due_date": "%s"}'
@@ -95,7 +97,7 @@ def test_a_filter_by_record_finds_also_those_that_are_rejected_again() -> None:
 def test_the_link_to_a_dead_letter_survives_any_message_id() -> None:
     """A browser would take a name of dots for another folder, and a question mark for a query."""
     for name in ("..", ".", "a/../b?c#d", "<script>", "é\u202e"):
-        path = letter(b"{}", Properties(message_id=name)).path
+        path = path_of(letter(b"{}", Properties(message_id=name)))
         assert path.startswith("/dead-letters/")
         assert set(path) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.~%/?=")
         assert path.count("?") == 1
@@ -116,25 +118,16 @@ def test_exact_copies_have_the_same_id_and_others_do_not() -> None:
 )
 def test_a_text_in_a_command_is_one_word_of_a_shell(text: str) -> None:
     """And nothing in it is carried out, or controls the terminal into which somebody copies it."""
-    word = quoted(text)
+    word = shell_word(text)
     assert word.isprintable()
     said = subprocess.run(["bash", "-c", f"printf %s {word}"], capture_output=True, check=True)  # noqa: S603, S607 - that is the test
     assert said.stdout.decode() == text
 
 
-def test_the_command_is_given_only_where_it_does_the_same() -> None:
-    """The command line has no options for the other members."""
-    assert Filter.of({"code": "invalid_date", "publisher": "a b"}).command(20) == (
-        "task-activity-log dead-letters replay --code invalid_date --publisher 'a b' --rate 20"
-    )
-    assert Filter.of({}).command(0.5) == "task-activity-log dead-letters replay --all --rate 0.5"
-    assert Filter.of({"code": "invalid_date", "text": "x"}).command(20) is None
-
-
 def test_what_a_message_says_of_its_replays_is_shown_and_not_believed() -> None:
     """A publisher can write anything there."""
     for value, count in ((2, 2), (-1, 0), ("3", 0), (10**9, 0), (True, 1)):
-        assert letter(b"{}", Properties(headers={"x-replay-count": value})).replays == count
+        assert letter(b"{}", Properties(headers={"x-replay-count": value})).raw.replays == count
 
 
 def test_letters_without_a_time_are_in_no_time() -> None:

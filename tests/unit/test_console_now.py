@@ -1,21 +1,27 @@
 """The figures of the console's first page, and what it says of them."""
 
+import re
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
-from task_activity_log.console.charts import bar, spark, stacked
-from task_activity_log.console.history import Depth, Figures, History, Worker, figures
-from task_activity_log.console.now import sentence, short, span
+from task_activity_log.console.rendering import templates
+from task_activity_log.console.words import advice, short, span
+from task_activity_log.telemetry.asking import Worker, figures
+from task_activity_log.telemetry.history import Depth, History
 from task_activity_log.telemetry.metrics import Metrics
 
 NOW = datetime(2026, 11, 26, 12, tzinfo=UTC)
 CONSUMING: dict[str, Any] = {"consuming": True, "not_ready": [], "holds": []}
 
 
-def worker(inserted: float = 0, address: str = "a", ages: dict[float, float] | None = None, **status: Any) -> Worker:
-    return Worker(address, CONSUMING | status, Figures({"inserted": inserted}, ages or {}))
+def worker(
+    inserted: float = 0, address: str = "a", ages: dict[str | float, float] | None = None, **status: Any
+) -> Worker:
+    counts: dict[str | float, float] = {"inserted": inserted}
+    counts.update(ages or {})
+    return Worker(address, CONSUMING | status, counts)
 
 
 def test_the_figures_are_read_from_what_a_worker_exposes() -> None:
@@ -23,9 +29,9 @@ def test_the_figures_are_read_from_what_a_worker_exposes() -> None:
     metrics = Metrics()
     metrics.counters["task_activity_log_messages_total"].labels("updated").inc(7)
     metrics.gauge("task_activity_log_in_hand", lambda: 3)
-    found = figures(metrics.exposition().decode())
-    assert (found.outcomes["updated"], found.outcomes["rejected"], found.in_hand) == (7, 0, 3)
-    assert float("inf") in found.ages
+    counts, in_hand = figures(metrics.exposition().decode())
+    assert (counts["updated"], counts["rejected"], in_hand) == (7, 0, 3)
+    assert float("inf") in counts
 
 
 def test_a_rate_is_that_of_the_last_half_minute() -> None:
@@ -79,7 +85,7 @@ def test_only_an_hour_is_kept() -> None:
     history = History()
     for second in range(0, 8000, 4):
         history.add(second, [worker(second)], {"q": Depth(second, 1)})
-    assert len(history._points) == 901
+    assert len(history.samples) == 901
     assert history.seconds == 3600
     assert len(history.rate_series(60)["inserted"]) == 60
     assert history.rate_series(60)["inserted"][0] == pytest.approx(1.0)
@@ -97,9 +103,13 @@ def test_the_time_to_empty_is_that_of_the_present_rate(before: int, now: int, se
     assert history.seconds_to_empty("q") == (None if seconds is None else pytest.approx(seconds))
 
 
+SHOW: Any = templates.get_template("macros.html").module
+
+
 def said(history: History, newest: datetime | None = None) -> tuple[str, str]:
-    found = sentence(history, ["requests"], "dead", newest, NOW)
-    return found.text, found.tone
+    found = re.search(r'class="sentence (\w+)">(.*)</h1>', SHOW.sentence(history, ["requests"], "dead", newest, NOW))
+    assert found is not None
+    return found[2], found[1]
 
 
 def sampled(workers: list[Worker], requests: int | None = 0, dead: int | None = 0, error: str = "") -> History:
@@ -171,10 +181,27 @@ def test_a_duration_in_a_table_is_short(seconds: float | None, text: str) -> Non
 
 def test_charts_have_shapes_and_no_styles() -> None:
     """The Content-Security-Policy allows none; a name in a label is escaped."""
-    drawn = stacked({"inserted": [0.0, 3.0], "rejected": [1.0, 0.0], "stale": [0.0, 0.0]}, '<b>"')
-    assert drawn.count("<polygon") == 2
+    drawn = SHOW.chart({"inserted": [0.0, 3.0], "rejected": [1.0, 0.0], "stale": [0.0, 0.0]}, '<b>"')
+    assert [bar.partition('"')[0] for bar in drawn.split('<rect class="')[1:]] == ["o-rejected", "o-inserted"]
     assert "style=" not in drawn
     assert "<b>" not in drawn
-    assert ">5<" in drawn, "the scale ends at a round number"
-    assert "style=" not in spark([], "x") + bar(2.0, "x")
-    assert 'width="100.0"' in bar(2.0, "x")
+    assert ">5/s<" in drawn, "the scale ends at a round number"
+    assert "style=" not in SHOW.spark([], "x") + SHOW.bar(2.0, "x")
+    assert 'width="100.0"' in SHOW.bar(2.0, "x")
+
+
+@pytest.mark.parametrize(
+    ("reason", "said"),
+    [
+        ("not migrated yet (42P01)", "task-activity-log migrate"),
+        ("connect timeout (10.0.0.7:5432)", "can be reached"),
+        ("timeout", "another session has locked a whole table"),
+        ("column id is text, not uuid", "Change it back"),
+        ("replies unconfirmed", "no majority"),
+        ("a reason of a later release", ""),
+    ],
+)
+def test_a_hold_is_shown_with_what_the_runbook_says_to_do(reason: str, said: str) -> None:
+    """The most specific row of its table."""
+    assert said in advice(reason)
+    assert bool(advice(reason)) == bool(said)

@@ -13,7 +13,7 @@ import yaml
 
 from task_activity_log.cli.exit_codes import WRONG_USE
 from task_activity_log.console import settings as console
-from task_activity_log.console.access import PasswordFile
+from task_activity_log.console.users import PasswordFile
 from task_activity_log.partitions import PARTITIONS_MAX
 from task_activity_log.rabbitmq.topology import Topology
 from task_activity_log.settings import Settings, load

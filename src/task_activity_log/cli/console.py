@@ -1,6 +1,8 @@
 """`task-activity-log console`: start the web console, or print a line of its password file."""
 
 import getpass
+import signal
+import socket
 import sys
 from importlib import resources
 
@@ -9,13 +11,17 @@ from task_activity_log.cli.exit_codes import WRONG_USE, fail
 from task_activity_log.cli.terminal import say
 from task_activity_log.settings import Settings, SettingsError
 
+_SHUTDOWN_SECONDS = 5
 _NOT_INSTALLED = "the console needs further packages: pip install 'task-activity-log-worker[console]'"
 
 
 def serve(settings: Settings) -> None:
     """Serve until a signal; exit with one line if that is not possible."""
     try:
-        from task_activity_log.console import app
+        import uvicorn
+
+        from task_activity_log.console.app import create
+        from task_activity_log.console.parts import Console
         from task_activity_log.console.settings import load
     except ModuleNotFoundError as missing:
         if (missing.name or "").startswith("task_activity_log"):
@@ -34,14 +40,26 @@ def serve(settings: Settings) -> None:
         file: resources.files("task_activity_log.cli").joinpath("contract", file).read_bytes()
         for file in CONTRACT_FILES.values()
     }
+    console = Console(settings, own, check=lambda: findings(settings, patient=False), contract=contract)
+    # uvicorn ends at a signal and then raises it again, which would kill the process.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: sys.exit())
+    config = uvicorn.Config(
+        create(console),
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,  # the address of the peer decides whether a header is trusted
+        server_header=False,
+        timeout_graceful_shutdown=_SHUTDOWN_SECONDS,
+    )
+    server = uvicorn.Server(config)
+    console.stopping = lambda: server.should_exit
     try:
-        app.run(
-            settings,
-            own,
-            check=lambda: findings(settings, patient=False),
-            contract=contract,
-            on_listening=lambda url: say(f"the console is at {url}; press Ctrl-C to stop it"),
-        )
+        family = socket.AF_INET6 if ":" in own.host else socket.AF_INET
+        with socket.create_server((own.host, own.port), family=family) as bound:
+            host = f"[{own.host}]" if ":" in own.host else own.host
+            say(f"the console is at http://{host}:{bound.getsockname()[1]}/; press Ctrl-C to stop it")
+            server.run(sockets=[bound])
     except OSError as error:
         where = f"CONSOLE_HOST={own.host} CONSOLE_PORT={own.port}"
         fail(f"cannot listen on {where}: {error.strerror or error}; set CONSOLE_PORT to a free port", WRONG_USE)
@@ -49,7 +67,7 @@ def serve(settings: Settings) -> None:
 
 def print_password_line(name: str, roles: str) -> None:
     """Ask for a password, or read it from standard input, and print the line for a user; exit if it cannot be made."""
-    from task_activity_log.console.access import Role, password_line
+    from task_activity_log.console.users import Role, password_line
 
     try:
         chosen = [Role(role.strip()) for role in roles.split(",")]

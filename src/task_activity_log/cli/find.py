@@ -12,7 +12,7 @@ from task_activity_log.cli.exit_codes import DONE, FAILED
 from task_activity_log.cli.terminal import say
 from task_activity_log.client import ClientError, Received, StoredReply
 from task_activity_log.client.dead_letters import DeadLetter, borrow_dead_letters
-from task_activity_log.client.messages import received_reply
+from task_activity_log.client.finding import is_letter_of, is_reply_of, uuid_of, waiting_replies
 from task_activity_log.client.record_id import record_id
 from task_activity_log.problem import Failed, NotMigrated, Unavailable
 from task_activity_log.record import StoredTaskActivityLog
@@ -62,18 +62,14 @@ _NOT_IN_JOURNAL = (
 
 
 async def _look(settings: Settings, name: str) -> Found:
-    found = Found()
-    identifier = _uuid(name)
-    for queue in (settings.dead_letters_queue, settings.replies_queue):
-        async with borrow_dead_letters(link_of(settings), queue) as loan:
-            letters = [letter async for letter in loan]
-            if loan.others:
-                say(f"{queue} has other consumers ({loan.others}): what they have is not seen here")
-        if queue == settings.replies_queue:
-            replies = [received_reply(letter.delivery) for letter in letters]
-            found.replies += [reply for reply in replies if _is_reply_of(reply, name, identifier)]
-        else:
-            found.letters += [letter for letter in letters if _is_letter_of(letter, name, identifier)]
+    found, identifier, link = Found(), uuid_of(name), link_of(settings)
+    async with borrow_dead_letters(link, settings.dead_letters_queue) as loan:
+        found.letters = [letter async for letter in loan if is_letter_of(letter, name, identifier)]
+    replies, others = await waiting_replies(link, settings.replies_queue)
+    found.replies = [reply for reply in replies if is_reply_of(reply, name, identifier)]
+    for queue, count in ((settings.dead_letters_queue, loan.others), (settings.replies_queue, others)):
+        if count:
+            say(f"{queue} has other consumers ({count}): what they have is not seen here")
     survey = survey_of(settings)
     try:
         found.answers, found.no_journal = await _answers(survey, name, identifier)
@@ -132,22 +128,3 @@ def _answer(answer: Mapping[str, Any]) -> str:
     }
     known = "".join(f", {name} {value}" for name, value in of.items() if value is not None)
     return f"answered {answer['answered_at'].isoformat()}: {outcome}{known}, reply {answer['reply_id']}"
-
-
-def _is_letter_of(letter: DeadLetter, name: str, identifier: UUID | None) -> bool:
-    return name in (letter.name, letter.properties.correlation_id) or (
-        identifier is not None and record_id(letter.body, letter.properties.content_type) == identifier
-    )
-
-
-def _is_reply_of(reply: Received, name: str, identifier: UUID | None) -> bool:
-    return name in (reply.message_id, reply.correlation_id) or (
-        isinstance(reply, StoredReply) and reply.record.id == identifier
-    )
-
-
-def _uuid(name: str) -> UUID | None:
-    try:
-        return UUID(name)
-    except ValueError:
-        return None

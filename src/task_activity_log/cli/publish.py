@@ -40,7 +40,7 @@ from task_activity_log.problem import Problem
 from task_activity_log.rabbitmq.headers import received
 from task_activity_log.settings import Settings
 from task_activity_log.streams import one_line, printable
-from task_activity_log.wiring import link_of, partitioned_of, partitions_exchange_of, rules_of
+from task_activity_log.wiring import link_of, rules_of, sending_of
 
 _NOTHING_SENT = "nothing was sent from it"
 _SILENT_SECONDS = 5.0
@@ -289,12 +289,13 @@ class Publication:
         return self._to_send <= FEW
 
     async def _publish(self) -> int:
+        sending = sending_of(self.settings)
+        if self.partitioned is not None:
+            sending["partitioned"] = self.partitioned
         try:
             async with TaskActivityLogClient(
                 link_of(self.settings),
-                exchange=self.settings.requests_exchange,
-                partitioned=partitioned_of(self.settings) if self.partitioned is None else self.partitioned,
-                partitions_exchange=partitions_exchange_of(self.settings),
+                **sending,
                 app_id="task-activity-log publish",
                 on_outage=self._away,
                 on_connected=self._back,

@@ -29,11 +29,18 @@ client         the publisher's client
 bulk           many upserts, a limited number of them unanswered at a time
 asks           upserts that wait for their answers: sent, sent again, answered
 subscription   the subscriber's loop
+following      the latest replies, for a program that shows them to several people
 news           which replies a subscriber has not seen yet
 order          a later upsert of a record is published after the earlier ones are confirmed
 routing        by record to partitions, or all to one queue
 dead_letters   borrow the dead letters, replay and remove them
+replays        which dead letters are sent again, which are kept, and what becomes of each
+letters        dead letters judged by today's contract, grouped, and filtered                pure
+looks          one look at the dead letters for everybody, for a program that shows them to several people
 record_id      the id of the record in a message that may be invalid otherwise
+finding        the dead letters and the waiting replies of a message or a record
+preview        what a worker would say of a message, and what it would store                pure
+marking        a body for people: indented, with what is wrong marked, and differences       pure
 snapshots      records as they are now, as replies
 connections    the first connection succeeds or fails at once; later ones are opened again
 messages       what is sent and what is received

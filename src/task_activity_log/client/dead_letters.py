@@ -3,6 +3,7 @@
 import asyncio
 import re
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ from urllib.parse import unquote, urlsplit
 from task_activity_log.client.connections import no_connection, options, publishing
 from task_activity_log.client.messages import ClientError
 from task_activity_log.client.routing import Routing
-from task_activity_log.message import Properties
+from task_activity_log.message import VERSION, Properties
 from task_activity_log.pipeline.request import Rules, judge
 from task_activity_log.problem import Problem, Unavailable
 from task_activity_log.rabbitmq.consumer import RabbitDelivery
@@ -27,6 +28,9 @@ from task_activity_log.rabbitmq.queues import existing_queue
 from task_activity_log.rabbitmq.reading import PREFETCH_MAX, Reader, reading
 from task_activity_log.record import TaskActivityLog
 
+REPLAYED_BY, REPLAY_COUNT = "x-replayed-by", "x-replay-count"
+"""Headers of a replayed message. A publisher can set them as well: they are shown, and nothing depends on them."""
+_MOST_REPLAYS = 10**6
 _IDLE_SECONDS = 5.0
 """If no dead letter arrives for this long although the broker counted more, another consumer has them."""
 
@@ -97,6 +101,11 @@ class DeadLetter:
         rejected = self._died or self._time("x-last-seen") or self._time("x-first-seen")
         return rejected or _instant(self.properties.sent)
 
+    @property
+    def sent(self) -> datetime | None:
+        """When its publisher says that it was sent."""
+        return _instant(self.properties.sent)
+
     @cached_property
     def overtaken_from(self) -> datetime | None:
         """Since when a newer request for its record can have been stored; None when that is not known.
@@ -111,6 +120,17 @@ class DeadLetter:
         if self._death or last is None or "x-redelivered" in self.properties.headers:
             return _instant(self.properties.sent)
         return min(last, self._time("x-first-seen") or last)
+
+    @property
+    def replays(self) -> int:
+        """How often it says that it was replayed with `stamped`."""
+        count = self.properties.headers.get(REPLAY_COUNT)
+        return count if isinstance(count, int) and 0 <= count < _MOST_REPLAYS else 0
+
+    @property
+    def replayed_by(self) -> str:
+        """Who it says has replayed it last."""
+        return str(self.properties.headers.get(REPLAYED_BY, ""))
 
     @property
     def headers(self) -> Mapping[str, object]:
@@ -178,8 +198,14 @@ def judged(letter: DeadLetter, rules: Rules) -> TaskActivityLog | Problem:
     return judge(letter.body, received(letter.restored(None)), rules)
 
 
-def may_be_newer(letter: DeadLetter, changed: datetime) -> str | None:
-    """Why the row, which was changed at this moment, may be newer than the dead letter; None if it is not."""
+def may_be_newer(letter: DeadLetter, changed: datetime | None) -> str | None:
+    """Why the row, which was changed at this moment, may be newer than the dead letter; None if it is not.
+
+    It is not if there is no row (`changed` is None). With `x-version` the worker compares versions, so that the dead letter is
+    safe to replay in any case.
+    """
+    if changed is None or VERSION in letter.headers:
+        return None
     since = letter.overtaken_from
     at = f"{changed:%Y-%m-%d %H:%M:%S}"
     if since is None:
@@ -191,6 +217,11 @@ def may_be_newer(letter: DeadLetter, changed: datetime) -> str | None:
         if changed > since
         else f"its row has changed at {at}, just before"
     )
+
+
+def answered(letter: DeadLetter, changed: datetime | None) -> bool:
+    """Whether the row of its record, which was changed at this moment, was stored after it was rejected."""
+    return changed is not None and letter.since is not None and changed > letter.since
 
 
 class Loan:
@@ -249,6 +280,28 @@ async def borrow_dead_letters(
         except LOST as error:
             raise no_connection(link, describe(error)) from error
         yield Loan(reader)
+
+
+@asynccontextmanager
+async def borrow_these(
+    broker: str | LinkOptions, queue: str, keys: Iterable[str]
+) -> AsyncIterator[tuple[Loan, list[DeadLetter]]]:
+    """The dead letters with these `DeadLetter.key`s, in the order of the queue. All others are returned to it at once.
+
+    Of exact copies no more are taken than the key is given: one that came in since is another dead letter.
+
+    Raises:
+        ClientError: as `borrow_dead_letters`.
+    """
+    left = Counter(keys)
+    async with borrow_dead_letters(broker, queue) as loan:
+        mine, others = list[DeadLetter](), list[DeadLetter]()
+        async for letter in loan:
+            wanted = left[letter.key] > 0
+            left[letter.key] -= wanted
+            (mine if wanted else others).append(letter)
+        await loan.give_back(others)
+        yield loan, mine
 
 
 @contextmanager

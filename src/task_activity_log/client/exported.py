@@ -11,18 +11,22 @@ import base64
 import json
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from task_activity_log import wire
+from task_activity_log.client.dead_letters import REPLAY_COUNT, REPLAYED_BY, DeadLetter
 from task_activity_log.client.messages import Upsert, UpsertRejected
 from task_activity_log.message import PERSISTENT, Properties, Timestamp
-from task_activity_log.problem import Problem
+from task_activity_log.problem import Problem, Rejected
 from task_activity_log.rabbitmq.headers import encode_header, raw_headers, received
 
 _BODIES = ("record", "body", "body_base64")
 _OTHERS = ("correlation_id", "reply_to", "expiration", "priority", "timestamp", "type", "app_id", "cluster_id")
 """The properties in `properties`. A user_id is not sent again: the broker refuses that of another user."""
 _NUMBERS = {"priority": 255, "timestamp": 2**64 - 1}
+_NAME_LENGTH = 128
 _MILLISECONDS = re.compile("[0-9]{1,9}|[1-3][0-9]{9}")
 
 
@@ -67,6 +71,17 @@ def line(body: bytes, properties: Properties, *, exact: bool = True, **more: obj
     if exact and b"".join(map(encode_header, headers.items())) != arrived.table:
         members["headers_base64"] = base64.b64encode(arrived.table).decode()
     return json.dumps({**members, **_body(body)}, ensure_ascii=False)
+
+
+def letter_line(letter: DeadLetter) -> str:
+    """A dead letter as a line that `publish` takes."""
+    return line(
+        letter.body,
+        letter.restored(None),
+        publisher=letter.publisher,
+        since=letter.since and letter.since.isoformat(timespec="milliseconds"),
+        problems=[f"{letter.code}: {letter.detail}"],
+    )
 
 
 def reasons(problem: Problem | UpsertRejected) -> list[str]:
@@ -114,6 +129,17 @@ _KINDS: dict[str, type] = {
 }
 
 
+def header_text(request: Properties) -> str:
+    """The `content_type`, `content_encoding` and `headers` of a request as JSON, to correct: see `corrected`."""
+    arrived = received(request)
+    members = {
+        "content_type": arrived.content_type,
+        "content_encoding": arrived.content_encoding,
+        "headers": plain_headers(arrived),
+    }
+    return json.dumps(members, indent=2, ensure_ascii=False)
+
+
 def corrected(request: Properties, content: bytes) -> Properties:
     """A request's properties with the `content_type`, `content_encoding` and `headers` of this JSON text.
 
@@ -131,6 +157,30 @@ def corrected(request: Properties, content: bytes) -> Properties:
         content_encoding=found.content_encoding,
         table=table_with(request.table, found.headers),
     )
+
+
+def edited(letter: DeadLetter, body: str | None, header: str | None) -> DeadLetter:
+    """A dead letter with another body or other headers (see `header_text`). What is None stays byte for byte.
+
+    A body that is edited is sent in UTF-8. Raises `ValueError`: the headers cannot be sent.
+    """
+    request = letter.restored(None)
+    if body is not None:
+        letter = replace(letter, body=body.encode("utf-8", "replace"))
+        with suppress(Rejected):  # of an unknown media type nothing is known
+            media = wire.media_type(request.content_type)
+            if media.charset not in (None, "utf-8", "utf8"):
+                request = replace(request, content_type=media.name)
+                letter = replace(letter, corrected=request)
+    return letter if header is None else replace(letter, corrected=corrected(request, header.encode()))
+
+
+def stamped(request: DeadLetter, user: str) -> DeadLetter:
+    """A request that is replayed, with headers that say who replays it, and how often that was done."""
+    properties = request.restored(None)
+    headers = plain_headers(received(properties))
+    headers |= {REPLAYED_BY: user[:_NAME_LENGTH], REPLAY_COUNT: request.replays + 1}
+    return replace(request, corrected=replace(properties, table=table_with(properties.table, headers)))
 
 
 def _others(parsed: dict[str, Any]) -> dict[str, Any]:

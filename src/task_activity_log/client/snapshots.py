@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterable, Callable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -91,6 +91,17 @@ async def resend(
                 await _Batch(publisher, limit, target, sent).publish(replies)
                 sent.after = batch[-1].id
                 on_sent(len(batch))
+
+
+async def resend_one(broker: str | LinkOptions, record: StoredTaskActivityLog, target: Target) -> int:
+    """Publish one record, as `resend` does; how many were sent: none if it is longer than the broker takes."""
+
+    async def page() -> AsyncIterator[Sequence[StoredTaskActivityLog]]:
+        yield [record]
+
+    sent = Sent()
+    await resend(broker, page(), target, sent=sent)
+    return sent.count
 
 
 class _Batch:

@@ -3,39 +3,24 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
-from datetime import UTC, datetime
-from typing import Any
+from contextlib import suppress
+from typing import Any, TypeAlias
+from urllib.parse import quote, urlencode
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response, StreamingResponse
 
 from task_activity_log.client import exported
-from task_activity_log.console import charts, now, preview
-from task_activity_log.console.access import Denied, User
-from task_activity_log.console.letters import NO_FIELD, quoted
-from task_activity_log.console.parts import Console
-from task_activity_log.streams import printable
+from task_activity_log.client.letters import NO_FIELD, Filter, Letter
+from task_activity_log.client.preview import shown
+from task_activity_log.console import words
+from task_activity_log.streams import printable, shell_word
 
 _KEEP_ALIVE_SECONDS = 15.0
 
-
-_templates = Environment(
-    loader=PackageLoader("task_activity_log.console"),
-    autoescape=True,
-    undefined=StrictUndefined,
-    finalize=lambda value: printable(value) if type(value) is str else value,
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
-
-
-def _at(time: datetime | None) -> str:
-    return "unknown" if time is None else f"{time.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
-
-
-def _ago(time: datetime | None) -> str:
-    return "at an unknown time" if time is None else f"{now.span(datetime.now(UTC) - time)} ago"
+Context: TypeAlias = Callable[[], dict[str, Any]]
+Changed: TypeAlias = Callable[[], Awaitable[object]]
 
 
 class _Exact(str):
@@ -44,62 +29,55 @@ class _Exact(str):
     __slots__ = ()
 
 
-_templates.filters |= {
-    "exact": _Exact,
-    "at": _at, "ago": _ago, "span": now.span, "short": now.short, "reason": exported.reasons, "quoted": quoted,
-    "count": "{:,}".format, "shown": preview.shown,
+def path_of(letter: Letter) -> str:
+    """Its page. A browser would take a name of dots for another path, so the id is what counts."""
+    return f"/dead-letters/{quote(letter.name, safe='') if letter.name.strip('.') else '-'}?letter={letter.id}"
+
+
+def query_of(wanted: Filter, **changes: str) -> str:
+    """The query of a URL for a filter, with some members changed; an empty one is left out."""
+    return urlencode({name: value for name, value in (wanted.members | changes).items() if value})
+
+
+templates = Environment(
+    loader=PackageLoader("task_activity_log.console"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    finalize=lambda value: printable(value) if type(value) is str else value,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+templates.filters |= {
+    "exact": _Exact, "at": words.at, "ago": words.ago, "span": words.span, "short": words.short,
+    "count": "{:,}".format, "shown": shown, "reason": exported.reasons, "quoted": shell_word, "path": path_of, "query": query_of,
+    "json": json.dumps, "repr": repr, "round_up": words.round_up, "advice": words.advice,
 }  # fmt: skip
-_templates.globals |= {"spark": charts.spark, "bar": charts.bar, "NO_FIELD": NO_FIELD}
+templates.globals |= {"NO_FIELD": NO_FIELD}
 
 
-def render(request: Request, console: Console, template: str, status: int = 200, **context: Any) -> HTMLResponse:
+def page(request: Request, template: str, title: str, status: int = 200, **context: Any) -> HTMLResponse:
     """A page for whoever asks."""
-    user: User | None = getattr(request.state, "user", None)
-    shared = {
-        "user": user,
-        "token": console.guard.token(user) if user else "",
-        "path": request.url.path,
-        "console": console,
-    }
-    return HTMLResponse(_templates.get_template(template).render(**shared, **context), status)
+    shared = {"title": title, "path": request.url.path, "user": getattr(request.state, "user", None), "token": ""}
+    return HTMLResponse(templates.get_template(template).render(shared | request.state._state | context), status)  # noqa: SLF001 - all of it
 
 
-def fragment(template: str, **context: Any) -> str:
+def part(request: Request, template: str, **context: Any) -> str:
     """A part of a page."""
-    return _templates.get_template(template).render(**context)
+    return templates.get_template(template).render(user=request.state.user, token=request.state.token, **context)
 
 
-def console_of(request: Request) -> Console:
-    """The console that serves a request."""
-    found: Console = request.app.state.console
-    return found
-
-
-def require(allowed: bool, sentence: str) -> None:
-    """Raise `Denied` with this sentence unless it is allowed."""
-    if not allowed:
-        raise Denied(sentence)
-
-
-def live(console: Console, rendered: Callable[[], str], changed: Callable[[], Awaitable[object]]) -> Response:
+def live(rendered: Callable[[], str], changed: Changed, ends: Callable[[], bool]) -> Response:
     """Server-sent events: a part of a page, each time that it has changed."""
 
     async def events() -> AsyncIterator[str]:
         last, silent = "", 0.0
-        stopping = asyncio.ensure_future(console.stopping.wait())
-        try:
-            while not stopping.done():
-                if (html := rendered()) != last or silent > _KEEP_ALIVE_SECONDS:
-                    yield f"data: {json.dumps(html)}\n\n"
-                    last, silent = html, 0.0
-                waiting = asyncio.ensure_future(changed())
-                began = asyncio.get_running_loop().time()
-                await asyncio.wait(
-                    (waiting, stopping), return_when=asyncio.FIRST_COMPLETED, timeout=_KEEP_ALIVE_SECONDS
-                )
-                waiting.cancel()
-                silent += asyncio.get_running_loop().time() - began
-        finally:
-            stopping.cancel()
+        clock = asyncio.get_running_loop().time
+        while not ends():
+            if (html := rendered()) != last or clock() - silent > _KEEP_ALIVE_SECONDS:
+                yield f"data: {json.dumps(html)}\n\n"
+                last, silent = html, clock()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_KEEP_ALIVE_SECONDS):
+                    await changed()
 
     return StreamingResponse(events(), media_type="text/event-stream")

@@ -1,172 +1,108 @@
-"""Samples the workers' /status and /metrics and the broker's queues, every few seconds, and keeps the findings of `check`."""
+"""Samples the workers, the broker's queues and its management API every few seconds, and keeps the findings of `check`."""
 
 import asyncio
-import json
-import socket
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
-from http import HTTPStatus
-from http.client import HTTPConnection, HTTPException, HTTPSConnection
-from typing import Protocol
-from urllib.parse import urlsplit
+from typing import Any, TypeAlias
 
 from task_activity_log.aio import end
-from task_activity_log.console.history import Depth, History, Worker, figures
-from task_activity_log.rabbitmq.inspection import Queue, counting
-from task_activity_log.rabbitmq.link import LOST, LinkOptions, asking_the_driver, describe
+from task_activity_log.hosts import vhost
+from task_activity_log.rabbitmq.inspection import Counted, watch_queues
+from task_activity_log.rabbitmq.link import LOST, LinkOptions
+from task_activity_log.rabbitmq.management import Management, ManagementError, QueueStats
+from task_activity_log.telemetry.asking import Worker, ask, urls_of
+from task_activity_log.telemetry.history import Depth, History
 
 _EVERY_SECONDS = 2.0
-_ANSWER_SECONDS = 3.0
-_LONGEST_ANSWER = 4 * 2**20
+_MANAGEMENT_EVERY_SECONDS = 5.0  # its figures change as often
 _CHECK_EVERY_SECONDS = 60.0
 
-
-class Finding(Protocol):
-    """A finding of `check`, as the console shows it."""
-
-    @property
-    def verdict(self) -> str:
-        """`fine`, `unknown`, `warning` or `broken`."""
-
-    @property
-    def what(self) -> str:
-        """What it is about."""
-
-    @property
-    def found(self) -> str:
-        """What was found."""
-
-    @property
-    def advice(self) -> str:
-        """What to do; empty if there is nothing to do."""
+Check: TypeAlias = Callable[[], Awaitable[Sequence[Any]]]
+"""Makes the findings of `check`: each has `verdict`, `what`, `found` and `advice`."""
 
 
 class Sampler:
     """Fills a history from `begin` to `close`."""
 
-    def __init__(self, workers: Sequence[str], link: LinkOptions, queues: Sequence[str]) -> None:
+    def __init__(
+        self, workers: Sequence[str], link: LinkOptions, queues: Sequence[str], management: Management | None
+    ) -> None:
         """Sample the workers at these URLs, and these queues. Nothing is asked yet."""
         self.history = History()
-        self._urls = workers
-        self._link = link
-        self._queues = queues
-        self._depths: dict[str, Depth] = {}
+        self.management_error = ""
+        """Why the management API gives no figures; empty if it does, or is not configured."""
+        self._urls, self._link, self._queues, self._management = workers, link, queues, management
+        self._counted: Counted = {}
+        self._stats: Mapping[str, QueueStats] = {}
         self._broker_error = "it was not asked yet"
         self._sampled = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
     def begin(self) -> None:
         """Sample from now on."""
-        self._tasks = [asyncio.create_task(self._count_queues()), asyncio.create_task(self._sample())]
+        counting = watch_queues(self._link, "console", self._queues, _EVERY_SECONDS, self._on_counted)
+        self._tasks = [asyncio.create_task(task) for task in (self._sample(), counting, self._ask_management())]
 
     async def close(self) -> None:
         """Sample no more."""
-        # Not by cancelling a task group: it cancels its tasks once, and the driver may lose that.
         await end(*self._tasks)
 
     async def next(self) -> None:
         """Return after the next sample."""
         await self._sampled.wait()
 
+    def _on_counted(self, counted: Counted, error: str) -> None:
+        self._counted, self._broker_error = counted, error
+
     async def _sample(self) -> None:
         while True:
-            workers = await self._workers()
-            self.history.add(time.monotonic(), workers, dict(self._depths), self._broker_error)
+            found = await asyncio.gather(*(asyncio.to_thread(urls_of, url) for url in self._urls))
+            urls = dict.fromkeys(url for urls in found for url in urls)
+            workers: list[Worker] = await asyncio.gather(*(asyncio.to_thread(ask, url) for url in urls))
+            depths = {name: depth for name in self._queues if (depth := self._depth(name)) is not None}
+            self.history.add(time.monotonic(), workers, depths, self._broker_error)
             self._sampled.set()
             self._sampled = asyncio.Event()
             await asyncio.sleep(_EVERY_SECONDS)
 
-    async def _workers(self) -> list[Worker]:
-        """All workers at all addresses of the URLs, each asked in a thread."""
-        found = await asyncio.gather(*(asyncio.to_thread(_addresses, url) for url in self._urls))
-        targets = dict.fromkeys(
-            (url, address) for url, addresses in zip(self._urls, found, strict=True) for address in addresses
-        )
-        return list(await asyncio.gather(*(asyncio.to_thread(_ask, url, address) for url, address in targets)))
+    def _depth(self, name: str) -> Depth | None:
+        """What AMQP counts is of this moment; what the management API shows is some seconds old."""
+        counted, stats = self._counted.get(name), self._stats.get(name)
+        now = counted or stats
+        rates = (stats.arriving, stats.settled) if stats else (None, None)
+        return Depth(now.messages, now.consumers, *rates) if now else None
 
-    async def _count_queues(self) -> None:
-        while True:
+    async def _ask_management(self) -> None:
+        while self._management is not None:
             try:
-                with asking_the_driver():
-                    async with counting(self._link, "console") as count:
-                        while True:
-                            async with asyncio.timeout(2 * _ANSWER_SECONDS):
-                                counted = await count(self._queues)
-                            self._depths = {
-                                name: Depth(queue.messages, queue.consumers) if isinstance(queue, Queue) else Depth()
-                                for name, queue in counted.items()
-                            }
-                            self._broker_error = ""
-                            await asyncio.sleep(_EVERY_SECONDS)
-            except LOST as error:
-                self._depths, self._broker_error = {}, describe(error).text
-            await asyncio.sleep(_EVERY_SECONDS)
-
-
-def _addresses(url: str) -> list[str]:
-    """The addresses of a URL's host; its name alone if it has none, so that asking it says why."""
-    parts = urlsplit(url)
-    name = parts.hostname or ""
-    if parts.scheme == "https":
-        return [name]  # a certificate is for a name
-    with suppress(OSError):
-        found = socket.getaddrinfo(name, parts.port or 80, type=socket.SOCK_STREAM)
-        addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
-        # A name of this machine has two addresses, and a worker listens on one of them or on both: it is one worker.
-        return [name] if all(address in ("127.0.0.1", "::1") for address in addresses) else addresses
-    return [name]
-
-
-def _ask(url: str, address: str) -> Worker:
-    """What a worker answers."""
-    parts = urlsplit(url)
-    shown = f"[{address}]:{parts.port or 80}" if ":" in address else f"{address}:{parts.port or 80}"
-    kind = HTTPSConnection if parts.scheme == "https" else HTTPConnection
-    connection = kind(address, parts.port, timeout=_ANSWER_SECONDS)
-    try:
-        status = json.loads(_get(connection, f"{parts.path.rstrip('/')}/status"))
-        return Worker(shown, status, figures(_get(connection, f"{parts.path.rstrip('/')}/metrics").decode()))
-    except (OSError, HTTPException) as error:
-        return Worker(shown, error=f"no answer ({(getattr(error, 'strerror', None) or type(error).__name__).lower()})")
-    except (ValueError, KeyError):
-        return Worker(shown, error="what answers there is not a worker")
-    finally:
-        connection.close()
-
-
-def _get(connection: HTTPConnection, path: str) -> bytes:
-    connection.request("GET", path, headers={"Connection": "close"})
-    answer = connection.getresponse()
-    body = answer.read(_LONGEST_ANSWER)
-    connection.close()  # a worker closes it as well; the next request opens it again
-    if answer.status != HTTPStatus.OK:
-        raise ValueError
-    return body
+                self._stats = await asyncio.to_thread(self._management.queues, vhost(self._link.url))
+                self.management_error = ""
+            except ManagementError as error:
+                self._stats, self.management_error = {}, str(error)
+            await asyncio.sleep(_MANAGEMENT_EVERY_SECONDS)
 
 
 class Checks:
-    """The findings of `check`, made again when somebody looks at them and they are old."""
+    """The findings of `check`, made again when somebody looks at them and they are older than a minute."""
 
-    def __init__(self, check: Callable[[], Awaitable[Sequence[Finding]]]) -> None:
+    def __init__(self, check: Check) -> None:
         self._check = check
         self._task: asyncio.Task[None] | None = None
         self._at = -_CHECK_EVERY_SECONDS
-        self.findings: Sequence[Finding] | None = None
-        """None: they were not made yet."""
+        self._findings: Sequence[Any] | None = None
 
-    def wanted(self) -> Sequence[Finding] | None:
-        """The findings so far. New ones are made in the background if these are older than a minute."""
+    def wanted(self) -> Sequence[Any] | None:
+        """The findings so far; None if there were none yet."""
         if time.monotonic() - self._at >= _CHECK_EVERY_SECONDS and (self._task is None or self._task.done()):
             self._at = time.monotonic()
             self._task = asyncio.create_task(self._make())
-        return self.findings
-
-    async def _make(self) -> None:
-        with suppress(*LOST):
-            self.findings = await self._check()
+        return self._findings
 
     async def close(self) -> None:
         """Make no more."""
-        if self._task is not None:
-            await end(self._task)
+        await end(*[self._task] if self._task else [])
+
+    async def _make(self) -> None:
+        with suppress(*LOST):
+            self._findings = await self._check()

@@ -1,6 +1,5 @@
 """Settings of the console: one frozen model, read from the environment like those of the worker."""
 
-import difflib
 import os
 import re
 from collections.abc import Mapping
@@ -11,8 +10,9 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from task_activity_log.console.access import PasswordFile, PasswordFileError
+from task_activity_log.console.users import PasswordFile
 from task_activity_log.settings import SettingsError
+from task_activity_log.variables import explained, unknown
 
 PREFIX = "CONSOLE_"
 _OF_A_SERVICE = re.compile(r"CONSOLE_(?:SERVICE_HOST|SERVICE_PORT(?:_\w+)?|PORT_\d+_\w+)")
@@ -23,34 +23,31 @@ def _list(value: object) -> object:
     return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
 
-def _workers(urls: tuple[str, ...]) -> tuple[str, ...]:
-    for url in urls:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"{url} should be the URL of a worker, as in http://task-activity-log-worker:8080")
-        if parts.username or parts.password:
-            raise ValueError("a worker asks for no user and no password: leave them out of the URL")
-    return urls
+def _worker(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(f"{url} should be the URL of a worker, as in http://task-activity-log-worker:8080")
+    if parts.username or parts.password:
+        raise ValueError("a worker asks for no user and no password: leave them out of the URL")
+    return url
 
 
-def _networks(values: tuple[str, ...]) -> tuple[str, ...]:
-    for value in values:
-        try:
-            ip_network(value)
-        except ValueError:
-            raise ValueError(f"{value} should be an address or a network, as in 10.0.0.7 or 10.0.0.0/24") from None
-    return values
+def _network(value: object) -> object:
+    try:
+        return ip_network(str(value))
+    except ValueError:
+        raise ValueError(f"{value} should be an address or a network, as in 10.0.0.7 or 10.0.0.0/24") from None
 
 
 def _password_file(path: Path) -> Path:
-    try:
-        PasswordFile.read(path)
-    except PasswordFileError as error:
-        raise ValueError(str(error)) from None
+    PasswordFile.read(path)  # it raises a ValueError
     return path
 
 
 _Names = Annotated[tuple[str, ...], BeforeValidator(_list)]
+_Workers = Annotated[tuple[Annotated[str, AfterValidator(_worker)], ...], BeforeValidator(_list)]
+_Network = Annotated[IPv4Network | IPv6Network, BeforeValidator(_network)]
+_Networks = Annotated[tuple[_Network, ...], BeforeValidator(_list)]
 
 
 class ConsoleSettings(BaseModel):
@@ -59,17 +56,14 @@ class ConsoleSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, use_attribute_docstrings=True)
 
     host: str = "127.0.0.1"
-    """Address on which the console listens. Any other than this machine's own needs CONSOLE_PASSWORD_FILE or
-    CONSOLE_PROXY_ADDRESSES."""
+    """Address on which the console listens. One that others reach needs CONSOLE_PASSWORD_FILE or CONSOLE_PROXY_ADDRESSES."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8081
     """Port on which the console listens. With 0 a free port is used."""
-    workers: Annotated[_Names, AfterValidator(_workers)] = ("http://localhost:8080",)
-    """URLs of the workers' HTTP ports, separated by commas. If a name has several addresses, as that of a headless Service
-    in Kubernetes, each of them is a worker."""
+    workers: _Workers = ("http://localhost:8080",)
+    """URLs of the workers' HTTP ports, separated by commas. Each address of a name, as of a headless Service, is a worker."""
     password_file: Annotated[Path, AfterValidator(_password_file)] | None = None
-    """File with a line for each user, for basic authentication. `task-activity-log console --password-for NAME` prints such
-    a line."""
-    proxy_addresses: Annotated[_Names, AfterValidator(_networks)] = ()
+    """File with the users for basic authentication, a line each: `task-activity-log console --password-for NAME` prints one."""
+    proxy_addresses: _Networks = ()
     """Addresses or networks, separated by commas, of the proxies that authenticate users. Only their headers are trusted."""
     proxy_user_header: str = "X-Forwarded-User"
     """Header in which a proxy names the user."""
@@ -96,17 +90,10 @@ class ConsoleSettings(BaseModel):
     @property
     def is_local(self) -> bool:
         """Whether only programs on this machine can reach the console."""
-        if self.host == "localhost":
-            return True
         try:
-            return ip_address(self.host).is_loopback
+            return self.host == "localhost" or ip_address(self.host).is_loopback
         except ValueError:
             return False
-
-    @property
-    def proxies(self) -> tuple[IPv4Network | IPv6Network, ...]:
-        """The networks whose headers are trusted."""
-        return tuple(map(ip_network, self.proxy_addresses))
 
 
 def variable(field: str) -> str:
@@ -117,21 +104,13 @@ def variable(field: str) -> str:
 def load(environment: Mapping[str, str] = os.environ) -> ConsoleSettings:
     """Read the settings of the console. Raises `SettingsError` if one is unknown or invalid."""
     fields = {variable(field): field for field in ConsoleSettings.model_fields}
-    values, errors = dict[str, str](), list[str]()
-    for name, value in environment.items():
-        if name in fields:
-            if value:  # compose files pass unset variables as empty
-                values[fields[name]] = value
-        elif name.startswith(PREFIX) and not _OF_A_SERVICE.fullmatch(name):
-            close = difflib.get_close_matches(name, fields, n=1)
-            errors.append(f"{name}: unknown setting" + (f"; did you mean {close[0]}?" if close else ""))
+    own = [name for name in environment if name.startswith(PREFIX) and not _OF_A_SERVICE.fullmatch(name)]
+    values = {fields[name]: environment[name] for name in own if name in fields and environment[name]}  # compose: empty
+    errors = [unknown(name, fields) for name in own if name not in fields]
     try:
         settings = ConsoleSettings.model_validate(values)
     except ValidationError as invalid:
-        for error in invalid.errors(include_url=False):
-            text = str(error.get("ctx", {}).get("error", error["msg"]))
-            where = f"{variable(str(error['loc'][0]))}: " if error["loc"] else ""
-            errors.append(where + (text[:1].lower() + text[1:] if where else text))
+        errors += explained(invalid, variable)
     if errors:
         raise SettingsError("\n".join(errors))
     return settings

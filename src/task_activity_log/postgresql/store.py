@@ -93,6 +93,7 @@ GRANTS = resources.files("task_activity_log.postgresql").joinpath("sql", "grants
 """The privileges that the role of the workers needs, for psql."""
 
 _UNLIMITED = 2**62
+_IDS_AT_A_TIME = 5_000
 _OUTCOMES = {str(outcome): outcome for outcome in Outcome}
 _ORDER = attrgetter("record.id.int")  # the order in which PostgreSQL sorts uuids; faster than comparing UUID objects
 _NOTHING: tuple[object, ...] = ([],) * (len(FIELDS) + 2) + ("1s",)
@@ -369,8 +370,12 @@ class Store:
         Raises:
             Unavailable: the database cannot be used, or a privilege is missing.
         """
-        rows = await self._maintain(self._maintenance, READ, ids, _UNLIMITED)
-        return {row["id"]: row["modified_dateutc"] for row in rows if row["modified_dateutc"] is not None}
+        found: dict[UUID, datetime] = {}
+        for start in range(0, max(1, len(ids)), _IDS_AT_A_TIME):
+            part = ids[start : start + _IDS_AT_A_TIME]
+            rows = await self._maintain(self._maintenance, READ, part, _UNLIMITED)
+            found |= {row["id"]: row["modified_dateutc"] for row in rows if row["modified_dateutc"] is not None}
+        return found
 
     async def look(self) -> Row:
         """The table of records as it is found (see sql/table.sql).

@@ -1,16 +1,17 @@
-"""What AMQP shows of the broker, for `check`. Everything is declared passively, so that nothing changes."""
+"""What AMQP shows of the broker, for `check` and the console. Everything is declared passively, so that nothing changes."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 from aio_pika.abc import AbstractChannel, AbstractConnection
 from aiormq.exceptions import ChannelAccessRefused, ChannelNotFoundEntity
 
 from task_activity_log.partitions import queue_of
 from task_activity_log.problem import Unavailable
-from task_activity_log.rabbitmq.link import LOST, LinkOptions, connect, describe
+from task_activity_log.rabbitmq.link import LOST, LinkOptions, asking_the_driver, connect, describe
 from task_activity_log.rabbitmq.topology import Topology, queue_type
 
 T = TypeVar("T")
@@ -22,6 +23,10 @@ class Queue:
 
     messages: int
     consumers: int
+
+
+Counted: TypeAlias = Mapping[str, Queue]
+_COUNT_SECONDS = 6.0
 
 
 class Hidden:
@@ -80,6 +85,27 @@ async def counting(
             return {name: await _queue(connection, name) for name in queues}
 
         yield count
+
+
+async def watch_queues(
+    options: LinkOptions, purpose: str, queues: Sequence[str], every: float, on_counted: Callable[[Counted, str], None]
+) -> None:
+    """Count the messages and consumers of queues every few seconds, also after an outage, until it is cancelled.
+
+    `on_counted` gets those that exist and that the user may see; or none, and why the broker cannot be asked.
+    """
+    while True:
+        try:
+            with asking_the_driver():
+                async with counting(options, purpose) as count:
+                    while True:
+                        async with asyncio.timeout(_COUNT_SECONDS):
+                            found = await count(queues)
+                        on_counted({name: queue for name, queue in found.items() if isinstance(queue, Queue)}, "")
+                        await asyncio.sleep(every)
+        except LOST as error:
+            on_counted({}, describe(error).text)
+        await asyncio.sleep(every)
 
 
 async def _exchange(connection: AbstractConnection, name: str) -> bool | Hidden:

@@ -282,7 +282,10 @@ EVENTS = {
     ),
     "console_action_stopped": Event("info", "A user of the console has stopped an action.", ("action", "user")),
     "console_message_sent": Event(
-        "info", "A user of the console has sent a message of their own.", ("user", "message_id")
+        "info", "A user of the console has sent a message of their own.", ("user", "why", "message_id")
+    ),
+    "console_snapshot_sent": Event(
+        "info", "A user of the console has sent a row to its subscribers again.", ("user", "why", "record", "count")
     ),
     # tracing
     "tracing": Event("info", "Traces are exported.", ("endpoint",)),

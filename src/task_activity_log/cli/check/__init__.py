@@ -6,7 +6,6 @@ limits        the limits of its queues, by arguments and policies
 partitions    their number, their consumers, and the bindings of the hash slots
 members       the leaders and majorities of its queues
 permissions   what the worker's user needs, and what it has
-management    the management API, read only
 certificates  the certificates in files: how long they are valid
 database      PostgreSQL: server, schema, privileges
 worker        the worker with the same settings, as its /status shows it

@@ -9,7 +9,6 @@ from urllib.parse import unquote, urlsplit
 
 from task_activity_log.cli.check.finding import Finding
 from task_activity_log.cli.check.limits import Limits, judge_kept, judge_length, judge_requests, number, wrong_type
-from task_activity_log.cli.check.management import Management, ManagementError
 from task_activity_log.cli.check.members import judge_members
 from task_activity_log.cli.check.partitions import has_another_number, judge_consumers, judge_number, judge_slots
 from task_activity_log.cli.check.permissions import lacking
@@ -17,6 +16,7 @@ from task_activity_log.cli.terminal import counted
 from task_activity_log.hosts import vhost as vhost_of
 from task_activity_log.problem import Unavailable
 from task_activity_log.rabbitmq.inspection import BrokerState, Hidden, inspect_broker
+from task_activity_log.rabbitmq.management import Management, ManagementError
 from task_activity_log.rabbitmq.repartition import look_up
 from task_activity_log.rabbitmq.topology import Topology
 from task_activity_log.settings import Settings

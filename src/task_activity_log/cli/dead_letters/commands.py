@@ -142,7 +142,7 @@ def list_(
         bool, typer.Option("--json", help="Print one line of JSON per dead letter, without its body.")
     ] = False,
 ) -> int:
-    """Count the dead letters by code and publisher, with their ages.
+    """Count the dead letters by code, publisher and bad field, with their ages, and how many would pass now.
 
     \b
     Examples:
@@ -279,11 +279,12 @@ def export(
       task-activity-log publish rejected.jsonl
     """
     from task_activity_log.cli.dead_letters import listing
+    from task_activity_log.client import exported
 
     letters = selection.copies()
     if str(file) == "-":
         for letter in letters:
-            print_json(listing.export_line(letter))
+            print_json(exported.letter_line(letter))
     elif letters:
         listing.export(file, letters)
         say(f"{len(letters):,} written to {file}; they are still in the queue")

@@ -1,6 +1,5 @@
 """The body or the headers of a dead letter in the user's own editor."""
 
-import json
 import os
 import re
 import shlex
@@ -18,10 +17,9 @@ from task_activity_log import wire
 from task_activity_log.cli.terminal import indented, say
 from task_activity_log.client import ClientError
 from task_activity_log.client.dead_letters import DeadLetter, judged
-from task_activity_log.client.exported import corrected, plain_headers, reasons
+from task_activity_log.client.exported import corrected, header_text, reasons
 from task_activity_log.pipeline.request import Rules
 from task_activity_log.problem import Code, Problem
-from task_activity_log.rabbitmq.headers import received
 from task_activity_log.settings import Settings
 from task_activity_log.wiring import rules_of
 
@@ -112,12 +110,7 @@ def _is_text(body: bytes) -> bool:
 def _header_in_editor(letter: DeadLetter, folder: Path) -> DeadLetter | None:
     """Correct content type, content encoding and headers, as JSON. Raises `ValueError` if they cannot be sent."""
     request = letter.restored(None)
-    members = {
-        "content_type": request.content_type,
-        "content_encoding": request.content_encoding,
-        "headers": plain_headers(received(request)),
-    }
-    before = json.dumps(members, indent=2, ensure_ascii=False).encode()
+    before = header_text(request).encode()
     after = _in_editor(letter, before, ".header.json", folder)
     if after == before:
         return None

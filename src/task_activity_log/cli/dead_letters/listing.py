@@ -9,6 +9,7 @@ from task_activity_log.cli.dead_letters.selection import Selection
 from task_activity_log.cli.terminal import readable, table
 from task_activity_log.client import ClientError, exported
 from task_activity_log.client.dead_letters import DeadLetter, judged
+from task_activity_log.client.letters import Letter, groups
 from task_activity_log.problem import Problem
 from task_activity_log.streams import printable
 from task_activity_log.wiring import rules_of
@@ -23,18 +24,14 @@ def print_each(letters: Sequence[DeadLetter], selection: Selection) -> None:
 
 
 def print_groups(letters: Sequence[DeadLetter], selection: Selection) -> None:
-    """Print a table with a row for each code and publisher, the largest group first."""
-    groups: dict[tuple[str, str], list[DeadLetter]] = {}
-    for letter in letters:
-        groups.setdefault((letter.code, letter.publisher), []).append(letter)
-    ordered = sorted(groups.items(), key=lambda group: -len(group[1]))
-    table(
-        ("count", "code", "publisher", "oldest", "newest", "reason of the oldest"),
-        [
-            (f"{len(group)}", *key, selection.age(group[0]), selection.age(group[-1]), group[0].detail)
-            for key, group in ordered
-        ],
-    )
+    """Print a table with a row for each code, publisher and bad field, the largest group first."""
+    rules = rules_of(selection.settings)
+    rows = []
+    for group in groups([Letter.of(letter, rules) for letter in letters]):
+        oldest, newest = (selection.age(group.letters[place].raw) for place in (0, -1))
+        counts = f"{len(group.letters)}", group.code, group.publisher, group.field, f"{group.passing}"
+        rows.append((*counts, oldest, newest, group.letters[0].detail))
+    table(("count", "code", "publisher", "field", "pass now", "oldest", "newest", "reason of the oldest"), rows)
 
 
 def as_json(letter: DeadLetter) -> str:
@@ -72,22 +69,11 @@ def _as_one_line(text: str) -> str:
     return printable(text).replace("\n", "\\n")
 
 
-def export_line(letter: DeadLetter) -> str:
-    """One dead letter as a line of JSON."""
-    return exported.line(
-        letter.body,
-        letter.restored(None),
-        publisher=letter.publisher,
-        since=letter.since and letter.since.isoformat(timespec="milliseconds"),
-        problems=[f"{letter.code}: {letter.detail}"],
-    )
-
-
 def export(file: Path, letters: Sequence[DeadLetter]) -> None:
     """Write a new file, and return once it is on disk. Raises `ClientError` if it exists, or cannot be written."""
     try:
         with file.open("x", encoding="utf-8") as written:
-            written.writelines(f"{export_line(letter)}\n" for letter in letters)
+            written.writelines(f"{exported.letter_line(letter)}\n" for letter in letters)
             written.flush()
             os.fsync(written.fileno())
     except OSError as error:

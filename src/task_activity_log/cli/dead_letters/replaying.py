@@ -9,12 +9,12 @@ from task_activity_log.cli.dead_letters.selection import Selection
 from task_activity_log.cli.exit_codes import DONE, SOME_REJECTED
 from task_activity_log.cli.terminal import FEW, progress, say
 from task_activity_log.client import ClientError
-from task_activity_log.client.dead_letters import DeadLetter, judged, may_be_newer
+from task_activity_log.client.dead_letters import DeadLetter, judged
 from task_activity_log.client.dead_letters import replay as replay_letters
-from task_activity_log.message import VERSION
-from task_activity_log.problem import Problem, Unavailable
+from task_activity_log.client.replays import Replay, sort_out
+from task_activity_log.problem import Unavailable
 from task_activity_log.settings import Settings
-from task_activity_log.wiring import link_of, partitioned_of, partitions_exchange_of, rules_of, store_of
+from task_activity_log.wiring import link_of, rules_of, sending_of, store_of
 
 
 async def replay(
@@ -23,7 +23,11 @@ async def replay(
     """Send these, as they were or corrected, by the `DeadLetter.key` of the rejected one; returns the exit code."""
     settings = selection.settings
     async with selection.on_loan(requests) as (loan, letters):
-        chosen, kept = await _chosen(letters, requests, selection, over_newer=over_newer)
+        rules = rules_of(settings)
+        replays = [Replay(letter, requests[letter.key], judged(requests[letter.key], rules)) for letter in letters]
+        await sort_out(replays, None if over_newer else lambda ids: _changed(ids, settings))
+        chosen = [(each.letter, each.request) for each in replays if each.state == "waiting"]
+        kept = [(each.letter.name, _why_kept(each)) for each in replays if each.state == "kept"]
         _explain(kept)
         others = f", {len(kept):,} kept" if kept else ""
         if dry_run:
@@ -32,13 +36,11 @@ async def replay(
             with progress(len(chosen)) as bar:
                 count = await replay_letters(
                     loan,
-                    [(letter, requests[letter.key]) for letter in chosen],
+                    chosen,
                     link_of(settings),
-                    exchange=settings.requests_exchange,
-                    partitioned=partitioned_of(settings),
-                    partitions_exchange=partitions_exchange_of(settings),
                     rate=rate,
                     on_replayed=lambda _: bar.update(1),
+                    **sending_of(settings),
                 )
             say(f"{count:,} replayed{others}; any that are rejected again become dead letters again")
         elif letters:
@@ -57,42 +59,18 @@ def _explain(kept: Sequence[tuple[str, str]]) -> None:
         say(f"{count:,} kept, as {reason}")
 
 
-async def _chosen(
-    letters: Sequence[DeadLetter], requests: Mapping[str, DeadLetter], selection: Selection, *, over_newer: bool
-) -> tuple[list[DeadLetter], list[tuple[str, str]]]:
-    """Those to send, and the name and the reason of each that is kept.
-
-    A request with `x-version` is safe to replay in any case: the worker compares versions.
-    """
-    rules = rules_of(selection.settings)
-    found = {letter.key: judged(requests[letter.key], rules) for letter in letters}
-    ids = {record.id for record in found.values() if not isinstance(record, Problem)}
-    changed = {} if over_newer else await _changed(ids, selection.settings)
-    chosen: list[DeadLetter] = []
-    kept: list[tuple[str, str]] = []
-    for letter in letters:
-        record = found[letter.key]
-        if isinstance(record, Problem):
-            kept.append((letter.name, f"it would be rejected again: {record.code}: {record.detail}"))
-            continue
-        at = changed.get(record.id)
-        if at and VERSION not in requests[letter.key].headers and (newer := may_be_newer(letter, at)):
-            kept.append((letter.name, f"{newer}; use --over-newer to replay it anyway"))
-        else:
-            chosen.append(letter)
-    return chosen, kept
+def _why_kept(kept: Replay) -> str:
+    return kept.why if kept.record is None else f"{kept.why}; use --over-newer to replay it anyway"
 
 
-async def _changed(ids: set[UUID], settings: Settings) -> Mapping[UUID, datetime]:
+async def _changed(ids: Sequence[UUID], settings: Settings) -> Mapping[UUID, datetime]:
     """When the rows of these records were last changed, as far as there are rows and a database is set."""
-    if not ids:
-        return {}
     if settings.database_url is None:
         say("DATABASE_URL is not set: not checked whether rows have changed since the rejection")
         return {}
     store = store_of(settings)
     try:
-        return await store.modified(sorted(ids))
+        return await store.modified(ids)
     except Unavailable as error:
         advice = "use --over-newer to skip this check"
         raise ClientError(f"cannot check whether rows have changed: {error.reason}; {advice}") from None

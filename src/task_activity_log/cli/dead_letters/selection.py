@@ -2,19 +2,17 @@
 
 import asyncio
 import random
-from collections import Counter
-from collections.abc import AsyncIterator, Container, Mapping, Sequence
+from collections.abc import AsyncIterator, Container, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from uuid import UUID
 
 from task_activity_log.cli.codes import DEAD_LETTER_CODES, unknown
 from task_activity_log.cli.exit_codes import DONE, FAILED, WRONG_USE, fail
 from task_activity_log.cli.terminal import say
 from task_activity_log.cli.times import UNITS
 from task_activity_log.client import ClientError
-from task_activity_log.client.dead_letters import DeadLetter, Loan, borrow_dead_letters
+from task_activity_log.client.dead_letters import DeadLetter, Loan, answered, borrow_dead_letters, borrow_these
 from task_activity_log.client.record_id import record_id
 from task_activity_log.problem import Unavailable
 from task_activity_log.settings import Settings
@@ -110,7 +108,8 @@ class Selection:
             raise ClientError(f"cannot find out which records were stored since: {error.reason}") from None
         finally:
             await store.close()
-        return [letter for letter in letters if _is_later(modified, ids[letter.key], letter.since)]
+        changed = {key: modified.get(one) for key, one in ids.items() if one is not None}
+        return [letter for letter in letters if answered(letter, changed.get(letter.key))]
 
     async def _all(self) -> tuple[list[DeadLetter], int]:
         """All dead letters that are not with other consumers, and how many others there are.
@@ -141,20 +140,7 @@ class Selection:
             yield loan, [letter for letter in letters if letter.key in keys]
 
     async def remove(self, letters: Sequence[DeadLetter]) -> int:
-        """Remove these from the queue for good; returns how many the queue has removed.
-
-        No more of a kind than there are here: an equal one that came in since is another dead letter.
-        """
-        left = Counter(letter.key for letter in letters)
-        async with borrow_dead_letters(link_of(self.settings), self.settings.dead_letters_queue) as loan:
-            found: list[DeadLetter] = []
-            async for letter in loan:
-                if left[letter.key] > 0:
-                    left[letter.key] -= 1
-                    found.append(letter)
+        """Remove these from the queue for good; returns how many the queue has removed."""
+        keys = [letter.key for letter in letters]
+        async with borrow_these(link_of(self.settings), self.settings.dead_letters_queue, keys) as (loan, found):
             return await loan.remove(found)
-
-
-def _is_later(modified: Mapping[UUID, datetime], record: UUID | None, since: datetime | None) -> bool:
-    """Whether this record was modified after that."""
-    return since is not None and record is not None and record in modified and modified[record] > since

@@ -2,7 +2,8 @@
 
 import base64
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from typing import Any
@@ -20,6 +21,16 @@ class ManagementError(Exception):
 
 class _Silent(ManagementError):
     """One node does not answer; another one may."""
+
+
+@dataclass(frozen=True, slots=True)
+class QueueStats:
+    """A queue: its messages and consumers, and how many messages a second arrive and are settled; None if not known."""
+
+    messages: int | None
+    consumers: int | None
+    arriving: float
+    settled: float
 
 
 class Management:
@@ -45,6 +56,13 @@ class Management:
                 self._hosts.stay(url)
                 return found
         raise failure
+
+    def queues(self, vhost: str) -> dict[str, QueueStats]:
+        """The queues of a virtual host. The figures are some seconds old. Raises `ManagementError`."""
+        found = self.get("queues", vhost)
+        if not isinstance(found, list):
+            raise ManagementError("shows no queues of this virtual host")
+        return {queue["name"]: _stats(queue) for queue in found}
 
     def _get(self, url: str, path: Sequence[str]) -> Any:
         parts = urlsplit(url)
@@ -77,3 +95,9 @@ class Management:
             return HTTPConnection(host, parts.port, timeout=_SECONDS)
         context = self._tls.context() if self._tls else None
         return HTTPSConnection(host, parts.port, timeout=_SECONDS, context=context)
+
+
+def _stats(queue: Mapping[str, Any]) -> QueueStats:
+    stats = queue.get("message_stats") or {}  # a queue that was never used has none
+    arriving, settled = ((stats.get(f"{name}_details") or {}).get("rate", 0.0) for name in ("publish", "ack"))
+    return QueueStats(queue.get("messages"), queue.get("consumers"), arriving, settled)

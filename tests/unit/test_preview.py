@@ -1,4 +1,4 @@
-"""What the console says that a message would do."""
+"""What a message would do, and how it is shown to people."""
 
 import json
 from datetime import UTC, datetime
@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from task_activity_log.console import preview
-from task_activity_log.console.preview import Piece
+from task_activity_log.client import marking, preview
+from task_activity_log.client.marking import Piece
+from task_activity_log.client.record_id import record_id
 from task_activity_log.message import Properties
 from task_activity_log.pipeline.request import Rules
 from task_activity_log.problem import Problem
@@ -22,7 +23,7 @@ ROW = StoredTaskActivityLog(
 
 
 def marked(text: str, fields: list[str], content_type: str = "application/json") -> list[tuple[str, str]]:
-    pieces = preview.text_pieces(text, content_type, fields)
+    pieces = marking.text_pieces(text, content_type, fields)
     assert "".join(piece.text for piece in pieces) == text
     return [(piece.text, piece.mark) for piece in pieces if piece.mark]
 
@@ -68,7 +69,7 @@ def test_bad_fields_are_marked_in_xml(text: str, found: list[tuple[str, str]]) -
 )
 def test_marking_never_loses_a_character(text: str, content_type: str) -> None:
     """Whatever the body is."""
-    pieces = preview.text_pieces(text, content_type, ["id", "due_date"])
+    pieces = marking.text_pieces(text, content_type, ["id", "due_date"])
     assert "".join(piece.text for piece in pieces) == text
 
 
@@ -81,16 +82,16 @@ def test_marking_never_loses_a_character(text: str, content_type: str) -> None:
 def test_indenting_changes_white_space_alone(value: object) -> None:
     """It means the same, and indented again it stays as it is."""
     text = json.dumps(value)
-    indented = preview.indented(text)
+    indented = marking.indented(text)
     assert json.loads(indented) == value
-    assert preview.indented(indented) == indented
+    assert marking.indented(indented) == indented
 
 
 def test_indenting_keeps_what_json_would_lose() -> None:
     """Members that are there twice, numbers of any length, and escapes."""
     text = '{"a":1.10,"a":12345678901234567890123,"b":"\\u00e9","c":[],"d":{}}'
-    assert "".join(preview.indented(text).split()) == text
-    assert preview.indented("{not json") == "{not json"
+    assert "".join(marking.indented(text).split()) == text
+    assert marking.indented("{not json") == "{not json"
 
 
 def test_a_message_that_passes_is_shown_with_what_it_would_store() -> None:
@@ -151,16 +152,16 @@ def test_a_message_that_is_rejected_is_shown_with_every_bad_field_and_the_row() 
 )
 def test_the_id_is_read_also_if_another_field_is_wrong(body: str, content_type: str | None, found: bool) -> None:
     """So that the row can be shown next to a message that is rejected."""
-    assert preview.record_id(body.encode(), content_type) == (UUID(ID) if found else None)
+    assert record_id(body.encode(), content_type) == (UUID(ID) if found else None)
 
 
 def test_a_difference_shows_lines() -> None:
     """What was taken out and what was put in."""
-    assert preview.difference("a\nb\nc", "a\nx\nc") == [
+    assert marking.difference("a\nb\nc", "a\nx\nc") == [
         Piece("a\n"),
         Piece("b\n", "removed"),
         Piece("x\n", "added"),
         Piece("c"),
     ]
-    assert preview.difference("a", "a") == [Piece("a")]
-    assert [piece.mark for piece in preview.difference("a" * 30_000, "b" * 30_000)] == ["removed", "added"]
+    assert marking.difference("a", "a") == [Piece("a")]
+    assert [piece.mark for piece in marking.difference("a" * 30_000, "b" * 30_000)] == ["removed", "added"]

@@ -1,17 +1,16 @@
-"""One look at the dead letters for all viewers, and the loans of actions: one at a time, so that none hides them from another."""
+"""One look at the dead letters for everybody who wants to see them, and loans one at a time, so that none hides them."""
 
 import asyncio
 import time
-from collections import Counter
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 
-from task_activity_log.client import ClientError
-from task_activity_log.client.dead_letters import DeadLetter, Loan, borrow_dead_letters
-from task_activity_log.console.letters import Letter, id_of
+from task_activity_log.client.dead_letters import DeadLetter, Loan, borrow_dead_letters, borrow_these
+from task_activity_log.client.letters import Letter
+from task_activity_log.client.messages import ClientError
 from task_activity_log.pipeline.request import Rules
 from task_activity_log.rabbitmq.link import LinkOptions
 
@@ -42,21 +41,16 @@ class Look:
         """The letters by their ids."""
         return {letter.id: letter for letter in self.letters}
 
-    @property
-    def newest(self) -> datetime | None:
-        """When the newest of them was rejected."""
-        return max((letter.since for letter in self.letters if letter.since), default=None)
-
 
 class Looks:
-    """Looks at the dead letters when somebody wants to see them and the last look is old."""
+    """Looks at the dead letters when somebody wants to see them and the last look is old.
+
+    For a program that shows them to several people: each look has all of them delivered, and nobody else sees them meanwhile.
+    """
 
     def __init__(self, link: LinkOptions, queue: str, rules: Rules, most_bytes: int) -> None:
-        """Look at nothing yet."""
-        self._link = link
-        self._queue = queue
-        self._rules = rules
-        self._most_bytes = most_bytes
+        """Look at nothing yet. At most this many bytes of dead letters are kept, of the oldest."""
+        self._link, self._queue, self._rules, self._most_bytes = link, queue, rules, most_bytes
         self._loan = asyncio.Lock()
         self._task: asyncio.Task[Look] | None = None
         self._outdated = False
@@ -85,8 +79,7 @@ class Looks:
     async def current(self, *, again: bool = False) -> Look:
         """The last look, or another one if it is old, or if it is asked for `again`.
 
-        Raises:
-            ClientError: the broker cannot be asked, and there was no look before.
+        Raises `ClientError`: the broker cannot be asked, and there was no look before.
         """
         if again or not self.is_fresh:
             try:
@@ -126,22 +119,13 @@ class Looks:
         return Look(letters, loan.waiting, loan.others, datetime.now(UTC), now, now - began)
 
     @asynccontextmanager
-    async def on_loan(self, ids: Collection[str]) -> AsyncIterator[tuple[Loan, list[DeadLetter]]]:
-        """The dead letters with these ids, on loan and in the order of the queue; all others are in the queue again.
-
-        Of exact copies as many are taken as the id was given.
-        """
-        left = Counter(ids)
+    async def on_loan(self, letters: Sequence[DeadLetter]) -> AsyncIterator[tuple[Loan, list[DeadLetter]]]:
+        """These dead letters, on loan and in the order of the queue; all others are in the queue again."""
         try:
             async with AsyncExitStack() as stack:
-                mine, others = list[DeadLetter](), list[DeadLetter]()
                 async with self._loan:
-                    loan = await stack.enter_async_context(borrow_dead_letters(self._link, self._queue))
-                    async for raw in loan:
-                        wanted = left[id_of(raw.key)] > 0
-                        left[id_of(raw.key)] -= wanted
-                        (mine if wanted else others).append(raw)
-                    await loan.give_back(others)
-                yield loan, mine
+                    keys = [letter.key for letter in letters]
+                    loan, found = await stack.enter_async_context(borrow_these(self._link, self._queue, keys))
+                yield loan, found
         finally:
             self.outdate()

@@ -1,0 +1,40 @@
+"""What belongs to a message or a record: dead letters, and replies that wait for their subscriber."""
+
+from uuid import UUID
+
+from task_activity_log.client.dead_letters import DeadLetter, borrow_dead_letters
+from task_activity_log.client.messages import Received, StoredReply, received_reply
+from task_activity_log.client.record_id import record_id
+from task_activity_log.rabbitmq.link import LinkOptions
+
+
+def uuid_of(name: str) -> UUID | None:
+    """The id of a record; None if this is the name of a message only."""
+    try:
+        return UUID(name)
+    except ValueError:
+        return None
+
+
+def is_letter_of(letter: DeadLetter, name: str, record: UUID | None) -> bool:
+    """Whether a dead letter has this message_id or correlation_id, or is about this record."""
+    return name in (letter.name, letter.properties.correlation_id) or (
+        record is not None and record_id(letter.body, letter.properties.content_type) == record
+    )
+
+
+def is_reply_of(reply: Received, name: str, record: UUID | None) -> bool:
+    """Whether a reply has this message_id, answers this message, or is about this record."""
+    return name in (reply.message_id, reply.correlation_id) or (
+        isinstance(reply, StoredReply) and reply.record.id == record
+    )
+
+
+async def waiting_replies(broker: str | LinkOptions, queue: str) -> tuple[list[Received], int]:
+    """The replies that wait in a queue, which keeps them, and how many others consume it: what they have is not seen.
+
+    Raises:
+        ClientError: as `borrow_dead_letters`.
+    """
+    async with borrow_dead_letters(broker, queue) as loan:
+        return [received_reply(letter.delivery) async for letter in loan], loan.others

@@ -1,0 +1,72 @@
+"""Replays: which dead letters are sent again, which are kept and why, and what becomes of each."""
+
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal, TypeAlias
+from uuid import UUID
+
+from task_activity_log.client.dead_letters import DeadLetter, may_be_newer
+from task_activity_log.problem import Problem
+from task_activity_log.record import TaskActivityLog
+
+Changed: TypeAlias = Callable[[Sequence[UUID]], Awaitable[Mapping[UUID, datetime]]]
+"""Says when the rows of these records were last changed, as far as there are rows."""
+
+
+@dataclass(slots=True)
+class Replay:
+    """A dead letter that somebody has chosen, and what has become of it."""
+
+    letter: DeadLetter
+    request: DeadLetter
+    """What is sent: the dead letter as it was, or corrected."""
+    found: TaskActivityLog | Problem
+    """What `judged` says of the request."""
+    state: Literal["waiting", "sent", "kept", "gone", "discarded"] = "waiting"
+    why: str = ""
+    """Why it is kept, or not in the queue any more."""
+    answer: str = ""
+    """The outcome of its reply, once that is known."""
+    code: str = ""
+    """The code with which it was rejected again."""
+
+    @property
+    def record(self) -> UUID | None:
+        """The id of its record; None if the contract rejects it."""
+        return None if isinstance(self.found, Problem) else self.found.id
+
+
+async def sort_out(replays: Iterable[Replay], changed: Changed | None) -> None:
+    """Keep those that would be rejected again; and, unless `changed` is None, those whose row may be newer.
+
+    Raises what `changed` raises: then all that the contract accepts are still waiting.
+    """
+    accepted: dict[UUID, list[Replay]] = {}
+    for each in replays:
+        if isinstance(each.found, Problem):
+            each.state, each.why = "kept", f"it would be rejected again: {each.found.code}: {each.found.detail}"
+        else:
+            accepted.setdefault(each.found.id, []).append(each)
+    times = await changed(sorted(accepted)) if changed and accepted else {}
+    for record, at in times.items():
+        for each in accepted[record]:
+            if newer := may_be_newer(each.request, at):
+                each.state, each.why = "kept", newer
+
+
+def present(replays: Iterable[Replay], on_loan: Iterable[DeadLetter]) -> list[Replay]:
+    """Those whose dead letters are on loan, in the order of the queue. The others are gone."""
+    waiting: dict[str, list[Replay]] = {}
+    for each in replays:
+        waiting.setdefault(each.letter.key, []).append(each)
+    found = []
+    for letter in on_loan:
+        each = waiting[letter.key].pop(0)
+        each.letter = letter
+        found.append(each)
+    for left in waiting.values():
+        for each in left:
+            each.state = "gone"
+            each.why = "it was not in the queue any more: somebody else has replayed, discarded or taken it"
+    return found

@@ -1,0 +1,115 @@
+"""Users and their roles, and the password file: a user on each line, with a password hashed with scrypt."""
+
+import hashlib
+import hmac
+import secrets
+from base64 import b64decode, b64encode
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Final, Self
+
+
+class Role(StrEnum):
+    """Look, without bodies and rows; act: replay, edit, discard and send; and see bodies and rows."""
+
+    LOOK = "look"
+    ACT = "act"
+    BODIES = "bodies"
+
+
+ALL: Final = frozenset(Role)
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """Who asks, and what they may do."""
+
+    name: str
+    roles: frozenset[Role]
+
+    @property
+    def acts(self) -> bool:
+        """Whether they may replay, edit, discard and send."""
+        return Role.ACT in self.roles
+
+    @property
+    def sees_bodies(self) -> bool:
+        """Whether they see the bodies of messages and the values of rows."""
+        return Role.BODIES in self.roles
+
+
+class PasswordFileError(ValueError):
+    """The password file cannot be used; the text says why, without its content."""
+
+
+@dataclass(frozen=True, slots=True)
+class Password:
+    """The hash of a password, and the roles of its user."""
+
+    roles: frozenset[Role]
+    salt: bytes
+    hash: bytes
+
+
+class PasswordFile:
+    """Users with their roles and hashed passwords, one a line: `name:roles:scrypt:salt:hash`."""
+
+    def __init__(self, users: Mapping[str, Password]) -> None:
+        self._users = users
+        self._nobody = Password(frozenset(), b"\0" * 16, b"")
+        self._secret = secrets.token_bytes(32)
+        self._known: dict[bytes, str] = {}  # credentials that were right, as keyed hashes: scrypt is slow by intention
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read a file. Raises `PasswordFileError`."""
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise PasswordFileError(f"cannot be read ({getattr(error, 'strerror', None) or 'not UTF-8'})") from None
+        users = {}
+        for number, line in enumerate(text.splitlines(), 1):
+            if line.strip() and not line.startswith("#"):
+                try:
+                    name, users[name] = _parsed(line.strip())
+                except ValueError:
+                    advice = "make one with `task-activity-log console --password-for NAME`"
+                    raise PasswordFileError(f"line {number} is not one of a password file: {advice}") from None
+        if not users:
+            raise PasswordFileError("has no users")
+        return cls(users)
+
+    def user(self, name: str, password: str) -> User | None:
+        """The user with this name and password. Slow the first time: call it in a thread."""
+        credentials = hmac.digest(self._secret, f"{len(name)}:{name}{password}".encode("utf-8", "replace"), "sha256")
+        if self._known.get(credentials) != name:
+            found = self._users.get(name, self._nobody)  # an unknown name takes as long as a wrong password
+            if not hmac.compare_digest(found.hash, _scrypt(password, found.salt)):
+                return None
+            self._known[credentials] = name  # no more than there are users: a wrong password is not remembered
+        return User(name, self._users[name].roles)
+
+
+def password_line(name: str, password: str, roles: Iterable[Role] = Role) -> str:
+    """The line of a password file for a user. Raises `ValueError` for a name that cannot be in it."""
+    if not name or ":" in name or name != name.strip() or not name.isprintable():
+        raise ValueError("the name should have no colon and no white space at its ends")
+    salt = secrets.token_bytes(16)
+    return ":".join(
+        (name, ",".join(roles), "scrypt", *(b64encode(part).decode() for part in (salt, _scrypt(password, salt))))
+    )
+
+
+def _parsed(line: str) -> tuple[str, Password]:
+    name, roles, kind, salt, hashed = line.split(":")
+    if not name or kind != "scrypt":
+        raise ValueError
+    found = frozenset(map(Role, filter(None, roles.split(","))))
+    return name, Password(found, b64decode(salt, validate=True), b64decode(hashed, validate=True))
+
+
+def _scrypt(password: str, salt: bytes) -> bytes:
+    """The hash of a password: 16 MiB and about 50 ms. Other costs are to get another name in the password file."""
+    return hashlib.scrypt(password.encode("utf-8", "replace"), salt=salt, n=2**14, r=8, p=1, maxmem=2**28, dklen=32)
