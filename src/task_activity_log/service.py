@@ -153,6 +153,8 @@ class Service:
             refused_in_a_row=settings.refused_in_a_row,
             forwarder=Forwarder(self._forwards, topology.partitions_exchange) if topology.partitions else None,
         )
+        if topology.is_single_active:
+            self._worker.trials.on_suspects = self._watch.set_apart
         if (balancing := self._intake.balancing) is not None:
             balancing.alone = self._worker.writes.alone
             balancing.on_handed_over = count["task_activity_log_hand_overs_total"].inc

@@ -223,7 +223,7 @@ class Settings(BaseModel):
     it started, the first refusal is enough. 0: never; each refused message is dead-lettered."""
     poison_from: Annotated[int, Field(ge=3, lt=20)] = 10
     """Number of failed deliveries after which a message is rejected if workers crashed three times while they tried it
-    alone, which they do from five on. It must be below the delivery limit of the queue (20)."""
+    alone. It must be below the delivery limit of the queue (20)."""
     inbox_keep_seconds: Annotated[float, Field(ge=60, le=10 * 365 * 86_400)] = 86_400.0
     """How long a message is remembered for deduplication, in seconds."""
     journal: bool = False

@@ -28,7 +28,7 @@ from task_activity_log.pipeline.lines import Limits
 from task_activity_log.pipeline.ports import PATIENT, Patience, Settlement
 from task_activity_log.pipeline.reply import Reply
 from task_activity_log.pipeline.request import Request, Rules, decode
-from task_activity_log.pipeline.suspects import is_suspect
+from task_activity_log.pipeline.suspects import ALONE, is_suspect
 from task_activity_log.pipeline.worker import Worker
 from task_activity_log.problem import Code, Failed, Problem, Refused, TimedOut, Unavailable
 from task_activity_log.record import FIELDS, Applied, Outcome, TaskActivityLog
@@ -477,9 +477,15 @@ class Process:
             loan = request.delivery
             assert isinstance(loan, Loan)
             assert loan.attempts < POISON_FROM or not loan.crashed, "poison was tried"
-            if is_suspect(loan) and self.intake.has(loan):
+            if self._is_suspect(loan) and self.intake.has(loan):
                 assert len(wave) == 1, "a suspect was tried among others"
                 self._check_alone(loan)
+
+    def _is_suspect(self, loan: Loan) -> bool:
+        """Whether it must be tried alone: because of its marks, or because of its attempts."""
+        if self.world.broker.single_active:
+            return self._worker.trials.step(loan) >= ALONE
+        return is_suspect(loan)
 
     def _check_alone(self, suspect: Loan) -> None:
         if self.world.broker.single_active:

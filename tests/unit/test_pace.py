@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from task_activity_log.message import Delivery
-from task_activity_log.pipeline.suspects import ALONE_FROM, batch_length, is_smaller
+from task_activity_log.pipeline.suspects import ALONE_FROM, batch_length, by_attempts, divided, is_doubtful
 from task_activity_log.rabbitmq.pace import Pace, State
 
 FULL, BATCH_MAX, POISON_FROM = 4, 2, 10
@@ -187,8 +187,12 @@ def test_a_single_active_consumer_always_has_the_full_prefetch() -> None:
     for closed in ("two are returned", "lost"):
         pace = after("opened", closed, "opened", single_active=True)
         assert (pace.state, pace.wanted) == (PROVED, FULL)
+
+
+def test_attempts_do_not_divide_the_batches_of_a_single_active_consumer() -> None:
+    """Hand-overs, drains and lost connections count as attempts there. The marks of its messages divide a batch, if any."""
     pace = after("opened", single_active=True)
-    assert pace.batch([SUSPECT, SUSPECT], FULL) == 1
+    assert pace.batch([SUSPECT, SUSPECT, SUSPECT], FULL) == BATCH_MAX
     assert pace.state is PROVED
 
 
@@ -223,8 +227,16 @@ def test_at_its_last_attempt_a_suspect_is_tried_whatever_is_in_hand() -> None:
 def test_a_batch_shrinks_with_the_attempts_of_its_messages(attempts: list[int], batch: int) -> None:
     """To a quarter each time. Messages with fewer attempts before them go first."""
     waiting = [Delivery(b"", attempts=count) for count in attempts]
-    assert batch_length(waiting, 500) == batch
-    assert is_smaller(waiting[:batch]) == any(count > 1 for count in attempts[:batch])
+    assert batch_length(waiting, 500, by_attempts) == batch
+    assert any(map(is_doubtful, waiting[:batch])) == any(count > 1 for count in attempts[:batch])
+
+
+def test_a_batch_is_divided_by_the_crashes_of_its_messages() -> None:
+    """500, 125, 31, 7 and 1, in order. What has no crashes goes on in whole batches."""
+    crashes = [1] * 200 + [2] * 40 + [3] * 8 + [4] * 2 + [0] * 600
+    parts = list(divided(crashes, 500, int))
+    assert [len(part) for part in parts] == [125, 75, 31, 9, 7, 1, 1, 1, 500, 100]
+    assert [each for part in parts for each in part] == crashes
 
 
 @given(st.lists(st.sampled_from(list(EVENTS)), max_size=30), st.booleans())

@@ -364,7 +364,7 @@ async def test_a_message_that_has_crashed_workers_alone_is_rejected_without_bein
     """It is dead-lettered and answered. Others are stored, however often they were delivered and returned in good order."""
     bench = Bench()
     poison = replace(upsert(subject="poison"), attempts=10)
-    bench.store.database.inbox |= set(marks_of(poison))
+    bench.store.database.inbox |= set(marks_of(poison).alone)
     bench.intake.batches = [[poison], [replace(upsert(subject="returned"), attempts=19)]]
     async with bench.running():
         await bench.watch.settled(2)
@@ -376,12 +376,12 @@ async def test_a_message_that_was_killed_in_two_trials_is_tried_again() -> None:
     """Two kills at the wrong moment prove nothing. When it is settled, all its marks are removed."""
     bench = Bench()
     suspect = replace(upsert(subject="suspect"), attempts=10)
-    bench.store.database.inbox |= set(marks_of(suspect)[: CRASHES_MAX - 1])
+    bench.store.database.inbox |= set(marks_of(suspect).alone[: CRASHES_MAX - 1])
     marked: list[bool] = []
     apply = bench.store.apply
 
     async def noting(wave: Sequence[Request[Delivery]], patience: Patience = PATIENT) -> list[Applied]:
-        marked.append(bench.store.database.inbox >= set(marks_of(suspect)))
+        marked.append(bench.store.database.inbox >= set(marks_of(suspect).alone))
         return await apply(wave, patience)
 
     bench.store.apply = noting  # type: ignore[method-assign]
@@ -389,18 +389,18 @@ async def test_a_message_that_was_killed_in_two_trials_is_tried_again() -> None:
     async with bench.running():
         await bench.watch.settled(1)
     assert marked == [True]
-    assert bench.store.database.inbox.isdisjoint(marks_of(suspect))
+    assert bench.store.database.inbox.isdisjoint(marks_of(suspect).all)
 
 
 async def test_a_trial_that_is_returned_in_good_order_leaves_no_mark() -> None:
     """Past the hold limit a suspect is requeued, and the worker drains: earlier marks stay, its own does not."""
     bench = Bench(hold_limit_seconds=0.01)
     suspect = replace(upsert(subject="suspect"), attempts=10)
-    bench.store.database.inbox.add(marks_of(suspect)[0])
+    bench.store.database.inbox.add(marks_of(suspect).alone[0])
     apply = bench.store.apply
 
     async def away(wave: Sequence[Request[Delivery]], patience: Patience = PATIENT) -> list[Applied]:
-        if bench.store.database.inbox >= set(marks_of(suspect)[:2]):
+        if bench.store.database.inbox >= set(marks_of(suspect).alone[:2]):
             bench.store.away = "database down"
         return await apply(wave, patience)
 
@@ -412,7 +412,56 @@ async def test_a_trial_that_is_returned_in_good_order_leaves_no_mark() -> None:
             bench.store.tried.clear()
         bench.store.away = None
     await bench.worker.trials.drained()
-    assert bench.store.database.inbox.intersection(marks_of(suspect)) == {marks_of(suspect)[0]}
+    assert bench.store.database.inbox.intersection(marks_of(suspect).all) == {marks_of(suspect).alone[0]}
+
+
+async def test_messages_that_were_returned_often_in_good_order_are_stored_together() -> None:
+    """Hand-overs, drains and lost connections count as deliveries. No mark says that a worker has crashed."""
+    bench = Bench(batch_max=100)
+    bench.intake.batches = [[replace(upsert(subject="returned"), attempts=19) for _ in range(100)]]
+    async with bench.running():
+        await bench.watch.settled(100)
+    assert [len(wave) for wave in bench.store.waves] == [100]
+    assert bench.store.database.inbox == {request.key for request in bench.store.database.writes if request.key}
+
+
+@pytest.mark.parametrize(
+    ("crashes", "parts"),
+    [(0, [100]), (1, [25, 25, 50]), (2, [6] * 9 + [46]), (3, [1] * 50 + [50]), (4, [1] * 50 + [50])],
+)
+async def test_what_was_in_hand_at_crashes_is_stored_in_smaller_parts(crashes: int, parts: list[int]) -> None:
+    """A quarter each time, and what is behind it in one batch again. All marks are removed in the end."""
+    bench = Bench(batch_max=100)
+    crashed = [replace(upsert(subject="crashed"), attempts=2) for _ in range(50)]
+    bench.store.database.inbox |= {mark for each in crashed for mark in marks_of(each).shared[:crashes]}
+    during: list[int] = []
+    apply = bench.store.apply
+
+    async def noting(wave: Sequence[Request[Delivery]], patience: Patience = PATIENT) -> list[Applied]:
+        marks = {mark for each in crashed for mark in marks_of(each).all}
+        during.append(len(bench.store.database.inbox & marks))
+        return await apply(wave, patience)
+
+    bench.store.apply = noting  # type: ignore[method-assign]
+    bench.intake.batches = [[*crashed, *(replace(upsert(), attempts=1) for _ in range(50))]]
+    async with bench.running():
+        await bench.watch.settled(100)
+    assert [len(wave) for wave in bench.store.waves] == parts
+    assert during[0] == 50 * crashes + min(parts[0], 50)
+    assert bench.store.database.inbox == {request.key for request in bench.store.database.writes if request.key}
+
+
+async def test_behind_what_has_crashed_workers_alone_attempts_count_too() -> None:
+    """It has used up the deliveries of the others in hand: there is no time to try them in large batches at first."""
+    bench = Bench(batch_max=100)
+    poison = replace(upsert(subject="poison"), attempts=10)
+    bench.store.database.inbox |= set(marks_of(poison).alone)
+    behind = [replace(upsert(subject="behind"), attempts=attempts) for attempts in (10, 10, 2, 2, 2)]
+    bench.intake.batches = [[poison, *behind], [upsert(subject="later")], [behind[0]]]
+    async with bench.running():
+        await bench.watch.settled(8)
+    assert [len(wave) for wave in bench.store.waves] == [1, 1, 3, 1, 1]
+    assert len(bench.dead_letters.kept) == 1
 
 
 async def test_past_the_hold_limit_everything_is_requeued_until_a_probe_succeeds() -> None:

@@ -13,7 +13,7 @@ batches     works on whole batches: in slices of time, and in parts of bytes
 waves       splits a batch into waves, and a wave into parts                     pure
 timing      how long a statement may take                                        pure
 suspects    smaller batches of messages that may have crashed a worker           pure
-trials      which messages have crashed a worker while they were tried alone
+trials      which messages were tried when a worker crashed
 refusals    whether the database refuses every row                               pure
 hold        waits out an outage
 parking     rows that are locked, slow or fail for now wait here, and delay their own record alone

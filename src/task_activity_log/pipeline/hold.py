@@ -33,6 +33,11 @@ class Hold:
         """How long the hold has lasted; 0 if there is none."""
         return 0.0 if self.since is None else time.monotonic() - self.since
 
+    @property
+    def draining(self) -> bool:
+        """Whether `drain` was called."""
+        return self._draining.is_set()
+
     def begin(self, reason: str) -> None:
         """Start the hold, or continue it for another reason, without waiting."""
         if self.since is None:

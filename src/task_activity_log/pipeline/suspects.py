@@ -1,55 +1,74 @@
 """Suspects: messages that may have crashed a worker. How many messages are processed together with them.
 
-A crash returns everything in hand to the queue, and RabbitMQ counts a failed delivery of each message. So does an orderly
-return, because closing a channel counts too; so the count makes a batch smaller, and nothing else (see `trials`). The more
-often a message was returned, the fewer others are in its batch:
+There are two signs. A mark of a trial that ended with the process (see `trials`) is evidence of a crash. The number of earlier
+attempts is not: RabbitMQ counts a failed delivery of everything in hand whenever a channel closes, at a crash as well as
+at a hand-over, a drain or a lost connection. Each step makes a batch smaller:
 
-    earlier attempts    messages in a batch
-    0 or 1              WORKER_BATCH_MAX
-    2                   a quarter of that
-    3                   a quarter of that
-    4                   a quarter of that
-    5 and more          1
+    step    messages in a batch              trials that ended with the process    attempts
+    0       WORKER_BATCH_MAX (500)           0                                     0 or 1
+    1       a quarter of that (125)          1                                     2
+    2       a quarter of that (31)           2                                     3
+    3       a quarter of that (7)            3                                     4
+    4       1                                4, or one alone                       5 and more
 
-Such a smaller batch is stored when everything before it is settled, and is settled before anything else is stored. So a
-message that is tried alone, a suspect, is the oldest one in hand if it crashes the process, and comes again first. When a
-partition is handed over, nothing is returned that was returned more than once before.
+With a single active consumer the marks decide. Everything in hand is returned in order, so what crashed a worker comes again
+to somebody who looks for its marks. The attempts decide as well while messages are delivered again behind one that has
+crashed workers alone: they were returned as often as that one, so there is no time to try them in large batches before
+the broker's delivery limit. Without a single active consumer the attempts decide together with the marks: the prefetch depends on
+them (`rabbitmq.pace`), before anybody can look for marks.
+
+A batch with messages that were returned more than once is stored when everything before it is settled, and is settled
+before anything else is stored. So a message that is tried alone, a suspect, is the oldest one in hand if it crashes
+the process, and comes again first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 from task_activity_log.message import Delivery
+
+T = TypeVar("T")
 
 _HARMLESS = 1
 """A message with this many earlier attempts was unsettled once when a channel closed. That happens at any restart."""
 
-ALONE_FROM = 5
-"""A message with this many earlier attempts is a suspect. A few restarts in a row do not lead to that."""
+ALONE = 4
+"""The step from which on a message is tried alone."""
+ALONE_FROM = _HARMLESS + ALONE
+"""A message with this many earlier attempts is a suspect, where attempts decide."""
 
 
 def is_suspect(delivery: Delivery) -> bool:
-    """Whether a message must be tried alone."""
+    """Whether a message was delivered so often that it must be tried alone, where attempts decide."""
     return delivery.attempts >= ALONE_FROM
 
 
 def is_doubtful(delivery: Delivery) -> bool:
-    """Whether a message was returned so often that the batch that it is in must be smaller."""
+    """Whether a message was returned more than once, so that it is marked while it is tried."""
     return delivery.attempts > _HARMLESS
 
 
-def is_smaller(batch: Sequence[Delivery]) -> bool:
-    """Whether a batch has messages for which it was kept small, and everything before it must be settled first."""
-    return any(map(is_doubtful, batch))
+def by_attempts(delivery: Delivery) -> int:
+    """The step of a message by its earlier attempts."""
+    return min(max(0, delivery.attempts - _HARMLESS), ALONE)
 
 
-def batch_length(waiting: Sequence[Delivery], batch_max: int) -> int:
+def batch_length(waiting: Sequence[T], batch_max: int, step: Callable[[T], int]) -> int:
     """How many of the messages that wait, from the first one on, make up the next batch."""
     most = batch_max
-    for count, delivery in enumerate(waiting[:batch_max]):
-        if is_doubtful(delivery):
-            most = min(most, 1 if is_suspect(delivery) else max(1, batch_max >> 2 * (delivery.attempts - _HARMLESS)))
+    for count, message in enumerate(waiting[:batch_max]):
+        if of_this := step(message):
+            most = min(most, 1 if of_this >= ALONE else max(1, batch_max >> 2 * of_this))
             if count >= most:
                 return max(count, 1)
     return min(len(waiting), most)
+
+
+def divided(batch: Sequence[T], batch_max: int, step: Callable[[T], int]) -> Iterator[Sequence[T]]:
+    """The parts of a batch that may be processed together, in order. The step of a later part is asked when it is due."""
+    while batch:
+        length = batch_length(batch, batch_max, step)
+        yield batch[:length]
+        batch = batch[length:]

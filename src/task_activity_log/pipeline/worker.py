@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import compress
@@ -38,7 +39,6 @@ from task_activity_log.pipeline.refusals import Refusals
 from task_activity_log.pipeline.request import Request, Rules
 from task_activity_log.pipeline.search import PartFailed, Search
 from task_activity_log.pipeline.stage import Stage
-from task_activity_log.pipeline.suspects import is_smaller
 from task_activity_log.pipeline.timing import Timing
 from task_activity_log.pipeline.trials import Trials
 from task_activity_log.pipeline.waves import waves
@@ -76,7 +76,7 @@ class Worker(Generic[D]):
         """Shared by each write to the database or to a partition; see `Storing`."""
         common = (intake, watch, hold_limit_seconds, self.writes)
         self.forwarding = None if forwarder is None else Forwarding.with_hold(intake, watch, self.writes, forwarder)
-        self.trials: Trials[D] = Trials(store)
+        self.trials: Trials[D] = Trials(store, intake, batch_max)
         self.parking: Parking[D] = Parking(
             intake, parked_store or store, slow_store or parked_store or store, stored, part_bytes, self.writes, nulls,
             Refusals(refused_in_a_row), Timing(), park,
@@ -123,8 +123,6 @@ class Storing(Stage[D]):
     parking: Parking[D]
     forwarding: Forwarding[D] | None
     trials: Trials[D]
-    smaller: bool = field(init=False, default=False)
-    """Whether the last batch was kept small because of its attempts."""
 
     async def run(self) -> None:
         """Store batch after batch until the intake drains."""
@@ -135,6 +133,7 @@ class Storing(Stage[D]):
                 except Requeued:
                     self.parts.clear()
                     await self.until_done(self.store.probe)
+                    await self.until_done(self.trials.undo)
                     await self.intake.resume("store")
         except Abandoned:
             log.info("batch_abandoned", stage="store")
@@ -160,13 +159,13 @@ class Storing(Stage[D]):
         return await self.intake.take(self.batch_max)
 
     async def _store_batch(self, batch: Sequence[D]) -> None:
-        before, self.smaller = self.smaller, is_smaller(batch)
-        if before or self.smaller:
-            # If the process crashes, only messages of this batch may be unsettled.
-            await self.parts.stored.join()
-            await self.intake.synchronize()
-        async with self.trials.of(batch, partial(self.until_done, repeatable=False), self.parts.stored.join):
-            await self._store_all(batch)
+        """Store a batch; in parts, if some of its messages may have crashed a worker."""
+        until_done = partial(self.until_done, repeatable=False)
+        async with aclosing(self.trials.parts(batch, until_done, self.parts.stored.join)) as parts:
+            async for part in parts:
+                if part is not batch and self.hold.draining:
+                    raise Abandoned  # what is not begun is returned, and nothing behind it may be stored
+                await self._store_all(part)
 
     async def _renew(self) -> None:
         """Finish what was taken before the rest is requeued."""

@@ -82,7 +82,8 @@ class Intake:
             before_consuming: awaited on each new connection. What is delivered in an outage uses up counted deliveries.
             on_lost: called when a connection that consumed is lost.
             on_late: called with the number of deliveries that could not be acknowledged any more.
-            on_suspects: called with messages that may have crashed a worker, before the first of them is tried alone.
+            on_suspects: called with messages that may have crashed a worker, as their attempts say, before the first of them
+                is tried alone. Not with a single active consumer, where attempts do not decide.
         """
         self._options, self._topology, self._bounds = options, topology, bounds
         self._prepare = declare if declare_topology else check
@@ -192,7 +193,7 @@ class Intake:
             log.warning("other_consumers", count=others, advice=_OTHERS)
 
     async def take(self, most: int) -> list[RabbitDelivery] | None:
-        """The next batch: what is waiting, at least one, at most `most`; a suspect alone.
+        """The next batch: what is waiting, at least one, at most `most`. Without a single active consumer, a suspect alone.
 
         Returns an empty list when nothing more is to be taken before `renew` was called, and None once `stop` was called
         and nothing is waiting, or its time is over.
@@ -203,7 +204,8 @@ class Intake:
                 return None
             if self._waiting and not self._paused_by:
                 waiting = self._waiting.peek(most)
-                self._notice_suspects(waiting)
+                if not self._topology.is_single_active:
+                    self._notice_suspects(waiting)
                 queue = self._queue_of(waiting[0])
                 if count := queue.pace.batch(waiting, queue.in_hand):
                     return self._waiting.take_waiting(count)

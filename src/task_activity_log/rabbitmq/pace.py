@@ -38,7 +38,7 @@ from collections.abc import Sequence
 from enum import Enum, auto
 
 from task_activity_log.message import Delivery
-from task_activity_log.pipeline.suspects import batch_length, is_suspect
+from task_activity_log.pipeline.suspects import batch_length, by_attempts, is_suspect
 
 
 class State(Enum):
@@ -121,10 +121,12 @@ class Pace:
 
         Returns 0 if the first one is a suspect and must be returned with the others in hand; see `returning`.
         """
-        if not self.single_active and in_hand > 1 and self._must_return(waiting[0]):
+        if self.single_active:
+            return min(len(waiting), self._batch_max)  # the marks of its messages divide it: see `pipeline.suspects`
+        if in_hand > 1 and self._must_return(waiting[0]):
             self.returning = True
             return 0
-        return batch_length(waiting, self._batch_max)
+        return batch_length(waiting, self._batch_max, by_attempts)
 
     def _must_return(self, delivery: Delivery) -> bool:
         # At its last attempt it is tried nevertheless. Busy workers could pass it on, untried, until it would be rejected
