@@ -147,7 +147,7 @@ class Service:
             slow_store=self._slow_store if traces is None else traces.store(self._slow_store),
             park=Limits(
                 messages=max(1, settings.prefetch // 2),
-                weight=settings.in_hand_bytes / max(1, topology.partitions) / 2,
+                weight=settings.in_hand_bytes / 2,
                 seconds=settings.park_limit_seconds,
             ),
             refused_in_a_row=settings.refused_in_a_row,

@@ -1,9 +1,12 @@
 """What is bounded in bytes and in time: batches, what is in hand, what is passed on, and slices of work."""
 
 import asyncio
+import gc
 import json
 import sys
 import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
 from hashlib import sha256
 from types import SimpleNamespace
 from typing import Any, cast
@@ -11,6 +14,8 @@ from unittest.mock import patch
 from uuid import uuid4
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pamqp.commands import Basic
 
 from task_activity_log import wire
@@ -24,7 +29,7 @@ from task_activity_log.problem import Code
 from task_activity_log.rabbitmq import headers
 from task_activity_log.rabbitmq.consumer import Consumer, RabbitDelivery
 from task_activity_log.rabbitmq.frames import FrameReader, Inbound
-from task_activity_log.rabbitmq.weight import weigh
+from task_activity_log.rabbitmq.weight import Budget, weigh
 from task_activity_log.wire import as_json
 from tests.fakes import delivered, upsert
 from tests.unit.test_frames import OURS, content
@@ -164,7 +169,8 @@ class Intake:
         self.reader.connection_made(self.socket)
         self.waiting: Waiting[RabbitDelivery] = Waiting()
         channel = cast("Any", SimpleNamespace(on_consumer_cancel_callbacks=set(), number=OURS))
-        self.consumer = Consumer(channel, "queue", self.waiting, most_weight=10_000)
+        self.budget = Budget(10_000)
+        self.consumer = Consumer(channel, "queue", self.waiting, budget=self.budget)
         self.consumer._registered_as = "tag"
         self.reader.channels[OURS] = Inbound(deliver=self.consumer.deliver, full=self.consumer.full)
 
@@ -227,6 +233,92 @@ def test_a_body_that_leaves_no_room_waits_until_nothing_is_in_hand() -> None:
     intake.receive(*long[2:])
     assert intake.tags == [1, 2]
     assert not intake.socket.is_reading()  # the next one waits until this one is settled
+
+
+@dataclass(eq=False)
+class InHand:
+    """What one consumer has in hand."""
+
+    weight: int = 0
+
+
+def test_one_queue_may_have_all_the_room_and_all_together_no_more() -> None:
+    """Which of them gives messages to this worker is not known: a worker may own one partition of sixteen, or all."""
+    budget, first, second = Budget(1_000), InHand(), InHand()
+    for holder in (first, second):
+        budget.join(holder)
+    for part in (600, 400):
+        assert not budget.full(part)
+        first.weight += part
+        budget.take(part)
+    assert budget.full(1)
+    first.weight -= 400  # settled
+    assert not budget.full(400)
+    second.weight = 400
+    budget.take(400)
+    assert budget.full(1)
+    budget.leave(first)  # its channel ends
+    assert not budget.full(600)
+    assert budget.full(601)
+
+
+def test_a_message_that_is_too_heavy_for_all_the_room_comes_alone() -> None:
+    """On whatever queue: it would stop the worker for ever."""
+    budget, first, second = Budget(1_000), InHand(), InHand()
+    budget.join(first)
+    budget.join(second)
+    assert not budget.full(5_000)
+    first.weight = 1
+    budget.take(1)
+    assert budget.full(5_000)
+    first.weight = 0
+    assert not budget.full(5_000)
+
+
+def test_consumers_that_are_gone_take_no_room() -> None:
+    """Also one that nobody has told to leave."""
+    budget, holder = Budget(1_000), InHand(1_000)
+    budget.join(holder)
+    budget.take(1_000)
+    assert budget.full(1)
+    del holder
+    gc.collect()
+    assert not budget.full(1)
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(1, 700), st.booleans()), max_size=60))
+def test_the_room_is_never_exceeded_and_never_lost(steps: Sequence[tuple[int, int, bool]]) -> None:
+    """Whatever arrives and is settled on whatever queue."""
+    budget, holders = Budget(1_000), [InHand() for _ in range(4)]
+    for holder in holders:
+        budget.join(holder)
+    for number, weight, arrives in steps:
+        used = sum(holder.weight for holder in holders)
+        assert budget.full(weight) == (used > 0 and used + weight > 1_000)
+        if not arrives:
+            holders[number].weight = 0
+        elif not budget.full(weight):
+            holders[number].weight += weight
+            budget.take(weight)
+
+
+def test_bodies_that_arrive_at_the_same_time_need_room_for_all_of_them() -> None:
+    """The frames of two channels may be mixed."""
+    intake = Intake()
+    other = Consumer(
+        cast("Any", SimpleNamespace(on_consumer_cancel_callbacks=set(), number=OURS + 1)),
+        "other",
+        intake.waiting,
+        budget=intake.budget,
+    )
+    other._registered_as = "tag"
+    intake.reader.channels[OURS + 1] = Inbound(deliver=other.deliver, full=other.full)
+    intake.receive(*delivery_frames(1, b"x"))
+    first, second = delivery_frames(2, b"x" * 5_000), delivery_frames(1, b"x" * 5_000, channel=OURS + 1)
+    intake.receive(*first[:2])
+    assert intake.socket.is_reading()
+    intake.receive(*second[:2])
+    assert not intake.socket.is_reading()
 
 
 def test_what_is_returned_is_not_in_hand() -> None:

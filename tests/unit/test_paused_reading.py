@@ -10,10 +10,13 @@ import pytest
 
 from task_activity_log.aio import Waiting
 from task_activity_log.message import Properties
+from task_activity_log.rabbitmq import channel as channel_module
 from task_activity_log.rabbitmq import consumer as consumer_module
 from task_activity_log.rabbitmq import queues
+from task_activity_log.rabbitmq.channel import answered
 from task_activity_log.rabbitmq.consumer import Consumer, RabbitDelivery
 from task_activity_log.rabbitmq.headers import encode
+from task_activity_log.rabbitmq.weight import Budget
 from tests import virtual_time
 
 HEADER = encode(Properties(), 0)
@@ -28,6 +31,7 @@ class Channel:
         self.on_consumer_cancel_callbacks: set[Any] = set()
         self.asked: list[asyncio.Future[None]] = []
         self.closing: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.connection = SimpleNamespace(write_queue=asyncio.Queue[Any]())
 
     async def basic_qos(self, prefetch_count: int) -> None:
         assert prefetch_count == 10
@@ -40,7 +44,7 @@ class Bench:
 
     def __init__(self) -> None:
         self.channel = Channel()
-        self.consumer = Consumer(cast("Any", self.channel), "queue", Waiting[RabbitDelivery](), most_weight=10_000)
+        self.consumer = Consumer(cast("Any", self.channel), "queue", Waiting[RabbitDelivery](), budget=Budget(10_000))
         self.consumer._registered_as, self.consumer.prefetch = "tag", 10
 
     def deliver(self, tag: int, size: int) -> None:
@@ -52,7 +56,11 @@ def run(act: Callable[[Bench], Any]) -> None:
         await act(Bench())
 
     clock = SimpleNamespace(monotonic=lambda: asyncio.get_running_loop().time(), time=lambda: 0.0)
-    with patch.object(consumer_module, "time", clock), patch.object(queues, "time", clock):
+    with (
+        patch.object(consumer_module, "time", clock),
+        patch.object(queues, "time", clock),
+        patch.object(channel_module, "time", clock),
+    ):
         virtual_time.run(main())
 
 
@@ -108,6 +116,49 @@ class TestSynchronize:
             assert 10 < now() < 11
             with pytest.raises(ConnectionError, match="did not answer in time"):
                 await bench.consumer.wait_ended()
+
+        run(act)
+
+
+class TestAnswered:
+    """The broker's answer is waited for while the connection is read, and not counted while it is not."""
+
+    def test_the_time_while_the_connection_is_not_read_does_not_count(self) -> None:
+        """Other partitions may have all the room. The channel of one that is handed over is closed later then."""
+
+        async def act(_: Bench) -> None:
+            read_from = 300.0
+            asked: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+            asking = asyncio.create_task(answered(asked, 3.0, lambda: max(0.0, now() - read_from)))
+            await asyncio.sleep(read_from + 2)
+            asked.set_result("closed")
+            assert await asking == "closed"
+
+        run(act)
+
+    def test_a_broker_that_does_not_answer_is_given_up(self) -> None:
+        """When the connection was read for that long."""
+
+        async def act(_: Bench) -> None:
+            asked: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+            with pytest.raises(TimeoutError):
+                await answered(asked, 3.0, lambda: 100.0)
+            assert 3 < now() < 4
+            assert asked.cancelled()
+
+        run(act)
+
+    def test_a_channel_is_closed_although_the_connection_is_not_read_for_long(self) -> None:
+        """What the other consumers have in hand may take minutes. Giving up would lose all of it."""
+
+        async def act(bench: Bench) -> None:
+            bench.consumer._read_seconds = lambda: 0.0
+            bench.deliver(1, 1)
+            closing = asyncio.create_task(bench.consumer.close())
+            await asyncio.sleep(60)
+            assert not closing.done()
+            bench.channel.closing.set_result(None)
+            assert await closing == 1
 
         run(act)
 

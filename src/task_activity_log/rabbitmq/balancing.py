@@ -46,13 +46,20 @@ class Balancing:
         """The partitions of which this worker is the active consumer, as far as it knows: they have given it messages."""
         return frozenset(number for number, queue in enumerate(self._partitions) if queue.active)
 
-    async def run(self, connection: aio_pika.Connection, working: Callable[[], bool]) -> None:
-        """Balance until the connection is lost; `working` says whether the worker is not paused.
+    async def run(
+        self, connection: aio_pika.Connection, working: Callable[[], bool], read_seconds: Callable[[], float]
+    ) -> None:
+        """Balance until the connection is lost.
+
+        Args:
+            connection: that of the partitions.
+            working: says whether the worker is not paused.
+            read_seconds: for how long the connection has been read without a pause, because there is room.
 
         Raises:
             One of `link.LOST`: the connection is lost.
         """
-        members = await join(connection, self._topology)
+        members = await join(connection, self._topology, read_seconds)
         balance = Balance(len(self._partitions))
         try:
             while True:

@@ -1,11 +1,37 @@
 """A channel of a connection: opened, and waited for until it closes."""
 
 import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 import aio_pika
 from aiormq.abc import AbstractChannel, AbstractConnection
 
 from task_activity_log.rabbitmq.link import describe
+
+T = TypeVar("T")
+
+
+async def answered(asking: Awaitable[T], seconds: float, read_seconds: Callable[[], float]) -> T:
+    """The broker's answer. It arrives behind the deliveries that are on their way: later, if there is no room for these.
+
+    Args:
+        asking: what returns the answer. Cancelled when it is given up.
+        seconds: how long the broker may take while the connection is read.
+        read_seconds: for how long the connection has been read without a pause (`FrameReader.read_seconds`).
+
+    Raises:
+        TimeoutError: there is no answer in time.
+    """
+    asked, asked_at = asyncio.ensure_future(asking), time.monotonic()
+    try:
+        while not (await asyncio.wait({asked}, timeout=seconds / 10))[0]:
+            if min(time.monotonic() - asked_at, read_seconds()) > seconds:
+                raise TimeoutError
+        return asked.result()
+    finally:
+        asked.cancel()
 
 
 async def open_channel(connection: aio_pika.Connection, *, confirms: bool = False) -> AbstractChannel:

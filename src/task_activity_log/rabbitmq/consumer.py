@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from itertools import takewhile
 from math import inf
-from typing import Any
+from typing import Any, TypeVar
 
 from aiormq.abc import AbstractChannel, ChannelFrame, DeliveredMessage
 from aiormq.exceptions import ConnectionInternalError
@@ -18,8 +18,10 @@ from task_activity_log.message import Delivery
 from task_activity_log.pipeline.suspects import is_doubtful
 from task_activity_log.problem import Unavailable
 from task_activity_log.rabbitmq import headers
-from task_activity_log.rabbitmq.channel import wait_closed
-from task_activity_log.rabbitmq.weight import weigh
+from task_activity_log.rabbitmq.channel import answered, wait_closed
+from task_activity_log.rabbitmq.weight import Budget, weigh
+
+T = TypeVar("T")
 
 _ANSWER_SECONDS = 10.0
 """How long the broker may take to register or cancel a consumer."""
@@ -73,26 +75,27 @@ class Consumer:
         waiting: Waiting[RabbitDelivery],
         *,
         single_active: bool = False,
-        most_weight: float = inf,
+        budget: Budget | None = None,
+        read_seconds: Callable[[], float] = lambda: inf,
     ) -> None:
         """Consume nothing yet.
 
         Args:
             channel: a channel that nobody else uses.
-            queue: the queue's name.
+            queue: its name.
             waiting: where deliveries are put.
             single_active: what the queue was declared with.
-            most_weight: how much may be in hand (`rabbitmq.weight`), unless it is one delivery; see `full`.
+            budget: how much may be in hand, of all consumers of the connection together; None: any number of bytes.
+            read_seconds: for how long the connection has been read without a pause, because there is room.
         """
         self.single_active = single_active
         """Whether the queue gives its messages to one consumer only."""
-        self._channel = channel
-        self._queue = queue
+        self._channel, self._queue = channel, queue
         self._waiting = waiting
         self._unsettled: dict[int, int] = {}  # the weight of each by its tag, in the order delivered
-        self._most_weight = most_weight
+        self._budget, self._read_seconds = budget or Budget(), read_seconds
+        self._budget.join(self)
         self._doubtful: set[int] = set()  # tags of what was returned several times before
-        self._weight = 0  # at least that of all unsettled deliveries: it is not lowered when they are settled
         self._registered_as: str | None = None  # the consumer tag; None while not registered
         self._rejected: set[int] = set()  # tags left to the broker to dead-letter, whose answers are not placed yet
         self._kept: set[int] = set()  # tags of finished deliveries whose acknowledgements are kept back
@@ -112,6 +115,11 @@ class Consumer:
         return len(self._unsettled)
 
     @property
+    def weight(self) -> int:
+        """What these weigh; 0 while it is not registered: then the broker's answers are waited for, or nothing more comes."""
+        return sum(self._unsettled.values()) if self._registered_as is not None else 0
+
+    @property
     def doubtful(self) -> bool:
         """Whether something in hand was returned several times before."""
         self._doubtful.intersection_update(self._unsettled)
@@ -128,7 +136,7 @@ class Consumer:
         self.active = True
         delivery = RabbitDelivery(self, tag, redelivered, header, body)
         self._unsettled[tag] = delivery.weight
-        self._weight += delivery.weight
+        self._budget.take(delivery.weight)
         if is_doubtful(delivery):
             self._doubtful.add(tag)
         if self._untaken is None:
@@ -137,11 +145,8 @@ class Consumer:
             self._untaken.add(tag)
 
     def full(self, arriving: int) -> bool:
-        """Whether something is in hand that leaves no room for a body of `arriving` bytes. Called by the frame reader."""
-        if self._weight + arriving > self._most_weight:
-            self._weight = sum(self._unsettled.values())
-        consuming = bool(self._unsettled) and self._registered_as is not None
-        return consuming and self._weight + arriving > self._most_weight
+        """Whether there is no room for bodies of `arriving` bytes, whoever takes it. Called by the frame reader."""
+        return self._budget.full(arriving)
 
     async def register(self, prefetch: int) -> None:
         """Consume with this prefetch.
@@ -149,13 +154,11 @@ class Consumer:
         Raises:
             One of `link.LOST`: the broker refuses. If the queue cannot take a consumer, the text says so.
         """
-        async with asyncio.timeout(_ANSWER_SECONDS):
-            await self._channel.basic_qos(prefetch_count=prefetch)
+        await self._answered_in(_ANSWER_SECONDS, self._channel.basic_qos(prefetch_count=prefetch))
         try:
             # A queue without a leader answers after 65 s, one without a majority does not answer. If the leader's process
             # does not exist, the broker ends the connection.
-            async with asyncio.timeout(_ANSWER_SECONDS):
-                ok = await self._channel.basic_consume(self._queue, _not_called)
+            ok = await self._answered_in(_ANSWER_SECONDS, self._channel.basic_consume(self._queue, _not_called))
         except (TimeoutError, ConnectionInternalError) as error:
             raise Unavailable(f"queue {self._queue} takes no consumer: it has no leader, or no majority") from error
         self._registered_as = ok.consumer_tag
@@ -169,7 +172,7 @@ class Consumer:
         """
         if self._registered_as is not None:
             tag, self._registered_as = self._registered_as, None
-            await self._channel.basic_cancel(tag, timeout=_ANSWER_SECONDS)
+            await self._answered_in(_ANSWER_SECONDS, self._channel.basic_cancel(tag))
 
     async def widen(self, prefetch: int, finished: Iterable[int]) -> None:
         """Consume with a larger prefetch from now on, and acknowledge what is finished.
@@ -209,6 +212,9 @@ class Consumer:
                 raise TimeoutError
         asked.result()
         return True
+
+    async def _answered_in(self, seconds: float, asking: Awaitable[T]) -> T:
+        return await answered(asking, seconds, self._read_seconds)
 
     def has(self, tag: int) -> bool:
         """Whether a delivery is not settled yet. One that was requeued meanwhile comes again."""
@@ -297,11 +303,11 @@ class Consumer:
         commands = [*(Basic.Ack(tag, multiple) for tag, multiple in done), Channel.Close(200, "", 0, 0)]
         closed = self._channel.closing
         try:
+            # The driver's own close would be a second write. It takes our close for its own: it frees the channel
+            # when the broker answers. A future for this write would be rejected by that answer.
             async with asyncio.timeout(_CLOSE_SECONDS):
-                # The driver's own close would be a second write. It takes our close for its own: it frees the channel
-                # when the broker answers. A future for this write would be rejected by that answer.
                 await self._channel.connection.write_queue.put(ChannelFrame.marshall(self._channel.number, commands))
-                await asyncio.wait({closed})
+            await self._answered_in(_CLOSE_SECONDS, asyncio.wait({closed}))
         except TimeoutError:
             self._give_up("the broker did not close a channel in time")
             raise
@@ -310,6 +316,7 @@ class Consumer:
     def abandon(self) -> None:
         """Forget what is in hand and ignore what still arrives: the channel ends, and all of it comes again."""
         self._abandoned = True
+        self._budget.leave(self)
         self._unsettled.clear()
         self._kept.clear()
         self._settled.set()

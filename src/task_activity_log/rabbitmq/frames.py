@@ -55,7 +55,7 @@ class Inbound:
     returned: Callable[[str, str, bytes], None] | None = None
     """Exchange, routing key and payload of the content header of a message that was returned: no queue took it."""
     full: Callable[[int], bool] | None = None
-    """Whether a body of this size must wait until deliveries are settled. The connection is not read until then."""
+    """Whether bodies of this size must wait until deliveries are settled. The connection is not read until then."""
     content: "_Content | None" = None
     """The delivery or return whose header and body are still arriving. Written by the frame reader."""
 
@@ -165,7 +165,9 @@ class FrameReader(asyncio.StreamReaderProtocol):
         self._slices = None
 
     def _full(self) -> bool:
-        return any(inbound.full(inbound.arriving) for inbound in self.channels.values() if inbound.full is not None)
+        # Several bodies may be arriving, one on each channel. The consumers share what room there is.
+        arriving = sum(inbound.arriving for inbound in self.channels.values())
+        return any(inbound.full(arriving) for inbound in self.channels.values() if inbound.full is not None)
 
     def _suspend(self, seconds: float) -> None:
         """Read nothing for this long. The socket's buffers fill, and the broker waits."""

@@ -23,7 +23,7 @@ from task_activity_log.rabbitmq.pace import Pace
 from task_activity_log.rabbitmq.queue_intake import QueueIntake
 from task_activity_log.rabbitmq.queues import wait_forgotten
 from task_activity_log.rabbitmq.topology import Topology, check, consumers, declare
-from task_activity_log.rabbitmq.weight import UNBOUNDED, Bounds
+from task_activity_log.rabbitmq.weight import UNBOUNDED, Bounds, Budget
 
 log = structlog.get_logger(__name__)
 
@@ -92,7 +92,7 @@ class Intake:
         self._waiting: Waiting[RabbitDelivery] = Waiting(bounds.batch)  # filled by the consumers
         self._paused_by: set[str] = set()  # changed by `pause` and `resume` alone
         pace = partial(Pace, prefetch, batch_max, poison_from, single_active=topology.is_single_active)
-        self._queues = _queues_of(topology, self._waiting, pace, bounds.in_hand)
+        self._queues = _queues_of(topology, self._waiting, pace, Budget(bounds.in_hand))
         self.balancing = Balancing(self._queues[: topology.partitions], topology) if topology.partitions else None
 
     @property
@@ -172,7 +172,7 @@ class Intake:
         else:
             restore = partial(self._prepare, connection, self._topology)
             working = [queue.keep_consuming(connection, frame_reader, consuming, restore) for queue in self._queues]
-            await _all([*working, self.balancing.run(connection, self._may_balance)])
+            await _all([*working, self.balancing.run(connection, self._may_balance, lambda: frame_reader.read_seconds)])
 
     def _may_balance(self) -> bool:
         return not self._paused_by and self._finish_until is None
@@ -290,12 +290,11 @@ class Intake:
 
 
 def _queues_of(
-    topology: Topology, waiting: Waiting[RabbitDelivery], pace: Callable[[], Pace], most_weight: float
+    topology: Topology, waiting: Waiting[RabbitDelivery], pace: Callable[[], Pace], budget: Budget
 ) -> list[QueueIntake]:
-    """All queues; each may have its part of `most_weight` in hand, or one message."""
-    weight = most_weight / max(1, topology.partitions)
+    """All queues; they share the budget, because nobody knows how many of them give messages to this worker."""
     return [
-        QueueIntake(queue, pace(), waiting, most_weight=weight, is_partition=queue != topology.requests_queue)
+        QueueIntake(queue, pace(), waiting, budget=budget, is_partition=queue != topology.requests_queue)
         for queue in topology.request_queues
     ]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
-from math import inf
 
 import aio_pika
 import structlog
@@ -16,6 +15,7 @@ from task_activity_log.rabbitmq.consumer import Consumer, RabbitDelivery
 from task_activity_log.rabbitmq.frames import FrameReader, Inbound
 from task_activity_log.rabbitmq.link import LOST, OutageKind, asking_the_driver, describe
 from task_activity_log.rabbitmq.pace import Pace, State
+from task_activity_log.rabbitmq.weight import Budget
 
 log = structlog.get_logger(__name__)
 
@@ -43,7 +43,7 @@ class QueueIntake:
         pace: Pace,
         waiting: Waiting[RabbitDelivery],
         *,
-        most_weight: float = inf,
+        budget: Budget | None = None,
         is_partition: bool = False,
     ) -> None:
         """Consume nothing yet.
@@ -52,13 +52,13 @@ class QueueIntake:
             queue: its name.
             pace: decides when to consume it, and with which prefetch.
             waiting: where deliveries are put; shared with other queues.
-            most_weight: what may be in hand, unless it is a single message; see `weight`.
+            budget: how much may be in hand; shared with other queues. None: any number of bytes.
             is_partition: whether its messages are published by record, with the hash slot as routing key.
         """
         self.queue = queue
         self.pace = pace
         self._waiting = waiting
-        self._most_weight = most_weight
+        self._budget = budget
         self._is_partition = is_partition
         self._pacing = asyncio.Lock()  # held while a consumer is registered, acknowledges or is closed
         self._wanted = asyncio.Event()  # whether a channel is to be opened; set by `repaced`
@@ -147,7 +147,8 @@ class QueueIntake:
             self.queue,
             self._waiting,
             single_active=self.pace.single_active,
-            most_weight=self._most_weight,
+            budget=self._budget,
+            read_seconds=lambda: frame_reader.read_seconds,
         )
         routed = consumer.route if self._is_partition else None
         frame_reader.channels[channel.number] = Inbound(deliver=consumer.deliver, routed=routed, full=consumer.full)

@@ -6,7 +6,51 @@ It is an upper bound that costs little, not a measurement. Batches and what is i
 from __future__ import annotations
 
 from math import inf
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
+from weakref import WeakSet
+
+
+class Holder(Protocol):
+    """Whoever has deliveries in hand."""
+
+    @property
+    def weight(self) -> int:
+        """What they weigh together."""
+
+
+class Budget:
+    """How much all deliveries in hand may weigh. All consumers of a connection take from it, and give back what is settled.
+
+    A consumer that is alone active may have all of it. Nobody waits for ever: what is in hand can be finished without
+    another delivery, and if nothing is in hand, a message may be as heavy as it likes.
+    """
+
+    def __init__(self, most: float = inf) -> None:
+        """Nothing is in hand yet."""
+        self._most = most
+        self._weight = (
+            0  # at least that of all: it is not lowered when something is settled, but counted when it is of use
+        )
+        self._holders: WeakSet[Holder] = WeakSet()
+
+    def join(self, holder: Holder) -> None:
+        """Count what `holder` has in hand, until it leaves."""
+        self._holders.add(holder)
+
+    def leave(self, holder: Holder) -> None:
+        """Do not count what `holder` has in hand any more. It may have left before."""
+        self._holders.discard(holder)
+
+    def take(self, weight: int) -> None:
+        """A delivery of this weight was added to what a holder has in hand."""
+        self._weight += weight
+
+    def full(self, arriving: int) -> bool:
+        """Whether something is in hand that leaves no room for bodies of `arriving` bytes."""
+        if self._weight + arriving <= self._most:
+            return False
+        self._weight = sum(holder.weight for holder in self._holders)
+        return self._weight > 0 and self._weight + arriving > self._most
 
 
 class Bounds(NamedTuple):
@@ -15,7 +59,7 @@ class Bounds(NamedTuple):
     batch: float = inf
     """Those that are taken together, unless it is a single one."""
     in_hand: float = inf
-    """Those that are not settled. When they weigh more, the connection is not read. A single one may."""
+    """Those that are not settled, of all queues together. When they weigh more, the connection is not read. A single one may."""
 
 
 UNBOUNDED = Bounds()
