@@ -21,7 +21,7 @@ from task_activity_log.aio import Slices, Waiting
 from task_activity_log.pipeline import reply
 from task_activity_log.pipeline.ports import Settlement
 from task_activity_log.pipeline.request import Rules, UpdateMode, decode
-from task_activity_log.pipeline.suspects import batch_length
+from task_activity_log.pipeline.suspects import batch_length, by_attempts
 from task_activity_log.pipeline.waves import waves
 from task_activity_log.postgresql.store import _arguments
 from task_activity_log.rabbitmq import headers
@@ -80,7 +80,7 @@ async def main() -> None:
     took["take in: bytes → deliveries"] = best(lambda: [*map(frame_reader.data_received, parts)], waiting.clear)
     batch = waiting.take_waiting(SIZE)
     rules = Rules()
-    took["suspects"] = best(lambda: batch_length(batch, SIZE))
+    took["suspects"] = best(lambda: batch_length(batch, SIZE, by_attempts))
     took["decode"] = best(lambda: [decode(delivery, rules) for delivery in batch])
     decoded = [decode(delivery, rules) for delivery in batch]
     took["waves"] = best(lambda: waves(decoded))
