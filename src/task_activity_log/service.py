@@ -33,6 +33,7 @@ from task_activity_log.telemetry.metrics import Metrics
 from task_activity_log.telemetry.watch import Watch
 from task_activity_log.wiring import (
     connector_of,
+    forward_prefetch_of,
     journal_of,
     link_of,
     reply_options_of,
@@ -109,6 +110,7 @@ class Service:
             link,
             topology,
             prefetch=settings.queue_prefetch,
+            forward_prefetch=forward_prefetch_of(settings),
             batch_max=settings.batch_max,
             bounds=Bounds(settings.batch_bytes, settings.in_hand_bytes),
             poison_from=settings.poison_from,

@@ -10,6 +10,7 @@ from task_activity_log.problem import Unavailable
 from task_activity_log.rabbitmq.link import LinkOptions
 from task_activity_log.rabbitmq.replies import ReplyOptions
 from task_activity_log.rabbitmq.topology import Topology
+from task_activity_log.rabbitmq.weight import most_weight
 from task_activity_log.settings import Settings, SettingsError
 from task_activity_log.telemetry import logs
 
@@ -103,6 +104,17 @@ def reply_options_of(settings: Settings) -> ReplyOptions:
         waiting_max=max(settings.prefetch // 4, min(settings.prefetch - 1, 1)),
         waiting_bytes_max=settings.memory_limit_bytes // 8,
     )
+
+
+def forward_prefetch_of(settings: Settings) -> int | None:
+    """The prefetch of the requests queue with partitions; None without them.
+
+    What waits to be forwarded takes half of the memory at most: a partition that takes no messages keeps it waiting. If it
+    had all of the memory, the worker could not read what is in that partition, and so could not empty it.
+    """
+    if not settings.partitions:
+        return None
+    return max(1, min(settings.queue_prefetch, settings.in_hand_bytes // 2 // most_weight(settings.body_limit_bytes)))
 
 
 def link_of(settings: Settings, redaction: logs.Redaction | None = None) -> LinkOptions:

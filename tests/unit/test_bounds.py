@@ -30,7 +30,9 @@ from task_activity_log.rabbitmq import headers
 from task_activity_log.rabbitmq.consumer import Consumer, RabbitDelivery
 from task_activity_log.rabbitmq.frames import FrameReader, Inbound
 from task_activity_log.rabbitmq.weight import Budget, weigh
+from task_activity_log.settings import load
 from task_activity_log.wire import as_json
+from task_activity_log.wiring import forward_prefetch_of
 from tests.fakes import delivered, upsert
 from tests.unit.test_frames import OURS, content
 from tests.unit.test_frames import delivered as delivery_frames
@@ -260,6 +262,25 @@ def test_one_queue_may_have_all_the_room_and_all_together_no_more() -> None:
     budget.leave(first)  # its channel ends
     assert not budget.full(600)
     assert budget.full(601)
+
+
+@pytest.mark.parametrize(
+    ("variables", "prefetch"),
+    [
+        ({}, None),
+        ({"WORKER_PARTITIONS": "8"}, 127),
+        ({"WORKER_PARTITIONS": "8", "WORKER_BODY_LIMIT_BYTES": "1024"}, 250),
+        ({"WORKER_PARTITIONS": "8", "WORKER_BODY_LIMIT_BYTES": str(2**26)}, 1),
+    ],
+)
+def test_what_waits_to_be_forwarded_leaves_room_for_what_is_in_the_partitions(
+    variables: dict[str, str], prefetch: int | None
+) -> None:
+    """A partition that takes no messages can be emptied only if it can be read."""
+    settings = load({"AMQP_URL": "amqp://broker", "DATABASE_URL": "postgresql://db/app", **variables})
+    assert forward_prefetch_of(settings) == prefetch
+    if prefetch is not None and prefetch > 1:
+        assert prefetch * weigh(b"x" * settings.body_limit_bytes, b"", 0) <= settings.in_hand_bytes / 2
 
 
 def test_a_message_that_is_too_heavy_for_all_the_room_comes_alone() -> None:

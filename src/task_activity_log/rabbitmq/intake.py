@@ -60,6 +60,7 @@ class Intake:
         topology: Topology,
         *,
         prefetch: int,
+        forward_prefetch: int | None = None,
         batch_max: int,
         poison_from: int = 10,
         bounds: Bounds = UNBOUNDED,
@@ -75,6 +76,7 @@ class Intake:
             options: how to reach the broker.
             topology: the names.
             prefetch: how many deliveries of a queue may be in hand once its consumer is proved.
+            forward_prefetch: the same for the queue of those who do not send by record; None: as any queue.
             batch_max: how many deliveries may be processed together.
             poison_from: the attempts from which a message is rejected without being tried.
             bounds: how much a batch and what is in hand may weigh.
@@ -82,17 +84,15 @@ class Intake:
             before_consuming: awaited on each new connection. What is delivered in an outage uses up counted deliveries.
             on_lost: called when a connection that consumed is lost.
             on_late: called with the number of deliveries that could not be acknowledged any more.
-            on_suspects: called with messages that may have crashed a worker, as their attempts say, before the first of them
-                is tried alone. Not with a single active consumer, where attempts do not decide.
+            on_suspects: called with messages that may have crashed a worker, by their attempts, before the first is tried alone.
         """
         self._options, self._topology, self._bounds = options, topology, bounds
-        self._prepare = declare if declare_topology else check
-        self._before_consuming = before_consuming
+        self._prepare, self._before_consuming = declare if declare_topology else check, before_consuming
         self._on_lost, self._on_late, self._on_suspects = on_lost, on_late, on_suspects
         self._waiting: Waiting[RabbitDelivery] = Waiting(bounds.batch)  # filled by the consumers
         self._paused_by: set[str] = set()  # changed by `pause` and `resume` alone
-        pace = partial(Pace, prefetch, batch_max, poison_from, single_active=topology.is_single_active)
-        self._queues = _queues_of(topology, self._waiting, pace, Budget(bounds.in_hand))
+        pace = partial(Pace, batch_max=batch_max, poison_from=poison_from, single_active=topology.is_single_active)
+        self._queues = _queues_of(topology, self._waiting, pace, (prefetch, forward_prefetch or prefetch), bounds)
         self.balancing = Balancing(self._queues[: topology.partitions], topology) if topology.partitions else None
 
     @property
@@ -290,12 +290,21 @@ class Intake:
 
 
 def _queues_of(
-    topology: Topology, waiting: Waiting[RabbitDelivery], pace: Callable[[], Pace], budget: Budget
+    topology: Topology,
+    waiting: Waiting[RabbitDelivery],
+    pace: Callable[[int], Pace],
+    prefetches: tuple[int, int],
+    bounds: Bounds,
 ) -> list[QueueIntake]:
-    """All queues; they share the budget, because nobody knows how many of them give messages to this worker."""
+    """All queues; they share the memory, because nobody knows how many of them give messages to this worker.
+
+    `prefetches` are that of a partition and that of the requests queue.
+    """
+    budget = Budget(bounds.in_hand)
     return [
-        QueueIntake(queue, pace(), waiting, budget=budget, is_partition=queue != topology.requests_queue)
+        QueueIntake(queue, pace(prefetches[not by_record]), waiting, budget=budget, is_partition=by_record)
         for queue in topology.request_queues
+        for by_record in (queue != topology.requests_queue,)
     ]
 
 

@@ -75,6 +75,11 @@ _LOOKED_AT = range(4_096, 2**22)
 for each MiB, in which the event loop stands still."""
 
 
+def most_weight(size: int) -> int:
+    """The most that a delivery with a body of `size` bytes weighs, without its headers."""
+    return _OBJECTS + _WIDE * size
+
+
 def weigh(body: bytes, header: bytes, headers: int) -> int:
     """The weight of a delivery with this body, this payload of the content header, and this number of headers.
 
