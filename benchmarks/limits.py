@@ -18,7 +18,7 @@ from benchmarks.load import properties_of, requests
 from benchmarks.workers import NO_GO, WORKERS_STATEMENT, Services, go_batch, has_go
 from task_activity_log.message import Delivery
 from task_activity_log.pipeline.request import Rules, UpdateMode, decode
-from task_activity_log.postgresql.store import _arguments
+from task_activity_log.postgresql import writing
 
 BATCH = 500
 
@@ -76,4 +76,4 @@ def _batches(messages: int) -> Iterator[list[object]]:
     rules = Rules()
     decoded = [decode(Delivery(each.body, properties_of(each)), rules) for each in requests(messages)]
     for start in range(0, messages, BATCH):
-        yield _arguments(decoded[start : start + BATCH], UpdateMode.REPLACE, 1.0)
+        yield writing.arguments(decoded[start : start + BATCH], UpdateMode.REPLACE, 1.0)

@@ -23,7 +23,7 @@ from task_activity_log.pipeline.ports import Settlement
 from task_activity_log.pipeline.request import Rules, UpdateMode, decode
 from task_activity_log.pipeline.suspects import batch_length, by_attempts
 from task_activity_log.pipeline.waves import waves
-from task_activity_log.postgresql.store import _arguments
+from task_activity_log.postgresql import writing
 from task_activity_log.rabbitmq import headers
 from task_activity_log.rabbitmq.confirms import ConfirmChannel
 from task_activity_log.rabbitmq.consumer import Consumer, RabbitDelivery
@@ -84,7 +84,7 @@ async def main() -> None:
     took["decode"] = best(lambda: [decode(delivery, rules) for delivery in batch])
     decoded = [decode(delivery, rules) for delivery in batch]
     took["waves"] = best(lambda: waves(decoded))
-    took["store: columns"] = best(lambda: _arguments(decoded, UpdateMode.REPLACE, 1.0))
+    took["store: columns"] = best(lambda: writing.arguments(decoded, UpdateMode.REPLACE, 1.0))
     rows: list[dict[str, Any]] = [
         {**dict(request.record), "modified_dateutc": datetime.now(UTC), "outcome": "inserted"} for request in decoded
     ]

@@ -21,7 +21,7 @@ import asyncpg
 from benchmarks.load import TOPOLOGY
 from benchmarks.show import Progress
 from task_activity_log.pipeline.request import UpdateMode
-from task_activity_log.postgresql.store import _write
+from task_activity_log.postgresql import writing
 from task_activity_log.rabbitmq.topology import declare
 
 PEERS = Path(__file__).parent / "peers"
@@ -34,7 +34,7 @@ _GO = "Go, amqp091 and pgx"
 _GO_BATCH = "Go for speed"
 GO_INBOX = f"{_GO_BATCH}, with the inbox"
 """Peers in Go: as the documentation suggests, and two that an expert would write for speed."""
-WORKERS_STATEMENT = _write(UpdateMode.REPLACE, 8 * 2**20)
+WORKERS_STATEMENT = writing.statement(UpdateMode.REPLACE, 8 * 2**20)
 """The statement with which this worker stores a wave of replaces."""
 _GO_PACKAGES = "golang-go, golang-github-rabbitmq-amqp091-go-dev and golang-github-jackc-pgx-v4-dev"
 _TICKS = os.sysconf("SC_CLK_TCK")

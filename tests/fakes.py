@@ -185,6 +185,10 @@ class FakeStore:
         self.own_tried += 1
         return self.own
 
+    async def time_own_rows(self, count: int) -> float:
+        await self.probe()
+        return 0.002 + 0.0001 * count
+
     async def marked(self, marks: Sequence[UUID]) -> set[UUID]:
         await self.probe()
         return self.database.inbox.intersection(marks)

@@ -49,6 +49,9 @@ _FAIL = """
 _WAIT = """
     CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS $$
     BEGIN
+        IF NEW.subject LIKE 'slow%' THEN
+            {first}
+        END IF;
         WHILE NEW.subject LIKE 'slow%' AND NOT pg_try_advisory_xact_lock_shared(42) LOOP
             PERFORM pg_sleep(0.02);
         END LOOP;
@@ -135,9 +138,9 @@ async def transaction(database_url: str) -> AsyncIterator[Connection]:
 
 
 @asynccontextmanager
-async def slow_rows(admin: Connection) -> AsyncIterator[None]:
-    """Rows whose subject begins with `slow` take until the end of the block."""
-    await admin.execute(_WAIT)
+async def slow_rows(admin: Connection, first: str = "NULL;") -> AsyncIterator[None]:
+    """Rows whose subject begins with `slow` take until the end of the block. `first` is executed at each attempt."""
+    await admin.execute(_WAIT.replace("{first}", first))
     await admin.execute("SELECT pg_advisory_lock(42)")
     try:
         yield
@@ -215,6 +218,28 @@ async def test_requests_of_other_records_do_not_wait_for_a_slow_row(
     writes = await audit_trigger.read(admin)
     assert audit_trigger.subjects(writes, slow) == ["slow", "1", "2", "slow again"]
     assert len(writes) == len(others) + len(requests) + 2  # the locked row was there before
+
+
+async def test_a_hundred_slow_rows_delay_their_own_records_alone(
+    amqp_url: str, database_url: str, admin: Connection
+) -> None:
+    """Others of their batches are answered while all of them are slow, and each is tried a few times only until then."""
+    await admin.execute("CREATE SEQUENCE tries")  # also counts what is rolled back
+    records = [uuid4() for _ in range(100)]
+    async with conversing(amqp_url) as talk, serving(amqp_url, database_url, WORKER_BATCH_MAX="100") as service:
+        await send_others(talk, 20)
+        await answers(talk, 20)
+        async with slow_rows(admin, "PERFORM nextval('tries');"):
+            others: set[str] = set()
+            for record in records:
+                await talk.send(record, subject="slow")
+                others |= await send_others(talk, 3)
+            assert {answer.message_id for answer in await answers(talk, 300)} == others
+            assert await admin.fetchval("SELECT last_value FROM tries") < 7 * len(records)
+            await until(lambda: service.in_hand == len(records))
+        assert {answer.record for answer in await answers(talk, 100)} == set(records)
+        await until(lambda: service.in_hand == 0)
+        assert await talk.kept() == []
 
 
 async def test_sixty_locked_rows_delay_their_own_records_alone(

@@ -14,7 +14,7 @@ from sandbox import PostgreSQL
 from task_activity_log.cli.check.database import _judge_table
 from task_activity_log.message import Delivery
 from task_activity_log.pipeline.request import Request, UpdateMode
-from task_activity_log.postgresql import migrations
+from task_activity_log.postgresql import migrations, writing
 from task_activity_log.postgresql import store as postgresql_store
 from task_activity_log.postgresql.session import SKIPPED_ROW
 from task_activity_log.postgresql.store import Store
@@ -650,7 +650,7 @@ _PARENTHESES = {
     "statement",
     [
         *(getattr(postgresql_store, name) for name in vars(postgresql_store) if re.fullmatch("_[A-Z_]+", name)),
-        *(postgresql_store._write(mode, 1, has_xmax=has_xmax) for mode in UpdateMode for has_xmax in (True, False)),
+        *(writing.statement(mode, 1, has_xmax=has_xmax) for mode in UpdateMode for has_xmax in (True, False)),
     ],
 )
 def test_every_function_operator_and_type_has_its_schema(statement: object) -> None:

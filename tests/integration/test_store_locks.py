@@ -12,7 +12,8 @@ import pytest
 
 from task_activity_log.pipeline.ports import Patience
 from task_activity_log.pipeline.request import UpdateMode
-from task_activity_log.postgresql.store import Store, _arguments, _write
+from task_activity_log.postgresql import writing
+from task_activity_log.postgresql.store import Store
 from task_activity_log.problem import TimedOut
 from tests.asking import Connection, ask, merge, outcomes, until_blocked
 from tests.chaos.pooler import Pooler
@@ -152,11 +153,11 @@ async def test_the_lock_timeout_ends_with_its_statement(store: Store, patient_ur
     request = ask()
     await store.apply([request])
     session: Connection = await asyncpg.connect(patient_url, statement_cache_size=0)
-    statement = _write(UpdateMode.REPLACE, 1)
+    statement = writing.statement(UpdateMode.REPLACE, 1)
 
     async def write() -> None:
         await session.execute("SELECT 1")  # so that pgbouncer has a server connection for this client
-        await session.fetch(statement, *_arguments([ask(request.record.id)], UpdateMode.REPLACE, 0.05))
+        await session.fetch(statement, *writing.arguments([ask(request.record.id)], UpdateMode.REPLACE, 0.05))
 
     try:
         before = await session.fetchval("SELECT current_setting('lock_timeout')")
@@ -204,8 +205,8 @@ async def test_the_plan_keeps_the_order_of_the_rows(database: Connection, mode: 
     What a merge returns is sorted when everything is written.
     """
     plan = await database.fetchval(
-        f"EXPLAIN (FORMAT JSON, COSTS OFF) {_write(mode, 1, has_xmax=has_xmax)}",
-        *_arguments([MODES[mode](UUID(int=number)) for number in range(500)], mode, 1.0),
+        f"EXPLAIN (FORMAT JSON, COSTS OFF) {writing.statement(mode, 1, has_xmax=has_xmax)}",
+        *writing.arguments([MODES[mode](UUID(int=number)) for number in range(500)], mode, 1.0),
     )
     nodes = list(_nodes(json.loads(plan)[0]["Plan"]))
     writes = [node for node in nodes if node["Node Type"] == "ModifyTable"]

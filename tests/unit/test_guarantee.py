@@ -23,7 +23,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from task_activity_log.message import ERROR_CODE, Delivery
-from task_activity_log.pipeline import hold, parking, search
+from task_activity_log.pipeline import hold, parking, retrying, search
 from task_activity_log.pipeline.lines import Limits
 from task_activity_log.pipeline.ports import PATIENT, Patience, Settlement
 from task_activity_log.pipeline.reply import Reply
@@ -405,6 +405,10 @@ class Process:
         await self.probe()
         return []
 
+    async def time_own_rows(self, count: int) -> float:
+        await self.probe()
+        return 0.0001 * count
+
     async def marked(self, marks: Sequence[UUID]) -> set[UUID]:
         await self.probe()
         return self.world.database.inbox.intersection(marks)
@@ -516,7 +520,7 @@ class _ParkedStore:
     def __init__(self, process: Process) -> None:
         self._process = process
         self.probe, self.locked, self.read, self.close = process.probe, process.locked, process.read, process.close
-        self.try_own_rows = process.try_own_rows
+        self.try_own_rows, self.time_own_rows = process.try_own_rows, process.time_own_rows
         self.marked, self.mark, self.unmark = process.marked, process.mark, process.unmark
 
     async def apply(self, wave: Sequence[Request[Delivery]], patience: Patience = PATIENT) -> list[Applied]:
@@ -567,7 +571,7 @@ def _silent_and_timeless() -> Iterator[None]:
     """Measure holds on the loop's clock, and log nothing."""
     clock = SimpleNamespace(monotonic=lambda: asyncio.get_running_loop().time())
     with ExitStack() as patched, structlog.testing.capture_logs():
-        for module in (hold, parking, search):
+        for module in (hold, parking, retrying, search):
             patched.enter_context(patch.object(module, "time", clock))
         yield
 

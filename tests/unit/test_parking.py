@@ -12,16 +12,16 @@ import pytest
 
 from task_activity_log.aio import SharedLock
 from task_activity_log.message import Delivery
-from task_activity_log.pipeline import parking, search
+from task_activity_log.pipeline import parking, retrying, search
 from task_activity_log.pipeline.lines import Limits
 from task_activity_log.pipeline.parking import Parking
-from task_activity_log.pipeline.ports import PATIENT, Patience, Stored
+from task_activity_log.pipeline.ports import OWN_ROWS_SECONDS, PATIENT, Patience, Stored
 from task_activity_log.pipeline.refusals import Refusals
 from task_activity_log.pipeline.request import Request, Rules, UpdateMode, decode
 from task_activity_log.pipeline.search import Search
 from task_activity_log.pipeline.timing import Timing
 from task_activity_log.problem import Failed, Refused, TimedOut, Unavailable
-from task_activity_log.record import Applied, TaskActivityLog
+from task_activity_log.record import Applied, Outcome, TaskActivityLog
 from tests import virtual_time
 from tests.fakes import FakeIntake, FakeStore, upsert
 
@@ -127,7 +127,11 @@ def run(act: Callable[[Bench], Awaitable[None]], **options: float) -> Bench:
         return bench
 
     clock = SimpleNamespace(monotonic=lambda: asyncio.get_running_loop().time())
-    with patch.object(parking, "time", clock), patch.object(search, "time", clock):
+    with (
+        patch.object(parking, "time", clock),
+        patch.object(retrying, "time", clock),
+        patch.object(search, "time", clock),
+    ):
         return virtual_time.run(main())
 
 
@@ -674,7 +678,7 @@ async def search_all(
     """Search a wave as the worker does. Returns the parts that passed."""
     looking: Search[Delivery] = Search(wave, bench.parking)
     passed = []
-    while part := looking.next():
+    while part := await looking.next():
         try:
             await looking.write(store, part)
         except Unavailable as failure:
@@ -693,11 +697,14 @@ class TestSearch:
     async def search(self, bench: Bench, subjects: str, *, seconds: float = 0.0) -> tuple[list[str], list[str]]:
         """The parts that were tried, and those that passed. Each try takes some seconds."""
         tried: list[str] = []
+        self.patiences: list[Patience] = []
+        patiences = self.patiences
 
         class Store(FakeStore):
             async def apply(self, wave: Sequence[Request[Delivery]], patience: Patience = PATIENT) -> list[Applied]:
                 await asyncio.sleep(seconds)
                 tried.append(text(wave))
+                patiences.append(patience)
                 return await FakeStore.apply(bench.store, wave, patience)
 
         def text(part: Sequence[Request[Delivery]]) -> str:
@@ -711,7 +718,7 @@ class TestSearch:
 
         async def act(bench: Bench) -> None:
             assert await self.search(bench, "abc") == (["abc"], ["abc"])
-            assert bench.store.patience == Patience(lock_seconds=1.0, seconds=2.0)
+            assert self.patiences == [Patience(lock_seconds=0.5, seconds=1.0)]
 
         run(act)
 
@@ -731,7 +738,7 @@ class TestSearch:
         async def act(bench: Bench) -> None:
             await bench.parking.park([bench.request()], TimedOut(), 0)
             await self.search(bench, "ab")
-            assert bench.store.patience == Patience(lock_seconds=0.1, seconds=2.0)
+            assert self.patiences == [Patience(lock_seconds=0.1, seconds=1.0)]
 
         run(act)
 
@@ -754,7 +761,21 @@ class TestSearch:
             assert tried == ["abcxefgh", *"abcxefgh"]
             assert passed == list("abcefgh")
             assert bench.parking.messages == 1
-            assert bench.store.patience == Patience(lock_seconds=0.1, seconds=0.5)
+            assert self.patiences == [Patience(0.5, 1.0), *[Patience(0.1, 0.01)] * 8]
+
+        run(act)
+
+    def test_while_a_row_is_slow_a_wave_has_less_time(self) -> None:
+        """Somebody writes slow rows, and may write more: each would cost the others a second."""
+
+        async def act(bench: Bench) -> None:
+            bench.store.delays = bench.slow_store.delays = {"x"}
+            await bench.parking.park_untried([[bench.request(subject="x")]], TimedOut(), 0)
+            await self.search(bench, "ab")
+            await bench.until(1)
+            await self.search(bench, "ab")
+            assert self.patiences == [Patience(0.1, 0.25)]
+            assert bench.parking.messages == 1
 
         run(act)
 
@@ -770,25 +791,85 @@ class TestSearch:
         run(act)
 
     def test_a_search_that_takes_too_long_ends(self) -> None:
-        """What is left is tried once more, together; then it is parked whole, and tried row by row there."""
+        """What is left is parked, in the parts that were to be tried next."""
 
         async def act(bench: Bench) -> None:
             bench.store.delays = bench.slow_store.delays = {"x"}
-            tried, _ = await self.search(bench, "xxxxxxxx", seconds=0.9)
-            assert tried == ["xxxxxxxx", "x", "x", "x", "xxxxx"]
+            tried, _ = await self.search(bench, "xxxxxxxx", seconds=0.2)
+            assert tried == ["xxxxxxxx", "x", "x", "x"]
             assert bench.parking.messages == 8
 
         run(act)
 
     def test_after_the_search_has_ended_the_rest_passes_if_nothing_is_wrong_with_it(self) -> None:
-        """Most of it was never tried."""
+        """Most of it was never tried. It is tried at once where it is parked, in few statements, and nothing is tried alone."""
 
         async def act(bench: Bench) -> None:
             bench.store.delays = bench.slow_store.delays = {"x"}
-            tried, passed = await self.search(bench, "xabcdefg", seconds=0.9)
-            assert tried == ["xabcdefg", "x", "a", "b", "cdefg"]
-            assert passed == ["a", "b", "cdefg"]
+            subjects = "x" + "abcdefgh" * 10
+            tried, passed = await self.search(bench, subjects, seconds=0.4)
+            assert tried == [subjects, subjects[:10], subjects[10:20]]
+            assert passed == [subjects[10:20]]
+            assert sorted(await bench.settled(70)) == sorted(
+                f"{subject}: inserted" for subject in subjects[1:10] + subjects[20:]
+            )
             assert bench.parking.messages == 1
+            assert len(bench.store.waves) + len(bench.slow_store.waves) < 40
+
+        run(act, most=1000)
+
+    def test_what_is_left_of_a_search_is_halved_if_it_is_refused(self) -> None:
+        """As in the search. A row that is refused alone is rejected, and one that fails waits alone."""
+
+        async def act(bench: Bench) -> None:
+            for store in (bench.store, bench.slow_store):
+                store.refuses, store.fails, store.locks = {"r"}, {"f"}, {"l"}
+            wave = [bench.request(subject=subject) for subject in "abcrdefghl"]
+            await bench.parking.park_untried([wave[:6], wave[6:]], TimedOut(), 0)
+            expected = {f"{subject}: inserted" for subject in "abcdegh"} | {"r: refused_by_database"}
+            assert set(await bench.settled(8)) == expected
+            assert bench.parking.messages == 2
+
+        run(act)
+
+    def test_requests_of_records_that_wait_for_a_trial_keep_their_order(self) -> None:
+        """Later ones join. What was requeued meanwhile is not stored for the lost delivery."""
+
+        async def act(bench: Bench) -> None:
+            record, lost = uuid4(), uuid4()
+            bench.store.away = bench.slow_store.away = "connection lost"
+            await bench.parking.park_untried([[bench.request(record, "0"), bench.request(lost, "lost")]], TimedOut(), 0)
+            assert await bench.admit([bench.request(record, "1"), bench.request(record, "2")]) == []
+            await bench.until(2)
+            bench.intake.lose(*[one for one in bench.intake.unsettled if b"lost" in one.body])
+            bench.store.away = bench.slow_store.away = None
+            assert await bench.settled(3) == ["0: inserted", "1: updated", "2: updated"]
+            await asyncio.sleep(1)
+            assert bench.parking.records == 0
+            assert lost not in bench.store.rows
+
+        run(act)
+
+    def test_what_is_stored_together_is_answered_although_its_record_was_left_unread(self) -> None:
+        """It is read by itself, again and again while that is not possible."""
+
+        async def act(bench: Bench) -> None:
+            bench.store.leaves_unread = bench.slow_store.leaves_unread = True
+            for store in (bench.store, bench.slow_store):
+                store.database = bench.store.database
+            read, failed = bench.store.read, 0
+
+            async def unable(request: Request[Delivery], outcome: Outcome) -> Applied:
+                nonlocal failed
+                failed += 1
+                if failed < 3:
+                    raise Unavailable("connection lost")
+                return await read(request, outcome)
+
+            bench.store.read = bench.slow_store.read = unable  # type: ignore[method-assign]
+            await bench.parking.park_untried([[bench.request(subject=subject) for subject in "abc"]], TimedOut(), 0)
+            assert await bench.settled(3) == ["a: inserted", "b: inserted", "c: inserted"]
+            assert failed == 4
 
         run(act)
 
@@ -810,6 +891,8 @@ class TestSearch:
 class TimedStore(LaterStore):
     """Takes time, on the virtual clock: for each statement, for each row, and more for the subjects in `slow`."""
 
+    CANCEL_SECONDS = 0.003
+
     def __init__(self, fixed: float, per_row: float, slow: dict[str | None, float] | None = None) -> None:
         super().__init__()
         self.fixed, self.per_row, self.slow = fixed, per_row, slow or {}
@@ -822,6 +905,7 @@ class TimedStore(LaterStore):
         await asyncio.sleep(min(needed, limit))
         if needed > limit:
             self.timed_out += 1
+            await asyncio.sleep(self.CANCEL_SECONDS)
             raise TimedOut
         now = asyncio.get_running_loop().time()
         self.stored_at |= {request.record.id: now for request in wave}
@@ -831,6 +915,11 @@ class TimedStore(LaterStore):
         await asyncio.sleep(min(self.fixed, 5.0))
         if self.fixed > 5.0:
             raise Unavailable("commit not confirmed")
+
+    async def time_own_rows(self, count: int) -> float:
+        took = min(0.002 + count * self.per_row, OWN_ROWS_SECONDS)
+        await asyncio.sleep(took)
+        return took
 
 
 class TestSlowRows:
@@ -888,20 +977,63 @@ class TestSlowRows:
 
         run(act)
 
-    def test_sixty_slow_rows_in_a_wave(self) -> None:
-        """Not all are found in time. What is left is tried row by row, in the background, with little time for each."""
-        store = TimedStore(0.002, 0.000_2, {"slow": 20.0})
+    @pytest.mark.parametrize("cost", [0.1, 0.4, 1.5, 10.0])
+    @pytest.mark.parametrize("slow", [1, 30, 60, 300])
+    def test_many_slow_rows_in_a_wave(self, slow: int, cost: float) -> None:
+        """Others pass within five seconds, of this clock; the next wave is not kept waiting for all of them."""
+        store = TimedStore(0.002, 0.000_2, {"slow": cost})
 
         async def act(bench: Bench) -> None:
-            wave = [bench.request(subject="slow" if number % 8 == 0 else "good") for number in range(480)]
+            await self.store(bench, store, [[bench.request() for _ in range(100)]] * 3)
+            began = asyncio.get_running_loop().time()
+            slow_ones = {number * 480 // slow for number in range(slow)}
+            wave = [bench.request(subject="slow" if number in slow_ones else "good") for number in range(480)]
             await self.store(bench, store, [wave])
-            assert asyncio.get_running_loop().time() < 5
+            if cost * slow > 1:
+                assert asyncio.get_running_loop().time() - began < 2
+                await self.store(bench, store, [[bench.request() for _ in range(100)]])
+                assert asyncio.get_running_loop().time() - began < 2.1
             others = [one.record.id for one in wave if one.record.subject == "good"]
             while not all(identifier in store.stored_at for identifier in others):
-                await asyncio.sleep(0.1)
-            assert asyncio.get_running_loop().time() < 10
+                await asyncio.sleep(0.01)
+            assert asyncio.get_running_loop().time() - began < 5
+            await bench.settled(bench.parking.messages)
+            assert len(store.stored_at) >= len(wave)
+            trials = store.timed_out - slow * 6  # each is tried alone, for longer and longer
+            assert trials < 0.5 * slow + 20
+
+        run(act, most=1000, limit_seconds=100_000)
+
+    def test_rows_that_are_slow_only_once_pass_soon(self) -> None:
+        """They are tried again with short limits, before they wait for what is slow each time."""
+        store = TimedStore(0.002, 0.000_2, {"slow": 10.0, "once": 10.0})
+
+        async def act(bench: Bench) -> None:
+            wave = [bench.request(subject=("slow", "once", "good")[number % 3]) for number in range(90)]
+            await self.store(bench, store, [wave])
+            del store.slow["once"]
+            once = [one.record.id for one in wave if one.record.subject == "once"]
+            while not all(identifier in store.stored_at for identifier in once):
+                await asyncio.sleep(0.01)
+            assert asyncio.get_running_loop().time() < 8
 
         run(act, most=1000)
+
+    @pytest.mark.parametrize("per_row", [0.005, 0.02, 0.05, 0.4, 1.5])
+    def test_a_database_that_becomes_slow_for_all_rows_parks_none(self, per_row: float) -> None:
+        """Rows of the worker's own show it. Nothing is searched, and hardly any time is lost."""
+        store = TimedStore(0.005, 0.000_1)
+
+        async def act(bench: Bench) -> None:
+            await self.store(bench, store, [[bench.request() for _ in range(500)]] * 20)
+            store.per_row = per_row
+            began = asyncio.get_running_loop().time()
+            await self.store(bench, store, [[bench.request() for _ in range(500)]] * 3)
+            assert bench.parking.messages == 0
+            assert asyncio.get_running_loop().time() - began < 1.05 * 1500 * per_row + 8
+            assert store.timed_out < 5
+
+        run(act, most=100_000)
 
     @pytest.mark.parametrize(
         ("fixed", "per_row"),

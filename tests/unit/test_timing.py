@@ -63,24 +63,59 @@ def test_a_slow_probe_ends_what_was_known() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rows", "limit", "now", "in_time", "step"),
+    ("rows", "limit", "now", "step"),
     [
-        (500, 2.0, 2.0, True, Step.DIVIDE),
-        (500, 2.0, 3.9, True, Step.DIVIDE),
-        (500, 2.0, 4.0, True, Step.AGAIN),
-        (500, 2.0, None, True, Step.AGAIN),
-        (500, 2.0, 4.0, False, Step.AGAIN),
-        (1, 2.0, 4.0, False, Step.AGAIN),
-        (500, 2.0, 2.0, False, Step.PARK),
-        (1, 2.0, 2.0, True, Step.PARK),
-        (500, None, None, True, Step.DIVIDE),  # more time changes nothing
-        (500, None, 9.0, True, Step.DIVIDE),
-        (1, None, 9.0, True, Step.PARK),
-        (500, None, 9.0, False, Step.PARK),
+        (500, 2.0, 2.0, Step.DIVIDE),
+        (500, 2.0, 3.9, Step.DIVIDE),
+        (500, 2.0, 4.0, Step.AGAIN),
+        (500, 2.0, None, Step.AGAIN),
+        (1, 2.0, 4.0, Step.AGAIN),
+        (1, 2.0, 2.0, Step.PARK),
+        (500, None, None, Step.DIVIDE),  # more time changes nothing
+        (500, None, 9.0, Step.DIVIDE),
+        (1, None, 9.0, Step.PARK),
     ],
 )
 def test_what_is_done_next_with_a_part_that_failed(
-    rows: int, limit: float | None, now: float | None, in_time: bool, step: Step
+    rows: int, limit: float | None, now: float | None, step: Step
 ) -> None:
     """If the database is slower than was known it is tried again; otherwise a row is at fault."""
-    assert next_step(rows, limit, now, in_time=in_time) is step
+    assert next_step(rows, limit, now) is step
+
+
+@pytest.mark.parametrize(
+    ("own", "limit", "rows"),
+    [
+        ((20, 0.05), 1.0, 500),  # 2 ms a row: perhaps by chance
+        ((20, 0.15), 4 * 0.05 + 4 * 500 * 0.005, 400),
+        ((20, 1.05), 4 * 0.05 + 4 * 500 * 0.05, 40),
+        ((1, 0.45), 4 * 0.05 + 4 * 500 * 0.4, 5),
+        ((1, 9.05), 4 * 0.05 + 4 * 500 * 9.0, 1),
+    ],
+)
+def test_what_rows_of_the_workers_own_take_is_what_each_row_takes(
+    own: tuple[int, float], limit: float, rows: int
+) -> None:
+    """Until a statement with others has taken less than half of that. Meanwhile a statement has fewer of them."""
+    timing = Timing()
+    for statement in FAST:
+        timing.passed(*statement)
+    timing.own_rows(own)
+    assert timing.limit(500, 1.0) == pytest.approx(max(1.0, limit))
+    assert timing.rows(500) == rows
+    timing.passed(100, 0.052)
+    assert timing.limit(500, 1.0) == 1.0
+    assert timing.rows(500) == 500
+
+
+def test_a_statement_has_as_many_rows_as_take_two_seconds() -> None:
+    """Or four times what a statement takes without rows: it would take longer in parts."""
+    timing = Timing()
+    assert timing.rows(500) == 500
+    for _ in range(16):
+        timing.passed(100, 5.005)
+    timing.probed(0.005)
+    assert timing.rows(500) == 40
+    timing.passed(1, 1.005)
+    timing.probed(1.005)
+    assert timing.rows(500) > 90

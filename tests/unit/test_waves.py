@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from task_activity_log.aio import Waiting
 from task_activity_log.message import Delivery
 from task_activity_log.pipeline.request import Request, UpdateMode
-from task_activity_log.pipeline.waves import divide, halve, waves
+from task_activity_log.pipeline.waves import halve, waves
 from task_activity_log.record import TaskActivityLog
 from tests.fakes import delivered
 
@@ -102,14 +102,3 @@ async def test_cleared_items_are_not_taken() -> None:
     waiting.clear()
     waiting.put(2)
     assert await waiting.take(10) == [2]
-
-
-@pytest.mark.parametrize(
-    ("size", "longest", "count"), [(2, 1, 2), (32, 1, 32), (33, 6, 6), (500, 23, 22), (5000, 71, 71)]
-)
-def test_a_wave_is_divided_into_about_as_many_parts_as_they_have_requests(size: int, longest: int, count: int) -> None:
-    """Or into single requests. Nothing is lost, and the order stays."""
-    wave = [request(number) for number in range(size)]
-    parts = divide(wave)
-    assert (max(map(len, parts)), len(parts)) == (longest, count)
-    assert [one for part in parts for one in part] == wave

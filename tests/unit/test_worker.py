@@ -12,7 +12,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from task_activity_log.message import Delivery
-from task_activity_log.pipeline import parking
+from task_activity_log.pipeline import parking, retrying
 from task_activity_log.pipeline.lines import Limits
 from task_activity_log.pipeline.ports import PATIENT, Patience, Settlement
 from task_activity_log.pipeline.request import Request, Rules
@@ -720,7 +720,7 @@ def test_earlier_requests_of_a_costly_record_are_answered_before_those_that_are_
             merge.properties.headers = {"x-update-mode": "merge"}
         bench.intake.put(*costly, *merges)
         clock = SimpleNamespace(monotonic=asyncio.get_running_loop().time)
-        with patch.object(parking, "time", clock):
+        with patch.object(parking, "time", clock), patch.object(retrying, "time", clock):
             async with bench.running():
                 await bench.watch.settled(26)
         subjects = [json.loads(reply.body)["subject"] for reply in bench.replies.published]

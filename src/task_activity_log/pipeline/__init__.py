@@ -9,6 +9,7 @@ overtaking  which deliveries are acknowledged while others wait for their reply 
 forwarding  requests that were not sent by record go on to their partition: a stage of its own
 stage       what each stage does: try until it succeeds, and show the outage
 search      finds the rows at fault in a wave that does not pass
+groups      which rows are tried together while slow ones are searched for       pure
 batches     works on whole batches: in slices of time, and in parts of bytes
 waves       splits a batch into waves, and a wave into parts                     pure
 timing      how long a statement may take                                        pure
@@ -17,5 +18,6 @@ trials      which messages were tried when a worker crashed
 refusals    whether the database refuses every row                               pure
 hold        waits out an outage
 parking     rows that are locked, slow or fail for now wait here, and delay their own record alone
+retrying    tries what is parked again, in two lanes
 lines       one for each parked record, with its requests in order
 """

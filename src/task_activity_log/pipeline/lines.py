@@ -12,12 +12,17 @@ from typing import Final, Generic, NamedTuple
 from uuid import UUID
 
 from task_activity_log.pipeline.batches import Parts
+from task_activity_log.pipeline.groups import TRIAL_SECONDS
 from task_activity_log.pipeline.ports import D, Patience, Store
 from task_activity_log.pipeline.request import Request
 from task_activity_log.problem import Failed
 
 _QUICK_LEAST_SECONDS = 0.05
 _ROUND_SECONDS = 1.0
+_QUICK_ROUNDS = 3
+"""A row that has exceeded its limit more often is not tried in the quick lane."""
+_SLOW_ROUNDS = 6
+"""In the slow lane a row has the limit of this round at least: 0.64 seconds."""
 
 
 class Limits(NamedTuple):
@@ -58,8 +63,10 @@ class Line(Generic[D]):
     """How often its first request was tried here."""
     last: D | None = None
     """The delivery that was passed on last."""
-    slow: bool = False
-    """Whether its first request takes long although its row is not locked. It is tried in the slow lane then."""
+    rounds: int = 0
+    """How often its first request has exceeded its limit although its row is not locked. The limit doubles each time."""
+    taken: bool = False
+    """Whether it waits for a trial together with others, or is tried now."""
 
 
 class Lines(dict[UUID, Line[D]], Generic[D]):
@@ -91,7 +98,7 @@ class Lane(Generic[D]):
         self.parts = parts
         """Of its own: others collect what must be settled at the same time."""
         self.slow = slow
-        """Whether it is for slow records, whose statements may take as long as any. They delay each other, and no others."""
+        """Whether it is for slow records, whose statements may take long. They delay each other, and no others."""
         self.changed = asyncio.Event()
         """Set when there may be something to do."""
         self._used = asyncio.Lock()
@@ -111,19 +118,46 @@ class Lane(Generic[D]):
             await self.store.close()
 
     def lines(self, lines: Lines[D]) -> list[Line[D]]:
-        """Those of these lines that are tried here."""
-        return [line for line in lines.values() if line.slow is self.slow]
+        """Those of these lines that may be tried here now.
+
+        A slow one may be tried in both lanes. Those whose statement took long only once, because the server was busy at that
+        moment, need not wait for the others then.
+        """
+        if self.slow:
+            return [line for line in lines.values() if line.rounds > 0 and not line.taken]
+        return [line for line in lines.values() if line.rounds <= _QUICK_ROUNDS and not line.taken]
+
+    def next(self, lines: Lines[D], now: float) -> Line[D] | None:
+        """The line that is tried next, perhaps later; None if there is none. Of those that are due, it is the least slow."""
+        return min(self.lines(lines), key=lambda line: (max(line.due, now), line.rounds, line.due), default=None)
+
+    def exceeded(self, rounds: int) -> int:
+        """The rounds of a line that has exceeded its limit here."""
+        return max(rounds, _SLOW_ROUNDS) + 2 if self.slow else rounds + 1
 
 
-def quick(records: int, usual: float | None) -> Patience:
+def quick(records: int, usual: float | None, rounds: int = 0) -> Patience:
     """How long a statement may take in the quick lane, so that trying all of its records takes a second or two.
 
     Args:
         records: how many there are.
         usual: the limit for one row (`Timing.limit`); None: as long as any statement.
+        rounds: those of its line.
     """
     share = _ROUND_SECONDS / max(1, records)
     lock_seconds = max(0.01, share)
     if usual is None:
         return Patience(lock_seconds)
-    return Patience(lock_seconds, lock_seconds + max(_QUICK_LEAST_SECONDS, share, usual))
+    least = max(_QUICK_LEAST_SECONDS, share) if rounds == 0 else TRIAL_SECONDS * 2.0**rounds
+    return Patience(lock_seconds, lock_seconds + max(least, usual))
+
+
+def slow(records: int, rounds: int) -> Patience:
+    """How long a statement may take in the slow lane: as long as any if it has one record; otherwise the longer, the later.
+
+    So rows that take 0.4 seconds do not wait for all those that take ten, and at most a third of the time is spent in vain.
+    """
+    if records == 1:
+        return Patience()
+    seconds = TRIAL_SECONDS * 2.0 ** max(rounds, _SLOW_ROUNDS)
+    return Patience(min(_ROUND_SECONDS, seconds / 2), seconds)

@@ -109,6 +109,10 @@ class Patience(NamedTuple):
 PATIENT: Final = Patience()
 
 
+OWN_ROWS_SECONDS: Final = 2.0
+"""How long rows of the worker's own may take when they are timed. Others wait meanwhile."""
+
+
 class Store(Protocol):
     """Where records are kept."""
 
@@ -135,6 +139,15 @@ class Store(Protocol):
         """Write rows of the worker's own, roll back, and return why each of them is refused; empty if one passes.
 
         One of them has the values of `like`.
+
+        Raises:
+            Unavailable: the database cannot be used.
+        """
+
+    async def time_own_rows(self, count: int) -> float:
+        """How many seconds it takes to write rows of the worker's own, which have all values. They are rolled back.
+
+        It is given up after `OWN_ROWS_SECONDS`.
 
         Raises:
             Unavailable: the database cannot be used.

@@ -7,23 +7,27 @@ import time
 from collections.abc import Sequence
 from typing import Generic
 
+from task_activity_log.pipeline.groups import TRIAL_SECONDS, Groups
 from task_activity_log.pipeline.parking import Parking
-from task_activity_log.pipeline.ports import D, Patience, Store
+from task_activity_log.pipeline.ports import OWN_ROWS_SECONDS, D, Patience, Store
 from task_activity_log.pipeline.request import Request
-from task_activity_log.pipeline.timing import Step, next_step
-from task_activity_log.pipeline.waves import divide, halve
+from task_activity_log.pipeline.timing import OWN_ROWS, Step, next_step
+from task_activity_log.pipeline.waves import halve
 from task_activity_log.problem import Failed, Refused, TimedOut
 from task_activity_log.record import Applied
 
-_LOCK_SECONDS, _LEAST_SECONDS = 1.0, 2.0
+_LOCK_SECONDS, _LEAST_SECONDS = 0.5, 1.0
 """For a wave: the longest wait for a lock, and the least limit of its statement. Everybody in the batch, and in the batches
-behind it, waits for that, for the search and for one more statement: together less than five seconds."""
+behind it, waits for that and for the search. What is not found by then waits for trials apart."""
 _WARNED_LOCK_SECONDS = 0.1
 """While rows are parked. Somebody locks rows, and may lock more: each would cost the others a second."""
-_WARNED_LEAST_SECONDS = 0.5
-"""While slow rows are parked, for the same reason; and for parts of a wave that has failed."""
-_SEARCH_SECONDS = 2.0
-"""How long rows that fail are searched for. A row that is refused is searched for until it is found."""
+_WARNED_LEAST_SECONDS = 0.25
+"""While slow rows are parked, for the same reason."""
+_SEARCH_SECONDS = 0.5
+"""How long rows that fail are searched for here."""
+
+_UNUSUAL_SECONDS = 0.05
+"""If rows of the worker's own take longer, they are timed twice."""
 
 
 class PartFailed(Exception):
@@ -38,28 +42,35 @@ class Search(Generic[D]):
 
     A wave that does not pass is divided until the row at fault is alone, and all other rows are stored. If it fails at
     once, it is halved: O(log n) statements for one row among n. If it has timed out, the rows that are locked are found by
-    one statement; and if there are none, it is divided into as many parts as these have rows: then only two more
-    statements have to time out for one row. What fails alone is parked. What is not found in time is parked as well:
-    there each row is tried alone, and nobody else waits.
+    one statement; and if there are none, it is divided as `Groups` says, and each part has a short limit. What fails alone is
+    parked. When the time is over, all parts that are left are parked as well, and are tried there: later batches go on.
     """
 
     def __init__(self, wave: Sequence[Request[D]], parking: Parking[D]) -> None:
         """Begin with the whole wave, which may be empty."""
         self._parking, self._timing = parking, parking.timing
         self._passes = parking.refusals.passes
-        self._parts = [wave]
+        self._parts = self._of_usual_size(wave)
+        self._trials = Groups[Request[D]]()  # parts of those that have timed out; tried behind the others
         self._warned, self._slow_rows = bool(parking.records), parking.has_slow
         self._typical = parking.is_first
+        self._cause: Failed = TimedOut()  # of the last failure
         self._until = math.inf  # when the search ends; set by the first failure
-        self._together = False  # whether what was left then was put together
         self._limit: float | None = None  # of the part that was tried last
+        self._least = _WARNED_LEAST_SECONDS if self._slow_rows else _LEAST_SECONDS
 
-    def next(self) -> Sequence[Request[D]]:
-        """The part that is tried next; empty if there are no more. When the time is over, it is all that is left."""
-        if time.monotonic() > self._until and not self._together:
-            self._together = True
-            self._parts = [[request for part in reversed(self._parts) for request in part]]
-        return self._parts.pop() if self._parts else ()
+    def _of_usual_size(self, part: Sequence[Request[D]]) -> list[Sequence[Request[D]]]:
+        """A part in parts that a statement may have, in reverse."""
+        size = self._timing.rows(len(part))
+        return [part[start : start + size] for start in range(0, len(part), size)][::-1] if part else []
+
+    async def next(self) -> Sequence[Request[D]]:
+        """The part that is tried next; empty if there are no more. When the time is over, all that is left is parked."""
+        if time.monotonic() > self._until:
+            rest = [*reversed(self._parts), *self._trials.rest()]
+            self._parts = []
+            await self._parking.park_untried(rest, self._cause, self._passes)
+        return self._parts.pop() if self._parts else self._trials.next()
 
     @property
     def _failed(self) -> bool:
@@ -67,8 +78,7 @@ class Search(Generic[D]):
 
     def patience(self, rows: int) -> Patience:
         """For a part of this number of rows, now."""
-        least = _WARNED_LEAST_SECONDS if self._failed or self._slow_rows else _LEAST_SECONDS
-        self._limit = self._timing.limit(rows, least)
+        self._limit = self._timing.limit(rows, TRIAL_SECONDS if self._failed else self._least)
         return Patience(_WARNED_LOCK_SECONDS if self._failed or self._warned else _LOCK_SECONDS, self._limit)
 
     async def write(self, store: Store, part: Sequence[Request[D]]) -> list[Applied]:
@@ -80,7 +90,10 @@ class Search(Generic[D]):
         return applied
 
     async def probe(self, store: Store, cause: Failed) -> None:
-        """Prove that the database works although a part has failed. Raises `Unavailable` if it does not."""
+        """Prove that the database works although a part has failed. Raises `Unavailable` if it does not.
+
+        If it was the first to take too long, rows are timed too with which nothing is wrong.
+        """
         started, passed = time.monotonic(), False
         try:
             await store.probe()
@@ -90,9 +103,12 @@ class Search(Generic[D]):
                 self._timing.probed(time.monotonic() - started)
             elif isinstance(cause, TimedOut):
                 self._timing.outage()
+        if isinstance(cause, TimedOut) and not cause.locked and not self._failed:
+            self._timing.own_rows(await _time_own_rows(store))
 
     def passed(self, part: Sequence[Request[D]]) -> None:
         """This was stored of the part: all of it, or nothing if everything was requeued meanwhile."""
+        self._trials.passed()
         if part:
             self._parking.passed(part[-1].record)
 
@@ -107,22 +123,38 @@ class Search(Generic[D]):
 
     async def failed(self, part: Sequence[Request[D]], cause: Failed) -> None:
         """The part failed although the database works."""
-        limit = self._limit
-        if not self._failed:
-            self._until = time.monotonic() + _SEARCH_SECONDS
-        in_time = time.monotonic() < self._until and self._parking.refusals.everybodys is None
-        timed_out = isinstance(cause, TimedOut)
-        locked = await self._parking.locked(part) if in_time and timed_out else set()
-        if locked:
-            await self._parking.park([request for request in part if request.record.id in locked], cause, self._passes)
-            if free := [request for request in part if request.record.id not in locked]:
-                self._parts.append(free)
+        limit, self._cause = self._limit, cause
+        if (everybodys := self._parking.refusals.everybodys) is not None:
+            await self._parking.park(part, everybodys, self._passes)
             return
+        failed, timed_out = self._failed, isinstance(cause, TimedOut)
         exceeded = limit if isinstance(cause, TimedOut) and not cause.locked else None
-        match next_step(len(part), exceeded, self.patience(len(part)).seconds, in_time=in_time):
-            case Step.AGAIN:
-                self._parts.append(part)
-            case Step.DIVIDE:
-                self._parts += reversed(divide(part) if timed_out else halve(part))
-            case Step.PARK:
-                await self._parking.park(part, cause, self._passes, slow=len(part) == 1 and exceeded is not None)
+        now = self._timing.limit(len(part), TRIAL_SECONDS if failed else self._least)
+        step = next_step(len(part), exceeded, now)
+        if step is Step.AGAIN:  # also if it has failed before: with more time it may pass
+            self._parts += self._of_usual_size(part)
+            return
+        if not failed:
+            self._until = time.monotonic() + _SEARCH_SECONDS
+        if timed_out and (locked := await self._parking.locked(part)):
+            await self._parking.park([request for request in part if request.record.id in locked], cause, self._passes)
+            self._trials.add([request for request in part if request.record.id not in locked])
+        elif step is Step.PARK:
+            if exceeded is None:
+                await self._parking.park(part, cause, self._passes)
+            else:
+                await self._parking.park_untried([part], cause, self._passes)
+        elif timed_out:
+            self._trials.exceeded(part)
+        else:
+            self._parts += reversed(halve(part))
+
+
+async def _time_own_rows(store: Store) -> tuple[int, float]:
+    """A number of rows of the worker's own, and how long they take together."""
+    took = await store.time_own_rows(OWN_ROWS)
+    if took >= OWN_ROWS_SECONDS:
+        return 1, await store.time_own_rows(1)
+    if took > _UNUSUAL_SECONDS:  # perhaps by chance
+        took = min(took, await store.time_own_rows(OWN_ROWS))
+    return OWN_ROWS, took

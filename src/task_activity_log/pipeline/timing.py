@@ -9,10 +9,12 @@ for each row. So the limit of a statement grows with what statements have taken 
 `fixed` is what a statement takes without rows: the least of the last statements and of the last probe. `per row` is the lower
 quartile of what the last statements took beyond that: three quarters of them would have to have a slow row before it counts.
 
-A statement that exceeds its limit is cancelled, and a probe is made. If the limit is much longer now, because the probe
-has shown that commits are slow, or that they are not and each row is, the same rows are tried again. Otherwise the rows are
-searched (see `search`). After an outage nothing is known: then a statement may take as long as
+A statement that exceeds its limit is cancelled, a probe is made, and a row of the worker's own is written and rolled back. If
+the limit is much longer now, because commits are slow, or because each row is, the same rows are tried again. Otherwise
+the rows are searched (see `search`). After an outage nothing is known: then a statement may take as long as
 WORKER_DATABASE_COMMAND_TIMEOUT_SECONDS, or it could never pass.
+
+If each row takes long, a statement has only as many rows as take two seconds, so that one that exceeds its limit costs little.
 """
 
 from __future__ import annotations
@@ -31,7 +33,12 @@ _LARGER = 32
 """What is known of a few rows says little of hundreds: they are expected to take as long as 32 times as many at most."""
 _UNUSUAL_SECONDS = 0.2
 """A probe that takes longer, and longer than expected, shows that the database has changed."""
-
+OWN_ROWS = 20
+"""So many rows of the worker's own are timed: a delay by chance is divided by this number."""
+_UNUSUAL_ROW_SECONDS = 0.003
+"""If each of them takes longer, each row takes long."""
+_STATEMENT_SECONDS = 2.0
+"""How long a statement is expected to take at most, if it is because of its rows."""
 
 _REPEATS_SECONDS = 2.0
 """How long the same records may be written again and again in one batch. Then the rest of them is parked, if they are costly."""
@@ -46,12 +53,21 @@ class Timing:
         """Nothing is known."""
         self._recent: deque[tuple[int, float]] = deque(maxlen=_RECENT)
         self._probe: float | None = None
+        self._own = 0.0  # what each row takes at least, by a row of the worker's own
         self._unlimited = False
 
     def passed(self, rows: int, seconds: float) -> None:
         """A statement with this number of rows has passed."""
         self._recent.append((rows, seconds))
         self._unlimited = False
+        if seconds - self._fixed() < rows * self._own / 2:
+            self._own = 0.0
+
+    def own_rows(self, took: tuple[int, float]) -> None:
+        """A number of rows of the worker's own have taken this long. Nothing is wrong with them, so others take as long."""
+        rows, seconds = took
+        per_row = (seconds - self._fixed()) / rows
+        self._own = per_row if per_row > _UNUSUAL_ROW_SECONDS else 0.0
 
     def probed(self, seconds: float) -> None:
         """A probe has passed, after a statement that did not."""
@@ -62,7 +78,7 @@ class Timing:
     def outage(self) -> None:
         """A statement took too long, and the probe did not pass either."""
         self._recent.clear()
-        self._probe = None
+        self._probe, self._own = None, 0.0
         self._unlimited = True
 
     def _fixed(self) -> float:
@@ -72,12 +88,20 @@ class Timing:
 
     def expected(self, rows: int) -> float:
         """How many seconds a statement with this number of rows takes."""
+        most = _LARGER * max((count for count, _ in self._recent), default=0)
+        return self._fixed() + max(min(rows, most) * self._per_row(), rows * self._own)
+
+    def _per_row(self) -> float:
+        """What the last statements took for a row."""
         fixed = self._fixed()
         per_row = sorted((seconds - fixed) / count for count, seconds in self._recent)
-        if not per_row:
-            return fixed
-        most = _LARGER * max(count for count, _ in self._recent)
-        return fixed + min(rows, most) * per_row[len(per_row) // 4]
+        return per_row[len(per_row) // 4] if per_row else 0.0
+
+    def rows(self, count: int) -> int:
+        """How many of `count` rows one statement should have."""
+        per_row = max(self._per_row(), self._own)
+        within = max(_STATEMENT_SECONDS, FACTOR * self._fixed())
+        return count if count * per_row <= within else max(1, int(within / per_row))
 
     def limit(self, rows: int, least: float) -> float | None:
         """How many seconds a statement with this number of rows may take, at least `least`; None: as long as any."""
@@ -121,10 +145,10 @@ class Step(Enum):
     DIVIDE = auto()
     """One of the rows may be at fault: try the others without it."""
     PARK = auto()
-    """The row is at fault, or others have waited long enough for the search."""
+    """The row is at fault."""
 
 
-def next_step(rows: int, limit: float | None, now: float | None, *, in_time: bool) -> Step:
+def next_step(rows: int, limit: float | None, now: float | None) -> Step:
     """What is done next with a part of this number of rows.
 
     Args:
@@ -132,8 +156,7 @@ def next_step(rows: int, limit: float | None, now: float | None, *, in_time: boo
         limit: the limit that it has exceeded; None: that of any statement, or it failed for a reason that more time does
             not change.
         now: what the limit would be now, after the probe.
-        in_time: whether the search may go on.
     """
     if limit is not None and (inf if now is None else now) >= LONGER * limit:
         return Step.AGAIN
-    return Step.DIVIDE if rows > 1 and in_time else Step.PARK
+    return Step.DIVIDE if rows > 1 else Step.PARK

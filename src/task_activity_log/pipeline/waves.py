@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence
-from math import isqrt
 from typing import TypeVar
 
 from task_activity_log.message import Delivery
 from task_activity_log.pipeline.request import Request, UpdateMode
 
 D = TypeVar("D", bound=Delivery)
+T = TypeVar("T")
 
 
 def waves(requests: Sequence[Request[D]]) -> list[list[Request[D]]]:
@@ -33,20 +33,7 @@ def waves(requests: Sequence[Request[D]]) -> list[list[Request[D]]]:
     return split
 
 
-def halve(wave: Sequence[Request[D]]) -> tuple[Sequence[Request[D]], Sequence[Request[D]]]:
+def halve(wave: Sequence[T]) -> tuple[Sequence[T], Sequence[T]]:
     """The two halves of a wave of at least two requests. By halving, one bad row in n is found in O(log n) statements."""
     middle = len(wave) // 2
     return wave[:middle], wave[middle:]
-
-
-def divide(wave: Sequence[Request[D]]) -> list[Sequence[Request[D]]]:
-    """A wave of at least two requests in parts: about as many as each has requests, or single requests if it is small.
-
-    For rows that are found only by waiting: one among 500 is alone after two of these waits, and not after nine.
-    """
-    size = isqrt(len(wave) - 1) + 1 if len(wave) > _SINGLY else 1
-    return [wave[start : start + size] for start in range(0, len(wave), size)]
-
-
-_SINGLY = 32
-"""A statement takes a millisecond or two, so as many requests are sooner tried one by one than divided again."""

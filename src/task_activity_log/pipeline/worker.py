@@ -192,7 +192,7 @@ class Storing(Stage[D]):
     async def _apply(self, wave: Sequence[Request[D]]) -> None:
         """Store a wave and pass on what must be settled. What does not pass is parked or rejected by the search."""
         search = Search(wave, self.parking)
-        while part := search.next():
+        while part := await search.next():
             try:
                 stored = await self.until_done(partial(self._try, part, search), repeatable=False)
             except Refused as refused:

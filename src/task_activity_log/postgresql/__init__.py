@@ -1,6 +1,7 @@
 """PostgreSQL: the only package that uses asyncpg, SQLAlchemy and Alembic.
 
 store        takes waves of requests, returns outcomes and stored records
+writing      the statement that writes a wave, and its parameters
 survey       the records as they are, for commands
 marks        which messages are tried alone
 trimming     what the workers delete

@@ -1,25 +1,21 @@
 """PostgreSQL: takes waves of requests, returns outcomes and stored records. The statements are in `sql/`."""
 
-import json
+import time
 from asyncio import gather
 from collections.abc import Awaitable, Sequence
 from datetime import UTC, datetime
-from functools import cache, partial
+from functools import partial
 from importlib import resources
-from operator import attrgetter
 from typing import Any
 from uuid import UUID, uuid4
 
-from task_activity_log.message import Delivery, Properties
-from task_activity_log.pipeline.ports import PATIENT, Patience
+from task_activity_log.pipeline.ports import OWN_ROWS_SECONDS, PATIENT, Patience
 from task_activity_log.pipeline.request import Request, UpdateMode
-from task_activity_log.postgresql import table
+from task_activity_log.postgresql import table, writing
 from task_activity_log.postgresql.connecting import Connector
 from task_activity_log.postgresql.marks import Marks
 from task_activity_log.postgresql.session import (
     NOT_PERMITTED,
-    SKIPPED_ROW,
-    UNSET_INSTANT,
     Row,
     ServerConnection,
     Session,
@@ -34,54 +30,11 @@ from task_activity_log.record import (
     StoredTaskActivityLog,
     TaskActivityLog,
     Unread,
-    instant_texts,
-    values_of,
 )
-from task_activity_log.wire.fields import KINDS, Kind
-
-_NEW_VALUE = {
-    UpdateMode.REPLACE: "excluded.{column}",
-    UpdateMode.MERGE: "CASE WHEN ($15::pg_catalog.jsonb OPERATOR(pg_catalog.->) excluded.id::pg_catalog.text)"
-    " OPERATOR(pg_catalog.?) '{column}' THEN excluded.{column} ELSE stored.{column} END",
-}
-"""What an update sets a column to."""
-
-_INSERTED = {
-    True: "xmax OPERATOR(pg_catalog.=) 0",
-    False: "(SELECT before.id FROM task_activity_log AS before WHERE before.id OPERATOR(pg_catalog.=) stored.id) IS NULL",
-}
-"""Whether a row was inserted, by whether the row has an xmax (see write.sql)."""
-
-_TOO_LONG = """coalesce(pg_catalog.sum(
-            coalesce(pg_catalog.octet_length(subject::pg_catalog.text), 0)
-            OPERATOR(pg_catalog.+) coalesce(pg_catalog.octet_length(description::pg_catalog.text), 0)
-            OPERATOR(pg_catalog.+) coalesce(pg_catalog.octet_length(reference_back_office::pg_catalog.text), 0)
-        ) OVER (ORDER BY id ROWS UNBOUNDED PRECEDING EXCLUDE CURRENT ROW), 0) OPERATOR(pg_catalog.>) {most_bytes}"""
-"""Whether the rows before this one have more bytes of text. PostgreSQL knows the length of a long value without reading
-it."""
-
-
-@cache
-def _write(mode: UpdateMode, most_bytes: int, *, has_xmax: bool = True) -> str:
-    """The statement that writes a wave in this mode.
-
-    It returns the texts of the first rows, until they have `most_bytes`. A merge can return rows of any length; what a
-    replace returns is as long as the requests.
-    """
-    assignments = [f"{column} = {_NEW_VALUE[mode].format(column=column)}," for column in FIELDS if column != "id"]
-    too_long = _TOO_LONG.format(most_bytes=f"{most_bytes}::pg_catalog.int8") if mode is UpdateMode.MERGE else "false"
-    statement = sql("write").replace("{assignments}", "\n        ".join(assignments))
-    return (
-        statement.replace("{inserted}", _INSERTED[has_xmax])
-        .replace("{too_long}", too_long)
-        .replace("{unset}", UNSET_INSTANT)
-        .replace("{skipped}", SKIPPED_ROW)
-    )
-
 
 _TABLE = sql("table")
 _ANY = sql("any")
-READ = sql("read").replace("{too_long}", _TOO_LONG.format(most_bytes="$2::pg_catalog.int8"))
+READ = sql("read").replace("{too_long}", writing.TOO_LONG.format(most_bytes="$2::pg_catalog.int8"))
 CONFIRM = sql("confirm")
 _LOCKED = sql("locked")
 _SCHEMA_VERSION, _CHECK = sql("schema_version"), sql("check")
@@ -95,9 +48,6 @@ GRANTS = resources.files("task_activity_log.postgresql").joinpath("sql", "grants
 _UNLIMITED = 2**62
 _IDS_AT_A_TIME = 5_000
 _OUTCOMES = {str(outcome): outcome for outcome in Outcome}
-_ORDER = attrgetter("record.id.int")  # the order in which PostgreSQL sorts uuids; faster than comparing UUID objects
-_NOTHING: tuple[object, ...] = ([],) * (len(FIELDS) + 2) + ("1s",)
-"""The parameters of the statement for a wave without requests."""
 _BARE = TaskActivityLog.trusted(dict.fromkeys(FIELDS), set())
 _FULL = TaskActivityLog(
     id=uuid4(), task_id=uuid4(), task_activity_id=uuid4(), user_id=uuid4(), contact_id=uuid4(),
@@ -107,7 +57,6 @@ _FULL = TaskActivityLog(
 )  # fmt: skip
 """Two of the worker's own records (see `Store.try_own_rows`): without values, and with all."""
 _REHEARSE_SECONDS = 5.0
-_INSTANTS = tuple(index for index, name in enumerate(FIELDS) if KINDS[name] is Kind.INSTANT)
 
 
 class Store:
@@ -186,9 +135,8 @@ class Store:
         if not wave:
             return []
         mode = wave[0].mode
-        if self._has_xmax is None:
-            await self.look()
-        arguments = _arguments(wave, mode, patience.lock_seconds)
+        await self._prepare(mode, patience)
+        arguments = writing.arguments(wave, mode, patience.lock_seconds)
         rows = await self._writer.ask(self._statement(mode), *arguments, end_after=self._ended_after(patience))
         written = {row["id"].int: row for row in rows}  # a number is compared faster than a UUID
         applied, unwritten = list[Applied](), list[int]()
@@ -206,6 +154,13 @@ class Store:
                 if (row := current.get(wave[index].record.id)) is not None:
                     applied[index] = answer(applied[index].outcome, row)
         return applied
+
+    async def _prepare(self, mode: UpdateMode, patience: Patience) -> None:
+        if self._has_xmax is None:
+            await self.look()
+        if patience.seconds is not None and not self._writer.connected:
+            # Preparing the statement takes longer than a row, and it must not look as if the row did.
+            await self._maintain(self._writer, self._statement(mode), *writing.nothing(mode))
 
     def _ended_after(self, patience: Patience) -> float | None:
         seconds = patience.seconds
@@ -263,7 +218,7 @@ class Store:
     async def _probe(self) -> None:
         for misfit in table.misfits(await self.look()):
             raise Unavailable(misfit, self._writer.where)
-        await self._maintain(self._writer, self._statement(UpdateMode.REPLACE), *_NOTHING)
+        await self._maintain(self._writer, self._statement(UpdateMode.REPLACE), *writing.nothing(UpdateMode.REPLACE))
         await self._confirm()
 
     async def _confirm(self) -> None:
@@ -299,6 +254,22 @@ class Store:
                 return []
         return found
 
+    async def time_own_rows(self, count: int) -> float:
+        """How many seconds it takes to write rows of the worker's own, which have all values. They are rolled back.
+
+        It is given up after two seconds. Whether they are refused does not matter here.
+
+        Raises:
+            Unavailable: the database cannot be used.
+        """
+        started = time.monotonic()
+        await self._writer.rehearse(self._own_write(_FULL, count), seconds=OWN_ROWS_SECONDS)
+        return time.monotonic() - started
+
+    def _own_write(self, record: TaskActivityLog, count: int = 1) -> tuple[str, list[object]]:
+        """The statement that writes rows of the worker's own with these values, and its parameters."""
+        return self._statement(UpdateMode.REPLACE), writing.own_arguments(record, count)
+
     async def _any(self) -> TaskActivityLog | None:
         """Any stored record; None if there is none, or it cannot be read."""
         try:
@@ -312,9 +283,8 @@ class Store:
 
     async def _rehearse(self, record: TaskActivityLog) -> Failed | None:
         """Insert and update a row with these values, and roll back. Why it is refused; None if it passes."""
-        own = TaskActivityLog.trusted({**{name: getattr(record, name) for name in FIELDS}, "id": uuid4()}, set())
-        statement = self._statement(UpdateMode.REPLACE)
-        writes = [(statement, _arguments([_own_request(own)], UpdateMode.REPLACE, 1.0)) for _ in range(2)]
+        write = self._own_write(record)
+        writes = [write, write]
         failure = await self._writer.rehearse(*writes, seconds=_REHEARSE_SECONDS)
         if failure is None or isinstance(failure, TimedOut):
             return failure
@@ -388,7 +358,7 @@ class Store:
         return row
 
     def _statement(self, mode: UpdateMode) -> str:
-        return _write(mode, self._read_bytes, has_xmax=self._has_xmax is not False)
+        return writing.statement(mode, self._read_bytes, has_xmax=self._has_xmax is not False)
 
     async def _maintain(
         self, session: Session, statement: str, *arguments: object, seconds: float | None = None
@@ -399,24 +369,6 @@ class Store:
         except Refused as refused:
             outage = Unavailable(f"not permitted ({refused.sqlstate})")
         raise outage
-
-
-def _arguments(wave: Sequence[Request[Any]], mode: UpdateMode, lock_seconds: float) -> list[object]:
-    """The parameters of the statement that writes a wave: one array a column, sorted by id (see write.sql)."""
-    ordered = sorted(wave, key=_ORDER)
-    columns: list[Sequence[Any]] = list(zip(*[values_of(request.record) for request in ordered], strict=True))
-    for index in _INSTANTS:
-        columns[index] = instant_texts(columns[index])
-    arguments: list[object] = [*columns, [request.key for request in ordered], [request.version for request in ordered]]
-    arguments.append(f"{max(1, round(lock_seconds * 1000))}ms")
-    if mode is UpdateMode.MERGE:
-        present = {str(request.record.id): list(request.record.model_fields_set) for request in ordered}
-        return [*arguments, json.dumps(present)]
-    return arguments
-
-
-def _own_request(record: TaskActivityLog) -> Request[Delivery]:
-    return Request(Delivery(b"", Properties()), record, "", UpdateMode.REPLACE, version=None, key=uuid4())
 
 
 def answer(outcome: Outcome, row: Row, asked: TaskActivityLog | None = None) -> Applied:

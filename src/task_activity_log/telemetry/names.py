@@ -216,7 +216,9 @@ EVENTS = {
         "Messages wait for rows that are locked, slow or fail for now; other records go on. `records` has at most 20 ids.",
         ("records", "count", "reason", "parked"),
     ),
-    "unparked": Event("info", "Nothing of this record waits any more; these were settled last.", ("record", "count")),
+    "unparked": Event(
+        "info", "Nothing of these records waits any more. `records` has at most 20 ids.", ("records", "count")
+    ),
     "parked_too_long": Event(
         "warning",
         "Messages waited longer than the park limit: all unsettled messages were requeued.",

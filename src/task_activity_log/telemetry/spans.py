@@ -208,7 +208,7 @@ class _TracedStore:
         self._store = store
         self._tracing = tracing
         self.probe, self.read, self.locked, self.close = store.probe, store.read, store.locked, store.close
-        self.try_own_rows = store.try_own_rows
+        self.try_own_rows, self.time_own_rows = store.try_own_rows, store.time_own_rows
         self.marked, self.mark, self.unmark = store.marked, store.mark, store.unmark
 
     async def apply(self, wave: Sequence[Request[Delivery]], patience: Patience = PATIENT) -> list[Applied]:
