@@ -547,6 +547,23 @@ async def test_a_worker_with_too_much_parked_takes_nothing_more_and_says_why() -
     assert bench.watch.held_reasons == ["store: parked: 2 messages of 1 records wait for their rows (timeout)"]
 
 
+async def test_an_answer_of_the_database_does_not_end_the_hold_while_too_much_is_parked() -> None:
+    """Otherwise the hold would be logged as over twice a second, with each record that is tried again."""
+    bench = Bench(batch_max=2, park_most=2)
+    bench.store.locks = {"locked"}
+    released: list[str] = []
+    bench.watch.released = lambda place, seconds: released.append(place)  # type: ignore[method-assign]  # noqa: ARG005
+    identifier = uuid4()
+    bench.intake.put(upsert(identifier, subject="locked"), upsert(identifier, subject="locked"))
+    async with bench.running():
+        while bench.hold_reason is None:
+            await asyncio.sleep(0)
+        bench.worker.parking.on_answer()
+        assert (released, bench.hold_reason is None) == ([], False)
+        bench.store.locks = set()
+        await bench.watch.settled(2)
+
+
 async def test_a_failure_while_nothing_passes_is_shown_as_an_outage() -> None:
     """The probe passes and the only row fails: it may be the database, until a row passes. The worker goes on."""
     bench = Bench()

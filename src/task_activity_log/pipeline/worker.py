@@ -143,7 +143,12 @@ class Storing(Stage[D]):
         await self.parts.stored.put(None)
 
     def release(self) -> None:
-        """End the hold, if there is one. While the database refuses every row it goes on, although the database answers."""
+        """End the hold, if there is one.
+
+        While too much is parked, or the database refuses every row, it goes on, although the database answers.
+        """
+        if self.parking.full():
+            return
         if (everybodys := self.parking.refusals.everybodys) is None:
             super().release()
         elif self.hold.reason is not None:
