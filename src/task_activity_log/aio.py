@@ -105,7 +105,7 @@ class Waiting(Generic[Item]):
 
 
 class SharedLock:
-    """A lock that several tasks may share, or one task may have alone. Whoever waits for it alone is served first."""
+    """A lock that several tasks may share, or one task may have alone. A task that waits for it alone is served first."""
 
     def __init__(self) -> None:
         self._shares = 0

@@ -9,6 +9,7 @@ from contextlib import suppress
 import pytest
 import structlog
 from aiormq.exceptions import (
+    AMQPConnectionError,
     ChannelAccessRefused,
     ChannelNotFoundEntity,
     ConnectionClosed,
@@ -73,6 +74,21 @@ async def test_what_has_ended_is_left_alone() -> None:
         (ConnectionClosed(320, "CONNECTION_FORCED - stopped"), OutageKind.LOST, "320 CONNECTION_FORCED - stopped"),
         (Unavailable("no publisher connection"), OutageKind.LOST, "no publisher connection"),
         (RuntimeError(), OutageKind.LOST, "RuntimeError"),
+        (
+            RuntimeError("async generator raised StopAsyncIteration"),
+            OutageKind.LOST,
+            "the server closed the connection",
+        ),
+        (
+            AMQPConnectionError("Server connection unexpectedly closed. Read 0 bytes but 1 bytes expected"),
+            OutageKind.LOST,
+            "the server closed the connection",
+        ),
+        (
+            AMQPConnectionError("Server connection unexpectedly closed. Read 96 bytes but 1345270063 bytes expected"),
+            OutageKind.LOST,
+            "the server is not an AMQP broker, or it closed the connection",
+        ),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
 )

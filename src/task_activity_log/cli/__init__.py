@@ -1,7 +1,7 @@
 """The command line: the commands and their options. Each command imports what it needs when it runs.
 
 publish         sends records from files and prints the replies
-values          the value of a field, for the terminal of whoever has the file
+values          the value of a field, for the terminal of the person whose file it is
 sources         files, folders and standard input as upserts
 reply_commands  the commands replies and resend, and their options
 replies         follows the replies

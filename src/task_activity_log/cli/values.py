@@ -1,4 +1,4 @@
-"""The value of a field as it is in a record, for the terminal of whoever has the file. It goes nowhere else."""
+"""The value of a field as it is in a record, for the terminal of the person whose file it is. It is shown nowhere else."""
 
 import json
 from typing import Any

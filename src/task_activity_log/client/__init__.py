@@ -1,4 +1,4 @@
-"""For publishers, for subscribers, and for whoever takes care of the dead letters.
+"""For publishers, for subscribers, and for the commands that handle dead letters.
 
 A publisher:
 

@@ -78,7 +78,7 @@ class Sending(Protocol):
 class Asks:
     """Two connections: one publishes upserts, the other consumes their answers from a queue of its own.
 
-    The second one is opened when the first answer is asked for: whoever only sends needs no permission for it. What is
+    The second one is opened when the first answer is asked for: a program that only sends needs no permission for it. What is
     unanswered when it is lost is sent again on the next one, with the same message_id and the address of the new queue.
     """
 
@@ -190,7 +190,7 @@ class Asks:
         except LOST as error:
             assert self._connections.options.on_outage is not None  # noqa: S101 - `Connections` has set it
             self._connections.options.on_outage(describe(error))
-            await asyncio.Event().wait()  # until whoever opens is told and cancels this
+            await asyncio.Event().wait()  # until the caller of `open` gets the error and cancels this
 
     def _check_open(self) -> None:
         if self._over is not None:
@@ -218,7 +218,7 @@ class Asks:
 
     def _send_again(self, records: Iterable[Hashable]) -> None:
         self._order.due(records)
-        self._outbox.put(None)  # wakes whoever takes from it
+        self._outbox.put(None)  # wakes the task that takes from it
 
     async def _send(self, upserts: Sequence[Upsert], on_sent: Callable[[int], None]) -> list[Answer]:
         refused: list[Answer] = []

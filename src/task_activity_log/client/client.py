@@ -88,7 +88,7 @@ class TaskActivityLogClient:
         """Send a record and return the answer: `.record` as the database has it now, and `.outcome`.
 
         Args:
-            record: a record, or a request made by hand.
+            record: a record, or a request made with `Upsert.of`.
             message_id: that of an earlier attempt, to send a record again; None makes a new one.
             version: applied only if higher than every earlier version of this record. `clock`: the present time in microseconds,
                 and more than each one before in this process.

@@ -81,7 +81,7 @@ class Connections:
             if opening is not None:
                 opening.set_exception(failure)
         elif opening is not None:
-            opening.set_result(None)  # that was `ready`; the others go on until they are cancelled
+            opening.set_result(None)  # that was `ready`; the others run until they are cancelled
 
 
 @asynccontextmanager

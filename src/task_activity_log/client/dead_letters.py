@@ -254,7 +254,7 @@ class Loan:
             await self._reader.give_back([letter.delivery for letter in letters])
 
     async def remove(self, letters: Iterable[DeadLetter]) -> int:
-        """Remove these for good, and return when the queue has removed them; how many were still on loan."""
+        """Remove these permanently, and return when the queue has removed them; how many were still on loan."""
         with _explained():
             return await self._reader.remove([letter.delivery for letter in letters])
 

@@ -4,7 +4,7 @@ What is not corrected is sent again bit by bit. A line has the members `content_
 `properties` (the others that the message had), and the body: as `record` if it is JSON that survives being parsed, as
 `body` if it is other text, or else as `body_base64`. Two members keep what JSON cannot express: `headers_base64`, the header
 table with the types of its values, and `original_base64`, the body of a `record` as it was. They count as long as the
-headers and the record are not changed. `problems` and any other member is for whoever corrects the message.
+headers and the record are not changed. `problems` and all other members are for the person who corrects the message.
 """
 
 import base64
@@ -38,7 +38,7 @@ class Exported(Upsert):
     """The properties as they were, with the header table and without `headers`."""
 
     def properties(self, reply_to: str | None, app_id: str) -> Properties:  # noqa: ARG002 - it has its own app_id
-        """Its own properties, except that an answer comes to whoever waits for it. Its `app_id` is its own too."""
+        """Its own properties, except that the answer is sent to the caller that waits for it. It keeps its `app_id` too."""
         original = self.original
         same_type = (original.content_type or "") == self.content_type
         return replace(
@@ -55,7 +55,7 @@ class Exported(Upsert):
 
 
 def line(body: bytes, properties: Properties, *, exact: bool = True, **more: object) -> str:
-    """One message as a line, with `more` members. If it is not `exact`, it is sent as a new request of whoever sends it."""
+    """One message as a line, with `more` members. If it is not `exact`, it is sent as a new request of its sender."""
     members: dict[str, Any] = {name: value for name, value in more.items() if value is not None}
     members["content_type"] = properties.content_type
     for name in ("message_id", "content_encoding"):

@@ -93,7 +93,7 @@ class Upsert:
     """Text, integers and booleans."""
     content_encoding: str | None = None
     source: str = ""
-    """Where it came from, for whoever reads the answer. Not sent."""
+    """Where it came from, for the reader of the answer. Not sent."""
     priority: int | None = None
     """From 0 to 255; None is the same as 4. What it does depends on the broker's version (docs/publishing.md)."""
 
@@ -162,7 +162,7 @@ class Upsert:
 
 
 Record: TypeAlias = TaskActivityLog | Upsert
-"""What can be sent: a record, or a request made by hand (`Upsert.of`), which can have a version or a mode."""
+"""What can be sent: a record, or a request (`Upsert.of`), which can have a version or a mode."""
 
 
 @dataclass(frozen=True)

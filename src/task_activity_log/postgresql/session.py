@@ -75,7 +75,7 @@ class ServerConnection(_Connection):
         """Tell the driver the array types of our statements.
 
         Otherwise it looks them up in the catalog of each connection, with a statement whose operators have no schema:
-        whoever may create an operator in the search path could have the worker call a function.
+        a user who may create an operator in the search path could have the worker call a function.
         """
         protocol: Any = self._protocol  # type: ignore[attr-defined]  # the driver has no public name for it
         protocol.get_settings().register_data_types(_ARRAYS)
@@ -243,7 +243,7 @@ class Session:
     )
     _CLOSE_SECONDS = 5.0
     _END_SECONDS = 1.0
-    """How long the server may take to cancel a statement. Code without interrupts goes on; the connection is then closed."""
+    """How long the server may take to cancel a statement. Code without interrupts is not cancelled; the connection is then closed."""
 
     def __init__(
         self, connect: Callable[[], Awaitable[ServerConnection]], confirm: str, confirm_seconds: float

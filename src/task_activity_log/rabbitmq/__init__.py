@@ -25,7 +25,7 @@ reply_to      forms of an address                                               
 addresses     addresses that take nothing: what is tried when, what is given up      pure
 log_limit     how often an event is logged                                           pure
 retries       tries their replies again, over connections of their own
-forwarder     requests that were not sent by record go on to their partition
+forwarder     requests that were not sent by record, published to their partition
 dead_letters  a copy of each rejected message, with the reason
 frames        the fast path below consumer and publisher: AMQP frames
 weight        how much memory a delivery takes                                     pure

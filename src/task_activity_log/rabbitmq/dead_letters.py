@@ -31,7 +31,7 @@ OWN_HEADERS: Final = frozenset(
     }
 )
 """The worker's own headers. A request that has one of these has it from its publisher: it is not copied. `x-first-seen` is
-copied, because a replayed request has it; whoever reads it must not rely on it."""
+copied, because a replayed request has it; its reader must not rely on it."""
 
 _NOT_COPIED = BROKERS_HEADERS | {name.encode() for name in OWN_HEADERS}
 _DETAIL_BYTES = 1_000

@@ -71,7 +71,7 @@ class FrameReader(asyncio.StreamReaderProtocol):
     def __init__(self, reader: asyncio.StreamReader, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(reader, loop=loop)
         self.channels: dict[int, Inbound] = {}
-        """By channel number. Filled by whoever opens the channel."""
+        """By channel number. Filled by the code that opens the channel."""
         self.blocked: str | None = None
         """Why the broker has blocked publishers (a resource alarm); None while it has not."""
         self.abort: Callable[[], None] = lambda: None
@@ -82,7 +82,7 @@ class FrameReader(asyncio.StreamReaderProtocol):
         self._rest = b""
         self._socket: asyncio.Transport | None = None
         self._suspended: asyncio.TimerHandle | None = None
-        self._slices: Slices | None = None  # the slice that goes on, if the event loop has not run since
+        self._slices: Slices | None = None  # the slice that continues, if the event loop has not run since
         self._read_at = loop.time()
         self._full_at = loop.time()
         self._allowance = 0  # how much may be read although too much is in hand
@@ -112,7 +112,7 @@ class FrameReader(asyncio.StreamReaderProtocol):
         """Handle the frames in `data`. An incomplete frame is kept until the rest of it arrives.
 
         After a slice of time (`Slices`) the rest is kept as well, and handled when the event loop has run. uvloop reads up
-        to 32 times in one iteration of the loop, so a slice goes on from one call to the next until the loop has run.
+        to 32 times in one iteration of the loop, so a slice continues from one call to the next until the loop has run.
         """
         if self._rest:
             data = self._rest + data

@@ -133,7 +133,7 @@ def raw_headers(table: bytes) -> list[tuple[bytes, bytes]]:
 
 
 def received(properties: Properties) -> Properties:
-    """The properties as whoever receives the message reads them: all headers are in `table`, and in `headers` as values."""
+    """The properties as the receiver of the message reads them: all headers are in `table`, and in `headers` as values."""
     return decode(encode(properties, 0))
 
 

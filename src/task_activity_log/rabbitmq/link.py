@@ -285,9 +285,18 @@ def describe(error: BaseException) -> Outage:
     if kind in _OWN_WORDS:
         return Outage(kind, kind.value)  # the driver's own text says less, or too much
     text = " ".join(str(argument) for argument in error.args if argument)[:200]
+    if closed := _closed(text):
+        return Outage(kind, closed)
     if kind is OutageKind.UNUSABLE:
         text = f"{kind.value}: {text}"
     return Outage(kind, text or type(error).__name__)
+
+
+def _closed(text: str) -> str:
+    """Plain words for what the driver says when the other side closes the connection; empty if it says something else."""
+    if "async generator raised StopAsyncIteration" in text or "Read 0 bytes but" in text:
+        return "the server closed the connection"
+    return "the server is not an AMQP broker, or it closed the connection" if "bytes expected" in text else ""
 
 
 def _kind(error: BaseException) -> OutageKind:

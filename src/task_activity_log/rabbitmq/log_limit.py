@@ -9,7 +9,7 @@ _SECONDS = 60.0
 
 
 class LogLimit:
-    """Lets ten events pass in a minute, so that whoever names many addresses does not fill the log."""
+    """Lets ten events pass in a minute, so that a publisher that names many addresses does not fill the log."""
 
     def __init__(self) -> None:
         """Nothing was logged yet."""

@@ -2,7 +2,7 @@
 
 A slot that moves from a queue with messages to another queue could be consumed from both at once, and lose the order of its
 records. So the queues must be empty: publishers pause, workers finish what is there and stop, and then the exchange is
-deleted. From then on nothing can come, and whoever publishes all the same is refused: no message is lost.
+deleted. From then on nothing can come, and publishers that still publish are refused: no message is lost.
 """
 
 import asyncio
@@ -79,7 +79,7 @@ async def look_up(options: LinkOptions, topology: Topology) -> Partitions:
 
 
 async def change(options: LinkOptions, topology: Topology, progress: Callable[[str], None]) -> None:
-    """Divide the requests among `topology.partitions` queues. What was interrupted goes on where it ended.
+    """Divide the requests among `topology.partitions` queues. A change that was interrupted continues where it ended.
 
     Raises:
         NotEmpty: a queue has messages or consumers.

@@ -38,7 +38,7 @@ def is_direct(address: str) -> bool:
 def is_malformed(address: str) -> bool:
     """Whether this is an address of direct reply-to that RabbitMQ cannot have made.
 
-    RabbitMQ 3 ends the connection of whoever publishes to most of these. It makes `PREFIX.PID.KEY`: a process id in
+    RabbitMQ 3 ends the connection of a client that publishes to most of these. It makes `PREFIX.PID.KEY`: a process id in
     Erlang's external term format and 16 bytes, both in base64.
     """
     if not is_direct(address):

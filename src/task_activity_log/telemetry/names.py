@@ -213,7 +213,7 @@ EVENTS = {
     ),
     "parked": Event(
         "warning",
-        "Messages wait for rows that are locked, slow or fail for now; other records go on. `records` has at most 20 ids.",
+        "Messages wait for rows that are locked, slow or fail for now; other records are not delayed. `records` has at most 20 ids.",
         ("records", "count", "reason", "parked"),
     ),
     "unparked": Event(
@@ -236,7 +236,7 @@ EVENTS = {
     ),
     "partition_unavailable": Event(
         "warning",
-        "A partition takes no consumer, for example because its queue has no leader. Others go on; it is tried again.",
+        "A partition takes no consumer, for example because its queue has no leader. Others are not affected; it is tried again.",
         ("queue", "reason", "retry_in_seconds"),
     ),
     # the broker

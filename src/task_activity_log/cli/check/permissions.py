@@ -11,7 +11,7 @@ _DEFAULT_EXCHANGE = "amq.default"
 
 _KINDS = ("configure", "write", "read")
 _ASKING_NEEDS_ONE_FROM = (4, 3)
-"""From this version on (4.3.1), who asks whether something exists needs one permission on it, whichever."""
+"""From this version on (4.3.1), a user needs any one permission on a queue or an exchange to ask whether it exists."""
 
 
 def needed(topology: Topology, *, declare: bool) -> list[tuple[str, str]]:

@@ -238,7 +238,7 @@ def discard(
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
 ) -> int:
-    """Remove dead letters for good.
+    """Remove dead letters permanently.
 
     \b
     Examples:
