@@ -315,7 +315,8 @@ def contract(
         Literal["asyncapi", "json-schema", "xsd", "xsd-reply", "xsd-problem"],
         typer.Argument(
             metavar="FORMAT",
-            help="asyncapi: channels, operations and messages. json-schema and xsd: the body of a request.",
+            help="asyncapi: channels, operations and messages. json-schema and xsd: the body of a request. xsd-reply and"
+            " xsd-problem: the bodies of replies.",
         ),
     ],
 ) -> None:

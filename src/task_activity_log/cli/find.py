@@ -114,7 +114,8 @@ def _lines(found: Found) -> Iterator[str]:
     for reply in found.replies:
         published = reply.published.isoformat() if reply.published else "at an unknown time"
         answers = f", answers message {reply.correlation_id}" if reply.correlation_id else ""
-        yield f"waiting reply {reply.message_id}: {reply.outcome}{f' {reply.code}' if reply.code else ''}, published {published}{answers}"
+        outcome = f"{reply.outcome} {reply.code}" if reply.code else reply.outcome
+        yield f"waiting reply {reply.message_id}: {outcome}, published {published}{answers}"
 
 
 def _answer(answer: Mapping[str, Any]) -> str:

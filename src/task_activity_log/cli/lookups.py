@@ -18,7 +18,7 @@ def settings_(
     names: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[NAME]...", help="Print these in full, with their meaning.", autocompletion=complete_setting
+            metavar="NAME", help="Print these in full, with their meaning.", autocompletion=complete_setting
         ),
     ] = None,
     *,

@@ -213,7 +213,8 @@ EVENTS = {
     ),
     "parked": Event(
         "warning",
-        "Messages wait for rows that are locked, slow or fail for now; other records are not delayed. `records` has at most 20 ids.",
+        "Messages wait for rows that are locked, slow or fail for now. Other records are not delayed. `records` has at most 20"
+        " ids.",
         ("records", "count", "reason", "parked"),
     ),
     "unparked": Event(
