@@ -243,7 +243,7 @@ class Session:
     )
     _CLOSE_SECONDS = 5.0
     _END_SECONDS = 1.0
-    """How long the server may take to cancel a statement. If it does not, as in code without interrupts, the connection is closed."""
+    """How long the server may take to cancel a statement. If it does not, the connection is closed."""
 
     def __init__(
         self, connect: Callable[[], Awaitable[ServerConnection]], confirm: str, confirm_seconds: float
