@@ -5,6 +5,7 @@ import os
 import re
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from axe_playwright_python.async_playwright import Axe  # type: ignore[import-untyped]  # it has no types
@@ -31,8 +32,16 @@ async def paths(visit: Visit) -> dict[str, str]:
     """Every page, by a name for its screenshot."""
     letter = await wrong_one(visit)
     await visit.go(f"{GROUP}&now=pass")
-    passing = str(await visit.page.locator("table .id").last.get_attribute("href"))
+    replayed, passing = [
+        str(await visit.page.locator("table .id").nth(place).get_attribute("href")) for place in (0, -1)
+    ]
+    await visit.go(replayed)
+    await visit.page.get_by_text("Replay…", exact=True).click()
+    await visit.page.locator("#replay").get_by_label("Why?").fill("dates without an offset are UTC now")
+    await visit.page.get_by_role("button", name="Replay it as it is").click()
+    await visit.page.get_by_text("1 sent again").wait_for()
     return {
+        "action": urlsplit(visit.page.url).path,
         "now": "/",
         "dead-letters": "/dead-letters",
         "group": GROUP,

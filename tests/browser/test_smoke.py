@@ -33,7 +33,7 @@ async def test_why_forty_messages_were_rejected_is_found_one_is_corrected_and_th
     await page.get_by_role("row", name=re.compile("invalid_date due_date crm-brussels 39")).get_by_role("link").click()
     await page.get_by_role("link", name="Replay these").click()
     await page.get_by_label("Why?").first.fill("dates without an offset are UTC now")
-    await page.get_by_role("button", name="Replay 39 in the order of the queue").click()
+    await page.get_by_role("button", name="Replay 39, the oldest first").click()
     await page.get_by_text("39 sent again").wait_for()
     await page.get_by_text("inserted 39", exact=True).wait_for()
     await page.get_by_role("link", name="To the dead letters").click()

@@ -5,6 +5,7 @@ Needs Docker: `make test` leaves these tests out, `make test-image` runs them.
 
 import asyncio
 import json
+import shlex
 import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from uuid import uuid4
 
 import asyncpg
 import pytest
+import yaml
 
 from sandbox.service import free_port
 from tests.acceptance.test_process import fetch
@@ -122,3 +124,30 @@ async def test_a_container_answers_is_healthy_and_drains(
         while await docker("inspect", "--format={{.State.Health.Status}}", name) != "healthy":
             await asyncio.sleep(0.2)
     assert await docker("diff", name) == ""
+
+
+async def test_the_console_in_a_container_answers_is_healthy_and_ends(
+    image: str, own_amqp_url: str, own_database_url: str
+) -> None:
+    """As compose runs it, with its health check: the one of the image asks a worker."""
+    service = yaml.safe_load((ROOT / "deploy" / "compose.yaml").read_text(encoding="utf-8"))["services"]["console"]
+    name, port = f"task-activity-log-test-{uuid4().hex}", free_port()
+    check = shlex.join(service["healthcheck"]["test"][1:]).replace("8081", str(port))
+    variables = (
+        f"--env=AMQP_URL={own_amqp_url}",
+        f"--env=DATABASE_URL={own_database_url}",
+        f"--env=CONSOLE_PORT={port}",
+    )
+    health = ("--health-interval=1s", f"--health-cmd={check}")
+    await docker("run", "--detach", f"--name={name}", *health, *RESTRICTED, *variables, image, "console")
+    try:
+        async with asyncio.timeout(60):
+            while await docker("inspect", "--format={{.State.Health.Status}}", name) != "healthy":
+                await asyncio.sleep(0.2)
+        status, page = await asyncio.to_thread(fetch, f"http://127.0.0.1:{port}/")
+        assert (status, "Dead letters" in page) == (200, True)
+        await docker("stop", name)
+        assert await docker("inspect", "--format={{.State.ExitCode}}", name) == "0"
+        assert await docker("diff", name) == ""
+    finally:
+        await docker("rm", "--force", name)

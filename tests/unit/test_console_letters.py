@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from task_activity_log.client.letters import Filter, groups
+from task_activity_log.client.replays import Replay, present
 from task_activity_log.console.rendering import path_of
 from task_activity_log.message import Properties
 from task_activity_log.streams import shell_word
@@ -135,3 +136,13 @@ def test_letters_without_a_time_are_in_no_time() -> None:
     one = letter(b"{}", Properties())
     assert one not in Filter(since=datetime.now(UTC) - timedelta(days=9999))
     assert Counter(groups([one])[0].counts(None, None)) == {0.0: 24}
+
+
+def test_a_replay_begins_with_the_oldest_and_names_what_is_gone() -> None:
+    """Whatever order the queue has: RabbitMQ returns what was not taken in any order. Exact copies count one by one."""
+    times = ["2026-01-01T00:00:03+00:00", "2026-01-01T00:00:01+00:00", "2026-01-01T00:00:02+00:00"]
+    one, two, three = (letter(b"{}", Properties(headers={"x-last-seen": time})) for time in times)
+    replays = [Replay(each.raw, each.raw, each.found) for each in (one, one, two, three)]
+    found = present(replays, [one.raw, three.raw, two.raw])
+    assert [each.letter for each in found] == [two.raw, three.raw, one.raw]
+    assert [each.state for each in replays] == ["waiting", "gone", "waiting", "waiting"]

@@ -102,6 +102,11 @@ class DeadLetter:
         return rejected or _instant(self.properties.sent)
 
     @property
+    def rejected_at(self) -> datetime:
+        """`since`, to sort by; one for which it is not known is before all others."""
+        return self.since or datetime.min.replace(tzinfo=UTC)
+
+    @property
     def sent(self) -> datetime | None:
         """When its publisher says that it was sent."""
         return _instant(self.properties.sent)

@@ -114,6 +114,7 @@ class Looks:
                 break
             await asyncio.sleep(_OTHERS_WAIT_SECONDS)  # another command has them for a moment only
         known = {letter.raw.key: letter for letter in self.last.letters} if self.last else {}
+        raws.sort(key=lambda raw: raw.rejected_at)  # the queue may have returned some in another order
         letters = await asyncio.to_thread(lambda: [known.get(raw.key) or Letter.of(raw, self._rules) for raw in raws])
         now = time.monotonic()
         return Look(letters, loan.waiting, loan.others, datetime.now(UTC), now, now - began)

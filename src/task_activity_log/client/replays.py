@@ -56,7 +56,10 @@ async def sort_out(replays: Iterable[Replay], changed: Changed | None) -> None:
 
 
 def present(replays: Iterable[Replay], on_loan: Iterable[DeadLetter]) -> list[Replay]:
-    """Those whose dead letters are on loan, in the order of the queue. The others are gone."""
+    """Those whose dead letters are on loan, the oldest first. The others are gone.
+
+    The queue has another order if some were taken out of it before: it may have returned the others in any order.
+    """
     waiting: dict[str, list[Replay]] = {}
     for each in replays:
         waiting.setdefault(each.letter.key, []).append(each)
@@ -69,4 +72,4 @@ def present(replays: Iterable[Replay], on_loan: Iterable[DeadLetter]) -> list[Re
         for each in left:
             each.state = "gone"
             each.why = "it was not in the queue any more: somebody else has replayed, discarded or taken it"
-    return found
+    return sorted(found, key=lambda each: each.letter.rejected_at)

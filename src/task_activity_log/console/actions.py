@@ -76,7 +76,7 @@ class Actions:
         self.all: OrderedDict[str, Action] = OrderedDict()
 
     def begin(self, kind: str, user: User, why: str, entries: Sequence[Replay], **options: Any) -> Action:
-        """Begin to replay or discard dead letters, in the order of the queue.
+        """Begin to replay or discard dead letters, the oldest first.
 
         The `options` are `rate`, `edited`, and `over_newer`: also where a newer request may have changed the row.
         """

@@ -112,7 +112,7 @@ class Forms:
         except ValueError as error:
             problem = f"The headers cannot be sent: {error}."
         judged = await self.console.judged(found.body, received(found.restored(None)))
-        changed = difference(f"{before[1]}\n\n{before[0]}", f"{header}\n\n{body}") if members else []
+        changed = difference(f"{before[1]}\n\n{before[0]}", f"{header}\n\n{body}") if changes != [None, None] else []
         shown = {"letter": letter, "body": body, "header": header, "why": _why(members, needed=False)}
         return found, {**shown, **judged, "problem": problem, "difference": changed}
 
