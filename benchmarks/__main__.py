@@ -49,6 +49,11 @@ def arguments() -> argparse.Namespace:
         metavar="NAME=SRC",
         help="also measure the worker of another checkout's src/ directory, in drain and batch",
     )
+    parser.add_argument(
+        "--preferred",
+        action="store_true",
+        help="give what is measured precedence over all other programs of this machine (Linux with autogroups, as root)",
+    )
     parser.add_argument("--only", metavar="TEXT", help="drain: only the peers with this in their names")
     chosen = parser.parse_args()
     unknown = set(chosen.scenarios) - set(SCENARIOS)
@@ -188,6 +193,7 @@ async def main() -> None:
     options = arguments()
     known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     async with services() as to:
+        to.preferred = options.preferred
         for name in options.scenarios or SCENARIOS:
             show.say(f"\n{name}: {(SCENARIOS[name].__doc__ or '').lower()}")
             known[name] = {

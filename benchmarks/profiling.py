@@ -48,7 +48,9 @@ def _table(title: str, counts: Mapping[str, float], whole: float, most: int = 10
 
 async def _drain(to: Services, messages: int, pid: int, record: Path | None) -> tuple[int, float, float]:
     """Wait until the queue is drained; the messages measured, and their CPU seconds in user mode and in the kernel."""
+    to.prefer([pid])
     await _replied(to, messages // 10)
+    to.prefer([pid])
     os.kill(pid, signal.SIGUSR1)
     began, (user, system) = await to.replies(), _times(pid)
     perf = None
@@ -84,11 +86,14 @@ async def main() -> None:
         prog="python -m benchmarks.profiling", description=(__doc__ or "").partition("\n")[0]
     )
     parser.add_argument("--messages", type=int, default=40_000, help="messages to drain (40,000)")
-    messages = parser.parse_args().messages
+    parser.add_argument("--preferred", action="store_true", help="as in python -m benchmarks")
+    options = parser.parse_args()
+    messages = options.messages
     with tempfile.TemporaryDirectory() as folder:
         counts, record = Path(folder) / "counts", Path(folder) / "perf.data"
         with_perf = shutil.which("perf") is not None
         async with services() as to:
+            to.preferred = options.preferred
             await to.empty()
             with show.bar(f"filling the queue with {messages:,} messages") as progress:
                 await fill(os.environ["AMQP_URL"], messages, progress)

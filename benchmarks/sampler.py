@@ -18,7 +18,7 @@ from task_activity_log.cli import main
 
 _SECONDS = 0.001
 STAGES: dict[str, tuple[str, ...]] = {
-    "decode": ("batches.py:decode_all",),
+    "decode": ("pipeline/request.py:decode",),
     "store: columns": ("store.py:_arguments",),
     "store: driver": ("/asyncpg/",),
     "store: rows to records": ("postgresql/store.py:apply",),
