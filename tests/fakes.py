@@ -75,6 +75,9 @@ class FakeIntake:
         self.unsettled += taken
         return taken or None
 
+    def coming(self, most: int) -> list[Delivery]:
+        return self.waiting.peek(most)
+
     async def renew(self) -> None:
         self.renewed += 1
         self.acknowledged_when_renewed = list(self.acknowledged)

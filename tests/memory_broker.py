@@ -259,6 +259,9 @@ class MemoryIntake:
                 return None if stopped else []
             await self._waiting.changed()
 
+    def coming(self, most: int) -> list[Loan]:
+        return self._waiting.peek(most)
+
     async def renew(self) -> None:
         await self.requeue()
 

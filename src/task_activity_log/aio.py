@@ -1,4 +1,4 @@
-"""Five asyncio tools: taking from a queue in batches, a shared lock, slices of work, jittered delays, cancelling tasks."""
+"""Six asyncio tools: batches from a queue, a shared lock, slices of work, jittered delays, work in the meantime, an end."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import random
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from itertools import accumulate, islice, takewhile
 from math import inf
@@ -157,12 +157,13 @@ class Slices:
     BYTES = 2**19
     """What is worked on in one slice at most, so that it does not depend on the clock alone."""
 
-    def __init__(self) -> None:
-        """Begin the first slice."""
+    def __init__(self, seconds: float | None = None) -> None:
+        """Begin the first slice. Each is this long; None: as long as the loop may be stopped."""
+        self._seconds = self.SECONDS if seconds is None else seconds
         self._begin()
 
     def _begin(self) -> None:
-        self.until = time.perf_counter() + self.SECONDS
+        self.until = time.perf_counter() + self._seconds
         """When the slice ends (`time.perf_counter`)."""
         self._left = self.BYTES
 
@@ -194,6 +195,17 @@ class Backoff:
     def reset(self) -> None:
         """Start again from the first delay."""
         self._next = self._first
+
+
+@asynccontextmanager
+async def meanwhile(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Let this work go on while the block waits for something. What is left of it when the block ends is not done."""
+    task = asyncio.create_task(work)
+    try:
+        yield
+    finally:
+        task.cancel()
+        task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # read, or asyncio reports it
 
 
 async def end(*tasks: asyncio.Task[Any]) -> None:

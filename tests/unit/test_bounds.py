@@ -22,7 +22,7 @@ from task_activity_log import wire
 from task_activity_log.aio import Slices, Waiting
 from task_activity_log.message import Properties
 from task_activity_log.pipeline import reply, request
-from task_activity_log.pipeline.batches import Parts, decode_all
+from task_activity_log.pipeline.batches import Decoding, Parts
 from task_activity_log.pipeline.ports import Settlement
 from task_activity_log.pipeline.request import Rules
 from task_activity_log.problem import Code
@@ -89,7 +89,7 @@ async def test_a_very_long_body_is_hashed_in_a_thread() -> None:
         return request.digest(*parts)
 
     with patch.object(reply, "digest", hashing):
-        _, [settlement] = await decode_all([delivered(body, "m")], Rules(), Slices())
+        _, [settlement] = await Decoding[Any](Rules(), Slices()).all([delivered(body, "m")])
     assert threads[0] != threading.get_ident()
     assert settlement.problem is not None
     assert settlement.problem.code is Code.BODY_TOO_LARGE
@@ -400,7 +400,7 @@ async def test_the_loop_runs_while_a_batch_is_decoded(monkeypatch: pytest.Monkey
             await asyncio.sleep(0)
 
     counting = asyncio.create_task(count())
-    requests, rejected = await decode_all([*(upsert() for _ in range(5)), delivered(b"{")], Rules(), Slices())
+    requests, rejected = await Decoding[Any](Rules(), Slices()).all([*(upsert() for _ in range(5)), delivered(b"{")])
     counting.cancel()
     assert turns >= 6
     assert len(requests) == 5

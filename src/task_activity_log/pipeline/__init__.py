@@ -1,6 +1,7 @@
 """The path of a message: take, decode, store, reply, settle. Imports no drivers.
 
 worker      the control flow: start reading here
+answering   its second stage: replies, dead letters, acknowledgements
 ports       what the worker needs from the broker, the database and telemetry
 request     delivery to request: media type, update mode, version, key           pure
 reply       outcome to reply: body and properties                                pure

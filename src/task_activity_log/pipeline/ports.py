@@ -68,6 +68,10 @@ class Intake(Protocol[D]):
         An empty batch says that nothing more is to be taken before `renew` is called.
         """
 
+    def coming(self, most: int) -> Sequence[D]:
+        """What may be taken next, as far as it has arrived, at most `most`. It is not taken, and may go back to the queue."""
+        ...
+
     async def renew(self) -> None:
         """Return what is unsettled to the queue, in order, and consume again.
 

@@ -1,6 +1,6 @@
 """The pipeline: take, decode, store, reply, settle. The only control flow that matters.
 
-Two stages run at the same time: `Storing` writes a batch while the broker confirms the replies of the one before to `Answering`.
+Two stages run at the same time: `Storing` writes a batch while the broker confirms the replies of those before to `Answering`.
 """
 
 from __future__ import annotations
@@ -11,18 +11,17 @@ from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import compress
 from typing import Generic, Literal
 
 import structlog
 
-from task_activity_log.aio import SharedLock
+from task_activity_log.aio import SharedLock, meanwhile
 from task_activity_log.pipeline import settling
-from task_activity_log.pipeline.batches import Parts, decode_all
+from task_activity_log.pipeline.answering import Answering
+from task_activity_log.pipeline.batches import Decoding, Parts
 from task_activity_log.pipeline.forwarding import Forwarding
 from task_activity_log.pipeline.hold import Abandoned, Hold, Requeued
 from task_activity_log.pipeline.lines import USUAL, Limits
-from task_activity_log.pipeline.overtaking import Overtaking
 from task_activity_log.pipeline.parking import Parking
 from task_activity_log.pipeline.ports import (
     D,
@@ -30,7 +29,6 @@ from task_activity_log.pipeline.ports import (
     Forwarder,
     Intake,
     Replies,
-    Settlement,
     Store,
     Stored,
     Watch,
@@ -81,9 +79,10 @@ class Worker(Generic[D]):
             intake, parked_store or store, slow_store or parked_store or store, stored, part_bytes, self.writes, nulls,
             Refusals(refused_in_a_row), Timing(), park,
         )  # fmt: skip
+        parts = Parts(stored, part_bytes)
         self._storing = Storing(
-            self.store_hold, *common, store=store, parts=Parts(stored, part_bytes), rules=rules, batch_max=batch_max,
-            nulls=nulls, parking=self.parking, forwarding=self.forwarding, trials=self.trials,
+            self.store_hold, *common, store=store, parts=parts, decoding=Decoding(rules, parts.slices),
+            batch_max=batch_max, nulls=nulls, parking=self.parking, forwarding=self.forwarding, trials=self.trials,
         )  # fmt: skip
         self.parking.on_outage, self.parking.on_answer = self._storing.show, self._storing.release
         self.parking.before_parking = self._storing.parts.flush
@@ -117,7 +116,7 @@ class Storing(Stage[D]):
 
     store: Store
     parts: Parts[D]
-    rules: Rules
+    decoding: Decoding[D]
     batch_max: int
     nulls: Literal["emit", "omit"]
     parking: Parking[D]
@@ -181,9 +180,8 @@ class Storing(Stage[D]):
     async def _store_all(self, batch: Sequence[D]) -> None:
         """Decode and store a batch, and pass on what must be settled."""
         self.parking.begin()
-        started = time.perf_counter()
-        requests, rejected = await decode_all(batch, self.rules, self.parts.slices)
-        self.watch.took("decode", time.perf_counter() - started)
+        requests, rejected = await self.decoding.all(batch)
+        self.watch.took("decode", self.decoding.seconds())
         await self.parts.add_all(rejected)
         started = time.perf_counter()
         if self.forwarding is not None:
@@ -222,58 +220,8 @@ class Storing(Stage[D]):
             async with self.writes.shared():
                 # Not all or nothing: the requests may be of several queues, and one of these was handed over.
                 here = [request for request in part if self.intake.has(request.delivery)]
-                return list(zip(here, await search.write(self.store, here), strict=True)) if here else []
+                async with meanwhile(self.decoding.ahead(() if self.smaller else self.intake.coming(self.batch_max))):
+                    return list(zip(here, await search.write(self.store, here), strict=True)) if here else []
         except Failed as failed:
             await search.probe(self.store, failed)  # if this fails too, the database is unavailable
             raise PartFailed(failed) from failed
-
-
-@dataclass(eq=False, kw_only=True)
-class Answering(Stage[D]):
-    """The second stage: keeps dead letters, publishes replies, and acknowledges."""
-
-    dead_letters: DeadLetters[D]
-    replies: Replies[D]
-    stored: Stored[D]
-    overtaking: Overtaking[D] = field(init=False, default_factory=Overtaking)
-
-    async def run(self) -> None:
-        """Settle batch after batch until the first stage ends. Replies that wait then are left: their messages come again."""
-        async with asyncio.TaskGroup() as tasks:
-            late = tasks.create_task(self._settle_late(), name="late replies")
-            await self._settle_batches()
-            late.cancel()
-
-    async def _settle_batches(self) -> None:
-        try:
-            while (batch := await self.stored.get()) is not None:
-                try:
-                    await self._settle(batch)
-                finally:
-                    self.stored.task_done()
-        except Abandoned:
-            log.info("batch_abandoned", stage="reply")
-            # Later batches are abandoned too: the replies of one record must not overtake each other.
-            while await self.stored.get() is not None:
-                self.stored.task_done()
-
-    async def _settle(self, batch: Sequence[Settlement[D]]) -> None:
-        """Keep the dead letters, publish the replies, then acknowledge: whoever reads a reply finds its row and dead letter."""
-        started = time.perf_counter()
-        rejected = [(each.delivery, each.problem) for each in batch if each.problem is not None]
-        if rejected:
-            await self.until_done(lambda: self.dead_letters.keep(rejected))
-        placed = await self.until_done(lambda: self.replies.publish(batch))
-        done = list(compress(batch, placed))
-        if len(done) < len(batch):
-            await self.intake.prove([each.delivery for each, is_done in zip(batch, placed, strict=True) if not is_done])
-        await self.intake.acknowledge(self.overtaking.acknowledged(batch, placed, self.intake.has))
-        self.watch.took("reply", time.perf_counter() - started)
-        self.watch.answered(done)
-
-    async def _settle_late(self) -> None:
-        """Acknowledge what waited for its reply to be confirmed or given up."""
-        while True:
-            done = await self.replies.settled()
-            await self.intake.acknowledge([each.delivery for each in done if not each.acknowledged])
-            self.watch.answered(done)

@@ -212,6 +212,10 @@ class Intake:
                 return None if stopped else []
             await self._waiting.changed()
 
+    def coming(self, most: int) -> Sequence[RabbitDelivery]:
+        """What may be taken next, as far as it has arrived."""
+        return self._waiting.peek(most)
+
     def _queue_of(self, delivery: RabbitDelivery) -> QueueIntake:
         return next(queue for queue in self._queues if queue.consumer is delivery.consumer)
 

@@ -107,7 +107,7 @@ class Replies(Generic[D]):
         self._retries = Retries(link, self._addresses, callbacks)
         self._late, self._log_limit = asyncio.Queue[Settlement[D]](), LogLimit()
         self._refused: set[str] = set()  # addresses that were refused on the connection of `addressed`, at most some
-        # Of the batch in `publish`, by id: what needs nothing more at its address (False: it waits), what the exchange has.
+        # Of the batches in `publish`, by id: what needs nothing more at its address (False: it waits), what the exchange has.
         self._placed, self._kept = dict[int, bool](), set[int]()
 
     async def run(self) -> None:
@@ -152,9 +152,9 @@ class Replies(Generic[D]):
             await self._address_all(addressed)
         elif own:
             await self._keep(own)
-        placed, self._placed = self._placed, {}
-        self._kept.clear()
-        return [placed.get(id(settlement), True) for settlement in settlements]
+        # What was published before may still be unconfirmed, and is remembered.
+        self._kept.difference_update(map(id, settlements))
+        return [self._placed.pop(id(settlement), True) for settlement in settlements]
 
     async def settled(self) -> list[Settlement[D]]:
         """Wait for settlements for which `publish` returned False, and whose replies are confirmed or given up now."""

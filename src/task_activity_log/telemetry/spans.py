@@ -172,6 +172,7 @@ class _TracedIntake(Generic[D]):
         self._intake = intake
         self._tracing = tracing
         self.prove, self.pause, self.resume = intake.prove, intake.pause, intake.resume
+        self.coming = intake.coming
 
     @property
     def in_hand(self) -> int:

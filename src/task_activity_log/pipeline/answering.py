@@ -1,0 +1,113 @@
+"""The second stage of the worker: keeps dead letters, publishes replies, and acknowledges, batch after batch in order.
+
+While the broker confirms the replies of one batch, those of the next one are published, if they can be: the replies of one
+record must not overtake each other, whatever must be published again. All else waits for the batch before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import compress
+
+import structlog
+
+from task_activity_log.pipeline.hold import Abandoned
+from task_activity_log.pipeline.overtaking import Overtaking
+from task_activity_log.pipeline.ports import D, DeadLetters, Replies, Settlement, Stored
+from task_activity_log.pipeline.stage import Stage
+from task_activity_log.problem import Unavailable
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(eq=False, kw_only=True)
+class Answering(Stage[D]):
+    """The second stage."""
+
+    dead_letters: DeadLetters[D]
+    replies: Replies[D]
+    stored: Stored[D]
+    overtaking: Overtaking[D] = field(init=False, default_factory=Overtaking)
+    abandoned: bool = field(init=False, default=False)
+    """Whether a batch was given up. Those behind it are given up too: the replies of one record must not overtake each other."""
+
+    async def run(self) -> None:
+        """Settle batch after batch until the first stage ends. Replies that wait then are left: their messages come again."""
+        async with asyncio.TaskGroup() as tasks:
+            late = tasks.create_task(self._settle_late(), name="late replies")
+            await self._settle_batches()
+            late.cancel()
+
+    async def _settle_batches(self) -> None:
+        """Settle each batch in a task. There are two at most, and they acknowledge one after the other."""
+        batch: Sequence[Settlement[D]] = ()
+        before: asyncio.Task[None] | None = None
+        async with asyncio.TaskGroup() as tasks:
+            while (following := await self.stored.get()) is not None:
+                early = before is not None and self._may_overlap(batch, following)
+                if before is not None and not early:
+                    await asyncio.wait({before})
+                batch = following
+                task = tasks.create_task(self._settle_in_turn(batch, before if early else None), name="settle")
+                if before is not None:
+                    await asyncio.wait({before})
+                before = task
+
+    def _may_overlap(self, batch: Sequence[Settlement[D]], following: Sequence[Settlement[D]]) -> bool:
+        """Whether the replies of the following batch may be published before those of this one are confirmed.
+
+        They answer requests of other records, are not dead letters, which are kept before they are answered, and go to the
+        exchange, and not to addresses, at which replies wait in line.
+        """
+        if self.abandoned or self.hold.reason is not None:
+            return False
+        if any(each.problem is not None or each.reply.reply_to is not None for each in following):
+            return False
+        return {each.record for each in batch}.isdisjoint([each.record for each in following])
+
+    async def _settle_in_turn(self, batch: Sequence[Settlement[D]], before: asyncio.Task[None] | None) -> None:
+        """Settle a batch, but publish its replies before the batch `before` is settled."""
+        try:
+            await self._settle(batch, before)
+        except Abandoned:
+            if not self.abandoned:
+                log.info("batch_abandoned", stage="reply")
+            self.abandoned = True
+        finally:
+            self.stored.task_done()
+
+    async def _settle(self, batch: Sequence[Settlement[D]], before: asyncio.Task[None] | None) -> None:
+        """Keep the dead letters, publish the replies, then acknowledge: whoever reads a reply finds its row and dead letter."""
+        started = time.perf_counter()
+        placed = None if before is None else await self._publish_early(batch, before)
+        if self.abandoned:
+            return
+        if placed is None:
+            if rejected := [(each.delivery, each.problem) for each in batch if each.problem is not None]:
+                await self.until_done(lambda: self.dead_letters.keep(rejected))
+            placed = await self.until_done(lambda: self.replies.publish(batch))
+        done = list(compress(batch, placed))
+        if len(done) < len(batch):
+            await self.intake.prove([each.delivery for each, is_done in zip(batch, placed, strict=True) if not is_done])
+        await self.intake.acknowledge(self.overtaking.acknowledged(batch, placed, self.intake.has))
+        self.watch.took("reply", time.perf_counter() - started)
+        self.watch.answered(done)
+
+    async def _publish_early(self, batch: Sequence[Settlement[D]], before: asyncio.Task[None]) -> Sequence[bool] | None:
+        """Publish replies once, and return when the batch `before` is settled; None if they are not all confirmed."""
+        placed: Sequence[bool] | None = None
+        with suppress(Unavailable):  # they are published again in their turn, when the batch before has waited it out
+            placed = await self.replies.publish(batch)
+        await asyncio.wait({before})
+        return placed
+
+    async def _settle_late(self) -> None:
+        """Acknowledge what waited for its reply to be confirmed or given up."""
+        while True:
+            done = await self.replies.settled()
+            await self.intake.acknowledge([each.delivery for each in done if not each.acknowledged])
+            self.watch.answered(done)
