@@ -56,6 +56,11 @@ class Trials(Generic[D]):
         self._guilty = False  # whether a message has crashed workers alone, and others came again behind it since
         self._suspects = False  # whether the last batch had suspects
 
+    @property
+    def under_way(self) -> bool:
+        """Whether the present batch has messages that were returned more than once. Nothing else may be processed then."""
+        return bool(self._marks)
+
     async def parts(
         self, batch: Sequence[D], until_done: UntilDone, settled: Callable[[], Awaitable[None]]
     ) -> AsyncGenerator[Sequence[D], None]:

@@ -9,7 +9,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Generic, Literal
 
@@ -220,7 +220,9 @@ class Storing(Stage[D]):
             async with self.writes.shared():
                 # Not all or nothing: the requests may be of several queues, and one of these was handed over.
                 here = [request for request in part if self.intake.has(request.delivery)]
-                async with meanwhile(self.decoding.ahead(() if self.smaller else self.intake.coming(self.batch_max))):
+                async with meanwhile(
+                    self.decoding.ahead(() if self.trials.under_way else self.intake.coming(self.batch_max))
+                ):
                     return list(zip(here, await search.write(self.store, here), strict=True)) if here else []
         except Failed as failed:
             await search.probe(self.store, failed)  # if this fails too, the database is unavailable
