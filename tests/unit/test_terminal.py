@@ -1,10 +1,12 @@
 """Bodies as people read and edit them."""
 
 import json
+import sys
+from uuid import uuid4
 
 import pytest
 
-from task_activity_log.cli.terminal import counted, indented, readable
+from task_activity_log.cli.terminal import counted, indented, readable, table
 
 
 @pytest.mark.parametrize(
@@ -44,3 +46,16 @@ def test_xml_that_would_not_be_shown_in_full_stays_as_it_is(body: bytes) -> None
 
 def test_a_number_has_a_noun_in_the_right_form() -> None:
     assert [counted(number, "record") for number in (0, 1, 1_000)] == ["0 records", "1 record", "1,000 records"]
+
+
+def test_an_id_stays_on_one_line_of_a_narrow_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that it can be copied. Longer ids are broken, or they would leave no room for the other columns."""
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    short, long, reason = str(uuid4()), "x" * 100, "Send due_date as a date such as 2026-01-11T20:58:34.720383Z."
+    table(("age", "message id", "reason"), [("1 h", short, reason)], unbroken="message id")
+    assert short in capsys.readouterr().out
+    table(("age", "message id", "reason"), [("1 h", long, reason)], unbroken="message id")
+    assert long not in capsys.readouterr().out

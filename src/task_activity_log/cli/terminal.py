@@ -102,8 +102,16 @@ def _indented_xml(body: bytes) -> str | None:
     return etree.tostring(root, encoding="unicode")
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print a table: columns are aligned on a terminal, and separated by tabs elsewhere."""
+_ID_MAX = 40
+"""A UUID and a little more. A column of longer ids is broken into lines like any other."""
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, unbroken: str = "") -> None:
+    """Print a table: columns are aligned on a terminal, and separated by tabs elsewhere.
+
+    The cells of the column `unbroken` stay on one line, so that they can be copied, unless they are longer than a UUID.
+    """
+    rows = list(rows)
     if not sys.stdout.isatty():
         for row in (columns, *rows):
             print("\t".join(map(one_line, row)))
@@ -114,8 +122,9 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     from rich.text import Text
 
     shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in columns:
-        shown.add_column(name, overflow="fold")
+    for index, name in enumerate(columns):
+        fits = name == unbroken and all(len(row[index]) <= _ID_MAX for row in rows)
+        shown.add_column(name, overflow="fold", no_wrap=fits)
     for row in rows:
         shown.add_row(*(Text(printable(cell)) for cell in row))
     Console(file=trusted(sys.stdout)).print(shown)

@@ -20,6 +20,7 @@ def print_each(letters: Sequence[DeadLetter], selection: Selection) -> None:
     table(
         ("age", "code", "publisher", "message id", "reason"),
         [(selection.age(letter), letter.code, letter.publisher, letter.name, letter.detail) for letter in letters],
+        unbroken="message id",
     )
 
 
