@@ -410,6 +410,46 @@ async def test_replies_are_followed_and_none_is_taken(world: World, viewer: View
     assert after == before + 1
 
 
+async def test_a_record_is_found_and_its_row_is_sent_again(world: World, viewer: Viewer) -> None:
+    """With its row, its dead letter and its reply; the subscribers get the row as it is now."""
+    one, name = uuid4(), f"sent-{uuid4()}"
+    await viewer.press(
+        "/try", 200, body=record(one, subject="found").decode(), content_type="application/json", message_id=name,
+        do="send", why="a test",
+    )  # fmt: skip
+    await keep(world.amqp_url, (record(one, "soon"), {"message_id": "of-the-record"}))
+    await viewer.look()
+    page = await viewer.page(f"/find?name={one}")
+    assert "found" in page
+    assert "of-the-record" in page
+    assert "Send it to its subscribers again" in page
+    assert "There is no row, no dead letter and no reply of it" in await viewer.page(f"/find?name={uuid4()}")
+    with capture_logs() as logs:
+        path = await viewer.press("/snapshot", record=str(one), why="a subscriber lost it")
+    assert "The row was sent to its subscribers" in await viewer.page(path)
+    await viewer.until(f"/replies?id={one}&outcome=snapshot", "found")
+    [sent] = [event for event in logs if event["event"] == "console_snapshot_sent"]
+    assert (sent["user"], sent["why"], sent["record"], sent["count"]) == ("local", "a subscriber lost it", str(one), 1)
+    assert "There is no row to send" in await viewer.press("/snapshot", 410, record=str(uuid4()), why="x")
+
+
+async def test_those_whose_row_was_stored_since_are_found(world: World, viewer: Viewer) -> None:
+    """Their publishers have probably sent them again, corrected: then they can be discarded."""
+    stored, missing = uuid4(), uuid4()
+    old = {"x-last-seen": "2026-01-01T00:00:00.000+00:00"}
+    await viewer.press("/try", 200, body=record(stored).decode(), content_type="application/json", do="send", why="x")
+    await keep(
+        world.amqp_url,
+        (record(stored, "soon"), {"message_id": "corrected", "headers": old}),
+        (record(missing, "soon"), {"message_id": "not-yet", "headers": old}),
+    )
+    await viewer.look()
+    page = await viewer.page("/dead-letters?answered=yes")
+    assert "1 message of 2" in re.sub("<[^>]+>", "", page)
+    assert "corrected" in page
+    assert "not-yet" not in page
+
+
 async def test_the_first_page_knows_the_queues_and_the_worker(viewer: Viewer) -> None:
     """From the broker; the worker of these tests has a port that the console is not told."""
     async with asyncio.timeout(30):

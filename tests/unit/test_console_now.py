@@ -7,7 +7,11 @@ from typing import Any
 import pytest
 
 from task_activity_log.console.rendering import templates
+from task_activity_log.console.sampling import Sampler
 from task_activity_log.console.words import advice, short, span
+from task_activity_log.rabbitmq.inspection import Queue
+from task_activity_log.rabbitmq.link import LinkOptions
+from task_activity_log.rabbitmq.management import Management, ManagementError
 from task_activity_log.telemetry.asking import Worker, figures
 from task_activity_log.telemetry.history import Depth, History
 from task_activity_log.telemetry.metrics import Metrics
@@ -205,3 +209,35 @@ def test_a_hold_is_shown_with_what_the_runbook_says_to_do(reason: str, said: str
     """The most specific row of its table."""
     assert said in advice(reason)
     assert bool(advice(reason)) == bool(said)
+
+
+def test_the_management_api_adds_how_much_arrives_and_is_settled() -> None:
+    """To what AMQP counts, which is newer; or alone, where the user may not ask about a queue."""
+
+    class Api(Management):
+        def get(self, *path: str) -> Any:
+            assert path == ("queues", "/")
+            rates = {"publish_details": {"rate": 20.5}, "ack_details": {"rate": 3.0}}
+            return [
+                {"name": "requests", "messages": 5, "consumers": 1, "message_stats": rates},
+                {"name": "dead", "messages": 7, "consumers": 0},
+            ]
+
+    stats = Api("http://127.0.0.1:1", None).queues("/")
+    sampler = Sampler([], LinkOptions("amqp://127.0.0.1:1"), ["requests", "dead"], None)
+    sampler._stats = stats
+    sampler._on_counted({"requests": Queue(6, 2)}, "")
+    assert sampler._depth("requests") == Depth(6, 2, 20.5, 3.0)
+    assert sampler._depth("dead") == Depth(7, 0, 0.0, 0.0)
+    assert sampler._depth("another") is None
+
+
+def test_an_answer_that_is_no_list_of_queues_is_an_error() -> None:
+    """Such as that of a virtual host that does not exist."""
+
+    class Api(Management):
+        def get(self, *_: str) -> Any:
+            return None
+
+    with pytest.raises(ManagementError, match="no queues of this virtual host"):
+        Api("http://127.0.0.1:1", None).queues("/")

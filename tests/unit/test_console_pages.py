@@ -11,9 +11,11 @@ import pytest
 
 from sandbox.letters import HOSTILE
 from task_activity_log.console.app import routes
-from task_activity_log.console.rendering import path_of
+from task_activity_log.console.pages import Pages
+from task_activity_log.console.rendering import path_of, templates
 from task_activity_log.console.users import Role, password_line
 from task_activity_log.message import Properties
+from task_activity_log.telemetry.asking import Worker
 from tests.consoles import Browser, browser, console_of, letter, password_file, sample_letters, seen
 
 PAGES = ("/", "/dead-letters", "/find", "/actions", "/try", "/contract")
@@ -384,3 +386,15 @@ def test_the_contract_page_is_made_from_the_code(local: Browser) -> None:
     page = local.get("/contract").text
     for word in ("reference_back_office", "modified_dateutc", "invalid_string", "507", "262,144"):
         assert word in page
+
+
+async def test_an_outage_is_shown_with_what_the_runbook_says() -> None:
+    """Next to the worker that waits, with the commands as such."""
+    hold = {"place": "store", "reason": "not migrated yet (42P01)", "seconds": 90}
+    status = {"not_ready": ["holding"], "holds": [hold], "version": "1", "started": "2026-01-01T00:00:00"}
+    console = console_of()  # it does not sample: nothing was started
+    console.sampler.history.add(0, [Worker("10.0.0.7:8080", status)], {})
+    page = templates.get_template("now_live.html").render(**Pages(console)._present())
+    await console.checks.close()
+    assert "10.0.0.7:8080 waits (store): not migrated yet (42P01)" in page
+    assert "<b>What to do:</b> Run <code>task-activity-log migrate</code>." in page
