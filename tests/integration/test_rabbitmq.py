@@ -264,6 +264,20 @@ async def test_a_closed_channel_ends_the_wait_and_is_rebuilt(amqp_url: str, driv
         assert await publisher.publish([Outgoing("", queue.name, Properties(), b"")]) == [Fate.CONFIRMED]
 
 
+async def test_what_could_not_be_written_in_time_is_lost_if_late_answers_are_asked_for(amqp_url: str) -> None:
+    """Nobody would be told of a late answer: as unconfirmed, it would be waited for in vain."""
+    late: list[int] = []
+    async with Proxy.to(amqp_url) as proxy:
+        publisher = Publisher(LinkOptions(proxy.url))
+        task = asyncio.create_task(publisher.run())
+        await publisher.wait_connected()
+        proxy.hold()
+        huge = [Outgoing("", "nowhere", Properties(), bytes(64 * 2**20))]
+        fates = await publisher.publish(huge, 0.1, lambda position, _: late.append(position))
+        assert (fates, late) == ([Fate.LOST], [])
+        task.cancel()
+
+
 async def test_a_cancelled_publish_does_not_confuse_the_next(amqp_url: str, driver: AbstractChannel) -> None:
     """The sequence numbers of a publish that was interrupted are not known: a new channel counts from one."""
     queue = await driver.declare_queue(exclusive=True)

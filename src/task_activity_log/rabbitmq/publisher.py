@@ -195,7 +195,8 @@ class Publisher:
             messages: what to publish.
             patience_seconds: how long to wait for the broker's answers; by default the confirm timeout.
             on_late: called when a message that was unconfirmed is answered after all, or lost. Without it, the
-                connection is replaced if a message is unconfirmed: the channel is stuck behind it.
+                connection is replaced if a message is unconfirmed: the channel is stuck behind it. With it, what cannot be
+                waited for is lost and never unconfirmed.
 
         Raises:
             Unavailable: nothing was sent, because there is no connection, or the broker blocks publishers. What was sent
@@ -216,8 +217,8 @@ class Publisher:
             sending.add_done_callback(_sent)
             raise Unavailable(_BLOCKED)
         sending.cancel()
-        self._linger(channel, batch, on_late)
-        return batch.end(Fate.UNCONFIRMED)
+        lingers = self._linger(channel, batch, on_late)
+        return batch.end(Fate.UNCONFIRMED if lingers or on_late is None else Fate.LOST)
 
     async def _wait(self, sending: asyncio.Task[None], channel: ConfirmChannel, patience_seconds: float) -> None:
         self._waiting_from = asyncio.get_running_loop().time()
@@ -245,13 +246,18 @@ class Publisher:
             raise Unavailable(_BLOCKED)
         return self._channel
 
-    def _linger(self, channel: ConfirmChannel, batch: Batch, on_late: Late | None) -> None:
-        """Wait for late answers on this channel, and publish on another one from now on."""
+    def _linger(self, channel: ConfirmChannel, batch: Batch, on_late: Late | None) -> bool:
+        """Publish on another channel from now on, and wait for late answers on this one; whether they are waited for.
+
+        They are not if the write has not ended, or too many channels wait: then the connection is replaced.
+        """
         self._lingering = [one for one in self._lingering if not one.settled]
-        if on_late is not None and batch.written and len(self._lingering) < _LINGERING_MAX:
+        lingers = on_late is not None and batch.written and len(self._lingering) < _LINGERING_MAX
+        if lingers:
             batch.on_late = on_late
             self._lingering.append(channel)
         self._leave(channel)
+        return lingers
 
     def renew(self) -> None:
         """Publish over a new connection from now on, because a queue has refused a message.
