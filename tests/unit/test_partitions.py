@@ -1,12 +1,17 @@
 """Hash slots and the partitions they belong to."""
 
 import hashlib
+from collections.abc import Collection
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 from uuid import UUID
 
 import pytest
+from aiormq.exceptions import ChannelNotFoundEntity
 
 from task_activity_log.partitions import hash_slot, is_partition_count, partition_of, queue_of, slots_of
+from task_activity_log.rabbitmq.repartition import _look_up
 from task_activity_log.rabbitmq.topology import Topology
 
 
@@ -54,3 +59,56 @@ def test_without_partitions_the_topology_is_as_it_was() -> None:
         "task_activity_log.dead-letters",
     }
     assert "x-single-active-consumer" not in (Topology().queues()["task_activity_log.upsert"] or {})
+
+
+class Broker:
+    """A connection to a broker that has these partitions. It closes a channel that asks for what does not exist."""
+
+    def __init__(self, *numbers: int) -> None:
+        self._queues = {queue_of(Topology().requests_queue, number) for number in numbers}
+        self.opened = 0
+        self.open = 0
+
+    async def channel(self) -> Any:
+        self.opened += 1
+        self.open += 1
+
+        async def ask(name: str, *, passive: bool = True) -> Any:
+            assert passive
+            if name not in self._queues and name != Topology().partitions_exchange:
+                self.open -= 1
+                raise ChannelNotFoundEntity
+            return SimpleNamespace(declaration_result=SimpleNamespace(message_count=1, consumer_count=0))
+
+        return SimpleNamespace(declare_queue=ask, get_exchange=ask)
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        (),
+        range(1),
+        range(8),
+        range(256),
+        range(7),  # the declaration was interrupted
+        range(3, 8),  # the deletion was interrupted
+        range(200, 256),
+        (0, 1, 2, 3, 5, 6, 7),  # somebody has deleted one
+        (0, 1, 2, 3, 4, 5, 6, 9, 15),
+    ],
+)
+async def test_the_partitions_are_found_over_few_channels(numbers: Collection[int]) -> None:
+    """One after the other, and one more only where the broker has closed the one before."""
+    broker = Broker(*numbers)
+    found = await _look_up(cast("Any", broker), Topology(), all_numbers=False)
+    assert list(found.found) == list(numbers)
+    assert found.messages == len(numbers)
+    assert broker.open == 1
+    missing = max(numbers, default=-1) + 1 - len(numbers)
+    assert broker.opened <= 12 + missing
+
+
+async def test_before_a_change_all_numbers_are_looked_at() -> None:
+    """What somebody has left there must not be forgotten."""
+    found = await _look_up(cast("Any", Broker(5)), Topology())
+    assert list(found.found) == [5]

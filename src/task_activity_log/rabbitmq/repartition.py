@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from aio_pika.abc import AbstractConnection
+from aio_pika.abc import AbstractChannel, AbstractConnection
 from aiormq.exceptions import ChannelNotFoundEntity
 
 from task_activity_log.partitions import PARTITIONS_MAX, is_partition_count, queue_of
@@ -73,7 +73,7 @@ async def look_up(options: LinkOptions, topology: Topology) -> Partitions:
     """
     try:
         async with connect(options, "partitions") as (connection, _):
-            return await _look_up(connection, topology)
+            return await _look_up(connection, topology, all_numbers=False)
     except LOST as error:
         raise Unavailable(describe(error).text) from None
 
@@ -128,21 +128,59 @@ def _must_be_empty(partitions: Partitions, topology: Topology) -> None:
         )
 
 
-async def _look_up(connection: AbstractConnection, topology: Topology) -> Partitions:
+async def _look_up(connection: AbstractConnection, topology: Topology, *, all_numbers: bool = True) -> Partitions:
+    """Ask for each partition's queue, one after the other.
+
+    The broker closes a channel that has asked for what does not exist. So without `all_numbers` only those are asked for that
+    may exist: the last queue of each number of partitions, all before the last one of these that exists, and those that
+    follow it. Only a queue that is left alone by hand is not found then.
+    """
+    asking = _Asking(connection)
     found: dict[int, Partition] = {}
-    for number in range(PARTITIONS_MAX):
-        queue = queue_of(topology.requests_queue, number)
-        channel = await connection.channel()  # its own: if there is no such queue, the broker closes it
+
+    async def exists(number: int) -> bool:
+        if number not in found and (partition := await asking.queue(queue_of(topology.requests_queue, number))):
+            found[number] = partition
+        return number in found
+
+    last = PARTITIONS_MAX - 1
+    if not all_numbers:
+        counts = [2**power for power in range(PARTITIONS_MAX.bit_length())]
+        last = max([count - 1 for count in counts if await exists(count - 1)], default=-1)
+    for number in range(last + 1):
+        await exists(number)
+    while last + 1 < PARTITIONS_MAX and await exists(last + 1):
+        last += 1
+    return Partitions(dict(sorted(found.items())), exchange=await asking.exchange(topology.partitions_exchange))
+
+
+class _Asking:
+    """Asks for queues and exchanges over one channel, and opens another one when the broker has closed it."""
+
+    def __init__(self, connection: AbstractConnection) -> None:
+        """Open no channel yet."""
+        self._connection = connection
+        self._channel: AbstractChannel | None = None
+
+    async def queue(self, name: str) -> Partition | None:
+        """How much is in this queue; None if it does not exist."""
         try:
-            result = (await channel.declare_queue(queue, passive=True)).declaration_result
+            result = (await (await self._opened()).declare_queue(name, passive=True)).declaration_result
         except ChannelNotFoundEntity:
-            continue
-        await channel.close()
-        found[number] = Partition(queue, result.message_count or 0, result.consumer_count or 0)
-    channel = await connection.channel()
-    try:
-        await channel.get_exchange(topology.partitions_exchange)
-    except ChannelNotFoundEntity:
-        return Partitions(found, exchange=False)
-    await channel.close()
-    return Partitions(found, exchange=True)
+            self._channel = None
+            return None
+        return Partition(name, result.message_count or 0, result.consumer_count or 0)
+
+    async def exchange(self, name: str) -> bool:
+        """Whether this exchange exists."""
+        try:
+            await (await self._opened()).get_exchange(name)
+        except ChannelNotFoundEntity:
+            self._channel = None
+            return False
+        return True
+
+    async def _opened(self) -> AbstractChannel:
+        if self._channel is None:
+            self._channel = await self._connection.channel()
+        return self._channel
