@@ -96,6 +96,14 @@ async def scale(to: Services, options: argparse.Namespace) -> object:
     return {"medians": drain.table("Several workers", costs, baseline=f"1 × {OURS}"), "rounds": _raw(costs)}
 
 
+async def partitions(to: Services, options: argparse.Namespace) -> object:
+    """Four workers with order for each record, and four without."""
+    costs = await drain.partitioned(
+        to, waiting=options.messages * 4, rounds=options.rounds, seconds=4 * options.seconds
+    )
+    return {"medians": drain.table("Four workers", costs, baseline=drain.WITHOUT_ORDER), "rounds": _raw(costs)}
+
+
 async def latency_(to: Services, options: argparse.Namespace) -> object:
     """Time from publish to reply."""
     rates = (100,) if options.quick else (100, 1000)
@@ -173,6 +181,7 @@ SCENARIOS: dict[str, Callable[[Services, argparse.Namespace], Awaitable[object]]
     "latency": latency_,
     "publish": publish,
     "scale": scale,
+    "partitions": partitions,
     "batch": batch,
     "backlog": backlog,
     "table": table,

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from statistics import median
 
 from benchmarks import show
-from benchmarks.load import fill
+from benchmarks.load import PARTITIONED, fill
 from benchmarks.workers import OURS, Cost, Services, Worker, measure, ours
 
 Costs = dict[str, list[Cost]]
+
+WITHOUT_ORDER = "without order"
 
 
 async def in_turn(services: Services, workers: Sequence[Worker], *, waiting: int, rounds: int, seconds: float) -> Costs:
@@ -32,14 +34,40 @@ async def several(services: Services, *, waiting: int, rounds: int, seconds: flo
     return costs
 
 
+async def partitioned(services: Services, *, waiting: int, rounds: int, seconds: float) -> Costs:
+    """Measure four processes on one queue, where order is not kept, and four on eight partitions, in turn."""
+    await services.declare(PARTITIONED)
+    in_order = ours(
+        "on 8 partitions",
+        WORKER_PARTITIONS=str(PARTITIONED.partitions),
+        WORKER_REQUESTS_QUEUE=PARTITIONED.requests_queue,
+        WORKER_REQUESTS_EXCHANGE=PARTITIONED.requests_exchange,
+    )
+    workers = [ours(WITHOUT_ORDER), in_order]
+    costs: Costs = {worker.name: [] for worker in workers}
+    for number in range(rounds):
+        for worker in workers if number % 2 == 0 else reversed(workers):
+            by_record = worker is in_order
+            cost = await once(services, worker, waiting=waiting, seconds=seconds, processes=4, by_record=by_record)
+            costs[worker.name].append(cost)
+    return costs
+
+
 async def once(
-    services: Services, worker: Worker, *, waiting: int, seconds: float, processes: int = 1, rows: int | None = None
+    services: Services,
+    worker: Worker,
+    *,
+    waiting: int,
+    seconds: float,
+    processes: int = 1,
+    rows: int | None = None,
+    by_record: bool = False,
 ) -> Cost:
     """Fill the queue and drain it once. The tables are emptied first, unless `rows` is set: then updates are of them."""
     await services.empty(tables=rows is None)
     name = worker.name if processes == 1 else f"{processes} × {worker.name}"
     with show.bar(f"filling the queue with {waiting:,} messages") as progress:
-        await fill(os.environ["AMQP_URL"], waiting, progress, rows=rows or 0)
+        await fill(os.environ["AMQP_URL"], waiting, progress, rows=rows or 0, by_record=by_record)
     with show.bar(f"{name} drains {waiting:,} messages") as progress:
         cost = await measure(services, worker, waiting, seconds=seconds, processes=processes, progress=progress)
     show.say(

@@ -15,6 +15,7 @@ from uuid import UUID, uuid4
 
 from benchmarks.show import Progress
 from task_activity_log.message import Properties
+from task_activity_log.partitions import hash_slot
 from task_activity_log.rabbitmq.headers import decode, encode
 from task_activity_log.rabbitmq.link import LinkOptions
 from task_activity_log.rabbitmq.outgoing import Outgoing
@@ -22,6 +23,10 @@ from task_activity_log.rabbitmq.publisher import Publisher
 from task_activity_log.rabbitmq.topology import Topology
 
 TOPOLOGY = Topology()
+PARTITIONED = Topology(
+    requests_queue="task_activity_log.partitioned", requests_exchange="task_activity_log.partitioned", partitions=8
+)
+"""Eight partitions next to the usual requests queue, which has no single active consumer."""
 BATCH = 1000
 """How many messages are published at a time."""
 UPDATES_AFTER = 1000
@@ -62,7 +67,7 @@ def row_id(number: int) -> UUID:
     return UUID(md5(str(number).encode(), usedforsecurity=False).hexdigest())
 
 
-def requests(count: int, *, rows: int = 0) -> Iterator[Outgoing]:
+def requests(count: int, *, rows: int = 0, by_record: bool = False) -> Iterator[Outgoing]:
     """`count` persistent requests. Updates are of records sent before or, with `rows`, of that many existing rows."""
     earlier = deque(uuid4() for _ in range(UPDATES_AFTER))  # not sent before, so the first updates insert, too
     for number in range(count):
@@ -71,14 +76,14 @@ def requests(count: int, *, rows: int = 0) -> Iterator[Outgoing]:
         else:
             identifier = uuid4()
             earlier.append(identifier)
-        yield request(identifier, xml=number % XML_EVERY == XML_EVERY - 1)
+        yield request(identifier, xml=number % XML_EVERY == XML_EVERY - 1, by_record=by_record)
 
 
-def request(identifier: UUID, *, xml: bool = False) -> Outgoing:
-    """One persistent request."""
+def request(identifier: UUID, *, xml: bool = False, by_record: bool = False) -> Outgoing:
+    """One persistent request, for the requests queue or, with `by_record`, for the partition of its record."""
     return Outgoing(
-        TOPOLOGY.requests_exchange,
-        "upsert",
+        PARTITIONED.partitions_exchange if by_record else TOPOLOGY.requests_exchange,
+        hash_slot(identifier) if by_record else "upsert",
         Properties(
             content_type="application/xml" if xml else "application/json",
             delivery_mode=2,
@@ -108,9 +113,9 @@ async def publishing(url: str) -> AsyncIterator[Publisher]:
         await asyncio.wait({running})
 
 
-async def fill(url: str, count: int, progress: Progress, *, rows: int = 0) -> None:
-    """Publish `count` requests to the queue."""
-    coming = requests(count, rows=rows)
+async def fill(url: str, count: int, progress: Progress, *, rows: int = 0, by_record: bool = False) -> None:
+    """Publish `count` requests to the queue, or to the partitions."""
+    coming = requests(count, rows=rows, by_record=by_record)
     async with publishing(url) as publisher:
         for done in range(0, count, BATCH):
             await publisher.publish(list(islice(coming, BATCH)))

@@ -22,7 +22,7 @@ from benchmarks.load import TOPOLOGY
 from benchmarks.show import Progress
 from task_activity_log.pipeline.request import UpdateMode
 from task_activity_log.postgresql import writing
-from task_activity_log.rabbitmq.topology import declare
+from task_activity_log.rabbitmq.topology import Topology, declare
 
 PEERS = Path(__file__).parent / "peers"
 OURS = "task-activity-log"
@@ -177,6 +177,13 @@ class Services:
                 "TRUNCATE task_activity_log, task_activity_log_inbox, task_activity_log_journal"
             )
         await self.database.execute("CHECKPOINT")
+
+    async def declare(self, topology: Topology) -> None:
+        """Declare queues other than those of the default topology, and empty the partitions."""
+        async with await aio_pika.connect(os.environ["AMQP_URL"]) as connection:
+            await declare(connection, topology)
+        for name in topology.partition_queues:
+            await (await self._channel.get_queue(name)).purge()
 
     async def take_replies(self) -> None:
         """Discard all replies in the queue."""
