@@ -18,7 +18,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from benchmarks import chart, drain, growth, latency, limits, publishing, show
-from benchmarks.workers import OURS, Services, ours, peers, plain, services
+from benchmarks.workers import (
+    GO_INBOX,
+    OURS,
+    WORKERS_STATEMENT,
+    Services,
+    Worker,
+    go_batch,
+    has_go,
+    ours,
+    peers,
+    plain,
+    services,
+)
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results.json"
@@ -36,7 +48,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="only drain, latency and publish, in one short round")
     parser.add_argument("--messages", type=int, default=20_000, help="messages to drain (20,000)")
     parser.add_argument("--rounds", type=int, default=3, help="number of rounds; results are medians (3)")
-    parser.add_argument("--seconds", type=float, default=15.0, help="time limit of one drain (15)")
+    parser.add_argument("--seconds", type=float, default=15.0, help="time limit of one drain; a run of latency (15)")
     parser.add_argument("--waiting", type=int, default=1_000_000, help="backlog: messages in the queue (1,000,000)")
     parser.add_argument("--backlog-seconds", type=float, default=300.0, help="backlog: time limit of the drain (300)")
     parser.add_argument("--rows", type=int, default=10_000_000, help="table: rows in the big table (10,000,000)")
@@ -47,7 +59,7 @@ def arguments() -> argparse.Namespace:
         action="append",
         default=[],
         metavar="NAME=SRC",
-        help="also measure the worker of another checkout's src/ directory, in drain and batch",
+        help="also measure the worker of another checkout's src/ directory, in drain, batch and latency",
     )
     parser.add_argument(
         "--preferred",
@@ -72,20 +84,27 @@ async def drain_(to: Services, options: argparse.Namespace) -> object:
         others = [peer for peer in others if options.only in peer.name]
     for name, why in left_out.items():
         show.say(f"{name} is not measured: {why}")
-    again = [ours(name, PYTHONPATH=path) for name, _, path in (each.partition("=") for each in options.against)]
     costs = await drain.in_turn(
-        to, [ours(), *again, *others], waiting=options.messages, rounds=options.rounds, seconds=options.seconds
+        to,
+        [ours(), *_against(options), *others],
+        waiting=options.messages,
+        rounds=options.rounds,
+        seconds=options.seconds,
     )
     medians = drain.table(f"Drain of {options.messages:,} waiting messages", costs, baseline=OURS)
     return {"medians": medians, "left_out": left_out, "rounds": _raw(costs)}
 
 
+def _against(options: argparse.Namespace) -> list[Worker]:
+    """This worker, of other checkouts."""
+    return [ours(name, PYTHONPATH=path) for name, _, path in (each.partition("=") for each in options.against)]
+
+
 async def batch(to: Services, options: argparse.Namespace) -> object:
     """Different batch sizes, each with a prefetch of four batches."""
     sizes = [ours(f"batch_max {size}", WORKER_BATCH_MAX=str(size)) for size in (100, 250, 500, 1000, 2000)]
-    again = [ours(name, PYTHONPATH=path) for name, _, path in (each.partition("=") for each in options.against)]
     costs = await drain.in_turn(
-        to, [*sizes, *again], waiting=options.messages, rounds=options.rounds, seconds=options.seconds
+        to, [*sizes, *_against(options)], waiting=options.messages, rounds=options.rounds, seconds=options.seconds
     )
     return {"medians": drain.table("Batch sizes", costs, baseline="batch_max 500"), "rounds": _raw(costs)}
 
@@ -106,9 +125,12 @@ async def partitions(to: Services, options: argparse.Namespace) -> object:
 
 async def latency_(to: Services, options: argparse.Namespace) -> object:
     """Time from publish to reply."""
-    rates = (100,) if options.quick else (100, 1000)
-    seconds = 5.0 if options.quick else 15.0
-    return await latency.in_turn(to, [ours(), plain()], rates=rates, rounds=options.rounds, seconds=seconds)
+    rates = (100,) if options.quick else (100, 1000, 5000)
+    seconds = min(options.seconds, 5.0) if options.quick else options.seconds
+    workers = [ours(), *_against(options), plain()]
+    if has_go():
+        workers.append(go_batch(GO_INBOX, UPSERT=WORKERS_STATEMENT))
+    return await latency.in_turn(to, workers, rates=rates, rounds=options.rounds, seconds=seconds)
 
 
 async def publish(to: Services, options: argparse.Namespace) -> object:

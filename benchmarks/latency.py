@@ -1,10 +1,11 @@
-"""Measures the time from publish to reply at a steady rate, for this worker and the plain aio-pika one in turn."""
+"""Measures the time from publish to reply at a steady rate, for this worker and others in turn."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import time
+from bisect import bisect_right
 from collections.abc import Sequence
 from random import Random
 from statistics import median, quantiles
@@ -14,12 +15,14 @@ import aio_pika
 
 from benchmarks import show
 from benchmarks.load import TOPOLOGY, publishing, request
-from benchmarks.workers import Services, Worker, running
+from benchmarks.workers import PLAIN, Services, Worker, running
 from task_activity_log.rabbitmq.publisher import Publisher
 
 _WARM_UP = 0.2
 """The first messages, as a share of all, whose times are ignored because the worker has just started."""
 _LAST_REPLY_SECONDS = 30.0
+_PLAIN_MOST = 1_000
+"""From this rate on the plain one falls behind for ever."""
 
 
 async def in_turn(
@@ -30,6 +33,8 @@ async def in_turn(
     for rate in rates:
         for _ in range(rounds):
             for worker in workers:
+                if worker.name == PLAIN and rate > _PLAIN_MOST:
+                    continue
                 took = await once(services, worker, rate=rate, seconds=seconds)
                 cuts = quantiles(took, n=100)
                 some = found.setdefault(f"{worker.name}, {rate:,}/s", {"p50_ms": [], "p99_ms": []})
@@ -62,24 +67,30 @@ async def once(services: Services, worker: Worker, *, rate: int, seconds: float)
             complete.set()
 
     url = os.environ["AMQP_URL"]
-    with running(worker), show.bar(f"{worker.name} at {rate:,} messages/s") as progress:
+    with running(worker) as [process], show.bar(f"{worker.name} at {rate:,} messages/s") as progress:
         async with await aio_pika.connect(url) as connection, publishing(url) as publisher:
             queue = await (await connection.channel()).get_queue(TOPOLOGY.replies_queue)
             await queue.consume(on_reply, no_ack=True)
-            sending = []
+            sending: list[asyncio.Task[None]] = []
+            services.prefer([process.pid])
             random = Random(rate)  # noqa: S311 - the same moments for every worker
             at = time.perf_counter() + 2.0  # the worker has started by then; if not, the delay falls into the warm-up
-            for number in range(count):
-                at += random.expovariate(rate)
-                await asyncio.sleep(max(0.0, at - time.perf_counter()))
-                sending.append(asyncio.create_task(_send(publisher, sent)))
-                progress(number / count)
+            moments = [at := at + random.expovariate(rate) for _ in range(count)]
+            while len(sent) < count:
+                await asyncio.sleep(max(0.0, moments[len(sent)] - time.perf_counter()))
+                due = bisect_right(moments, time.perf_counter()) - len(sent)
+                sending.append(asyncio.create_task(_send(publisher, sent, due)))
+                await asyncio.sleep(0)
+                progress(len(sent) / count)
+                if count // 10 <= len(sent) < count // 5:
+                    services.prefer([process.pid])  # also what has connected to the database since
             await asyncio.gather(*sending)
             await asyncio.wait_for(complete.wait(), _LAST_REPLY_SECONDS)
     return [took[name] for name in sent][int(count * _WARM_UP) :]
 
 
-async def _send(publisher: Publisher, sent: dict[str, float]) -> None:
-    message = request(uuid4())
-    sent[message.properties.correlation_id or ""] = time.perf_counter()
-    await publisher.publish([message])
+async def _send(publisher: Publisher, sent: dict[str, float], count: int) -> None:
+    """Publish what is due in one write."""
+    messages = [request(uuid4()) for _ in range(count)]
+    sent.update((message.properties.correlation_id or "", time.perf_counter()) for message in messages)
+    await publisher.publish(messages)

@@ -197,8 +197,12 @@ class Services:
         if not self.preferred:
             return
         for pid in (os.getpid(), *workers, self._broker, self._postmaster, *_children(self._postmaster)):
-            with suppress(FileNotFoundError):
+            try:
                 Path(f"/proc/{pid}/autogroup").write_text(_PREFERENCE)
+            except PermissionError:
+                raise SystemExit("--preferred can be used by root only") from None
+            except OSError:
+                pass  # a process of the database that has ended
 
     def cpu(self) -> tuple[float, float]:
         """The CPU seconds that broker and database have used; 0 for one that is not a process of this machine."""

@@ -190,39 +190,56 @@ async def test_a_batch_behind_one_that_is_given_up_is_not_acknowledged() -> None
     assert bench.replies.attempts == [["a"], ["b"]]
 
 
-async def test_the_next_batch_is_decoded_while_the_database_stores_one() -> None:
-    """Each message is decoded once, and what cannot be decoded ahead is rejected with its own batch."""
-    bench, decoded = Bench(), []
+async def decoded_until_stored(
+    bench: Bench, first: Sequence[Delivery], others: Sequence[Delivery]
+) -> list[list[Delivery]]:
+    """What was decoded when the first statement ended, and when all was settled, where others wait behind the first batch."""
+    decoded: list[Delivery] = []
+    storing = bench.worker._storing
+    found: list[list[Delivery]] = []
+    apply = storing.store.apply
 
-    def counted(delivery: Delivery, rules: Rules) -> Any:
+    def noted(delivery: Delivery, rules: Rules) -> Any:
         decoded.append(delivery)
         return decode(delivery, rules)
 
-    deliveries = [*(upsert() for _ in range(15)), delivered(b"{", message_id="bad")]
-    bench.intake.batches = [deliveries[:10]]
-    bench.intake.put(*deliveries[10:])
-    storing = asyncio.Event()
-    at_the_end: list[Delivery] = []
-    apply = bench.worker._storing.store.apply
-
     async def slow(*arguments: Any) -> Any:
-        if not storing.is_set():
-            storing.set()
+        if not found:
             await settle()
-            at_the_end.extend(decoded)
+            found.append(list(decoded))
         return await apply(*arguments)
 
-    with patch.object(batches, "decode", counted), patch.object(bench.worker._storing.store, "apply", slow):
+    bench.intake.batches = [list(first)]
+    bench.intake.put(*others)
+    bench.stage.stored = storing.parts.stored
+    bench.replies.publish = FakeReplies([]).publish  # type: ignore[method-assign]
+    with patch.object(batches, "decode", noted), patch.object(storing.store, "apply", slow):
         running = asyncio.create_task(bench.worker.run())
-        bench.stage.stored = bench.worker._storing.parts.stored
-        bench.replies.publish = FakeReplies([]).publish  # type: ignore[method-assign]
-        await bench.watch.settled(16)
+        await bench.watch.settled(len(first) + len(others))
         bench.intake.waiting.close()
         bench.worker.drain()
         await asyncio.wait_for(running, 5)
-    assert at_the_end == deliveries
-    assert decoded == [*deliveries, deliveries[-1]]
+    return [*found, decoded]
+
+
+async def test_the_next_batch_is_decoded_while_the_database_stores_one() -> None:
+    """Each message is decoded once, and what cannot be decoded ahead is rejected with its own batch."""
+    bench = Bench()
+    first, others = [upsert() for _ in range(10)], [*(upsert() for _ in range(5)), delivered(b"{", message_id="bad")]
+    when_stored, at_the_end = await decoded_until_stored(bench, first, others)
+    assert when_stored == [*first, *others]
+    assert at_the_end == [*first, *others, others[-1]]
     assert bench.watch.outcomes.count("rejected") == 1
+
+
+async def test_nothing_is_decoded_ahead_while_a_message_that_was_returned_often_is_tried() -> None:
+    """A crash would be taken for the fault of that message."""
+    bench = Bench()
+    first, others = [upsert() for _ in range(3)], [upsert() for _ in range(5)]
+    first[1].attempts = 2
+    when_stored, at_the_end = await decoded_until_stored(bench, first, others)
+    assert when_stored == first
+    assert at_the_end == [*first, *others]
 
 
 async def test_what_may_crash_the_worker_is_not_decoded_ahead() -> None:
