@@ -29,8 +29,9 @@ from tests.chaos.locks import (
     rows_changed,
     rows_locked,
     rows_referred_to,
+    rows_slow,
 )
-from tests.chaos.plan import ASKERS, ROWS, Journal, Plan
+from tests.chaos.plan import ASKERS, ROWS, SLOW, Journal, Plan
 from tests.chaos.pooler import Pooler
 
 Fault: TypeAlias = Callable[["Faults"], Awaitable[None]]
@@ -112,7 +113,9 @@ class Faults:
             (rows_referred_to, 1),
         ]
         askers: list[tuple[Fault, float]] = [(asker_silent, 3)]
-        return [*(rows if ROWS in self.plan.hostile else ()), *(askers if ASKERS in self.plan.hostile else ())]
+        slow: list[tuple[Fault, float]] = [(rows_slow, 3)]
+        kinds = ((ROWS, rows), (ASKERS, askers), (SLOW, slow))
+        return [fault for kind, faults in kinds if kind in self.plan.hostile for fault in faults]
 
     def _outages(self) -> list[tuple[Fault, float]]:
         half_opens = 3.0 if self.plan.half_opens else 0.0

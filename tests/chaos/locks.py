@@ -1,4 +1,4 @@
-"""Faults that lock rows: other sessions hold them for a while, and delay what is about these records, and nothing else."""
+"""Faults of some rows: other sessions lock them, or a trigger is slow. They delay these records, and nothing else."""
 
 from __future__ import annotations
 
@@ -29,6 +29,11 @@ _SOME = "SELECT id FROM task_activity_log ORDER BY random() LIMIT $1"
 _FREE = f"SELECT id FROM task_activity_log WHERE id IN ({_SOME}) FOR UPDATE SKIP LOCKED"  # noqa: S608 - constants
 _CHANGE = f"UPDATE task_activity_log SET description = 'never committed' WHERE id IN ({_FREE}) RETURNING id"  # noqa: S608
 """Some rows that no other session has locked, so that nobody waits for another fault."""
+_SLOW = """
+    INSERT INTO chaos_slow (id, seconds, until) VALUES ($1, $2, now() + $3::float8 * interval '1 second')
+    ON CONFLICT (id) DO UPDATE SET seconds = excluded.seconds, until = excluded.until
+"""
+"""It ends by itself, also if the database ends meanwhile."""
 
 
 def _until_the_database_ends(fault: Callable[[Faults], Awaitable[None]]) -> Callable[[Faults], Awaitable[None]]:
@@ -95,8 +100,26 @@ async def rows_referred_to(faults: Faults) -> None:
         await asyncio.sleep(seconds)
 
 
+@_until_the_database_ends
+async def rows_slow(faults: Faults) -> None:
+    """A trigger takes its time for some rows, those of a few records and of many new ones. Nothing is locked."""
+    seconds = faults.seconds(1, 8)
+    messages = [faults.stranger.plain() for _ in range(faults.random.randint(3, 20))]
+    session: Connection = await asyncpg.connect(faults.database_url, timeout=5)
+    try:
+        known = [row["id"] for row in await session.fetch(_SOME, faults.random.randint(1, 3))]
+        records = [*known, *(one.record for one in messages if one.record)]
+        with faults.locks.held(records):
+            await session.executemany(_SLOW, [[record, faults.seconds(0.3, 3), seconds] for record in records])
+            faults.journal.fault("rows slow", f"{len(records)}, for {seconds:.1f} s")
+            faults.stranger.send(messages)
+            await asyncio.sleep(seconds)
+    finally:
+        session.terminate()
+
+
 class Locks:
-    """Which records were locked, and when."""
+    """Which records were locked or slow, and when."""
 
     def __init__(self) -> None:
         self._held: dict[UUID, list[list[float]]] = {}

@@ -7,9 +7,9 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 
-ROWS, BODIES, ASKERS = HOSTILE = ("rows", "bodies", "askers")
-"""What can be hostile: other sessions, which lock rows; bodies and headers that cost a worker as much as they can; and
-whoever asks for a reply that cannot be placed."""
+ROWS, BODIES, ASKERS, SLOW = HOSTILE = ("rows", "bodies", "askers", "slow")
+"""What can be hostile: other sessions, which lock rows; bodies and headers that cost a worker as much as they can; whoever asks
+for a reply that cannot be placed; and a trigger that takes its time for some rows."""
 
 
 @dataclass(frozen=True, slots=True)

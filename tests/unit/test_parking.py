@@ -999,7 +999,7 @@ class TestSlowRows:
             assert asyncio.get_running_loop().time() - began < 5
             await bench.settled(bench.parking.messages)
             assert len(store.stored_at) >= len(wave)
-            trials = store.timed_out - slow * 6  # each is tried alone, for longer and longer
+            trials = store.timed_out - slow * 7  # each is tried alone, for longer and longer
             assert trials < 0.5 * slow + 20
 
         run(act, most=1000, limit_seconds=100_000)
