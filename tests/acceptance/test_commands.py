@@ -702,6 +702,15 @@ async def test_dead_letters_are_listed_shown_and_exported(
     assert await names(channel, TOPOLOGY.dead_letters_queue) == ["one", "two", "three"]
 
 
+async def test_a_replay_sends_the_oldest_first(channel: AbstractChannel, amqp_url: str) -> None:
+    """The queue may have another order: RabbitMQ returns those that an earlier replay has not taken in any order."""
+    for name, second in (("b", "02"), ("c", "03"), ("a", "01")):
+        seen: dict[str, Any] = {"x-last-seen": f"2026-01-01T00:00:{second}+00:00"}
+        await reject(channel, name, line(), "refused_by_database", **seen)
+    assert (await command("dead-letters", "replay", "--all", AMQP_URL=amqp_url)).code == 0
+    assert await names(channel, TOPOLOGY.requests_queue) == ["a", "b", "c"]
+
+
 async def test_only_dead_letters_that_would_be_accepted_are_replayed(
     channel: AbstractChannel, amqp_url: str, tmp_path: Path
 ) -> None:

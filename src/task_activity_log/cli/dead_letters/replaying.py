@@ -25,6 +25,7 @@ async def replay(
     async with selection.on_loan(requests) as (loan, letters):
         rules = rules_of(settings)
         replays = [Replay(letter, requests[letter.key], judged(requests[letter.key], rules)) for letter in letters]
+        replays.sort(key=lambda each: each.letter.rejected_at)  # the queue may have another order: see `present`
         await sort_out(replays, None if over_newer else lambda ids: _changed(ids, settings))
         chosen = [(each.letter, each.request) for each in replays if each.state == "waiting"]
         kept = [(each.letter.name, _why_kept(each)) for each in replays if each.state == "kept"]
