@@ -225,6 +225,7 @@ async def main() -> None:
     known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     async with services() as to:
         to.preferred = options.preferred
+        to.prefer([])
         for name in options.scenarios or SCENARIOS:
             show.say(f"\n{name}: {(SCENARIOS[name].__doc__ or '').lower()}")
             known[name] = {
