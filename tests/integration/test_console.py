@@ -133,8 +133,14 @@ async def row(database_url: str, identifier: UUID) -> Any:
 
 
 async def waiting(amqp_url: str) -> list[DeadLetter]:
-    async with borrow_dead_letters(amqp_url) as loan:
-        return [letter async for letter in loan]
+    """All dead letters. While a console looks at them, they are in its hands and nobody else sees them."""
+    async with asyncio.timeout(90):
+        while True:
+            async with borrow_dead_letters(amqp_url) as loan:
+                letters = [letter async for letter in loan]
+                if not loan.others and len(letters) == loan.waiting:
+                    return letters
+            await asyncio.sleep(0.05)
 
 
 async def names_in(amqp_url: str, queue: str) -> list[str]:
