@@ -261,7 +261,7 @@ def _binary_version(directory: Path) -> int:
 def _settings(*, durable: bool, **more: str) -> list[str]:
     settings = {"max_connections": "200", "timezone": "UTC", "log_timezone": "UTC", **more}
     if not durable:
-        settings |= {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
+        settings |= {"fsync": "off", "full_page_writes": "off"}
     return [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
 
 

@@ -227,8 +227,7 @@ class Service:
             asyncio.create_task(self._watch_database(), name="watch of the database"),
             asyncio.create_task(self._trim(), name="trim"),
         ]
-        if self._journal is not None:
-            tasks.append(asyncio.create_task(self._journal.run(), name="journal"))
+        journal = None if self._journal is None else asyncio.create_task(self._journal.run(), name="journal")
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
@@ -236,8 +235,8 @@ class Service:
             await self._drain(working)
         finally:
             await end(*tasks)
-            if self._journal is not None:
-                await self._journal.finish(self._settings.drain_limit_seconds * _JOURNAL_SHARE)
+            if self._journal is not None and journal is not None:
+                await self._journal.finish(journal, self._settings.drain_limit_seconds * _JOURNAL_SHARE)
             await asyncio.gather(*(store.close() for store in (self._store, self._parked_store, self._slow_store)))
             server.close()
             if self._traces is not None:

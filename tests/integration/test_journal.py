@@ -58,9 +58,7 @@ async def journaling(database_url: str, lost: list[int]) -> AsyncIterator[Journa
     journal = Journal(Connector(database_url), on_dropped=lost.append)
     task = asyncio.create_task(journal.run())
     yield journal
-    task.cancel()
-    await asyncio.wait([task])
-    await journal.finish(5.0)
+    await journal.finish(task, 60.0)
 
 
 async def test_what_was_answered_is_found_when_nothing_else_is_left(
@@ -162,18 +160,25 @@ async def test_a_journal_that_is_locked_delays_nobody(
 async def test_what_was_answered_last_is_written_at_the_end(
     amqp_url: str, database_url: str, database: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A worker that stops does not lose it. Here it has not come to write anything before."""
+    """Once. A worker that stops waits for the statement that is under way, which waits for a lock until then."""
+    monkeypatch.setattr(journal_module, "_WRITE", journal_module._WRITE.replace("'1s'", "'1h'"))
+    monkeypatch.setattr(journal_module, "_STATEMENT_SECONDS", 3600.0)
+    lock, finish = database.transaction(), Journal.finish
 
-    async def idle(_: Journal) -> None:
-        await asyncio.Event().wait()
+    async def release_and_finish(journal: Journal, running: asyncio.Task[None], seconds: float) -> None:
+        release = asyncio.create_task(lock.rollback())
+        await finish(journal, running, seconds)
+        await release
 
-    monkeypatch.setattr(Journal, "run", idle)
-    async with conversing(amqp_url) as talk:
-        async with serving(amqp_url, database_url, WORKER_JOURNAL="true"):
-            await talk.send()
-            assert await talk.outcomes(1) == ["inserted"]
-            assert await rows(database) == []
-        assert len(await rows(database)) == 1
+    monkeypatch.setattr(Journal, "finish", release_and_finish)
+    settings: dict[str, Any] = {"WORKER_JOURNAL": "true", "WORKER_DRAIN_LIMIT_SECONDS": "600"}
+    async with conversing(amqp_url) as talk, serving(amqp_url, database_url, **settings):
+        await lock.start()
+        await database.execute("LOCK TABLE task_activity_log_journal")
+        await talk.send()
+        assert await talk.outcomes(1) == ["inserted"]
+        await until_blocked(database)
+    assert len(await rows(database)) == 1
 
 
 async def test_rows_that_the_database_refuses_are_found_and_dropped(database_url: str, database: Connection) -> None:
@@ -194,7 +199,7 @@ async def test_the_rows_that_wait_are_bounded(database_url: str, database: Conne
     journal = Journal(Connector(database_url), on_dropped=lost.append)
     journal.add([answered(str(number)) for number in range(_ROWS_MAX + 5)])
     assert lost == [5]
-    await journal.finish(60.0)
+    await journal.finish(asyncio.create_task(journal.run()), 60.0)
     assert lost == [5]
     found = await database.fetchrow(
         "SELECT count(*), min(message_id::int), max(message_id::int) FROM task_activity_log_journal"

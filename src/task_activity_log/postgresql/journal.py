@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import NamedTuple
 from uuid import UUID
 
 import structlog
 
+from task_activity_log.aio import end
 from task_activity_log.message import ERROR_CODE, Delivery
 from task_activity_log.pipeline.ports import D, Settlement
 from task_activity_log.pipeline.request import message_id
@@ -74,6 +76,8 @@ class Journal:
         self._on_dropped = on_dropped
         self._rows: deque[Row] = deque()
         self._filled = asyncio.Event()
+        self._written = asyncio.Event()  # not set while something waits
+        self._written.set()
         self._reason: str | None = None  # why it cannot be written at present
 
     def add(self, settlements: Sequence[Settlement[D]]) -> None:
@@ -85,6 +89,7 @@ class Journal:
                 self._rows.popleft()
             self._on_dropped(over)
         if self._rows:
+            self._written.clear()
             self._filled.set()
 
     async def run(self) -> None:
@@ -99,13 +104,12 @@ class Journal:
                     log.warning("journal_failing", reason=outage.reason)
                 await asyncio.sleep(_RETRY_SECONDS)
 
-    async def finish(self, seconds: float) -> None:
-        """Write what was added last, if that is possible within this time, and disconnect."""
-        try:
+    async def finish(self, running: asyncio.Task[None], seconds: float) -> None:
+        """Let `running`, the task of `run`, write what was added last; end it after this time; and disconnect."""
+        with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                await self._write_all()
-        except (TimeoutError, Unavailable):
-            pass
+                await self._written.wait()
+        await end(running)
         if self._rows:
             self._on_dropped(len(self._rows))
         await self._session.close()
@@ -136,6 +140,7 @@ class Journal:
                 self._reason = None
                 log.info("journal_recovered")
         self._filled.clear()
+        self._written.set()
 
 
 def _row(settlement: Settlement[D], answered_at: str) -> Row | None:

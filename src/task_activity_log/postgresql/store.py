@@ -36,7 +36,8 @@ _TABLE = sql("table")
 _ANY = sql("any")
 READ = sql("read").replace("{too_long}", writing.TOO_LONG.format(most_bytes="$2::pg_catalog.int8"))
 CONFIRM = sql("confirm")
-_LOCKED = sql("locked")
+_LOCKED, _VERSION_KEPT = sql("locked"), sql("version_kept")
+_DIVISION_BY_ZERO = "22012"
 _SCHEMA_VERSION, _CHECK = sql("schema_version"), sql("check")
 
 _CONFIRM_SECONDS = 5.0
@@ -293,6 +294,19 @@ class Store:
             detail = ", ".join(filter(None, (more, self._writer.where)))
             return Failed(label, failure.sqlstate, detail, name=failure.rule.name, lasting=True)
         raise failure
+
+    async def keeps_versions(self) -> bool:
+        """Whether a row of our own has the version that it was written with. It is written and rolled back.
+
+        If it has not, a trigger has changed it, and `x-version` protects nothing. True if the row cannot be written.
+
+        Raises:
+            Unavailable: it is not possible to connect.
+        """
+        statement, own = self._statement(UpdateMode.REPLACE), uuid4()
+        writes = [(statement, writing.own_version(_BARE, own, version)) for version in (1, 2)]
+        failure = await self._writer.rehearse(*writes, (_VERSION_KEPT, [own, 2]), seconds=_REHEARSE_SECONDS)
+        return not isinstance(failure, Refused) or failure.sqlstate != _DIVISION_BY_ZERO
 
     async def locked(self, ids: Sequence[UUID]) -> set[UUID]:
         """Those of these records whose rows are locked by another transaction now (see sql/locked.sql).

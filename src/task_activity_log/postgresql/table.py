@@ -161,8 +161,9 @@ def oddities(table: Row) -> Iterator[tuple[str, str]]:
             f"modified_dateutc is {types['modified_dateutc']}",
             "it does not increase with each write: use full precision",
         )
+    names = dict(zip(table["names"], table["types"], strict=True))  # declared may be quoted (quote_all_identifiers)
     for column in FIELDS:
-        if STORED_KINDS[column] is Kind.UUID and types.get(column) != "uuid":
+        if STORED_KINDS[column] is Kind.UUID and names.get(column) != "uuid":
             yield f"column {column} is {types.get(column)}", "a value that is not a uuid makes its record unreadable"
     for schema in table["open_schemas"]:
         yield (

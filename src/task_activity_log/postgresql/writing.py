@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import cache
 from operator import attrgetter
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 from task_activity_log.message import Delivery, Properties
 from task_activity_log.pipeline.request import Request, UpdateMode
@@ -73,8 +73,8 @@ def arguments(wave: Sequence[Request[Any]], mode: UpdateMode, lock_seconds: floa
     return found
 
 
-def _own_request(record: TaskActivityLog) -> Request[Delivery]:
-    return Request(Delivery(b"", Properties()), record, "", UpdateMode.REPLACE, version=None, key=uuid4())
+def _own_request(record: TaskActivityLog, version: int | None = None) -> Request[Delivery]:
+    return Request(Delivery(b"", Properties()), record, "", UpdateMode.REPLACE, version=version, key=uuid4())
 
 
 def nothing(mode: UpdateMode) -> list[object]:
@@ -88,3 +88,9 @@ def own_arguments(record: TaskActivityLog, count: int) -> list[object]:
     values = {name: getattr(record, name) for name in FIELDS}
     rows = [TaskActivityLog.trusted({**values, "id": uuid4()}, set()) for _ in range(count)]
     return arguments([_own_request(row) for row in rows], UpdateMode.REPLACE, 1.0)
+
+
+def own_version(record: TaskActivityLog, identifier: UUID, version: int) -> list[object]:
+    """The parameters for a row of the worker's own with the values of this record, this id and this version."""
+    row = TaskActivityLog.trusted({**record.__dict__, "id": identifier}, set())
+    return arguments([_own_request(row, version)], UpdateMode.REPLACE, 1.0)

@@ -5,11 +5,12 @@ from collections.abc import Iterator
 from task_activity_log.cli.check.finding import Finding
 from task_activity_log.postgresql import migrations, store, table
 from task_activity_log.postgresql.session import Row
-from task_activity_log.problem import Unavailable
+from task_activity_log.problem import TimedOut, Unavailable
 from task_activity_log.settings import Settings
 from task_activity_log.wiring import store_of
 
 _OLDEST = 140_000
+_SET = "it may be set for the server, the database (ALTER DATABASE … SET) or the role (ALTER ROLE … SET): change "
 
 
 async def findings(settings: Settings) -> list[Finding]:
@@ -18,6 +19,8 @@ async def findings(settings: Settings) -> list[Finding]:
     database = store_of(settings)
     try:
         row, found = await database.describe(), await database.look()
+        may_write = not row["missing"] and not row["read_only"] and not any(table.misfits(found))
+        keeps_versions = not (may_write and found["has_triggers_of_others"]) or await database.keeps_versions()
         try:
             schema = _judge_revision(await database.schema_version(), fits=not any(table.misfits(found)))
         except Unavailable as error:
@@ -25,6 +28,8 @@ async def findings(settings: Settings) -> list[Finding]:
             schema = Finding("broken", "schema", error.reason, advice)
     except Unavailable as error:
         advice = "check that it is running and that DATABASE_URL is correct"
+        if isinstance(error, TimedOut):
+            advice = f"the server is slow, or {_SET.removeprefix('it ')}statement_timeout"
         return [Finding("broken", "database", error.reason, advice)]
     finally:
         await database.close()
@@ -32,7 +37,7 @@ async def findings(settings: Settings) -> list[Finding]:
     if found["kind"] is None:  # the schema's finding says so, unless the table is in another schema
         return [*server, *(list(_judge_table(found)) or [schema])]
     journal = _judge_journal(row) if settings.journal else ()
-    return [*server, schema, *_judge_rights(row), *_judge_table(found), *journal]
+    return [*server, schema, *_judge_rights(row), *_judge_table(found, keeps_versions=keeps_versions), *journal]
 
 
 def _judge_server(row: Row, where: str, *, local: bool) -> Iterator[Finding]:
@@ -41,7 +46,16 @@ def _judge_server(row: Row, where: str, *, local: bool) -> Iterator[Finding]:
     yield Finding("warning" if advice else "fine", "database", found, advice)
     if row["read_only"]:
         advice = "name the primary in DATABASE_URL, or all hosts: the one that accepts writes is used"
+        if not row["standby"]:
+            advice = f"{_SET}default_transaction_read_only"
         yield Finding("broken", "database writes", "read-only", advice)
+    if row["synchronous_commit"] == "off":
+        found = "synchronous_commit is off: a crash of the server can lose messages that were answered"
+        yield Finding("warning", "database writes", found, f"{_SET}synchronous_commit")
+    for timeout in row["short_timeouts"] or ():
+        name, _, limit = timeout.partition(" ")
+        found = f"{name} is {limit}: a batch that takes longer is divided, and tried again in parts"
+        yield Finding("warning", "database limits", found, f"{_SET}{name}")
     if not row["encrypted"] and not local:
         advice = "set WORKER_DATABASE_CA_FILE, or sslmode=verify-full in DATABASE_URL"
         yield Finding("warning", "database link", "not encrypted", advice)
@@ -96,7 +110,7 @@ def _judge_journal(row: Row) -> Iterator[Finding]:
         yield Finding("fine", "journal", "how messages were answered is recorded")
 
 
-def _judge_table(found: Row) -> Iterator[Finding]:
+def _judge_table(found: Row, *, keeps_versions: bool = True) -> Iterator[Finding]:
     """Whether rows can be stored as they should be, in a table that may be somebody's own."""
     certain = list(table.misfits(found))
     for misfit in certain:
@@ -106,5 +120,8 @@ def _judge_table(found: Row) -> Iterator[Finding]:
     for misfit in table.named(found):
         if misfit not in certain and found["kind"] != "v":  # the triggers of a view's table are not known
             yield Finding("warning", "table", misfit, "another trigger must make up for it")
+    if not keeps_versions:
+        advice = "x-version protects no record from older changes: have the trigger leave source_version as it is"
+        yield Finding("warning", "table", "a trigger changes source_version", advice)
     for oddity, advice in table.oddities(found):
         yield Finding("warning", "table", oddity, advice)

@@ -9,6 +9,7 @@ SELECT
     pg_catalog.current_setting('server_version') AS version,
     pg_catalog.current_setting('server_version_num')::pg_catalog.int4 AS version_number,
     pg_catalog.current_setting('transaction_read_only')::pg_catalog.bool AS read_only,
+    pg_catalog.pg_is_in_recovery() AS standby,
     current_user::pg_catalog.text AS role,
     (SELECT rolsuper FROM pg_catalog.pg_roles WHERE rolname OPERATOR(pg_catalog.=) current_user) AS superuser,
     coalesce((
@@ -22,6 +23,12 @@ SELECT
     pg_catalog.current_setting('synchronous_standby_names') OPERATOR(pg_catalog.<>) ''
         AND pg_catalog.current_setting('synchronous_commit') OPERATOR(pg_catalog.<>) 'off'
         AND pg_catalog.current_setting('synchronous_commit') OPERATOR(pg_catalog.<>) 'local' AS synchronous,
+    pg_catalog.current_setting('synchronous_commit') AS synchronous_commit,
+    -- Milliseconds, 0 for no limit. The second one is new in PostgreSQL 17.
+    (SELECT pg_catalog.array_agg(pg_catalog.concat(name, ' ', setting, ' ms')) FROM pg_catalog.pg_settings
+        WHERE name OPERATOR(pg_catalog.=) ANY (ARRAY['statement_timeout', 'transaction_timeout']::pg_catalog.text[])
+            AND setting::pg_catalog.int8 OPERATOR(pg_catalog.>) 0::pg_catalog.int8
+            AND setting::pg_catalog.int8 OPERATOR(pg_catalog.<) 5000::pg_catalog.int8) AS short_timeouts,
     (SELECT pg_catalog.array_agg(pg_catalog.concat(name, ' on ', on_table)) FROM (VALUES
         ('SELECT', records), ('INSERT', records), ('UPDATE', records),
         ('SELECT', inbox), ('INSERT', inbox), ('DELETE', inbox)

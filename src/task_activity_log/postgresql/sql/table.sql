@@ -85,6 +85,11 @@ SELECT
         SELECT FROM before_insert
         WHERE tgrelid OPERATOR(pg_catalog.=) found.records AND tgname OPERATOR(pg_catalog.<>) 'task_activity_log_modified'
     ) AS has_other_triggers,
+    EXISTS (
+        SELECT FROM triggers
+        WHERE tgrelid OPERATOR(pg_catalog.=) found.records
+            AND tgname OPERATOR(pg_catalog.<>) 'task_activity_log_modified' AND tgenabled OPERATOR(pg_catalog.<>) 'D'
+    ) AS has_triggers_of_others,
     EXISTS (SELECT FROM before_insert WHERE tgrelid OPERATOR(pg_catalog.=) found.inbox) AS inbox_has_triggers,
     ARRAY(SELECT attname::pg_catalog.text FROM columns ORDER BY attname) AS names,
     ARRAY(SELECT declared FROM columns ORDER BY attname) AS declared,
