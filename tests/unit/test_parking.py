@@ -73,6 +73,8 @@ class Bench:
             Timing(),
             Limits(most, weight, limit_seconds),
         )
+        for lane in (self.parking._quick, self.parking._slow):
+            lane.parts.slices._seconds = inf  # real time, which a busy machine takes from the test
         self.outages: list[str] = []
         self.answers = 0
         self.parking.on_outage = lambda cause: self.outages.append(cause.label)
