@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from hashlib import sha256
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -56,6 +57,39 @@ async def test_a_request_in_the_slot_of_another_record_is_misrouted(amqp_url: st
         assert [each.headers["x-error-code"] for each in await talk.kept()] == ["misrouted"]
         await send_by_record(talk, record_id, right)
         assert await talk.outcomes(1) == ["inserted"]
+
+
+async def test_a_slot_is_that_of_the_canonical_id_however_the_body_spells_it(amqp_url: str, database_url: str) -> None:
+    """Usual mistakes of those who send by record: they hash an id in upper case, in braces, or its 16 bytes."""
+    async with talking(amqp_url) as talk, serving(amqp_url, database_url, **PARTITIONED):
+        exchange = await talk.channel.get_exchange(TOPOLOGY.partitions_exchange, ensure=False)
+        record_id, right = UUID(int=0xABCDEF), hash_slot(UUID(int=0xABCDEF))
+        spellings = [str(record_id).upper(), f"{{{record_id}}}"]
+        mistakes = [(spelled, sha256(spelled.encode())) for spelled in spellings] + [
+            (str(record_id), sha256(record_id.bytes))
+        ]
+        for spelled, wrong in mistakes:
+            assert wrong.hexdigest()[:2] != right
+            body = json.dumps({"id": spelled}).encode()
+            await exchange.publish(aio_pika.Message(body, message_id=str(uuid4())), wrong.hexdigest()[:2])
+            reply = await talk.answers.get()
+            assert reply.headers["x-error-code"] == "misrouted"
+            assert f"routing key {right}:" in json.loads(reply.body)["detail"]
+            await exchange.publish(aio_pika.Message(body, message_id=str(uuid4())), right)
+            assert await talk.outcomes(1) in (["inserted"], ["updated"])
+        assert len(await talk.kept()) == len(mistakes)
+
+
+async def test_what_has_no_slot_or_no_record_is_not_lost(amqp_url: str, database_url: str) -> None:
+    """The broker returns what is published with a routing key that is no slot. A body without an id is answered."""
+    async with talking(amqp_url) as talk, serving(amqp_url, database_url, **PARTITIONED):
+        exchange = await talk.channel.get_exchange(TOPOLOGY.partitions_exchange, ensure=False)
+        for key in ("upsert", "0", "100", "AB", ""):
+            with pytest.raises(aio_pika.exceptions.PublishError):
+                await exchange.publish(aio_pika.Message(b"{}"), key, mandatory=True)
+        await exchange.publish(aio_pika.Message(b'{"subject": "no id"}'), "ab", mandatory=True)
+        assert (await talk.answers.get()).headers["x-error-code"] == "missing_id"
+        assert [each.headers["x-error-code"] for each in await talk.kept()] == ["missing_id"]
 
 
 async def test_an_invalid_field_is_reported_before_the_wrong_slot(amqp_url: str, database_url: str) -> None:
