@@ -14,7 +14,7 @@ import shlex
 import string
 import sys
 import unicodedata
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 _STALLED_SECONDS = 1.0
 """How long a line of the log waits for a reader that does not read, before it is dropped."""
@@ -133,13 +133,18 @@ class _Results(io.FileIO):
     """Standard output. After a failure everything is discarded."""
 
     def write(self, data: Any, /) -> int:
-        try:
-            return super().write(data)
-        except OSError as error:
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, self.fileno())
-            os.close(nowhere)
-            raise OutputLost(error) from None
+        while True:
+            try:
+                count = cast("int | None", super().write(data))
+            except OSError as error:
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, self.fileno())
+                os.close(nowhere)
+                raise OutputLost(error) from None
+            if count is not None:
+                return count
+            # A program that shares the file has made it non-blocking, as Node does, and the reader is slow.
+            select.select([], [self.fileno()], [])
 
 
 class _Messages(io.FileIO):
@@ -155,12 +160,19 @@ class _Messages(io.FileIO):
         size = len(left)
         try:
             while left and self._ready():
-                left = left[os.write(self.fileno(), left if self.waits else left[:_PIECE]) :]
+                left = left[self._put(left if self.waits else left[:_PIECE]) :]
         except OSError:
             pass
         self.dropped += bool(left)
         self._torn = bool(left) and (self._torn or len(left) < size)
         return len(data)
+
+    def _put(self, data: memoryview) -> int:
+        try:
+            return os.write(self.fileno(), data)
+        except BlockingIOError:  # see `_Results.write`
+            select.select([], [self.fileno()], [], None if self.waits else 0)
+            return 0
 
     def _ready(self) -> bool:
         if self.waits:

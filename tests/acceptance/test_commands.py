@@ -22,13 +22,17 @@ from typer.main import get_command
 
 from task_activity_log.cli import terminal
 from task_activity_log.cli.codes import complete
-from task_activity_log.cli.dead_letters import completing
+from task_activity_log.cli.dead_letters import completing, replaying
 from task_activity_log.cli.dead_letters.commands import app as dead_letters
 from task_activity_log.cli.lookups import complete_setting
 from task_activity_log.cli.publish import Publication
+from task_activity_log.client.dead_letters import replay as replay_letters
+from task_activity_log.pipeline.request import Rules
 from task_activity_log.rabbitmq.outgoing import Fate, Outgoing
 from task_activity_log.rabbitmq.publisher import Publisher
 from task_activity_log.rabbitmq.topology import Topology, declare
+from task_activity_log.settings import Settings
+from task_activity_log.wiring import rules_of
 from tests.asking import OLDER
 from tests.commands import COMMAND, World, command, end, start
 from tests.terminals import on_a_terminal
@@ -453,6 +457,22 @@ async def test_a_file_that_is_changed_while_it_is_published_is_not_sent(
     assert said.err == f"task-activity-log: {file}: was changed while it was read\n"
 
 
+async def test_a_file_that_is_changed_before_it_is_judged_is_not_accepted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_text(line())
+
+    def change(settings: Settings) -> Rules:
+        file.write_text(line() + '{"id": "invalid"}\n')
+        return rules_of(settings)
+
+    monkeypatch.setattr("task_activity_log.cli.publish.rules_of", change)
+    said = await command("publish", "--dry-run", str(file))
+    assert (said.code, said.lines) == (1, [])
+    assert said.err == f"task-activity-log: {file}: was changed while it was read; nothing was sent from it\n"
+
+
 async def test_an_interrupted_run_can_be_continued_and_applies_nothing_twice(world: World, tmp_path: Path) -> None:
     """An interrupted `publish` says how to continue: with the same --run name the records keep their message_ids."""
     file = tmp_path / "a.jsonl"
@@ -582,7 +602,9 @@ async def test_replies_can_be_followed_without_taking_them(channel: AbstractChan
     assert (nothing.code, nothing.lines) == (0, [])
 
 
-async def test_replies_that_wait_can_be_read_without_taking_them(channel: AbstractChannel, amqp_url: str) -> None:
+async def test_replies_that_wait_can_be_read_without_taking_them(
+    channel: AbstractChannel, amqp_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With --since: those that were published since then, oldest first, then those that follow, each once."""
     exchange = await channel.get_exchange(TOPOLOGY.replies_exchange, ensure=False)
     now = datetime.now(UTC)
@@ -607,6 +629,13 @@ async def test_replies_that_wait_can_be_read_without_taking_them(channel: Abstra
         assert (said.code, [each.split("\t")[3] for each in said.lines]) == (0, ["one", "two"])
     time = datetime.strptime(said.lines[0].split("\t")[0], "%Y-%m-%d %H:%M:%S%z")
     assert abs(time - (now - timedelta(hours=1))) < timedelta(seconds=2)
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            "task_activity_log.client.dead_letters.PREFETCH_MAX", 1
+        )  # stands for a queue of more than 65,535 messages
+        said = await command("replies", "--since", "4h", "-n", "1", AMQP_URL=amqp_url)
+    assert (said.code, [each.split("\t")[3] for each in said.lines]) == (0, ["old"])
+    assert f"{TOPOLOGY.replies_queue} has too many messages to look at all: the newest 2 are not seen here" in said.err
     following = await start("replies", "--since", "2h", "-n", "3", AMQP_URL=amqp_url)
     assert following.stdout is not None
     first = (await following.stdout.readline()).decode()
@@ -813,6 +842,28 @@ async def test_a_replay_over_a_newer_row_needs_a_flag(
     assert (said.code, await names(channel, TOPOLOGY.requests_queue)) == (0, ["plain"])
 
 
+async def test_a_row_that_is_changed_during_a_replay_is_not_overwritten(
+    channel: AbstractChannel, amqp_url: str, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A replay can take long, and others publish meanwhile: rows are looked at directly before each part is sent."""
+    body = line()
+    await reject(channel, "overtaken", body, "refused_by_database")
+    await reject(channel, "other", line(), "refused_by_database")
+
+    async def changed_first(*arguments: Any, **options: Any) -> int:
+        connection = await asyncpg.connect(database_url)
+        await connection.execute("INSERT INTO task_activity_log (id) VALUES ($1)", json.loads(body)["id"])
+        await connection.close()
+        return await replay_letters(*arguments, **options)
+
+    monkeypatch.setattr(replaying, "replay_letters", changed_first)
+    said = await command("dead-letters", "replay", "--all", AMQP_URL=amqp_url, DATABASE_URL=database_url)
+    assert (said.code, await names(channel, TOPOLOGY.requests_queue)) == (3, ["other"])
+    assert await names(channel, TOPOLOGY.dead_letters_queue) == ["overtaken"]
+    assert "overtaken: kept, as its row has changed at" in said.err
+    assert "1 replayed, 1 kept" in said.err
+
+
 async def test_an_interrupted_replay_loses_nothing(channel: AbstractChannel, amqp_url: str) -> None:
     """An interrupted replay exits with 130, and each message is either replayed or still a dead letter."""
     for number in range(5):
@@ -1013,7 +1064,9 @@ async def test_migrate_prints_the_sql_for_an_older_schema() -> None:
         assert (said.code, why in said.err, said.out) == (2, True, "")
 
 
-async def test_what_became_of_a_message_is_found(channel: AbstractChannel, amqp_url: str, database_url: str) -> None:
+async def test_what_became_of_a_message_is_found(
+    channel: AbstractChannel, amqp_url: str, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """By message_id, correlation_id or the record's id: the row, the dead letter, and a reply that waits. All of it stays."""
     stored, other = str(uuid4()), str(uuid4())
     connection = await asyncpg.connect(database_url)
@@ -1048,6 +1101,24 @@ async def test_what_became_of_a_message_is_found(channel: AbstractChannel, amqp_
     )
     assert "waiting reply r: inserted" in said.lines[2]
     assert "answers message earlier" in said.lines[2]
+    odd = str(uuid4())
+    connection = await asyncpg.connect(database_url)
+    await connection.execute("INSERT INTO task_activity_log (id, due_date) VALUES ($1, 'infinity')", odd)
+    await connection.close()
+    said = await command("find", odd, **services)
+    assert (said.code, said.lines) == (
+        0,
+        [f"row {odd}: it has a value that a reply cannot contain, such as a date outside the years 1 to 9999"],
+    )
+    monkeypatch.setattr(
+        "task_activity_log.client.dead_letters.PREFETCH_MAX", 1
+    )  # stands for a queue of more than 65,535 messages
+    said = await command("find", "another", **services)
+    assert (said.code, said.lines) == (1, [])
+    assert f"{TOPOLOGY.dead_letters_queue} has too many messages to look at all: the newest 1 are not seen" in said.err
+    monkeypatch.undo()
+    said = await command("find", b"\xff".decode(errors="surrogateescape"), **services)
+    assert (said.code, said.err) == (2, "task-activity-log: ID should be text in UTF-8\n")
     nothing = await command("find", "nobody", **services)
     assert (nothing.code, nothing.lines) == (1, [])
     assert "nobody: no row, no dead letter and no waiting reply" in nothing.err

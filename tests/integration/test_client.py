@@ -244,6 +244,18 @@ async def test_an_exchange_that_was_deleted_is_reported(amqp_url: str) -> None:
             await client.upsert(record(), timeout=None)
 
 
+async def test_a_client_can_be_opened_again(world: World) -> None:
+    """As a program does that tries again after an error. It is open once at a time."""
+    client = TaskActivityLogClient(world.amqp_url)
+    for _ in range(2):
+        async with client:
+            assert (await client.upsert(record())).outcome == "inserted"
+            with pytest.raises(ClientError, match="the client is open already"):
+                await client.__aenter__()
+    with pytest.raises(ClientError, match="the client is not open"):
+        await client.upsert(record())
+
+
 @pytest.mark.parametrize("crashes", ["sending", "listening", "publishing"])
 async def test_a_task_of_the_client_that_crashes_fails_what_waits_and_what_comes(
     amqp_url: str, monkeypatch: pytest.MonkeyPatch, crashes: str

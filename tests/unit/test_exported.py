@@ -3,6 +3,7 @@
 import json
 import struct
 from dataclasses import replace
+from pathlib import Path
 from uuid import uuid4
 
 import pytest
@@ -170,3 +171,17 @@ def test_a_duration_is_a_number_and_a_unit() -> None:
 def test_control_characters_are_printed_as_escapes() -> None:
     """So that a message cannot control the terminal; line feeds stay."""
     assert printable("a\x1b[2J\x07é\n") == "a\\x1b[2J\\x07é\n"
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".csv"])
+def test_a_file_that_is_changed_while_its_records_are_sent_is_not_read_to_its_end(tmp_path: Path, ending: str) -> None:
+    """Lines that were added later have not been judged."""
+    file = tmp_path / f"a{ending}"
+    line = f"{uuid4()}\n" if ending == ".csv" else f'{{"id": "{uuid4()}"}}\n'
+    file.write_text(("id\n" if ending == ".csv" else "") + line)
+    found = Source(str(file), ending, "x").upserts()
+    next(found)
+    with file.open("a") as opened:
+        opened.write(line)
+    with pytest.raises(Unreadable, match="was changed while it was read"):
+        next(found)

@@ -157,6 +157,34 @@ def test_a_reader_that_stalls_is_not_waited_for_where_lines_may_be_dropped() -> 
     assert whole + dropped == 5_000
 
 
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_file_that_another_program_has_made_non_blocking_loses_nothing(number: int) -> None:
+    """Node does that to a terminal or a pipe that it shares. Here the reader reads only when the writer waits for it."""
+    program = f"""
+import os, select, sys
+from task_activity_log import streams
+reading, writing = os.pipe()
+os.set_blocking(writing, False)
+os.dup2(writing, {number})
+wait, found = select.select, []
+def read_and_wait(*arguments):
+    found.append(os.read(reading, 1_000_000))
+    return wait(*arguments)
+select.select = read_and_wait
+streams.protect()
+written, told = (sys.stdout, sys.stderr) if {number} == 1 else (sys.stderr, sys.stdout)
+for _ in range(5_000): print("x" * 50, file=written)
+written.flush()
+os.close(writing)
+os.close({number})
+found.append(os.read(reading, 1_000_000))
+print(len(b"".join(found)), len(found) > 1, file=told, flush=True)
+os._exit(0)
+"""
+    said = run(sys.executable, "-c", program)
+    assert (said.stdout + said.stderr).decode().strip() == f"{5_000 * 51} True"
+
+
 def test_closed_streams_are_replaced() -> None:
     """Otherwise the next socket would get their descriptor, and what is printed would be sent there."""
     program = f"""{WRITES}

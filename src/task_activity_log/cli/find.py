@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from task_activity_log.cli.exit_codes import DONE, FAILED
-from task_activity_log.cli.terminal import say
+from task_activity_log.cli.terminal import say, say_unseen
 from task_activity_log.client import ClientError, Received, StoredReply
 from task_activity_log.client.dead_letters import DeadLetter, borrow_dead_letters
 from task_activity_log.client.finding import is_letter_of, is_reply_of, uuid_of, waiting_replies
@@ -37,6 +37,8 @@ class Found:
     replies: list[Received] = field(default_factory=list)
     """Those that wait in the replies queue."""
     rows: list[StoredTaskActivityLog] = field(default_factory=list)
+    unreadable: set[UUID] = field(default_factory=set)
+    """The ids of rows with a value that a reply cannot contain."""
     answers: list[Mapping[str, Any]] = field(default_factory=list)
     """What the journal has, the oldest first."""
     no_journal: str = ""
@@ -65,15 +67,16 @@ async def _look(settings: Settings, name: str) -> Found:
     found, identifier, link = Found(), uuid_of(name), link_of(settings)
     async with borrow_dead_letters(link, settings.dead_letters_queue) as loan:
         found.letters = [letter async for letter in loan if is_letter_of(letter, name, identifier)]
-    replies, others = await waiting_replies(link, settings.replies_queue)
-    found.replies = [reply for reply in replies if is_reply_of(reply, name, identifier)]
-    for queue, count in ((settings.dead_letters_queue, loan.others), (settings.replies_queue, others)):
-        if count:
-            say(f"{queue} has other consumers ({count}): what they have is not seen here")
+    waiting = await waiting_replies(link, settings.replies_queue)
+    found.replies = [reply for reply in waiting.replies if is_reply_of(reply, name, identifier)]
+    for queue, seen in ((settings.dead_letters_queue, loan), (settings.replies_queue, waiting)):
+        say_unseen(queue, others=seen.others, newer=seen.newer)
     survey = survey_of(settings)
     try:
         found.answers, found.no_journal = await _answers(survey, name, identifier)
-        found.rows = await survey.records(sorted(_records(found, identifier)))
+        ids = sorted(_records(found, identifier))
+        found.rows = await survey.records(ids)
+        found.unreadable = await survey.exist(ids) - {row.id for row in found.rows}
     except Unavailable as error:
         raise ClientError(f"the database cannot be used: {error.reason}") from None
     finally:
@@ -104,6 +107,8 @@ async def _answers(survey: Survey, name: str, identifier: UUID | None) -> tuple[
 def _lines(found: Found) -> Iterator[str]:
     for row in found.rows:
         yield f"row {row.id}: modified {row.modified_dateutc.isoformat()}, subject: {row.subject or '-'}"
+    for identifier in sorted(found.unreadable):
+        yield f"row {identifier}: it has a value that a reply cannot contain, such as a date outside the years 1 to 9999"
     for letter in found.letters:
         since = letter.since.isoformat() if letter.since else "at an unknown time"
         yield f"dead letter {letter.name}: {letter.code} since {since}, from {letter.publisher}: {letter.detail}"

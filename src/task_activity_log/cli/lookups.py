@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from task_activity_log.cli.exit_codes import guarded, settings_or_exit
+from task_activity_log.cli.exit_codes import WRONG_USE, fail, guarded, settings_or_exit
 from task_activity_log.settings import Settings, variable
 
 
@@ -49,6 +49,10 @@ def find(
     Examples:
       task-activity-log find 9652e68c-7b6d-4598-bbbd-4e933126c994
     """
+    try:
+        name.encode()
+    except UnicodeEncodeError:  # the bytes of an argument that are not UTF-8 are halves of surrogate pairs
+        fail("ID should be text in UTF-8", WRONG_USE)
     settings = settings_or_exit("amqp_url", "database_url")
     from task_activity_log.cli.find import find as look
 

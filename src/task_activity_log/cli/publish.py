@@ -193,13 +193,24 @@ class Publication:
             for fault in shown:
                 say(fault)
             say(f"{source.name}: {faults:,} lines cannot be read; {_NOTHING_SENT}")
-        self._judge(source, on_read, broken=bool(faults))
+        misspelled_before = self._misspelled
+        try:
+            self._judge(source, on_read, broken=bool(faults))
+        except Unreadable as error:
+            say(f"{error}; {_NOTHING_SENT}")
+            self._kept_back = {number for number in self._kept_back if number < self._total}
+            self._misspelled = misspelled_before
+            return None
         return None if faults else count
 
     def _judge(self, source: Source, on_read: Callable[[int, str], None], *, broken: bool) -> None:
-        """Keep back what a worker would reject, and misspelled fields, which it would ignore. Of a broken source only show it."""
+        """Keep back what a worker would reject, and misspelled fields, which it would ignore. Of a broken source only show it.
+
+        Raises `Unreadable` if the source was changed since it was read first.
+        """
         rules = rules_of(self.settings)
-        upserts = (found for found in source.read() if isinstance(found, Upsert))
+        readable = (found for found in source.read() if isinstance(found, Upsert))
+        upserts = readable if broken else source.upserts()
         for number, upsert in enumerate(map(self._merged, upserts), self._total):
             unknown: list[str] = []
             on_read(1, "records checked")

@@ -11,10 +11,9 @@ from typing import Any
 from uuid import UUID
 
 from task_activity_log.cli.exit_codes import DONE
-from task_activity_log.cli.terminal import print_json, say
+from task_activity_log.cli.terminal import print_json, say, say_unseen
 from task_activity_log.client import Received, RejectedReply, StoredReply, UnreadableReply, exported, subscribe
-from task_activity_log.client.dead_letters import borrow_dead_letters
-from task_activity_log.client.messages import received_reply
+from task_activity_log.client.finding import waiting_replies
 from task_activity_log.record import Outcome
 from task_activity_log.settings import Settings
 from task_activity_log.streams import has_colours, one_line, trusted
@@ -92,12 +91,10 @@ async def follow(
 
 async def _waiting(settings: Settings, since: datetime) -> list[Received]:
     """The replies in the shared queue that were published since then. They stay there."""
-    async with borrow_dead_letters(link_of(settings), settings.replies_queue) as loan:
-        replies = [received_reply(letter.delivery) async for letter in loan]
-        if loan.others:
-            say(f"{settings.replies_queue} has other consumers ({loan.others}): what they have is not seen here")
+    waiting = await waiting_replies(link_of(settings), settings.replies_queue)
+    say_unseen(settings.replies_queue, others=waiting.others, newer=waiting.newer)
     whole = since.replace(microsecond=0)  # as the time of a reply
-    return [reply for reply in replies if reply.published is None or reply.published >= whole]
+    return [reply for reply in waiting.replies if reply.published is None or reply.published >= whole]
 
 
 async def _chained(waiting: Sequence[Received], following: AsyncIterable[Received]) -> AsyncIterator[Received]:

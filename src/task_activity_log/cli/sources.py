@@ -71,7 +71,10 @@ class Source:
         """The records, and an error for each line that is not one: it does not end a file with one record per line."""
         try:
             with self._open() as opened, _unpacked(opened) as file:
-                yield from self._records(file)
+                for found in self._records(file):
+                    self._check_unchanged(opened)
+                    yield found
+                self._check_unchanged(opened)
         except Unreadable as error:
             yield error
         except IsADirectoryError:
@@ -96,16 +99,18 @@ class Source:
             file = stack.enter_context(Path(self.path).open("rb"))
             if self.suffix not in KNOWN:
                 raise Unreadable(f"{self.path}: the name does not end in {', '.join(KNOWN[:-1])} or {KNOWN[-1]}")
-            state = os.fstat(file.fileno())
-            if not stat.S_ISREG(state.st_mode):
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 self._content = file.read()
                 return BytesIO(self._content)
-            now = (state.st_ino, state.st_size, state.st_mtime_ns)
-            if now != (self._state or now):
-                raise Unreadable(f"{self.path}: was changed while it was read")
-            self._state = now
+            self._state = self._state or _state(file)
+            self._check_unchanged(file)
             stack.pop_all()
         return file
+
+    def _check_unchanged(self, file: IO[bytes]) -> None:
+        """Raise `Unreadable` if a file is not as it was when it was read first. Of a pipe there is only what was read."""
+        if self._state is not None and _state(file) != self._state:
+            raise Unreadable(f"{self.path}: was changed while it was read")
 
     def _records(self, file: IO[bytes]) -> Iterator[Upsert | Unreadable]:
         if self.suffix in _LINES:
@@ -213,6 +218,11 @@ def named(files: Sequence[Path], most: int = 3) -> str:
     """The names of some files, for a message."""
     more = f" and {len(files) - most:,} more" if len(files) > most else ""
     return ", ".join(file.name for file in files[:most]) + more
+
+
+def _state(file: IO[bytes]) -> tuple[int, ...]:
+    state = os.fstat(file.fileno())
+    return state.st_ino, state.st_size, state.st_mtime_ns
 
 
 def _kind(file: Path) -> str:

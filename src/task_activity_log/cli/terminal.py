@@ -28,6 +28,14 @@ def say(line: str) -> None:
     print(f"task-activity-log: {one_line(line)}", file=sys.stderr, flush=True)
 
 
+def say_unseen(queue: str, *, others: int, newer: int) -> None:
+    """Say what is not seen of a queue: what other consumers have, and the newest messages if there are too many."""
+    if others:
+        say(f"{queue} has other consumers ({others}): what they have is not seen here")
+    if newer:
+        say(f"{queue} has too many messages to look at all: the newest {newer:,} are not seen here")
+
+
 def counted(number: int, noun: str) -> str:
     """A number with its noun in the singular or the plural: `1 record`, `1,000 records`."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

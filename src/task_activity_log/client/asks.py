@@ -112,7 +112,13 @@ class Asks:
         self._ends = asyncio.Event()  # set with `_over`
 
     async def open(self) -> None:
-        """Connect, and stay connected until `close`. Raises `ClientError` if the first attempt fails."""
+        """Connect, and stay connected until `close`. Raises `ClientError` if the first attempt fails, or if it is open."""
+        if self._over is None:
+            raise ClientError("the client is open already")
+        self._ends.clear()  # of an earlier time, as are the listener and what was waiting to be sent
+        self._has_listener = False
+        self._order = Order()
+        self._outbox.clear()
         await self._connections.open(self._publisher.run(), self._send_all(), ready=self._can_publish())
         self._over = None
 

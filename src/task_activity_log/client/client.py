@@ -54,7 +54,10 @@ class TaskActivityLogClient:
 
         Raises:
             ClientError: the URL is not that of a broker.
+            ValueError: `window` is less than 1.
         """
+        if window < 1:
+            raise ValueError("window should be at least 1")
         routing = Routing(exchange, partitioned=partitioned, partitions_exchange=partitions_exchange)
         self._asks: Sending = Asks(
             broker, routing=routing, app_id=app_id, on_outage=on_outage, on_connected=on_connected

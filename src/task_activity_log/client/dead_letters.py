@@ -4,12 +4,13 @@ import asyncio
 import re
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from hashlib import sha256
+from typing import TypeAlias
 from urllib.parse import unquote, urlsplit
 
 from task_activity_log.client.connections import no_connection, options, publishing
@@ -239,6 +240,11 @@ class Loan:
         self.others = reader.found.consumers
         """How many others consume the queue: what was delivered to them is not seen here."""
 
+    @property
+    def newer(self) -> int:
+        """How many are not delivered because the queue has too many: they are the newest."""
+        return max(0, self.waiting - PREFETCH_MAX)
+
     async def __aiter__(self) -> AsyncIterator[DeadLetter]:
         """Each dead letter, oldest first."""
         left = min(self.waiting, PREFETCH_MAX)
@@ -320,15 +326,21 @@ def _explained() -> Iterator[None]:
         ) from error
 
 
+Part: TypeAlias = Sequence[tuple[DeadLetter, DeadLetter]]
+"""Letters on loan, each with the one to send."""
+StillDue: TypeAlias = Callable[[Part], Awaitable[Part]]
+
+
 async def replay(
     loan: Loan,
-    letters: Sequence[tuple[DeadLetter, DeadLetter]],
+    letters: Part,
     broker: str | LinkOptions,
     *,
     exchange: str = "task_activity_log",
     partitioned: bool | None = None,
     partitions_exchange: str | None = None,
     rate: float = 100.0,
+    still_due: StillDue | None = None,
     on_replayed: Callable[[DeadLetter], None] = lambda _: None,
     go_on: Callable[[], bool] = lambda: True,
 ) -> int:
@@ -337,13 +349,15 @@ async def replay(
     If this is interrupted in between, the request is in both queues: with a message_id it is applied once. Each letter on
     loan comes with the one to send, itself or a corrected one. At most `rate` are published per second, and `on_replayed`
     is called with each that has been replayed. `go_on` is asked before each part: once it says no, the rest stays in the
-    queue. Returns how many were replayed.
+    queue. `still_due` gets each part directly before it is sent, and returns what of it is to be sent: a long replay must
+    not overwrite a row that was changed after it began. Returns how many were replayed.
 
     Where workers share partitions, each is sent to the partition of its record, and one without a readable record to
     `exchange`. `partitioned` and `partitions_exchange` are those of `TaskActivityLogClient`.
 
     Raises:
-        ClientError: the broker refuses them, or is away: those that were not replayed are in the queue.
+        ClientError: the broker refuses them, or is away, or `still_due` has raised `Unavailable`: those that were not
+            replayed are in the queue.
     """
     user = unquote(urlsplit(options(broker).url).username or "") or None
     size = max(1, min(500, int(rate / 10)))
@@ -355,25 +369,28 @@ async def replay(
                 await routing.find_out(publisher)
         except LOST as error:
             raise no_connection(options(broker), describe(error)) from error
+        count = 0
         for start in range(0, len(letters), size):
             await asyncio.sleep(max(0.0, began + start / rate - time.monotonic()))
             if not go_on():
-                return start
+                return count
             chunk = letters[start : start + size]
             try:
+                if still_due is not None:
+                    chunk = await still_due(chunk)
                 fates = await _publish(publisher, routing, [(sent.restored(user), sent.body) for _, sent in chunk])
             except Unavailable as error:
-                raise ClientError(f"{start} replayed, then: {error.reason}; the others are in the queue") from error
+                raise ClientError(f"{count} replayed, then: {error.reason}; the others are in the queue") from error
             done = [letter for (letter, _), fate in zip(chunk, fates, strict=True) if fate is Fate.CONFIRMED]
             await loan.remove(done)
+            count += len(done)
             for letter in done:
                 on_replayed(letter)
             if len(done) < len(chunk):
-                count = start + len(done)
                 lost = f"the connection was lost ({publisher.last_reason})"
                 why = lost if Fate.LOST in fates else "the broker took no more"
                 raise ClientError(f"{count} replayed, then {why}; the others are in the queue")
-    return len(letters)
+    return count
 
 
 async def _publish(publisher: Publisher, routing: Routing, requests: Sequence[tuple[Properties, bytes]]) -> list[Fate]:

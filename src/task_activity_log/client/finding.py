@@ -1,5 +1,6 @@
 """What belongs to a message or a record: dead letters, and replies that wait for their subscriber."""
 
+from dataclasses import dataclass
 from uuid import UUID
 
 from task_activity_log.client.dead_letters import DeadLetter, borrow_dead_letters
@@ -30,11 +31,22 @@ def is_reply_of(reply: Received, name: str, record: UUID | None) -> bool:
     )
 
 
-async def waiting_replies(broker: str | LinkOptions, queue: str) -> tuple[list[Received], int]:
-    """The replies that wait in a queue, which keeps them, and how many others consume it: what they have is not seen.
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """The replies that wait in a queue, as far as they are seen."""
+
+    replies: list[Received]
+    others: int
+    """How many others consume the queue: what they have is not seen."""
+    newer: int
+    """How many are not seen because the queue has too many: the newest."""
+
+
+async def waiting_replies(broker: str | LinkOptions, queue: str) -> Waiting:
+    """The replies that wait in a queue, which keeps them.
 
     Raises:
         ClientError: as `borrow_dead_letters`.
     """
     async with borrow_dead_letters(broker, queue) as loan:
-        return [received_reply(letter.delivery) async for letter in loan], loan.others
+        return Waiting([received_reply(letter.delivery) async for letter in loan], loan.others, loan.newer)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
 from itertools import starmap
+from types import UnionType
 from typing import Any, Literal, Self, TypeAlias
 from uuid import uuid4
 
@@ -27,6 +28,14 @@ from task_activity_log.rabbitmq.headers import encode
 from task_activity_log.record import Outcome, StoredTaskActivityLog, TaskActivityLog
 
 _NAMED = 3
+_TYPES: dict[str, type | UnionType] = {
+    "body": bytes,
+    "content_type": str,
+    "message_id": str,
+    "headers": Mapping,
+    "content_encoding": str | None,
+    "priority": int | None,
+}
 _SURELY_SHORT = 60
 _PRIORITY_MAX = 255
 _HEADER_MAX = 100_000
@@ -98,7 +107,14 @@ class Upsert:
     """From 0 to 255; None is the same as 4. What it does depends on the broker's version (docs/publishing.md)."""
 
     def __post_init__(self) -> None:
-        """Raises `ValueError` for what AMQP cannot represent: texts that are too long or no text, a number that is too big."""
+        """Check what would otherwise fail where it is sent, together with the upserts of others.
+
+        Raises `ValueError` for what AMQP cannot represent: texts that are too long or no text, a number that is too big; and
+        `TypeError` for a value of another type.
+        """
+        for name, kind in _TYPES.items():
+            if not isinstance(value := getattr(self, name), kind):
+                raise TypeError(f"{name} should not be a value of type {type(value).__name__}")
         if self.priority is not None and not 0 <= self.priority <= _PRIORITY_MAX:
             raise ValueError("priority should be an integer from 0 to 255")
         plain = self.message_id.isascii() and self.content_type.isascii()  # half of a surrogate pair is no text

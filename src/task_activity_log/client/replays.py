@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Literal, TypeAlias
 from uuid import UUID
 
-from task_activity_log.client.dead_letters import DeadLetter, may_be_newer
+from task_activity_log.client.dead_letters import DeadLetter, Part, may_be_newer
 from task_activity_log.problem import Problem
 from task_activity_log.record import TaskActivityLog
 
@@ -53,6 +53,27 @@ async def sort_out(replays: Iterable[Replay], changed: Changed | None) -> None:
         for each in accepted[record]:
             if newer := may_be_newer(each.request, at):
                 each.state, each.why = "kept", newer
+
+
+class StillDue:
+    """Keeps replays, directly before they are sent, whose row has changed since they were sorted out: a replay can take long.
+
+    Of a record of which an earlier dead letter was sent in this replay, the row has changed because of that one.
+    """
+
+    def __init__(self, replays: Iterable[Replay], changed: Changed | None) -> None:
+        """Of those that are waiting; `changed` is as for `sort_out`."""
+        self._replays = {id(each.letter): each for each in replays}
+        self._changed = changed
+        self._sent: set[UUID | None] = set()
+
+    async def __call__(self, part: Part) -> Part:
+        """What of this part of the replays is to be sent. Raises what `changed` raises."""
+        replays = [self._replays[id(letter)] for letter, _ in part]
+        await sort_out([each for each in replays if each.record not in self._sent], self._changed)
+        going = [each for each in replays if each.state == "waiting"]
+        self._sent.update(each.record for each in going)
+        return [(each.letter, each.request) for each in going]
 
 
 def present(replays: Iterable[Replay], on_loan: Iterable[DeadLetter]) -> list[Replay]:

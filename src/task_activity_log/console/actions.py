@@ -17,7 +17,7 @@ from task_activity_log.client.dead_letters import replay as replay_letters
 from task_activity_log.client.exported import stamped
 from task_activity_log.client.letters import Letter
 from task_activity_log.client.looks import Look, Looks
-from task_activity_log.client.replays import Replay, present, sort_out
+from task_activity_log.client.replays import Replay, StillDue, present, sort_out
 from task_activity_log.console.users import User
 from task_activity_log.postgresql.store import Store
 from task_activity_log.problem import Unavailable
@@ -149,7 +149,8 @@ class Actions:
             )  # fmt: skip
 
     async def _replay(self, action: Action, loan: Loan, found: Sequence[Replay]) -> None:
-        await sort_out(found, self._store.modified if self._store and not action.over_newer else None)
+        changed = self._store.modified if self._store and not action.over_newer else None
+        await sort_out(found, changed)
         entries = {id(entry.letter): entry for entry in found if entry.state == "waiting"}
         for entry in entries.values():
             entry.request = stamped(entry.request, action.user)
@@ -163,7 +164,8 @@ class Actions:
         if entries:
             await replay_letters(
                 loan, [(entry.letter, entry.request) for entry in entries.values()], link_of(self._settings),
-                rate=action.rate, on_replayed=replayed, go_on=lambda: not action.stopping, **sending_of(self._settings),
+                rate=action.rate, still_due=StillDue(entries.values(), changed), on_replayed=replayed,
+                go_on=lambda: not action.stopping, **sending_of(self._settings),
             )  # fmt: skip
 
 

@@ -129,14 +129,20 @@ class Pages:
         """What became of a message or a record: its row, its dead letters and its replies."""
         console, name = self.console, request.query_params.get("name", "").strip()
         record = uuid_of(name) if request.state.user.sees_bodies else None
-        context: dict[str, Any] = {"name": name, "letters": [], "heard": [], "waiting": [], "others": 0}
+        context: dict[str, Any] = {"name": name, "letters": [], "heard": [], "waiting": [], "others": 0, "newer": 0}
         if name:
             every = (await console.looks.current()).letters
             found = await asyncio.to_thread(lambda: [each for each in every if is_letter_of(each.raw, name, record)])
             heard = [heard for heard in console.replies.latest if is_reply_of(heard.reply, name, record)]
-            replies, others = await waiting_replies(link_of(console.settings), console.topology.replies_queue)
-            waiting = [reply for reply in replies if is_reply_of(reply, name, record)]
-            context |= {"letters": found, "heard": heard, "waiting": waiting, "others": others}
+            there = await waiting_replies(link_of(console.settings), console.topology.replies_queue)
+            waiting = [reply for reply in there.replies if is_reply_of(reply, name, record)]
+            context |= {
+                "letters": found,
+                "heard": heard,
+                "waiting": waiting,
+                "others": there.others,
+                "newer": there.newer,
+            }
             record = next((letter.record_id for letter in found if letter.record_id), record)
         row, problem = await console.row(record) if record else (None, "")
         context |= {"record": record, "row": row, "rows_problem": problem, "sent": "sent" in request.query_params}

@@ -66,6 +66,14 @@ class Survey:
                 found |= await self._read([identifier])
         return [found[identifier] for identifier in ids if identifier in found]
 
+    async def exist(self, ids: Sequence[UUID]) -> set[UUID]:
+        """Which of these records exist, also if they cannot be read.
+
+        Raises:
+            Unavailable: the database cannot be used, or a privilege is missing.
+        """
+        return {row["id"] for row in await self._ask(READ, ids, 0)}
+
     async def answers(self, name: str, record: UUID | None, most: int) -> list[Row]:
         """What the journal says about a message_id, a correlation_id or a record: the newest answers, the oldest first.
 
@@ -83,5 +91,5 @@ class Survey:
         try:
             return await self._session.ask(statement, *arguments)
         except Refused as refused:
-            outage = Unavailable(f"not permitted ({refused.sqlstate})")
+            outage = Unavailable(f"the query is refused ({refused.sqlstate})")
         raise outage

@@ -1,7 +1,8 @@
 """Sends dead letters again, except those that would be rejected again or would overwrite a newer row."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from datetime import datetime
 from uuid import UUID
 
@@ -11,7 +12,7 @@ from task_activity_log.cli.terminal import FEW, progress, say
 from task_activity_log.client import ClientError
 from task_activity_log.client.dead_letters import DeadLetter, judged
 from task_activity_log.client.dead_letters import replay as replay_letters
-from task_activity_log.client.replays import Replay, sort_out
+from task_activity_log.client.replays import Changed, Replay, StillDue, sort_out
 from task_activity_log.problem import Unavailable
 from task_activity_log.settings import Settings
 from task_activity_log.wiring import link_of, rules_of, sending_of, store_of
@@ -22,27 +23,33 @@ async def replay(
 ) -> int:
     """Send these, as they were or corrected, by the `DeadLetter.key` of the rejected one; returns the exit code."""
     settings = selection.settings
-    async with selection.on_loan(requests) as (loan, letters):
+    async with selection.on_loan(requests) as (loan, letters), _changes(settings, over_newer=over_newer) as changed:
         rules = rules_of(settings)
         replays = [Replay(letter, requests[letter.key], judged(requests[letter.key], rules)) for letter in letters]
         replays.sort(key=lambda each: each.letter.rejected_at)  # the queue may have another order: see `present`
-        await sort_out(replays, None if over_newer else lambda ids: _changed(ids, settings))
-        chosen = [(each.letter, each.request) for each in replays if each.state == "waiting"]
+        try:
+            await sort_out(replays, changed)
+        except Unavailable as error:
+            raise ClientError(f"{error.reason}; use --over-newer to skip this check") from None
+        chosen = [each for each in replays if each.state == "waiting"]
+        count = 0
+        if chosen and not dry_run:
+            with progress(len(chosen)) as bar:
+                count = await replay_letters(
+                    loan,
+                    [(each.letter, each.request) for each in chosen],
+                    link_of(settings),
+                    rate=rate,
+                    still_due=StillDue(chosen, changed),
+                    on_replayed=lambda _: bar.update(1),
+                    **sending_of(settings),
+                )
         kept = [(each.letter.name, _why_kept(each)) for each in replays if each.state == "kept"]
         _explain(kept)
         others = f", {len(kept):,} kept" if kept else ""
         if dry_run:
             say(f"{len(chosen):,} would be replayed{others}; nothing was sent")
-        elif chosen:
-            with progress(len(chosen)) as bar:
-                count = await replay_letters(
-                    loan,
-                    chosen,
-                    link_of(settings),
-                    rate=rate,
-                    on_replayed=lambda _: bar.update(1),
-                    **sending_of(settings),
-                )
+        elif count:
             say(f"{count:,} replayed{others}; any that are rejected again become dead letters again")
         elif letters:
             say(f"nothing was replayed{others}")
@@ -64,16 +71,25 @@ def _why_kept(kept: Replay) -> str:
     return kept.why if kept.record is None else f"{kept.why}; use --over-newer to replay it anyway"
 
 
-async def _changed(ids: Sequence[UUID], settings: Settings) -> Mapping[UUID, datetime]:
-    """When the rows of these records were last changed, as far as there are rows and a database is set."""
+@asynccontextmanager
+async def _changes(settings: Settings, *, over_newer: bool) -> AsyncIterator[Changed | None]:
+    """Says when the rows of records were last changed; None if that does not matter, or no database is set."""
+    if over_newer:
+        yield None
+        return
     if settings.database_url is None:
         say("DATABASE_URL is not set: not checked whether rows have changed since the rejection")
-        return {}
+        yield None
+        return
     store = store_of(settings)
+
+    async def changed(ids: Sequence[UUID]) -> Mapping[UUID, datetime]:
+        try:
+            return await store.modified(ids)
+        except Unavailable as error:
+            raise Unavailable(f"cannot check whether rows have changed: {error.reason}") from None
+
     try:
-        return await store.modified(ids)
-    except Unavailable as error:
-        advice = "use --over-newer to skip this check"
-        raise ClientError(f"cannot check whether rows have changed: {error.reason}; {advice}") from None
+        yield changed
     finally:
         await store.close()
