@@ -89,7 +89,7 @@ def check_install() -> str:
         _run([*pip, "--quiet", "--constraint", str(here / "constraints.txt"), str(WHEEL)])
         command = str(here / "venv/bin/task-activity-log")
         version = _run([command, "--version"], here).strip()
-        if version != __version__:
+        if version != f"task-activity-log {__version__}":
             raise DistError(f"the installed command says that it is version {version}")
         if "CREATE TABLE task_activity_log " not in _run([command, "migrate", "--sql"], here):
             raise DistError("the installed command prints no SQL for the table")
