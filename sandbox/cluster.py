@@ -113,11 +113,18 @@ class Cluster:
 
     def command(self, program: str, *arguments: str) -> str:
         """As `RabbitMQ.command`, at one of the nodes that run and are not isolated."""
+        return self._at_any(lambda node: node.command(program, *arguments))
+
+    def evaluate(self, expressions: str) -> str:
+        """As `RabbitMQ.evaluate`, at one of the nodes that run and are not isolated."""
+        return self._at_any(lambda node: node.evaluate(expressions))
+
+    def _at_any(self, ask: Callable[[RabbitMQ], str]) -> str:
         failure = SandboxError("no node runs")
         for node in self.present:
             if node.is_running and node not in self._isolated:
                 try:
-                    return node.command(program, *arguments)
+                    return ask(node)
                 except SandboxError as error:
                     failure = error
         raise failure

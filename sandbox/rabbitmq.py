@@ -93,19 +93,19 @@ class RabbitMQ(Service):
         cookie = ["--erlang-cookie", self.cookie] if self.cookie else []
         return self._runner.execute([program, *cookie, *arguments])
 
-    def evaluate(self, expressions: str) -> None:
-        """Evaluate expressions of Erlang, which end with a period, inside the broker.
+    def evaluate(self, expressions: str) -> str:
+        """Evaluate expressions of Erlang, which end with a period, inside the broker; the last value as Erlang writes it.
 
         Raises:
             SandboxError: they failed, or the broker is not running.
         """
         if not self.node:
-            self.command("rabbitmqctl", "eval", expressions)
-            return
+            return self.command("rabbitmqctl", "eval", expressions).strip()
         cookie = ["-c", self.cookie] if self.cookie else []
         answer = self._runner.execute(["sh", "-c", _EVALUATE, "sh", expressions, "-n", self.node, *cookie])
         if not answer.startswith("{ok, "):
             raise SandboxError(f"{expressions} failed: {answer}")
+        return answer.strip().removeprefix("{ok, ").removesuffix("}")
 
     @property
     def vhost(self) -> str:

@@ -6,23 +6,26 @@ declaration says nothing about deliveries that are not settled, and zero for a q
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from urllib.parse import unquote, urlsplit
 
 from sandbox import RabbitMQ
 from sandbox.cluster import Cluster
-from tests.broker_control import rabbitmqctl
 
 _COUNT = """
-    [begin
+    list_to_tuple([begin
         {{ok, Queue}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<"{vhost}">>, queue, Name)),
         Leader = amqqueue:get_pid(Queue),
         {{ok, Count, _}} = try ra:consistent_query(Leader, fun rabbit_fifo:query_messages_{which}/1)
             catch error:function_clause -> ra:consistent_query(Leader, {{rabbit_fifo, query_messages_{which}, []}}) end,
         Count
-    end || Name <- [{names}]].
+    end || Name <- [{names}]]).
 """
-"""The leader answers once a majority has confirmed that it still is. The second form is that of RabbitMQ 4.3."""
+"""The leader answers once a majority has confirmed that it still is. The second form is that of RabbitMQ 4.3.
+
+A tuple, because Erlang may write a list of small numbers as text.
+"""
 
 
 async def totals(broker: RabbitMQ | Cluster, amqp_url: str, names: Sequence[str]) -> list[int]:
@@ -43,5 +46,5 @@ async def waiting(broker: RabbitMQ | Cluster, amqp_url: str, name: str) -> int:
 async def _counts(broker: RabbitMQ | Cluster, amqp_url: str, names: Sequence[str], which: str) -> list[int]:
     vhost = unquote(urlsplit(amqp_url).path[1:])
     expression = _COUNT.format(vhost=vhost, which=which, names=", ".join(f'<<"{name}">>' for name in names))
-    answer = await rabbitmqctl(broker, "eval", expression)
-    return [int(number) for number in answer.strip().strip("[]").split(",")]
+    answer = await asyncio.to_thread(broker.evaluate, expression)
+    return [int(number) for number in answer.strip("{}").split(",")]

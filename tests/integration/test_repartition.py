@@ -2,12 +2,14 @@
 
 import asyncio
 from dataclasses import replace
+from urllib.parse import quote, urlsplit
 
 import aio_pika
 import pytest
 from aio_pika.abc import AbstractIncomingMessage
 from aiormq.exceptions import ChannelInvalidStateError, ChannelNotFoundEntity
 
+from sandbox.rabbitmq import RabbitMQ
 from task_activity_log.cli.partitions import show_or_change
 from task_activity_log.partitions import partition_of, slots_of
 from task_activity_log.rabbitmq.link import LinkOptions
@@ -169,3 +171,26 @@ async def test_what_is_published_meanwhile_puts_everything_back(amqp_url: str) -
         assert steps[-1] == "putting the exchange back"
         await (await channel.get_queue("task_activity_log.upsert.5")).purge()
     await routed(amqp_url, EIGHT)
+
+
+async def test_a_queue_that_has_messages_again_is_not_deleted(amqp_url: str, rabbitmq: RabbitMQ) -> None:
+    """A worker that starts during the change declares the exchange again, and publishers use it."""
+    options = await declared(amqp_url, EIGHT)
+    vhost = quote(urlsplit(amqp_url).path[1:], safe="")
+    message = {
+        "properties": {},
+        "routing_key": EIGHT.partition_queues[5],
+        "payload": "new",
+        "payload_encoding": "string",
+    }
+
+    def publish(said: str) -> None:
+        if said.endswith(f"queue {EIGHT.partition_queues[0]}"):
+            rabbitmq.api("POST", f"/exchanges/{vhost}/amq.default/publish", message)
+
+    with pytest.raises(
+        NotEmpty, match=r"upsert\.5 is in use again \(messages: 1, consumers: 0\): .*run the same command again"
+    ):
+        await change(options, TWO, publish)
+    found = await look_up(options, EIGHT)
+    assert found.found[5].messages == 1

@@ -107,12 +107,28 @@ async def _change(connection: AbstractConnection, topology: Topology, progress: 
             progress("putting the exchange back")
             await declare(connection, replace(topology, partitions=before.count))
         raise
-    async with connection.channel() as channel:
-        for each in before.found.values():
-            progress(f"deleting queue {each.queue}")
-            await channel.queue_delete(each.queue)
+    for each in before.found.values():
+        progress(f"deleting queue {each.queue}")
+        await _delete_empty(connection, each.queue)
     progress(f"declaring {topology.partitions} queues")
     await declare(connection, topology)
+
+
+async def _delete_empty(connection: AbstractConnection, queue: str) -> None:
+    """Delete a queue that has neither messages nor consumers. Quorum queues do not support the broker's own conditions.
+
+    A worker that has started meanwhile has declared the exchange again, and publishers use it.
+    """
+    now = await _Asking(connection).queue(queue)
+    if now is not None and (now.messages or now.consumers):
+        raise NotEmpty(
+            f"queue {queue} is in use again (messages: {now.messages}, consumers: {now.consumers}): stop the publishers, let"
+            " the workers empty the queues, stop all workers, and run the same command again"
+        )
+    async with connection.channel() as channel:
+        deleted = await channel.queue_delete(queue)
+    if deleted.message_count:
+        raise NotEmpty(f"{deleted.message_count} messages arrived in queue {queue} while it was deleted, and are lost")
 
 
 def _must_be_empty(partitions: Partitions, topology: Topology) -> None:
