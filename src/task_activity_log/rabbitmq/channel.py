@@ -24,14 +24,23 @@ async def answered(asking: Awaitable[T], seconds: float, read_seconds: Callable[
     Raises:
         TimeoutError: there is no answer in time.
     """
-    asked, asked_at = asyncio.ensure_future(asking), time.monotonic()
+    loop, asked_at = asyncio.get_running_loop(), time.monotonic()
+    next_look: asyncio.TimerHandle
+
+    def look() -> None:
+        nonlocal next_look
+        if min(time.monotonic() - asked_at, read_seconds()) > seconds:
+            limit.reschedule(loop.time())
+        else:
+            next_look = loop.call_later(seconds / 10, look)
+
+    next_look = loop.call_later(seconds / 10, look)
     try:
-        while not (await asyncio.wait({asked}, timeout=seconds / 10))[0]:
-            if min(time.monotonic() - asked_at, read_seconds()) > seconds:
-                raise TimeoutError
-        return asked.result()
+        # Awaited here and not in a task of its own, which would tell the reason after others know that the connection is lost.
+        async with asyncio.timeout(None) as limit:
+            return await asking
     finally:
-        asked.cancel()
+        next_look.cancel()
 
 
 async def open_channel(connection: aio_pika.Connection, *, confirms: bool = False) -> AbstractChannel:
