@@ -42,8 +42,6 @@ _AT_ONCE_SECONDS = 1.0
 """How long requests of one record are tried one after the other before other records are tried: its share of this time."""
 _SETTLING_SECONDS = 0.05
 """How often a suspect looks whether the request before it is settled."""
-_UNKNOWN_SECONDS = 1.0
-"""How long requests are tried together while nothing is known of the database."""
 _STOP_SECONDS = 1.0
 SHOWN = 20
 """How many records an event or /status names."""
@@ -211,8 +209,7 @@ class Retrying(Generic[D]):
             requests = [line.waiting[0].request for line in lines]
             if not requests:
                 return
-            limit = self.timing.limit(len(requests), TRIAL_SECONDS)
-            patience = Patience(TRIAL_SECONDS / 2, _UNKNOWN_SECONDS if limit is None else limit)
+            patience = Patience(TRIAL_SECONDS / 2, self.timing.limit(len(requests), TRIAL_SECONDS))
             try:
                 stored = list(zip(requests, await lane.store.apply(requests, patience), strict=True))
             except (Refused, Unavailable) as error:

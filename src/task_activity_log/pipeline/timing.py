@@ -11,8 +11,8 @@ quartile of what the last statements took beyond that: three quarters of them wo
 
 A statement that exceeds its limit is cancelled, a probe is made, and a row of the worker's own is written and rolled back. If
 the limit is much longer now, because commits are slow, or because each row is, the same rows are tried again. Otherwise
-the rows are searched (see `search`). After an outage nothing is known: then a statement may take as long as
-WORKER_DATABASE_COMMAND_TIMEOUT_SECONDS, or it could never pass.
+the rows are searched (see `search`). If the probe takes too long as well, nothing is known. Then a statement may take four
+seconds, and twice as long after each time that this happens again, or it could never pass.
 
 If each row takes long, a statement has only as many rows as take two seconds, so that one that exceeds its limit costs little.
 """
@@ -21,7 +21,6 @@ from __future__ import annotations
 
 from collections import deque
 from enum import Enum, auto
-from math import inf
 
 FACTOR = 4.0
 """How much longer than expected a statement may take."""
@@ -31,6 +30,8 @@ _RECENT = 16
 """How many statements are remembered. A database that becomes slow for all rows is known after most of these."""
 _LARGER = 32
 """What is known of a few rows says little of hundreds: they are expected to take as long as 32 times as many at most."""
+_AFTER_OUTAGE_SECONDS = 4.0
+"""How long a statement may take when the database did not answer in time: there may be slow rows in it all the same."""
 _UNUSUAL_SECONDS = 0.2
 """A probe that takes longer, and longer than expected, shows that the database has changed."""
 OWN_ROWS = 20
@@ -54,12 +55,12 @@ class Timing:
         self._recent: deque[tuple[int, float]] = deque(maxlen=_RECENT)
         self._probe: float | None = None
         self._own = 0.0  # what each row takes at least, by a row of the worker's own
-        self._unlimited = False
+        self._after_outage = 0.0
 
     def passed(self, rows: int, seconds: float) -> None:
         """A statement with this number of rows has passed."""
         self._recent.append((rows, seconds))
-        self._unlimited = False
+        self._after_outage = 0.0
         if seconds - self._fixed() < rows * self._own / 2:
             self._own = 0.0
 
@@ -74,12 +75,13 @@ class Timing:
         if seconds > max(_UNUSUAL_SECONDS, FACTOR * self._fixed()):
             self._recent.clear()
         self._probe = seconds
+        self._after_outage = 0.0
 
     def outage(self) -> None:
         """A statement took too long, and the probe did not pass either."""
         self._recent.clear()
         self._probe, self._own = None, 0.0
-        self._unlimited = True
+        self._after_outage = max(_AFTER_OUTAGE_SECONDS, 2 * self._after_outage)
 
     def _fixed(self) -> float:
         """What a statement takes at least."""
@@ -103,9 +105,9 @@ class Timing:
         within = max(_STATEMENT_SECONDS, FACTOR * self._fixed())
         return count if count * per_row <= within else max(1, int(within / per_row))
 
-    def limit(self, rows: int, least: float) -> float | None:
-        """How many seconds a statement with this number of rows may take, at least `least`; None: as long as any."""
-        return None if self._unlimited else max(least, FACTOR * self.expected(rows))
+    def limit(self, rows: int, least: float) -> float:
+        """How many seconds a statement with this number of rows may take, at least `least`."""
+        return max(least, self._after_outage, FACTOR * self.expected(rows))
 
 
 class Repeats:
@@ -148,7 +150,7 @@ class Step(Enum):
     """The row is at fault."""
 
 
-def next_step(rows: int, limit: float | None, now: float | None) -> Step:
+def next_step(rows: int, limit: float | None, now: float) -> Step:
     """What is done next with a part of this number of rows.
 
     Args:
@@ -157,6 +159,6 @@ def next_step(rows: int, limit: float | None, now: float | None) -> Step:
             not change.
         now: what the limit would be now, after the probe.
     """
-    if limit is not None and (inf if now is None else now) >= LONGER * limit:
+    if limit is not None and now >= LONGER * limit:
         return Step.AGAIN
     return Step.DIVIDE if rows > 1 else Step.PARK
