@@ -169,7 +169,7 @@ async def database(to: Services, options: argparse.Namespace) -> object:
 
 
 async def journal(to: Services, options: argparse.Namespace) -> object:
-    """With and without the journal, and the room that it takes."""
+    """With and without the journal, and the space that it takes."""
     journaling = ours("with the journal", WORKER_JOURNAL="true")
     again = [ours(name, PYTHONPATH=path) for name, _, path in (each.partition("=") for each in options.against)]
     rounds, seconds = options.rounds, options.seconds
