@@ -158,20 +158,23 @@ class Intake:
         await self._prepare(connection, self._topology)
         await self._warn_of_others(connection)
         await self._before_consuming()
-        missing = len(self._queues)
+        missing = set(self._queues)
 
-        def consuming() -> None:
-            nonlocal missing
-            missing -= 1
-            if not missing:
-                self._outage = None
-                established()
+        def tried(queue: QueueIntake) -> None:
+            if queue in missing:
+                missing.remove(queue)
+                if not missing:
+                    self._outage = None
+                    established()
 
         if self.balancing is None:
-            await self._queues[0].consume(connection, frame_reader, consuming)
+            queue = self._queues[0]
+            await queue.consume(connection, frame_reader, partial(tried, queue))
         else:
             restore = partial(self._prepare, connection, self._topology)
-            working = [queue.keep_consuming(connection, frame_reader, consuming, restore) for queue in self._queues]
+            working = [
+                queue.keep_consuming(connection, frame_reader, partial(tried, queue), restore) for queue in self._queues
+            ]
             await _all([*working, self.balancing.run(connection, self._may_balance, lambda: frame_reader.read_seconds)])
 
     def _may_balance(self) -> bool:

@@ -108,16 +108,15 @@ class QueueIntake:
     ) -> None:
         """As `consume`, but a queue that takes no consumer is tried again, and does not disturb others; never return.
 
-        `established` is called in any case: others need not wait for a queue without a leader. `restore` is awaited if the
-        queue does not exist.
+        `established` is called after each attempt, also after one that failed: others need not wait for a queue without a
+        leader. `restore` is awaited if the queue does not exist.
         """
         backoff = Backoff(first=1.0, most=30.0)
-        once = _Once(established)
 
         def began() -> None:
             self.outage = None
             backoff.reset()
-            once.call()
+            established()
 
         missing = False
         while True:
@@ -131,7 +130,7 @@ class QueueIntake:
             self.outage, missing = outage.text, outage.kind is OutageKind.NOT_FOUND
             self._waiting.remove(lambda delivery: delivery.consumer is self.consumer)
             self.forget()
-            once.call()
+            established()
             await asyncio.sleep(_CONNECTION_LOST_SECONDS)
             delay = backoff.delay()
             log.warning("partition_unavailable", queue=self.queue, reason=outage.text, retry_in_seconds=round(delay, 1))
@@ -281,15 +280,3 @@ class QueueIntake:
                 return await self.close()
         finally:
             await self.resume(_HAND_OVER)
-
-
-class _Once:
-    """Calls a function the first time that it is called itself."""
-
-    def __init__(self, function: Callable[[], None]) -> None:
-        self._function: Callable[[], None] | None = function
-
-    def call(self) -> None:
-        function, self._function = self._function, None
-        if function is not None:
-            function()
