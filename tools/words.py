@@ -15,7 +15,7 @@ from tools.generated import ROOT
 WORDS = {
     r"(?m:^)[<>|]{7}(?=\s)": "one of the two sides: this is the mark of a merge conflict",
     r"anew": "again",
-    r"(at most|up to|after|for|until) so many": "N, or the name of the limit",
+    r"so many(?! that)": "N, or the name of the limit",
     r"at one with": "consistent with",
     r"beside": "next to, besides, or compared with",
     r"by turns": "alternately",

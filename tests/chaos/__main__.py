@@ -94,7 +94,7 @@ def _plan() -> Plan:
         "--partitions",
         type=int,
         default=0,
-        help="divide the requests among so many queues; half of the publishers send by record; workers stop and start",
+        help="divide the requests among this number of queues; half of the publishers send by record; workers stop and start",
     )
     parser.add_argument(
         "--pgbouncer", action="store_true", help="put pgbouncer in transaction mode before the database"

@@ -37,7 +37,7 @@ class Traffic:
             self.sent[record] += 1
 
     async def goes_on(self, answers: int = 3) -> None:
-        """Return when each record has so many more answers."""
+        """Return when each record has `answers` more answers."""
         wanted = {record: count + answers for record, count in self.sent.items()}
         async with asyncio.timeout(120):
             while any(self.sent[record] < count for record, count in wanted.items()):

@@ -234,7 +234,7 @@ async def test_a_worker_that_drains_hands_over_no_partition(amqp_url: str, monke
 
 @asynccontextmanager
 async def _one_partition(amqp_url: str, slot: str, *, messages: int) -> AsyncIterator[tuple[Intake, QueueIntake]]:
-    """A worker without a database, and a partition that has so many messages."""
+    """A worker without a database, and a partition that has `messages` messages."""
     async with await aio_pika.connect(amqp_url) as connection:
         await declare(connection, TOPOLOGY)
         channel = await connection.channel(publisher_confirms=True)

@@ -59,7 +59,7 @@ class Retrying(Generic[D]):
     stored: Stored[D]
     part_bytes: int
     writes: SharedLock
-    """Shared by each write to the database. Had alone to requeue."""
+    """Shared by each write to the database. Held alone to requeue."""
     nulls: wire.Nulls
     refusals: Refusals
     timing: Timing

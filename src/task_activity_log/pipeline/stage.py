@@ -28,7 +28,7 @@ class Stage(Generic[D]):
     watch: Watch
     hold_limit_seconds: float
     writes: SharedLock
-    """Shared by each write. Had alone to requeue: otherwise a write could come after those of the next worker."""
+    """Shared by each write. Held alone to requeue: otherwise a write could come after those of the next worker."""
 
     async def until_done(self, attempt: Callable[[], Awaitable[T]], *, repeatable: bool = True) -> T:
         """Try until the attempt succeeds, and back off in between.

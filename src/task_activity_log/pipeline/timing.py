@@ -35,7 +35,7 @@ _AFTER_OUTAGE_SECONDS = 4.0
 _UNUSUAL_SECONDS = 0.2
 """A probe that takes longer, and longer than expected, shows that the database has changed."""
 OWN_ROWS = 20
-"""So many rows of the worker's own are timed: a delay by chance is divided by this number."""
+"""How many rows of the worker's own are timed: a delay by chance is divided by this number."""
 _UNUSUAL_ROW_SECONDS = 0.003
 """If each of them takes longer, each row takes long."""
 _STATEMENT_SECONDS = 2.0

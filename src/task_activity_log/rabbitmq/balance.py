@@ -26,7 +26,7 @@ _PATIENCE = 5
 """After this many decisions, those who have their share leave their places in the lines again, if somebody is still short:
 others may have come to stand behind them meanwhile."""
 _REJOIN_MOST = 32
-"""So many partitions are consumed again after one decision, because each takes the broker some work."""
+"""How many partitions are consumed again after one decision at most, because each takes the broker some work."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -258,7 +258,7 @@ class QueueIntake:
         finished now, the queue is kept.
 
         Args:
-            alone: had while everything that is not finished is returned.
+            alone: held while everything that is not finished is returned.
             seconds: how long what is in hand may take until then; in the second half of it nothing more is taken.
 
         Returns:
