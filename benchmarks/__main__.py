@@ -30,6 +30,7 @@ from benchmarks.workers import (
     peers,
     plain,
     services,
+    version,
 )
 
 ROOT = Path(__file__).parents[1]
@@ -59,12 +60,26 @@ def arguments() -> argparse.Namespace:
         action="append",
         default=[],
         metavar="NAME=SRC",
-        help="also measure the worker of another checkout's src/ directory, in drain, batch and latency",
+        help="also measure the worker of another checkout's src/ directory, in drain, batch, journal and latency",
     )
     parser.add_argument(
         "--preferred",
         action="store_true",
         help="give what is measured precedence over all other programs of this machine (Linux with autogroups, as root)",
+    )
+    parser.add_argument(
+        "--python",
+        default=sys.executable,
+        metavar="PATH",
+        help="the Python of the workers that are written in Python, this one and its peers; it must have the packages in"
+        " requirements-dev.lock (default: the one that runs the benchmarks)",
+    )
+    parser.add_argument(
+        "--against-python",
+        action="append",
+        default=[],
+        metavar="NAME=PATH",
+        help="also measure this worker in another Python, in the same ones",
     )
     parser.add_argument("--only", metavar="TEXT", help="drain: only the peers with this in their names")
     chosen = parser.parse_args()
@@ -96,8 +111,13 @@ async def drain_(to: Services, options: argparse.Namespace) -> object:
 
 
 def _against(options: argparse.Namespace) -> list[Worker]:
-    """This worker, of other checkouts."""
-    return [ours(name, PYTHONPATH=path) for name, _, path in (each.partition("=") for each in options.against)]
+    """This worker, of other checkouts and in other Pythons."""
+    sources = (each.partition("=") for each in options.against)
+    pythons = (each.partition("=") for each in options.against_python)
+    return [
+        *(ours(name, PYTHONPATH=path) for name, _, path in sources),
+        *(ours(name, python=path) for name, _, path in pythons),
+    ]
 
 
 async def batch(to: Services, options: argparse.Namespace) -> object:
@@ -171,10 +191,9 @@ async def database(to: Services, options: argparse.Namespace) -> object:
 async def journal(to: Services, options: argparse.Namespace) -> object:
     """With and without the journal, and the space that it takes."""
     journaling = ours("with the journal", WORKER_JOURNAL="true")
-    again = [ours(name, PYTHONPATH=path) for name, _, path in (each.partition("=") for each in options.against)]
     rounds, seconds = options.rounds, options.seconds
     costs = await drain.in_turn(
-        to, [ours(), journaling, *again], waiting=options.messages, rounds=rounds, seconds=seconds
+        to, [ours(), journaling, *_against(options)], waiting=options.messages, rounds=rounds, seconds=seconds
     )
     medians = drain.table("The journal", costs, baseline=OURS)
     await drain.once(to, journaling, waiting=options.messages, seconds=seconds)
@@ -223,15 +242,19 @@ async def main() -> None:
     """Run the scenarios, and save the figures of each one as soon as it is finished."""
     options = arguments()
     known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    python = version(options.python)
+    show.say(f"workers that are written in Python run in {python}")
+    for name, _, path in (each.partition("=") for each in options.against_python):
+        show.say(f"{name} is Python {version(path)}")
     async with services() as to:
-        to.preferred = options.preferred
+        to.preferred, to.python = options.preferred, options.python
         to.prefer([])
         for name in options.scenarios or SCENARIOS:
             show.say(f"\n{name}: {(SCENARIOS[name].__doc__ or '').lower()}")
             known[name] = {
                 "at": datetime.now(UTC).isoformat(timespec="seconds"),
                 "command": " ".join(["python -m benchmarks", *sys.argv[1:]]),
-                "machine": f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}",
+                "machine": f"{os.cpu_count()} cores, {platform.machine()}, Python {python}",
                 "figures": await SCENARIOS[name](to, options),
             }
             if not options.quick:

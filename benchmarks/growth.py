@@ -150,7 +150,10 @@ async def memory(services: Services, *, seconds: float) -> dict[str, float]:
     samples: list[tuple[float, int]] = []
     coming = requests(int(_MEMORY_RATE * seconds) + _MEMORY_RATE)
     async with publishing(os.environ["AMQP_URL"]) as publisher:
-        with running(ours()) as [process], show.bar(f"{_MEMORY_RATE:,} messages/s for {seconds:,.0f} s") as progress:
+        with (
+            running(ours(), services.python) as [process],
+            show.bar(f"{_MEMORY_RATE:,} messages/s for {seconds:,.0f} s") as progress,
+        ):
             began = time.perf_counter()
             while (now := time.perf_counter() - began) < seconds:
                 await publisher.publish(list(islice(coming, _MEMORY_RATE)))

@@ -67,7 +67,7 @@ async def once(services: Services, worker: Worker, *, rate: int, seconds: float)
             complete.set()
 
     url = os.environ["AMQP_URL"]
-    with running(worker) as [process], show.bar(f"{worker.name} at {rate:,} messages/s") as progress:
+    with running(worker, services.python) as [process], show.bar(f"{worker.name} at {rate:,} messages/s") as progress:
         async with await aio_pika.connect(url) as connection, publishing(url) as publisher:
             queue = await (await connection.channel()).get_queue(TOPOLOGY.replies_queue)
             await queue.consume(on_reply, no_ack=True)

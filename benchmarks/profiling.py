@@ -20,7 +20,7 @@ from pathlib import Path
 
 from benchmarks import show
 from benchmarks.load import fill
-from benchmarks.workers import Services, Worker, resident, running, services
+from benchmarks.workers import Services, Worker, resident, running, services, version
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 _FUNCTIONS = 25
@@ -87,7 +87,9 @@ async def main() -> None:
     )
     parser.add_argument("--messages", type=int, default=40_000, help="messages to drain (40,000)")
     parser.add_argument("--preferred", action="store_true", help="as in python -m benchmarks")
+    parser.add_argument("--python", default=sys.executable, metavar="PATH", help="as in python -m benchmarks")
     options = parser.parse_args()
+    show.say(f"the worker runs in Python {version(options.python)}")
     messages = options.messages
     with tempfile.TemporaryDirectory() as folder:
         counts, record = Path(folder) / "counts", Path(folder) / "perf.data"
@@ -97,8 +99,8 @@ async def main() -> None:
             await to.empty()
             with show.bar(f"filling the queue with {messages:,} messages") as progress:
                 await fill(os.environ["AMQP_URL"], messages, progress)
-            worker = Worker("sampled", (sys.executable, "-m", "benchmarks.sampler", str(counts)))
-            with running(worker) as [process]:
+            worker = Worker("sampled", ("-m", "benchmarks.sampler", str(counts)), is_python=True)
+            with running(worker, options.python) as [process]:
                 done, user, system = await _drain(to, messages, process.pid, record if with_perf else None)
                 memory = resident(process.pid, "VmHWM")
             await to.empty()

@@ -27,7 +27,8 @@ from task_activity_log.rabbitmq.topology import Topology, declare
 PEERS = Path(__file__).parent / "peers"
 OURS = "task-activity-log"
 PLAIN = "plain aio-pika"
-_RUN = (sys.executable, "-c", "from task_activity_log.cli import main; main()", "run")
+_RUN = ("-c", "from task_activity_log.cli import main; main()", "run")
+_SOURCES = os.pathsep.join(str(Path(__file__).parents[1] / folder) for folder in ("src", "."))
 _DEBIAN_GO = Path("/usr/share/gocode")
 _GO_LIBRARIES = ("rabbitmq/amqp091-go", "jackc/pgx/v4")
 _GO = "Go, amqp091 and pgx"
@@ -50,21 +51,42 @@ class Worker:
     name: str
     command: tuple[str, ...]
     environment: dict[str, str] = field(default_factory=dict)
+    is_python: bool = False
+    """Whether the command is the arguments of a Python, which is `python`."""
+    python: str | None = None
+    """Its Python; None: that of all workers (`Services.python`)."""
 
 
-def ours(name: str = OURS, **environment: str) -> Worker:
-    """This worker, with additional environment variables."""
-    return Worker(name, _RUN, environment)
+def ours(name: str = OURS, *, python: str | None = None, **environment: str) -> Worker:
+    """This worker, with a Python of its own if one is given, and with additional environment variables."""
+    return Worker(name, _RUN, environment, is_python=True, python=python)
 
 
 def plain() -> Worker:
     """The peer that is written as the documentation of aio-pika and asyncpg suggests."""
-    return Worker(PLAIN, (sys.executable, "-m", "benchmarks.peers.plain"))
+    return Worker(PLAIN, ("-m", "benchmarks.peers.plain"), is_python=True)
+
+
+def version(python: str) -> str:
+    """The version of a Python, and the compiler that built it.
+
+    Raises:
+        SystemExit: it does not run, or lacks a package of requirements-dev.lock.
+    """
+    program = "import sys, aio_pika, asyncpg, pydantic_core, uvloop; print(' '.join(sys.version.split()))"
+    try:
+        found = subprocess.run([python, "-c", program], capture_output=True, text=True, check=True)
+    except OSError as error:
+        raise SystemExit(f"{python} does not run: {error}") from None
+    except subprocess.CalledProcessError as error:
+        reason = error.stderr.strip().rpartition("\n")[2]
+        raise SystemExit(f"{python} must have the packages in requirements-dev.lock installed: {reason}") from None
+    return found.stdout.strip()
 
 
 def peers() -> tuple[list[Worker], dict[str, str]]:
     """The peers, built and ready to start; and the reasons why some cannot be measured, by name."""
-    found = [plain(), Worker("FastStream", (sys.executable, "-m", "benchmarks.peers.faststream_app"))]
+    found = [plain(), Worker("FastStream", ("-m", "benchmarks.peers.faststream_app"), is_python=True)]
     left_out: dict[str, str] = {}
     if find_spec("faststream") is None:
         left_out[found.pop().name] = "not installed"
@@ -135,14 +157,14 @@ class Cost:
 
 
 @contextmanager
-def running(worker: Worker, count: int = 1) -> Iterator[list[subprocess.Popen[bytes]]]:
-    """Run `count` processes of a worker, and stop them at the end."""
-    environment = {**os.environ, "HTTP_PORT": "0", "LOG_FORMAT": "json", **worker.environment}
+def running(worker: Worker, python: str, count: int = 1) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Run `count` processes of a worker, in `python` unless it has one of its own, and stop them at the end."""
+    # Another Python than that of .venv does not have the product installed.
+    environment = {**os.environ, "HTTP_PORT": "0", "LOG_FORMAT": "json", "PYTHONPATH": _SOURCES, **worker.environment}
+    command = [worker.python or python, *worker.command] if worker.is_python else worker.command
     processes: list[subprocess.Popen[bytes]] = []
     try:
-        processes += [
-            subprocess.Popen(worker.command, env=environment, stderr=subprocess.DEVNULL) for _ in range(count)
-        ]
+        processes += [subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) for _ in range(count)]
         yield processes
     finally:
         for process in processes:
@@ -154,6 +176,8 @@ def running(worker: Worker, count: int = 1) -> Iterator[list[subprocess.Popen[by
 class Services:
     """The broker and the database in AMQP_URL and DATABASE_URL."""
 
+    python = sys.executable
+    """The Python in which workers are run that are written in Python."""
     preferred = False
     """Whether they and the workers have precedence while they are measured; see `prefer`."""
 
@@ -231,7 +255,7 @@ async def measure(
     include the start of the worker. Messages that the worker does not reach in time stay in the queue.
     """
     after = min(waiting // 20, 2000)
-    with running(worker, processes) as started:
+    with running(worker, services.python, processes) as started:
         pids = [process.pid for process in started]
         services.prefer(pids)
         done, moved = 0, time.perf_counter()
