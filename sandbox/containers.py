@@ -28,6 +28,7 @@ _ANSWER_LIMIT_SECONDS = 10
 _SILENCE_LIMIT_SECONDS = 30  # a registry that is silent for longer counts as unreachable
 _PULL_LIMIT_SECONDS = 600
 _REPORT_EVERY_SECONDS = 5
+_FREEZE_LIMIT_SECONDS = 60
 _REMOVE = f"""
 import docker, sys
 client = docker.from_env(timeout=60)
@@ -171,7 +172,7 @@ class Container:
 
     def pause(self) -> None:
         """Freeze all processes of the container."""
-        self._do(self._container.pause)
+        self._do(freeze, container=self._container)
 
     def resume(self) -> None:
         """Let them continue."""
@@ -209,6 +210,27 @@ class Container:
             return act(**options)
         except (docker.errors.DockerException, requests.RequestException) as error:
             raise SandboxError(f"Docker: {_first_line(error)}") from None
+
+
+def freeze(container: Any) -> None:
+    """Pause a container (`docker.models.containers.Container`), and try again for a minute if the engine could not.
+
+    On a busy machine the engine may find that some processes do not freeze in time. It then lets all of them continue, and
+    answers that it is "unable to freeze".
+
+    Raises:
+        docker.errors.APIError: it could not for a minute, or there is another reason.
+    """
+    deadline = time.monotonic() + _FREEZE_LIMIT_SECONDS
+    while True:
+        try:
+            container.pause()
+        except docker.errors.APIError as error:
+            if "unable to freeze" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
+        else:
+            return
 
 
 class Network:
