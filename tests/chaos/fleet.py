@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import sys
 import time
@@ -24,8 +25,7 @@ _RESTART_SECONDS = 0.2
 DRAIN_LIMIT_SECONDS = 5.0
 _GRACE_SECONDS = 15.0
 """How long after the drain limit a process may still end, on a machine that is busy restarting databases."""
-_STARTING_SECONDS = 4.0
-"""How long a process may take to start: before that it has no SIGTERM handler, and has not taken any message."""
+_CAUGHT = re.compile(r"^SigCgt:\s*([0-9a-f]+)$", re.MULTILINE)
 
 
 class WorkerProcess:
@@ -42,15 +42,17 @@ class WorkerProcess:
         self._log = log
         self._process: asyncio.subprocess.Process | None = None
         self._expected: set[int] = set()
-        self._started = 0.0
 
     def send(self, number: signal.Signals) -> bool:
-        """Send a signal; return whether there was a process to send it to."""
+        """Send a signal; return whether there was a process to send it to.
+
+        A process may end of a signal that it does not catch. SIGTERM is one until the worker has set its handler, which is
+        before it takes any message.
+        """
         process = self._process
         if process is None or process.returncode is not None:
             return False
-        starting = number == signal.SIGTERM and time.monotonic() - self._started < _STARTING_SECONDS
-        if number == signal.SIGKILL or starting:
+        if not catches(process.pid, number):
             self._expected.add(-number)
         process.send_signal(number)
         return True
@@ -65,7 +67,6 @@ class WorkerProcess:
                     continue
                 self._process = process = await self._spawn()
                 self.starts += 1
-                self._started = time.monotonic()
                 ended = asyncio.create_task(process.wait())
                 await asyncio.wait({ended, stopping}, return_when=asyncio.FIRST_COMPLETED)
                 if not ended.done():
@@ -108,6 +109,16 @@ class WorkerProcess:
                 start_new_session=True,  # so that Ctrl-C does not reach it
                 preexec_fn=lambda: prctl(_PDEATHSIG, signal.SIGKILL),
             )
+
+
+def catches(pid: int, number: signal.Signals) -> bool:
+    """Whether a process has a handler for a signal. One that has ended has none."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    found = _CAUGHT.search(status)
+    return found is not None and bool(int(found[1], 16) >> number - 1 & 1)
 
 
 def handed_over(directory: Path) -> dict[str, int]:
