@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from itertools import cycle
 from math import inf
 from types import SimpleNamespace
 from unittest.mock import patch
@@ -471,15 +472,33 @@ OTHER = Failed("every row is refused (23514)", "23514", name="other", lasting=Tr
 class TestCostlyRecords:
     """Records whose requests take too long in a batch are parked, although each of them passes."""
 
-    def admit(self, records: int, seconds: float, waves: int = 6, *, probe: float = 0.002) -> list[int]:
-        """How many requests are admitted of each of some waves of the same records, each of which takes some seconds."""
+    def admit(
+        self,
+        records: int,
+        seconds: float,
+        waves: int = 6,
+        *,
+        probe: float = 0.002,
+        looks: Sequence[bool] = (False, False),
+    ) -> list[int]:
+        """How many requests are admitted of each of some waves of the same records, each of which takes some seconds.
+
+        `looks` says for the looks at their rows, which repeat, whether another session has one locked.
+        """
         admitted: list[int] = []
 
         async def act(bench: Bench) -> None:
+            look = cycle(looks)
+
             async def slow_probe() -> None:
                 await asyncio.sleep(probe)
 
+            async def locked(ids: Sequence[UUID]) -> set[UUID]:
+                assert sorted(ids) == sorted(identifiers)
+                return {ids[-1]} if next(look) else set()
+
             bench.store.probe = slow_probe  # type: ignore[method-assign]
+            bench.store.locked = locked  # type: ignore[method-assign]
             identifiers = [uuid4() for _ in range(records)]
             for _ in range(waves):
                 free = await bench.admit([bench.request(identifier) for identifier in identifiers])
@@ -505,6 +524,15 @@ class TestCostlyRecords:
     def test_records_are_not_parked_because_the_database_is_slow(self, records: int) -> None:
         """Parked, each would be stored by itself, which takes longer. A probe takes as long as they do."""
         assert self.admit(records, 0.9, probe=0.85) == [records] * 6
+
+    @pytest.mark.parametrize("looks", [(True,), (False, True)])
+    def test_records_are_not_parked_because_another_worker_writes_them(self, looks: Sequence[bool]) -> None:
+        """Each wave waits for one of its waves. Parked, each of their requests would wait for one by itself."""
+        assert self.admit(17, 0.9, looks=looks) == [17] * 6
+
+    def test_it_is_asked_every_two_seconds_whether_records_are_costly(self) -> None:
+        """The question takes longer than a wave. Three waves in vain, and three more."""
+        assert self.admit(17, 0.9, 9, looks=(True, False, False, False, False)) == [17] * 7 + [0] * 2
 
     def test_the_first_waves_of_a_batch_have_everybodys_records(self) -> None:
         """One of each update mode. A database that takes long for these is not at the fault of any of them."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Generic, NamedTuple
 
@@ -122,24 +123,30 @@ class Parking(Retrying[D]):
         self.is_first = free[0].mode not in self._modes
         self._modes.add(free[0].mode)
         if not self.is_first:
-            if self._repeats.long and await self._are_costly():
+            if self._repeats.long and await self._are_costly(free):
                 await pass_on()
                 await self.park(free, TimedOut("costly, and requested many times"), self.refusals.passes)
                 return ()
             self._repeats.begin(len(free), time.monotonic())
         return free
 
-    async def _are_costly(self) -> bool:
-        """Whether the waves of this batch take long because of their records. If a probe takes as long, it is the database."""
-        try:
+    async def _are_costly(self, wave: Sequence[Request[D]]) -> bool:
+        """Whether the waves of this batch take long because of their records. If not, it is asked again after as long.
+
+        If a probe takes as long, it is the database. If rows of theirs are locked, another worker writes the same records,
+        and each wave waits for one of its waves. Parked, each request would wait for one by itself.
+        """
+        ids = [request.record.id for request in wave]
+        costly = False
+        with suppress(Unavailable):
             async with self._quick.use() as store:
-                await store.probe()  # opens the connection
+                locked = await store.locked(ids)  # it also opens the connection
                 started = time.monotonic()
                 await store.probe()
-                took = time.monotonic() - started
-        except Unavailable:
-            return False
-        return self._repeats.costly(took)
+                costly = self._repeats.costly(time.monotonic() - started) and not locked and not await store.locked(ids)
+        if not costly:
+            self._repeats = Repeats()
+        return costly
 
     async def park(self, requests: Sequence[Request[D]], cause: Failed, passes: int) -> None:
         """Park these requests.
