@@ -92,6 +92,12 @@ class Waiting(Generic[Item]):
                 self.put(item, weight)
         return removed
 
+    def put_first(self, chosen: Callable[[Item], bool]) -> None:
+        """Move the items that are chosen before all others. Both keep their order among themselves."""
+        items = list(zip(self._items, self._weights, strict=True))
+        items.sort(key=lambda each: not chosen(each[0]))
+        self._items, self._weights = deque(item for item, _ in items), deque(weight for _, weight in items)
+
     def clear(self) -> None:
         """Remove all items. Their channel was lost, so the broker delivers them again."""
         self._items.clear()

@@ -40,6 +40,8 @@ from task_activity_log.variables import explained, unknown
 PREFIX = "WORKER_"
 BATCHES_IN_HAND = 4
 """With two, each stage waits for the other one most of the time (measured in docs/performance.md)."""
+_BATCHES_OF_A_PARTITION = 2
+"""With half a batch, batches are small, and each message takes a tenth more CPU time (measured in docs/scaling.md)."""
 _BARE = ("amqp_url", "database_url", "management_url", "http_host", "http_port", "log_format", "log_level")
 
 
@@ -349,12 +351,13 @@ class Settings(BaseModel):
 
     @property
     def queue_prefetch(self) -> int:
-        """The prefetch of each queue: that of the worker, or with partitions at most half a batch.
+        """The prefetch of each queue: that of the worker, or with partitions at most two batches.
 
         It must be the same for all workers, whatever their number: a queue keeps the order of what is returned to it only if
-        each of its consumers has the same prefetch.
+        each of its consumers has the same prefetch. A worker that is active on two partitions has as much in hand as one
+        without partitions, and its batches are as large. All partitions together are bounded by `in_hand_bytes`.
         """
-        return min(self.prefetch, max(1, self.batch_max // 2)) if self.partitions else self.prefetch
+        return min(self.prefetch, _BATCHES_OF_A_PARTITION * self.batch_max) if self.partitions else self.prefetch
 
 
 def variable(field: str) -> str:

@@ -172,6 +172,24 @@ async def test_a_hand_over_returns_nothing_that_can_be_finished(amqp_url: str) -
         assert await handed_over == 0
 
 
+async def test_what_is_handed_over_is_taken_before_what_waits_of_other_partitions(amqp_url: str) -> None:
+    """A worker that is active on all partitions has more in hand than it can finish in the time of a hand-over."""
+    slot, other = "00", "ff"
+    async with _one_partition(amqp_url, other, messages=20) as (intake, _):
+        await _in_hand(intake, 20)
+        async with _one_partition(amqp_url, slot, messages=20, member=intake) as (_, queue):
+            await _in_hand(intake, 40)
+            handed_over = asyncio.create_task(queue.hand_over(nullcontext, 40.0))
+            await asyncio.sleep(0)  # it begins
+            for _ in range(4):
+                batch = await intake.take(5)
+                assert batch
+                assert [delivery.slot for delivery in batch] == [slot] * 5
+                await intake.acknowledge(batch)
+            assert await handed_over == 0
+            assert intake.waiting == 20
+
+
 async def test_what_was_returned_several_times_is_finished_before_a_hand_over(amqp_url: str) -> None:
     """Otherwise hand-overs while the database is slow would make suspects of messages that do no harm."""
     slot = hash_slot(RECORDS[0])
@@ -233,16 +251,18 @@ async def test_a_worker_that_drains_hands_over_no_partition(amqp_url: str, monke
 
 
 @asynccontextmanager
-async def _one_partition(amqp_url: str, slot: str, *, messages: int) -> AsyncIterator[tuple[Intake, QueueIntake]]:
-    """A worker without a database, and a partition that has `messages` messages."""
+async def _one_partition(
+    amqp_url: str, slot: str, *, messages: int, member: Intake | None = None
+) -> AsyncIterator[tuple[Intake, QueueIntake]]:
+    """A worker without a database, a new one without `member`, and a partition that has `messages` messages."""
     async with await aio_pika.connect(amqp_url) as connection:
         await declare(connection, TOPOLOGY)
         channel = await connection.channel(publisher_confirms=True)
         exchange = await channel.get_exchange(TOPOLOGY.partitions_exchange, ensure=False)
         for _ in range(messages):
             await exchange.publish(aio_pika.Message(b"", delivery_mode=2), slot)
-    intake = Intake(LinkOptions(amqp_url), TOPOLOGY, prefetch=40, batch_max=5)
-    running = asyncio.create_task(intake.run())
+    intake = member or Intake(LinkOptions(amqp_url), TOPOLOGY, prefetch=40, batch_max=5)
+    running = asyncio.create_task(intake.run() if member is None else asyncio.sleep(0))
     try:
         await intake.wait_consuming()
         assert intake.balancing is not None

@@ -56,6 +56,15 @@ async def test_a_batch_ends_at_its_weight() -> None:
     assert waiting.take_waiting(5) == []
 
 
+def test_what_is_put_first_keeps_its_order_and_its_weights() -> None:
+    """So do the others behind it."""
+    waiting: Waiting[str] = Waiting(10)
+    for item, weight in (("a", 4), ("B", 6), ("c", 1), ("D", 5)):
+        waiting.put(item, weight)
+    waiting.put_first(str.isupper)
+    assert [waiting.take_waiting(5), waiting.take_waiting(5)] == [["B"], ["D", "a", "c"]]
+
+
 @pytest.mark.parametrize(
     "text",
     ["a" * 200_000, "é" * 100_000, "😀" + "a" * 200_000, "\\ud83d\\ude00" + "a" * 200_000, "short", "ж" * 100],
@@ -269,7 +278,7 @@ def test_one_queue_may_have_all_the_room_and_all_together_no_more() -> None:
     [
         ({}, None),
         ({"WORKER_PARTITIONS": "8"}, 127),
-        ({"WORKER_PARTITIONS": "8", "WORKER_BODY_LIMIT_BYTES": "1024"}, 250),
+        ({"WORKER_PARTITIONS": "8", "WORKER_BODY_LIMIT_BYTES": "1024"}, 1000),
         ({"WORKER_PARTITIONS": "8", "WORKER_BODY_LIMIT_BYTES": str(2**26)}, 1),
     ],
 )

@@ -181,6 +181,14 @@ def test_prefetch_is_four_batches_within_the_memory_limit() -> None:
     assert load({**URLS, "WORKER_MEMORY_LIMIT_BYTES": str(3 * 2**20)}).prefetch == 12
 
 
+def test_the_prefetch_of_a_partition_is_two_batches_within_that_of_the_worker() -> None:
+    """It is the same for any number of partitions and workers: all consumers of a queue need the same."""
+    for partitions in ("4", "256"):
+        assert load({**URLS, "WORKER_PARTITIONS": partitions}).queue_prefetch == 1000
+    assert load({**URLS, "WORKER_PARTITIONS": "4", "WORKER_MEMORY_LIMIT_BYTES": str(3 * 2**20)}).queue_prefetch == 12
+    assert load(URLS).queue_prefetch == 2000
+
+
 def test_every_setting_says_what_it_does() -> None:
     """The table of settings in the documentation is generated from the descriptions."""
     assert all(field.description for field in Settings.model_fields.values())

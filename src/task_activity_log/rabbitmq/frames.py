@@ -254,8 +254,8 @@ def _take_frame(inbound: Inbound, kind: int, data: bytes, start: int, end: int) 
 def _route(inbound: Inbound, data: bytes, tagged: int) -> None:
     """Pass on the routing key of the delivery whose tag begins at `tagged`, if it is of use."""
     if inbound.routed is not None:
-        _, after = _short_string(data, tagged + 9)
-        inbound.routed(_short_string(data, after)[0])
+        exchange = tagged + 9
+        inbound.routed(_short_string(data, exchange + 1 + data[exchange])[0])
 
 
 def _take_whole(inbound: Inbound, channel: int, data: bytes, start: int, header: int) -> int:

@@ -255,7 +255,7 @@ class QueueIntake:
         """Leave the queue to the next consumer in line, in order, and stand at the end of the line.
 
         What is returned counts as a failed delivery. If something in hand was returned several times before, and cannot be
-        finished now, the queue is kept.
+        finished now, the queue is kept. What waits of it is taken before what waits of other queues.
 
         Args:
             alone: held while everything that is not finished is returned.
@@ -268,6 +268,8 @@ class QueueIntake:
         self.repaced()
         try:
             if (consumer := self.consumer) is not None:
+                # The records of other queues are others, so their order does not matter.
+                self._waiting.put_first(lambda delivery: delivery.consumer is consumer)
                 with suppress(TimeoutError):
                     async with asyncio.timeout(seconds / 2):
                         await consumer.empty()
