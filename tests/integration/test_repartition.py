@@ -14,7 +14,7 @@ from task_activity_log.cli.partitions import show_or_change
 from task_activity_log.partitions import partition_of, slots_of
 from task_activity_log.rabbitmq.link import LinkOptions
 from task_activity_log.rabbitmq.repartition import NotEmpty, change, look_up
-from task_activity_log.rabbitmq.topology import Topology, declare
+from task_activity_log.rabbitmq.topology import Topology, _bind, declare
 from task_activity_log.settings import load
 
 EIGHT = Topology(partitions=8)
@@ -51,6 +51,15 @@ async def routed(amqp_url: str, topology: Topology) -> None:
     assert dict(got) == {slot: topology.partition_queues[partition_of(slot, topology.partitions)] for slot in ALL_SLOTS}
 
 
+async def test_a_binding_that_the_broker_refuses_is_an_error(amqp_url: str) -> None:
+    """It answers the last one alone."""
+    async with await aio_pika.connect(amqp_url) as connection:
+        await declare(connection, TWO)
+        good = TWO.bindings()
+        with pytest.raises(ChannelNotFoundEntity, match="no queue 'missing'"):
+            await _bind(connection, [good[0], ("missing", TWO.partitions_exchange, "00"), *good[1:]])
+
+
 @pytest.mark.parametrize("to", [4, 16, 1])
 async def test_the_slots_move(amqp_url: str, to: int) -> None:
     options = await declared(amqp_url, EIGHT)
@@ -59,6 +68,17 @@ async def test_the_slots_move(amqp_url: str, to: int) -> None:
     assert (await look_up(options, EIGHT)).count == to
     assert said[-1] == f"declaring {to} queues"
     await routed(amqp_url, replace(EIGHT, partitions=to))
+
+
+async def test_a_queue_that_was_left_alone_is_found_before_a_change(amqp_url: str) -> None:
+    """What is in it must not be forgotten."""
+    options = await declared(amqp_url, TWO)
+    async with await aio_pika.connect(amqp_url) as connection, connection.channel() as channel:
+        alone = f"{TWO.requests_queue}.{5}"
+        await channel.declare_queue(alone, durable=True)
+        await channel.default_exchange.publish(aio_pika.Message(b""), alone)
+    with pytest.raises(NotEmpty, match="1 messages wait"):
+        await change(options, EIGHT, lambda _: None)
 
 
 class Interrupted(Exception):

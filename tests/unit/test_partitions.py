@@ -100,15 +100,9 @@ class Broker:
 async def test_the_partitions_are_found_over_few_channels(numbers: Collection[int]) -> None:
     """One after the other, and one more only where the broker has closed the one before."""
     broker = Broker(*numbers)
-    found = await _look_up(cast("Any", broker), Topology(), all_numbers=False)
+    found = await _look_up(cast("Any", broker), Topology())
     assert list(found.found) == list(numbers)
     assert found.messages == len(numbers)
     assert broker.open == 1
     missing = max(numbers, default=-1) + 1 - len(numbers)
     assert broker.opened <= 12 + missing
-
-
-async def test_before_a_change_all_numbers_are_looked_at() -> None:
-    """What somebody has left there must not be forgotten."""
-    found = await _look_up(cast("Any", Broker(5)), Topology())
-    assert list(found.found) == [5]

@@ -6,7 +6,7 @@ deleted. From then on nothing can come, and publishers that still publish are re
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from aio_pika.abc import AbstractChannel, AbstractConnection
@@ -19,6 +19,9 @@ from task_activity_log.rabbitmq.topology import Topology, declare
 
 _COUNT_SECONDS = 3.0
 """How long a queue may take to show what was published before the exchange was deleted."""
+
+_CONNECTIONS = 8
+"""The number of connections over which queues are asked for at the same time: each waits for its answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +76,7 @@ async def look_up(options: LinkOptions, topology: Topology) -> Partitions:
     """
     try:
         async with connect(options, "partitions") as (connection, _):
-            return await _look_up(connection, topology, all_numbers=False)
+            return await _look_up(connection, topology)
     except LOST as error:
         raise Unavailable(describe(error).text) from None
 
@@ -88,20 +91,22 @@ async def change(options: LinkOptions, topology: Topology, progress: Callable[[s
     """
     try:
         async with connect(options, "partitions") as (connection, _):
-            await _change(connection, topology, progress)
+            await _change(options, connection, topology, progress)
     except LOST as error:
         raise Unavailable(describe(error).text) from None
 
 
-async def _change(connection: AbstractConnection, topology: Topology, progress: Callable[[str], None]) -> None:
-    before = await _look_up(connection, topology)
+async def _change(
+    options: LinkOptions, connection: AbstractConnection, topology: Topology, progress: Callable[[str], None]
+) -> None:
+    before = await _look_at_all(options, topology)
     _must_be_empty(before, topology)
     progress(f"deleting exchange {topology.partitions_exchange}: publishers are refused until it exists again")
     async with connection.channel() as channel:
         await channel.exchange_delete(topology.partitions_exchange)
     await asyncio.sleep(_COUNT_SECONDS)
     try:
-        _must_be_empty(await _look_up(connection, topology), topology)
+        _must_be_empty(await _look_at_all(options, topology), topology)
     except NotEmpty:
         if before.count:
             progress("putting the exchange back")
@@ -144,30 +149,48 @@ def _must_be_empty(partitions: Partitions, topology: Topology) -> None:
         )
 
 
-async def _look_up(connection: AbstractConnection, topology: Topology, *, all_numbers: bool = True) -> Partitions:
-    """Ask for each partition's queue, one after the other.
+async def _look_up(connection: AbstractConnection, topology: Topology) -> Partitions:
+    """Ask for each partition's queue that may exist, one after the other.
 
-    The broker closes a channel that has asked for what does not exist. So without `all_numbers` only those are asked for that
-    may exist: the last queue of each number of partitions, all before the last one of these that exists, and those that
-    follow it. Only a queue that is left alone by hand is not found then.
+    The broker closes a channel that has asked for what does not exist. So only those are asked for that may exist: the last
+    queue of each number of partitions, all before the last one of these that exists, and those that follow it. Only a queue
+    that is left alone by hand is not found then.
     """
     asking = _Asking(connection)
     found: dict[int, Partition] = {}
+    counts = [2**power for power in range(PARTITIONS_MAX.bit_length())]
+    await _ask(asking, topology, (count - 1 for count in counts), found)
+    last = max((count - 1 for count in counts if count - 1 in found), default=-1)
+    await _ask(asking, topology, range(last + 1), found)
+    for number in range(last + 1, PARTITIONS_MAX):
+        await _ask(asking, topology, [number], found)
+        if number not in found:
+            break
+    return Partitions(dict(sorted(found.items())), exchange=await asking.exchange(topology.partitions_exchange))
 
-    async def exists(number: int) -> bool:
+
+async def _look_at_all(options: LinkOptions, topology: Topology) -> Partitions:
+    """As `_look_up`, but each number is asked for, over several connections.
+
+    One connection does not do: the driver does not always answer when the broker closes channels while others are used.
+    """
+    found: dict[int, Partition] = {}
+
+    async def ask(first: int) -> bool:
+        async with connect(options, "partitions") as (connection, _):
+            asking = _Asking(connection)
+            await _ask(asking, topology, range(first, PARTITIONS_MAX, _CONNECTIONS), found)
+            return await asking.exchange(topology.partitions_exchange)
+
+    exchange, *_ = await asyncio.gather(*map(ask, range(_CONNECTIONS)))
+    return Partitions(dict(sorted(found.items())), exchange=exchange)
+
+
+async def _ask(asking: "_Asking", topology: Topology, numbers: Iterable[int], found: dict[int, Partition]) -> None:
+    """Add those of these partitions that exist to `found`."""
+    for number in numbers:
         if number not in found and (partition := await asking.queue(queue_of(topology.requests_queue, number))):
             found[number] = partition
-        return number in found
-
-    last = PARTITIONS_MAX - 1
-    if not all_numbers:
-        counts = [2**power for power in range(PARTITIONS_MAX.bit_length())]
-        last = max([count - 1 for count in counts if await exists(count - 1)], default=-1)
-    for number in range(last + 1):
-        await exists(number)
-    while last + 1 < PARTITIONS_MAX and await exists(last + 1):
-        last += 1
-    return Partitions(dict(sorted(found.items())), exchange=await asking.exchange(topology.partitions_exchange))
 
 
 class _Asking:

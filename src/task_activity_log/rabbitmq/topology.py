@@ -1,14 +1,20 @@
 """The queues and exchanges, and how they are declared or checked."""
 
+import asyncio
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import structlog
 from aio_pika.abc import AbstractChannel, AbstractConnection
-from aiormq.exceptions import ChannelAccessRefused, ChannelNotFoundEntity, ChannelPreconditionFailed
+from aiormq.exceptions import (
+    ChannelAccessRefused,
+    ChannelInvalidStateError,
+    ChannelNotFoundEntity,
+    ChannelPreconditionFailed,
+)
 from pamqp.common import Arguments
 
 from task_activity_log.partitions import queue_of, slots_of
@@ -18,6 +24,8 @@ from task_activity_log.rabbitmq.queues import KEPT
 log = structlog.get_logger(__name__)
 
 REQUEST_KEY = "upsert"
+_REASON_SECONDS = 5.0
+"""How long the driver may take to close a channel after the broker has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,9 +136,26 @@ async def declare(connection: AbstractConnection, topology: Topology) -> None:
                 if queue in topology.request_queues:
                     _refuse_stream(queue, await queue_type(connection, queue))
                 raise
-    async with connection.channel() as channel:
-        for queue, exchange, key in topology.bindings():
-            await (await channel.get_queue(queue, ensure=False)).bind(exchange, key)
+    await _bind(connection, topology.bindings())
+
+
+async def _bind(connection: AbstractConnection, bindings: Sequence[tuple[str, str, str]]) -> None:
+    """Bind queues to exchanges. The broker answers the last binding alone: 256 answers would be 256 round trips.
+
+    If it refuses an earlier one, it closes the channel, and the last one fails with the reason.
+    """
+    channel = await connection.channel()
+    underlay = await channel.get_underlay_channel()
+    try:
+        for queue, exchange, key in bindings[:-1]:
+            await underlay.queue_bind(queue, exchange, key, nowait=True)
+        await underlay.queue_bind(*bindings[-1])
+    except ChannelInvalidStateError:  # the driver does not give the reason here
+        await asyncio.wait({underlay.closing}, timeout=_REASON_SECONDS)
+        if underlay.closing.done() and (reason := underlay.closing.exception()) is not None:
+            raise reason from None
+        raise
+    await channel.close()
 
 
 async def check(connection: AbstractConnection, topology: Topology) -> None:
