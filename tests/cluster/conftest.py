@@ -1,6 +1,6 @@
 """Three nodes of RabbitMQ that a test may kill and separate, and a PostgreSQL primary with a standby that takes over."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -8,22 +8,24 @@ from sandbox import SandboxError, say_on_stderr
 from sandbox import cluster as sandbox_cluster
 from sandbox.cluster import Cluster
 from sandbox.replication import Pair
+from tests.kept import kept
 
 
 @pytest.fixture(scope="session")
-def _cluster() -> Iterator[Cluster]:
-    try:
-        with sandbox_cluster.start(say=say_on_stderr) as started:
-            yield started
-    except SandboxError as error:
-        pytest.fail(str(error), pytrace=False)
+def _cluster() -> Iterator[Callable[[], Cluster]]:
+    with kept(lambda: sandbox_cluster.start(say=say_on_stderr)) as get:
+        yield get
 
 
 @pytest.fixture
-def cluster(_cluster: Cluster) -> Cluster:
+def cluster(_cluster: Callable[[], Cluster]) -> Cluster:
     """Three nodes, all running. A test may leave them in any state."""
-    _cluster.ensure_running()
-    return _cluster
+    try:
+        started = _cluster()
+        started.ensure_running()
+    except SandboxError as error:
+        pytest.fail(str(error), pytrace=False)
+    return started
 
 
 @pytest.fixture
