@@ -154,8 +154,8 @@ async def latency_(to: Services, options: argparse.Namespace) -> object:
 
 
 async def publish(to: Services, options: argparse.Namespace) -> object:
-    """Publishing with publisher confirms."""
-    return await publishing.compare(to, messages=options.messages, rounds=options.rounds)
+    """Publishing with publisher confirms, and with answers."""
+    return await publishing.compare(to, messages=options.messages, rounds=options.rounds, seconds=options.seconds)
 
 
 async def backlog(to: Services, options: argparse.Namespace) -> object:
