@@ -27,12 +27,11 @@ from task_activity_log.cli.dead_letters.commands import app as dead_letters
 from task_activity_log.cli.lookups import complete_setting
 from task_activity_log.cli.publish import Publication
 from task_activity_log.client.dead_letters import replay as replay_letters
-from task_activity_log.pipeline.request import Rules
+from task_activity_log.message import Delivery
+from task_activity_log.pipeline.request import Request, Rules, decode
 from task_activity_log.rabbitmq.outgoing import Fate, Outgoing
 from task_activity_log.rabbitmq.publisher import Publisher
 from task_activity_log.rabbitmq.topology import Topology, declare
-from task_activity_log.settings import Settings
-from task_activity_log.wiring import rules_of
 from tests.asking import OLDER
 from tests.commands import COMMAND, World, command, end, start
 from tests.terminals import on_a_terminal
@@ -222,8 +221,9 @@ async def test_progress_is_reported_where_there_is_no_terminal(
 ) -> None:
     """A line from time to time, in the log of a job. Nothing where a bar would be hidden."""
     monkeypatch.setattr(terminal, "EVERY_SECONDS", 0.0)
-    with terminal.progress(3_000) as bar:
-        bar.update(1_500, "1,500 inserted")
+    descriptions = ["1,500 inserted", ""]
+    with terminal.progress(3_000, lambda: descriptions.pop(0)) as bar:
+        bar.update(1_500)
         bar.update(1_500)
     with terminal.progress(0) as bar:
         bar.update(1)
@@ -457,17 +457,17 @@ async def test_a_file_that_is_changed_while_it_is_published_is_not_sent(
     assert said.err == f"task-activity-log: {file}: was changed while it was read\n"
 
 
-async def test_a_file_that_is_changed_before_it_is_judged_is_not_accepted(
+async def test_a_file_that_is_changed_while_it_is_judged_is_not_accepted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "a.jsonl"
     file.write_text(line())
 
-    def change(settings: Settings) -> Rules:
+    def change(delivery: Delivery, rules: Rules) -> Request[Delivery]:
         file.write_text(line() + '{"id": "invalid"}\n')
-        return rules_of(settings)
+        return decode(delivery, rules)
 
-    monkeypatch.setattr("task_activity_log.cli.publish.rules_of", change)
+    monkeypatch.setattr("task_activity_log.cli.judging.decode", change)
     said = await command("publish", "--dry-run", str(file))
     assert (said.code, said.lines) == (1, [])
     assert said.err == f"task-activity-log: {file}: was changed while it was read; nothing was sent from it\n"

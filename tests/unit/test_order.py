@@ -1,9 +1,10 @@
 """What the client publishes together, and what waits for an earlier upsert of its record to be confirmed."""
 
 import asyncio
+import json
 from collections.abc import Sequence
 from typing import cast
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 
@@ -117,3 +118,18 @@ async def test_nor_when_no_answers_are_asked_for(queue: FullQueue, asks: Asks) -
         assert [name for name in queue.taken if (name or "").startswith(f"{record + 1}.")] == [
             one.message_id for one in upserts[record::3]
         ]
+
+
+@pytest.mark.parametrize("other", ['"ID": "{}"', '"id": "{{{}}}"', '"id": "{}", "note": "{{"'])
+def test_one_record_is_recognized_in_whatever_form_its_id_is(other: str) -> None:
+    """Its upserts are in different waves."""
+    record = uuid4()
+    usual = Upsert(json.dumps({"id": str(record)}).encode())
+    unusual = Upsert(("{" + other.format(str(record).upper()) + "}").encode())
+    assert waves([usual, unusual]) == [[usual], [unusual]]
+
+
+def test_upserts_without_a_usable_id_are_in_one_wave() -> None:
+    """They are rejected, each by itself."""
+    upserts = [Upsert(body) for body in (b'{"id": "%s"}' % str(UUID(int=0)).encode(), b'{"id": 1}', b"[]", b"\xff") * 2]
+    assert waves(upserts) == [upserts]

@@ -1,6 +1,7 @@
 """The command line: the commands and their options. Each command imports what it needs when it runs.
 
 publish         sends records from files and prints the replies
+judging         what a worker would reject of records, and misspelled fields
 values          the value of a field, for the terminal of the person whose file it is
 sources         files, folders and standard input as upserts
 reply_commands  the commands replies and resend, and their options

@@ -9,19 +9,17 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
-from typing import TypeAlias
+from typing import TextIO
 
-from task_activity_log.cli import values
 from task_activity_log.cli.csv_records import columns
 from task_activity_log.cli.exit_codes import DONE, FAILED, SOME_REJECTED
+from task_activity_log.cli.judging import Complaints, complaints_of, judged
 from task_activity_log.cli.sources import (
     KNOWN,
     STANDARD_INPUT,
     Source,
     Unreadable,
     expand,
-    line_of,
-    line_of_error,
     named,
 )
 from task_activity_log.cli.terminal import FEW, agreed, counted, counting, print_data, progress, readable, say
@@ -31,13 +29,9 @@ from task_activity_log.client import (
     Summary,
     TaskActivityLogClient,
     Upsert,
-    UpsertRejected,
     exported,
-    misspelled,
 )
-from task_activity_log.pipeline.request import judge
-from task_activity_log.problem import Problem
-from task_activity_log.rabbitmq.headers import received
+from task_activity_log.pipeline.request import Rules
 from task_activity_log.settings import Settings
 from task_activity_log.streams import one_line, printable
 from task_activity_log.wiring import link_of, rules_of, sending_of
@@ -142,6 +136,11 @@ class Publication:
     def _to_send(self) -> int:
         return self._total - len(self._kept_back)
 
+    @property
+    def _shown_on(self) -> TextIO:
+        """Where it is said what is wrong with records."""
+        return sys.stdout if self.dry_run else sys.stderr
+
     def _tell(self, line: str) -> None:
         """Say what is not a problem."""
         if not self.quiet:
@@ -174,90 +173,58 @@ class Publication:
         return code
 
     def _look(self, source: Source, on_read: Callable[[int, str], None]) -> int | None:
-        """Judge a source; how many records it has, or None if nothing is sent from it, because parts of it cannot be read.
+        """Read and judge a source; how many records it has, or None if nothing is sent from it.
 
-        Its records are judged nevertheless, so that everything can be corrected at once.
+        That is so if parts of it cannot be read, or it is changed meanwhile. Its records are judged nevertheless, so that
+        everything can be corrected at once.
         """
-        count, faults, shown = 0, 0, list[str]()
+        rules = rules_of(self.settings)
+        count, faults = 0, list[str]()
+        kept_back, misspelled_ones, ignored = set[int](), 0, Counter[str]()
         for found in source.read():
-            if isinstance(found, Upsert):
-                count += 1
-                on_read(1, "records read")
+            if isinstance(found, Unreadable):
+                faults.append(str(found) if len(faults) < FEW else "")
+                continue
+            on_read(1, "records read")
+            complaints, unknown = judged(self._merged(found), rules, strict=self.strict, to=self._shown_on)
+            if complaints and (self.dry_run or not self.send_invalid):
+                kept_back.add(self._total + count)
+                misspelled_ones += bool(unknown)
+                self._complain(complaints)
             else:
-                faults += 1
-                if faults <= FEW:
-                    shown.append(str(found))
-        if faults == 1:
-            say(f"{shown[0]}; {_NOTHING_SENT}")
-        elif faults:
-            for fault in shown:
-                say(fault)
-            say(f"{source.name}: {faults:,} lines cannot be read; {_NOTHING_SENT}")
-        misspelled_before = self._misspelled
-        try:
-            self._judge(source, on_read, broken=bool(faults))
-        except Unreadable as error:
-            say(f"{error}; {_NOTHING_SENT}")
-            self._kept_back = {number for number in self._kept_back if number < self._total}
-            self._misspelled = misspelled_before
+                ignored.update(unknown)
+            count += 1
+        if not faults and not self.dry_run:
+            try:
+                self._keep_all(source, kept_back, rules)
+            except Unreadable as error:
+                faults.append(str(error))
+        if faults:
+            _say_faults(source, faults)
             return None
-        return None if faults else count
+        self._kept_back |= kept_back
+        self._misspelled += misspelled_ones
+        self._ignored += ignored
+        return count
 
-    def _judge(self, source: Source, on_read: Callable[[int, str], None], *, broken: bool) -> None:
-        """Keep back what a worker would reject, and misspelled fields, which it would ignore. Of a broken source only show it.
+    def _keep_all(self, source: Source, numbers: Collection[int], rules: Rules) -> None:
+        """Write the records with these numbers, which are not sent, to the file of the rejected.
 
         Raises `Unreadable` if the source was changed since it was read first.
         """
-        rules = rules_of(self.settings)
-        readable = (found for found in source.read() if isinstance(found, Upsert))
-        upserts = readable if broken else source.upserts()
-        for number, upsert in enumerate(map(self._merged, upserts), self._total):
-            unknown: list[str] = []
-            on_read(1, "records checked")
-            found = judge(upsert.body, received(upsert.properties(None, "")), rules)
-            if isinstance(found, Problem):
-                complaints = self._complaints(upsert, found, [error.field for error in found.errors])
-            elif unknown := misspelled.unknown(upsert):
-                complaints = _typos(upsert, unknown, found.model_fields_set, strict=self.strict)
-            else:
-                continue
-            if broken:
-                self._complain(complaints)
-            elif complaints and self._keep_back(number, upsert, complaints):
-                self._misspelled += bool(unknown)
-            else:
-                self._ignored.update(unknown)
+        if not numbers or self.rejected is None:
+            return
+        for number, upsert in enumerate(map(self._merged, source.upserts()), self._total):
+            if number in numbers:
+                complaints, _ = judged(upsert, rules, strict=self.strict, to=self._shown_on)
+                self._keep(upsert, [reason for _, reason in complaints])
 
     def _merged(self, upsert: Upsert) -> Upsert:
         if self.merge:
             upsert = replace(upsert, headers={**upsert.headers, "x-update-mode": "merge"})
         return upsert if self.priority is None else replace(upsert, priority=self.priority)
 
-    def _keep_back(self, number: int, upsert: Upsert, complaints: "Complaints") -> bool:
-        """Do not send a record, except with --send-invalid; whether it is kept back."""
-        if self.send_invalid and not self.dry_run:
-            return False
-        self._kept_back.add(number)
-        self._complain(complaints)
-        if not self.dry_run:
-            self._keep(upsert, [reason for _, reason in complaints])
-        return True
-
-    def _complaints(self, upsert: Upsert, problem: Problem | UpsertRejected, fields: Sequence[str]) -> "Complaints":
-        """Where each bad field is in its file, and what is wrong with it; or the same of the whole record.
-
-        On a terminal with its value: not elsewhere, because a log is read by others.
-        """
-        places = [line_of(upsert, field) for field in fields] or [line_of_error(upsert)]
-        reasons = exported.reasons(problem)
-        if fields and (sys.stdout if self.dry_run else sys.stderr).isatty():
-            found = (values.shown(upsert, field) for field in fields)
-            reasons = [
-                reason + (f" It is {value}." if value else "") for reason, value in zip(reasons, found, strict=True)
-            ]
-        return list(zip(places, reasons, strict=True))
-
-    def _complain(self, complaints: "Complaints") -> None:
+    def _complain(self, complaints: Complaints) -> None:
         """Show what is wrong with a record that is not sent; without --dry-run, for the first few records."""
         self._complained += 1
         for place, reason in complaints:
@@ -329,16 +296,19 @@ class Publication:
         self._summary = bulk.summary
         loop = asyncio.get_running_loop()
         reminder = loop.call_later(_SILENT_SECONDS, self._wonder)
-        with progress(0 if self._few or self.quiet else self._to_send) as bar:
+        with progress(0 if self._few or self.quiet else self._to_send, self._outcomes) as bar:
             async for answer in bulk:
                 reminder.cancel()
                 if not self._few:
-                    bar.update(1, " · ".join(islice(self._summary.counts(), 5)))
+                    bar.update(1)
                 if answer.rejected:
                     self._not_sent += not answer.sent
                     self._keep(answer.upsert, exported.reasons(answer.problem))
                 self._show(answer)
         self._tell(str(self._summary))
+
+    def _outcomes(self) -> str:
+        return " · ".join(islice(self._summary.counts(), 5))
 
     def _wonder(self) -> None:
         if not self._outage:
@@ -360,7 +330,9 @@ class Publication:
         count = self._summary.outcomes["rejected"]
         if answer.rejected and count <= FEW:
             problem = answer.problem
-            for place, reason in self._complaints(answer.upsert, problem, [error.name for error in problem.errors]):
+            for place, reason in complaints_of(
+                answer.upsert, problem, [error.name for error in problem.errors], to=sys.stderr
+            ):
                 say(f"{place}: {'rejected' if answer.sent else 'not sent'}: {reason}")
         elif answer.rejected and count == FEW + 1:
             say("further rejections are not shown")
@@ -398,18 +370,14 @@ class Publication:
         self._outage = ""
 
 
-Complaints: TypeAlias = list[tuple[str, str]]
-"""Where something is wrong, as `file:line`, and what."""
-
-
-def _typos(upsert: Upsert, unknown: Sequence[str], present: Collection[str], *, strict: bool) -> Complaints:
-    """The members that are probably misspelled fields, and if `strict` also the others that are not fields."""
-    meant = {name: misspelled.meant(name, present) for name in unknown}
-    return [
-        (line_of(upsert, name), f"{name} is not a field" + (f"; did you mean {field}?" if field else ""))
-        for name, field in meant.items()
-        if field or strict
-    ]
+def _say_faults(source: Source, faults: Sequence[str]) -> None:
+    """Say what cannot be read of a source: the first few, and how many there are."""
+    if len(faults) == 1:
+        say(f"{faults[0]}; {_NOTHING_SENT}")
+        return
+    for fault in faults[:FEW]:
+        say(fault)
+    say(f"{source.name}: {len(faults):,} lines cannot be read; {_NOTHING_SENT}")
 
 
 def writable(rejected: Path, *, again: bool) -> str | None:

@@ -10,13 +10,15 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from hashlib import sha256
+from hashlib import sha1, sha256
 from io import BytesIO
 from pathlib import Path
 from typing import IO, cast
-from uuid import NAMESPACE_URL, uuid5
+from uuid import NAMESPACE_URL
 
 from lxml import etree
+from pydantic_core import SchemaValidator, ValidationError
+from pydantic_core import core_schema as cs
 
 from task_activity_log import wire
 from task_activity_log.cli.csv_records import BadCsv, rows
@@ -31,6 +33,7 @@ _GZIP_BEGINS = b"\x1f\x8b"
 _BOM = b"\xef\xbb\xbf"
 _BETWEEN = re.compile(r"[ \t\r\n,]*")
 """What is between the elements of a JSON array."""
+_SHORT_BYTES = 65_536
 
 
 class Unreadable(ClientError):
@@ -158,6 +161,10 @@ class Source:
         return None
 
     def _json(self, content: bytes, first_line: int, source: str) -> Iterator[Upsert]:
+        content = content.strip() if self.suffix in _LINES else content
+        if is_record(content):
+            yield Upsert(content, message_id=self._message_id(content, source), source=source)
+            return
         try:
             parsed = json.loads(content, parse_int=integer)
         except json.JSONDecodeError as error:
@@ -169,7 +176,6 @@ class Source:
             raise Unreadable(f"{where}: is not UTF-8") from None
         except (ValueError, RecursionError):
             raise Unreadable(f"{self.name}:{first_line}: is nested too deeply") from None
-        content = content.strip() if self.suffix in _LINES else content
         if isinstance(parsed, list):
             for number, piece in enumerate(_elements(content), 1):
                 name = f"{source}[{number}]"
@@ -184,7 +190,7 @@ class Source:
 
     def _message_id(self, body: bytes, source: str) -> str:
         # The source is part of it: otherwise a record that is changed, and later changed back, would count as a repeat.
-        return str(uuid5(NAMESPACE_URL, f"{self.run}\n{source}\n{sha256(body).hexdigest()}"))
+        return named_uuid(f"{self.run}\n{source}\n{sha256(body).hexdigest()}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,6 +273,35 @@ def line_of_error(upsert: Upsert) -> str:
         except ValueError:
             pass
     return upsert.source
+
+
+def named_uuid(name: str) -> str:
+    """The same as `str(uuid5(NAMESPACE_URL, name))`, in half of the time."""
+    number = int.from_bytes(sha1(_NAMESPACE + name.encode(), usedforsecurity=False).digest()[:16], "big")
+    digits = f"{number & ~_MARKED | _VERSION_5:032x}"
+    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
+
+
+_NAMESPACE = NAMESPACE_URL.bytes
+_MARKED, _VERSION_5 = 0xF000 << 64 | 0xC000 << 48, 0x5000 << 64 | 0x8000 << 48
+"""The bits of a UUID that are its version and its variant, and their values (RFC 9562, section 5.5)."""
+
+
+def is_record(content: bytes) -> bool:
+    """Whether this is certainly a JSON object and no exported message. If not, `json` decides, which takes six times as long."""
+    try:
+        return len(content) <= _SHORT_BYTES and not exported.is_message(_MARKS.validate_json(content))
+    except ValidationError:
+        return False
+
+
+_MARKS = SchemaValidator(
+    cs.typed_dict_schema(
+        {name: cs.typed_dict_field(cs.any_schema(), required=False) for name in exported.MARKS},
+        extra_behavior="ignore",
+    )
+)
+"""Reads only the members that tell an exported message from a record. It accepts less than `json` and never more."""
 
 
 def _elements(content: bytes) -> Iterator[bytes]:

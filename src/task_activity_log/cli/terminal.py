@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Protocol
 from task_activity_log.streams import one_line, printable, printable_json, trusted
 
 if TYPE_CHECKING:  # `--help` and `run` do not load it
-    import rich.progress
     import rich.status
 
 FEW = 20
@@ -141,23 +140,25 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, unbroken: st
 class Progress(Protocol):
     """How far something has come."""
 
-    def update(self, count: int, description: str = "") -> None:
+    def update(self, count: int) -> None:
         """`count` more are done."""
 
 
 class _Lines:
     """A line on standard error every ten seconds, for the log of a job that has no terminal."""
 
-    def __init__(self, total: int) -> None:
+    def __init__(self, total: int, describe: Callable[[], str]) -> None:
         self._total = total
+        self._describe = describe
         self._done = 0
         self._next = time.monotonic() + EVERY_SECONDS
 
-    def update(self, count: int, description: str = "") -> None:
+    def update(self, count: int) -> None:
         self._done += count
         now = time.monotonic()
         if self._total and now >= self._next:
             self._next = now + EVERY_SECONDS
+            description = self._describe()
             say(f"{self._done:,} of {self._total:,}" + (f": {description}" if description else ""))
 
 
@@ -178,18 +179,18 @@ class _Counting:
             self._show(f"{self._done:,} {description}")
 
 
-class _Bar:
-    """A progress bar on a terminal."""
+class _Done:
+    """How many are done, for a bar that looks at it when it is drawn: drawing takes longer than most records."""
 
-    def __init__(self, bar: "rich.progress.Progress") -> None:
-        self._bar = bar
+    def __init__(self) -> None:
+        self.count = 0
 
-    def update(self, count: int, description: str = "") -> None:
-        self._bar.update(self._bar.task_ids[0], advance=count, description=description)
+    def update(self, count: int) -> None:
+        self.count += count
 
 
 @contextmanager
-def counting(*, quiet: bool) -> Iterator[Progress]:
+def counting(*, quiet: bool) -> Iterator["_Counting"]:
     """Progress of which the end is not known, on standard error."""
     if quiet or not sys.stderr.isatty():
         yield _Counting((lambda _: None) if quiet else say, EVERY_SECONDS)
@@ -208,13 +209,16 @@ def counting(*, quiet: bool) -> Iterator[Progress]:
 
 
 @contextmanager
-def progress(total: int) -> Iterator[Progress]:
-    """A progress bar on standard error, or without a terminal a line every ten seconds; nothing if `total` is 0."""
+def progress(total: int, describe: Callable[[], str] = lambda: "") -> Iterator[Progress]:
+    """A progress bar on standard error, or without a terminal a line every ten seconds; nothing if `total` is 0.
+
+    `describe` says more about what is done, for the end of the line.
+    """
     if not total or not sys.stderr.isatty():
-        yield _Lines(total)
+        yield _Lines(total, describe)
         return
     from rich import progress as parts
-    from rich.console import Console
+    from rich.console import Console, RenderableType
     from rich.text import Text
 
     class Rate(parts.ProgressColumn):
@@ -229,7 +233,15 @@ def progress(total: int) -> Iterator[Progress]:
         def render(self, task: parts.Task) -> Text:
             return Text(f"{super().render(task)} left")
 
-    with parts.Progress(
+    done = _Done()
+
+    class Bar(parts.Progress):
+        def get_renderables(self) -> Iterable[RenderableType]:
+            for task in self.task_ids:
+                self.update(task, completed=done.count, description=describe())
+            yield from super().get_renderables()
+
+    with Bar(
         parts.BarColumn(bar_width=24),
         Count(),
         Rate(),
@@ -240,4 +252,4 @@ def progress(total: int) -> Iterator[Progress]:
         redirect_stdout=False,  # results are not part of the bar
     ) as bar:
         bar.add_task("", total=total)
-        yield _Bar(bar)
+        yield done

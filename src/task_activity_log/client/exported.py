@@ -23,6 +23,8 @@ from task_activity_log.problem import Problem, Rejected
 from task_activity_log.rabbitmq.headers import encode_header, raw_headers, received
 
 _BODIES = ("record", "body", "body_base64")
+MARKS = ("content_type", *_BODIES)
+"""The members by which such a line is told from a record: the first one, and any of the others."""
 _OTHERS = ("correlation_id", "reply_to", "expiration", "priority", "timestamp", "type", "app_id", "cluster_id")
 """The properties in `properties`. A user_id is not sent again: the broker refuses that of another user."""
 _NUMBERS = {"priority": 255, "timestamp": 2**64 - 1}
@@ -91,7 +93,7 @@ def reasons(problem: Problem | UpsertRejected) -> list[str]:
 
 def is_message(parsed: object) -> bool:
     """Whether parsed JSON is such a line, and not a record."""
-    return isinstance(parsed, dict) and any(name in parsed for name in _BODIES) and "content_type" in parsed
+    return isinstance(parsed, dict) and "content_type" in parsed and any(name in parsed for name in _BODIES)
 
 
 def upsert(parsed: dict[str, Any], message_id: str, source: str) -> Upsert:

@@ -1,0 +1,71 @@
+"""What `publish` says of records before it sends them: what a worker would reject, and misspelled fields."""
+
+from collections.abc import Collection, Sequence
+from functools import lru_cache
+from typing import TextIO, TypeAlias
+
+from task_activity_log import wire
+from task_activity_log.cli import values
+from task_activity_log.cli.sources import line_of, line_of_error
+from task_activity_log.client import Upsert, UpsertRejected, exported, misspelled
+from task_activity_log.message import Delivery, Properties
+from task_activity_log.pipeline.request import Rules, decode
+from task_activity_log.problem import Problem, Rejected
+from task_activity_log.rabbitmq.headers import received
+
+Complaints: TypeAlias = list[tuple[str, str]]
+"""Where something is wrong, as `file:line`, and what."""
+
+
+def judged(upsert: Upsert, rules: Rules, *, strict: bool, to: TextIO) -> tuple[Complaints, Sequence[str]]:
+    """What a worker would reject, or fields that are probably misspelled, which it would ignore.
+
+    And the names of members that are not fields, if it would not reject the record. If `strict`, these are complaints too.
+    """
+    try:
+        request = decode(Delivery(upsert.body, _arriving(upsert)), rules)
+    except Rejected as rejected:
+        problem = rejected.problem
+        return complaints_of(upsert, problem, [error.field for error in problem.errors], to=to), ()
+    # The worker notes only some of the elements of XML that are not fields.
+    if not request.ignored and not wire.is_xml(request.media_type):
+        return [], ()
+    unknown = misspelled.unknown(upsert)
+    return _typos(upsert, unknown, request.record.model_fields_set, strict=strict), unknown
+
+
+def complaints_of(
+    upsert: Upsert, problem: Problem | UpsertRejected, fields: Sequence[str], *, to: TextIO
+) -> Complaints:
+    """Where each bad field is in its file, and what is wrong with it; or the same of the whole record.
+
+    On a terminal with its value: not elsewhere, because a log is read by others.
+    """
+    places = [line_of(upsert, field) for field in fields] or [line_of_error(upsert)]
+    reasons = exported.reasons(problem)
+    if fields and to.isatty():
+        found = (values.shown(upsert, field) for field in fields)
+        reasons = [reason + (f" It is {value}." if value else "") for reason, value in zip(reasons, found, strict=True)]
+    return list(zip(places, reasons, strict=True))
+
+
+def _typos(upsert: Upsert, unknown: Sequence[str], present: Collection[str], *, strict: bool) -> Complaints:
+    """The members that are probably misspelled fields, and if `strict` also the others that are not fields."""
+    meant = {name: misspelled.meant(name, present) for name in unknown}
+    return [
+        (line_of(upsert, name), f"{name} is not a field" + (f"; did you mean {field}?" if field else ""))
+        for name, field in meant.items()
+        if field or strict
+    ]
+
+
+def _arriving(upsert: Upsert) -> Properties:
+    """The properties as the worker reads them, as far as it judges them."""
+    if type(upsert) is Upsert and not upsert.headers and upsert.content_encoding is None:
+        return _with_content_type(upsert.content_type)
+    return received(upsert.properties(None, ""))
+
+
+@lru_cache(maxsize=16)
+def _with_content_type(content_type: str) -> Properties:
+    return Properties(content_type=content_type)

@@ -1,0 +1,61 @@
+"""The quick ways in which `publish` reads its files give the same results as the ordinary ones."""
+
+import json
+from uuid import NAMESPACE_URL, uuid4, uuid5
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from task_activity_log.cli.sources import is_record, named_uuid
+from task_activity_log.client import exported
+
+RECORD = {
+    "id": str(uuid4()),
+    "subject": 'Hé "quoted" \\',
+    "is_closed": True,
+    "due_date": None,
+    "more": [1, {"a": -0.5e3}],
+}
+ESCAPED, PLAIN = json.dumps(RECORD).encode(), json.dumps(RECORD, ensure_ascii=False).encode()
+
+
+@given(name=st.text(st.characters(exclude_categories=["Cs"])))
+def test_the_message_ids_of_records_are_those_of_the_standard(name: str) -> None:
+    """A run that an earlier release began is continued with the same ones."""
+    assert named_uuid(name) == str(uuid5(NAMESPACE_URL, name))
+
+
+@given(
+    at=st.integers(0, len(PLAIN)),
+    removed=st.integers(0, 3),
+    inserted=st.sampled_from([b"", b"\xff", b"\0", b"\n", b'"', b"\\u", b"{", b"]", b",", b"NaN", b"01", b"1.", b"\xef\xbb\xbf"])
+    | st.binary(max_size=3),
+    original=st.sampled_from([ESCAPED, PLAIN]),
+)  # fmt: skip
+def test_what_is_quickly_seen_to_be_a_record_is_one(at: int, removed: int, inserted: bytes, original: bytes) -> None:
+    """Bytes that are no JSON, or no object, are never taken for a record."""
+    content = original[:at] + inserted + original[at + removed :]
+    if is_record(content):
+        parsed = json.loads(content)
+        assert isinstance(parsed, dict)
+        assert not exported.is_message(parsed)
+
+
+@pytest.mark.parametrize(
+    ("content", "is_one"),
+    [
+        (ESCAPED, True),
+        (PLAIN, True),
+        (b'{"content_type": "application/json"}', True),
+        (b'{"content_type": "application/json", "record": {}}', False),
+        (b'{"body_base64": "", "content_type": null}', False),
+        (b'{"subject": "\\ud800"}', False),
+        (b"[{}]", False),
+        (b'{"id": }', False),
+        (b'{"subject": "' + b"x" * 70_000 + b'"}', False),
+    ],
+)
+def test_a_record_is_told_from_an_exported_message(content: bytes, is_one: bool) -> None:
+    """And from what the ordinary reader must decide: lone surrogates, and long texts."""
+    assert is_record(content) is is_one
