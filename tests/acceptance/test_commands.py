@@ -203,7 +203,7 @@ async def test_a_continued_run_is_given_as_a_whole_command(
         "--run",
         "tonight",
         "--timeout",
-        "0.2",
+        "1.5",  # long enough for a slow machine to send it: what is given up before that is not sent
         "--no-partitioned",
     )
     said = await command("publish", str(file), *options, AMQP_URL=amqp_url)
@@ -211,7 +211,7 @@ async def test_a_continued_run_is_given_as_a_whole_command(
     again = f"publish '{file}' --merge --strict --no-partitioned --rejected {rejected} --run tonight (records"
     assert f"0 of 1 were answered. To continue: task-activity-log {again}" in said.err
     words = shlex.split(again.removesuffix(" (records"))
-    said = await command(*words, "--timeout", "0.2", AMQP_URL=amqp_url)  # the file of the rejected is written again
+    said = await command(*words, "--timeout", "1.5", AMQP_URL=amqp_url)  # the file of the rejected is written again
     assert (said.code, len(rejected.read_text().splitlines())) == (1, 1)
     assert len(set(await names(channel, TOPOLOGY.requests_queue))) == 1  # twice the same message_id
 
