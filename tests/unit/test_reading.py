@@ -27,6 +27,8 @@ class Channel:
         self.most = 0
         self.removed: list[int] = []
         self.empty = True
+        self.waiting = [7, 8]
+        """What a passive declaration answers, one after the other: the message that `basic.get` gave comes back late."""
 
     async def basic_ack(self, tag: int, *, multiple: bool, wait: bool) -> None:
         assert not wait
@@ -45,7 +47,13 @@ class Channel:
         await asyncio.sleep(0)
         self.removed += filter(None, self.under_way[: KEPT_BACK_FROM - 1])
         del self.under_way[: KEPT_BACK_FROM - 1]
-        return SimpleNamespace(delivery=Basic.GetEmpty() if self.empty else Basic.GetOk(delivery_tag=999))
+        return SimpleNamespace(
+            delivery=Basic.GetEmpty() if self.empty else Basic.GetOk(delivery_tag=999, message_count=7)
+        )
+
+    async def queue_declare(self, _: str, *, passive: bool) -> object:
+        assert passive
+        return SimpleNamespace(message_count=self.waiting.pop(0))
 
 
 async def borrowed(channel: Channel, count: int) -> tuple[Reader, list[RabbitDelivery]]:
@@ -66,6 +74,7 @@ async def test_a_removal_ends_when_the_queue_has_applied_every_acknowledgement()
         assert channel.most < KEPT_BACK_FROM
         assert sum(map(bool, channel.under_way)) == 0
         assert reader.in_hand == 200
+        assert channel.waiting == ([7, 8] if empty else [])
         channel.closing.set_result(None)
 
 

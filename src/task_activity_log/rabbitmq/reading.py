@@ -63,10 +63,12 @@ class Reader(Consumer):
         """
         tags = [delivery.tag for delivery in deliveries if self.has(delivery.tag)]
         commands = self._settlements(tags)
+        waiting = 0
         for start in range(0, len(commands), _UNDER_WAY):
             for tag, multiple in commands[start : start + _UNDER_WAY]:
                 await self._channel.basic_ack(tag, multiple=multiple, wait=False)
-            await self._wait_applied()
+            waiting = await self._wait_applied()
+        await _until_back(self._channel, self.found.queue, waiting)
         return len(tags)
 
     async def give_back(self, deliveries: Iterable[RabbitDelivery]) -> None:
@@ -80,17 +82,23 @@ class Reader(Consumer):
         await (
             self._wait_applied()
         )  # applied: all but those that the broker keeps back, which it sends in one command now
-        await self._wait_applied()
+        waiting = await self._wait_applied()
+        await _until_back(self._channel, self.found.queue, waiting)
 
-    async def _wait_applied(self) -> None:
+    async def _wait_applied(self) -> int:
         """Return when the queue has applied what was sent before: it answers `basic.get` in the order of the commands.
 
         A message that it gives is returned, and is then behind the others that were returned.
+
+        Returns:
+            How many messages wait in the queue when that one is back; 0 if the queue gave none.
         """
         async with asyncio.timeout(_ANSWER_SECONDS):
             found = await self._channel.basic_get(self.found.queue)
-        if isinstance(found.delivery, Basic.GetOk):
-            await self._channel.basic_nack(found.delivery.delivery_tag or 0, requeue=True, wait=False)
+        if not isinstance(found.delivery, Basic.GetOk):
+            return 0
+        await self._channel.basic_nack(found.delivery.delivery_tag or 0, requeue=True, wait=False)
+        return 1 + (found.delivery.message_count or 0)
 
     async def end(self) -> int:
         """Return everything that was not acknowledged to the queue; how many messages."""
@@ -133,13 +141,25 @@ async def reading(
         finally:
             back = await reader.end()
             if until_back and back:
-                await _until_back(connection, found.queue, back)
+                await _until_all_back(connection, found.queue, back)
 
 
-async def _until_back(connection: aio_pika.Connection, queue: str, count: int) -> None:
-    """Wait until the queue has `count` messages: RabbitMQ requeues in its own time, and shows none of them until then."""
+async def _until_all_back(connection: aio_pika.Connection, queue: str, count: int) -> None:
+    """As `_until_back`, on a new channel."""
     with suppress(*LOST), asking_the_driver():
         async with asyncio.timeout(_BACK_SECONDS):
             channel = await open_channel(connection)
+        await _until_back(channel, queue, count)
+
+
+async def _until_back(channel: AbstractChannel, queue: str, count: int) -> None:
+    """Wait until `count` messages wait in the queue, or for two seconds: others may have taken them.
+
+    RabbitMQ requeues in its own time, and shows no message until then.
+    """
+    if not count:
+        return
+    with suppress(*LOST), asking_the_driver():
+        async with asyncio.timeout(_BACK_SECONDS):
             while ((await channel.queue_declare(queue, passive=True)).message_count or 0) < count:  # noqa: ASYNC110 - no event
                 await asyncio.sleep(0.02)
