@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from hashlib import sha256
 from typing import Any
 from uuid import UUID, uuid4
@@ -195,6 +196,21 @@ async def test_workers_with_different_numbers_of_partitions_are_refused(
         await declare(connection, TOPOLOGY)
         with pytest.raises(Misconfigured, match=f"among {word} than {partitions} partitions"):
             await declare(connection, Topology(partitions=partitions))
+
+
+@pytest.mark.parametrize("single_active_consumer", [False, True])
+async def test_a_worker_without_partitions_is_refused_where_there_are_some(
+    amqp_url: str, single_active_consumer: bool
+) -> None:
+    """It would store what the others forward, before what they have forwarded and not stored yet."""
+    without = Topology(single_active_consumer=single_active_consumer)
+    async with await aio_pika.connect(amqp_url) as connection:
+        await declare(connection, without)
+        await declare(connection, replace(without, single_active_consumer=True, requests_queue="other"))
+        await declare(connection, replace(TOPOLOGY, requests_queue="other"))
+        with pytest.raises(Misconfigured, match=r"divided among partitions: queue other\.0 exists"):
+            await declare(connection, replace(without, requests_queue="other"))
+        await declare(connection, without)
 
 
 async def test_each_database_has_a_range_of_the_slots(

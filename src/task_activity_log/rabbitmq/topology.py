@@ -118,8 +118,8 @@ async def declare(connection: AbstractConnection, topology: Topology) -> None:
     """Declare what is missing. What exists with other arguments is used as it is, with a warning that names the argument.
 
     Raises:
-        Misconfigured: the requests are divided among another number of partitions, or a request queue that exists would not
-            keep the order.
+        Misconfigured: the requests are divided among another number of partitions, or among some although this worker has
+            none; or a request queue that exists would not keep the order.
         aiormq.exceptions.AMQPError: the broker refuses (403: no permission to configure) or is gone.
         Unavailable: the requests queue is a stream.
     """
@@ -132,9 +132,11 @@ async def declare(connection: AbstractConnection, topology: Topology) -> None:
         async with _own_channel(connection, f"queue {queue}", ordered=ordered) as channel:
             try:
                 await channel.declare_queue(queue, durable=True, arguments=arguments)
-            except ChannelPreconditionFailed:
+            except ChannelPreconditionFailed as error:
                 if queue in topology.request_queues:
                     _refuse_stream(queue, await queue_type(connection, queue))
+                if queue == topology.requests_queue and not topology.is_single_active and _SINGLE_ACTIVE in str(error):
+                    await _refuse_partitions(connection, topology)
                 raise
     await _bind(connection, topology.bindings())
 
@@ -232,6 +234,8 @@ async def _check_partition_count(connection: AbstractConnection, topology: Topol
     The queues are declared from the last one to the first, so that the first one exists only where all do.
     """
     if not topology.partitions:
+        if topology.single_active_consumer:
+            await _refuse_partitions(connection, topology)
         return
     first, last, next_one = (
         queue_of(topology.requests_queue, number) for number in (0, topology.partitions - 1, topology.partitions)
@@ -242,6 +246,20 @@ async def _check_partition_count(connection: AbstractConnection, topology: Topol
             f"the requests are divided among {'more' if more else 'fewer'} than {topology.partitions} partitions: queue"
             f" {next_one if more else last} {'exists' if more else 'does not exist'}. Set WORKER_PARTITIONS to the number of"
             f" the queues {topology.requests_queue}.…, the same for all workers"
+        )
+
+
+async def _refuse_partitions(connection: AbstractConnection, topology: Topology) -> None:
+    """Raise `Misconfigured` if there are partitions: this worker has none, and would store what the others forward to them.
+
+    It is asked only where the requests queue has a single active consumer, as partitions need it. The broker logs an error
+    when it is asked for a queue that does not exist.
+    """
+    first = queue_of(topology.requests_queue, 0)
+    if await _exists(connection, first):
+        raise Misconfigured(
+            f"the requests are divided among partitions: queue {first} exists. Set WORKER_PARTITIONS to the number of the"
+            f" queues {topology.requests_queue}.…, the same for all workers; or delete these queues, if they are empty"
         )
 
 
