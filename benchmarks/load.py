@@ -7,18 +7,19 @@ import json
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from hashlib import md5
-from itertools import islice
+from itertools import cycle, islice
 from random import randint
 from uuid import UUID, uuid4
 
 from benchmarks.show import Progress
 from task_activity_log.message import Properties
 from task_activity_log.partitions import hash_slot
+from task_activity_log.problem import Unavailable
 from task_activity_log.rabbitmq.headers import decode, encode
 from task_activity_log.rabbitmq.link import LinkOptions
-from task_activity_log.rabbitmq.outgoing import Outgoing
+from task_activity_log.rabbitmq.outgoing import Fate, Outgoing
 from task_activity_log.rabbitmq.publisher import Publisher
 from task_activity_log.rabbitmq.topology import Topology
 
@@ -120,3 +121,16 @@ async def fill(url: str, count: int, progress: Progress, *, rows: int = 0, by_re
         for done in range(0, count, BATCH):
             await publisher.publish(list(islice(coming, BATCH)))
             progress(done / count)
+
+
+async def keep_publishing(url: str, rate: int) -> None:
+    """Publish this many requests a second to the partitions, for ever. What was not taken is published again."""
+    records = cycle([uuid4() for _ in range(1000)])
+    async with publishing(url) as publisher:
+        while True:
+            batch = [request(next(records), by_record=True) for _ in range(rate // 10)]
+            while batch:
+                await asyncio.sleep(0.1)
+                with suppress(Unavailable):
+                    fates = await publisher.publish(batch)
+                    batch = [one for one, fate in zip(batch, fates, strict=True) if fate is not Fate.CONFIRMED]

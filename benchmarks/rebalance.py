@@ -12,23 +12,19 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from itertools import chain, cycle
+from itertools import chain
 from statistics import median
 from urllib.request import urlopen
-from uuid import uuid4
 
 import sandbox
-from benchmarks.load import publishing, request
+from benchmarks.load import keep_publishing
+from benchmarks.workers import ours
 from sandbox.service import free_port
 from task_activity_log.postgresql import migrations
-from task_activity_log.problem import Unavailable
-from task_activity_log.rabbitmq.outgoing import Fate
 
-_RUN = (sys.executable, "-c", "from task_activity_log.cli import main; main()", "run")
 _STEADY_SECONDS, _LIMIT_SECONDS = 3.0, 180.0
 Figures = tuple[float, float, float, float]  # in the order of the columns that `main` prints
 
@@ -50,7 +46,7 @@ class Worker:
         port = free_port()
         self._address = f"127.0.0.1:{port}"
         variables = {**os.environ, **environment, "HTTP_PORT": str(port), "HTTP_HOST": "127.0.0.1"}
-        self.process = subprocess.Popen(_RUN, env=variables, stderr=subprocess.DEVNULL)
+        self.process = subprocess.Popen(ours().command, env=variables, stderr=subprocess.DEVNULL)
 
     def look(self) -> tuple[list[int], int]:
         """The partitions that it is active on, and how many workers it knows of. Also notes its hand-overs."""
@@ -129,19 +125,6 @@ class Group:
         return measured
 
 
-async def publish(url: str, rate: int) -> None:
-    """Publish this many messages a second for ever, ten times a second. What was not taken is published again."""
-    records = cycle([uuid4() for _ in range(1000)])
-    async with publishing(url) as publisher:
-        while True:
-            batch = [request(next(records), by_record=True) for _ in range(rate // 10)]
-            while batch:
-                await asyncio.sleep(0.1)
-                with suppress(Unavailable):
-                    fates = await publisher.publish(batch)
-                    batch = [one for one, fate in zip(batch, fates, strict=True) if fate is not Fate.CONFIRMED]
-
-
 async def main() -> None:
     """Measure all changes as often as asked for, and print the rows of a table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -151,13 +134,11 @@ async def main() -> None:
     chosen = parser.parse_args()
     with sandbox.start() as services:
         await asyncio.to_thread(migrations.migrate, services.postgresql.url)
-        publisher = asyncio.create_task(publish(services.rabbitmq.url, chosen.rate))
+        publisher = asyncio.create_task(keep_publishing(services.rabbitmq.url, chosen.rate))
         group = Group(services, chosen.partitions)
         rounds = [await asyncio.to_thread(group.round) for _ in range(chosen.rounds)]
         publisher.cancel()
-        print(
-            f"RabbitMQ {services.rabbitmq.version}: seconds (slowest), seconds since known, hand-overs, delivered again"
-        )
+    print(f"RabbitMQ {services.rabbitmq.version}: seconds (slowest), the same since known, hand-overs, delivered again")
     for change in rounds[0]:
         seconds, known, hand_overs, again = zip(*(each[change] for each in rounds), strict=True)
         times = f"{median(seconds):.1f} ({max(seconds):.1f}) | {median(known):.1f} ({max(known):.1f})"
