@@ -7,8 +7,9 @@ from contextlib import asynccontextmanager
 
 import aio_pika
 import pytest
-from aiormq.abc import AbstractChannel
+from aiormq.abc import AbstractChannel, ChannelFrame
 
+from sandbox.proxy import Proxy
 from task_activity_log.aio import Waiting, end
 from task_activity_log.rabbitmq.channel import open_channel
 from task_activity_log.rabbitmq.consumer import Consumer, RabbitDelivery
@@ -56,6 +57,46 @@ async def consuming(amqp_url: str) -> AsyncIterator[tuple[Consumer, Waiting[Rabb
         consumer = Consumer(channel, TOPOLOGY.requests_queue, waiting, single_active=True)
         frame_reader.channels[channel.number] = Inbound(deliver=consumer.deliver)
         yield consumer, waiting, channel
+
+
+@pytest.mark.parametrize("how", ["too slow", "cancelled"])
+async def test_after_an_answer_that_is_not_waited_for_nothing_is_sent(
+    amqp_url: str, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The driver has closed the channel. RabbitMQ ends the connection if an acknowledgement comes behind that."""
+    async with await aio_pika.connect(amqp_url) as publisher, Proxy.to(amqp_url) as proxy:
+        async with connect(LinkOptions(proxy.url), "test") as (connection, frame_reader):
+            await declare(connection, TOPOLOGY)
+            channel = await open_channel(connection)
+            waiting: Waiting[RabbitDelivery] = Waiting()
+            consumer = Consumer(channel, TOPOLOGY.requests_queue, waiting, single_active=True)
+            frame_reader.channels[channel.number] = Inbound(deliver=consumer.deliver)
+            await consumer.register(2)
+            await publish(await publisher.channel(), 0, 1)
+            deliveries: list[RabbitDelivery] = []
+            while len(deliveries) < 2:
+                deliveries += await waiting.take(2)
+            proxy.hold()
+            if how == "too slow":
+                monkeypatch.setattr("task_activity_log.rabbitmq.consumer._ANSWER_SECONDS", 0.05)
+            asking = asyncio.create_task(consumer.cancel())
+            await proxy.held_back()  # it is sent
+            if how == "cancelled":
+                await end(asking)
+            else:
+                with pytest.raises(TimeoutError):
+                    await asking
+            proxy.resume()
+            consumer.keep([deliveries[0].tag])
+            with monkeypatch.context() as patch:
+                patch.setattr(channel.connection, "write_queue", written := asyncio.Queue[ChannelFrame]())
+                assert await consumer.close() == 1
+            while not written.empty():
+                assert written.get_nowait().payload[1:3] != channel.number.to_bytes(2, "big")
+            assert channel.is_closed
+            await (await open_channel(connection)).close()
+            with pytest.raises(ConnectionError, match="the broker did not answer in time"):
+                await consumer.wait_ended()
 
 
 async def test_closing_acknowledges_what_was_kept_back(amqp_url: str, caplog: pytest.LogCaptureFixture) -> None:

@@ -67,6 +67,8 @@ class Consumer:
     """The routing key of the delivery that comes next, on the queue of a partition; else None. Set by `route`."""
     active = False
     """Whether it was given a message. Set by `deliver`."""
+    _hung_up = False
+    """Whether the driver has closed the channel, because an answer is not waited for any more. Set by `_answered_in`."""
 
     def __init__(
         self,
@@ -214,7 +216,12 @@ class Consumer:
         return True
 
     async def _answered_in(self, seconds: float, asking: Awaitable[T]) -> T:
-        return await answered(asking, seconds, self._read_seconds)
+        try:
+            return await answered(asking, seconds, self._read_seconds)
+        except (TimeoutError, asyncio.CancelledError):
+            self._hung_up = True
+            self._give_up("the broker did not answer in time")
+            raise
 
     def has(self, tag: int) -> bool:
         """Whether a delivery is not settled yet. One that was requeued meanwhile comes again."""
@@ -303,6 +310,10 @@ class Consumer:
         commands = [*(Basic.Ack(tag, multiple) for tag, multiple in done), Channel.Close(200, "", 0, 0)]
         closed = self._channel.closing
         try:
+            if self._hung_up:
+                # An acknowledgement behind the driver's close would make the broker end the connection.
+                await self._answered_in(_CLOSE_SECONDS, asyncio.wait({closed}))
+                return count
             # The driver's own close would be a second write. It takes our close for its own: it frees the channel
             # when the broker answers. A future for this write would be rejected by that answer.
             async with asyncio.timeout(_CLOSE_SECONDS):
