@@ -110,7 +110,10 @@ class Collector:
         elif queue == DEAD_LETTERS:
             self.collected.dead_letters[number].append(code)
         else:
-            if not any(answer.queue == queue for answer in self.collected.answers[number]):
+            # What is delivered again was delivered to a lost connection of ours before. RabbitMQ 4.3 keeps it for that one for
+            # a minute if its node has died, and delivers later replies first: its place in the queue is not known here.
+            known = any(answer.queue == queue for answer in self.collected.answers[number])
+            if not known and not message.redelivered:
                 self.collected.first_answers[queue].append(number)
             self.collected.answers[number].append(_answer(queue, message, code))
         try:
