@@ -138,11 +138,11 @@ async def main() -> None:
         group = Group(services, chosen.partitions)
         rounds = [await asyncio.to_thread(group.round) for _ in range(chosen.rounds)]
         publisher.cancel()
-    print(f"RabbitMQ {services.rabbitmq.version}: seconds (slowest), the same since known, hand-overs, delivered again")
-    for change in rounds[0]:
-        seconds, known, hand_overs, again = zip(*(each[change] for each in rounds), strict=True)
-        times = f"{median(seconds):.1f} ({max(seconds):.1f}) | {median(known):.1f} ({max(known):.1f})"
-        print(f"| {change} | {times} | {median(hand_overs):.0f} | {median(again):.0f} |")
+        print(f"RabbitMQ {services.rabbitmq.version}: seconds (slowest), since known, hand-overs, again")
+        for change in rounds[0]:
+            seconds, known, hand_overs, again = zip(*(each[change] for each in rounds), strict=True)
+            times = f"{median(seconds):.1f} ({max(seconds):.1f}) | {median(known):.1f} ({max(known):.1f})"
+            print(f"| {change} | {times} | {median(hand_overs):.0f} | {median(again):.0f} |")
 
 
 if __name__ == "__main__":
