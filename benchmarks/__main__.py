@@ -65,7 +65,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--preferred",
         action="store_true",
-        help="give what is measured precedence over all other programs of this machine (Linux with autogroups, as root)",
+        help="give what is measured precedence over all other programs of this machine (Linux with control groups, as root)",
     )
     parser.add_argument(
         "--python",

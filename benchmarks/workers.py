@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 import aio_pika
 import asyncpg
 
+from benchmarks import precedence
 from benchmarks.load import TOPOLOGY
 from benchmarks.show import Progress
 from task_activity_log.pipeline.request import UpdateMode
@@ -41,7 +42,6 @@ _GO_PACKAGES = "golang-go, golang-github-rabbitmq-amqp091-go-dev and golang-gith
 _TICKS = os.sysconf("SC_CLK_TCK")
 _POLL_SECONDS = 0.02
 _STALLED_SECONDS = 60.0
-_PREFERENCE = "-18"
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,19 +214,10 @@ class Services:
         await (await self._channel.get_queue(TOPOLOGY.replies_queue)).purge()
 
     def prefer(self, workers: Sequence[int]) -> None:
-        """Give workers and services precedence over everything else on the machine, if this was asked for.
-
-        The kernel divides the CPU among sessions first (autogroups), and each process of PostgreSQL is a session.
-        """
-        if not self.preferred:
-            return
-        for pid in (os.getpid(), *workers, self._broker, self._postmaster, *_children(self._postmaster)):
-            try:
-                Path(f"/proc/{pid}/autogroup").write_text(_PREFERENCE)
-            except PermissionError:
-                raise SystemExit("--preferred can be used by root only") from None
-            except OSError:
-                pass  # a process of the database that has ended
+        """Give workers and services precedence over everything else on the machine, if this was asked for."""
+        if self.preferred:
+            services = [self._broker, self._postmaster, *_children(self._postmaster)]
+            precedence.give([os.getpid(), *workers, *filter(None, services)])
 
     def cpu(self) -> tuple[float, float]:
         """The CPU seconds that broker and database have used; 0 for one that is not a process of this machine."""
@@ -243,6 +234,7 @@ async def services() -> AsyncIterator[Services]:
             await declare(connection, TOPOLOGY)
             yield Services(await connection.channel(), database)
     finally:
+        precedence.end()
         await database.close()
 
 
