@@ -11,11 +11,15 @@ from random import Random
 from statistics import median, quantiles
 from uuid import uuid4
 
-import aio_pika
+from aiormq.abc import DeliveredMessage
 
 from benchmarks import show
 from benchmarks.load import TOPOLOGY, publishing, request
 from benchmarks.workers import PLAIN, Services, Worker, running
+from task_activity_log.rabbitmq.channel import open_channel
+from task_activity_log.rabbitmq.frames import Inbound
+from task_activity_log.rabbitmq.headers import decode as properties_of
+from task_activity_log.rabbitmq.link import LinkOptions, connect
 from task_activity_log.rabbitmq.publisher import Publisher
 
 _WARM_UP = 0.2
@@ -58,24 +62,30 @@ async def once(services: Services, worker: Worker, *, rate: int, seconds: float)
     count = int(rate * seconds)
     sent: dict[str, float] = {}
     took: dict[str, float] = {}
-    complete = asyncio.Event()
+    first, complete = asyncio.Event(), asyncio.Event()
 
-    async def on_reply(message: aio_pika.abc.AbstractIncomingMessage) -> None:
-        name = message.correlation_id or ""
+    def on_reply(_: int, __: bool, header: bytes, ___: bytes) -> None:
+        name = properties_of(header).correlation_id or ""
         took[name] = time.perf_counter() - sent[name]
+        first.set()
         if len(took) == count:
             complete.set()
 
     url = os.environ["AMQP_URL"]
     with running(worker, services.python) as [process], show.bar(f"{worker.name} at {rate:,} messages/s") as progress:
-        async with await aio_pika.connect(url) as connection, publishing(url) as publisher:
-            queue = await (await connection.channel()).get_queue(TOPOLOGY.replies_queue)
-            await queue.consume(on_reply, no_ack=True)
+        async with connect(LinkOptions(url), "answers") as (connection, frame_reader), publishing(url) as publisher:
+            channel = await open_channel(connection)
+            # aio-pika's consumer would take longer for a reply than a worker does.
+            frame_reader.channels[channel.number] = Inbound(deliver=on_reply)
+            await channel.basic_consume(TOPOLOGY.replies_queue, _not_called, no_ack=True)
             sending: list[asyncio.Task[None]] = []
             services.prefer([process.pid])
+            await _send(publisher, sent, 1)
+            await asyncio.wait_for(first.wait(), _LAST_REPLY_SECONDS)  # the worker has started
+            services.prefer([process.pid])  # also what has connected to the database
             random = Random(rate)  # noqa: S311 - the same moments for every worker
-            at = time.perf_counter() + 2.0  # the worker has started by then; if not, the delay falls into the warm-up
-            moments = [at := at + random.expovariate(rate) for _ in range(count)]
+            at = time.perf_counter()
+            moments = [at, *(at := at + random.expovariate(rate) for _ in range(count - 1))]
             while len(sent) < count:
                 await asyncio.sleep(max(0.0, moments[len(sent)] - time.perf_counter()))
                 due = bisect_right(moments, time.perf_counter()) - len(sent)
@@ -83,10 +93,14 @@ async def once(services: Services, worker: Worker, *, rate: int, seconds: float)
                 await asyncio.sleep(0)
                 progress(len(sent) / count)
                 if count // 10 <= len(sent) < count // 5:
-                    services.prefer([process.pid])  # also what has connected to the database since
+                    services.prefer([process.pid])  # also what has connected to the database since the first reply
             await asyncio.gather(*sending)
             await asyncio.wait_for(complete.wait(), _LAST_REPLY_SECONDS)
     return [took[name] for name in sent][int(count * _WARM_UP) :]
+
+
+async def _not_called(_: DeliveredMessage) -> None:
+    """The frame reader takes all deliveries."""
 
 
 async def _send(publisher: Publisher, sent: dict[str, float], count: int) -> None:
