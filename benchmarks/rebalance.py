@@ -12,6 +12,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -46,7 +47,7 @@ class Worker:
         port = free_port()
         self._address = f"127.0.0.1:{port}"
         variables = {**os.environ, **environment, "HTTP_PORT": str(port), "HTTP_HOST": "127.0.0.1"}
-        self.process = subprocess.Popen(ours().command, env=variables, stderr=subprocess.DEVNULL)
+        self.process = subprocess.Popen([sys.executable, *ours().command], env=variables, stderr=subprocess.DEVNULL)
 
     def look(self) -> tuple[list[int], int]:
         """The partitions that it is active on, and how many workers it knows of. Also notes its hand-overs."""
