@@ -161,12 +161,13 @@ class Source:
         return None
 
     def _json(self, content: bytes, first_line: int, source: str) -> Iterator[Upsert]:
+        whole = content  # its columns are those of the file
         content = content.strip() if self.suffix in _LINES else content
         if is_record(content):
             yield Upsert(content, message_id=self._message_id(content, source), source=source)
             return
         try:
-            parsed = json.loads(content, parse_int=integer)
+            parsed = json.loads(whole, parse_int=integer)
         except json.JSONDecodeError as error:
             where = f"{self.name}:{first_line + error.lineno - 1}:{error.colno}"
             raise _NotJson(f"{where}: is not JSON: {error.msg}") from None
