@@ -303,6 +303,27 @@ class SubscriberSuite:
             async with replies:
                 pass
 
+    async def test_a_subscription_is_open_once_and_can_be_opened_again(self, place: Place) -> None:
+        """A second connection would have replies that nobody is given. Opened again, it gives as many as the first time."""
+        mine = own()
+        replies = place.subscribe(**mine, most=1)
+        async with place.client() as client, replies:
+            with pytest.raises(ClientError, match="open already"):
+                await replies.__aenter__()
+            await client.send_many([record(subject) for subject in "ab"])
+            assert [told(reply) async for reply in replies] == ["a"]
+        assert await subjects(replies) == ["b"]
+
+    async def test_one_task_at_a_time_waits_for_the_next_reply(self, place: Place) -> None:
+        """Of two, one would acknowledge what the other has in hand."""
+        async with place.client() as client, place.subscribe(**own()) as replies:
+            waiting = asyncio.create_task(anext(replies))
+            await asyncio.sleep(0)
+            with pytest.raises(ClientError, match="another task waits for the next reply"):
+                await anext(replies)
+            await client.send_many([record("a")])
+            assert told(await waiting) == "a"
+
     async def test_a_reply_is_acknowledged_after_the_body(self, place: Place) -> None:
         """If the loop is left in the middle of its body, that reply stays in the queue, and the earlier ones do not."""
         mine = own()

@@ -624,8 +624,8 @@ async def test_replies_that_wait_can_be_read_without_taking_them(
     await publish("old", now - timedelta(hours=3))
     await publish("one", now - timedelta(hours=1))
     await publish("two", now)
-    for _ in range(2):
-        said = await command("replies", "--since", "2h", "-n", "2", AMQP_URL=amqp_url)
+    for limit in (("-n", "2"), ("--seconds", "0.1")):  # which begins when those that wait are printed
+        said = await command("replies", "--since", "2h", *limit, AMQP_URL=amqp_url)
         assert (said.code, [each.split("\t")[3] for each in said.lines]) == (0, ["one", "two"])
     time = datetime.strptime(said.lines[0].split("\t")[0], "%Y-%m-%d %H:%M:%S%z")
     assert abs(time - (now - timedelta(hours=1))) < timedelta(seconds=2)

@@ -1,20 +1,28 @@
 """Messages exported as lines of JSON can be published again with the same bodies."""
 
+import errno
 import json
+import os
+import resource
 import struct
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 from uuid import uuid4
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from task_activity_log.cli.dead_letters.listing import export
+from task_activity_log.cli.publish import Publication, writable
 from task_activity_log.cli.sources import Source, Unreadable, line_of
 from task_activity_log.cli.times import seconds
-from task_activity_log.client import exported
+from task_activity_log.client import ClientError, Upsert, exported
+from task_activity_log.client.dead_letters import DeadLetter
 from task_activity_log.message import Properties
 from task_activity_log.rabbitmq.headers import encode, encode_header
+from task_activity_log.settings import Settings
 from task_activity_log.streams import printable
 
 short = st.text(st.characters(exclude_categories=["Cs"]), max_size=40).filter(lambda text: len(text.encode()) < 200)
@@ -185,3 +193,45 @@ def test_a_file_that_is_changed_while_its_records_are_sent_is_not_read_to_its_en
         opened.write(line)
     with pytest.raises(Unreadable, match="was changed while it was read"):
         next(found)
+
+
+async def test_a_copy_that_cannot_be_written_leaves_no_part_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Part of it would pass for a copy of all, and the next attempt would find a file that exists already."""
+    letter = DeadLetter(b"{}", Properties(message_id="m"), cast("Any", None))
+    file = tmp_path / "old.jsonl"
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(ClientError, match="No space left on device; nothing was written"):
+            export(file, [letter])
+    assert not file.exists()
+    export(file, [letter])
+    with pytest.raises(ClientError, match="File exists"):
+        export(file, [letter])
+    assert len(file.read_text().splitlines()) == 1
+
+
+def test_the_file_of_rejected_records_has_whole_lines_on_a_full_disk(tmp_path: Path) -> None:
+    """So it can be published, and the run can be continued: a file whose first line is cut is treated as somebody else's."""
+    rejected = tmp_path / "rejected.jsonl"
+    work = Publication(
+        Settings(), timeout=1, dry_run=False, wait=True, merge=False, rejected=rejected, run="r", stdin="jsonl"
+    )
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        for most, lines in ((100, 0), (500, 1)):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (most, hard))
+            for _ in range(lines):
+                work._keep(Upsert(b"x" * 200), ["why"])
+            with pytest.raises(ClientError, match=r"rejected\.jsonl: File too large"):
+                work._keep(Upsert(b"x" * 200), ["why"])
+            assert len(rejected.read_text().splitlines()) == lines
+            assert writable(rejected, again=True) is None
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [upsert.body for upsert in Source(str(rejected), ".jsonl", "r").upserts()] == [b"x" * 200]

@@ -58,7 +58,7 @@ def test_later_upserts_wait_behind_one_that_was_refused() -> None:
 class FullQueue:
     """A publisher to a queue that refuses the first message of each publish until it has refused five, and takes the rest."""
 
-    connected, last_reason = True, ""
+    connected, last_reason, blocked = True, "", None
 
     def __init__(self) -> None:
         self.refusals = 5

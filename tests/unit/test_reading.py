@@ -87,3 +87,28 @@ async def test_what_is_returned_first_does_not_hold_up_a_removal() -> None:
     assert await reader.remove(deliveries[2:3]) == 1
     assert channel.removed == [3]
     channel.closing.set_result(None)
+
+
+async def test_what_was_acknowledged_a_moment_ago_is_applied_before_the_channel_closes() -> None:
+    """The broker would forget what it keeps back: somebody else would be given what was taken."""
+    for empty in (True, False):
+        channel = Channel()
+        channel.empty = empty
+        reader, deliveries = await borrowed(channel, 60)
+        for delivery in deliveries[1::2]:
+            await reader.acknowledge([delivery.tag])
+        assert channel.removed == []
+        await reader._apply_acknowledgements()
+        assert channel.removed == list(range(2, 61, 2))
+        channel.closing.set_result(None)
+
+
+async def test_a_few_acknowledgements_need_no_question() -> None:
+    """The broker keeps none of them back."""
+    channel = Channel()
+    reader, deliveries = await borrowed(channel, 60)
+    for delivery in deliveries[1:24]:
+        await reader.acknowledge([delivery.tag])
+    await reader._apply_acknowledgements()
+    assert channel.removed == []
+    channel.closing.set_result(None)

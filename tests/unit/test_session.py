@@ -3,7 +3,8 @@
 import pytest
 
 from task_activity_log.postgresql.session import Fault, fault, outage
-from task_activity_log.problem import Failed, NotMigrated, TimedOut, Unavailable
+from task_activity_log.postgresql.store import Store
+from task_activity_log.problem import Failed, NotMigrated, Refused, TimedOut, Unavailable
 
 
 @pytest.mark.parametrize(
@@ -88,3 +89,19 @@ def test_the_detail_of_an_outage_is_not_part_of_its_label() -> None:
     found = Unavailable("replies returned", "no queue takes what x is sent")
     assert (found.label, found.reason) == ("replies returned", "replies returned: no queue takes what x is sent")
     assert str(found) == found.reason
+
+
+@pytest.mark.parametrize("sqlstate", ["22P02", "P0001"])
+async def test_a_query_that_belongs_to_no_message_is_refused_by_its_sqlstate(
+    sqlstate: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not said to lack a privilege: that has an SQLSTATE of its own."""
+    store = Store("postgresql://127.0.0.1:1/nobody")
+
+    async def refused(*_: object, **__: object) -> list[object]:
+        raise Refused(sqlstate)
+
+    monkeypatch.setattr(store._maintenance, "ask", refused)
+    with pytest.raises(Unavailable) as outage:
+        await store.schema_version()
+    assert outage.value.reason == f"the query is refused ({sqlstate})"

@@ -2,10 +2,12 @@
 
 import asyncio
 import json
+import os
 import shlex
 import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
@@ -322,6 +324,7 @@ class Publication:
                 bar.update(count)
 
             self._began = True
+            self._summary.begin()
             await client.send_many(self._upserts(), timeout=self.timeout, on_sent=sent)
         seconds = self._summary.seconds
         self._tell(f"{self._confirmed:,} confirmed by the broker in {seconds:.1f} s; replies go to the subscribers")
@@ -353,8 +356,14 @@ class Publication:
         exact = isinstance(upsert, exported.Exported)
         line = exported.line(upsert.body, properties, exact=exact, source=upsert.source, problems=problems)
         try:
-            with self.rejected.open("a" if self._written else "w", encoding="utf-8") as file:
-                file.write(f"{line}\n")
+            size = self.rejected.stat().st_size if self._written else 0
+            try:
+                with self.rejected.open("a" if self._written else "w", encoding="utf-8") as file:
+                    file.write(f"{line}\n")
+            except OSError:
+                with suppress(OSError):
+                    os.truncate(self.rejected, size)  # part of a line could not be published
+                raise
         except OSError as error:
             raise ClientError(f"{self.rejected}: {error.strerror}") from None
         self._written += 1

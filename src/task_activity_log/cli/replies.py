@@ -72,9 +72,11 @@ async def follow(
     )
     shown = 0
     with suppress(TimeoutError):
-        async with asyncio.timeout(seconds), replies:
+        async with asyncio.timeout(None) as limit, replies:
             # What is published from now on is in both queues.
             waiting = [] if since is None else await _waiting(settings, since)
+            if seconds is not None:
+                limit.reschedule(asyncio.get_running_loop().time() + seconds)
             async for reply in _chained(waiting, replies):
                 if reply not in wanted:
                     continue

@@ -49,7 +49,13 @@ def replies(
     ] = 0,
     seconds: Annotated[
         float | None,
-        typer.Option("--seconds", min=0.1, metavar="N", help="Exit after this many seconds.", show_default=False),
+        typer.Option(
+            "--seconds",
+            min=0.1,
+            metavar="N",
+            help="Exit after this many seconds. Those of --since are all printed.",
+            show_default=False,
+        ),
     ] = None,
 ) -> None:
     """Print the worker's replies until Ctrl-C, without taking them from their subscribers.
@@ -124,7 +130,10 @@ def resend(
         fail("select records with one of --changed-since, --id and --all", WRONG_USE)
     settings = settings_or_exit("amqp_url", "database_url")
     from task_activity_log.cli.resend import Resending
+    from task_activity_log.client.messages import is_short
 
+    if not is_short(queue):
+        fail("--queue should be a name of at most 255 bytes", WRONG_USE)
     try:
         start = since_(changed_since) if changed_since else datetime.min.replace(tzinfo=UTC)
     except ValueError as error:

@@ -37,6 +37,7 @@ dead_letters   borrow the dead letters, replay and remove them
 replays        which dead letters are sent again, which are kept, and what becomes of each
 letters        dead letters judged by today's contract, grouped, and filtered                pure
 looks          one look at the dead letters for everybody, for a program that shows them to several people
+rate           a limit of how many are sent per second
 record_id      the id of the record in a message that may be invalid otherwise
 finding        the dead letters and the waiting replies of a message or a record
 preview        what a worker would say of a message, and what it would store                pure
@@ -44,6 +45,7 @@ marking        a body for people: indented, with what is wrong marked, and diffe
 snapshots      records as they are now, as replies
 connections    the first connection succeeds or fails at once; later ones are opened again
 messages       what is sent and what is received
+names          names of queues and exchanges that can be sent                                  pure
 exported       messages as lines of JSON, which `publish` reads again
 misspelled     members that are not fields, and which field was meant
 """

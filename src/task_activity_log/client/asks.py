@@ -5,7 +5,7 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
-from task_activity_log.aio import Waiting
+from task_activity_log.aio import Waiting, meanwhile
 from task_activity_log.client.connections import Connections
 from task_activity_log.client.messages import Answer, ClientError, NoAnswer, Upsert
 from task_activity_log.client.order import Order, waves
@@ -20,6 +20,7 @@ from task_activity_log.rabbitmq.reading import reading
 BATCH = 500
 _AGAIN_SECONDS = 0.2
 """After a nack, or a lost connection that has not been noticed everywhere yet."""
+_WATCH_SECONDS = 1.0
 _ALONE_TIMES = 3
 """How often the broker must close the channel because of an upsert that is sent alone, before it is not sent again."""
 _GUILTY = ("PRECONDITION_FAILED", "FRAME_ERROR", "SYNTAX_ERROR", "NOT_ALLOWED", "INTERNAL_ERROR", "NOT_IMPLEMENTED")
@@ -34,6 +35,8 @@ class Ask:
 
     upsert: Upsert
     done: Done
+    confirmed: bool = False
+    """Whether the broker has it."""
 
 
 @dataclass(slots=True)
@@ -68,6 +71,9 @@ class Sending(Protocol):
     async def send(self, upserts: Sequence[Upsert], on_sent: Callable[[int], None]) -> list[Answer]:
         """Send without asking for answers; returns those that are refused."""
 
+    def not_listening(self, timeout: float | None) -> ClientError:
+        """What to raise when there was no queue for answers in time."""
+
     def no_answer(self, timeout: float | None, unanswered: Sequence[Upsert]) -> NoAnswer:
         """What to raise when no answer has come in time."""
 
@@ -96,29 +102,32 @@ class Asks:
         self._routing = routing
         self._app_id = app_id
         self._on_outage = on_outage
+        self._on_connected = on_connected
         self._message_max = MessageMax()
+        self._reply_to: str | None = None  # the queue that is listened to
+        self._asks: dict[str, Ask] = {}  # by message_id, in the order given
+        self._reason = ""  # of the latest outage or nack
+        self._over: ClientError | None = NOT_OPEN  # why nothing can be sent
+        self._begin()
+
+    def _begin(self) -> None:
+        """Forget an earlier time. What waits in asyncio belongs to one event loop, and the next time may be in another."""
         self._publisher = Publisher(
-            self._connections.options, purpose="upserts", message_max=self._message_max, on_connected=on_connected
+            self._connections.options, purpose="upserts", message_max=self._message_max, on_connected=self._on_connected
         )
         self._listening = asyncio.Event()
         self._listener = asyncio.Lock()
         self._has_listener = False
-        self._reply_to: str | None = None  # the queue that is listened to
-        self._asks: dict[str, Ask] = {}  # by message_id, in the order given
         self._outbox: Waiting[Upsert | None] = Waiting()
         self._order = Order()
-        self._reason = ""  # of the latest outage or nack
-        self._over: ClientError | None = NOT_OPEN  # why nothing can be sent
+        self._blocked = False  # whether the caller knows that the broker blocks publishers
         self._ends = asyncio.Event()  # set with `_over`
 
     async def open(self) -> None:
         """Connect, and stay connected until `close`. Raises `ClientError` if the first attempt fails, or if it is open."""
         if self._over is None:
             raise ClientError("the client is open already")
-        self._ends.clear()  # of an earlier time, as are the listener and what was waiting to be sent
-        self._has_listener = False
-        self._order = Order()
-        self._outbox.clear()
+        self._begin()
         await self._connections.open(self._publisher.run(), self._send_all(), ready=self._can_publish())
         self._over = None
 
@@ -173,15 +182,30 @@ class Asks:
             sending.cancel()
             ending.cancel()
 
+    def not_listening(self, timeout: float | None) -> ClientError:
+        """What to raise when there was no connection for answers within `timeout` seconds."""
+        return ClientError(f"no connection for the answers in {timeout or 0:g} s; nothing was sent")
+
     def no_answer(self, timeout: float | None, unanswered: Sequence[Upsert]) -> NoAnswer:
         """What to raise when no answer to these has come for `timeout` seconds."""
-        away = not (self._listening.is_set() and self._publisher.connected)
-        why = f"the broker is away ({self._reason})" if away else "is a worker running? What was sent is in its queue"
+        if not (self._listening.is_set() and self._publisher.connected):
+            why = f"the broker is away ({self._reason})"
+        elif all(ask.confirmed for upsert in unanswered if (ask := self._asks.get(upsert.message_id))):
+            why = "is a worker running? What was sent is in its queue"
+        else:
+            why = self._not_confirmed
         return no_answer(timeout, unanswered, why)
 
     def not_confirmed(self, timeout: float | None) -> ClientError:
         """What to raise when the broker has confirmed nothing for `timeout` seconds."""
-        return ClientError(f"the broker confirmed nothing for {timeout or 0:g} s: {self._reason or 'no reason known'}")
+        return ClientError(f"the broker confirmed nothing for {timeout or 0:g} s: {self._not_confirmed}")
+
+    @property
+    def _not_confirmed(self) -> str:
+        """Why the broker has not confirmed everything that was given."""
+        if self._publisher.blocked is not None:
+            return f"the broker blocks publishers ({self._publisher.blocked})"
+        return self._reason or "the broker has not confirmed what was sent"
 
     async def _can_publish(self) -> None:
         """Return once there is a channel, the exchange exists, and it is known whether to send by record.
@@ -287,16 +311,20 @@ class Asks:
         while True:
             await self._publisher.wait_connected()
             try:
-                fates = await self._publisher.publish(messages)
+                async with meanwhile(self._watch_blocked()):
+                    fates = await self._publisher.publish(messages)
                 break
             except Unavailable as error:
                 self._reason = error.reason
+                self._report_blocked()
             await asyncio.sleep(_AGAIN_SECONDS)
         self._note(fates)
         lost = []
         for upsert, message, fate in zip(upserts, messages, fates, strict=True):
             if fate is Fate.CONFIRMED:
                 sent.confirmed += 1
+                if ask := self._asks.get(upsert.message_id):
+                    ask.confirmed = True
             elif fate is Fate.RETURNED:
                 sent.ended.append((upsert, _no_queue(message.exchange)))
             elif fate is Fate.LOST:
@@ -304,6 +332,17 @@ class Asks:
             else:
                 sent.again.append(upsert)
         return lost
+
+    async def _watch_blocked(self) -> None:
+        """Report that the broker blocks publishers while a publish waits. It says so only once something was published."""
+        while True:
+            await asyncio.sleep(_WATCH_SECONDS)
+            self._report_blocked()
+
+    def _report_blocked(self) -> None:
+        if self._publisher.blocked is not None and not self._blocked:
+            self._blocked = True
+            self._on_outage(f"the broker blocks publishers ({self._publisher.blocked})")
 
     def _without_too_large(self, upserts: list[Upsert], sent: _Sent) -> list[Upsert]:
         """Those that the broker's limit allows, as far as it is known: it says so when it closes a channel."""
@@ -328,6 +367,11 @@ class Asks:
 
     def _note(self, fates: Sequence[Fate]) -> None:
         """Remember why some of these were not taken."""
+        if Fate.LOST not in fates and Fate.UNCONFIRMED not in fates:
+            self._reason = ""  # the broker has answered
+            if self._blocked:
+                self._blocked = False
+                self._on_connected()
         if Fate.LOST in fates:
             self._reason = f"publisher connection lost: {self._publisher.last_reason}"
         elif Fate.UNCONFIRMED in fates:
@@ -345,6 +389,7 @@ class Asks:
             self._order = Order()
             self._outbox.clear()
             for unanswered in self._asks.values():
+                unanswered.confirmed = False
                 self._outbox.put(unanswered.upsert)
             self._listening.set()
             established()

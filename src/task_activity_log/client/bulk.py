@@ -19,7 +19,8 @@ class Summary:
     sent: int = 0
     outcomes: Counter[str] = field(default_factory=Counter)
     """Answers by outcome."""
-    _began: float = field(default_factory=time.monotonic)
+    _began: float | None = None
+    _ended: float | None = None
 
     @property
     def answered(self) -> int:
@@ -28,8 +29,18 @@ class Summary:
 
     @property
     def seconds(self) -> float:
-        """How long ago it began."""
-        return time.monotonic() - self._began
+        """How long it has taken: until now, or until it ended."""
+        if self._began is None:
+            return 0.0
+        return (time.monotonic() if self._ended is None else self._ended) - self._began
+
+    def begin(self) -> None:
+        """Begin to count the seconds."""
+        self._began = time.monotonic()
+
+    def end(self) -> None:
+        """Count no more seconds."""
+        self._ended = time.monotonic()
 
     def counts(self) -> list[str]:
         """The answers by outcome, as people write them: `1,200 inserted`, `2 duplicates`."""
@@ -79,7 +90,8 @@ class Bulk:
         if self._begun:
             raise ClientError("a bulk is iterated over once: send what is `unanswered` in another one")
         self._begun = True
-        await self._asks.listen()
+        self.summary.begin()
+        await self._listen()
         await asyncio.sleep(
             0
         )  # where another bulk was left with `break`, it ends now, and its upserts may be asked again
@@ -97,10 +109,18 @@ class Bulk:
                     yield answer
             await feeding
         finally:
+            self.summary.end()
             feeding.cancel()
             feeding.add_done_callback(_read)
             for ask in self._unanswered.values():
                 self._asks.forget(ask)
+
+    async def _listen(self) -> None:
+        try:
+            async with asyncio.timeout(self._timeout):
+                await self._asks.listen()
+        except TimeoutError:
+            raise self._asks.not_listening(self._timeout) from None
 
     async def _next(self) -> list[Answer | ClientError | None]:
         try:

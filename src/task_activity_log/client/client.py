@@ -8,8 +8,9 @@ from typing import Literal, Self, TypeAlias
 from task_activity_log.client.asks import BATCH, Asks, Sending
 from task_activity_log.client.bulk import Bulk
 from task_activity_log.client.connections import PROGRAM
-from task_activity_log.client.messages import Answer, NotSent, Options, Record, Upsert, request_of
-from task_activity_log.client.routing import Routing
+from task_activity_log.client.messages import SHORT_MAX, Answer, NotSent, Options, Record, Upsert, is_short, request_of
+from task_activity_log.client.names import exchange_name
+from task_activity_log.client.routing import BY_RECORD, Routing
 from task_activity_log.rabbitmq.link import LinkOptions
 
 Version: TypeAlias = int | Literal["clock"]
@@ -49,15 +50,22 @@ class TaskActivityLogClient:
             partitions_exchange: the exchange for upserts that are sent by record; None: `exchange` and `.by-record`.
             app_id: who publishes, for those who read the dead letters.
             window: how many upserts of a bulk may be unanswered.
-            on_outage: called with the reason each time that a connection is lost or cannot be opened again.
-            on_connected: called each time that a connection is established, also the first time.
+            on_outage: called with the reason each time that a connection is lost or cannot be opened again, or the broker
+                blocks publishers.
+            on_connected: called each time that a connection is established, also the first time, and when a broker that has
+                blocked publishers takes upserts again.
 
         Raises:
             ClientError: the URL is not that of a broker.
-            ValueError: `window` is less than 1.
+            ValueError: `window` is less than 1, or a name is one that cannot be sent.
         """
         if window < 1:
             raise ValueError("window should be at least 1")
+        exchange_name("exchange", exchange, ending="" if partitions_exchange else BY_RECORD)
+        if partitions_exchange is not None:
+            exchange_name("partitions_exchange", partitions_exchange)
+        if not is_short(app_id):
+            raise ValueError(f"app_id should be text of at most {SHORT_MAX} bytes")
         routing = Routing(exchange, partitioned=partitioned, partitions_exchange=partitions_exchange)
         self._asks: Sending = Asks(
             broker, routing=routing, app_id=app_id, on_outage=on_outage, on_connected=on_connected
@@ -152,10 +160,13 @@ class TaskActivityLogClient:
         """
         count = 0
         refused: list[Answer] = []
+        limit = asyncio.timeout(None)
 
         def confirmed(more: int) -> None:
             nonlocal count
             count += more
+            if not limit.expired():
+                limit.reschedule(_later(timeout))
             on_sent(more)
 
         options = Options(None, version, merge, priority)
@@ -164,10 +175,15 @@ class TaskActivityLogClient:
             refused += [answer for answer in batch if isinstance(answer, Answer)]
             upserts = [upsert for upsert in batch if isinstance(upsert, Upsert)]
             try:
-                async with asyncio.timeout(timeout):
+                async with asyncio.timeout(timeout) as limit:
                     refused += await self._asks.send(upserts, confirmed)
             except TimeoutError:
                 raise self._asks.not_confirmed(timeout) from None
         if refused:
             raise NotSent(refused)
         return count
+
+
+def _later(seconds: float | None) -> float | None:
+    """The time of the event loop, this many seconds from now."""
+    return None if seconds is None else asyncio.get_running_loop().time() + seconds

@@ -2,7 +2,6 @@
 
 import asyncio
 import re
-import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
@@ -15,6 +14,7 @@ from urllib.parse import unquote, urlsplit
 
 from task_activity_log.client.connections import no_connection, options, publishing
 from task_activity_log.client.messages import ClientError
+from task_activity_log.client.rate import Rate
 from task_activity_log.client.routing import Routing
 from task_activity_log.message import VERSION, Properties
 from task_activity_log.pipeline.request import Rules, judge
@@ -33,7 +33,12 @@ REPLAYED_BY, REPLAY_COUNT = "x-replayed-by", "x-replay-count"
 """Headers of a replayed message. A publisher can set them as well: they are shown, and nothing depends on them."""
 _MOST_REPLAYS = 10**6
 _IDLE_SECONDS = 5.0
-"""If no dead letter arrives for this long although the broker counted more, another consumer has them."""
+"""If no dead letter arrives for this long although the broker counted more, another consumer has them, or they were removed."""
+_IDLE_TIMES = 6
+"""How often this is waited for where neither is so: a busy broker is slow."""
+_ANSWERED_AFTER = timedelta(minutes=1)
+"""A row that is changed so soon after a rejection may have been changed by an older request: it was in hand together with the
+rejected one, and was stored later."""
 
 _OWN = frozenset(name.encode() for name in OWN_HEADERS)
 _COUNTS = frozenset((b"x-delivery-count", b"x-acquired-count"))
@@ -226,8 +231,11 @@ def may_be_newer(letter: DeadLetter, changed: datetime | None) -> str | None:
 
 
 def answered(letter: DeadLetter, changed: datetime | None) -> bool:
-    """Whether the row of its record, which was changed at this moment, was stored after it was rejected."""
-    return changed is not None and letter.since is not None and changed > letter.since
+    """Whether the row of its record, which was changed at this moment, was stored after it was rejected.
+
+    At least a minute after: before that, it may have been stored by an older request, which is no reason to discard this one.
+    """
+    return changed is not None and letter.since is not None and changed > letter.since + _ANSWERED_AFTER
 
 
 class Loan:
@@ -248,16 +256,27 @@ class Loan:
     async def __aiter__(self) -> AsyncIterator[DeadLetter]:
         """Each dead letter, oldest first."""
         left = min(self.waiting, PREFETCH_MAX)
-        with suppress(TimeoutError):
-            while left > 0:
-                async with asyncio.timeout(_IDLE_SECONDS):
-                    with _explained():
-                        deliveries = await self._reader.take(min(left, 500))
-                left -= len(deliveries)
-                for delivery in deliveries:
-                    yield DeadLetter(delivery.body, delivery.properties, delivery)
+        while left > 0 and (deliveries := await self._arriving(min(left, 500))):
+            left -= len(deliveries)
+            for delivery in deliveries:
+                yield DeadLetter(delivery.body, delivery.properties, delivery)
         with _explained():
             await self._reader.cancel()
+
+    async def _arriving(self, most: int) -> Sequence[RabbitDelivery]:
+        """The next deliveries; none if other consumers have the rest, or it was removed."""
+        for _ in range(_IDLE_TIMES):
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_IDLE_SECONDS):
+                    with _explained():
+                        return await self._reader.take(most)
+            with _explained():
+                if await self._reader.is_stream():
+                    raise ClientError(f"queue {self._reader.found.queue} is a stream: it cannot be looked through")
+                if self.others or not await self._reader.waiting():
+                    return ()
+        seconds = _IDLE_SECONDS * _IDLE_TIMES
+        raise ClientError(f"queue {self._reader.found.queue} has not delivered all of its messages in {seconds:g} s")
 
     async def give_back(self, letters: Iterable[DeadLetter]) -> None:
         """Return these now, so that others can see them."""
@@ -361,7 +380,7 @@ async def replay(
     """
     user = unquote(urlsplit(options(broker).url).username or "") or None
     size = max(1, min(500, int(rate / 10)))
-    began = time.monotonic()
+    pace = Rate(rate)
     routing = Routing(exchange, partitioned=partitioned, partitions_exchange=partitions_exchange)
     async with publishing(broker, "replays") as publisher:
         try:
@@ -371,7 +390,7 @@ async def replay(
             raise no_connection(options(broker), describe(error)) from error
         count = 0
         for start in range(0, len(letters), size):
-            await asyncio.sleep(max(0.0, began + start / rate - time.monotonic()))
+            await pace.wait(min(size, len(letters) - start))
             if not go_on():
                 return count
             chunk = letters[start : start + size]

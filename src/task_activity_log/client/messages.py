@@ -28,6 +28,8 @@ from task_activity_log.rabbitmq.headers import encode
 from task_activity_log.record import Outcome, StoredTaskActivityLog, TaskActivityLog
 
 _NAMED = 3
+SHORT_MAX = 255
+"""Bytes of a short string of AMQP."""
 _TYPES: dict[str, type | UnionType] = {
     "body": bytes,
     "content_type": str,
@@ -111,13 +113,16 @@ class Upsert:
         """Check what would otherwise fail where it is sent, together with the upserts of others.
 
         Raises `ValueError` for what AMQP cannot represent: texts that are too long or no text, a number that is too big; and
-        `TypeError` for a value of another type.
+        `TypeError` for a value of another type: it would be sent as text.
         """
         # The exact types first: asking for abstract ones takes a microsecond.
         if (type(self.body), type(self.content_type), type(self.message_id), type(self.headers)) != _USUAL:
             _check_types(self, ("body", "content_type", "message_id", "headers"))
         if self.content_encoding is not None or self.priority is not None:
             _check_types(self, ("content_encoding", "priority"))
+        for name, value in self.headers.items():
+            if not isinstance(value, str | int):
+                raise TypeError(f"header {name} should not be a value of type {type(value).__name__}")
         if self.priority is not None and not 0 <= self.priority <= _PRIORITY_MAX:
             raise ValueError("priority should be an integer from 0 to 255")
         plain = self.message_id.isascii() and self.content_type.isascii()  # half of a surrogate pair is no text
@@ -157,6 +162,8 @@ class Upsert:
         """
         if version == "clock":
             version = clock_version()
+        if version is not None and (isinstance(version, bool) or not isinstance(version, int | str)):
+            raise TypeError(f"version should be an integer, not {type(version).__name__}")
         headers = {name: value for name, value in ((VERSION, version), (UPDATE_MODE, mode)) if value is not None}
         return cls(
             wire.encode(record, wire.JSON).body,
@@ -384,6 +391,14 @@ def request_of(record: Record, options: Options = PLAIN) -> Upsert | Answer:
     source = f"record {getattr(record, 'id', 'without an id')}"
     problem = Problem(Code.INVALID_STRING, f"The {source} has a value that cannot be encoded.")
     return Answer.not_sent(Upsert(b"", source=source), problem)
+
+
+def is_short(text: str) -> bool:
+    """Whether a text fits a short string of AMQP."""
+    try:
+        return len(text.encode()) <= SHORT_MAX
+    except UnicodeEncodeError:
+        return False
 
 
 def _is_encodable(record: TaskActivityLog) -> bool:

@@ -6,6 +6,9 @@ from task_activity_log.rabbitmq.link import LOST, Missing, OutageKind, describe
 from task_activity_log.rabbitmq.publisher import Publisher
 from task_activity_log.rabbitmq.topology import REQUEST_KEY
 
+BY_RECORD = ".by-record"
+"""The ending of the name of the exchange for requests that are sent by record."""
+
 
 class Routing:
     """The exchange and the routing key of each request (contract, "By record")."""
@@ -22,7 +25,7 @@ class Routing:
                 other workers, which have another `exchange`.
         """
         self.exchange = exchange
-        self.partitions_exchange = partitions_exchange or f"{exchange}.by-record"
+        self.partitions_exchange = partitions_exchange or f"{exchange}{BY_RECORD}"
         self._partitioned = partitioned
         self._by_record = partitioned is True
 

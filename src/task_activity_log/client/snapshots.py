@@ -8,6 +8,7 @@ from uuid import UUID
 
 from task_activity_log.client.connections import publishing
 from task_activity_log.client.messages import ClientError
+from task_activity_log.client.rate import Rate
 from task_activity_log.pipeline.reply import Reply, snapshot
 from task_activity_log.problem import Unavailable
 from task_activity_log.rabbitmq.exchange import routing_key
@@ -79,14 +80,13 @@ async def resend(
         Interrupted: no queue takes them, or the broker is away or refuses.
     """
     limit = MessageMax()
-    began, number = time.monotonic(), 0
+    pace = Rate(rate)
     size = max(1, min(_BATCH, int(rate / 10)))
     async with publishing(broker, "snapshots", limit) as publisher:
         async for page in pages:
             for start in range(0, len(page), size):
-                await asyncio.sleep(max(0.0, began + number / rate - time.monotonic()))
                 batch = page[start : start + size]
-                number += len(batch)
+                await pace.wait(len(batch))
                 replies = [snapshot(record, target.media_type, target.nulls) for record in batch]
                 await _Batch(publisher, limit, target, sent).publish(replies)
                 sent.after = batch[-1].id

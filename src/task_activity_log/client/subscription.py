@@ -10,7 +10,8 @@ from typing import Generic, Protocol, Self, TypeVar
 
 from task_activity_log.aio import Backoff
 from task_activity_log.client.connections import no_connection, options, publishing
-from task_activity_log.client.messages import ClientError, Received, received_reply
+from task_activity_log.client.messages import SHORT_MAX, ClientError, Received, is_short, received_reply
+from task_activity_log.client.names import exchange_name, queue_name
 from task_activity_log.client.news import News
 from task_activity_log.message import PERSISTENT, Delivery
 from task_activity_log.rabbitmq.consumer import RabbitDelivery
@@ -18,7 +19,7 @@ from task_activity_log.rabbitmq.headers import raw_headers
 from task_activity_log.rabbitmq.link import LOST, LinkOptions, asking_the_driver, describe
 from task_activity_log.rabbitmq.outgoing import Fate, Outgoing
 from task_activity_log.rabbitmq.queues import Choice, durable_queue, ensure_queue, existing_queue, own_queue
-from task_activity_log.rabbitmq.reading import Reader, reading
+from task_activity_log.rabbitmq.reading import PREFETCH_MAX, Reader, reading
 
 SHARED = "task_activity_log.replies"
 """The default name of the queue that subscribers share, and of its exchange."""
@@ -39,6 +40,7 @@ class PoisonQueue:
     tries: int = 3
 
     def __post_init__(self) -> None:
+        queue_name("name", self.name)
         if self.tries < 1:
             raise ValueError("tries should be at least 1")
 
@@ -93,30 +95,38 @@ class Subscription(Generic[D]):
         on_connected: Callable[[], None],
         on_outage: Callable[[str], None],
     ) -> None:
-        """Do not connect yet. The arguments are those of `subscribe`."""
+        """Do not connect yet. The arguments are those of `subscribe`, which says what it raises."""
+        if not 1 <= prefetch <= PREFETCH_MAX:
+            raise ValueError(f"prefetch should be from 1 to {PREFETCH_MAX}")
         self._source = source
         self._everything = everything
         self._prefetch = prefetch
         self._news = News(remember)
         self._most = most
+        self._left = most
         self._poison = on_poison
         self._on_connected = on_connected
         self._on_outage = on_outage
         self._backoff = Backoff(first=0.5)
         self._open = False
+        self._next_under_way = False
         self._connection = AsyncExitStack()
         self._feed: Feed[D] | None = None
         self._narrow = False
         """Whether one reply is delivered at a time. Otherwise those behind a reply that fails would be counted as well."""
         self._taken: deque[D] = deque()
         self._under_way: D | None = None  # what the body of the loop has
+        self._finished = False  # whether the body is through with it
 
     async def __aenter__(self) -> Self:
         """Connect.
 
         Raises:
-            ClientError: the connection cannot be opened, or the queue does not exist.
+            ClientError: the connection cannot be opened, the queue does not exist, or the subscription is open already.
         """
+        if self._open:
+            raise ClientError("the subscription is open already: make another one with `subscribe`")
+        self._left = self._most
         try:
             with asking_the_driver():
                 await self._connect()
@@ -132,7 +142,10 @@ class Subscription(Generic[D]):
         """Disconnect. The reply that the body of the loop had is delivered again, unless it was moved to the poison queue."""
         self._open = False
         try:
-            if isinstance(error, Exception) and self._poison is not None and self._under_way is not None:
+            if self._finished and self._under_way is not None and self._feed is not None:
+                with suppress(*LOST), asking_the_driver():  # the loop was cancelled while it asked for the next one
+                    await self._feed.acknowledge([self._source.tag(self._under_way)])
+            elif isinstance(error, Exception) and self._poison is not None and self._under_way is not None:
                 await self._set_aside(self._under_way, self._poison, error)
         finally:
             await self._disconnect()
@@ -145,10 +158,19 @@ class Subscription(Generic[D]):
         """Acknowledge the last reply, and return the next one. A lost connection is opened again, however long that takes.
 
         Raises:
-            ClientError: it is used outside of `async with`.
+            ClientError: it is used outside of `async with`, or by two tasks at a time.
         """
         if not self._open:
             raise ClientError("the subscription is not open: write `async with subscribe(…) as replies`")
+        if self._next_under_way:
+            raise ClientError("another task waits for the next reply: each needs a subscription of its own")
+        self._next_under_way = self._finished = True
+        try:
+            return await self._next_of_any_connection()
+        finally:
+            self._next_under_way = False
+
+    async def _next_of_any_connection(self) -> Received:
         while True:
             try:
                 with asking_the_driver():
@@ -163,14 +185,14 @@ class Subscription(Generic[D]):
         if self._under_way is not None:
             await self._acknowledge(feed, self._under_way)
             self._under_way = None
-        while self._most is None or self._most > 0:
+        while self._left is None or self._left > 0:
             if not self._taken:
                 self._taken.extend(await feed.take(self._prefetch))
             delivery = self._taken.popleft()
             reply = received_reply(delivery)
             if self._everything or self._news.is_news(reply):
-                self._most = self._most and self._most - 1
-                self._under_way = delivery
+                self._left = self._left and self._left - 1
+                self._under_way, self._finished = delivery, False
                 return reply
             await self._acknowledge(feed, delivery)
         raise StopAsyncIteration
@@ -179,7 +201,11 @@ class Subscription(Generic[D]):
         tag = self._source.tag(delivery)
         if self._narrow and not delivery.attempts:  # behind it is nothing that was delivered before
             self._narrow = False
-            await feed.widen(self._prefetch, [tag])
+            try:
+                await feed.widen(self._prefetch, [tag])
+            except asyncio.CancelledError:
+                await self._disconnect()  # it may have no consumer now
+                raise
         else:
             await feed.acknowledge([tag])
 
@@ -217,6 +243,23 @@ class Subscription(Generic[D]):
             error.add_note(f"The reply could not be moved to queue {poison.name}, and is delivered again: {failure}")
         else:
             error.add_note(f"After {tries} tries the reply was moved to queue {poison.name}.")
+
+
+def check_queues(queue: str | None, routing_keys: Sequence[str], on_poison: PoisonQueue | None, *, shared: str) -> None:
+    """Check arguments of `subscribe` that would otherwise fail later, or wait for replies that cannot come.
+
+    Raises `ValueError`, or `TypeError` if `routing_keys` is one text: its letters would be bound as keys.
+    """
+    if queue is not None:
+        queue_name("queue", queue)
+    if isinstance(routing_keys, str):
+        raise TypeError("routing_keys should be a sequence of keys: write [key]")
+    if not all(map(is_short, routing_keys)):
+        raise ValueError(f"each of routing_keys should be text of at most {SHORT_MAX} bytes")
+    if on_poison is not None and routing_keys and queue is None:
+        raise ValueError("on_poison needs a queue that keeps the reply: name a durable one with queue")
+    if on_poison is not None and on_poison.name == (queue or shared):
+        raise ValueError("on_poison should name another queue than the one that is read")
 
 
 class _Broker:
@@ -301,8 +344,12 @@ def subscribe(
 
     Raises:
         ClientError: the URL is not that of a broker.
+        ValueError: a name is one that cannot be sent; `prefetch` is not from 1 to 65,535; or `on_poison` cannot work, because
+            the queue is private, or is the poison queue itself.
     """
     link = options(broker)
+    exchange_name("exchange", exchange)
+    check_queues(queue, routing_keys, on_poison, shared=SHARED)
 
     def choice(prefetch: int) -> Choice:
         if not routing_keys:

@@ -381,7 +381,7 @@ class Store:
         try:
             return await session.ask(statement, *arguments, seconds=seconds)
         except Refused as refused:
-            outage = Unavailable(f"not permitted ({refused.sqlstate})")
+            outage = Unavailable(f"the query is refused ({refused.sqlstate})")
         raise outage
 
 

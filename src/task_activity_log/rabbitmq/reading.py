@@ -1,6 +1,8 @@
 """A queue that a subscriber reads, or an operator inspects: one connection, which is not rebuilt when lost."""
 
 import asyncio
+import time
+from collections import deque
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager, suppress
 
@@ -14,6 +16,7 @@ from task_activity_log.rabbitmq.consumer import Consumer, RabbitDelivery
 from task_activity_log.rabbitmq.frames import Inbound
 from task_activity_log.rabbitmq.link import LOST, LinkOptions, asking_the_driver, connect
 from task_activity_log.rabbitmq.queues import Choice, Found
+from task_activity_log.rabbitmq.topology import queue_type
 
 PREFETCH_MAX = 65_535
 """The largest prefetch of AMQP 0-9-1, which has two bytes for it."""
@@ -21,6 +24,8 @@ PREFETCH_MAX = 65_535
 _BACK_SECONDS = 2.0
 _ANSWER_SECONDS = 10.0
 """How long a queue may take to answer."""
+_APPLIED_SECONDS = 5.0
+"""A queue has applied what was acknowledged so long ago."""
 _UNDER_WAY = 24
 """How many commands that settle deliveries are sent before the queue's answer is waited for."""
 
@@ -28,7 +33,10 @@ _UNDER_WAY = 24
 class Reader(Consumer):
     """A consumer with a queue of its own in this process, where its deliveries are taken from."""
 
-    def __init__(self, channel: AbstractChannel, found: Found) -> None:
+    def __init__(self, channel: AbstractChannel, found: Found, connection: aio_pika.Connection | None = None) -> None:
+        self._connection = connection
+        self._acknowledged: deque[float] = deque(maxlen=_UNDER_WAY)
+        """When the latest acknowledgements were sent."""
         self.found = found
         """The queue, as it was before this reader consumed it."""
         self._arrived: Waiting[RabbitDelivery] = Waiting()
@@ -50,6 +58,20 @@ class Reader(Consumer):
         if not deliveries:
             await self._ended
         return deliveries
+
+    async def acknowledge(self, tags: Iterable[int]) -> None:
+        """Acknowledge these. If they are many in a short time, `end` waits until the queue has applied them."""
+        self._acknowledged.append(time.monotonic())
+        await super().acknowledge(tags)
+
+    async def waiting(self) -> int:
+        """How many messages the queue has that nobody was given."""
+        async with asyncio.timeout(_ANSWER_SECONDS):
+            return (await self._channel.queue_declare(self.found.queue, passive=True)).message_count or 0
+
+    async def is_stream(self) -> bool:
+        """Whether the queue is a stream, from which nothing can be removed, and which delivers only what is new."""
+        return self._connection is not None and await queue_type(self._connection, self.found.queue) == "stream"
 
     async def remove(self, deliveries: Iterable[RabbitDelivery]) -> int:
         """Acknowledge these, and return when the queue has removed them; how many were not settled before.
@@ -105,9 +127,20 @@ class Reader(Consumer):
         self._ended.cancel()
         back = self.in_hand
         with suppress(*LOST), asking_the_driver():
+            await self._apply_acknowledgements()
+        with suppress(*LOST), asking_the_driver():
             await self.close()
         self.abandon()
         return back
+
+    async def _apply_acknowledgements(self) -> None:
+        """Have the queue apply what was acknowledged a moment ago: the broker would forget some when the channel closes."""
+        recent = len(self._acknowledged) == _UNDER_WAY and time.monotonic() - self._acknowledged[0] < _APPLIED_SECONDS
+        if recent:
+            async with asyncio.timeout(_BACK_SECONDS):
+                await self.cancel()
+                await self._wait_applied()
+                await self._wait_applied()  # see `give_back`
 
 
 @asynccontextmanager
@@ -132,7 +165,7 @@ async def reading(
     async with connect(options, purpose) as (connection, frame_reader):
         channel = await open_channel(connection)
         found = await choose(channel)
-        reader = Reader(channel, found)
+        reader = Reader(channel, found, connection)
         frame_reader.channels[channel.number] = Inbound(deliver=reader.deliver)
         try:
             if found.prefetch:

@@ -18,6 +18,7 @@ from task_activity_log.client import (
     Upsert,
 )
 from task_activity_log.client.asks import NOT_OPEN, Ask, Done, no_answer
+from task_activity_log.client.subscription import check_queues
 from task_activity_log.message import Delivery, Properties
 from task_activity_log.pipeline import reply as replies
 from task_activity_log.pipeline.request import Rules, decode
@@ -72,6 +73,7 @@ class FakeWorker:
         on_outage: Callable[[str], None] = lambda _: None,
     ) -> Subscription[Delivery]:
         """The replies of this worker. The arguments are those of `task_activity_log.client.subscribe`."""
+        check_queues(queue, routing_keys, on_poison, shared=self._queues.shared)
         return Subscription(
             MemorySource(self._queues, queue, routing_keys, on_poison),
             everything=everything,
@@ -186,6 +188,9 @@ class _FakeAsks:
         if upserts:
             on_sent(len(upserts))
         return []
+
+    def not_listening(self, timeout: float | None) -> ClientError:
+        return ClientError(f"no connection for the answers in {timeout or 0:g} s; nothing was sent")
 
     def no_answer(self, timeout: float | None, unanswered: Sequence[Upsert]) -> NoAnswer:
         return no_answer(timeout, unanswered, "is a worker running? What was sent is in its queue")

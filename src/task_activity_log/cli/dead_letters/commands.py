@@ -75,7 +75,10 @@ Newer = Annotated[
 ]
 Answered = Annotated[
     bool,
-    typer.Option("--answered", help="Only those whose record was stored since they were rejected. Needs DATABASE_URL."),
+    typer.Option(
+        "--answered",
+        help="Only those whose record was stored at least a minute after they were rejected. Needs DATABASE_URL.",
+    ),
 ]
 All = Annotated[bool, typer.Option("--all", help="All dead letters.")]
 
@@ -209,7 +212,8 @@ def replay(
     """Send dead letters again, as the requests that they were: same message_id, properties and headers.
 
     Those that the present contract would reject again are kept. If DATABASE_URL is set, so are those whose row has
-    changed since the rejection. A dead letter is removed once the broker has confirmed its request.
+    changed since the rejection; a newer request that still waits in the requests queue is not seen. A dead letter is removed
+    once the broker has confirmed its request.
 
     \b
     Examples:

@@ -71,11 +71,19 @@ def _as_one_line(text: str) -> str:
 
 
 def export(file: Path, letters: Sequence[DeadLetter]) -> None:
-    """Write a new file, and return once it is on disk. Raises `ClientError` if it exists, or cannot be written."""
+    """Write a new file, and return once it is on disk.
+
+    Raises `ClientError` if it exists, or cannot be written: no part of it is left then.
+    """
     try:
-        with file.open("x", encoding="utf-8") as written:
+        written = file.open("x", encoding="utf-8")
+    except OSError as error:
+        raise ClientError(f"{file}: {error.strerror}") from None
+    try:
+        with written:
             written.writelines(f"{exported.letter_line(letter)}\n" for letter in letters)
             written.flush()
             os.fsync(written.fileno())
     except OSError as error:
-        raise ClientError(f"{file}: {error.strerror}") from None
+        file.unlink(missing_ok=True)  # part of a copy would pass for one
+        raise ClientError(f"{file}: {error.strerror}; nothing was written") from None

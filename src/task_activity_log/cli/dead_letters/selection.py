@@ -127,7 +127,7 @@ class Selection:
             await asyncio.sleep(random.uniform(wait / 2, wait))  # noqa: S311 - only so that two commands do not go on together
         if loan.others:
             say(f"{queue} has other consumers ({loan.others}): what they have is not seen here")
-        if loan.waiting > len(letters):
+        if loan.newer:
             say(f"only the oldest {len(letters):,} of {loan.waiting:,} were read")
         return letters, loan.others
 

@@ -1,0 +1,268 @@
+"""The client and the subscription without a broker: time limits, what is said of them, and the second use of each."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, cast
+from uuid import uuid4
+
+import pytest
+
+from task_activity_log.client import (
+    ClientError,
+    PoisonQueue,
+    Subscription,
+    TaskActivityLog,
+    TaskActivityLogClient,
+    Upsert,
+)
+from task_activity_log.client.asks import Asks
+from task_activity_log.client.bulk import Summary
+from task_activity_log.client.routing import Routing
+from task_activity_log.message import Delivery, Properties
+from task_activity_log.problem import Unavailable
+from task_activity_log.rabbitmq.outgoing import Fate, Outgoing
+from task_activity_log.rabbitmq.publisher import Publisher
+from task_activity_log.testing import FakeWorker
+from tests.virtual_time import run
+
+NOBODY = "amqp://127.0.0.1:1/"
+
+
+def record() -> TaskActivityLog:
+    return TaskActivityLog(id=uuid4())
+
+
+def test_a_client_is_used_by_one_event_loop_after_the_other() -> None:
+    """Each `asyncio.run` has a loop of its own, and what waited in an earlier one cannot be waited for."""
+    client = TaskActivityLogClient(NOBODY)
+
+    async def use() -> None:
+        with pytest.raises(ClientError, match="connection refused"):
+            await client.__aenter__()
+
+    for _ in range(3):
+        asyncio.run(use())
+
+
+def test_a_bulk_that_is_confirmed_slowly_is_no_outage() -> None:
+    """The time limit is that without any confirmation, not that of all."""
+    client = TaskActivityLogClient(NOBODY)
+
+    async def send(upserts: Sequence[Upsert], on_sent: Callable[[int], None]) -> list[Any]:
+        for _ in upserts:
+            await asyncio.sleep(0.9)
+            on_sent(1)
+        await asyncio.sleep(silent)
+        return []
+
+    cast("Any", client._asks).send = send
+    silent = 0.0
+    assert run(client.send_many([record() for _ in range(10)], timeout=1.0)) == 10
+    silent = 1.1
+    with pytest.raises(ClientError, match="the broker confirmed nothing for 1 s"):
+        run(client.send_many([record()], timeout=1.0))
+
+
+def test_the_time_limit_of_an_upsert_includes_the_connection_for_its_answer() -> None:
+    """A broker that does not answer would let the first upsert wait for ten seconds, whatever its limit."""
+    client = TaskActivityLogClient(NOBODY)
+
+    async def listen() -> None:
+        await asyncio.sleep(10.0)
+
+    async def took() -> float:
+        with pytest.raises(ClientError, match="no connection for the answers in 2 s; nothing was sent"):
+            await client.upsert(record(), timeout=2.0)
+        return asyncio.get_running_loop().time()
+
+    cast("Any", client._asks).listen = listen
+    assert run(took()) == 2.0
+
+
+async def test_a_summary_counts_no_seconds_before_it_begins_and_after_it_has_ended() -> None:
+    """Whoever prints it later gets what the bulk has taken."""
+    assert Summary().seconds == 0.0
+    async with FakeWorker().client() as client:
+        bulk = client.upsert_many([record()])
+        assert bulk.summary.seconds == 0.0
+        assert len([answer async for answer in bulk]) == 1
+    taken = bulk.summary.seconds
+    assert taken > 0
+    assert bulk.summary.seconds == taken
+
+
+class Blocking:
+    """A publisher to a broker that blocks publishers, says so when something was published, and takes it after ten seconds."""
+
+    connected, last_reason = True, ""
+    blocked: str | None = None
+
+    async def wait_connected(self) -> None:
+        pass
+
+    async def publish(self, messages: Sequence[Outgoing]) -> list[Fate]:
+        if self.blocked is None:
+            self.blocked = "low on memory"
+            await asyncio.sleep(10.0)
+            raise Unavailable("the broker blocks publishers")
+        self.blocked = None
+        return [Fate.CONFIRMED] * len(messages)
+
+
+def blocked_asks(told: list[str]) -> Asks:
+    asks = Asks(
+        NOBODY,
+        routing=Routing("x", partitioned=False),
+        app_id="",
+        on_outage=told.append,
+        on_connected=lambda: told.append("connected"),
+    )
+    asks._publisher = cast("Publisher", Blocking())
+    asks._over = None
+    asks._listening.set()
+    return asks
+
+
+def test_a_broker_that_blocks_publishers_is_named() -> None:
+    """It has not taken what was given: nothing waits in a queue for a worker. It is reported before a publish gives up."""
+    told: list[str] = []
+
+    async def use() -> None:
+        asks = blocked_asks(told)
+        sending = asyncio.create_task(asks._send_all())
+        ask = asks.ask(Upsert.of(record()), lambda _: None)
+        await asyncio.sleep(5.0)
+        words = "the broker blocks publishers (low on memory)"
+        assert told == [words]
+        assert str(asks.no_answer(5.0, [ask.upsert])) == f"no answer for 5 s (1 upsert unanswered): {words}"
+        assert str(asks.not_confirmed(5.0)) == f"the broker confirmed nothing for 5 s: {words}"
+        await asyncio.sleep(10.0)
+        assert told == [words, "connected"]
+        assert "is a worker running? What was sent is in its queue" in str(asks.no_answer(5.0, [ask.upsert]))
+        sending.cancel()
+
+    run(use())
+
+
+async def test_a_queue_that_is_full_is_named() -> None:
+    """What it has refused is not in it, whether a worker runs or not."""
+    asks = blocked_asks([])
+
+    class Full(Blocking):
+        async def publish(self, messages: Sequence[Outgoing]) -> list[Fate]:
+            return [Fate.NACKED] * len(messages)
+
+    asks._publisher = cast("Publisher", Full())
+    sending = asyncio.create_task(asks._send_all())
+    ask = asks.ask(Upsert.of(record()), lambda _: None)
+    while not asks._reason:
+        await asyncio.sleep(0)
+    assert "the broker refuses upserts: is the queue full?" in str(asks.no_answer(5.0, [ask.upsert]))
+    sending.cancel()
+
+
+class Feed:
+    """Replies of a broker that is slow to register a consumer, or to take an acknowledgement."""
+
+    def __init__(self, source: "Slow") -> None:
+        self._source = source
+        self.waiting = [Delivery(b"", Properties(message_id=str(number))) for number in range(3)]
+        self.consumes = True
+
+    async def take(self, most: int) -> list[Delivery]:
+        if not self.consumes or not self.waiting:
+            await asyncio.Event().wait()
+        taken, self.waiting = self.waiting[:most], self.waiting[most:]
+        return taken
+
+    async def acknowledge(self, tags: Iterable[int]) -> None:
+        await self._source.slow()
+        self._source.acknowledged += tags
+
+    async def widen(self, prefetch: int, finished: Iterable[int]) -> None:
+        assert prefetch
+        self.consumes = False
+        await self.acknowledge(finished)
+        self.consumes = True
+
+    async def cancel(self) -> None:
+        pass
+
+
+class Slow:
+    """Where they come from."""
+
+    def __init__(self) -> None:
+        self.opened = 0
+        self.acknowledged: list[int] = []
+        self.seconds = 0.0
+
+    async def slow(self) -> None:
+        await asyncio.sleep(self.seconds)
+
+    @asynccontextmanager
+    async def open(self, prefetch: int) -> AsyncIterator[Feed]:
+        assert prefetch
+        self.opened += 1
+        yield Feed(self)
+
+    def tag(self, delivery: Delivery) -> int:
+        return int(delivery.properties.message_id or 0)
+
+    async def move(self, delivery: Delivery, queue: str, headers: dict[str, object]) -> None:
+        raise NotImplementedError
+
+    def failed(self, error: BaseException) -> ClientError:
+        return ClientError(str(error))
+
+
+def slow_subscription(source: Slow, *, poison: bool) -> Subscription[Delivery]:
+    return Subscription(
+        source,
+        everything=True,
+        prefetch=10,
+        remember=10,
+        most=None,
+        on_poison=PoisonQueue("poison") if poison else None,
+        on_connected=lambda: None,
+        on_outage=lambda _: None,
+    )
+
+
+def test_a_wait_for_the_next_reply_may_be_given_up_at_any_moment() -> None:
+    """Also while the consumer is registered again with a larger prefetch: nothing would be delivered any more."""
+
+    async def use() -> None:
+        source = Slow()
+        async with slow_subscription(source, poison=True) as replies:
+            assert (await anext(replies)).message_id == "0"
+            source.seconds = 5.0
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(1.0):
+                    await anext(replies)
+            source.seconds = 0.0
+            assert (await anext(replies)).message_id == "0"  # it was not acknowledged
+            assert (await anext(replies)).message_id == "1"
+        assert source.opened == 2
+
+    run(use())
+
+
+def test_what_the_body_is_through_with_is_acknowledged_when_the_loop_is_cancelled() -> None:
+    """`replies --take` has printed it."""
+
+    async def take(source: Slow) -> None:
+        async with slow_subscription(source, poison=False) as replies:
+            await anext(replies)
+            source.seconds = 2.0
+            async with asyncio.timeout(1.0):
+                await anext(replies)
+
+    async def use() -> None:
+        source = Slow()
+        with pytest.raises(TimeoutError):
+            await take(source)
+        assert source.acknowledged == [0]
+
+    run(use())
