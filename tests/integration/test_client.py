@@ -84,6 +84,10 @@ def _quick(url: str) -> LinkOptions:
     return LinkOptions(url, heartbeat_seconds=1)
 
 
+WAITS = "(is a worker running|the broker has not confirmed)"
+"""What there is to say when the time is over depends on how fast the broker is."""
+
+
 async def test_a_missing_worker_is_reported_and_what_was_sent_can_be_sent_again(amqp_url: str) -> None:
     """The exception has the request; a bulk has all that are unanswered."""
     async with no_worker(amqp_url) as channel, TaskActivityLogClient(amqp_url) as client:
@@ -96,7 +100,7 @@ async def test_a_missing_worker_is_reported_and_what_was_sent_can_be_sent_again(
             await asking
         assert (message.message_id, message.body) == (nobody.value.upsert.message_id, nobody.value.upsert.body)
         bulk = client.upsert_many([record(), record()], timeout=0.3)
-        with pytest.raises(NoAnswer, match=r"\(2 upserts unanswered\): is a worker"):
+        with pytest.raises(NoAnswer, match=r"\(2 upserts unanswered\): " + WAITS):
             [answer async for answer in bulk]
         assert len(bulk.unanswered) == 2
 

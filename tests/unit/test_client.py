@@ -64,22 +64,6 @@ def test_a_bulk_that_is_confirmed_slowly_is_no_outage() -> None:
         run(client.send_many([record()], timeout=1.0))
 
 
-def test_the_time_limit_of_an_upsert_includes_the_connection_for_its_answer() -> None:
-    """A broker that does not answer would let the first upsert wait for ten seconds, whatever its limit."""
-    client = TaskActivityLogClient(NOBODY)
-
-    async def listen() -> None:
-        await asyncio.sleep(10.0)
-
-    async def took() -> float:
-        with pytest.raises(ClientError, match="no connection for the answers in 2 s; nothing was sent"):
-            await client.upsert(record(), timeout=2.0)
-        return asyncio.get_running_loop().time()
-
-    cast("Any", client._asks).listen = listen
-    assert run(took()) == 2.0
-
-
 async def test_a_summary_counts_no_seconds_before_it_begins_and_after_it_has_ended() -> None:
     """Whoever prints it later gets what the bulk has taken."""
     assert Summary().seconds == 0.0

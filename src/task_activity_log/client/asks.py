@@ -71,9 +71,6 @@ class Sending(Protocol):
     async def send(self, upserts: Sequence[Upsert], on_sent: Callable[[int], None]) -> list[Answer]:
         """Send without asking for answers; returns those that are refused."""
 
-    def not_listening(self, timeout: float | None) -> ClientError:
-        """What to raise when there was no queue for answers in time."""
-
     def no_answer(self, timeout: float | None, unanswered: Sequence[Upsert]) -> NoAnswer:
         """What to raise when no answer has come in time."""
 
@@ -181,10 +178,6 @@ class Asks:
         finally:
             sending.cancel()
             ending.cancel()
-
-    def not_listening(self, timeout: float | None) -> ClientError:
-        """What to raise when there was no connection for answers within `timeout` seconds."""
-        return ClientError(f"no connection for the answers in {timeout or 0:g} s; nothing was sent")
 
     def no_answer(self, timeout: float | None, unanswered: Sequence[Upsert]) -> NoAnswer:
         """What to raise when no answer to these has come for `timeout` seconds."""

@@ -91,7 +91,7 @@ class Bulk:
             raise ClientError("a bulk is iterated over once: send what is `unanswered` in another one")
         self._begun = True
         self.summary.begin()
-        await self._listen()
+        await self._asks.listen()
         await asyncio.sleep(
             0
         )  # where another bulk was left with `break`, it ends now, and its upserts may be asked again
@@ -114,13 +114,6 @@ class Bulk:
             feeding.add_done_callback(_read)
             for ask in self._unanswered.values():
                 self._asks.forget(ask)
-
-    async def _listen(self) -> None:
-        try:
-            async with asyncio.timeout(self._timeout):
-                await self._asks.listen()
-        except TimeoutError:
-            raise self._asks.not_listening(self._timeout) from None
 
     async def _next(self) -> list[Answer | ClientError | None]:
         try:

@@ -189,9 +189,6 @@ class _FakeAsks:
             on_sent(len(upserts))
         return []
 
-    def not_listening(self, timeout: float | None) -> ClientError:
-        return ClientError(f"no connection for the answers in {timeout or 0:g} s; nothing was sent")
-
     def no_answer(self, timeout: float | None, unanswered: Sequence[Upsert]) -> NoAnswer:
         return no_answer(timeout, unanswered, "is a worker running? What was sent is in its queue")
 
