@@ -518,7 +518,7 @@ async def test_a_worker_names_what_it_may_not_do(database_url: str, database: Co
         assert "lacks INSERT on task_activity_log, lacks INSERT on task_activity_log_inbox, " in await refusal(url)
         await database.execute(f"GRANT INSERT ON task_activity_log, task_activity_log_inbox TO {role}")
         await database.execute("REVOKE EXECUTE ON FUNCTION set_config FROM PUBLIC")
-        assert ": set_config, database " in await refusal(url)
+        assert ": permission denied for function set_config, database " in await refusal(url)
     finally:
         await database.execute(
             f"GRANT EXECUTE ON FUNCTION set_config TO PUBLIC; DROP OWNED BY {role}; DROP ROLE {role}"

@@ -241,6 +241,20 @@ async def test_each_address_of_a_name_is_tried(database_url: str, monkeypatch: p
             assert connection.place == f"db.test:{parts.port} (127.0.0.1)"
 
 
+async def test_a_way_to_log_in_that_needs_a_package_is_named() -> None:
+    """GSSAPI: the server is PostgreSQL, and the driver lacks what it needs."""
+
+    async def ask_for_kerberos(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(64)
+        writer.write(b"R" + (8).to_bytes(4, "big") + (7).to_bytes(4, "big"))
+        writer.close()
+
+    server = await asyncio.start_server(ask_for_kerberos, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    assert (await failure(f"postgresql://u@127.0.0.1:{port}/d?sslmode=disable")).label == "login not supported"
+    server.close()
+
+
 async def test_a_missing_line_of_pg_hba_is_tried_without_tls_and_then_named() -> None:
     """28000 is an answer about the kind of connection; 28P01, a wrong password, is not, and is asked once."""
     codes: list[bytes] = []

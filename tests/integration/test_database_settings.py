@@ -1,4 +1,4 @@
-"""Settings that somebody has made for the server, the database or the role: they do no harm, or they are named."""
+"""What somebody has set or granted in the database, or done to the tables: it does no harm, or it is named."""
 
 import asyncio
 import re
@@ -170,3 +170,106 @@ async def test_migrate_names_settings_with_which_it_cannot_work(empty_database_u
             await asyncio.to_thread(migrations.migrate, empty_database_url)
         assert named in caught.value.reason
     await other.close()
+
+
+VIEW = "ALTER TABLE task_activity_log RENAME TO base; CREATE VIEW task_activity_log AS SELECT base.* FROM base"
+REFUSED = {
+    "ALTER TABLE task_activity_log ADD CONSTRAINT never CHECK (false) NOT VALID": "refused (23514): constraint never",
+    "ALTER TABLE task_activity_log ENABLE ROW LEVEL SECURITY": (
+        'refused (42501): new row violates row-level security policy for table "task_activity_log"'
+    ),
+    "ALTER TABLE task_activity_log_inbox ENABLE ROW LEVEL SECURITY": (
+        'refused (42501): new row violates row-level security policy for table "task_activity_log_inbox"'
+    ),
+    "ALTER TABLE task_activity_log REPLICA IDENTITY NOTHING; CREATE PUBLICATION {role} FOR TABLE task_activity_log": (
+        'fit state (55000): cannot update table "task_activity_log" because it does not have a replica identity'
+    ),
+    "ALTER TABLE task_activity_log ADD n serial; REVOKE ALL ON task_activity_log_n_seq FROM {role}": (
+        "refused (42501): permission denied for sequence task_activity_log_n_seq"
+    ),
+    "ALTER TABLE task_activity_log ADD n int GENERATED ALWAYS AS IDENTITY (START 7 MAXVALUE 7);"
+    " SELECT nextval('task_activity_log_n_seq')": (
+        'refused (2200H): nextval: reached maximum value of sequence "task_activity_log_n_seq"'
+    ),
+    f"{VIEW} JOIN (SELECT 1) AS one ON true; GRANT ALL ON task_activity_log TO {{role}}": (
+        'fit state (55000): cannot insert into view "task_activity_log"'
+    ),
+    f"{VIEW}; CREATE RULE r AS ON INSERT TO task_activity_log DO ALSO SELECT 1; GRANT ALL ON task_activity_log TO {{role}}": (
+        "fit (0A000): DO ALSO rules are not supported for data-modifying statements in WITH"
+    ),
+    f"{VIEW}; CREATE TRIGGER t INSTEAD OF INSERT ON task_activity_log FOR EACH ROW"
+    " EXECUTE FUNCTION task_activity_log_modified(); GRANT ALL ON task_activity_log TO {role}": (
+        "fit (42P10): there is no unique or exclusion constraint matching the ON CONFLICT specification"
+    ),
+    f"{VIEW}; GRANT ALL ON task_activity_log TO {{role}}; ALTER VIEW task_activity_log OWNER TO {{role}};"
+    " REVOKE ALL ON base FROM {role}": "not permitted (42501): permission denied for table base",
+}
+"""What is done to the tables, so that no row can be stored although they look right, and why."""
+
+
+@pytest.mark.parametrize("change", REFUSED)
+async def test_why_no_row_can_be_stored_is_named(database: Connection, role: str, role_url: str, change: str) -> None:
+    """By `check`, with a row of the worker's own that is rolled back, and by the worker, in the same words."""
+    assert [line for verdict, line in await said(role_url) if verdict == "broken"] == []
+    await database.execute(change.format(role=role))
+    [line] = [line for verdict, line in await said(role_url) if verdict == "broken"]
+    assert REFUSED[change] in line
+    store = Store(role_url)
+    try:
+        [why, *_] = await store.try_own_rows(None)
+        reason = why.reason
+    except Unavailable as outage:
+        reason = outage.reason
+    await store.close()
+    assert REFUSED[change] in reason
+    assert reason in line
+
+
+async def test_a_role_that_may_not_connect_is_named(database: Connection, role_url: str) -> None:
+    """Access is refused; it is no option of the connection string."""
+    name = await database.fetchval("SELECT quote_ident(current_database())")
+    await database.execute(f"REVOKE CONNECT ON DATABASE {name} FROM PUBLIC")
+    [(_, line)] = await said(role_url)
+    assert line.startswith("access refused (42501): database ")
+    assert "permission denied for database" in line
+
+
+async def test_privileges_for_columns_are_enough(database: Connection, role: str, role_url: str) -> None:
+    """Those that the statements name. If one is missing, `check` and the worker name the column."""
+    written = (
+        "task_id, task_activity_id, user_id, contact_id, subject, description, due_date, is_closed, date_closed,"
+        " reference_back_office, source_version"
+    )
+    await database.execute(f"""
+        REVOKE ALL ON task_activity_log, task_activity_log_inbox FROM {role};
+        GRANT SELECT (id, {written}, modified_dateutc, xmax), INSERT (id, {written}), UPDATE ({written})
+            ON task_activity_log TO {role};
+        GRANT SELECT (request_key, processed_at), INSERT (request_key), DELETE ON task_activity_log_inbox TO {role};
+        ALTER TABLE task_activity_log ADD secret text; -- which the role may not read
+    """)
+    store, request = Store(role_url), ask(version=3, subject="a")
+    await store.probe()
+    assert outcomes(await store.apply([request])) == ["inserted"]
+    assert outcomes(await store.apply([request])) == ["duplicate"]
+    assert outcomes(await store.apply([ask(request.record.id, version=2)])) == ["stale"]
+    assert await store.locked([request.record.id]) == set()
+    assert await said(role_url) == []
+    await database.execute(f"REVOKE UPDATE (subject, is_closed) ON task_activity_log FROM {role}")
+    with pytest.raises(Unavailable) as caught:
+        await store.probe()
+    await store.close()
+    lacks = "lacks UPDATE (subject, is_closed) on task_activity_log"
+    assert lacks in caught.value.reason
+    assert [line.partition(";")[0] for verdict, line in await said(role_url) if verdict == "broken"] == [lacks]
+
+
+async def test_tables_of_others_in_which_a_column_is_missing_or_that_others_inherit_from(
+    database: Connection, role_url: str
+) -> None:
+    """What is missing is named once; that an id can be there twice is a warning."""
+    await database.execute("CREATE TABLE child () INHERITS (task_activity_log)")
+    assert [line.partition(";")[0] for _, line in await said(role_url)] == [
+        "other tables inherit from task_activity_log"
+    ]
+    await database.execute("DROP TABLE child; ALTER TABLE task_activity_log DROP contact_id")
+    assert [line.partition(";")[0] for _, line in await said(role_url)] == ["column contact_id is missing"]

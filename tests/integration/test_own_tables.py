@@ -218,6 +218,24 @@ class TestEverybodysFault:
         )
         assert (await refusal(store, ask())).sqlstate == "23502"
 
+    async def test_a_domain_that_is_not_null(self, store: Store, database: Connection) -> None:
+        """PostgreSQL names no column. It is the type of one of ours, whose value a message can set."""
+        await database.execute(
+            "CREATE DOMAIN given AS text NOT NULL; ALTER TABLE task_activity_log ALTER subject TYPE given"
+        )
+        assert (await refusal(store, ask())).rule == Rule("23502")
+        assert outcomes(await store.apply([ask(subject="a")])) == ["inserted"]
+
+    async def test_a_sequence_without_numbers(self, store: Store, database: Connection) -> None:
+        """No message can cause it, so the first row already starts a trial with rows of the worker's own."""
+        await database.execute(
+            "ALTER TABLE task_activity_log ADD n int GENERATED ALWAYS AS IDENTITY (START 2 MAXVALUE 2)"
+        )
+        await store.apply([ask()])
+        with pytest.raises(Failed) as caught:
+            await store.apply([ask()])
+        assert (caught.value.sqlstate, caught.value.lasting) == ("2200H", True)
+
 
 MISFITS = {
     "DROP TRIGGER task_activity_log_modified ON task_activity_log": "trigger task_activity_log_modified is missing",

@@ -6,6 +6,7 @@ survey       the records as they are, for commands
 marks        which messages are tried alone
 trimming     what the workers delete
 journal      how messages were answered, for the people who look for one
+messages     what may be shown of the server's messages
 session      a connection that is replaced when it fails, and what errors mean
 table        what does not fit in somebody's own table
 connecting   opens connections: to which server, and why it is not possible

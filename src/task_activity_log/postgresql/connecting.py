@@ -16,6 +16,7 @@ from weakref import WeakSet
 import asyncpg
 
 from task_activity_log.libpq import Host, Target, read, trust
+from task_activity_log.postgresql.messages import one_line
 from task_activity_log.postgresql.session import DRIVER_ERRORS, ServerConnection, label
 from task_activity_log.problem import Unavailable
 from task_activity_log.tls import Tls
@@ -26,8 +27,6 @@ APPLICATION_NAME = "task-activity-log-worker"
 _OTHERS_SECONDS = 1.0
 """How long the other hosts may take to answer when one that accepts writes has answered."""
 _CLOSE_SECONDS = 1.0
-_SAID = 200
-"""How many characters of a server's message are shown."""
 
 
 class _NoConnection(Exception):
@@ -358,6 +357,7 @@ _LABELS = {
     "28": "access refused",
     "28P01": "wrong password",
     "42": "option refused",
+    "42501": "access refused",  # no CONNECT on the database, or an option that only a superuser may set
 }
 """By SQLSTATE or class, where a login has other reasons than a statement."""
 
@@ -368,6 +368,8 @@ def _explained(error: Exception, place: str, host: Host, seconds: float) -> _NoC
         return _NoConnection(place, *_refused(error, host.password))
     if isinstance(error, ConnectionError) and _NO_TLS in str(error):
         return _NoConnection(place, "no TLS", "the server does not offer it")
+    if isinstance(error.__cause__, asyncpg.InterfaceError):  # GSSAPI without the package for it
+        error = error.__cause__
     if isinstance(error, FileNotFoundError | PermissionError) and host.socket:
         return _NoConnection(place, "no socket", f"{host.socket}: {error.strerror}")
     for kind, why, said in _CAUSES:
@@ -412,6 +414,5 @@ def _is_about_tls(error: Exception) -> bool:
 
 
 def _clean(said: str, password: str | None) -> str:
-    """A server's message as one line that cannot control a terminal."""
-    line = " ".join("".join(letter if letter.isprintable() else " " for letter in said).split())[:_SAID]
-    return "" if password and password in said else line
+    """A server's message as one line, if it does not quote the password."""
+    return "" if password and password in said else one_line(said)

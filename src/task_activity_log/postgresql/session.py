@@ -1,17 +1,15 @@
 """PostgreSQL connections: what their errors mean (`Fault`), and a connection that is replaced when it fails (`Session`)."""
 
 import asyncio
-import re
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from enum import Enum, auto
-from functools import cache
-from importlib import resources
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import asyncpg
 
+from task_activity_log.postgresql.messages import shown
 from task_activity_log.problem import CLIENT, SKIPPED, UNSET, Failed, NotMigrated, Refused, TimedOut, Unavailable
 from task_activity_log.record import FIELDS
 
@@ -110,6 +108,7 @@ _FAULTS = {
     "08": Fault.DATABASE,  # connection
     "0A": Fault.SCHEMA,  # not supported; the result of a cached plan has changed
     "22": Fault.ROW,  # data
+    "2200H": Fault.LASTING,  # a sequence has no more numbers, for an identity column of others
     "23": Fault.ROW,  # constraint
     "25": Fault.PASSING,  # read-only, or a limit for transactions
     "26": Fault.STATEMENT,  # a prepared statement no longer exists
@@ -152,7 +151,6 @@ _WORDS = {
     "57P05": "idle_session_timeout",
 }
 _NO_SUCH_TABLE = "42P01"
-NOT_PERMITTED = "42501"
 _LOCK_TIMEOUT = "55P03"
 _QUOTED = "22P02"  # the SQLSTATE of the errors in which `SKIPPED_ROW` and `UNSET_INSTANT` are quoted
 _NOT_NULL = "23502"
@@ -216,23 +214,12 @@ def _judge_server(error: asyncpg.PostgresError, where: str) -> tuple[Fault, Refu
         return Fault.SKIPPED, Refused(SKIPPED)
     if sqlstate == _QUOTED and UNSET_INSTANT in str(error):
         return Fault.LASTING, Failed("modified_dateutc is not set", UNSET, where, lasting=True)
-    if sqlstate == _NOT_NULL and name not in FIELDS:
+    # Without the name of a column it is a domain that is NOT NULL, perhaps that of a field.
+    if sqlstate == _NOT_NULL and name and name not in FIELDS:
         return Fault.LASTING, Failed("a column that is not ours is NOT NULL", sqlstate, where, name=name, lasting=True)
-    if sqlstate == NOT_PERMITTED:
-        # The text may be a trigger's own and quote the row, so only names of our statements are taken from it.
-        named = [word for word in re.findall(r"\w+", str(error)) if word in _used()]
-        where = ", ".join([*dict.fromkeys(named), where])
+    where = ", ".join([*shown(error), where])
     kind = fault(sqlstate)
     return kind, Refused(sqlstate, name) if kind is Fault.ROW else outage(sqlstate, where)
-
-
-@cache
-def _used() -> frozenset[str]:
-    """The functions and tables in our statements."""
-    folder = resources.files("task_activity_log.postgresql").joinpath("sql")
-    texts = [file.read_text(encoding="utf-8") for file in folder.iterdir() if file.name.endswith(".sql")]
-    found = re.findall(r"(?<=pg_catalog\.)[a-z_0-9]+(?=\()|task_activity_log\w*", "".join(texts))
-    return frozenset(found)
 
 
 class Session:

@@ -14,17 +14,14 @@ from task_activity_log.pipeline.request import Request, UpdateMode
 from task_activity_log.postgresql import table, writing
 from task_activity_log.postgresql.connecting import Connector
 from task_activity_log.postgresql.marks import Marks
-from task_activity_log.postgresql.session import (
-    NOT_PERMITTED,
-    Row,
-    ServerConnection,
-    Session,
-)
+from task_activity_log.postgresql.messages import NOT_PERMITTED
+from task_activity_log.postgresql.session import Row, ServerConnection, Session
 from task_activity_log.postgresql.statements import sql
 from task_activity_log.postgresql.trimming import Trimming
 from task_activity_log.problem import Failed, NotMigrated, Refused, TimedOut, Unavailable
 from task_activity_log.record import (
     FIELDS,
+    STORED_FIELDS,
     Applied,
     Outcome,
     StoredTaskActivityLog,
@@ -38,7 +35,12 @@ READ = sql("read").replace("{too_long}", writing.TOO_LONG.format(most_bytes="$2:
 CONFIRM = sql("confirm")
 _LOCKED, _VERSION_KEPT = sql("locked"), sql("version_kept")
 _DIVISION_BY_ZERO = "22012"
-_SCHEMA_VERSION, _CHECK = sql("schema_version"), sql("check")
+_SCHEMA_VERSION = sql("schema_version")
+_CHECK = (
+    sql("check")
+    .replace("{written}", ", ".join(f"'{column}'" for column in FIELDS if column != "id"))
+    .replace("{read}", ", ".join(f"'{column}'" for column in STORED_FIELDS))
+)
 
 _CONFIRM_SECONDS = 5.0
 """How long a commit of next to nothing may take before it is an outage: much less than a statement, so that it is seen soon."""
@@ -291,7 +293,9 @@ class Store:
             return failure
         if isinstance(failure, Refused | Failed):
             label, more = table.everybodys(failure.rule, await self.look())
-            detail = ", ".join(filter(None, (more, self._writer.where)))
+            detail = ", ".join(
+                filter(None, (more, failure.detail if isinstance(failure, Failed) else self._writer.where))
+            )
             return Failed(label, failure.sqlstate, detail, name=failure.rule.name, lasting=True)
         raise failure
 

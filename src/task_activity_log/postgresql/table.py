@@ -155,6 +155,13 @@ def oddities(table: Row) -> Iterator[tuple[str, str]]:
         return
     if table["has_row_security"]:
         yield "row security is enabled", "rows that a policy hides are answered as if they were not there"
+    if table["inbox_has_row_security"]:
+        yield f"row security is enabled on {_INBOX}", "its policies must permit the workers to see and insert each key"
+    if table["has_children"]:
+        yield (
+            f"other tables inherit from {_RECORDS}",
+            "their rows can have the id of another record, which is then answered with them: use PARTITION BY",
+        )
     types = dict(zip(table["names"], table["declared"], strict=True))
     if "(" in types.get("modified_dateutc", ""):
         yield (
@@ -163,7 +170,7 @@ def oddities(table: Row) -> Iterator[tuple[str, str]]:
         )
     names = dict(zip(table["names"], table["types"], strict=True))  # declared may be quoted (quote_all_identifiers)
     for column in FIELDS:
-        if STORED_KINDS[column] is Kind.UUID and names.get(column) != "uuid":
+        if STORED_KINDS[column] is Kind.UUID and names.get(column, "uuid") != "uuid":
             yield f"column {column} is {types.get(column)}", "a value that is not a uuid makes its record unreadable"
     for schema in table["open_schemas"]:
         yield (

@@ -20,7 +20,9 @@ async def findings(settings: Settings) -> list[Finding]:
     try:
         row, found = await database.describe(), await database.look()
         may_write = not row["missing"] and not row["read_only"] and not any(table.misfits(found))
-        keeps_versions = not (may_write and found["has_triggers_of_others"]) or await database.keeps_versions()
+        refusal = await _refusal(database) if may_write and found["kind"] and not row["not_executable"] else None
+        tries = may_write and refusal is None and found["has_triggers_of_others"]
+        keeps_versions = not tries or await database.keeps_versions()
         try:
             schema = _judge_revision(await database.schema_version(), fits=not any(table.misfits(found)))
         except Unavailable as error:
@@ -37,7 +39,29 @@ async def findings(settings: Settings) -> list[Finding]:
     if found["kind"] is None:  # the schema's finding says so, unless the table is in another schema
         return [*server, *(list(_judge_table(found)) or [schema])]
     journal = _judge_journal(row) if settings.journal else ()
-    return [*server, schema, *_judge_rights(row), *_judge_table(found, keeps_versions=keeps_versions), *journal]
+    writes = () if refusal is None else (refusal,)
+    return [
+        *server,
+        schema,
+        *_judge_rights(row),
+        *writes,
+        *_judge_table(found, keeps_versions=keeps_versions),
+        *journal,
+    ]
+
+
+async def _refusal(database: store.Store) -> Finding | None:
+    """Why no row can be stored, although the tables look right. Rows of our own are written, and rolled back."""
+    advice = "see docs/runbook.md, TaskActivityLogHolding"
+    try:
+        refused = await database.try_own_rows(None)
+    except TimedOut as timeout:
+        return Finding("warning", "table", timeout.reason, "the server is slow, or somebody has locked a table")
+    except Unavailable as outage:
+        return Finding("broken", "table", outage.reason, advice)
+    if not refused or any(isinstance(each, TimedOut) for each in refused):  # a slow server proves nothing
+        return None
+    return Finding("broken", "table", refused[0].reason, advice)
 
 
 def _judge_server(row: Row, where: str, *, local: bool) -> Iterator[Finding]:

@@ -1,4 +1,5 @@
 -- The database as the command `check` reports it, in one row. If our tables do not exist, the privileges are null.
+-- {written} and {read} stand for the columns of a record that write.sql writes and that it returns.
 -- Functions, operators and types have their schema: see write.sql.
 WITH tables AS (
     SELECT
@@ -29,10 +30,28 @@ SELECT
         WHERE name OPERATOR(pg_catalog.=) ANY (ARRAY['statement_timeout', 'transaction_timeout']::pg_catalog.text[])
             AND setting::pg_catalog.int8 OPERATOR(pg_catalog.>) 0::pg_catalog.int8
             AND setting::pg_catalog.int8 OPERATOR(pg_catalog.<) 5000::pg_catalog.int8) AS short_timeouts,
-    (SELECT pg_catalog.array_agg(pg_catalog.concat(name, ' on ', on_table)) FROM (VALUES
-        ('SELECT', records), ('INSERT', records), ('UPDATE', records),
-        ('SELECT', inbox), ('INSERT', inbox), ('DELETE', inbox)
-    ) AS needed (name, on_table) WHERE NOT pg_catalog.has_table_privilege(on_table, name)) AS missing,
+    -- A privilege may have been granted for columns: it is enough to have it for those that our statements name.
+    (SELECT pg_catalog.array_agg(pg_catalog.concat(name, lacking.some, ' on ', on_table)) FROM (VALUES
+        ('SELECT', records, ARRAY[{read}, 'source_version', 'xmax']),
+        ('INSERT', records, ARRAY['id', {written}, 'source_version']),
+        ('UPDATE', records, ARRAY[{written}, 'source_version']),
+        ('SELECT', inbox, ARRAY['request_key', 'processed_at']), ('INSERT', inbox, ARRAY['request_key']),
+        ('DELETE', inbox, NULL)
+    ) AS needed (name, on_table, columns), LATERAL (
+        SELECT
+            CASE WHEN pg_catalog.bool_or(permitted) THEN pg_catalog.concat(
+                ' (', pg_catalog.string_agg(attname::pg_catalog.text, ', ' ORDER BY attnum) FILTER (WHERE NOT permitted), ')'
+            ) END AS some,
+            pg_catalog.bool_and(permitted) AS none
+        FROM (
+            SELECT attname, attnum, pg_catalog.has_column_privilege(on_table, attnum, name) AS permitted
+            FROM pg_catalog.pg_attribute
+            WHERE attrelid OPERATOR(pg_catalog.=) on_table AND NOT attisdropped
+                AND attname::pg_catalog.text OPERATOR(pg_catalog.=) ANY (columns)
+                AND name OPERATOR(pg_catalog.<>) 'DELETE'
+        ) AS each
+    ) AS lacking
+    WHERE NOT pg_catalog.has_table_privilege(on_table, name) AND lacking.none IS NOT TRUE) AS missing,
     journal IS NOT NULL AS has_journal,
     (SELECT pg_catalog.array_agg(pg_catalog.concat(name, ' on ', journal)) FROM (VALUES ('SELECT'), ('INSERT'), ('DELETE'))
         AS needed (name) WHERE NOT pg_catalog.has_table_privilege(journal, name)) AS journal_missing,

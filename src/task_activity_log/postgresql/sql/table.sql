@@ -76,6 +76,11 @@ SELECT
     records.relhasrules AS has_rules,
     inbox.relhasrules AS inbox_has_rules,
     records.relrowsecurity AS has_row_security,
+    inbox.relrowsecurity AS inbox_has_row_security,
+    -- Partitions inherit too, but have no rows of their own.
+    EXISTS (
+        SELECT FROM pg_catalog.pg_inherits WHERE inhparent OPERATOR(pg_catalog.=) records.oid AND records.relkind OPERATOR(pg_catalog.=) 'r'
+    ) AS has_children,
     (
         SELECT tgenabled::pg_catalog.text FROM triggers
         WHERE tgrelid OPERATOR(pg_catalog.=) found.records AND tgname OPERATOR(pg_catalog.=) 'task_activity_log_modified'

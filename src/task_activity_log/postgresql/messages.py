@@ -1,0 +1,51 @@
+"""What may be shown of the server's messages, which can quote rows."""
+
+import re
+from collections.abc import Iterator
+from functools import cache
+from importlib import resources
+
+import asyncpg
+
+NOT_PERMITTED = "42501"
+
+_NAMING = (
+    "aclcheck_error",  # permission denied for table base
+    "CheckCmdReplicaIdentity",  # it is published, and has no replica identity
+    "ExecWithCheckOptions",  # row security
+    "RewriteQuery",  # rules
+    "error_view_not_updatable",
+    "infer_arbiter_indexes",  # no unique index for ON CONFLICT
+    "nextval_internal",  # reached maximum value of sequence
+    "rewriteTargetView",  # views, up to PostgreSQL 16
+)
+"""Functions of the server whose errors have names of tables, views, policies and sequences that exist, and no values. Other
+texts are not shown, because they may quote a row."""
+_LINE = 200
+"""How many characters of a server's message are shown."""
+
+
+def one_line(said: str) -> str:
+    """A server's message as one line that cannot control a terminal."""
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in said).split())[:_LINE]
+
+
+def shown(error: asyncpg.PostgresError) -> Iterator[str]:
+    """What is known of an error: names, and no values.
+
+    The text may be a trigger's own and quote the row, so it is shown only if the server cannot have put a value into it. For
+    a missing privilege it is otherwise the names in it that are in our statements, too.
+    """
+    if error.server_source_function in _NAMING:
+        yield one_line(str(error.args[0]))
+    elif error.sqlstate == NOT_PERMITTED:
+        yield from dict.fromkeys(word for word in re.findall(r"\w+", str(error)) if word in _used())
+
+
+@cache
+def _used() -> frozenset[str]:
+    """The functions and tables in our statements."""
+    folder = resources.files("task_activity_log.postgresql").joinpath("sql")
+    texts = [file.read_text(encoding="utf-8") for file in folder.iterdir() if file.name.endswith(".sql")]
+    found = re.findall(r"(?<=pg_catalog\.)[a-z_0-9]+(?=\()|task_activity_log\w*", "".join(texts))
+    return frozenset(found)
