@@ -198,6 +198,11 @@ class Failed(Unavailable):
         self.rule = Rule(sqlstate, name)
         self.lasting = lasting
 
+    @property
+    def lost_connection(self) -> bool:
+        """Whether the connection ended during the statement, or a trigger says so of its own (class 08)."""
+        return self.sqlstate.startswith("08")
+
 
 class TimedOut(Failed):
     """A statement took too long, or waited too long for a lock. A smaller wave may pass.

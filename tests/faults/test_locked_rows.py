@@ -36,14 +36,16 @@ LASTING = ("0A000", "42703", "42883", "42P01", "58030", "XX000", "XX001")
 _FAIL = """
     CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS $$
     BEGIN
-        IF NEW.subject LIKE 'fails with %' THEN
+        IF NEW.subject = 'fails with a lost connection' THEN
+            PERFORM pg_terminate_backend(pg_backend_pid());
+        ELSIF NEW.subject LIKE 'fails with %' THEN
             RAISE EXCEPTION 'no' USING ERRCODE = substr(NEW.subject, 12);
         END IF;
         RETURN NEW;
     END $$;
     CREATE TRIGGER fail BEFORE INSERT OR UPDATE ON task_activity_log FOR EACH ROW EXECUTE FUNCTION fail();
 """
-"""Raises the SQLSTATE that a subject names."""
+"""Raises the SQLSTATE that a subject names, or ends the session."""
 
 
 _WAIT = """
@@ -352,6 +354,23 @@ async def test_a_row_that_fails_with_what_passes_waits_alone(
         for state, record in records.items():
             subjects = [answer.subject for answer in waited if answer.record == record]
             assert subjects == [f"fails with {state}", "later"]
+        assert await talk.kept() == []
+
+
+@pytest.mark.parametrize("error", ["08006", "3D000", "53100", "a lost connection"])
+async def test_an_error_of_an_outage_is_the_rows_if_others_pass(
+    amqp_url: str, database_url: str, admin: Connection, error: str
+) -> None:
+    """A trigger that asks another server raises that server's errors. And the row may end the worker's own connection."""
+    await admin.execute(_FAIL)
+    async with conversing(amqp_url) as talk, serving(amqp_url, database_url) as service:
+        failing = await talk.send(subject=f"fails with {error}")
+        others = await send_others(talk, 3)
+        assert {answer.message_id for answer in await answers(talk, 3)} == others
+        await until(lambda: service.in_hand == 1)
+        assert service.status.not_ready() == []
+        await admin.execute("DROP TRIGGER fail ON task_activity_log")
+        assert [answer.message_id for answer in await answers(talk, 1)] == [failing]
         assert await talk.kept() == []
 
 

@@ -688,6 +688,21 @@ class TestFailuresThatLast:
 
         run(act)
 
+    def test_a_row_with_which_the_connection_is_lost_is_tried_less_and_less_often(self) -> None:
+        """It may crash the server, and each time everybody waits until the server has recovered."""
+
+        async def act(bench: Bench) -> None:
+            async def lose(*_: object) -> list[Applied]:
+                bench.store.times.append((asyncio.get_running_loop().time(), None))
+                raise Failed("connection lost (08003)", "08003")
+
+            bench.store.apply = lose  # type: ignore[assignment, method-assign]
+            await bench.parking.park([bench.request()], Failed("connection lost (08003)", "08003"), 0)
+            await bench.until(125)
+            assert [round(time) for time, _ in bench.store.times] == [0, 2, 6, 14, 30, 60, 90, 120]
+
+        run(act)
+
     @pytest.mark.parametrize(
         ("cause", "passes", "shown"),
         [(PASSING, 0, True), (LASTING, 0, True), (PASSING, 1, False), (LASTING, 1, False), (TimedOut(), 0, False)],
@@ -900,6 +915,74 @@ class TestSearch:
             await bench.parking.park_untried([[bench.request(subject=subject) for subject in "abc"]], TimedOut(), 0)
             assert await bench.settled(3) == ["a: inserted", "b: inserted", "c: inserted"]
             assert failed == 4
+
+        run(act)
+
+    def test_a_row_that_crashes_the_server_is_found(self) -> None:
+        """Each time the connection is lost, and the probe fails until the server has recovered. Each part crashes it once."""
+
+        async def act(bench: Bench) -> None:
+            crashes: list[int] = []
+            recovering = 0
+
+            class Crashing(FakeStore):
+                async def apply(self, wave: Sequence[Request[Delivery]], patience: Patience = PATIENT) -> list[Applied]:
+                    nonlocal recovering
+                    if "crash" in {request.record.subject for request in wave}:
+                        crashes.append(len(wave))
+                        recovering = 3
+                        raise Failed("connection lost (08003)", "08003")
+                    return await super().apply(wave, patience)
+
+                async def probe(self) -> None:
+                    nonlocal recovering
+                    recovering -= 1
+                    if recovering >= 0:
+                        raise Unavailable("shutting down or starting up (57P03)")
+
+            store, guilty = Crashing(), bench.request(subject="crash")
+            wave = [*(bench.request() for _ in range(31)), guilty]
+            looking: Search[Delivery] = Search(wave, bench.parking)
+            part = await looking.next()
+            while part:
+                try:
+                    await looking.write(store, part)
+                except Failed as failure:
+                    try:
+                        await looking.probe(store, failure)
+                    except Unavailable:
+                        continue  # the worker holds, and writes the same part again
+                    await looking.failed(part, failure)
+                else:
+                    looking.passed(part)
+                part = await looking.next()
+            assert crashes == [32, 32, 16, 8, 4, 2, 1]
+            assert len(store.rows) == 31
+            assert bench.parking.messages == 1
+
+        run(act)
+
+    @pytest.mark.parametrize("full", [True, False])
+    def test_a_full_disk_is_an_outage_if_own_rows_do_not_pass_either(self, full: bool) -> None:
+        """A probe that writes nothing passes on a full disk. A trigger of one row may say that the disk of another server is."""
+
+        async def act(bench: Bench) -> None:
+            class Full(FakeStore):
+                async def try_own_rows(self, like: TaskActivityLog | None) -> list[Failed]:
+                    if full:
+                        raise Failed("disk full (53100)", "53100")
+                    return await super().try_own_rows(like)
+
+            looking: Search[Delivery] = Search([bench.request()], bench.parking)
+            part = await looking.next()
+            try:
+                await looking.probe(Full(), Failed("disk full (53100)", "53100"))
+            except Unavailable as outage:
+                assert (full, outage.label) == (True, "disk full (53100)")
+            else:
+                assert not full
+                await looking.failed(part, Failed("disk full (53100)", "53100"))
+                assert bench.parking.messages == 1
 
         run(act)
 

@@ -5,12 +5,14 @@ import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from math import inf
 from types import SimpleNamespace
 from unittest.mock import patch
 from uuid import UUID, uuid4
 
 import pytest
 
+from task_activity_log.aio import Slices
 from task_activity_log.message import Delivery
 from task_activity_log.pipeline import parking, retrying
 from task_activity_log.pipeline.lines import Limits
@@ -19,7 +21,7 @@ from task_activity_log.pipeline.request import Request, Rules
 from task_activity_log.pipeline.suspects import ALONE_FROM
 from task_activity_log.pipeline.trials import CRASHES_MAX, marks_of
 from task_activity_log.pipeline.worker import Worker
-from task_activity_log.record import Applied
+from task_activity_log.record import Applied, Outcome
 from tests import virtual_time
 from tests.fakes import FakeDeadLetters, FakeIntake, FakeReplies, FakeStore, FakeWatch, delivered, upsert
 
@@ -782,6 +784,56 @@ async def test_an_outage_that_ends_with_a_refusal_is_over(refusal: str) -> None:
             await bench.watch.settled(1)
             assert bench.hold_reason is None
         bench.store.locks = set()
+
+
+async def test_long_replies_to_many_requests_of_a_record_are_not_published_together() -> None:
+    """One is published with its batch, and the others apart: others wait for few at a time. Each record keeps its order."""
+    bench = Bench()
+    bench.worker.parking._quick.parts.slices = Slices(inf)  # real time, which a busy machine takes from the test
+    publish, together = bench.replies.publish, list[int]()
+
+    async def publish_and_count(settlements: Sequence[Settlement[Delivery]]) -> list[bool]:
+        together.append(sum(len(each.reply.body) > 262_000 for each in settlements))
+        return await publish(settlements)
+
+    bench.replies.publish = publish_and_count  # type: ignore[method-assign]
+    long, short = uuid4(), uuid4()
+    for number in range(8):
+        bench.intake.put(upsert(long, subject=f"{number}{'a' * 262_000}"), upsert(short, subject=f"{number}b"))
+    async with bench.running():
+        await bench.watch.settled(16)
+    subjects = [json.loads(reply.body)["subject"][:2] for reply in bench.replies.published]
+    for kind in "ab":
+        assert [subject for subject in subjects if subject[1] == kind] == [f"{number}{kind}" for number in range(8)]
+    assert max(together) <= 2
+
+
+async def test_long_records_that_were_left_unread_delay_no_others() -> None:
+    """They are stored and are read apart. A later request of one of them waits behind it, and its reply comes later."""
+    bench = Bench()
+    read, readable = bench.store.read, asyncio.Event()
+
+    async def read_later(request: Request[Delivery], outcome: Outcome) -> Applied:
+        await readable.wait()
+        return await read(request, outcome)
+
+    bench.store.leaves_unread, bench.store.read = True, read_later  # type: ignore[method-assign]
+    record = uuid4()
+    bench.intake.put(upsert(subject="first"), upsert(record, subject="unread"), upsert(subject="unread too"))
+    async with bench.running():
+        await bench.watch.settled(1)
+        bench.intake.put(upsert(subject="other"))
+        await bench.watch.settled(2)
+        bench.intake.put(upsert(record, subject="later"))
+        bench.intake.put(upsert(subject="another"))
+        await bench.watch.settled(3)
+        assert bench.store.rows[record].subject == "unread"
+        readable.set()
+        await bench.watch.settled(6)
+    subjects = [json.loads(reply.body)["subject"] for reply in bench.replies.published]
+    assert subjects[:3] == ["first", "other", "another"]
+    assert subjects.index("unread") < subjects.index("later")
+    assert bench.outcomes.count("updated") == 1
 
 
 async def test_records_that_were_left_unread_are_read_one_by_one() -> None:

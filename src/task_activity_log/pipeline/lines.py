@@ -16,6 +16,7 @@ from task_activity_log.pipeline.groups import TRIAL_SECONDS
 from task_activity_log.pipeline.ports import D, Patience, Store
 from task_activity_log.pipeline.request import Request
 from task_activity_log.problem import Failed
+from task_activity_log.record import Outcome
 
 _QUICK_LEAST_SECONDS = 0.05
 _ROUND_SECONDS = 1.0
@@ -44,6 +45,8 @@ class Parked(NamedTuple, Generic[D]):
 
     request: Request[D]
     since: float
+    outcome: Outcome | None = None
+    """What became of it, if it is stored and its record is still to be read; None if it is not stored."""
 
 
 @dataclass(eq=False, slots=True)

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Generic, NamedTuple
+from uuid import UUID
 
 import structlog
 
@@ -22,8 +23,12 @@ from task_activity_log.pipeline.request import Request, UpdateMode
 from task_activity_log.pipeline.retrying import SHOWN, Retrying
 from task_activity_log.pipeline.timing import Repeats
 from task_activity_log.problem import Failed, Refused, TimedOut, Unavailable
+from task_activity_log.record import Outcome
 
 log = structlog.get_logger(__name__)
+
+_LONG_BYTES = 2**18
+"""From this length on, the replies to several requests of a record are not published in one batch."""
 
 
 class Rejection(NamedTuple, Generic[D]):
@@ -54,6 +59,7 @@ class Parking(Retrying[D]):
         self._rejected: list[Rejection[D]] = []  # of the batch that `Storing` works on
         self._repeats = Repeats()  # of the batch that `Storing` works on
         self._modes: set[UpdateMode] = set()  # of its waves so far
+        self._long: set[UUID] = set()  # its records that were answered with long replies
         self.is_first = True
         """Whether the wave that was admitted last is the first one of its update mode in the batch."""
 
@@ -104,7 +110,8 @@ class Parking(Retrying[D]):
 
         The others join behind the earlier requests of their records, which are parked. If the same records have taken too
         long again and again in this batch, so do they: records that are costly to write, and come hundreds of times, delay
-        themselves alone. Their earlier requests must be settled before: `pass_on` passes on what was stored.
+        themselves alone. So do records with a long reply that come again: a short merge can be answered with megabytes.
+        Their earlier requests must be settled before: `pass_on` passes on what was stored.
         """
         now = time.monotonic()
         self._repeats.end(now)
@@ -118,6 +125,10 @@ class Parking(Retrying[D]):
                 line.waiting.append(Parked(request, now))
                 joining.append(request)
         await self._prove(joining)
+        if again := [request for request in free if request.record.id in self._long]:
+            free = [request for request in free if request.record.id not in self._long]
+            await pass_on()
+            await self.park(again, TimedOut("its reply is long, and it is requested again"), self.refusals.passes)
         if not free:
             return free
         self.is_first = free[0].mode not in self._modes
@@ -163,6 +174,22 @@ class Parking(Retrying[D]):
         if parts:
             requests = [request for part in parts for request in part]
             await self._park(requests, cause, passes, parts)
+
+    def answered(self, request: Request[D], size: int) -> None:
+        """This request of the batch is answered with a reply of `size` bytes."""
+        if size > _LONG_BYTES:
+            self._long.add(request.record.id)
+
+    async def park_unread(self, stored: Sequence[tuple[Request[D], Outcome]]) -> None:
+        """Park requests that are stored and whose records are still to be read, because all of them are too long together."""
+        await self.before_parking()
+        now = time.monotonic()
+        for request, outcome in stored:
+            line = Line[D](request.record.id, TimedOut("its reply is long"), self.refusals.passes, due=now)
+            line.waiting.append(Parked(request, now, outcome))
+            self._lines[line.record] = line
+        self._wake()
+        await self._prove([request for request, _ in stored])
 
     async def _park(
         self,
@@ -213,6 +240,7 @@ class Parking(Retrying[D]):
         self._rejected.clear()
         self._repeats = Repeats()
         self._modes.clear()
+        self._long.clear()
 
     def rejected(self) -> list[Settlement[D]]:
         """The settlements of what is rejected of the batch."""

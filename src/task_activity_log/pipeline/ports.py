@@ -145,7 +145,7 @@ class Store(Protocol):
         One of them has the values of `like`.
 
         Raises:
-            Unavailable: the database cannot be used.
+            Unavailable: the database cannot be used, for example because its disk is full.
         """
 
     async def time_own_rows(self, count: int) -> float:

@@ -35,7 +35,8 @@ log = structlog.get_logger(__name__)
 _RETRY_SECONDS = 1.0
 """How often a record is tried again."""
 _REFUSED_SECONDS = 30.0
-"""How often a record is tried again, in the end, while the database refuses every row."""
+"""How often a record is tried again, in the end, while the database refuses every row; and how often one is with which the
+connection is lost each time, because it may crash the server."""
 _SETTLED_AT_ONCE = 100
 """Number of requests of one record after which other records are tried."""
 _AT_ONCE_SECONDS = 1.0
@@ -178,7 +179,7 @@ class Retrying(Generic[D]):
         line.tries += 1
         if isinstance(outage, TimedOut):
             line.rounds = 0 if outage.locked else lane.exceeded(line.rounds)
-        if outage is self.refusals.everybodys:
+        if outage is self.refusals.everybodys or (isinstance(outage, Failed) and outage.lost_connection):
             return min(2.0**line.tries, _REFUSED_SECONDS)
         return min(TRIAL_SECONDS * 2.0**line.rounds, _RETRY_SECONDS) if line.rounds else _RETRY_SECONDS
 
@@ -292,7 +293,13 @@ class Retrying(Generic[D]):
                 line.waiting.popleft()
             if not line.waiting:
                 return None
-            settlement = await self._settlement(line, line.waiting[0].request, lane)
+            first = line.waiting[0]
+            if first.outcome is None:
+                settlement = await self._settlement(line, first.request, lane)
+            else:
+                settlement = settling.stored(
+                    first.request, await lane.store.read(first.request, first.outcome), self.nulls
+                )
             line.last = line.waiting.popleft().request.delivery
             line.tries, line.rounds, line.passes = 0, 0, self.refusals.passes
             return settlement

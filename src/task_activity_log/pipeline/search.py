@@ -26,6 +26,11 @@ _WARNED_LEAST_SECONDS = 0.25
 _SEARCH_SECONDS = 0.5
 """How long rows that fail are searched for here."""
 
+_LOST_MAX = 2
+"""So often may the connection be lost while the same part is written. Then the part is at fault: one of its rows may crash the
+server, and the probe that follows does not pass until the server has recovered."""
+_DISK_FULL = "53100"
+
 _UNUSUAL_SECONDS = 0.05
 """If rows of the worker's own take longer, they are timed twice."""
 
@@ -55,6 +60,8 @@ class Search(Generic[D]):
         self._warned, self._slow_rows = bool(parking.records), parking.has_slow
         self._typical = parking.is_first
         self._cause: Failed = TimedOut()  # of the last failure
+        self._losses = 0  # how often the connection was lost while a part was written
+        self._lost: Failed | None = None  # how it was lost the last time
         self._until = math.inf  # when the search ends; set by the first failure
         self._limit: float | None = None  # of the part that was tried last
         self._least = _WARNED_LEAST_SECONDS if self._slow_rows else _LEAST_SECONDS
@@ -83,8 +90,16 @@ class Search(Generic[D]):
 
     async def write(self, store: Store, part: Sequence[Request[D]]) -> list[Applied]:
         """Write a part, or what is left of it, and remember how long that took. Raises as `Store.apply`."""
+        if self._lost is not None and self._losses >= _LOST_MAX:
+            raise self._lost.with_traceback(None)  # it is raised again, and would collect tracebacks
         started = time.monotonic()
-        applied = await store.apply(part, self.patience(len(part)))
+        try:
+            applied = await store.apply(part, self.patience(len(part)))
+        except Failed as failed:
+            if failed.lost_connection:
+                self._losses, self._lost = self._losses + 1, failed
+            raise
+        self._losses = min(self._losses, _LOST_MAX - 1)
         if self._typical:  # later waves of a batch have the same few records again, which may be costly ones
             self._timing.passed(len(part), time.monotonic() - started)
         return applied
@@ -92,12 +107,15 @@ class Search(Generic[D]):
     async def probe(self, store: Store, cause: Failed) -> None:
         """Prove that the database works although a part has failed. Raises `Unavailable` if it does not.
 
-        If it was the first to take too long, rows are timed too with which nothing is wrong.
+        If it was the first to take too long, rows are timed too with which nothing is wrong. If the disk is said to be full,
+        rows of the worker's own are written and rolled back.
         """
         started, passed = time.monotonic(), False
         try:
             await store.probe()
             passed = True
+            if cause.sqlstate == _DISK_FULL:
+                await store.try_own_rows(self._parking.refusals.accepted)
         finally:
             if passed:
                 self._timing.probed(time.monotonic() - started)
@@ -124,6 +142,7 @@ class Search(Generic[D]):
     async def failed(self, part: Sequence[Request[D]], cause: Failed) -> None:
         """The part failed although the database works."""
         limit, self._cause = self._limit, cause
+        self._losses = min(self._losses, _LOST_MAX - 1)  # each half may be tried once
         if (everybodys := self._parking.refusals.everybodys) is not None:
             await self._parking.park(part, everybodys, self._passes)
             return

@@ -207,12 +207,16 @@ class Storing(Stage[D]):
                 await self._answer(stored)
 
     async def _answer(self, stored: Sequence[tuple[Request[D], Applied]]) -> None:
-        """Build the replies to requests that were stored, and pass them on."""
+        """Build the replies to requests that were stored, and pass them on. What was left unread is answered apart."""
         for request, each in stored:
             if isinstance(each, Unread):
-                each = await self.until_done(partial(self.store.read, request, each.outcome), repeatable=False)  # noqa: PLW2901 - now it is read
-            if self.parts.add(settling.stored(request, each, self.nulls)):
+                continue
+            settlement = settling.stored(request, each, self.nulls)
+            self.parking.answered(request, len(settlement.reply.body))
+            if self.parts.add(settlement):
                 await self.parts.relieve()
+        if unread := [(request, each.outcome) for request, each in stored if isinstance(each, Unread)]:
+            await self.parking.park_unread(unread)
 
     async def _try(self, part: Sequence[Request[D]], search: Search[D]) -> list[tuple[Request[D], Applied]]:
         """Write a part of a wave, without what was requeued meanwhile: another worker may have stored later requests."""

@@ -101,7 +101,8 @@ class Fault(Enum):
     """The row was not written, although no error was raised: try once more, because another transaction may have stored a
     higher version meanwhile, then as `ROW`."""
     DATABASE = auto()
-    """The database, whatever the row: wait until it works again."""
+    """The database or its connection. A row for which it is raised, while others pass, may be the cause too: a trigger asks
+    another server, or the row crashes this one. So it is handled as `PASSING`, and outside a statement it is an outage."""
 
 
 _FAULTS = {
@@ -119,7 +120,7 @@ _FAULTS = {
     "42501": Fault.LASTING,  # no privilege: for the table, or row security that refuses one row
     "44": Fault.ROW,  # WITH CHECK OPTION
     "53": Fault.PASSING,  # memory
-    "53100": Fault.DATABASE,  # disk full. A probe passes, because it writes nothing
+    "53100": Fault.DATABASE,  # disk full. A probe that writes nothing passes
     "53300": Fault.DATABASE,  # connections
     "54": Fault.ROW,  # program limits
     "55": Fault.PASSING,  # not in the required state
@@ -151,6 +152,7 @@ _WORDS = {
     "57P05": "idle_session_timeout",
 }
 _NO_SUCH_TABLE = "42P01"
+CONNECTION_LOST = "08006"
 _LOCK_TIMEOUT = "55P03"
 _QUOTED = "22P02"  # the SQLSTATE of the errors in which `SKIPPED_ROW` and `UNSET_INSTANT` are quoted
 _NOT_NULL = "23502"
@@ -165,6 +167,8 @@ def fault(sqlstate: str) -> Fault:
 
 def outage(sqlstate: str, where: str = "") -> Unavailable:
     """What to raise for an error that is not certainly a row's. Its label is short, such as `disk full (53100)`.
+
+    For an error of `Fault.DATABASE`, it is what to raise if no statement was under way.
 
     `where` is the database and its server.
     """
@@ -204,7 +208,7 @@ def _judge(error: Exception, where: str) -> tuple[Fault, Refused | Unavailable]:
         return Fault.DATABASE, TimedOut(
             where
         )  # the server may still execute it, so the connection cannot be used any more
-    return Fault.DATABASE, Unavailable("connection lost", where)
+    return Fault.DATABASE, Failed("connection lost", CONNECTION_LOST, where)
 
 
 def _judge_server(error: asyncpg.PostgresError, where: str) -> tuple[Fault, Refused | Unavailable]:
@@ -219,6 +223,8 @@ def _judge_server(error: asyncpg.PostgresError, where: str) -> tuple[Fault, Refu
         return Fault.LASTING, Failed("a column that is not ours is NOT NULL", sqlstate, where, name=name, lasting=True)
     where = ", ".join([*shown(error), where])
     kind = fault(sqlstate)
+    if kind is Fault.DATABASE:
+        return kind, Failed(label(sqlstate), sqlstate, where)
     return kind, Refused(sqlstate, name) if kind is Fault.ROW else outage(sqlstate, where)
 
 

@@ -15,7 +15,7 @@ from task_activity_log.postgresql import table, writing
 from task_activity_log.postgresql.connecting import Connector
 from task_activity_log.postgresql.marks import Marks
 from task_activity_log.postgresql.messages import NOT_PERMITTED
-from task_activity_log.postgresql.session import Row, ServerConnection, Session
+from task_activity_log.postgresql.session import Fault, Row, ServerConnection, Session, fault
 from task_activity_log.postgresql.statements import sql
 from task_activity_log.postgresql.trimming import Trimming
 from task_activity_log.problem import Failed, NotMigrated, Refused, TimedOut, Unavailable
@@ -245,7 +245,7 @@ class Store:
         passes.
 
         Raises:
-            Unavailable: the database cannot be used, or the probe says why no row can be stored.
+            Unavailable: the database cannot be used, its disk is full, or the probe says why no row can be stored.
         """
         await self.probe()
         found: list[Failed] = []
@@ -291,7 +291,7 @@ class Store:
         failure = await self._writer.rehearse(*writes, seconds=_REHEARSE_SECONDS)
         if failure is None or isinstance(failure, TimedOut):
             return failure
-        if isinstance(failure, Refused | Failed):
+        if isinstance(failure, Refused | Failed) and fault(failure.rule.sqlstate) is not Fault.DATABASE:
             label, more = table.everybodys(failure.rule, await self.look())
             detail = ", ".join(
                 filter(None, (more, failure.detail if isinstance(failure, Failed) else self._writer.where))
