@@ -7,6 +7,7 @@ Modules:
 - `rabbitmq` and `postgresql` are the services; `service` is what they have in common;
 - `cluster` is a RabbitMQ of three nodes, `replication` a PostgreSQL primary with a standby that takes over;
 - `sharing` lets all processes of one test run use the same two services;
+- `signals` says what Ctrl-C and SIGTERM do;
 - `proxy` interrupts the network between a test and a service, or all nodes of one;
 - `demo` is `make demo`; `console`, with the dead letters of `letters`, is `make console`;
 - `python -m sandbox` starts both services and keeps them, or runs a command against them.
@@ -20,6 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from sandbox import signals
 from sandbox.choice import POSTGRESQL, RABBITMQ, Choice, Say, ways
 from sandbox.postgresql import PostgreSQL
 from sandbox.rabbitmq import RabbitMQ
@@ -34,6 +36,7 @@ __all__ = [
     "close",
     "in_background",
     "say_on_stderr",
+    "signals",
     "start",
 ]
 
@@ -73,6 +76,7 @@ def start(*, durable: bool = True, say: Say = say_on_stderr) -> Iterator[Sandbox
     Raises:
         SandboxError: A service is not available; the message says what to do.
     """
+    say("getting RabbitMQ and PostgreSQL ready")
     broker = in_background(lambda: Choice(RABBITMQ, ways()).start(say, durable=durable))
     database = in_background(lambda: Choice(POSTGRESQL, ways()).start(say, durable=durable))
     both: list[Future[Any]] = [broker, database]

@@ -22,7 +22,7 @@ def main() -> int:
     options.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND", help="the command and its arguments")
     chosen = options.parse_args()
     command = chosen.command[1:] if chosen.command[:1] == ["--"] else chosen.command
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    sandbox.signals.end_in_order()
     try:
         with sandbox.start(durable=not chosen.fast) as services:
             return _run(command, services) if command else _keep(services)

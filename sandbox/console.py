@@ -26,7 +26,7 @@ _BAD_EVERY = 300
 
 def main() -> int:
     """Run everything until Ctrl-C; return the exit status."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    sandbox.signals.end_in_order()
     try:
         with sandbox.start(durable=False) as services, ExitStack() as stack:
             _show({**os.environ, **services.environment}, services, stack)

@@ -38,7 +38,7 @@ class DemoError(Exception):
 def main() -> int:
     """Run the demo; return the exit status."""
     began = time.monotonic()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    sandbox.signals.end_in_order()
     try:
         with sandbox.start(say=_print) as services:
             _show({**os.environ, **services.environment, "HTTP_HOST": "127.0.0.1", "HTTP_PORT": str(free_port())})

@@ -254,7 +254,8 @@ def main() -> None:
                 answer = {"error": str(error)}
             print(json.dumps(answer), flush=True)
     except BrokenPipeError:
-        pass  # the owner ended before it had read our answer
+        # The owner ended before it had read our answer. Python would complain that it cannot flush it when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     finally:
         reaper.finish()
 

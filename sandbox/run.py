@@ -20,7 +20,7 @@ _LOOK_SECONDS = 0.1
 
 def main() -> int:
     """Run the worker until it ends; return its exit status."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    sandbox.signals.end_in_order()
     try:
         port = _port()
         with sandbox.start() as services:

@@ -132,6 +132,7 @@ async def test_a_misspelled_field_is_named_before_it_clears_the_field(
         line(subject="1", subjects=["similar, but the record has the field"]),
         line(note="2"),
     ]
+    wrong = line(task_id="wrong in two ways", subjct="2")
     file = tmp_path / "a.jsonl"
     file.write_text("".join(records))
     (tmp_path / "b.xml").write_text(f"<task_activity_log><id>{uuid4()}</id>\n<TaskId/></task_activity_log>")
@@ -148,6 +149,11 @@ async def test_a_misspelled_field_is_named_before_it_clears_the_field(
     said = await command("publish", str(tmp_path), "--no-wait", "--send-invalid", AMQP_URL=amqp_url)
     assert (said.code, len(await names(channel, TOPOLOGY.requests_queue))) == (0, 6)
     assert "taskId (1)" in said.err
+    file.write_text(wrong)
+    said = await command("publish", str(file), "--no-wait", AMQP_URL=amqp_url)
+    assert f"{file}:1: not sent: invalid_uuid: " in said.err
+    assert f"{file}:1: not sent: subjct is not a field; did you mean subject?" in said.err
+    assert said.err.endswith("1 invalid: not sent (--send-invalid sends them)\n")
 
 
 async def test_strict_sends_no_record_with_a_member_that_is_not_a_field(
@@ -337,7 +343,7 @@ async def test_a_line_that_cannot_be_read_does_not_end_the_look_at_its_file(tmp_
     ]
     assert f"{broken}:2:8: is not JSON" in said.err
     assert f"{broken}:5:9: is not UTF-8" in said.err
-    assert f"{broken}: 2 lines cannot be read; nothing was sent from it" in said.err
+    assert f"{broken}: 2 lines cannot be read, 2 invalid records; nothing was sent from it" in said.err
     assert "1 would be accepted, 0 rejected; nothing was sent" in said.err
     sent = await command("publish", str(broken), "--rejected", str(tmp_path / "c"), AMQP_URL="amqp://127.0.0.1:1/")
     assert (sent.code, sent.lines) == (1, [])
@@ -420,6 +426,29 @@ async def test_a_long_look_at_a_file_is_reported(capsys: pytest.CaptureFixture[s
         "task-activity-log: 3 records read",
         "task-activity-log: 1 records checked",
     ]
+
+
+async def test_invalid_records_next_to_a_line_that_cannot_be_read_are_counted(tmp_path: Path) -> None:
+    """Only the first of them are shown."""
+    file = tmp_path / "a.jsonl"
+    file.write_text("{" + "\n" + line(taskId="x", task_id="x") * 300)
+    said = await command("publish", str(file), AMQP_URL="amqp://127.0.0.1:1/")
+    assert said.code == 1
+    assert said.err.count("\n") < 30
+    assert said.err.endswith("a.jsonl: 1 line cannot be read, 300 invalid records; nothing was sent from it\n")
+
+
+async def test_files_without_records_are_named(tmp_path: Path) -> None:
+    """Of each kind; an empty file is not a syntax error."""
+    for kind in ("json", "jsonl", "csv"):
+        (tmp_path / f"a.{kind}").touch()
+    (tmp_path / "b.csv").write_text("id,subject\n")
+    (tmp_path / "c.json").write_text(line())
+    said = await command("publish", "--dry-run", str(tmp_path))
+    assert said.code == 0
+    assert "no records in a.csv, a.json, a.jsonl and 1 more\n" in said.err
+    assert "1 would be accepted, 0 rejected; nothing was sent" in said.err
+    assert (await command("publish", "--dry-run", str(tmp_path / "a.json"))).code == 1
 
 
 async def test_thousands_of_lines_that_cannot_be_read_are_summed_up(tmp_path: Path) -> None:

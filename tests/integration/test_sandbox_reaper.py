@@ -153,3 +153,27 @@ def test_a_directory_that_others_cannot_enter_is_not_used(tmp_path: Path, monkey
     assert (held.directory.parent == spaced) == (passable or os.geteuid() != 0)
     held.close()
     assert list(spaced.iterdir()) == []
+
+
+def test_an_owner_that_ends_before_an_answer_gets_no_complaint_on_its_terminal(tmp_path: Path) -> None:
+    """As with Ctrl-C while the services start: the answer is written to a pipe that nobody reads any more."""
+    program = [sys.executable, "-m", "sandbox.reaper", str(tmp_path)]
+    with subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:  # noqa: S603 - ours
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        process.stdin.write(b'{"do": "wait", "name": "none", "seconds": 0}\n')
+        process.stdin.close()
+        assert (process.stderr.read(), process.wait()) == (b"", 0)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("module", ["sandbox", "sandbox.run", "sandbox.demo", "sandbox.console"])
+def test_ctrl_c_while_modules_are_imported_ends_a_program_without_a_traceback(module: str, tmp_path: Path) -> None:
+    """One of the modules sends the signal."""
+    (tmp_path / "docker.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-m", module], env=environment, capture_output=True, check=False)  # noqa: S603 - ours
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, b"")

@@ -53,6 +53,14 @@ def test_an_unknown_schema_is_wrong_use() -> None:
     assert all(name in result.output for name in FILES)
 
 
+def test_a_wrong_value_of_an_option_is_told_without_a_word_of_pythons() -> None:
+    """Of an option of a command, and of one below a group."""
+    for command in (["replies", "--outcome", "rejcted"], ["publish", "--stdin", "yaml", "-"]):
+        result = CliRunner().invoke(app, command)
+        assert (result.exit_code, "Value error" in result.output) == (2, False)
+        assert "is not one of" in result.output
+
+
 # ---- valid by their own standards
 
 

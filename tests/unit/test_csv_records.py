@@ -31,6 +31,7 @@ def test_a_cell_may_have_several_lines() -> None:
         (4, {"id": ID}),
         (5, "has 3 columns, and the header has 2"),
     ]
+    assert read(f"id,subject\n{ID}\n") == [(2, "has 1 column, and the header has 2")]
 
 
 def test_lines_of_delimiters_alone_are_no_records() -> None:
@@ -44,7 +45,13 @@ def test_a_value_that_is_not_a_boolean_is_left_to_the_worker() -> None:
 @pytest.mark.parametrize(
     ("text", "fields", "words"),
     [
-        ("taskId,id\n", {}, "taskId is not a field: if task_id is meant, add --column 'taskId=task_id'"),
+        ("taskId,id\n", {}, "taskId is not a field: if task_id is meant, add --column taskId=task_id"),
+        (
+            "ID,Task Id,Subjekt\n",
+            {},
+            "Task Id is not a field: if task_id is meant; Subjekt is not a field: if subject is meant, "
+            "add --column 'Task Id=task_id' --column Subjekt=subject",
+        ),
         ("Nummer\n", {}, "has no column id: name it with --column HEADER=id"),
         ("id,ID\n", {}, "has two columns id"),
         ("id\n", {"Betreff": "subject"}, "has no column Betreff, which --column names"),

@@ -2,9 +2,11 @@
 
 import csv
 import json
+import shlex
 from collections.abc import Iterator, Mapping
 from typing import IO
 
+from task_activity_log.cli.terminal import counted
 from task_activity_log.client import misspelled
 from task_activity_log.record import FIELDS
 from task_activity_log.wire.fields import KINDS, Kind
@@ -64,7 +66,7 @@ def rows(file: IO[bytes], fields: Mapping[str, str]) -> Iterator[tuple[int, byte
             elif len(cells) == len(names):
                 yield line, _body(names, cells)
             else:
-                yield BadCsv(line, f"has {len(cells)} columns, and the header has {len(names)}")
+                yield BadCsv(line, f"has {counted(len(cells), 'column')}, and the header has {len(names)}")
             line = 2 + reader.line_num
     except _Ends as error:
         yield error
@@ -89,8 +91,10 @@ def _names(header: list[str], fields: Mapping[str, str]) -> list[str]:
     for name in folded:
         if name and folded.count(name) > 1:
             raise _Ends(1, f"has two columns {name}")
-        if name and name not in FIELDS and (field := misspelled.meant(name, folded)):
-            raise _Ends(1, f"{name} is not a field: if {field} is meant, add --column '{name}={field}'")
+    meant = {name: misspelled.meant(name, folded) for name in folded if name and name not in FIELDS}
+    if wrong := {name: field for name, field in meant.items() if field}:
+        names_of = "; ".join(f"{name} is not a field: if {field} is meant" for name, field in wrong.items())
+        raise _Ends(1, f"{names_of}, add {' '.join(shlex.join(['--column', f'{n}={f}']) for n, f in wrong.items())}")
     if "id" not in folded:
         raise _Ends(1, "has no column id: name it with --column HEADER=id")
     return folded

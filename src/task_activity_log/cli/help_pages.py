@@ -3,6 +3,7 @@
 from types import MethodType
 from typing import Any
 
+import typer
 from typer.core import TyperArgument, TyperGroup
 
 HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
@@ -19,6 +20,14 @@ class Group(TyperGroup):
                 argument.display_type_rich = MethodType(lambda *_, **__: None, argument)  # type: ignore[method-assign]
                 argument._usage_display_name = MethodType(_usage, argument)  # type: ignore[method-assign]  # noqa: SLF001 - there is no public way
         return command
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command. What is wrong with an option is said without pydantic's `Value error,`."""
+        try:
+            return super().invoke(ctx)
+        except typer.BadParameter as error:
+            error.message = error.message.removeprefix("Value error, ")
+            raise
 
 
 def _usage(argument: TyperArgument) -> str:

@@ -10,7 +10,7 @@ from task_activity_log.cli.sources import line_of, line_of_error
 from task_activity_log.client import Upsert, UpsertRejected, exported, misspelled
 from task_activity_log.message import Delivery, Properties
 from task_activity_log.pipeline.request import Rules, decode
-from task_activity_log.problem import Problem, Rejected
+from task_activity_log.problem import Code, Problem, Rejected
 from task_activity_log.rabbitmq.headers import received
 
 Complaints: TypeAlias = list[tuple[str, str]]
@@ -26,7 +26,9 @@ def judged(upsert: Upsert, rules: Rules, *, strict: bool, to: TextIO) -> tuple[C
         request = decode(Delivery(upsert.body, _arriving(upsert)), rules)
     except Rejected as rejected:
         problem = rejected.problem
-        return complaints_of(upsert, problem, [error.field for error in problem.errors], to=to), ()
+        complaints = complaints_of(upsert, problem, [error.field for error in problem.errors], to=to)
+        present = [error.field for error in problem.errors if error.code is not Code.MISSING_ID]
+        return complaints + _typos(upsert, misspelled.unknown(upsert), present, strict=strict), ()
     # The worker notes only some of the elements of XML that are not fields.
     if not request.ignored and not wire.is_xml(request.media_type):
         return [], ()

@@ -73,6 +73,8 @@ class Publication:
     _total: int = field(default=0, init=False)
     _kept_back: set[int] = field(default_factory=set, init=False)
     """The numbers of the records that are not sent, counted from 0."""
+    _empty: list[Path] = field(default_factory=list, init=False)
+    """Files without a record."""
     _complained: int = field(default=0, init=False)
     _misspelled: int = field(default=0, init=False)
     _ignored: Counter[str] = field(default_factory=Counter, init=False)
@@ -202,8 +204,10 @@ class Publication:
             except Unreadable as error:
                 faults.append(str(error))
         if faults:
-            _say_faults(source, faults)
+            _say_faults(source, faults, len(kept_back))
             return None
+        if not count:
+            self._empty.append(Path(source.name))
         self._kept_back |= kept_back
         self._misspelled += misspelled_ones
         self._ignored += ignored
@@ -237,17 +241,22 @@ class Publication:
 
     def _report(self) -> None:
         """Say what is not sent, and which members are ignored, before anything is sent."""
+        if self._empty:
+            self._tell(f"no records in {named(self._empty)}")
         if self._ignored:
             names = ", ".join(f"{name} ({count:,})" for name, count in self._ignored.most_common(FEW))
             more = f" and {len(self._ignored) - FEW:,} more" if len(self._ignored) > FEW else ""
             say(f"not fields, and ignored by the worker: {names}{more}")
         invalid = len(self._kept_back) - self._misspelled
-        typos = f", {self._misspelled:,} with misspelled fields" if self._misspelled else ""
+        what = "members that are not fields" if self.strict else "misspelled fields"
+        typos = f"{self._misspelled:,} with {what}" if self._misspelled else ""
         if self.dry_run:
-            say(f"{self._to_send:,} would be accepted, {invalid:,} rejected{typos}; nothing was sent")
+            counts = [f"{self._to_send:,} would be accepted", f"{invalid:,} rejected", typos]
+            say(f"{', '.join(filter(None, counts))}; nothing was sent")
         elif self._kept_back:
+            counts = [f"{invalid:,} invalid" if invalid else "", typos]
             where = f"; they are in {self.rejected}" if self.rejected else ""
-            say(f"{invalid:,} invalid{typos}: not sent{where} (--send-invalid sends them)")
+            say(f"{', '.join(filter(None, counts))}: not sent{where} (--send-invalid sends them)")
 
     def _agreed(self, paths: Sequence[str]) -> bool:
         folders = [path for path in paths if Path(path).is_dir()]
@@ -379,14 +388,15 @@ class Publication:
         self._outage = ""
 
 
-def _say_faults(source: Source, faults: Sequence[str]) -> None:
-    """Say what cannot be read of a source: the first few, and how many there are."""
-    if len(faults) == 1:
+def _say_faults(source: Source, faults: Sequence[str], invalid: int) -> None:
+    """Say what cannot be read of a source: the first few, and how many there are, also of the invalid records among others."""
+    if len(faults) == 1 and not invalid:
         say(f"{faults[0]}; {_NOTHING_SENT}")
         return
     for fault in faults[:FEW]:
         say(fault)
-    say(f"{source.name}: {len(faults):,} lines cannot be read; {_NOTHING_SENT}")
+    also = f", {counted(invalid, 'invalid record')}" if invalid else ""
+    say(f"{source.name}: {counted(len(faults), 'line')} cannot be read{also}; {_NOTHING_SENT}")
 
 
 def writable(rejected: Path, *, again: bool) -> str | None:
@@ -396,7 +406,7 @@ def writable(rejected: Path, *, again: bool) -> str | None:
     """
     try:
         if not rejected.exists():
-            return None if rejected.parent.is_dir() else f"{rejected.parent} is not a folder"
+            return None if rejected.parent.is_dir() else f"--rejected {rejected}: there is no folder {rejected.parent}"
         with rejected.open(encoding="utf-8", errors="replace") as file:
             first = file.readline()
         ours = not first or (exported.is_message(parsed := json.loads(first)) and "problems" in parsed)

@@ -31,6 +31,16 @@ KNOWN = (".json", *_LINES, ".xml", ".csv")
 _GZIP = ".gz"
 _GZIP_BEGINS = b"\x1f\x8b"
 _BOM = b"\xef\xbb\xbf"
+_SYNTAX = {
+    "Expecting value": "a value is missing",
+    "Expecting property name enclosed in double quotes": "a name in double quotes is missing",
+    "Expecting ':' delimiter": "a colon is missing",
+    "Expecting ',' delimiter": "a comma or a closing bracket is missing",
+    "Unterminated string starting at": "the string that begins here does not end",
+    "Invalid control character at": "a control character in a string is not escaped",
+    "Extra data": "something follows the record",
+}
+"""What Python's `json` says of a syntax error, for people who do not know Python."""
 _BETWEEN = re.compile(r"[ \t\r\n,]*")
 """What is between the elements of a JSON array."""
 _SHORT_BYTES = 65_536
@@ -169,8 +179,10 @@ class Source:
         try:
             parsed = json.loads(whole, parse_int=integer)
         except json.JSONDecodeError as error:
+            if not content.strip():
+                return
             where = f"{self.name}:{first_line + error.lineno - 1}:{error.colno}"
-            raise _NotJson(f"{where}: is not JSON: {error.msg}") from None
+            raise _NotJson(f"{where}: is not JSON: {_SYNTAX.get(error.msg, error.msg)}") from None
         except UnicodeDecodeError as error:
             before = error.object[: error.start].split(b"\n")
             where = f"{self.name}:{first_line + len(before) - 1}:{len(before[-1].decode(errors='replace')) + 1}"
