@@ -438,6 +438,17 @@ async def test_invalid_records_next_to_a_line_that_cannot_be_read_are_counted(tm
     assert said.err.endswith("a.jsonl: 1 line cannot be read, 300 invalid records; nothing was sent from it\n")
 
 
+@pytest.mark.parametrize("body", ["[1]", "5", '"text"', "true", "null", "[[1]]"])
+async def test_json_that_is_no_object_is_an_invalid_record(body: str, tmp_path: Path) -> None:
+    """It has no members that could be misspelled."""
+    file = tmp_path / "a.jsonl"
+    file.write_text(f"{body}\n{line()}")
+    said = await command("publish", "--dry-run", "--strict", str(file))
+    assert (said.code, len(said.lines)) == (3, 1)
+    assert ": not_an_object: " in said.lines[0]
+    assert "1 would be accepted, 1 rejected; nothing was sent" in said.err
+
+
 async def test_files_without_records_are_named(tmp_path: Path) -> None:
     """Of each kind; an empty file is not a syntax error."""
     for kind in ("json", "jsonl", "csv"):

@@ -25,7 +25,7 @@ def integer(digits: str) -> float:
 
 
 def unknown(upsert: Upsert) -> list[str]:
-    """The names of the members that are not fields, in the order of the body, of a request that is otherwise valid.
+    """The names of the members that are not fields, in the order of the body, of a request that may be invalid otherwise.
 
     JSON's `$id` and `$type`, and XML elements of another namespace than the root's, are not meant for the worker.
     """
@@ -48,6 +48,8 @@ def meant(name: str, present: Collection[str]) -> str | None:
 
 def _of_json(text: str) -> list[str]:
     members = json.loads(text.removeprefix("\ufeff"), parse_int=integer)
+    if not isinstance(members, dict):
+        return []  # a list or a number has no members: it is rejected as it is
     lower = (name.lower() if name.isascii() else name for name in members)
     return [
         name if folded not in STORED_FIELDS else folded
