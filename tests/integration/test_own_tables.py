@@ -658,7 +658,7 @@ _PARENTHESES = {
         "OPERATOR",
         "SELECT",
     ),
-    *("coalesce", "least", "greatest", "OVER"),
+    *("coalesce", "least", "greatest", "OVER", "FILTER", "LATERAL"),
     *("asked", "sent", "path", "more", "needed", "task_activity_log_inbox", "stored"),
 }
 """What may be followed by a parenthesis and has no schema: keywords, our tables and our aliases."""
