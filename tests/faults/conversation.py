@@ -4,7 +4,6 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -48,11 +47,11 @@ class Conversation:
 
 @asynccontextmanager
 async def conversing(
-    amqp_url: str, *, answers: bool = True, single_active_consumer: bool = False
+    amqp_url: str, *, answers: bool = True, topology: Topology = TOPOLOGY
 ) -> AsyncIterator[Conversation]:
     """A conversation. Without `answers` it does not consume the replies."""
     async with await aio_pika.connect(amqp_url) as connection:
-        await declare(connection, replace(TOPOLOGY, single_active_consumer=single_active_consumer))
+        await declare(connection, topology)
         conversation = Conversation(await connection.channel(on_return_raises=True))
         if answers:
             replies = await conversation.channel.get_queue(TOPOLOGY.replies_queue)

@@ -23,6 +23,7 @@ from tests.asking import Connection
 from tests.faults.conversation import TOPOLOGY, conversing
 from tests.numbered import backlog
 
+SINGLE_ACTIVE = replace(TOPOLOGY, single_active_consumer=True)
 OTHERS = 1000
 
 
@@ -107,7 +108,7 @@ async def test_messages_that_crash_a_single_active_worker_are_rejected_alone(
 
     monkeypatch.setattr(batches, "decode", crash_on_them)
     await audit_trigger.install(admin)
-    talking = conversing(amqp_url, answers=False, single_active_consumer=True)
+    talking = conversing(amqp_url, answers=False, topology=SINGLE_ACTIVE)
     async with backlog(amqp_url, records=10) as sent, talking as talk:
         await sent.send(30)
         await talk.send(UUID(int=1))
@@ -157,7 +158,7 @@ async def test_crashes_without_a_guilty_message_reject_no_message(
 
 async def test_a_message_that_was_returned_in_good_order_is_never_rejected(amqp_url: str, database_url: str) -> None:
     """However often: each return counts as a delivery, as hand-overs, outages and drains do."""
-    async with conversing(amqp_url, single_active_consumer=True) as talk:
+    async with conversing(amqp_url, topology=SINGLE_ACTIVE) as talk:
         await talk.send()
         intake = Intake(LinkOptions(amqp_url), replace(TOPOLOGY, single_active_consumer=True), prefetch=4, batch_max=1)
         running = asyncio.create_task(intake.run())

@@ -28,9 +28,7 @@ PARTITIONED: dict[str, Any] = {"WORKER_PARTITIONS": "4"}
 
 @asynccontextmanager
 async def talking(amqp_url: str) -> AsyncIterator[Conversation]:
-    async with await aio_pika.connect(amqp_url) as connection:
-        await declare(connection, TOPOLOGY)
-    async with conversing(amqp_url, single_active_consumer=True) as talk:
+    async with conversing(amqp_url, topology=TOPOLOGY) as talk:
         yield talk
 
 
@@ -170,10 +168,11 @@ async def test_a_partition_that_takes_no_messages_stops_no_other(amqp_url: str, 
         await until(lambda: worker.in_hand == 0)
 
 
-async def test_a_partition_that_was_deleted_is_declared_again(amqp_url: str, database_url: str) -> None:
-    """With its bindings, by a worker that may declare queues."""
-    record_id = uuid4()
-    queue = partition_queue(record_id)
+@pytest.mark.parametrize("number", [0, 1, 2, 3])
+async def test_a_partition_that_was_deleted_is_declared_again(amqp_url: str, database_url: str, number: int) -> None:
+    """With its bindings, by a worker that may declare queues; also the last one, which shows how many partitions there are."""
+    queue = TOPOLOGY.partition_queues[number]
+    record_id = next(each for each in iter(uuid4, None) if partition_queue(each) == queue)
     async with talking(amqp_url) as talk, serving(amqp_url, database_url, **PARTITIONED):
         await (await talk.channel.get_queue(queue, ensure=False)).delete(if_unused=False, if_empty=False)
         await talk.send(record_id)

@@ -155,7 +155,8 @@ async def test_a_way_can_be_forced(way: str, monkeypatch: pytest.MonkeyPatch) ->
             return [int(urlsplit(url).port or 0) for url in (services.rabbitmq.url, services.postgresql.url)]
 
     ports = await asyncio.to_thread(start_and_stop)
-    assert all(f"from the {'Docker image' if way == 'docker' else 'binaries'}" in line for line in said)
+    assert said.pop(0) == "getting RabbitMQ and PostgreSQL ready"
+    assert [f"from the {'Docker image' if way == 'docker' else 'binaries'}" in line for line in said] == [True, True]
     for port in ports:
         with pytest.raises(ConnectionRefusedError):
             await asyncio.open_connection("127.0.0.1", port)

@@ -231,17 +231,22 @@ async def consumers(connection: AbstractConnection, topology: Topology) -> int:
 async def _check_partition_count(connection: AbstractConnection, topology: Topology) -> None:
     """Two workers with different numbers of partitions would bind a slot to two queues, and each would get a copy.
 
-    The queues are declared from the last one to the first, so that the first one exists only where all do.
+    The queues are declared from the last one to the first, so that the first one exists only where all do. If only the last
+    one is missing, it was deleted: with half as many partitions the first one of the upper half would be missing, too.
     """
     if not topology.partitions:
         if topology.single_active_consumer:
             await _refuse_partitions(connection, topology)
         return
-    first, last, next_one = (
-        queue_of(topology.requests_queue, number) for number in (0, topology.partitions - 1, topology.partitions)
+    count = topology.partitions
+    first, middle, last, next_one = (
+        queue_of(topology.requests_queue, number) for number in (0, count // 2, count - 1, count)
     )
     more = await _exists(connection, next_one)
-    if more or (await _exists(connection, first) and not await _exists(connection, last)):
+    fewer = await _exists(connection, first) and not (
+        await _exists(connection, last) or await _exists(connection, middle)
+    )
+    if more or fewer:
         raise Misconfigured(
             f"the requests are divided among {'more' if more else 'fewer'} than {topology.partitions} partitions: queue"
             f" {next_one if more else last} {'exists' if more else 'does not exist'}. Set WORKER_PARTITIONS to the number of"
