@@ -2,10 +2,10 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from urllib.parse import unquote, urlsplit
 
-from sandbox import RabbitMQ
+from sandbox import RabbitMQ, SandboxError
 from sandbox.cluster import Cluster
 
 
@@ -115,7 +115,12 @@ async def largest_message(broker: RabbitMQ, size: int) -> AsyncIterator[None]:
 async def forget_consumers(broker: RabbitMQ, amqp_url: str, queue: str) -> None:
     """Let a quorum queue forget its consumers without telling them, as on the other side of a partition."""
     forget = (
-        "[ra:process_command(Raft, rabbit_fifo:make_checkout({element(2, Consumer), element(1, Consumer)}, cancel, #{}))"
-        " || Consumer <- rabbit_amqqueue:consumers(Queue)]"
+        "[_ | _] = Consumers = rabbit_amqqueue:consumers(Queue),"
+        " [ra:process_command(Raft, rabbit_fifo:make_checkout({element(2, Consumer), element(1, Consumer)}, cancel, #{}))"
+        " || Consumer <- Consumers]"
     )
-    await evaluate(broker, _raft(amqp_url, forget, queue))
+    async with asyncio.timeout(30):
+        while True:
+            with suppress(SandboxError):  # a node lists a consumer a moment after it has delivered to it
+                return await evaluate(broker, _raft(amqp_url, forget, queue))
+            await asyncio.sleep(0.1)

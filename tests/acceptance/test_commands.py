@@ -297,7 +297,11 @@ async def test_a_terminated_publish_says_how_to_continue(
     channel: AbstractChannel, amqp_url: str, number: int, code: int
 ) -> None:
     """An ssh connection that drops, or a canceled CI job, is an interruption like Ctrl-C."""
+    before = signal.signal(
+        number, signal.SIG_DFL
+    )  # `nohup` lets the tests ignore SIGHUP, and what they start would, too
     process = await start("publish", "-", AMQP_URL=amqp_url)
+    signal.signal(number, before)
     assert process.stdin is not None
     assert process.stderr is not None
     process.stdin.write("".join(line() for _ in range(30)).encode())
