@@ -582,6 +582,21 @@ async def test_changes_to_the_schema_are_found(amqp_url: str, database_url: str,
     assert ("schema", "revision ffff: made by a newer release") in worst(found, "warning")
 
 
+@pytest.mark.parametrize(
+    ("statement", "has"),
+    [
+        ("DELETE FROM task_activity_log_alembic_version", "no revision"),
+        ("INSERT INTO task_activity_log_alembic_version VALUES ('0000')", f"0000, {migrations.head()}"),
+    ],
+)
+async def test_a_table_of_the_revision_without_one_row_is_named(
+    amqp_url: str, database_url: str, database: Connection, statement: str, has: str
+) -> None:
+    await database.execute(statement)
+    found = ("schema", f"table task_activity_log_alembic_version has {has}, and should have one row")
+    assert found in worst(await look(amqp_url, database_url), "warning")
+
+
 def test_the_exit_code_is_that_of_the_worst_finding(
     amqp_url: str, database_url: str, empty_database_url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -323,14 +323,16 @@ class Store:
     async def schema_version(self) -> str | None:
         """The revision of the schema (see `migrations.head`); None if the database was not migrated yet.
 
+        The table of the revision should have one row. If it has more, their revisions are separated by commas.
+
         Raises:
             Unavailable: the database cannot be used, or a privilege is missing.
         """
         try:
-            [row] = await self._maintain(self._maintenance, _SCHEMA_VERSION)
+            rows = await self._maintain(self._maintenance, _SCHEMA_VERSION)
         except NotMigrated:
             return None
-        return str(row["version_num"])
+        return ", ".join(sorted(str(row["version_num"]) for row in rows))
 
     async def describe(self) -> Row:
         """The database as `check` needs to know it: version, role and privileges (see sql/check.sql).

@@ -101,6 +101,9 @@ def _judge_revision(revision: str | None, *, fits: bool) -> Finding:
     if revision in migrations.known():
         found = f"revision {revision}, and this release has {migrations.head()}"
         return Finding("warning" if fits else "broken", "schema", found, "run task-activity-log migrate")
+    if not revision or "," in revision:
+        found = f"table task_activity_log_alembic_version has {revision or 'no revision'}, and should have one row"
+        return Finding("warning", "schema", found, "restore its row; migrate relies on it")
     found = f"revision {revision}: made by a newer release"
     return Finding("warning", "schema", found, "use that release here as well")
 
