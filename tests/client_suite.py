@@ -285,7 +285,8 @@ class SubscriberSuite:
                 pass
             await client.send_many([record("inserted", identifier)])
             await client.send_many([record("updated", identifier), Upsert(b"{}")])
-            assert await subjects(place.subscribe(**mine, most=2)) == ["inserted", "missing_id"]
+            # If they are in one batch, the problem is answered first.
+            assert set(await subjects(place.subscribe(**mine, most=2))) == {"inserted", "missing_id"}
             await client.send_many([record("again")])
             assert await subjects(place.subscribe(queue=mine["queue"], most=1)) == ["again"]
 
