@@ -57,10 +57,16 @@ def grants(role: str) -> str:
     return GRANTS.read_text(encoding="utf-8").replace(':"role"', f'"{role}"')
 
 
-async def until_blocked(database: Connection, sessions: int = 1) -> None:
-    """Wait until this number of sessions waits for a lock. The database has no event for that."""
-    query = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+async def until_blocked(database: Connection, sessions: int = 1, *, statement: str = "") -> None:
+    """Wait until this number of sessions, with this text in their statement, waits for a lock.
+
+    The database has no event for that.
+    """
+    query = """
+        SELECT count(*) FROM pg_stat_activity
+        WHERE datname = current_database() AND wait_event_type = 'Lock' AND strpos(query, $1) > 0
+    """
     async with asyncio.timeout(60):
-        while await database.fetchval(query) < sessions:  # the worker may trim the table meanwhile
+        while await database.fetchval(query, statement) != sessions:
             await asyncio.sleep(0.005)
             await database.execute("SELECT pg_stat_clear_snapshot()")  # within a transaction the statistics are cached

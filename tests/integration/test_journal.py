@@ -25,6 +25,8 @@ from tests.fakes import delivered
 from tests.faults.conversation import TOPOLOGY, Conversation, conversing, until
 from tests.serving import serving
 
+WRITE = "INSERT INTO task_activity_log_journal"
+
 
 def answered(message_id: str | None = None, record: UUID | None = None, **properties: Any) -> Settlement[Any]:
     """A message that was rejected."""
@@ -152,7 +154,7 @@ async def test_a_journal_that_is_locked_delays_nobody(
             for _ in range(3):
                 await talk.send()
                 assert await talk.outcomes(1) == ["inserted"]
-                await until_blocked(database)
+                await until_blocked(database, statement=WRITE)  # that which trims the journal may wait as well
             lost = service.metrics.counters["task_activity_log_journal_rows_lost_total"]
         assert lost._value.get() == 3
 
@@ -177,7 +179,7 @@ async def test_what_was_answered_last_is_written_at_the_end(
         await database.execute("LOCK TABLE task_activity_log_journal")
         await talk.send()
         assert await talk.outcomes(1) == ["inserted"]
-        await until_blocked(database)
+        await until_blocked(database, statement=WRITE)
     assert len(await rows(database)) == 1
 
 
