@@ -29,6 +29,9 @@ class FakePublisher:
     async def publish(self, messages: list[Outgoing], *_: Any) -> list[Fate]:
         return [self.fate] * len(messages)
 
+    async def ask(self) -> bool:
+        return True
+
     def renew(self) -> None:
         self.renewed += 1
 

@@ -6,6 +6,7 @@ The connection is separate because a broker that blocks publishers must not bloc
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 import aio_pika
 
@@ -13,7 +14,7 @@ from task_activity_log.problem import Unavailable
 from task_activity_log.rabbitmq.channel import wait_closed
 from task_activity_log.rabbitmq.confirms import FRAME_MAX, Batch, ConfirmChannel, Late, open_confirming
 from task_activity_log.rabbitmq.frames import FrameReader
-from task_activity_log.rabbitmq.link import LOST, LinkOptions, connect, supervise
+from task_activity_log.rabbitmq.link import LOST, LinkOptions, asking_the_driver, connect, supervise
 from task_activity_log.rabbitmq.outgoing import Fate, Outgoing
 from task_activity_log.rabbitmq.queues import must_exist
 
@@ -80,8 +81,7 @@ class Publisher:
         self._channel: ConfirmChannel | None = None  # this and the next two are set by `_keep_open`
         self._frame_reader: FrameReader | None = None
         self._connected = asyncio.Event()
-        self.answered_at = 0.0
-        """When the broker last answered a publish, on the event loop's clock."""
+        self._answered_at = 0.0  # on channels before the present one
         self._waiting_from: float | None = None  # since when `publish` waits for the broker
         self.last_reason = "closed"
         """Why the last channel ended."""
@@ -107,6 +107,21 @@ class Publisher:
         """Whether a publish waits for the broker's answer for an unusually long time."""
         now = asyncio.get_running_loop().time()
         return self._waiting_from is not None and now - self._waiting_from > _SLOW_SECONDS
+
+    @property
+    def answered_at(self) -> float:
+        """When the broker last answered a publish, on the event loop's clock."""
+        return self._answered_at if self._channel is None else max(self._answered_at, self._channel.answered_at)
+
+    async def ask(self) -> bool:
+        """Open a channel and close it; whether the broker has answered. Not limited in time: the connection is."""
+        if self._channel is None:
+            return False
+        with suppress(*LOST), asking_the_driver():
+            channel = await self._channel.channel.connection.channel(publisher_confirms=False)
+            await channel.close()
+            return True
+        return False
 
     @property
     def version(self) -> str:
@@ -231,7 +246,7 @@ class Publisher:
             raise
         finally:
             self._waiting_from = None
-            self.answered_at = max(self.answered_at, channel.answered_at)
+            self._answered_at = max(self._answered_at, channel.answered_at)
 
     async def _usable(self) -> ConfirmChannel:
         if self._channel is None:

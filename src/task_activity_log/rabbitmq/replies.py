@@ -102,6 +102,7 @@ class Replies(Generic[D]):
             still=self._is_wanted,
             reachable=lambda: own.connected and own.blocked is None and not own.slow,
             answered_at=lambda: max(own.answered_at, addressed.answered_at),
+            ask=own.ask,
             message_max=self._message_max.learn,
         )
         self._retries = Retries(link, self._addresses, callbacks)

@@ -17,6 +17,7 @@ import aio_pika
 import structlog
 
 from task_activity_log.rabbitmq.addresses import AGAIN_SECONDS, PATIENCE_SECONDS, Addresses, Line, Waiting
+from task_activity_log.rabbitmq.answering import ASK_SECONDS, AnsweredTime
 from task_activity_log.rabbitmq.confirms import ConfirmChannel, open_confirming
 from task_activity_log.rabbitmq.frames import FrameReader
 from task_activity_log.rabbitmq.link import LOST, LinkOptions, asking_the_driver, connect, supervise
@@ -61,6 +62,8 @@ class Callbacks(Generic[T]):
     """Whether the broker takes other replies. While it does not, no time passes for those that wait."""
     answered_at: Callable[[], float]
     """When the broker last answered a publish, on the event loop's clock."""
+    ask: Callable[[], Coroutine[Any, Any, bool]]
+    """Asks the broker something else; whether it has answered. It waits for the answer while there is a connection."""
     message_max: Callable[[int], None]
     """Called with the broker's `max_message_size`, if it says so."""
 
@@ -78,7 +81,9 @@ class Retries(Generic[T]):
         self._channels: dict[str, ConfirmChannel] = {}  # by address; those of `_link`
         self._tasks: asyncio.TaskGroup | None = None  # set by `run`
         self._together: set[asyncio.Task[None]] = set()
-        self._clock, self._read_at, self._last_answer = 0.0, 0.0, 0.0
+        self._clock = AnsweredTime()
+        self._last_answer = 0.0  # to a publish here
+        self._asked_at, self._asking = 0.0, False  # when the broker last answered `ask`; set by `_ask`
         self._log_limit = LogLimit()
         self.waiting = 0
         """How many replies wait. Like `failing`, up to a quarter of a second old: another thread may read both."""
@@ -86,13 +91,16 @@ class Retries(Generic[T]):
         """The addresses where replies wait, at most 20, those with the oldest reply first."""
 
     def clock(self) -> float:
-        """The seconds in which the broker was reachable, which `Addresses` counts in."""
-        now = asyncio.get_running_loop().time()
+        """The seconds in which the broker was reachable and answered, which `Addresses` counts in."""
         blocked = self._link is not None and self._link[1].blocked is not None
-        if self._read_at and not blocked and self._callbacks.reachable():
-            self._clock += now - self._read_at
-        self._read_at = now
-        return self._clock
+        reachable = not blocked and self._callbacks.reachable()
+        answered_at = max(self._published_at, self._asked_at)
+        return self._clock.read(asyncio.get_running_loop().time(), reachable=reachable, answered_at=answered_at)
+
+    @property
+    def _published_at(self) -> float:
+        """When the broker last answered a publish."""
+        return max(self._callbacks.answered_at(), self._last_answer)
 
     def wake(self) -> None:
         """Something has changed in `Addresses`."""
@@ -112,9 +120,11 @@ class Retries(Generic[T]):
     def _step(self) -> None:
         """Give up, report, and start what is due. It does not wait."""
         now, addresses = self.clock(), self._addresses
-        answered = max(self._callbacks.answered_at(), self._last_answer)
-        lately = asyncio.get_running_loop().time() - answered < _LATELY_SECONDS
-        addresses.tidy(now, self._callbacks.still, answering=lately)
+        silent_since, time = self._published_at, asyncio.get_running_loop().time()
+        if addresses.busy and not self._asking and time - max(silent_since, self._asked_at) > ASK_SECONDS:
+            self._asking = True
+            self._spawn(self._ask())
+        addresses.tidy(now, self._callbacks.still, answering=time - silent_since < _LATELY_SECONDS)
         self._report(now)
         for address, channel in list(self._channels.items()):
             if address not in addresses or not (channel.settled or addresses.is_open(address)):
@@ -131,6 +141,13 @@ class Retries(Generic[T]):
         while len(self._together) < _TRIALS_MAX and (group := addresses.next_group(now)):
             some = [addresses.begin(line, now)[0] for line in group]
             self._together.add(self._spawn(self._try_together(group, some)))
+
+    async def _ask(self) -> None:
+        try:
+            if await self._callbacks.ask():
+                self._asked_at = asyncio.get_running_loop().time()
+        finally:
+            self._asking = False
 
     def _report(self, now: float) -> None:
         """Pass on what is finished and has changed, and show what waits."""
