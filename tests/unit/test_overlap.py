@@ -92,9 +92,14 @@ class Bench:
 
 
 def settlement(
-    name: str, record: UUID | None = None, *, problem: Problem | None = None, reply_to: str | None = None
+    name: str,
+    record: UUID | None = None,
+    *,
+    problem: Problem | None = None,
+    reply_to: str | None = None,
+    body: bytes = b"",
 ) -> Settlement[Delivery]:
-    answer = Reply(Outcome.INSERTED, b"", "application/json", None, name, "", {}, reply_to)
+    answer = Reply(Outcome.INSERTED, body, "application/json", None, name, "", {}, reply_to)
     return Settlement(Delivery(name.encode()), answer, problem, record=record or uuid4())
 
 
@@ -105,11 +110,11 @@ async def settle() -> None:
 
 
 async def test_the_replies_of_the_next_batch_are_published_while_these_are_confirmed() -> None:
-    """Those of the one behind it are not: two batches at most. Whatever is confirmed first, they are acknowledged in order."""
+    """If they are long, those of the one behind it are not. Whatever is confirmed first, they are acknowledged in order."""
     bench = Bench()
     async with bench.running():
         for name in "abc":
-            bench.put(settlement(name))
+            bench.put(settlement(name, body=b"x" * 2**22))
         await bench.replies.attempted(2)
         bench.replies.confirm(1)
         await settle()
@@ -120,6 +125,42 @@ async def test_the_replies_of_the_next_batch_are_published_while_these_are_confi
         bench.replies.confirm(2)
         await bench.watch.settled(3)
     assert bench.acknowledged == [b"a", b"b", b"c"]
+
+
+async def test_the_replies_of_several_short_batches_are_published_while_the_first_are_confirmed() -> None:
+    """At most four batches."""
+    bench = Bench()
+    async with bench.running():
+        for name in "abcde":
+            bench.put(settlement(name))
+        await bench.replies.attempted(4)
+        for attempt in range(1, 4):
+            bench.replies.confirm(attempt)
+        await settle()
+        assert bench.replies.attempts == [[name] for name in "abcd"]
+        assert bench.acknowledged == []
+        bench.replies.confirm(0)
+        await bench.replies.attempted(5)
+        bench.replies.confirm(4)
+        await bench.watch.settled(5)
+    assert bench.acknowledged == [name.encode() for name in "abcde"]
+
+
+async def test_the_replies_of_one_record_do_not_overtake_each_other_across_several_batches() -> None:
+    """Other batches are between them."""
+    bench, record = Bench(), uuid4()
+    async with bench.running():
+        bench.put(settlement("first", record))
+        bench.put(settlement("other"))
+        bench.put(settlement("second", record))
+        await bench.replies.attempted(2)
+        bench.replies.confirm(1)
+        await settle()
+        assert bench.replies.attempts == [["first"], ["other"]]
+        bench.replies.confirm(0)
+        await bench.replies.attempted(3)
+        bench.replies.confirm(2)
+        await bench.watch.settled(3)
 
 
 async def test_the_replies_of_one_record_do_not_overtake_each_other() -> None:
@@ -182,12 +223,16 @@ async def test_a_batch_behind_one_that_is_given_up_is_not_acknowledged() -> None
         bench.put(settlement("a"))
         bench.put(settlement("b"))
         bench.put(settlement("c"))
-        await bench.replies.attempted(2)
-        bench.replies.confirm(1)
+        await bench.replies.attempted(3)
+        bench.put(settlement("d"))
         bench.replies.fail(0)
+        await settle()
+        bench.put(settlement("e"))
+        for attempt in range(1, len(bench.replies.attempts)):
+            bench.replies.confirm(attempt)
         await asyncio.wait_for(bench.stored.join(), 5)
     assert bench.acknowledged == []
-    assert bench.replies.attempts == [["a"], ["b"]]
+    assert ["e"] not in bench.replies.attempts
 
 
 async def decoded_until_stored(

@@ -1,17 +1,19 @@
 """The second stage of the worker: keeps dead letters, publishes replies, and acknowledges, batch after batch in order.
 
-While the broker confirms the replies of one batch, those of the next one are published, if they can be: the replies of one
-record must not overtake each other, whatever must be published again. All else waits for the batch before.
+While the broker confirms the replies of one batch, those of the next ones are published, if they can be: the replies of one
+record must not overtake each other, whatever must be published again. All else waits for the batches before.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import compress
+from typing import Generic, NamedTuple
 
 import structlog
 
@@ -22,6 +24,18 @@ from task_activity_log.pipeline.stage import Stage
 from task_activity_log.problem import Unavailable
 
 log = structlog.get_logger(__name__)
+
+_UNDER_WAY_LEAST, _UNDER_WAY_MAX = 2, 4
+_UNDER_WAY_BYTES = 4 * 2**20
+"""Two batches are settled at a time; more, if the replies of those under way are at most this long together. The broker may take
+longer to confirm the replies of a batch than the database to store the next one. More than four gained nothing."""
+
+
+class _UnderWay(NamedTuple, Generic[D]):
+    """A batch that is being settled."""
+
+    batch: Sequence[Settlement[D]]
+    task: asyncio.Task[None]
 
 
 @dataclass(eq=False, kw_only=True)
@@ -43,22 +57,20 @@ class Answering(Stage[D]):
             late.cancel()
 
     async def _settle_batches(self) -> None:
-        """Settle each batch in a task. There are two at most, and they acknowledge one after the other."""
-        batch: Sequence[Settlement[D]] = ()
-        before: asyncio.Task[None] | None = None
+        """Settle each batch in a task. There are a few at most, and they acknowledge one after the other."""
+        under_way: deque[_UnderWay[D]] = deque()
         async with asyncio.TaskGroup() as tasks:
-            while (following := await self.stored.get()) is not None:
-                early = before is not None and self._may_overlap(batch, following)
-                if before is not None and not early:
-                    await asyncio.wait({before})
-                batch = following
-                task = tasks.create_task(self._settle_in_turn(batch, before if early else None), name="settle")
-                if before is not None:
-                    await asyncio.wait({before})
-                before = task
+            while (batch := await self.stored.get()) is not None:
+                while under_way and not self._may_overlap(under_way, batch):
+                    await asyncio.wait({under_way.popleft().task})
+                before = under_way[-1].task if under_way else None
+                task = tasks.create_task(self._settle_in_turn(batch, before), name="settle")
+                under_way.append(_UnderWay(batch, task))
+                while _are_enough(under_way):
+                    await asyncio.wait({under_way.popleft().task})
 
-    def _may_overlap(self, batch: Sequence[Settlement[D]], following: Sequence[Settlement[D]]) -> bool:
-        """Whether the replies of the following batch may be published before those of this one are confirmed.
+    def _may_overlap(self, under_way: Iterable[_UnderWay[D]], following: Sequence[Settlement[D]]) -> bool:
+        """Whether the replies of the following batch may be published before those of the ones under way are confirmed.
 
         They answer requests of other records, are not dead letters, which are kept before they are answered, and go to the
         exchange, and not to addresses, at which replies wait in line.
@@ -67,7 +79,7 @@ class Answering(Stage[D]):
             return False
         if any(each.problem is not None or each.reply.reply_to is not None for each in following):
             return False
-        return {each.record for each in batch}.isdisjoint([each.record for each in following])
+        return {each.record for one in under_way for each in one.batch}.isdisjoint([each.record for each in following])
 
     async def _settle_in_turn(self, batch: Sequence[Settlement[D]], before: asyncio.Task[None] | None) -> None:
         """Settle a batch, but publish its replies before the batch `before` is settled."""
@@ -111,3 +123,13 @@ class Answering(Stage[D]):
             done = await self.replies.settled()
             await self.intake.acknowledge([each.delivery for each in done if not each.acknowledged])
             self.watch.answered(done)
+
+
+def _are_enough(under_way: deque[_UnderWay[D]]) -> bool:
+    """Whether the first of these must be settled before a further batch is begun. Those that are settled are removed."""
+    while under_way and under_way[0].task.done():
+        under_way.popleft()
+    if len(under_way) < _UNDER_WAY_LEAST:
+        return False
+    size = sum(len(each.reply.body) for one in under_way for each in one.batch)
+    return len(under_way) >= _UNDER_WAY_MAX or size > _UNDER_WAY_BYTES
