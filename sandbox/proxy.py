@@ -42,6 +42,9 @@ class Proxy:
         self._held_back = asyncio.Event()
         self._accepted = asyncio.Condition()
         self._delay = 0.0
+        self._marker = b""
+        self._markers_left = 0
+        self._after = False
 
     @classmethod
     def to(cls, url: str) -> Self:
@@ -89,8 +92,16 @@ class Proxy:
         self._flowing.clear()
         self._held_back.clear()
 
+    def hold_at(self, marker: bytes, *, number: int = 1, after: bool = False) -> None:
+        """As `hold`, as soon as a client has sent these bytes for the given time, counted from now by chunks.
+
+        The chunk with the bytes is kept back. With `after` it is still forwarded, and what is answered is not.
+        """
+        self._marker, self._markers_left, self._after = marker, number, after
+        self._held_back.clear()
+
     async def held_back(self) -> None:
-        """Wait until something has come that `hold` keeps back."""
+        """Wait until something has come that `hold` keeps back, or until `hold_at` has begun to hold."""
         await self._held_back.wait()
 
     def resume(self) -> None:
@@ -152,17 +163,19 @@ class Proxy:
             with suppress(OSError, ExceptionGroup):
                 await asyncio.get_running_loop().sock_connect(server, self._target)
                 async with asyncio.TaskGroup() as group:
-                    group.create_task(self._pass_on(client, server, flowing))
+                    group.create_task(self._pass_on(client, server, flowing, from_client=True))
                     group.create_task(self._pass_on(server, client, flowing))
         finally:
             client.close()
             server.close()
 
-    async def _pass_on(self, source: socket.socket, sink: socket.socket, flowing: asyncio.Event) -> None:
+    async def _pass_on(
+        self, source: socket.socket, sink: socket.socket, flowing: asyncio.Event, *, from_client: bool = False
+    ) -> None:
         chunks: asyncio.Queue[_Chunk] = asyncio.Queue(_CHUNKS_MAX)
         async with asyncio.TaskGroup() as group:
             group.create_task(self._read(source, chunks, flowing))
-            group.create_task(self._write(chunks, sink, flowing))
+            group.create_task(self._write(chunks, sink, flowing, from_client=from_client))
 
     async def _read(self, source: socket.socket, chunks: asyncio.Queue[_Chunk], flowing: asyncio.Event) -> None:
         loop = asyncio.get_running_loop()
@@ -173,7 +186,9 @@ class Proxy:
             if not flowing.is_set():
                 self._held_back.set()
 
-    async def _write(self, chunks: asyncio.Queue[_Chunk], sink: socket.socket, flowing: asyncio.Event) -> None:
+    async def _write(
+        self, chunks: asyncio.Queue[_Chunk], sink: socket.socket, flowing: asyncio.Event, *, from_client: bool
+    ) -> None:
         loop = asyncio.get_running_loop()
         while True:
             due, data = await chunks.get()
@@ -182,7 +197,20 @@ class Proxy:
             if not data:
                 sink.shutdown(socket.SHUT_WR)
                 return
+            if from_client and self._is_marked(data):
+                self.hold()
+                self._held_back.set()
+                if not self._after:
+                    await flowing.wait()
             await loop.sock_sendall(sink, data)
+
+    def _is_marked(self, data: bytes) -> bool:
+        """Whether this chunk is the one that `hold_at` waits for."""
+        self._markers_left -= bool(self._marker) and self._marker in data
+        if not self._marker or self._markers_left:
+            return False
+        self._marker = b""
+        return True
 
 
 class Proxies:

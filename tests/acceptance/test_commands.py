@@ -1166,5 +1166,62 @@ async def test_what_became_of_a_message_is_found(
     assert (said.code, said.err) == (2, "task-activity-log: ID should be text in UTF-8\n")
     nothing = await command("find", "nobody", **services)
     assert (nothing.code, nothing.lines) == (1, [])
-    assert "nobody: no row, no dead letter and no waiting reply" in nothing.err
+    assert "nobody: no row, no dead letter and no waiting reply has this id" in nothing.err
+    assert max(map(len, nothing.err.splitlines())) < 130
     assert sorted(map(str, await names(channel, TOPOLOGY.dead_letters_queue))) == ["another", "mine"]
+
+
+async def test_exact_copies_are_corrected_one_by_one(channel: AbstractChannel, amqp_url: str, tmp_path: Path) -> None:
+    """What is sent for each of two is what was edited for it, and not twice what was edited last."""
+    body = line(due_date="tomorrow")
+    for _ in range(2):
+        await reject(channel, "copy", body, "invalid_date")
+    editor = tmp_path / "editor"
+    editor.write_text('#!/bin/sh\necho >> "$0.times"\nsed -i s/tomorrow/202$(wc -l < "$0.times")-01-01/ "$1"\n')
+    editor.chmod(0o755)
+    replay = ("dead-letters", "replay", "--all", "--edit")
+    said = await end(await start(*replay, AMQP_URL=amqp_url, EDITOR=str(editor), VISUAL=""))
+    assert (said.code, "2 replayed" in said.err) == (0, True)
+    queue = await channel.get_queue(TOPOLOGY.requests_queue)
+    requests = [await queue.get(no_ack=True), await queue.get(no_ack=True)]
+    assert sorted(json.loads(request.body)["due_date"] for request in requests) == ["2021-01-01", "2022-01-01"]
+    assert not await names(channel, TOPOLOGY.dead_letters_queue)
+
+
+async def test_discard_counts_first(channel: AbstractChannel, amqp_url: str, tmp_path: Path) -> None:
+    """--dry-run removes nothing, writes no file and asks nothing."""
+    await reject(channel, "a", line(), "refused_by_database")
+    file = tmp_path / "copy.jsonl"
+    discard = ("dead-letters", "discard", "--all", "--dry-run", "--export", str(file))
+    said = await command(*discard, AMQP_URL=amqp_url)
+    assert (said.code, said.lines, file.exists()) == (0, [], False)
+    assert "1 would be discarded; nothing was removed" in said.err
+    assert await names(channel, TOPOLOGY.dead_letters_queue) == ["a"]
+
+
+async def test_dead_letters_are_in_the_order_of_their_rejection(channel: AbstractChannel, amqp_url: str) -> None:
+    """In each command, whatever the order in which the queue has them: on RabbitMQ 4.3 a look can change it."""
+    for name, second in (("b", 2), ("c", 3), ("a", 1)):
+        seen = {"x-first-seen": f"2026-01-01T00:00:0{second}Z"}
+        await reject(channel, name, line(), "refused_by_database", "application/json", **seen)
+    for arguments in (("list", "--json"), ("export", "-", "--all")):
+        said = await command("dead-letters", *arguments, AMQP_URL=amqp_url)
+        assert [json.loads(one)["message_id"] for one in said.lines] == ["a", "b", "c"]
+
+
+async def test_a_queue_that_would_soon_delete_its_messages_is_not_read(channel: AbstractChannel, amqp_url: str) -> None:
+    """Each look returns them to the queue, which counts as a delivery."""
+    await channel.declare_queue("short", durable=True, arguments={"x-queue-type": "quorum", "x-delivery-limit": 5})
+    await channel.default_exchange.publish(aio_pika.Message(b"{}", message_id="a"), "short")
+    for _ in range(8):
+        said = await command("dead-letters", "list", AMQP_URL=amqp_url, WORKER_DEAD_LETTERS_QUEUE="short")
+        assert (said.code, said.lines, said.err.count("\n")) == (1, [], 1)
+        assert "queue short has the delivery limit 5: each look counts" in said.err
+    assert await names(channel, "short") == ["a"]
+
+
+async def test_a_stream_is_not_said_to_be_empty(channel: AbstractChannel, amqp_url: str) -> None:
+    """It counts no messages for a while when it has just been filled."""
+    await channel.declare_queue("stream", durable=True, arguments={"x-queue-type": "stream"})
+    said = await command("dead-letters", "list", AMQP_URL=amqp_url, WORKER_DEAD_LETTERS_QUEUE="stream")
+    assert (said.code, said.err) == (1, "task-activity-log: queue stream is a stream: it cannot be looked through\n")

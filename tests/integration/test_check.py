@@ -14,6 +14,7 @@ from uuid import uuid4
 
 import aio_pika
 import aiormq
+import asyncpg
 import pytest
 import structlog
 
@@ -606,3 +607,34 @@ def test_the_exit_code_is_that_of_the_worst_finding(
     assert check(load(urls), strict=True) == 1  # a superuser
     assert check(load({**urls, "DATABASE_URL": empty_database_url}), strict=False) == 1
     assert "not migrated yet" in capsys.readouterr().out
+
+
+async def test_a_lost_table_of_the_revision_is_named_and_can_be_restored(amqp_url: str, database_url: str) -> None:
+    """`migrate` fails then, and says what is missing. With the advice of `check` it works again."""
+    connection = await asyncpg.connect(database_url)
+    try:
+        await connection.execute("DROP TABLE task_activity_log_alembic_version")
+        said = await command("migrate", DATABASE_URL=database_url)
+        assert (said.code, said.err.count("\n")) == (1, 1)
+        assert "42P07" in said.err
+        assert "task_activity_log_alembic_version, which says how far the schema was migrated, is missing" in said.err
+        [finding] = [one for one in await look(amqp_url, database_url) if one.what == "schema"]
+        assert (finding.verdict, "is missing, and the others are there" in finding.found) == ("warning", True)
+        await connection.execute(finding.advice.partition(": ")[2])
+    finally:
+        await connection.close()
+    said = await command("migrate", DATABASE_URL=database_url)
+    assert said.out == f"Nothing to do: the schema is at revision {migrations.head()} already.\n"
+
+
+@pytest.mark.parametrize("condition", ["", " WHERE subject <> 'hidden'"])
+async def test_a_view_that_hides_rows_is_named(amqp_url: str, database_url: str, condition: str) -> None:
+    """What it hides is answered as if it were not there."""
+    connection = await asyncpg.connect(database_url)
+    try:
+        await connection.execute("ALTER TABLE task_activity_log RENAME TO base")
+        await connection.execute(f"CREATE VIEW task_activity_log AS SELECT * FROM base{condition}")  # noqa: S608 - ours
+    finally:
+        await connection.close()
+    found = worst(await look(amqp_url, database_url), "warning")
+    assert (("table", "task_activity_log is a view that may hide rows") in found) is bool(condition)

@@ -525,3 +525,25 @@ def test_a_problem_in_xml_may_have_other_nodes(inserted: str) -> None:
     assert isinstance(reply, RejectedReply)
     problem = reply.problem
     assert (problem.code, [(e.name, e.code, e.message) for e in problem.errors]) == ("missing_id", [("id", "a", "b")])
+
+
+async def test_the_time_limit_holds_from_the_first_call(world: World) -> None:
+    """Also where the connection for the answers is opened first, and the broker is frozen."""
+    async with Proxy.to(world.amqp_url) as proxy, TaskActivityLogClient(proxy.url) as client:
+        proxy.hold()
+        async with asyncio.timeout(8):  # the limit of a connection is 10 s
+            with pytest.raises(ClientError, match=r"no connection for the answers within 0\.5 s; nothing was sent"):
+                await client.upsert(TaskActivityLog(id=uuid4()), timeout=0.5)
+        proxy.resume()
+        assert (await client.upsert(TaskActivityLog(id=uuid4()))).outcome == "inserted"
+
+
+async def test_a_queue_that_does_not_count_tries_is_refused(amqp_url: str) -> None:
+    """A classic queue says only that it has delivered a reply before: it would never be moved."""
+    async with await aio_pika.connect(amqp_url) as connection:
+        await (await connection.channel()).declare_queue("classic", durable=True, arguments={"x-queue-type": "classic"})
+    with pytest.raises(ClientError, match=r"on_poison needs a quorum queue, .* queue classic is of type classic"):
+        async with subscribe(amqp_url, queue="classic", on_poison=PoisonQueue("poison")):
+            pass
+    async with subscribe(amqp_url, queue="classic", on_poison=PoisonQueue("poison", tries=1)):
+        pass

@@ -17,7 +17,7 @@ from task_activity_log.pipeline import parking, retrying, search
 from task_activity_log.pipeline.lines import Limits
 from task_activity_log.pipeline.parking import Parking
 from task_activity_log.pipeline.ports import OWN_ROWS_SECONDS, PATIENT, Patience, Stored
-from task_activity_log.pipeline.refusals import Refusals
+from task_activity_log.pipeline.refusals import TRY_AGAIN_SECONDS, Refusals
 from task_activity_log.pipeline.request import Request, Rules, UpdateMode, decode
 from task_activity_log.pipeline.search import Search
 from task_activity_log.pipeline.timing import Timing
@@ -598,6 +598,20 @@ class TestFailuresThatLast:
             bench.store.doubts, bench.store.own = {"bad"}, [OTHER]
             await bench.parking.park([bench.request(subject="bad")], LASTING, 0)
             assert await bench.settled(1) == ["bad: refused_by_database"]
+
+        run(act)
+
+    def test_what_waits_is_stored_soon_after_the_database_was_fixed(self) -> None:
+        """However long it has waited, and so however seldom it is tried by then: rows of our own are tried every few seconds."""
+
+        async def act(bench: Bench) -> None:
+            bench.store.doubts, bench.store.own = {"good"}, [OWN]
+            await bench.parking.park([bench.request() for _ in range(3)], LASTING, 0)
+            await bench.until(300)
+            assert bench.stored.empty()
+            bench.store.doubts, bench.store.own = set(), []
+            await bench.until(300 + TRY_AGAIN_SECONDS + 1)
+            assert await bench.settled(3) == ["good: inserted"] * 3
 
         run(act)
 

@@ -53,14 +53,12 @@ def find(settings: Settings, name: str) -> int:
         print(one_line(line))
     if lines:
         return DONE
-    before = f"have been answered before ({found.no_journal})" if found.no_journal else _NOT_IN_JOURNAL
-    say(f"{name}: no row, no dead letter and no waiting reply. It may wait in the requests queue, or {before}")
+    say(f"{name}: no row, no dead letter and no waiting reply has this id: give the whole id")
+    say(f"requests that still wait are not seen; {found.no_journal or _NOT_IN_JOURNAL}")
     return FAILED
 
 
-_NOT_IN_JOURNAL = (
-    "have been answered before WORKER_JOURNAL was set or longer ago than the journal is kept; or it is not the whole id"
-)
+_NOT_IN_JOURNAL = "the journal has no answer either: it may be older than the journal"
 
 
 async def _look(settings: Settings, name: str) -> Found:

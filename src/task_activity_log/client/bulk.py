@@ -73,6 +73,7 @@ class Bulk:
         self._arrived: Waiting[Answer | ClientError | None] = Waiting()
         self._answered = asyncio.Event()
         self._begun = False
+        self._waited = 0.0  # seconds of the timeout that are over, because there was no connection for the answers
         self.summary = Summary()
 
     @property
@@ -91,7 +92,7 @@ class Bulk:
             raise ClientError("a bulk is iterated over once: send what is `unanswered` in another one")
         self._begun = True
         self.summary.begin()
-        await self._asks.listen()
+        await self._listen()
         await asyncio.sleep(
             0
         )  # where another bulk was left with `break`, it ends now, and its upserts may be asked again
@@ -115,12 +116,26 @@ class Bulk:
             for ask in self._unanswered.values():
                 self._asks.forget(ask)
 
-    async def _next(self) -> list[Answer | ClientError | None]:
+    async def _listen(self) -> None:
+        began = time.monotonic()
         try:
-            async with asyncio.timeout(self._timeout if self._unanswered else None):
-                return await self._arrived.take(BATCH)
+            async with asyncio.timeout(self._timeout):
+                await self._asks.listen()
+        except TimeoutError:
+            seconds = f"{self._timeout or 0:g} s"
+            raise ClientError(f"no connection for the answers within {seconds}; nothing was sent") from None
+        self._waited = time.monotonic() - began
+
+    async def _next(self) -> list[Answer | ClientError | None]:
+        limit = None if self._timeout is None or not self._unanswered else max(0.0, self._timeout - self._waited)
+        try:
+            async with asyncio.timeout(limit):
+                arrived = await self._arrived.take(BATCH)
         except TimeoutError:
             raise self._asks.no_answer(self._timeout, self.unanswered) from None
+        if any(arrived):
+            self._waited = 0.0
+        return arrived
 
     async def _feed(self) -> None:
         try:

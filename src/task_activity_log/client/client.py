@@ -111,7 +111,7 @@ class TaskActivityLogClient:
             UpsertRejected: the worker rejects it: `.code`, `.detail`, `.errors` for each bad field. Or it is not sent,
                 because it is larger than the broker's limit (`body_too_large`), for example.
             NoAnswer: no answer came in time: send `.upsert` of the exception again.
-            ClientError: no queue takes upserts, there is no connection for the answers, or the client is not open.
+            ClientError: no queue takes upserts, there is no connection for the answers in time, or the client is not open.
         """
         options = Options(message_id, version, merge, priority)
         bulk = Bulk(self._asks, [record], options, window=self.window, timeout=timeout)

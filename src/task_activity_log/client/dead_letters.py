@@ -25,7 +25,7 @@ from task_activity_log.rabbitmq.headers import encode, latest_death, raw_headers
 from task_activity_log.rabbitmq.link import LOST, LinkOptions, asking_the_driver, describe
 from task_activity_log.rabbitmq.outgoing import Fate, Outgoing
 from task_activity_log.rabbitmq.publisher import Publisher
-from task_activity_log.rabbitmq.queues import existing_queue
+from task_activity_log.rabbitmq.queues import Unsuitable, kept_queue, stream
 from task_activity_log.rabbitmq.reading import PREFETCH_MAX, Reader, reading
 from task_activity_log.record import TaskActivityLog
 
@@ -272,7 +272,7 @@ class Loan:
                         return await self._reader.take(most)
             with _explained():
                 if await self._reader.is_stream():
-                    raise ClientError(f"queue {self._reader.found.queue} is a stream: it cannot be looked through")
+                    raise ClientError(str(stream(self._reader.found.queue)))
                 if self.others or not await self._reader.waiting():
                     return ()
         seconds = _IDLE_SECONDS * _IDLE_TIMES
@@ -295,18 +295,24 @@ async def borrow_dead_letters(
 ) -> AsyncIterator[Loan]:
     """Have the dead letters delivered, and return at the end what was not removed. A lost connection returns them too.
 
-    Each loan counts as one delivery of each: the queue is declared with a delivery limit of a million.
+    Each loan counts as one delivery of each: the queue is declared with a delivery limit of a million. A queue whose own limit
+    is so low that the broker would soon delete what is looked at is not read.
 
     Raises:
-        ClientError: no connection, no such queue, or the connection was lost: what was not removed is in the queue.
+        ClientError: no connection, no such queue, a queue with a low delivery limit, or a stream; or the connection was lost:
+            what was not removed is in the queue.
     """
     link = options(broker)
     async with AsyncExitStack() as stack:
         try:
             with asking_the_driver():
                 reader = await stack.enter_async_context(
-                    reading(link, "dead letters", existing_queue(queue), until_back=True)
+                    reading(link, "dead letters", kept_queue(queue), until_back=True)
                 )
+                if not reader.found.messages:
+                    await reader.require_readable()
+        except Unsuitable as error:
+            raise ClientError(str(error)) from None
         except LOST as error:
             raise no_connection(link, describe(error)) from error
         yield Loan(reader)
@@ -401,15 +407,27 @@ async def replay(
             except Unavailable as error:
                 raise ClientError(f"{count} replayed, then: {error.reason}; the others are in the queue") from error
             done = [letter for (letter, _), fate in zip(chunk, fates, strict=True) if fate is Fate.CONFIRMED]
-            await loan.remove(done)
+            try:
+                await loan.remove(done)
+            except ClientError as error:
+                both = f"{len(done)} more were sent and may still be dead letters"
+                raise ClientError(f"{count} replayed, then the connection was lost; {both}: run it again") from error
             count += len(done)
             for letter in done:
                 on_replayed(letter)
             if len(done) < len(chunk):
-                lost = f"the connection was lost ({publisher.last_reason})"
-                why = lost if Fate.LOST in fates else "the broker took no more"
-                raise ClientError(f"{count} replayed, then {why}; the others are in the queue")
+                raise ClientError(f"{count} replayed, then {_why_not(fates, publisher)}")
     return count
+
+
+def _why_not(fates: Sequence[Fate], publisher: Publisher) -> str:
+    """Why some were not replayed, and where they are."""
+    unknown = sum(fate in (Fate.LOST, Fate.UNCONFIRMED) for fate in fates)
+    if not unknown:
+        return "the broker took no more; the others are in the queue"
+    lost = f"the connection was lost ({publisher.last_reason})"
+    why = lost if Fate.LOST in fates else "the broker did not answer in time"
+    return f"{why}; the others are in the queue, and up to {unknown} of them may have been sent as well"
 
 
 async def _publish(publisher: Publisher, routing: Routing, requests: Sequence[tuple[Properties, bytes]]) -> list[Fate]:

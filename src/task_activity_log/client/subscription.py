@@ -2,8 +2,8 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Generic, Protocol, Self, TypeVar
@@ -33,7 +33,8 @@ class PoisonQueue:
     """Where replies go that the body of the loop cannot process, so that they do not block those behind them.
 
     `subscribe` declares the queue if it does not exist. A reply is moved there when the body has raised an exception for it in
-    `tries` runs of the program. The broker counts them, which needs a quorum queue. It also counts lost connections.
+    `tries` runs of the program. The broker counts them, and also lost connections, which needs a quorum queue: another type of
+    queue is a `ClientError` unless `tries` is 1.
     """
 
     name: str
@@ -269,13 +270,24 @@ class _Broker:
         self._link = link
         self._choice = choice
         self._poison = poison
+        self._counts: bool | None = None  # whether the queue counts deliveries; None: not known yet
 
-    def open(self, prefetch: int) -> AbstractAsyncContextManager[Reader]:
-        """Connect, and declare what is missing."""
+    @asynccontextmanager
+    async def open(self, prefetch: int) -> AsyncIterator[Reader]:
+        """Connect, and declare what is missing. `ClientError` if the queue does not count the tries that are to be counted."""
         choice = self._choice(prefetch)
-        return reading(
-            self._link, "subscriber", choice if self._poison is None else ensure_queue(self._poison.name, choice)
-        )
+        if self._poison is not None:
+            choice = ensure_queue(self._poison.name, choice)
+        async with reading(self._link, "subscriber", choice) as reader:
+            if self._counts is None and self._poison is not None and self._poison.tries > 1:
+                found = await reader.type()
+                if found not in (None, "quorum"):
+                    name = reader.found.queue
+                    raise ClientError(
+                        f"on_poison needs a quorum queue, which counts the tries: queue {name} is of type {found}"
+                    )
+                self._counts = True
+            yield reader
 
     def tag(self, delivery: RabbitDelivery) -> int:
         """What settles a delivery."""

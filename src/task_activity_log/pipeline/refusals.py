@@ -12,12 +12,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import inf
 
 from task_activity_log.problem import Failed, Rule
 from task_activity_log.record import TaskActivityLog
 
-TRY_AGAIN_SECONDS = 10.0
-"""How often rows of our own are tried again while the database refuses every row."""
+TRY_AGAIN_SECONDS = 3.0
+"""How often rows of our own are tried again while the database refuses every row: soon after it was fixed, work goes on."""
 _OF_COPIES = ("23505", "23P01")
 """Unique and exclusion constraints. They refuse a copy of a record because it is one."""
 
@@ -39,6 +40,11 @@ class Refusals:
     def __post_init__(self) -> None:
         self._counts: Counter[Rule] = Counter()  # since the last pass
         self._tried = 0.0  # when rows of our own were last tried, while every row is refused
+
+    @property
+    def next_trial(self) -> float:
+        """When rows of our own are tried again (`time.monotonic`); infinity unless every row is refused."""
+        return inf if self.everybodys is None else self._tried + TRY_AGAIN_SECONDS
 
     def passed(self, record: TaskActivityLog) -> bool:
         """A statement has stored this record, perhaps with others. Whether this shows that not every row is refused."""

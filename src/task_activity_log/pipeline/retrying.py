@@ -137,17 +137,35 @@ class Retrying(Generic[D]):
             line = lane.next(self._lines, now)
             due = inf if line is None else line.due
             returned_at = inf if lane.slow else min(self._lines.since(), default=inf) + self.limits.seconds
+            own_rows_at = self.refusals.next_trial if self._lines and not lane.slow else inf
             if returned_at <= now:
                 await self._return_all()
+            elif own_rows_at <= now:
+                await self._try_own_rows()
             elif untried := self._untried.next():
                 await self._try_together(untried, lane)
-            elif min(due, returned_at) == inf:
+            elif min(due, returned_at, own_rows_at) == inf:
                 await lane.close()
                 await lane.changed.wait()
             elif line is not None and due <= now:
                 await self._try(line, lane)
             else:
-                await _until_changed(lane, min(due, returned_at) - now)
+                await _until_changed(lane, min(due, returned_at, own_rows_at) - now)
+
+    async def _try_own_rows(self) -> None:
+        """Find out whether the database still refuses every row, sooner than what is parked is due."""
+        everybodys, since = self.refusals.everybodys, self.refusals.passes
+        if everybodys is None:
+            return
+        found: Sequence[Failed] = [everybodys]
+        with suppress(Unavailable):
+            async with self._quick.use() as store:
+                found = await store.try_own_rows(self.refusals.accepted)
+        self.refusals.tried(everybodys.rule, since, time.monotonic(), found)
+        if self.refusals.everybodys is None:
+            for line in self._lines.values():
+                line.due = 0.0
+            self._wake()
 
     async def _try(self, line: Line[D], lane: Lane[D]) -> None:
         """Store the requests of one record in order, until one of them does not pass."""

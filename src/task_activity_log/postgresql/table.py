@@ -155,6 +155,8 @@ def oddities(table: Row) -> Iterator[tuple[str, str]]:
         return
     if table["has_row_security"]:
         yield "row security is enabled", "rows that a policy hides are answered as if they were not there"
+    if table["is_filtered"]:
+        yield f"{_RECORDS} is a view that may hide rows", "rows that it hides are answered as if they were not there"
     if table["inbox_has_row_security"]:
         yield f"row security is enabled on {_INBOX}", "its policies must permit the workers to see and insert each key"
     if table["has_children"]:

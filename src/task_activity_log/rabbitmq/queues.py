@@ -1,6 +1,7 @@
 """Which queue a reader reads, and whether a queue still knows its consumer. No type of a driver appears in this interface."""
 
 import asyncio
+import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -9,7 +10,7 @@ from typing import Any, TypeAlias
 
 import aio_pika
 import aiormq
-from aiormq.exceptions import ChannelNotFoundEntity
+from aiormq.exceptions import ChannelAccessRefused, ChannelNotFoundEntity, ChannelPreconditionFailed
 
 from task_activity_log.rabbitmq.channel import open_channel
 from task_activity_log.rabbitmq.link import Missing
@@ -19,6 +20,10 @@ RETURNS_UNLIMITED = 1_000_000
 means unlimited there, but 3.10 deletes the message at its first return."""
 KEPT: Mapping[str, Any] = {"x-queue-type": "quorum", "x-delivery-limit": RETURNS_UNLIMITED}
 """The arguments of queues that keep what nobody has read."""
+
+_RETURNS_MIN = 20
+"""A queue with a smaller delivery limit is not looked through: the broker would soon delete its messages."""
+_LIMIT = re.compile(r"inequivalent arg 'x-delivery-limit'.* but current is (?:the value )?'(\d+)'")
 
 _PROVE_EVERY_SECONDS = 15.0
 _ANSWER_SECONDS = 10.0
@@ -36,6 +41,15 @@ class Found:
     consumers: int = 0
 
 
+class Unsuitable(Exception):
+    """A queue is not to be read; the text says why."""
+
+
+def stream(queue: str) -> Unsuitable:
+    """Why a stream is not read."""
+    return Unsuitable(f"queue {queue} is a stream: it cannot be looked through")
+
+
 Choice: TypeAlias = Callable[[aiormq.abc.AbstractChannel], Awaitable[Found]]
 """Inspects or declares the queue, on the channel that will read it."""
 
@@ -50,6 +64,41 @@ def existing_queue(queue: str, prefetch: int | None = None) -> Choice:
         return Found(queue, messages if prefetch is None else prefetch, messages, ok.consumer_count or 0)
 
     return choose
+
+
+def kept_queue(queue: str) -> Choice:
+    """An existing queue whose messages are looked at and returned. Each return counts as a delivery.
+
+    The choice raises `Unsuitable` if its argument x-delivery-limit is so low that the broker would soon delete messages.
+    """
+
+    async def choose(channel: aiormq.abc.AbstractChannel) -> Found:
+        found = await existing_queue(queue)(channel)
+        limit = await _lower_limit(channel, queue) if found.messages else None
+        if limit is not None and limit < _RETURNS_MIN:
+            raise Unsuitable(
+                f"queue {queue} has the delivery limit {limit}: each look counts as a delivery, and then RabbitMQ deletes the"
+                f" messages. They are not read: shovel them to a queue with x-delivery-limit {RETURNS_UNLIMITED}"
+            )
+        return found
+
+    return choose
+
+
+async def _lower_limit(channel: aiormq.abc.AbstractChannel, queue: str) -> int | None:
+    """The argument x-delivery-limit of a queue, if it is not ours; None if it is ours, or is not known.
+
+    The broker names it when the queue is declared with ours, which needs the permission to configure. It does not name a limit
+    that is set by a policy.
+    """
+    asking = await channel.connection.channel(publisher_confirms=False)  # the broker closes it if it refuses
+    try:
+        await asking.queue_declare(queue, durable=True, arguments=dict(KEPT))
+    except (ChannelPreconditionFailed, ChannelAccessRefused) as refused:
+        limit = _LIMIT.search(str(refused))
+        return int(limit[1]) if limit else None
+    await asking.close()
+    return None
 
 
 def own_queue(exchange: str, prefetch: int, routing_keys: Sequence[str] = ()) -> Choice:

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager, suppress
 
 import aio_pika
 from aiormq.abc import AbstractChannel
+from aiormq.exceptions import ConnectionNotImplemented
 from pamqp.commands import Basic
 
 from task_activity_log.aio import Waiting
@@ -15,7 +16,7 @@ from task_activity_log.rabbitmq.channel import open_channel
 from task_activity_log.rabbitmq.consumer import Consumer, RabbitDelivery
 from task_activity_log.rabbitmq.frames import Inbound
 from task_activity_log.rabbitmq.link import LOST, LinkOptions, asking_the_driver, connect
-from task_activity_log.rabbitmq.queues import Choice, Found
+from task_activity_log.rabbitmq.queues import Choice, Found, stream
 from task_activity_log.rabbitmq.topology import queue_type
 
 PREFETCH_MAX = 65_535
@@ -71,7 +72,24 @@ class Reader(Consumer):
 
     async def is_stream(self) -> bool:
         """Whether the queue is a stream, from which nothing can be removed, and which delivers only what is new."""
-        return self._connection is not None and await queue_type(self._connection, self.found.queue) == "stream"
+        return await self.type() == "stream"
+
+    async def type(self) -> str | None:
+        """The type of the queue, if the broker tells it."""
+        return None if self._connection is None else await queue_type(self._connection, self.found.queue)
+
+    async def require_readable(self) -> None:
+        """Check a queue that says that it is empty: a stream does so for a while when it has just been filled.
+
+        Raises:
+            Unsuitable: it is a stream.
+            One of `LOST`: the queue does not answer.
+        """
+        try:
+            async with asyncio.timeout(_ANSWER_SECONDS):
+                await self._channel.basic_get(self.found.queue)  # what has come meanwhile is returned at the end
+        except ConnectionNotImplemented:
+            raise stream(self.found.queue) from None
 
     async def remove(self, deliveries: Iterable[RabbitDelivery]) -> int:
         """Acknowledge these, and return when the queue has removed them; how many were not settled before.

@@ -24,7 +24,10 @@ async def findings(settings: Settings) -> list[Finding]:
         tries = may_write and refusal is None and found["has_triggers_of_others"]
         keeps_versions = not tries or await database.keeps_versions()
         try:
-            schema = _judge_revision(await database.schema_version(), fits=not any(table.misfits(found)))
+            revision = await database.schema_version()
+            schema = _judge_revision(revision, fits=not any(table.misfits(found)))
+            if revision is None and found["kind"] is not None:
+                schema = _judge_lost_revision(has_journal=row["has_journal"])
         except Unavailable as error:
             advice = f"run as the role that migrated: psql … -f {store.GRANTS}"
             schema = Finding("broken", "schema", error.reason, advice)
@@ -106,6 +109,14 @@ def _judge_revision(revision: str | None, *, fits: bool) -> Finding:
         return Finding("warning", "schema", found, "restore its row; migrate relies on it")
     found = f"revision {revision}: made by a newer release"
     return Finding("warning", "schema", found, "use that release here as well")
+
+
+def _judge_lost_revision(*, has_journal: bool) -> Finding:
+    """The tables are there, and the table that says which revision they have is not."""
+    revision = migrations.head() if has_journal else "0001"
+    found = f"table {migrations.VERSION_TABLE} is missing, and the others are there: migrate fails"
+    advice = f"if task-activity-log migrate made them, run as its role: {migrations.restore(revision)}"
+    return Finding("warning", "schema", found, advice)
 
 
 def _judge_rights(row: Row) -> Iterator[Finding]:

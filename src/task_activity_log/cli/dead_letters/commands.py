@@ -224,7 +224,7 @@ def replay(
     from task_activity_log.cli.dead_letters import editing, replaying
 
     letters = selection.copies()
-    unchanged = {letter.key: letter for letter in letters}
+    unchanged = [(letter.key, letter) for letter in letters]
     with editing.edited(letters, selection.settings) if edit else nullcontext(unchanged) as requests:
         if edit and not requests:
             say("nothing was replayed")
@@ -240,12 +240,16 @@ def discard(
     export: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write them to this file first.", show_default=False)
     ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only count what would be discarded; remove nothing.")
+    ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
 ) -> int:
     """Remove dead letters permanently.
 
     \b
     Examples:
+      task-activity-log dead-letters discard --older-than 30d --dry-run
       task-activity-log dead-letters discard --older-than 30d --export old.jsonl
       task-activity-log dead-letters discard --answered --export corrected.jsonl
       task-activity-log dead-letters discard --publisher crm-test --yes
@@ -253,6 +257,9 @@ def discard(
     from task_activity_log.cli.dead_letters import listing
 
     letters = selection.copies()
+    if dry_run:
+        say(f"{len(letters):,} would be discarded; nothing was removed")
+        return selection.exit_code(letters)
     if letters and not yes:
         if not sys.stdin.isatty():
             say(f"this would discard {len(letters):,} for good: confirm with --yes, as there is no terminal to ask on")

@@ -36,18 +36,18 @@ _OF_THE_HEADER = frozenset(
 
 
 @contextmanager
-def edited(letters: Iterable[DeadLetter], settings: Settings) -> Iterator[dict[str, DeadLetter]]:
-    """Open each dead letter in the editor: those that the contract accepts now, by the `DeadLetter.key` of the rejected.
+def edited(letters: Iterable[DeadLetter], settings: Settings) -> Iterator[list[tuple[str, DeadLetter]]]:
+    """Open each dead letter in the editor: those that the contract accepts now, each with the key of the rejected one.
 
     The files are kept if something fails afterwards. Raises `ClientError` if the editor does not run, or fails.
     """
     folder = Path(tempfile.mkdtemp(prefix="dead-letters-"))  # readable by its owner only
-    requests: dict[str, DeadLetter] = {}
+    requests: list[tuple[str, DeadLetter]] = []
     keep = True
     try:
         for letter in letters:
-            if (request := _edited(letter, rules_of(settings), folder)) is not None:
-                requests[letter.key] = request
+            request = _edited(letter, rules_of(settings), folder)
+            requests += [] if request is None else [(letter.key, request)]
         yield requests
         keep = False
     finally:

@@ -1,9 +1,10 @@
 """Sends dead letters again, except those that would be rejected again or would overwrite a newer row."""
 
-from collections import Counter
+from collections import Counter, defaultdict, deque
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
+from typing import TypeAlias
 from uuid import UUID
 
 from task_activity_log.cli.dead_letters.selection import Selection
@@ -17,15 +18,20 @@ from task_activity_log.problem import Unavailable
 from task_activity_log.settings import Settings
 from task_activity_log.wiring import link_of, rules_of, sending_of, store_of
 
+Requests: TypeAlias = Sequence[tuple[str, DeadLetter]]
+"""What is to be sent, each with the `DeadLetter.key` of the rejected one. Exact copies have one key, and an entry each."""
 
-async def replay(
-    selection: Selection, requests: Mapping[str, DeadLetter], *, dry_run: bool, rate: float, over_newer: bool
-) -> int:
-    """Send these, as they were or corrected, by the `DeadLetter.key` of the rejected one; returns the exit code."""
+
+async def replay(selection: Selection, requests: Requests, *, dry_run: bool, rate: float, over_newer: bool) -> int:
+    """Send these, as they were or corrected; returns the exit code."""
     settings = selection.settings
-    async with selection.on_loan(requests) as (loan, letters), _changes(settings, over_newer=over_newer) as changed:
-        rules = rules_of(settings)
-        replays = [Replay(letter, requests[letter.key], judged(requests[letter.key], rules)) for letter in letters]
+    keys = [key for key, _ in requests]
+    async with selection.on_loan(keys) as (loan, letters), _changes(settings, over_newer=over_newer) as changed:
+        rules, left = rules_of(settings), defaultdict[str, deque[DeadLetter]](deque)
+        for key, request in requests:
+            left[key].append(request)
+        pairs = [(letter, left[letter.key].popleft()) for letter in letters]
+        replays = [Replay(letter, request, judged(request, rules)) for letter, request in pairs]
         replays.sort(key=lambda each: each.letter.rejected_at)  # the queue may have another order: see `present`
         try:
             await sort_out(replays, changed)
@@ -53,7 +59,7 @@ async def replay(
             say(f"{count:,} replayed{others}; any that are rejected again become dead letters again")
         elif letters:
             say(f"nothing was replayed{others}")
-    missing = selection.gone(len(requests) - len({letter.key for letter in letters}))
+    missing = selection.gone(len(requests) - len(letters))
     return selection.exit_code(letters) or missing or (SOME_REJECTED if kept else DONE)
 
 

@@ -2,8 +2,8 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Container, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -67,13 +67,13 @@ class Selection:
         return f"{age / UNITS[unit]:.0f} {unit}"
 
     def copies(self) -> list[DeadLetter]:
-        """The selected dead letters, to read: all are in the queue again. Prints a line for what was not found.
+        """The selected dead letters, to read, the oldest first: all are in the queue again. Prints what was not found.
 
         Raises:
             ClientError: none is found, and other consumers have dead letters.
         """
         every, others = asyncio.run(self._all())
-        letters = [letter for letter in every if letter in self]
+        letters = sorted((letter for letter in every if letter in self), key=lambda letter: letter.rejected_at)
         if self.answered:
             letters = asyncio.run(self._answered(letters))
         if others and not letters:
@@ -131,16 +131,11 @@ class Selection:
             say(f"only the oldest {len(letters):,} of {loan.waiting:,} were read")
         return letters, loan.others
 
-    @asynccontextmanager
-    async def on_loan(self, keys: Container[str]) -> AsyncIterator[tuple[Loan, list[DeadLetter]]]:
+    def on_loan(self, keys: Iterable[str]) -> AbstractAsyncContextManager[tuple[Loan, list[DeadLetter]]]:
         """The dead letters with these keys, on loan; all others have been returned to the queue."""
-        async with borrow_dead_letters(link_of(self.settings), self.settings.dead_letters_queue) as loan:
-            letters = [letter async for letter in loan]
-            await loan.give_back([letter for letter in letters if letter.key not in keys])
-            yield loan, [letter for letter in letters if letter.key in keys]
+        return borrow_these(link_of(self.settings), self.settings.dead_letters_queue, keys)
 
     async def remove(self, letters: Sequence[DeadLetter]) -> int:
         """Remove these from the queue for good; returns how many the queue has removed."""
-        keys = [letter.key for letter in letters]
-        async with borrow_these(link_of(self.settings), self.settings.dead_letters_queue, keys) as (loan, found):
+        async with self.on_loan(letter.key for letter in letters) as (loan, found):
             return await loan.remove(found)

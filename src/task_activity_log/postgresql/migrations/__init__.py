@@ -34,7 +34,8 @@ _HINTS = {
     "25006": "connect to the primary; or default_transaction_read_only is set for the database or the role",
     "3F000": "the search_path, which may be set for the database or the role, names no schema that exists",
     "57014": "statement_timeout, which may be set for the database or the role, is too short",
-    "42P07": "these migrations did not make it: rename it or drop it first",
+    "42P07": f"the table {VERSION_TABLE}, which says how far the schema was migrated, is missing or has no row. If these"
+    " migrations made the tables, restore it as `check` says; otherwise rename them or drop them",
 }
 
 _UNNAMED = {"prepared_statement_cache_size": 0, "prepared_statement_name_func": lambda: ""}
@@ -106,6 +107,12 @@ def as_sql(since: str | None = None) -> str:
 def head() -> str:
     """The newest revision in this release."""
     return cast("str", ScriptDirectory.from_config(_config()).get_current_head())
+
+
+def restore(revision: str) -> str:
+    """The SQL that restores the table of the revision, if it was lost."""
+    create = f"CREATE TABLE {VERSION_TABLE} (version_num varchar(32) PRIMARY KEY)"
+    return f"{create}; INSERT INTO {VERSION_TABLE} VALUES ('{revision}')"  # noqa: S608 - our own names
 
 
 def known() -> set[str]:

@@ -76,6 +76,9 @@ SELECT
     records.relhasrules AS has_rules,
     inbox.relhasrules AS inbox_has_rules,
     records.relrowsecurity AS has_row_security,
+    -- A view that does not show every row of its table. Keywords are in capital letters there.
+    records.relkind OPERATOR(pg_catalog.=) 'v' AND pg_catalog.pg_get_viewdef(records.oid)
+        OPERATOR(pg_catalog.~) '\m(WHERE|JOIN|LIMIT|FETCH|OFFSET|HAVING)\M' AS is_filtered,
     inbox.relrowsecurity AS inbox_has_row_security,
     -- Partitions inherit too, but have no rows of their own.
     EXISTS (
