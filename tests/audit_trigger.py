@@ -9,16 +9,19 @@ from uuid import UUID
 
 from tests.asking import Connection
 
-_INSTALL = """
-    CREATE TABLE audit (
-        number bigserial PRIMARY KEY, id uuid NOT NULL, modified_dateutc timestamptz NOT NULL, "row" jsonb NOT NULL
-    );
-    CREATE FUNCTION audit() RETURNS trigger LANGUAGE plpgsql AS $$
+_FUNCTION = """
+    CREATE OR REPLACE FUNCTION audit() RETURNS trigger LANGUAGE plpgsql AS $$
     BEGIN
         INSERT INTO audit (id, modified_dateutc, "row") VALUES (NEW.id, NEW.modified_dateutc, to_jsonb(NEW));
         IF {seconds} > 0 THEN PERFORM pg_sleep({seconds}); END IF;
         RETURN NULL;
     END $$;
+"""
+_INSTALL = f"""
+    CREATE TABLE audit (
+        number bigserial PRIMARY KEY, id uuid NOT NULL, modified_dateutc timestamptz NOT NULL, "row" jsonb NOT NULL
+    );
+    {_FUNCTION}
     CREATE TRIGGER audit AFTER INSERT OR UPDATE ON task_activity_log FOR EACH ROW EXECUTE FUNCTION audit();
     GRANT INSERT ON audit TO PUBLIC;
     GRANT USAGE ON audit_number_seq TO PUBLIC;
@@ -49,6 +52,11 @@ async def install(database: Connection, *, seconds_per_write: float = 0.0) -> No
         seconds_per_write: how long each write takes, so that a backlog lasts however fast the machine is.
     """
     await database.execute(_INSTALL.format(seconds=seconds_per_write))
+
+
+async def end_delay(database: Connection) -> None:
+    """From now on each write takes no longer than it needs."""
+    await database.execute(_FUNCTION.format(seconds=0))
 
 
 async def count(database: Connection) -> int:

@@ -42,9 +42,12 @@ def _quiet() -> Iterator[None]:
 async def test_sigterm_of_the_active_worker_keeps_the_order(
     amqp_url: str, database_url: str, admin: Connection, tmp_path: Path
 ) -> None:
-    """Three times in turn, each started again, with more in hand than fits the drain limit: the rest is returned."""
-    await audit_trigger.install(admin, seconds_per_write=0.003)
-    variables = {**SETTINGS, "WORKER_DRAIN_LIMIT_SECONDS": "3"}
+    """Three times in turn, each started again, with more in hand than fits a third of the drain limit: the rest is returned.
+
+    What is in hand takes at least four seconds. The batch under way takes one, and may take ten on a slow machine.
+    """
+    await audit_trigger.install(admin, seconds_per_write=0.01)
+    variables = {**SETTINGS, "WORKER_DRAIN_LIMIT_SECONDS": "10"}
     async with (
         backlog(amqp_url, repeatable=10) as sent,
         worker_fleet(tmp_path, amqp_url, database_url, **variables) as workers,
@@ -60,6 +63,7 @@ async def test_sigterm_of_the_active_worker_keeps_the_order(
             assert active.events("drained")
             assert not active.events("drain_limit_reached")
             await workers.start()
+        await audit_trigger.end_delay(admin)
         await sent.settled(workers.in_hand)
         assert await workers.end_all() == [0, 0]
         assert await sent.disorder(admin) == []

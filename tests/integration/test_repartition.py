@@ -8,10 +8,12 @@ import aio_pika
 import pytest
 from aio_pika.abc import AbstractIncomingMessage
 from aiormq.exceptions import ChannelInvalidStateError, ChannelNotFoundEntity
+from pamqp.commands import Queue
 
 from sandbox.rabbitmq import RabbitMQ
 from task_activity_log.cli.partitions import show_or_change
 from task_activity_log.partitions import partition_of, slots_of
+from task_activity_log.problem import Misconfigured
 from task_activity_log.rabbitmq.link import LinkOptions
 from task_activity_log.rabbitmq.repartition import NotEmpty, change, look_up
 from task_activity_log.rabbitmq.topology import Topology, _bind, declare
@@ -49,6 +51,22 @@ async def routed(amqp_url: str, topology: Topology) -> None:
             got = [await arrived.get() for _ in ALL_SLOTS]
     assert arrived.empty()
     assert dict(got) == {slot: topology.partition_queues[partition_of(slot, topology.partitions)] for slot in ALL_SLOTS}
+
+
+async def test_the_bindings_of_all_slots_are_one_round_trip(amqp_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The broker answers one of them. At a start 256 answers, one after the other, would take a minute on a slow link."""
+    answers = 0
+    unmarshal = Queue.BindOk.unmarshal
+
+    def counted(frame: Queue.BindOk, data: bytes) -> None:
+        nonlocal answers
+        answers += 1
+        unmarshal(frame, data)
+
+    monkeypatch.setattr(Queue.BindOk, "unmarshal", counted)
+    await declared(amqp_url, EIGHT)
+    assert answers == 1
+    await routed(amqp_url, EIGHT)
 
 
 async def test_a_binding_that_the_broker_refuses_is_an_error(amqp_url: str) -> None:
@@ -127,6 +145,20 @@ async def test_a_change_that_was_interrupted_before_the_exchange_is_back_is_not_
     settings = load({"AMQP_URL": amqp_url, "DATABASE_URL": "postgresql://nobody.invalid/none"})
     assert await asyncio.to_thread(show_or_change, settings, 2, yes=True) == 0
     assert (await look_up(options, TWO)).whole
+    await routed(amqp_url, TWO)
+
+
+async def test_the_deleted_second_of_two_partitions_is_declared_again_by_the_command(amqp_url: str) -> None:
+    """A worker refuses: the queues look like those of a single partition. Its error names the command."""
+    await declared(amqp_url, TWO)
+    async with await aio_pika.connect(amqp_url) as connection:
+        async with connection.channel() as channel:
+            await channel.queue_delete(TWO.partition_queues[1])
+        with pytest.raises(Misconfigured, match=r"fewer than 2 partitions.*partitions --to 2"):
+            await declare(connection, TWO)
+        settings = load({"AMQP_URL": amqp_url, "DATABASE_URL": "postgresql://nobody.invalid/none"})
+        assert await asyncio.to_thread(show_or_change, settings, 2, yes=True) == 0
+        await declare(connection, TWO)
     await routed(amqp_url, TWO)
 
 

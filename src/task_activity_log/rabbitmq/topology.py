@@ -232,7 +232,8 @@ async def _check_partition_count(connection: AbstractConnection, topology: Topol
     """Two workers with different numbers of partitions would bind a slot to two queues, and each would get a copy.
 
     The queues are declared from the last one to the first, so that the first one exists only where all do. If only the last
-    one is missing, it was deleted: with half as many partitions the first one of the upper half would be missing, too.
+    one is missing, it was deleted: with half as many partitions the first one of the upper half would be missing, too. Of two
+    partitions these are the same queue, so a deleted one cannot be told from a single partition, and is refused as well.
     """
     if not topology.partitions:
         if topology.single_active_consumer:
@@ -250,7 +251,7 @@ async def _check_partition_count(connection: AbstractConnection, topology: Topol
         raise Misconfigured(
             f"the requests are divided among {'more' if more else 'fewer'} than {topology.partitions} partitions: queue"
             f" {next_one if more else last} {'exists' if more else 'does not exist'}. Set WORKER_PARTITIONS to the number of"
-            f" the queues {topology.requests_queue}.…, the same for all workers"
+            f" the queues {topology.requests_queue}.…, the same for all workers{'' if more else _DELETED.format(count)}"
         )
 
 
@@ -307,6 +308,7 @@ async def _own_channel(
 
 
 _SINGLE_ACTIVE = "x-single-active-consumer"
+_DELETED = ". If queues were deleted, stop the workers and run `task-activity-log partitions --to {}`"
 _DRAIN = (
     "Arguments cannot be changed in place: stop the publishers, let the workers that run now empty the queue, stop them,"
     " delete the queue, and start again"
