@@ -57,6 +57,8 @@ class FakeIntake:
         self.proved: list[Delivery] = []
         self.batches: list[list[Delivery]] = []
         """What `take` returns before it takes anything from `waiting`."""
+        self.sets_apart = False
+        """Whether suspects are to come again one by one."""
         self.renewed = 0
         self.acknowledged_when_renewed: list[Delivery] = []
         self.synchronized = 0
@@ -77,6 +79,9 @@ class FakeIntake:
 
     def coming(self, most: int) -> list[Delivery]:
         return self.waiting.peek(most)
+
+    def set_apart(self, suspects: Sequence[Delivery]) -> bool:
+        return self.sets_apart and suspects[0] in self.unsettled
 
     async def renew(self) -> None:
         self.renewed += 1

@@ -158,12 +158,11 @@ class MemoryIntake:
         batch_max: int,
         before_consuming: Callable[[], Awaitable[object]],
         on_late: Callable[[int], None] = lambda _: None,
-        poison_from: int = 10,
     ) -> None:
         self._broker = broker
         self._before_consuming = before_consuming
         self._on_late = on_late
-        self._pace = Pace(prefetch, batch_max, poison_from, single_active=broker.single_active)
+        self._pace = Pace(prefetch, batch_max, single_active=broker.single_active)
         self._waiting: Waiting[Loan] = Waiting()
         self._kept: dict[int, Loan] = {}  # finished, with the acknowledgement kept back
         self._tag = 0  # the last one
@@ -178,8 +177,8 @@ class MemoryIntake:
         """How many more the present registration may be sent. Changed by the broker too."""
         self.proved: set[int] = set()
         """The tags of what was processed safely before it could be acknowledged: it was parked, or its reply waits."""
-        self.in_hand_when_taken = 0
-        """How many were in hand when the last batch was taken."""
+        self.in_hand_when_tried = 0
+        """How many were in hand when the last batch was taken, or the last suspect of a batch was about to be tried."""
 
     async def run(self) -> None:
         """Connect, and again whenever the connection is lost."""
@@ -253,7 +252,7 @@ class MemoryIntake:
             if stopped and (not self._waiting or now >= (self._finish_until or 0)):
                 return None
             if self._waiting and not self._pace.paused_by:
-                self.in_hand_when_taken = self.in_hand
+                self.in_hand_when_tried = self.in_hand
                 if count := self._pace.batch(self._waiting.peek(most), self.in_hand):
                     return self._waiting.take_waiting(count)
                 return None if stopped else []
@@ -261,6 +260,11 @@ class MemoryIntake:
 
     def coming(self, most: int) -> list[Loan]:
         return self._waiting.peek(most)
+
+    def set_apart(self, suspects: Sequence[Loan]) -> bool:
+        self.in_hand_when_tried = self.in_hand
+        count = sum(1 for tag in self.unsettled if tag <= suspects[-1].tag)
+        return self._pace.set_apart(suspects[0], self.in_hand, count)
 
     async def renew(self) -> None:
         await self.requeue()

@@ -83,3 +83,5 @@ class Delivery:
     """How much memory it takes at most, in bytes, as decoded; 0 if that is not known."""
     crashed: bool = False
     """Whether workers have crashed while they tried it alone, several times. Set by `pipeline.trials`."""
+    suspect: bool = False
+    """Whether it must be tried alone, because of the marks of its trials. Set by `pipeline.trials`."""

@@ -113,7 +113,6 @@ class Service:
             forward_prefetch=forward_prefetch_of(settings),
             batch_max=settings.batch_max,
             bounds=Bounds(settings.batch_bytes, settings.in_hand_bytes),
-            poison_from=settings.poison_from,
             declare_topology=settings.topology == "declare",
             before_consuming=self._ready_to_consume,
             on_lost=count["task_activity_log_connections_lost_total"].labels("intake").inc,

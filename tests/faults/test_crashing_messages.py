@@ -1,7 +1,8 @@
 """A message that crashes the worker is found and rejected, and no other message is rejected because of it."""
 
 import asyncio
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from uuid import UUID
 
@@ -12,6 +13,7 @@ from task_activity_log.aio import end
 from task_activity_log.message import Delivery
 from task_activity_log.pipeline import batches
 from task_activity_log.pipeline.request import Request, Rules, decode
+from task_activity_log.pipeline.suspects import SUSPECT_FROM
 from task_activity_log.pipeline.trials import CRASHES_MAX
 from task_activity_log.rabbitmq.consumer import RabbitDelivery
 from task_activity_log.rabbitmq.intake import Intake
@@ -174,6 +176,39 @@ async def test_a_message_that_was_returned_in_good_order_is_never_rejected(amqp_
         assert await talk.kept() == []
         fleet.drain()
         await worker
+
+
+async def test_competing_workers_store_together_what_was_returned_often(amqp_url: str, database_url: str) -> None:
+    """Without a single active consumer outages and rolling updates make no suspects either: nothing is taken one by one."""
+    async with conversing(amqp_url) as talk:
+        await asyncio.gather(*(talk.send() for _ in range(OTHERS // 2)))
+        for _ in range(SUSPECT_FROM - 1):
+            async with handing(amqp_url, OTHERS // 2) as intake:
+                await intake.requeue()
+        settings = {"WORKER_BATCH_MAX": "50", "HTTP_HOST": "127.0.0.1", "HTTP_PORT": "0"}
+        service = Service(load({"AMQP_URL": amqp_url, "DATABASE_URL": database_url, **settings}))
+        worker = asyncio.create_task(service.run())
+        assert await talk.outcomes(OTHERS // 2, seconds=100) == ["inserted"] * (OTHERS // 2)
+        service.drain()
+        await worker
+        value = service.metrics.registry.get_sample_value
+        assert value("task_activity_log_suspects_total") == 0
+        # The first one comes alone, and proves the consumer.
+        assert (value("task_activity_log_batch_size_count") or 0) < OTHERS // 10
+        assert await talk.kept() == []
+
+
+@asynccontextmanager
+async def handing(amqp_url: str, count: int) -> AsyncIterator[Intake]:
+    """An intake that has so many messages in hand. It has the pace of a single active consumer: it need not be proved."""
+    topology = replace(TOPOLOGY, single_active_consumer=True)
+    intake = Intake(LinkOptions(amqp_url), topology, prefetch=count, batch_max=1, declare_topology=False)
+    running = asyncio.create_task(intake.run())
+    async with asyncio.timeout(60):
+        while intake.waiting < count:
+            await asyncio.sleep(0.01)
+    yield intake
+    await end(running)
 
 
 async def test_a_delivery_count_that_a_publisher_sends_is_ignored(amqp_url: str, database_url: str) -> None:

@@ -15,7 +15,7 @@ from sandbox.proxy import Proxy
 from task_activity_log.aio import end
 from task_activity_log.message import Delivery
 from task_activity_log.pipeline.ports import Intake as IntakePort
-from task_activity_log.pipeline.suspects import ALONE_FROM
+from task_activity_log.pipeline.suspects import SUSPECT_FROM
 from task_activity_log.rabbitmq.intake import Intake
 from task_activity_log.rabbitmq.link import LinkOptions
 from task_activity_log.rabbitmq.topology import REQUEST_KEY, Topology, declare
@@ -283,12 +283,12 @@ async def test_a_suspect_does_not_prove_the_consumer(hold: Hold) -> None:
     """It may have crashed workers. That it was settled says nothing about the next one, so that comes alone."""
     async with hold(prefetch=10) as held:
         await held.publish(*"abc")
-        for attempts in range(ALONE_FROM):
+        for attempts in range(SUSPECT_FROM):
             [delivery] = await held.batch(10)
             assert (delivery.body, delivery.attempts) == (b"a", attempts)
             await held.lose()
         [suspect] = await held.batch(10)
-        assert suspect.attempts == ALONE_FROM
+        assert suspect.attempts == SUSPECT_FROM
         await held.intake.prove([suspect])
         await held.intake.acknowledge([suspect])
         assert bodies(await held.batch(10)) == ["b"]
@@ -403,7 +403,7 @@ async def test_suspects_with_others_in_hand_are_returned_and_come_again_one_by_o
     """
     async with hold(started=False) as held:
         await held.publish(*"abcdefghijkl")
-        await held.return_some(before=2, count=4, times=ALONE_FROM)
+        await held.return_some(before=2, count=4, times=SUSPECT_FROM)
         held.start()
         first = await held.batch()
         await held.intake.acknowledge(first)
@@ -428,7 +428,7 @@ async def test_a_single_active_consumer_gives_whole_batches_whatever_was_returne
     """Hand-overs, drains and lost connections count as attempts. Marks of crashes divide a batch after it was taken."""
     async with hold(single_active=True, started=False) as held:
         await held.publish(*(f"{number:02}" for number in range(40)))
-        await held.return_some(before=20, count=20, times=ALONE_FROM)
+        await held.return_some(before=20, count=20, times=SUSPECT_FROM)
         held.start()
         await held.in_hand(40)
         batches = [bodies(await held.batch(BATCH_MAX)) for _ in range(3)]

@@ -328,3 +328,22 @@ async def test_a_result_that_the_driver_cannot_read(store: Store) -> None:
     assert error.sqlstate == CLIENT
     assert outcomes(await store.apply([ask()])) == ["inserted"]
     assert store._writer._connection is connection
+
+
+async def test_a_session_that_a_trigger_has_changed_is_replaced(store: Store, database: Connection) -> None:
+    """A row may pass and leave another role behind. Then nothing more passes on that connection, and the probe says so."""
+    await database.execute("""
+        CREATE FUNCTION change() RETURNS trigger LANGUAGE plpgsql AS $$
+            BEGIN
+                PERFORM set_config('role', 'pg_monitor', false);
+                RETURN NEW;
+            END $$;
+        CREATE TRIGGER change BEFORE INSERT ON task_activity_log FOR EACH ROW
+            WHEN (NEW.subject = 'change') EXECUTE FUNCTION change();
+    """)
+    assert outcomes(await store.apply([ask(subject="change")])) == ["inserted"]
+    with pytest.raises(Unavailable, match="not permitted"):
+        await store.apply([ask()])
+    with pytest.raises(Unavailable, match="not permitted"):
+        await store.probe()
+    assert outcomes(await store.apply([ask()])) == ["inserted"]

@@ -28,7 +28,7 @@ from task_activity_log.pipeline.lines import Limits
 from task_activity_log.pipeline.ports import PATIENT, Patience, Settlement
 from task_activity_log.pipeline.reply import Reply
 from task_activity_log.pipeline.request import Request, Rules, decode
-from task_activity_log.pipeline.suspects import ALONE, is_suspect
+from task_activity_log.pipeline.suspects import RETURNED_BELOW, is_suspect
 from task_activity_log.pipeline.worker import Worker
 from task_activity_log.problem import Code, Failed, Problem, Refused, TimedOut, Unavailable
 from task_activity_log.record import FIELDS, Applied, Outcome, TaskActivityLog
@@ -317,7 +317,6 @@ class Process:
             BATCHES_IN_HAND * world.batch_max,
             world.batch_max,
             self._until_probed,
-            poison_from=POISON_FROM,
         )
         self._tasks: list[asyncio.Task[None]] = []
         self._ended = False
@@ -481,23 +480,21 @@ class Process:
             loan = request.delivery
             assert isinstance(loan, Loan)
             assert loan.attempts < POISON_FROM or not loan.crashed, "poison was tried"
-            if self._is_suspect(loan) and self.intake.has(loan):
+            if self._must_be_alone(loan) and self.intake.has(loan):
                 assert len(wave) == 1, "a suspect was tried among others"
                 self._check_alone(loan)
 
-    def _is_suspect(self, loan: Loan) -> bool:
-        """Whether it must be tried alone: because of its marks, or because of its attempts."""
-        if self.world.broker.single_active:
-            return self._worker.trials.step(loan) >= ALONE
-        return is_suspect(loan)
+    def _must_be_alone(self, loan: Loan) -> bool:
+        """Because of its marks, or, without a single active consumer, because of its attempts."""
+        return loan.suspect if self.world.broker.single_active else is_suspect(loan)
 
     def _check_alone(self, suspect: Loan) -> None:
         if self.world.broker.single_active:
             older = {tag for tag in self.intake.unsettled if tag < suspect.tag}
             assert older <= self.intake.proved, "a suspect was tried while older messages were unsettled"
-        elif suspect.attempts < POISON_FROM - 1:
+        elif suspect.attempts < RETURNED_BELOW:
             parked = self._worker.parking.messages
-            assert self.intake.in_hand_when_taken - parked <= 1, "a suspect was tried with others in hand"
+            assert self.intake.in_hand_when_tried - parked <= 1, "a suspect was tried with others in hand"
 
     # the dead letters
 

@@ -7,11 +7,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from task_activity_log.message import Delivery
-from task_activity_log.pipeline.suspects import ALONE_FROM, batch_length, by_attempts, divided, is_doubtful
+from task_activity_log.pipeline.suspects import (
+    ALONE,
+    RETURNED_BELOW,
+    SUSPECT_FROM,
+    batch_length,
+    by_arrival,
+    by_attempts,
+    divided,
+    is_doubtful,
+)
 from task_activity_log.rabbitmq.pace import Pace, State
 
-FULL, BATCH_MAX, POISON_FROM = 4, 2, 10
-HARMLESS, SUSPECT = Delivery(b"", attempts=ALONE_FROM - 1), Delivery(b"", attempts=ALONE_FROM)
+FULL, BATCH_MAX = 4, 2
+HARMLESS, SUSPECT = Delivery(b"", attempts=SUSPECT_FROM - 1), Delivery(b"", attempts=SUSPECT_FROM)
+MARKED = Delivery(b"", attempts=2, suspect=True)
 
 Event = Callable[[Pace], object]
 
@@ -26,6 +36,8 @@ EVENTS: dict[str, Event] = {
     "a suspect is proved": lambda pace: pace.proved([SUSPECT]),
     "a suspect comes alone": lambda pace: pace.batch([SUSPECT], 1),
     "a suspect comes with another": lambda pace: pace.batch([SUSPECT], 2),
+    "marks of the first of three are found": lambda pace: pace.set_apart(MARKED, 3, 1),
+    "a marked one is settled": lambda pace: pace.settled([MARKED]),
     "pause": lambda pace: pace.pause("store"),
     "resume": lambda pace: pace.resume("store"),
     "stop": Pace.stop,
@@ -67,6 +79,7 @@ TRANSITIONS: dict[str, dict[str, tuple[State, int]]] = {
         "a harmless message is settled": (PROVED, FULL),
         "a harmless message is proved": (PROVED, FULL),
         "a suspect comes with another": (CLOSING, 1),
+        "marks of the first of three are found": (CLOSING, 1),
         "pause": (CLOSING, 0),
         "stop": (CLOSING, 0),
     },
@@ -75,6 +88,7 @@ TRANSITIONS: dict[str, dict[str, tuple[State, int]]] = {
         "lost": (CLOSED, 1),
         "two are returned": (CLOSED, 1),
         "a suspect comes with another": (CLOSING, FULL),
+        "marks of the first of three are found": (CLOSING, FULL),
         "pause": (CLOSING, 0),
         "stop": (CLOSING, 0),
     },
@@ -101,6 +115,7 @@ TRANSITIONS: dict[str, dict[str, tuple[State, int]]] = {
         "lost": (CLOSED, 1),
         "two are returned": (CLOSED, 1),
         "a suspect comes with another": (CLOSING, 1),
+        "marks of the first of three are found": (CLOSING, 1),
         "pause": (CLOSING, 0),
         "stop": (CLOSING, 0),
     },
@@ -110,6 +125,7 @@ TRANSITIONS: dict[str, dict[str, tuple[State, int]]] = {
         "two are returned": (CLOSED, 1),
         "a harmless message is settled": (PROVED, FULL),
         "a suspect comes with another": (CLOSING, 1),
+        "marks of the first of three are found": (CLOSING, 1),
         "pause": (CLOSING, 0),
         "stop": (CLOSING, 0),
     },
@@ -125,7 +141,7 @@ TRANSITIONS: dict[str, dict[str, tuple[State, int]]] = {
 
 def after(*events: str, single_active: bool = False) -> Pace:
     """A pace that has seen these events."""
-    pace = Pace(FULL, BATCH_MAX, POISON_FROM, single_active=single_active)
+    pace = Pace(FULL, BATCH_MAX, single_active=single_active)
     for event in events:
         EVENTS[event](pace)
     return pace
@@ -196,12 +212,42 @@ def test_attempts_do_not_divide_the_batches_of_a_single_active_consumer() -> Non
     assert pace.state is PROVED
 
 
-def test_at_its_last_attempt_a_suspect_is_tried_whatever_is_in_hand() -> None:
-    """Busy workers could pass it on, untried, until it would be rejected as poison."""
+def test_what_is_in_front_of_the_last_suspect_comes_one_by_one() -> None:
+    """What is behind it comes in bulk again, as soon as something harmless is settled."""
     pace = after("opened", "a harmless message is settled")
-    assert pace.batch([Delivery(b"", attempts=POISON_FROM - 1), HARMLESS], FULL) == 1
-    assert pace.batch([Delivery(b"", attempts=POISON_FROM), HARMLESS], FULL) == 1
-    assert pace.batch([Delivery(b"", attempts=POISON_FROM - 2), HARMLESS], FULL) == 0
+    assert pace.set_apart(MARKED, in_hand=4, count=2)
+    pace.closed(4)
+    pace.opened()
+    for settled in (MARKED, MARKED):
+        assert pace.state is UNPROVED
+        pace.settled([settled])
+    assert pace.state is UNPROVED
+    pace.settled([HARMLESS])
+    assert pace.state is PROVED
+
+
+def test_attempts_alone_do_not_divide_a_batch_before_they_are_many() -> None:
+    """Without a single active consumer too: outages, hand-overs and rolling updates make no suspects."""
+    pace = after("opened", "a harmless message is settled")
+    assert pace.batch([HARMLESS, HARMLESS, SUSPECT], FULL) == BATCH_MAX
+    assert pace.batch([HARMLESS, SUSPECT], FULL) == 1
+
+
+def test_a_suspect_that_was_returned_often_is_tried_whatever_is_in_hand() -> None:
+    """Busy workers could pass it on, untried, until the broker's delivery limit."""
+    pace = after("opened", "a harmless message is settled")
+    assert pace.batch([Delivery(b"", attempts=RETURNED_BELOW), HARMLESS], FULL) == 1
+    assert not pace.set_apart(Delivery(b"", attempts=RETURNED_BELOW), FULL, 1)
+    assert pace.state is PROVED
+    assert pace.batch([Delivery(b"", attempts=RETURNED_BELOW - 1), HARMLESS], FULL) == 0
+
+
+def test_a_message_is_tried_alone_before_the_brokers_delivery_limit() -> None:
+    """Which is 20: it may be returned, found alone, and crash three workers by then."""
+    assert SUSPECT_FROM < RETURNED_BELOW
+    assert RETURNED_BELOW + 3 < 20
+    assert by_arrival(SUSPECT) == ALONE
+    assert by_arrival(HARMLESS) == 0
 
 
 @pytest.mark.parametrize(
@@ -222,6 +268,8 @@ def test_at_its_last_attempt_a_suspect_is_tried_whatever_is_in_hand() -> None:
         ([5] + [0] * 500, 1),
         ([2] + [0] * 500, 125),
         ([0] * 5 + [4] * 9, 7),
+        ([5, 0, 2], 1),
+        ([4] + [0] * 20 + [3], 7),
     ],
 )
 def test_a_batch_shrinks_with_the_attempts_of_its_messages(attempts: list[int], batch: int) -> None:
@@ -242,7 +290,7 @@ def test_a_batch_is_divided_by_the_crashes_of_its_messages() -> None:
 @given(st.lists(st.sampled_from(list(EVENTS)), max_size=30), st.booleans())
 def test_the_state_says_what_may_be_wanted(events: list[str], single_active: bool) -> None:
     """Whatever happens in whatever order."""
-    pace = Pace(FULL, BATCH_MAX, POISON_FROM, single_active=single_active)
+    pace = Pace(FULL, BATCH_MAX, single_active=single_active)
     for event in events:
         EVENTS[event](pace)
         assert (pace.wanted == 0) == bool(pace.stopping or pace.paused_by)

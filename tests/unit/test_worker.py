@@ -18,7 +18,7 @@ from task_activity_log.pipeline import parking, retrying
 from task_activity_log.pipeline.lines import Limits
 from task_activity_log.pipeline.ports import PATIENT, Patience, Settlement
 from task_activity_log.pipeline.request import Request, Rules
-from task_activity_log.pipeline.suspects import ALONE_FROM
+from task_activity_log.pipeline.suspects import SUSPECT_FROM
 from task_activity_log.pipeline.trials import CRASHES_MAX, marks_of
 from task_activity_log.pipeline.worker import Worker
 from task_activity_log.record import Applied, Outcome
@@ -269,7 +269,7 @@ async def test_a_row_that_was_deleted_is_answered_and_not_dead_lettered() -> Non
 async def test_a_suspect_is_stored_when_everything_before_it_is_settled() -> None:
     """And nothing else is stored before it is settled: if it crashes the process, it is the oldest that is unsettled."""
     bench = Bench()
-    suspect = replace(upsert(subject="suspect"), attempts=ALONE_FROM)
+    suspect = replace(upsert(subject="suspect"), attempts=SUSPECT_FROM)
     batches = [[upsert(subject="before")], [suspect], [upsert(subject="after")]]
     settled: list[int] = []
     apply = bench.store.apply
@@ -284,6 +284,24 @@ async def test_a_suspect_is_stored_when_everything_before_it_is_settled() -> Non
         await bench.watch.settled(3)
     assert settled == [0, 1, 2]
     assert bench.intake.synchronized == 2
+
+
+async def test_a_suspect_comes_again_alone_and_what_is_before_it_is_settled() -> None:
+    """It is found by its marks, after it was taken with others. Without a single active consumer these are returned first."""
+    bench = Bench()
+    before, suspect, after = upsert(subject="before"), upsert(subject="suspect"), upsert(subject="after")
+    suspect = replace(suspect, attempts=2)
+    bench.store.database.inbox |= set(marks_of(suspect).shared)
+    bench.intake.sets_apart = True
+    bench.intake.batches = [[before, suspect, after]]
+    async with bench.running():
+        await bench.watch.settled(1)
+        while not bench.intake.renewed:
+            await asyncio.sleep(0)
+    assert bench.store.waves == [["before"]]
+    assert bench.intake.acknowledged_when_renewed == [before]
+    assert suspect.suspect
+    assert not after.suspect
 
 
 async def test_before_the_rest_is_requeued_everything_that_was_taken_is_settled() -> None:

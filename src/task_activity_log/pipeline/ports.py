@@ -72,11 +72,18 @@ class Intake(Protocol[D]):
         """What may be taken next, as far as it has arrived, at most `most`. It is not taken, and may go back to the queue."""
         ...
 
+    def set_apart(self, suspects: Sequence[D]) -> bool:
+        """Whether these, of which the first one is about to be tried alone, must come again one by one before that.
+
+        Then nothing more is to be taken before `renew` is called.
+        """
+        ...
+
     async def renew(self) -> None:
         """Return what is unsettled to the queue, in order, and consume again.
 
-        To be called after an empty batch, when all that was taken is stored and settled as far as possible. No later
-        message is delivered to anybody before that.
+        To be called after an empty batch or `set_apart`, when all that was taken is stored and settled as far as possible. No
+        later message is delivered to anybody before that.
         """
 
     async def synchronize(self) -> None:

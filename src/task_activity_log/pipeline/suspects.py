@@ -11,11 +11,14 @@ at a hand-over, a drain or a lost connection. Each step makes a batch smaller:
     3       a quarter of that (7)            3                                     4
     4       1                                4, or one alone                       5 and more
 
-With a single active consumer the marks decide. Everything in hand is returned in order, so what crashed a worker comes again
-to somebody who looks for its marks. The attempts decide as well while messages are delivered again behind one that has
-crashed workers alone: they were returned as often as that one, so there is no time to try them in large batches before
-the broker's delivery limit. Without a single active consumer the attempts decide together with the marks: the prefetch depends on
-them (`rabbitmq.pace`), before anybody can look for marks.
+The marks decide: what was in hand at five hand-overs, outages or drains is not suspicious. The attempts count in two cases:
+
+- While messages are delivered again behind one that has crashed workers alone. They were returned as often as that one, so
+  there is no time to try them in large batches before the broker's delivery limit.
+- Without a single active consumer, from `SUSPECT_FROM` attempts on. What crashes a process before its trial begins, as it
+  arrives, leaves no mark; and if there are several such messages, they use up the attempts of the others in hand. So the
+  pace (`rabbitmq.pace`) lets it come alone, before anybody looks for marks. With a single active consumer everything stays
+  in hand, to keep the order.
 
 A batch with messages that were returned more than once is stored when everything before it is settled, and is settled
 before anything else is stored. So a message that is tried alone, a suspect, is the oldest one in hand if it crashes
@@ -36,13 +39,18 @@ _HARMLESS = 1
 
 ALONE = 4
 """The step from which on a message is tried alone."""
-ALONE_FROM = _HARMLESS + ALONE
-"""A message with this many earlier attempts is a suspect, where attempts decide."""
+
+SUSPECT_FROM = 8
+"""Without a single active consumer, a message with this many earlier attempts comes alone, whatever its marks say."""
+
+RETURNED_BELOW = 11
+"""A suspect with this many earlier attempts is tried whatever is in hand. Busy workers could pass it on, untried, until
+the broker's delivery limit."""
 
 
 def is_suspect(delivery: Delivery) -> bool:
-    """Whether a message was delivered so often that it must be tried alone, where attempts decide."""
-    return delivery.attempts >= ALONE_FROM
+    """Whether a message must be tried alone, because of its marks or because it was delivered so often."""
+    return delivery.suspect or delivery.attempts >= SUSPECT_FROM
 
 
 def is_doubtful(delivery: Delivery) -> bool:
@@ -60,9 +68,9 @@ def batch_length(waiting: Sequence[T], batch_max: int, step: Callable[[T], int])
     most = batch_max
     for count, message in enumerate(waiting[:batch_max]):
         if of_this := step(message):
-            most = min(most, 1 if of_this >= ALONE else max(1, batch_max >> 2 * of_this))
+            before, most = most, min(most, 1 if of_this >= ALONE else max(1, batch_max >> 2 * of_this))
             if count >= most:
-                return max(count, 1)
+                return max(1, min(count, before))
     return min(len(waiting), most)
 
 
@@ -72,3 +80,8 @@ def divided(batch: Sequence[T], batch_max: int, step: Callable[[T], int]) -> Ite
         length = batch_length(batch, batch_max, step)
         yield batch[:length]
         batch = batch[length:]
+
+
+def by_arrival(delivery: Delivery) -> int:
+    """The step of a message before anybody has looked for its marks."""
+    return ALONE if delivery.attempts >= SUSPECT_FROM else 0

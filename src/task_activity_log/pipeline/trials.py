@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import suppress
+from itertools import dropwhile
 from typing import Generic, NamedTuple
 from uuid import UUID
 
@@ -66,7 +67,8 @@ class Trials(Generic[D]):
     ) -> AsyncGenerator[Sequence[D], None]:
         """The parts of a batch that are to be processed one after the other: mostly the batch itself.
 
-        What was returned more than once is marked until the next part is asked for. Sets `crashed` of what is to be rejected.
+        What was returned more than once is marked until the next part is asked for. Sets `crashed` of what is to be rejected,
+        and `suspect` of what is to be tried alone. An empty part is the last one: the rest must be returned to the queue.
 
         Args:
             batch: what is processed next.
@@ -83,7 +85,10 @@ class Trials(Generic[D]):
                 self._marks[delivery] for delivery in part if delivery in self._marks and self._intake.has(delivery)
             ]
             # Another one may be alone by chance, and be killed so by chance.
-            alone = len(part) == 1 and (self.step(part[0]) >= ALONE or is_suspect(part[0]))
+            alone = len(part) == 1 and is_suspect(part[0])
+            if alone and part[0].suspect and self._intake.set_apart(_suspects_from(part[0], batch)):
+                yield ()
+                return
             each = [marks.alone if alone else marks.shared for marks in marked]
             self._own = [mark for its in each if (mark := self._free(its)) is not None]
             await until_done(self._mark)
@@ -109,7 +114,9 @@ class Trials(Generic[D]):
         for delivery, marks in self._marks.items():
             delivery.crashed = self._found.issuperset(marks.alone)
             self._guilty = self._guilty or not self._found.isdisjoint(marks.alone)
-        before, suspects = self._suspects, [delivery for delivery in doubtful if self.step(delivery) >= ALONE]
+        for delivery in doubtful:
+            delivery.suspect = self.step(delivery) >= ALONE
+        before, suspects = self._suspects, [delivery for delivery in doubtful if delivery.suspect]
         self._suspects = bool(suspects)
         if suspects and not before:
             self.on_suspects(suspects)
@@ -160,6 +167,10 @@ class Trials(Generic[D]):
         """Remove the marks if the database can be used. The worker ends, and what it had in hand is returned."""
         with suppress(Unavailable):
             await self.undo()
+
+
+def _suspects_from(first: D, batch: Sequence[D]) -> list[D]:
+    return [delivery for delivery in dropwhile(lambda each: each is not first, batch) if delivery.suspect]
 
 
 def marks_of(delivery: Delivery) -> Marks:

@@ -169,7 +169,7 @@ class Storing(Stage[D]):
             async for part in parts:
                 if part is not batch and self.hold.draining:
                     raise Abandoned  # what is not begun is returned, and nothing behind it may be stored
-                await self._store_all(part)
+                await (self._store_all(part) if part else self._renew())
 
     async def _renew(self) -> None:
         """Finish what was taken before the rest is requeued."""

@@ -384,6 +384,10 @@ class Session:
         """The database and its server, for people; empty if there is no connection."""
         return "" if self._connection is None else self._connection.where
 
+    def renew(self) -> None:
+        """Use another connection from the next statement on. To be called by whoever has executed the last one."""
+        self._abandon()
+
     async def close(self) -> None:
         """Close the connection, and wait until all abandoned connections are closed."""
         self._abandon()

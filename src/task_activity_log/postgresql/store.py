@@ -202,6 +202,8 @@ class Store:
         try:
             await self._probe()
         except Failed as failed:
+            # A trigger may have changed the session: its role, or that it can only read. The next one is as it should be.
+            self._writer.renew()
             if failed.sqlstate != NOT_PERMITTED:
                 raise
             outage = failed

@@ -52,6 +52,7 @@ class RabbitDelivery(Delivery):
         self.attempts = count if isinstance(count, int) else 0
         self.slot = consumer.slot
         self.crashed = False
+        self.suspect = False
         self.weight = weigh(body, header, len(self.properties.headers))
 
 
@@ -115,6 +116,10 @@ class Consumer:
     def in_hand(self) -> int:
         """How many deliveries are not settled. Those whose acknowledgement is kept back are."""
         return len(self._unsettled)
+
+    def in_hand_up_to(self, tag: int) -> int:
+        """How many deliveries are not settled, of those with a tag up to this one."""
+        return sum(1 for each in self._unsettled if each <= tag)
 
     @property
     def weight(self) -> int:

@@ -62,7 +62,6 @@ class Intake:
         prefetch: int,
         forward_prefetch: int | None = None,
         batch_max: int,
-        poison_from: int = 10,
         bounds: Bounds = UNBOUNDED,
         declare_topology: bool = True,
         before_consuming: Callable[[], Awaitable[object]] = _at_once,
@@ -78,7 +77,6 @@ class Intake:
             prefetch: how many deliveries of a queue may be in hand once its consumer is proved.
             forward_prefetch: the same for the queue of those who do not send by record; None: as any queue.
             batch_max: how many deliveries may be processed together.
-            poison_from: the attempts from which a message is rejected without being tried.
             bounds: how much a batch and what is in hand may weigh.
             declare_topology: whether to declare the queues, or only to check that they exist.
             before_consuming: awaited on each new connection. What is delivered in an outage uses up counted deliveries.
@@ -91,7 +89,7 @@ class Intake:
         self._on_lost, self._on_late, self._on_suspects = on_lost, on_late, on_suspects
         self._waiting: Waiting[RabbitDelivery] = Waiting(bounds.batch)  # filled by the consumers
         self._paused_by: set[str] = set()  # changed by `pause` and `resume` alone
-        pace = partial(Pace, batch_max=batch_max, poison_from=poison_from, single_active=topology.is_single_active)
+        pace = partial(Pace, batch_max=batch_max, single_active=topology.is_single_active)
         self._queues = _queues_of(topology, self._waiting, pace, (prefetch, forward_prefetch or prefetch), bounds)
         self.balancing = Balancing(self._queues[: topology.partitions], topology) if topology.partitions else None
 
@@ -222,6 +220,14 @@ class Intake:
     def _queue_of(self, delivery: RabbitDelivery) -> QueueIntake:
         return next(queue for queue in self._queues if queue.consumer is delivery.consumer)
 
+    def set_apart(self, suspects: Sequence[RabbitDelivery]) -> bool:
+        """Whether suspects, of which the first is about to be tried alone, must be returned with everything else in hand.
+
+        Then they come again one by one after `renew`. With a single active consumer they stay in hand, to keep the order.
+        """
+        queue = self._queue_of(suspects[0])
+        return queue.pace.set_apart(suspects[0], queue.in_hand, queue.in_hand_up_to(suspects[-1]))
+
     def _notice_suspects(self, waiting: Sequence[RabbitDelivery]) -> None:
         before, self._suspects = self._suspects, is_suspect(waiting[0])
         if self._suspects and not before:
@@ -230,7 +236,7 @@ class Intake:
     async def renew(self) -> None:
         """Return what is left in hand to the queues, in order, and consume again.
 
-        To be called after `take` has returned an empty list, and when what was taken is finished.
+        To be called after `take` has returned an empty list, or `set_apart` True, and when what was taken is finished.
         """
         await self.requeue()
 

@@ -6,9 +6,10 @@ never more than its prefetch: a consumer that always has the same, full prefetch
 That is the pace of a single active consumer.
 
 Without a single active consumer order is promised for one consumer and one interruption at a time. There, a message that
-crashes the process must not take others with it, whose attempts would grow with its own: it may come to any worker, among
-any others. So each new consumer starts with one message, and gets the full prefetch once it has processed a harmless one;
-and suspects (`pipeline.suspects`) that come with others in hand are returned, together with the others, to come one by one.
+crashes the process must not take others with it again and again, whose attempts would grow with its own: it may come to any
+worker, among any others. So each new consumer starts with one message, and gets the full prefetch once it has processed a
+harmless one; and suspects (`pipeline.suspects`) that come with others in hand are returned, together with the others, to
+come one by one. Most are found by their marks (`pipeline.trials`), after they were taken; others were delivered too often.
 
     state      broker may send      ends when
     CLOSED     nothing              a prefetch is wanted, and a channel consumes
@@ -38,7 +39,7 @@ from collections.abc import Sequence
 from enum import Enum, auto
 
 from task_activity_log.message import Delivery
-from task_activity_log.pipeline.suspects import batch_length, by_attempts, is_suspect
+from task_activity_log.pipeline.suspects import RETURNED_BELOW, batch_length, by_arrival, is_suspect
 
 
 class State(Enum):
@@ -53,22 +54,21 @@ class State(Enum):
 class Pace:
     """Decides when to consume, with which prefetch, and how many messages make up a batch."""
 
-    def __init__(self, prefetch: int, batch_max: int, poison_from: int, *, single_active: bool) -> None:
+    def __init__(self, prefetch: int, batch_max: int, *, single_active: bool) -> None:
         """Start without a channel.
 
         Args:
             prefetch: how many messages a proved consumer may have in hand; at least 1.
             batch_max: how many messages may be processed together; at least 1.
-            poison_from: the attempts from which a message is rejected without being tried.
             single_active: whether only one consumer of the queue gets messages.
         """
         self._full = prefetch
         self._batch_max = batch_max
-        self._poison_from = poison_from
         self.single_active = single_active
         """Whether only one consumer of the queue gets messages."""
         self._proved = single_active
         self._one_by_one = 0  # how many of the returned messages are still to come one by one
+        self._apart = 0  # how many of those that are to be returned are to come one by one
         self._open = False
         self.returning = False
         """Whether the channel must be closed because a suspect has come with others in hand."""
@@ -103,7 +103,7 @@ class Pace:
         self._proved = self.single_active
         if self.returning:
             # In bulk, the suspects among them would return the others again, each time with one more attempt.
-            self._one_by_one = returned
+            self._one_by_one = min(returned, self._apart)
             self.returning = False
 
     def settled(self, handled: Sequence[Delivery]) -> None:
@@ -123,15 +123,22 @@ class Pace:
         """
         if self.single_active:
             return min(len(waiting), self._batch_max)  # the marks of its messages divide it: see `pipeline.suspects`
-        if in_hand > 1 and self._must_return(waiting[0]):
-            self.returning = True
+        if by_arrival(waiting[0]) and self.set_apart(waiting[0], in_hand, in_hand):
             return 0
-        return batch_length(waiting, self._batch_max, by_attempts)
+        return batch_length(waiting, self._batch_max, by_arrival)
 
-    def _must_return(self, delivery: Delivery) -> bool:
-        # At its last attempt it is tried nevertheless. Busy workers could pass it on, untried, until it would be rejected
-        # as poison. Poison is not tried, so it puts nothing at risk.
-        return is_suspect(delivery) and delivery.attempts < self._poison_from - 1
+    def set_apart(self, suspect: Delivery, in_hand: int, count: int) -> bool:
+        """Whether a suspect must be returned with the others in hand before it is tried; see `returning`.
+
+        Args:
+            suspect: what is to be tried alone.
+            in_hand: how many messages are in hand with it.
+            count: how many of those that are returned, from the first one on, are to come one by one.
+        """
+        if self.single_active or in_hand <= 1 or suspect.attempts >= RETURNED_BELOW:
+            return False
+        self.returning, self._apart = True, count
+        return True
 
     def pause(self, by: str) -> None:
         """Nothing more is to come until `by` resumes."""

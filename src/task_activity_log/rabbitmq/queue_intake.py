@@ -76,6 +76,10 @@ class QueueIntake:
         """How many deliveries are not settled."""
         return 0 if self.consumer is None else self.consumer.in_hand
 
+    def in_hand_up_to(self, delivery: RabbitDelivery) -> int:
+        """How many deliveries are not settled, of those up to and with this one."""
+        return delivery.consumer.in_hand_up_to(delivery.tag)
+
     @property
     def active(self) -> bool:
         """Whether the present consumer was given a message: a queue with a single active consumer gives it to no other."""

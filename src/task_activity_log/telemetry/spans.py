@@ -187,6 +187,9 @@ class _TracedIntake(Generic[D]):
             self._tracing.begin(delivery)
         return deliveries
 
+    def set_apart(self, suspects: Sequence[D]) -> bool:
+        return self._intake.set_apart(suspects)
+
     async def renew(self) -> None:
         await self._intake.renew()
         self._tracing.end_all()
