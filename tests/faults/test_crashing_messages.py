@@ -200,7 +200,7 @@ async def test_competing_workers_store_together_what_was_returned_often(amqp_url
 
 @asynccontextmanager
 async def handing(amqp_url: str, count: int) -> AsyncIterator[Intake]:
-    """An intake that has so many messages in hand. It has the pace of a single active consumer: it need not be proved."""
+    """An intake with `count` messages in hand. It has the pace of a single active consumer: it need not be proved."""
     topology = replace(TOPOLOGY, single_active_consumer=True)
     intake = Intake(LinkOptions(amqp_url), topology, prefetch=count, batch_max=1, declare_topology=False)
     running = asyncio.create_task(intake.run())
