@@ -430,6 +430,17 @@ async def test_a_record_is_found_and_its_row_is_sent_again(world: World, viewer:
     assert "of-the-record" in page
     assert "Send it to its subscribers again" in page
     assert "There is no row, no dead letter and no reply of it" in await viewer.page(f"/find?name={uuid4()}")
+    connection = await asyncpg.connect(world.database_url)
+    await connection.execute(
+        "INSERT INTO task_activity_log_journal (answered_at, outcome, code, record_id, message_id, publisher, reply_id)"
+        " VALUES (now(), 'rejected', 'invalid_date', $1, 'long-ago', 'crm-of-old', $2)",
+        one,
+        uuid4(),
+    )
+    await connection.close()
+    page = await viewer.page("/find?name=long-ago")
+    assert "crm-of-old" in page
+    assert "Send it to its subscribers again" in page  # the journal says which record it was
     with capture_logs() as logs:
         path = await viewer.press("/snapshot", record=str(one), why="a subscriber lost it")
     assert "The row was sent to its subscribers" in await viewer.page(path)

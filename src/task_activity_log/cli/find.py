@@ -3,30 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import UUID
 
 from task_activity_log.cli.exit_codes import DONE, FAILED
 from task_activity_log.cli.terminal import say, say_unseen
 from task_activity_log.client import ClientError, Received, StoredReply
 from task_activity_log.client.dead_letters import DeadLetter, borrow_dead_letters
-from task_activity_log.client.finding import is_letter_of, is_reply_of, uuid_of, waiting_replies
+from task_activity_log.client.finding import (
+    ANSWERS_MAX,
+    is_letter_of,
+    is_reply_of,
+    journal_answers,
+    uuid_of,
+    waiting_replies,
+)
 from task_activity_log.client.record_id import record_id
-from task_activity_log.problem import Failed, NotMigrated, Unavailable
+from task_activity_log.problem import Unavailable
 from task_activity_log.record import StoredTaskActivityLog
 from task_activity_log.settings import Settings
 from task_activity_log.streams import one_line
 from task_activity_log.wiring import link_of, survey_of
-
-if TYPE_CHECKING:
-    from task_activity_log.postgresql.survey import Survey
-
-_NOT_PERMITTED = "42501"
-
-_ANSWERS_MAX = 50
-"""How many answers are shown. A record can have many more."""
 
 
 @dataclass
@@ -39,7 +38,7 @@ class Found:
     rows: list[StoredTaskActivityLog] = field(default_factory=list)
     unreadable: set[UUID] = field(default_factory=set)
     """The ids of rows with a value that a reply cannot contain."""
-    answers: list[Mapping[str, Any]] = field(default_factory=list)
+    answers: Sequence[Mapping[str, Any]] = field(default_factory=list)
     """What the journal has, the oldest first."""
     no_journal: str = ""
     """Why the journal says nothing; empty if it was read."""
@@ -71,7 +70,7 @@ async def _look(settings: Settings, name: str) -> Found:
         say_unseen(queue, others=seen.others, newer=seen.newer)
     survey = survey_of(settings)
     try:
-        found.answers, found.no_journal = await _answers(survey, name, identifier)
+        found.answers, found.no_journal = await journal_answers(survey, name, identifier)
         ids = sorted(_records(found, identifier))
         found.rows = await survey.records(ids)
         found.unreadable = await survey.exist(ids) - {row.id for row in found.rows}
@@ -90,18 +89,6 @@ def _records(found: Found, identifier: UUID | None) -> set[UUID]:
     return {one for one in ids if one is not None}
 
 
-async def _answers(survey: Survey, name: str, identifier: UUID | None) -> tuple[list[Mapping[str, Any]], str]:
-    """What the journal has, and why it says nothing if it cannot be read."""
-    try:
-        return await survey.answers(name, identifier, _ANSWERS_MAX), ""
-    except NotMigrated:
-        return [], "there is no journal: run task-activity-log migrate, and set WORKER_JOURNAL for the workers"
-    except Failed as failed:
-        if failed.sqlstate != _NOT_PERMITTED:
-            raise
-        return [], "this role may not read the journal: it needs SELECT on task_activity_log_journal"
-
-
 def _lines(found: Found) -> Iterator[str]:
     for row in found.rows:
         yield f"row {row.id}: modified {row.modified_dateutc.isoformat()}, subject: {row.subject or '-'}"
@@ -110,8 +97,8 @@ def _lines(found: Found) -> Iterator[str]:
     for letter in found.letters:
         since = letter.since.isoformat() if letter.since else "at an unknown time"
         yield f"dead letter {letter.name}: {letter.code} since {since}, from {letter.publisher}: {letter.detail}"
-    if len(found.answers) == _ANSWERS_MAX:
-        yield f"the {_ANSWERS_MAX} newest answers follow; there may be more"
+    if len(found.answers) == ANSWERS_MAX:
+        yield f"the {ANSWERS_MAX} newest answers follow; there may be more"
     for answer in found.answers:
         yield _answer(answer)
     for reply in found.replies:

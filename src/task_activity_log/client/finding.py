@@ -1,12 +1,20 @@
-"""What belongs to a message or a record: dead letters, and replies that wait for their subscriber."""
+"""What belongs to a message or a record: dead letters, replies that wait for their subscriber, and rows of the journal."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 from uuid import UUID
 
 from task_activity_log.client.dead_letters import DeadLetter, borrow_dead_letters
 from task_activity_log.client.messages import Received, StoredReply, received_reply
 from task_activity_log.client.record_id import record_id
+from task_activity_log.problem import Failed, NotMigrated
 from task_activity_log.rabbitmq.link import LinkOptions
+
+ANSWERS_MAX = 50
+"""How many answers are shown. A record can have many more."""
+
+_NOT_PERMITTED = "42501"
 
 
 def uuid_of(name: str) -> UUID | None:
@@ -50,3 +58,26 @@ async def waiting_replies(broker: str | LinkOptions, queue: str) -> Waiting:
     """
     async with borrow_dead_letters(broker, queue) as loan:
         return Waiting([received_reply(letter.delivery) async for letter in loan], loan.others, loan.newer)
+
+
+class Journal(Protocol):
+    """Where the workers record how they have answered each message."""
+
+    async def answers(self, name: str, record: UUID | None, most: int, /) -> Sequence[Mapping[str, Any]]:
+        """The newest answers to a message_id, a correlation_id or about a record, the oldest first."""
+
+
+async def journal_answers(journal: Journal, name: str, record: UUID | None) -> tuple[Sequence[Mapping[str, Any]], str]:
+    """What the journal has, and why it says nothing if it cannot be read; empty if it was read.
+
+    Raises:
+        Unavailable: the database cannot be used.
+    """
+    try:
+        return await journal.answers(name, record, ANSWERS_MAX), ""
+    except NotMigrated:
+        return [], "there is no journal: run task-activity-log migrate, and set WORKER_JOURNAL for the workers"
+    except Failed as failed:
+        if failed.sqlstate != _NOT_PERMITTED:
+            raise
+        return [], "this role may not read the journal: it needs SELECT on task_activity_log_journal"

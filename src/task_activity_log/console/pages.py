@@ -126,7 +126,7 @@ class Pages:
         )  # fmt: skip
 
     async def find(self, request: Request) -> Response:
-        """What became of a message or a record: its row, its dead letters and its replies."""
+        """What became of a message or a record: its row, its dead letters, its replies, and what the journal says."""
         console, name = self.console, request.query_params.get("name", "").strip()
         record = uuid_of(name) if request.state.user.sees_bodies else None
         context: dict[str, Any] = {"name": name, "letters": [], "heard": [], "waiting": [], "others": 0, "newer": 0}
@@ -136,6 +136,7 @@ class Pages:
             heard = [heard for heard in console.replies.latest if is_reply_of(heard.reply, name, record)]
             there = await waiting_replies(link_of(console.settings), console.topology.replies_queue)
             waiting = [reply for reply in there.replies if is_reply_of(reply, name, record)]
+            answers, no_journal = await console.answers(name, record)
             context |= {
                 "letters": found,
                 "heard": heard,
@@ -143,7 +144,9 @@ class Pages:
                 "others": there.others,
                 "newer": there.newer,
             }
-            record = next((letter.record_id for letter in found if letter.record_id), record)
+            context |= {"answers": answers, "no_journal": no_journal}
+            ids = [*(letter.record_id for letter in found), *(answer["record_id"] for answer in answers)]
+            record = next(filter(None, ids), record)
         row, problem = await console.row(record) if record else (None, "")
         context |= {"record": record, "row": row, "rows_problem": problem, "sent": "sent" in request.query_params}
         return page(request, "find.html", "Find", **context)

@@ -9,6 +9,7 @@ from uuid import UUID
 from starlette.requests import Request
 
 from task_activity_log.client.dead_letters import answered
+from task_activity_log.client.finding import journal_answers
 from task_activity_log.client.following import LatestReplies
 from task_activity_log.client.letters import Filter, Letter
 from task_activity_log.client.looks import Looks
@@ -23,7 +24,7 @@ from task_activity_log.problem import Unavailable
 from task_activity_log.rabbitmq.management import Management
 from task_activity_log.record import StoredTaskActivityLog
 from task_activity_log.settings import Settings
-from task_activity_log.wiring import link_of, rules_of, store_of, topology_of
+from task_activity_log.wiring import link_of, rules_of, store_of, survey_of, topology_of
 
 _PLANS = 50
 _GONE = "This dead letter is not in the queue any more: somebody has replayed, discarded or taken it. Nothing was done."
@@ -46,6 +47,7 @@ class Console:
         self.checks = Checks(check)
         self.looks = Looks(link, topology.dead_letters_queue, self.rules, own.memory_limit_bytes)
         self.store = store_of(settings) if settings.database_url is not None else None
+        self.survey = survey_of(settings) if settings.database_url is not None else None
         self.actions = Actions(settings, self.looks, self.store)
         self.replies = LatestReplies(link, topology.replies_exchange, self.actions.heard)
         self.access = Access(own)
@@ -60,8 +62,9 @@ class Console:
         await self.replies.close()
         await self.checks.close()
         await self.sampler.close()
-        if self.store is not None:
+        if self.store is not None and self.survey is not None:
             await self.store.close()
+            await self.survey.close()
 
     def remember(self, letters: Sequence[Letter]) -> str:
         """Remember the dead letters of a dry run, and the latest of the others. Returns the name of the dry run."""
@@ -111,6 +114,13 @@ class Console:
             return (await self.store.current([record])).get(record), ""
         except Unavailable as error:
             return None, error.reason
+
+    async def answers(self, name: str, record: UUID | None) -> tuple[Sequence[Mapping[str, Any]], str]:
+        """What the journal says of a message or a record, and why it says nothing; empty if it was read."""
+        try:
+            return await journal_answers(self.survey, name, record) if self.survey else ([], "")
+        except Unavailable as error:
+            return [], error.reason
 
     async def judged(self, body: bytes, properties: Properties, *, with_row: bool = True) -> dict[str, Any]:
         """What a worker would say of a message, the row of its record, and why that is not known."""
