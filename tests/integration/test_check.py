@@ -444,17 +444,21 @@ async def exchanged(amqp_url: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("host", "found"),
-    [("127.0.0.1:1", "127.0.0.1:1/: "), (None, ": the broker refuses the user name or password")],
+    ("host", "found", "advice"),
+    [
+        ("127.0.0.1:1", "127.0.0.1:1/: ", "check that it is running"),
+        (None, ": the broker refuses the user name or password", "correct AMQP_URL"),  # it has answered, so it runs
+    ],
 )
 async def test_a_broker_that_refuses_the_connection_is_one_line(
-    amqp_url: str, database_url: str, host: str | None, found: str
+    amqp_url: str, database_url: str, host: str | None, found: str, advice: str
 ) -> None:
     """The database is checked nevertheless."""
     url = f"amqp://nobody:wrong-password@{host}/" if host else login(amqp_url, "nobody", "wrong-password")
     [broken] = [one for one in await look(url, database_url) if one.verdict == "broken"]
     assert broken.what == "broker"
     assert found in broken.found
+    assert broken.advice.startswith(advice)
     assert "wrong-password" not in broken.found
 
 

@@ -78,16 +78,15 @@ class Management:
             raise _Silent(f"no answer ({getattr(error, 'strerror', None) or type(error).__name__})") from None
         finally:
             connection.close()
-        if answer.status == HTTPStatus.NOT_FOUND:
-            return None
         if answer.status == HTTPStatus.UNAUTHORIZED:
             raise ManagementError("this user has no access")
-        if answer.status != HTTPStatus.OK:
+        if answer.status not in (HTTPStatus.OK, HTTPStatus.NOT_FOUND):
             raise ManagementError(f"answered with {answer.status}")
         try:
-            return json.loads(text)
-        except ValueError:
+            found = json.loads(text)
+        except ValueError:  # any server answers with 404: only that of the API is in JSON
             raise ManagementError("this is not the management API of RabbitMQ") from None
+        return found if answer.status == HTTPStatus.OK else None
 
     def _connection(self, parts: SplitResult) -> HTTPConnection:
         host = parts.hostname or "localhost"

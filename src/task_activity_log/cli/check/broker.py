@@ -51,6 +51,8 @@ async def findings(settings: Settings, *, patient: bool) -> list[Finding]:
             of_partitions = [judge_number((await look_up(link_of(settings), topology)).count, topology)]
     except Unavailable as error:
         advice = "check that it is running and that AMQP_URL is correct"
+        if error.reason.startswith("the broker "):  # it has answered
+            advice = "correct AMQP_URL, or the user and the permissions in RabbitMQ"
         if url.startswith("amqps:"):
             advice += "; a broker that requires client certificates resets connections without one that it trusts"
         return [Finding("broken", "broker", f"{where}: {error.reason}", advice)]

@@ -32,7 +32,7 @@ async def findings(settings: Settings) -> list[Finding]:
             advice = f"run as the role that migrated: psql … -f {store.GRANTS}"
             schema = Finding("broken", "schema", error.reason, advice)
     except Unavailable as error:
-        advice = "check that it is running and that DATABASE_URL is correct"
+        advice = "check that it is running and that DATABASE_URL is correct; docs/connecting.md explains each cause"
         if isinstance(error, TimedOut):
             advice = f"the server is slow, or {_SET.removeprefix('it ')}statement_timeout"
         return [Finding("broken", "database", error.reason, advice)]
