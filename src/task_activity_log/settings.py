@@ -63,7 +63,7 @@ def _url(*schemes: str, example: str) -> AfterValidator:
         except ValueError:
             raise ValueError("is not a URL") from None
         if parts.scheme not in schemes:
-            raise ValueError(f"should begin with {schemes[0]}://")
+            raise ValueError("should begin with " + " or ".join(f"{scheme}://" for scheme in schemes))
         if not parts.hostname:
             raise ValueError(f"should name a host, as in {example}")
         urls(url.get_secret_value())
@@ -292,7 +292,7 @@ class Settings(BaseModel):
     def _broker_errors(self, name: str, url: str) -> list[str]:
         """What is wrong with a URL of the broker that was read again."""
         if not url.startswith(("amqp://", "amqps://")):
-            return [f"{name}: should begin with amqp://"]
+            return [f"{name}: should begin with amqp:// or amqps://"]
         if self.amqp_tls is not None and not url.startswith("amqps:"):
             return [_NEEDS_TLS]
         try:

@@ -15,7 +15,7 @@ def unknown(name: str, known: Iterable[str]) -> str:
 def explained(invalid: ValidationError, variable: Callable[[str], str]) -> Iterator[str]:
     """A line for each wrong setting, without the value: it may be a secret. `variable` names that of a field."""
     for error in invalid.errors(include_url=False):
-        text = str(error.get("ctx", {}).get("error", error["msg"].partition(", unable")[0]))
+        text = str(error.get("ctx", {}).get("error", error["msg"].partition(", unable")[0])).removeprefix("Input ")
         if not error["loc"]:  # a combination of settings, which the text names
             yield text
             continue

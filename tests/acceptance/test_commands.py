@@ -982,7 +982,7 @@ async def test_mistakes_with_dead_letters_are_reported_in_one_line(channel: Abst
         (1, "File exists", await command("dead-letters", "export", __file__, "a", AMQP_URL=amqp_url)),
         (1, "connection refused", await command("dead-letters", "list", AMQP_URL="amqp://u:secret@127.0.0.1:1/")),
         (2, "AMQP_URL: is not set", await command("dead-letters", "list")),
-        (0, "none of the 1", await command("dead-letters", "show", "--newer-than", "1d", AMQP_URL=amqp_url)),
+        (0, "no match among", await command("dead-letters", "show", "--newer-than", "1d", AMQP_URL=amqp_url)),
     ]
     for code, words, said in cases:
         assert (said.code, said.lines) == (code, [])
@@ -1068,6 +1068,12 @@ async def test_settings_are_listed_with_their_origin_and_without_secrets(tmp_pat
     said = await command("settings", "WORKER_BATCHMAX")
     assert (said.code, "did you mean WORKER_BATCH_MAX?" in said.err) == (2, True)
     assert complete_setting("worker_b") == ["WORKER_BATCH_MAX", "WORKER_BODY_LIMIT_BYTES"]
+    said = await command("settings", "worker_amqp_c")
+    assert [line.partition("=")[0] for line in said.lines if line.startswith("WORKER_")] == [
+        "WORKER_AMQP_CONNECT_TIMEOUT_SECONDS",
+        "WORKER_AMQP_CA_FILE",
+        "WORKER_AMQP_CERTIFICATE_FILE",
+    ]
     assert (await command("settings", WORKER_BATCH_MAX="none")).code == 2
 
 

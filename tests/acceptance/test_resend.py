@@ -164,8 +164,10 @@ async def test_what_cannot_be_sent_is_counted(world: World) -> None:
     said = await resend(world, "--id", str(identifier), "--id", str(uuid4()), "--queue", queue, "--yes")
     assert said.code == 3
     assert "1 record sent\n" in said.err
-    assert "1 do not exist, or have values that a reply cannot contain: not sent" in said.err
-    assert (await resend(world, "--id", str(uuid4()), "--queue", queue, "--yes")).code == 1
+    assert "no such record\n" in said.err
+    for unknown, option in ((uuid4(), "--yes"), (uuid4(), "--dry-run"), (UUID(int=0), "--yes")):
+        said = await resend(world, "--id", str(unknown), "--queue", queue, option)
+        assert (said.code, f"{unknown}: no such record\n" in said.err) == (1, True)
 
 
 async def test_a_queue_that_does_not_exist_is_an_error(world: World) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from itertools import cycle
+from itertools import count, cycle
 from math import inf
 from types import SimpleNamespace
 from unittest.mock import patch
@@ -385,6 +385,16 @@ class TestParking:
             assert {"id": str(record), "reason": "timeout"} in report["some"]  # type: ignore[operator]
 
         run(act, most=3)
+
+    def test_nothing_that_is_parked_has_no_age(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Not a negative one because the clock was read twice: /status had -0.0."""
+
+        async def act(bench: Bench) -> None:
+            with monkeypatch.context() as patched:
+                patched.setattr("task_activity_log.pipeline.retrying.time", SimpleNamespace(monotonic=count().__next__))
+                assert bench.parking.report()["oldest_seconds"] == 0
+
+        run(act)
 
     def test_it_is_full_when_what_is_parked_takes_half_of_the_memory(self) -> None:
         """The broker is not read when too much is in hand. Others would wait without a reason that anybody sees."""

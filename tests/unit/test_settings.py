@@ -242,9 +242,7 @@ def test_variables_of_a_kubernetes_service_are_no_settings() -> None:
     load({f"WORKER_{name}": "tcp://10.0.0.1:8080" for name in names}, needed=())
     with pytest.raises(SettingsError, match="WORKER_PORTS: unknown setting"):
         load({"WORKER_PORTS": "1"}, needed=())
-    with pytest.raises(
-        SettingsError, match=r"HTTP_PORT: input should be .*; Kubernetes sets it for a service named http"
-    ):
+    with pytest.raises(SettingsError, match=r"HTTP_PORT: should be .*; Kubernetes sets it for a service named http"):
         load({"HTTP_PORT": "tcp://10.0.0.1:80"}, needed=())
 
 

@@ -1,6 +1,7 @@
 """`task-activity-log console`: start the web console, or print a line of its password file."""
 
 import getpass
+import os
 import signal
 import socket
 import sys
@@ -62,7 +63,11 @@ def serve(settings: Settings) -> None:
             server.run(sockets=[bound])
     except OSError as error:
         where = f"CONSOLE_HOST={own.host} CONSOLE_PORT={own.port}"
-        fail(f"cannot listen on {where}: {error.strerror or error}; set CONSOLE_PORT to a free port", WRONG_USE)
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        fail(
+            f"cannot listen on {where}: {reason}; set CONSOLE_PORT to a free port",
+            WRONG_USE,
+        )
 
 
 def print_password_line(name: str, roles: str) -> None:

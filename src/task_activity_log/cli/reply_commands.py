@@ -3,7 +3,7 @@
 import asyncio
 import sys
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import Annotated, get_args
 from uuid import UUID
 
 import typer
@@ -20,7 +20,13 @@ def replies(
         list[UUID] | None, typer.Option("--id", metavar="ID", help="Only replies for this record.", show_default=False)
     ] = None,
     outcomes: Annotated[
-        list[Outcome] | None, typer.Option("--outcome", help="Only replies with this outcome.", show_default=False)
+        list[Outcome] | None,
+        typer.Option(
+            "--outcome",
+            metavar="OUTCOME",
+            help=f"Only replies with this outcome: {', '.join(get_args(Outcome))}.",
+            show_default=False,
+        ),
     ] = None,
     codes: Annotated[
         list[str] | None,
@@ -130,11 +136,11 @@ def resend(
         fail("select records with one of --changed-since, --id and --all", WRONG_USE)
     settings = settings_or_exit("amqp_url", "database_url")
     from task_activity_log.cli.resend import Resending
-    from task_activity_log.client.messages import is_short
+    from task_activity_log.client.names import queue_name
 
-    if not is_short(queue):
-        fail("--queue should be a name of at most 255 bytes", WRONG_USE)
     try:
+        if queue:
+            queue_name("--queue", queue)
         start = since_(changed_since) if changed_since else datetime.min.replace(tzinfo=UTC)
     except ValueError as error:
         fail(str(error), WRONG_USE)

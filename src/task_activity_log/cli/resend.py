@@ -36,6 +36,8 @@ class Resending:
     yes: bool
     _sent: Sent = field(default_factory=Sent, init=False)
     _unreadable: int = field(default=0, init=False)
+    _absent: int = field(default=0, init=False)
+    """How many of the ids have no row."""
 
     def carry_out(self) -> int:
         """Send, and return the exit code."""
@@ -63,12 +65,12 @@ class Resending:
         survey = survey_of(self.settings)
         try:
             after = self.after or FIRST
-            ids = sorted({one for one in self.ids if one > after})
+            ids = await self._present(survey)
             total = len(ids) if self.ids else await survey.count(self.since, after)
             where = f"queue {self.queue}" if self.queue else f"the subscribers of {self.settings.replies_exchange}"
             if self.dry_run or not total:
                 say(f"{counted(total, 'record')} would be sent to {where}; nothing was sent")
-                return DONE
+                return FAILED if self._absent and not total else SOME_REJECTED if self._absent else DONE
             if not self.yes and not self._may_send(total, where):
                 return DONE if sys.stdin.isatty() else WRONG_USE
             with progress(total) as bar:
@@ -76,6 +78,16 @@ class Resending:
         finally:
             await survey.close()
         return self._report(total if self.ids else None)
+
+    async def _present(self, survey: Survey) -> list[UUID]:
+        """Those of the ids that have a row, in order, without those that were sent before. Prints a line for each other."""
+        ids = sorted({one for one in self.ids if self.after is None or one > self.after})
+        present = await survey.exist(ids) if ids else set()
+        for one in ids:
+            if one not in present:
+                say(f"{one}: no such record")
+        self._absent = len(ids) - len(present)
+        return sorted(present)
 
     def _may_send(self, total: int, where: str) -> bool:
         if not sys.stdin.isatty():
@@ -117,11 +129,10 @@ class Resending:
         if self._sent.too_large:
             say(f"{self._sent.too_large:,} are longer than the broker takes (max_message_size): not sent")
         if self._unreadable:
-            missing = "do not exist, or " if asked is not None else "were deleted meanwhile, or "
-            say(f"{self._unreadable:,} {missing}have values that a reply cannot contain: not sent")
+            say(f"{self._unreadable:,} were deleted meanwhile, or have values that a reply cannot contain: not sent")
         if asked is not None and not self._sent.count:
             return FAILED
-        return SOME_REJECTED if self._sent.too_large or self._unreadable else DONE
+        return SOME_REJECTED if self._sent.too_large or self._unreadable or self._absent else DONE
 
 
 async def _each(ids: list[UUID]) -> AsyncIterator[list[UUID]]:

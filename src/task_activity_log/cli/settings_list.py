@@ -16,16 +16,23 @@ _COLUMNS = ("setting", "value", "default", "from")
 
 
 def show(settings: Settings, names: Sequence[str], *, changed: bool) -> int:
-    """Print all settings, or those that are set; with `names`, what these mean as well. Returns the exit code."""
+    """Print all settings, or those that are set; with `names`, what these mean as well. Returns the exit code.
+
+    A name that is no setting stands for all settings that begin with it.
+    """
     fields = {variable(field): field for field in Settings.model_fields}
-    unknown = [name for name in names if name.upper() not in fields]
+    chosen = {name: [known for known in fields if known == name.upper()] for name in names}
+    chosen |= {
+        name: [known for known in fields if known.startswith(name.upper())] for name in names if not chosen[name]
+    }
+    unknown = [name for name in names if not chosen[name]]
     for name in unknown:
         close = difflib.get_close_matches(name.upper(), fields, n=1)
         say(f"{name}: unknown setting" + (f"; did you mean {close[0]}?" if close else ""))
     if unknown:
         return WRONG_USE
     if names:
-        print("\n\n".join(_in_full(settings, fields[name.upper()]) for name in names))
+        print("\n\n".join(_in_full(settings, fields[known]) for name in names for known in chosen[name]))
         return DONE
     for name, meant in misspelled().items():
         say(f"{name} is not a setting; did you mean {meant}?")

@@ -81,7 +81,8 @@ class Retrying(Generic[D]):
     @property
     def oldest_seconds(self) -> float:
         """How long the oldest message has been parked; 0 if there is none."""
-        return time.monotonic() - min(self._lines.since(), default=time.monotonic())
+        now = time.monotonic()
+        return now - min(self._lines.since(), default=now)
 
     def passed(self, record: TaskActivityLog) -> None:
         """A statement has stored this record, perhaps with others."""

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 
 from task_activity_log.cli.codes import DEAD_LETTER_CODES, unknown
 from task_activity_log.cli.exit_codes import DONE, FAILED, WRONG_USE, fail
-from task_activity_log.cli.terminal import say
+from task_activity_log.cli.terminal import counted, say
 from task_activity_log.cli.times import UNITS
 from task_activity_log.client import ClientError
 from task_activity_log.client.dead_letters import DeadLetter, Loan, answered, borrow_dead_letters, borrow_these
@@ -85,7 +85,7 @@ class Selection:
         if lines := unknown(self.codes - {letter.code for letter in every}, DEAD_LETTER_CODES):
             fail("\n".join(lines), WRONG_USE)
         if not letters and not self.names:
-            say(f"none of the {len(every):,} dead letters match" if every else "there are no dead letters")
+            say(f"no match among {counted(len(every), 'dead letter')}" if every else "there are no dead letters")
         return letters
 
     def _complete_names(self, every: Sequence[DeadLetter]) -> None:
