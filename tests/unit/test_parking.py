@@ -19,6 +19,7 @@ from task_activity_log.pipeline.parking import Parking
 from task_activity_log.pipeline.ports import OWN_ROWS_SECONDS, PATIENT, Patience, Stored
 from task_activity_log.pipeline.refusals import TRY_AGAIN_SECONDS, Refusals
 from task_activity_log.pipeline.request import Request, Rules, UpdateMode, decode
+from task_activity_log.pipeline.retrying import CRASHES_MAX
 from task_activity_log.pipeline.search import Search
 from task_activity_log.pipeline.timing import Timing
 from task_activity_log.problem import Failed, Refused, TimedOut, Unavailable
@@ -28,6 +29,7 @@ from tests.fakes import FakeIntake, FakeStore, upsert
 
 PASSING = Failed("out of resources (53200)", "53200")
 LASTING = Failed("database error (XX001)", "XX001", lasting=True)
+CONNECTION_LOST = Failed("connection lost", "08006")
 
 
 class LaterStore(FakeStore):
@@ -53,6 +55,34 @@ class LaterStore(FakeStore):
 
     async def close(self) -> None:
         self.closed += 1
+
+
+class CrashingServer:
+    """A database server that crashes when one row is written, and takes a second to recover."""
+
+    def __init__(self, bench: "Bench", most: int, crashes_at: Callable[[int], bool] = lambda _: True) -> None:
+        """Crash at most `most` times, at those tries of the row, counted from 1; at others the connection is lost alone."""
+        self.crashes = self.tries = 0
+        self.recovered_at = 0.0
+        self._most, self._crashes_at = most, crashes_at
+        self._apply, self._probe = bench.store.apply, bench.store.probe
+        bench.store.apply = self._write  # type: ignore[method-assign]
+        bench.store.probe = self._ask  # type: ignore[method-assign]
+
+    async def _ask(self) -> None:
+        if asyncio.get_running_loop().time() < self.recovered_at:
+            raise Unavailable("shutting down or starting up (57P03)")
+        await self._probe()
+
+    async def _write(self, wave: Sequence[Request[Delivery]], patience: Patience = PATIENT) -> list[Applied]:
+        await self._ask()
+        if self.crashes < self._most:
+            self.tries += 1
+            if self._crashes_at(self.tries):
+                self.crashes += 1
+                self.recovered_at = asyncio.get_running_loop().time() + 1
+            raise CONNECTION_LOST
+        return await self._apply(wave, patience)
 
 
 class Bench:
@@ -724,8 +754,55 @@ class TestFailuresThatLast:
             await bench.parking.park([bench.request()], Failed("connection lost (08003)", "08003"), 0)
             await bench.until(125)
             assert [round(time) for time, _ in bench.store.times] == [0, 2, 6, 14, 30, 60, 90, 120]
+            assert bench.stored.empty()  # the server has not crashed: a trigger may ask another one
 
         run(act)
+
+    @pytest.mark.parametrize("crashes", [CRASHES_MAX - 1, CRASHES_MAX])
+    def test_a_row_that_crashes_the_server_again_and_again_is_rejected(self, crashes: int) -> None:
+        """Alone, after rows of the worker's own have passed each time. One that passes later is stored."""
+
+        async def act(bench: Bench) -> None:
+            server = CrashingServer(bench, crashes)
+            await bench.parking.park([bench.request(subject="crash")], CONNECTION_LOST, 0)
+            outcome = "refused_by_database" if crashes == CRASHES_MAX else "inserted"
+            assert await bench.settled(1) == [f"crash: {outcome}"]
+            assert server.crashes == crashes
+            assert bench.store.own_tried == min(crashes + 1, CRASHES_MAX)
+
+        run(act)
+
+    def test_a_row_that_is_tried_while_the_server_is_away_is_not_rejected(self) -> None:
+        """The server crashes for another reason: the row is not tried before rows of the worker's own pass."""
+
+        async def act(bench: Bench) -> None:
+            server = CrashingServer(bench, CRASHES_MAX - 1)
+            await bench.parking.park([bench.request(subject="crash")], CONNECTION_LOST, 0)
+            await bench.until(1)
+            assert server.crashes == 1
+            server.recovered_at = 100.0
+            await bench.until(99)
+            assert server.crashes == 1
+            bench.store.own = [Failed("out of resources (53200)", "53200")]
+            await bench.until(150)
+            assert server.crashes == 1
+            bench.store.own = []
+            assert await bench.settled(1) == ["crash: inserted"]
+            assert server.crashes == CRASHES_MAX - 1
+
+        run(act)
+
+    def test_crashes_with_another_failure_between_them_reject_nothing(self) -> None:
+        """The row was tried, and the server has not crashed."""
+
+        async def act(bench: Bench) -> None:
+            server = CrashingServer(bench, 100, crashes_at=lambda tries: tries % CRASHES_MAX != 0)
+            await bench.parking.park([bench.request(subject="crash")], CONNECTION_LOST, 0)
+            await bench.until(600)
+            assert server.crashes > 2 * CRASHES_MAX
+            assert bench.stored.empty()
+
+        run(act, limit_seconds=1e6)
 
     @pytest.mark.parametrize(
         ("cause", "passes", "shown"),

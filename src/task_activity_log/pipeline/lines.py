@@ -68,6 +68,8 @@ class Line(Generic[D]):
     """The delivery that was passed on last."""
     rounds: int = 0
     """How often its first request has exceeded its limit although its row is not locked. The limit doubles each time."""
+    crashes: int = 0
+    """How often in a row the database server has crashed while its first request was tried alone here."""
     taken: bool = False
     """Whether it waits for a trial together with others, or is tried now."""
 

@@ -37,6 +37,9 @@ _RETRY_SECONDS = 1.0
 _REFUSED_SECONDS = 30.0
 """How often a record is tried again, in the end, while the database refuses every row; and how often one is with which the
 connection is lost each time, because it may crash the server."""
+CRASHES_MAX = 3
+"""A row with which the database server has crashed this often in a row, while it was tried alone and after rows of the worker's
+own had passed, is given up. Otherwise it would crash the server for ever."""
 _SETTLED_AT_ONCE = 100
 """Number of requests of one record after which other records are tried."""
 _AT_ONCE_SECONDS = 1.0
@@ -239,7 +242,7 @@ class Retrying(Generic[D]):
                 self.passed(requests[-1].record)
                 for line in lines:
                     line.last = line.waiting.popleft().request.delivery
-                    line.tries, line.rounds, line.passes = 0, 0, self.refusals.passes
+                    line.tries, line.rounds, line.crashes, line.passes = 0, 0, 0, self.refusals.passes
         if failure is not None:
             await self._divide(lines, failure, lane)
             return
@@ -320,11 +323,12 @@ class Retrying(Generic[D]):
                     first.request, await lane.store.read(first.request, first.outcome), self.nulls
                 )
             line.last = line.waiting.popleft().request.delivery
-            line.tries, line.rounds, line.passes = 0, 0, self.refusals.passes
+            line.tries, line.rounds, line.crashes, line.passes = 0, 0, 0, self.refusals.passes
             return settlement
 
     async def _settlement(self, line: Line[D], request: Request[D], lane: Lane[D]) -> Settlement[D]:
         doubted = False
+        await self._prove_sound(line, lane)
         while True:
             try:
                 [applied] = await self._apply(request, line.rounds, lane)
@@ -332,6 +336,8 @@ class Retrying(Generic[D]):
                 cause: Refused | Failed = refused
             except Failed as failed:
                 line.cause = cause = failed
+                if await self._crashes_the_server(line, lane):
+                    return settling.rejected(request, Refused(failed.sqlstate).problem)
                 if not failed.lasting:
                     raise
             else:
@@ -344,6 +350,31 @@ class Retrying(Generic[D]):
             if doubted:
                 return settling.rejected(request, Refused(cause.sqlstate).problem)
             doubted = True  # it may have been fixed since the row was tried, and before our own was
+
+    async def _prove_sound(self, line: Line[D], lane: Lane[D]) -> None:
+        """Before a row is tried with which the connection was lost: rows of the worker's own pass, so the database works.
+
+        Raises:
+            Unavailable: they do not pass. The row is not tried, and nothing is counted against it.
+        """
+        if line.cause.lost_connection:
+            for failure in await lane.store.try_own_rows(self.refusals.accepted):
+                raise Unavailable(failure.label, failure.detail)
+
+    async def _crashes_the_server(self, line: Line[D], lane: Lane[D]) -> bool:
+        """Whether the server has crashed as often as it may while this row was tried alone. It was just tried, and has failed.
+
+        A lost connection alone says nothing: a trigger may ask another server, or end its own session. A server that has
+        crashed takes no statement before it has recovered.
+        """
+        crashed = False
+        if line.cause.lost_connection:
+            try:
+                await lane.store.probe()
+            except Unavailable:
+                crashed = True
+        line.crashes = line.crashes + 1 if crashed else 0
+        return line.crashes >= CRASHES_MAX
 
     async def _apply(self, request: Request[D], rounds: int, lane: Lane[D]) -> list[Applied]:
         records = 1 + len(lane.lines(self._lines))
