@@ -209,6 +209,10 @@ class FakeStore:
         await self.probe()
         self.database.inbox -= set(marks)
 
+    async def survives(self) -> bool:
+        await asyncio.sleep(0)
+        return True
+
     async def close(self) -> None:
         """Nothing is open."""
 

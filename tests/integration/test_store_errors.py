@@ -347,3 +347,17 @@ async def test_a_session_that_a_trigger_has_changed_is_replaced(store: Store, da
     with pytest.raises(Unavailable, match="not permitted"):
         await store.probe()
     assert outcomes(await store.apply([ask()])) == ["inserted"]
+
+
+async def test_whether_the_connection_survives(store: Store, database: Connection) -> None:
+    """One that was ended by the server does not, and is not opened again. A crash of the server ends all connections."""
+    assert not await store.survives()
+    await store.probe()
+    assert await store.survives()
+    await database.execute(
+        "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
+        " WHERE pid <> pg_backend_pid() AND datname = current_database()"
+    )
+    assert not await store.survives()
+    assert not store.connected
+    assert outcomes(await store.apply([ask()])) == ["inserted"]

@@ -404,6 +404,9 @@ class Process:
         await self.probe()
         return []
 
+    async def survives(self) -> bool:
+        return True
+
     async def time_own_rows(self, count: int) -> float:
         await self.probe()
         return 0.0001 * count
@@ -519,6 +522,7 @@ class _ParkedStore:
         self.probe, self.locked, self.read, self.close = process.probe, process.locked, process.read, process.close
         self.try_own_rows, self.time_own_rows = process.try_own_rows, process.time_own_rows
         self.marked, self.mark, self.unmark = process.marked, process.mark, process.unmark
+        self.survives = process.survives
 
     async def apply(self, wave: Sequence[Request[Delivery]], patience: Patience = PATIENT) -> list[Applied]:
         return await self._process.write(wave, patience)

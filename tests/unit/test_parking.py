@@ -58,21 +58,30 @@ class LaterStore(FakeStore):
 
 
 class CrashingServer:
-    """A database server that crashes when one row is written, and takes a second to recover."""
+    """A database server that crashes when one row is written, which ends all connections, and takes a second to recover."""
 
     def __init__(self, bench: "Bench", most: int, crashes_at: Callable[[int], bool] = lambda _: True) -> None:
-        """Crash at most `most` times, at those tries of the row, counted from 1; at others the connection is lost alone."""
+        """Crash at most `most` times, at those tries of the row, counted from 1; at others one connection is lost."""
         self.crashes = self.tries = 0
         self.recovered_at = 0.0
         self._most, self._crashes_at = most, crashes_at
-        self._apply, self._probe = bench.store.apply, bench.store.probe
+        self._apply = bench.store.apply
+        self._witnessed = 0  # how many crashes there had been when the other connection was used last
         bench.store.apply = self._write  # type: ignore[method-assign]
         bench.store.probe = self._ask  # type: ignore[method-assign]
+        bench.slow_store.probe = self._witness  # type: ignore[method-assign]
+        bench.slow_store.survives = self._survives  # type: ignore[method-assign]
 
     async def _ask(self) -> None:
         if asyncio.get_running_loop().time() < self.recovered_at:
             raise Unavailable("shutting down or starting up (57P03)")
-        await self._probe()
+
+    async def _witness(self) -> None:
+        await self._ask()
+        self._witnessed = self.crashes
+
+    async def _survives(self) -> bool:
+        return self._witnessed == self.crashes
 
     async def _write(self, wave: Sequence[Request[Delivery]], patience: Patience = PATIENT) -> list[Applied]:
         await self._ask()
@@ -768,7 +777,7 @@ class TestFailuresThatLast:
             outcome = "refused_by_database" if crashes == CRASHES_MAX else "inserted"
             assert await bench.settled(1) == [f"crash: {outcome}"]
             assert server.crashes == crashes
-            assert bench.store.own_tried == min(crashes + 1, CRASHES_MAX)
+            assert bench.slow_store.own_tried == min(crashes + 1, CRASHES_MAX)
 
         run(act)
 
@@ -783,10 +792,10 @@ class TestFailuresThatLast:
             server.recovered_at = 100.0
             await bench.until(99)
             assert server.crashes == 1
-            bench.store.own = [Failed("out of resources (53200)", "53200")]
+            bench.slow_store.own = [Failed("out of resources (53200)", "53200")]
             await bench.until(150)
             assert server.crashes == 1
-            bench.store.own = []
+            bench.slow_store.own = []
             assert await bench.settled(1) == ["crash: inserted"]
             assert server.crashes == CRASHES_MAX - 1
 

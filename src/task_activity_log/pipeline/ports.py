@@ -199,6 +199,10 @@ class Store(Protocol):
             Unavailable: it is not possible.
         """
 
+    async def survives(self) -> bool:
+        """Whether the connection that was used last can still be used. It is not opened again."""
+        ...
+
     async def close(self) -> None:
         """Disconnect. The next call connects again."""
         ...

@@ -328,15 +328,14 @@ class Retrying(Generic[D]):
 
     async def _settlement(self, line: Line[D], request: Request[D], lane: Lane[D]) -> Settlement[D]:
         doubted = False
-        await self._prove_sound(line, lane)
         while True:
             try:
-                [applied] = await self._apply(request, line.rounds, lane)
+                [applied] = await self._write(request, line, lane)
             except Refused as refused:
                 cause: Refused | Failed = refused
             except Failed as failed:
                 line.cause = cause = failed
-                if await self._crashes_the_server(line, lane):
+                if line.crashes >= CRASHES_MAX:
                     return settling.rejected(request, Refused(failed.sqlstate).problem)
                 if not failed.lasting:
                     raise
@@ -351,30 +350,28 @@ class Retrying(Generic[D]):
                 return settling.rejected(request, Refused(cause.sqlstate).problem)
             doubted = True  # it may have been fixed since the row was tried, and before our own was
 
-    async def _prove_sound(self, line: Line[D], lane: Lane[D]) -> None:
-        """Before a row is tried with which the connection was lost: rows of the worker's own pass, so the database works.
+    async def _write(self, request: Request[D], line: Line[D], lane: Lane[D]) -> list[Applied]:
+        """Store the first request of a line, and count how often the server has crashed meanwhile.
+
+        A lost connection alone says nothing: a trigger may ask another server, or end its own session. So another connection is
+        opened before, where rows of the worker's own pass. If the server crashes, that one ends as well.
 
         Raises:
-            Unavailable: they do not pass. The row is not tried, and nothing is counted against it.
+            Unavailable: these do not pass, and the request was not tried; or as `Store.apply`.
         """
-        if line.cause.lost_connection:
-            for failure in await lane.store.try_own_rows(self.refusals.accepted):
+        if lane.slow or not line.cause.lost_connection:
+            return await self._apply(request, line.rounds, lane)
+        async with self._slow.use() as witness:
+            for failure in await witness.try_own_rows(self.refusals.accepted):
                 raise Unavailable(failure.label, failure.detail)
-
-    async def _crashes_the_server(self, line: Line[D], lane: Lane[D]) -> bool:
-        """Whether the server has crashed as often as it may while this row was tried alone. It was just tried, and has failed.
-
-        A lost connection alone says nothing: a trigger may ask another server, or end its own session. A server that has
-        crashed takes no statement before it has recovered.
-        """
-        crashed = False
-        if line.cause.lost_connection:
             try:
-                await lane.store.probe()
-            except Unavailable:
-                crashed = True
-        line.crashes = line.crashes + 1 if crashed else 0
-        return line.crashes >= CRASHES_MAX
+                return await self._apply(request, line.rounds, lane)
+            except Failed as failed:
+                with suppress(Unavailable):
+                    await lane.store.probe()  # the server ends the other sessions before it takes a new one
+                crashed = failed.lost_connection and not await witness.survives()
+                line.crashes = line.crashes + 1 if crashed else 0
+                raise
 
     async def _apply(self, request: Request[D], rounds: int, lane: Lane[D]) -> list[Applied]:
         records = 1 + len(lane.lines(self._lines))

@@ -384,6 +384,18 @@ class Session:
         """The database and its server, for people; empty if there is no connection."""
         return "" if self._connection is None else self._connection.where
 
+    async def survives(self) -> bool:
+        """Whether the connection is open and answers."""
+        async with self._turn:
+            if self._connection is None or self._connection.is_closed():
+                return False
+            try:
+                await self._connection.fetch("SELECT 1", timeout=self._confirm_seconds)
+            except DRIVER_ERRORS:
+                self._abandon()
+                return False
+            return True
+
     def renew(self) -> None:
         """Use another connection from the next statement on. To be called by whoever has executed the last one."""
         self._abandon()

@@ -111,6 +111,10 @@ class Store:
         """
         await self._writer.open()
 
+    async def survives(self) -> bool:
+        """Whether the connection for writing is open and answers. It is not opened again."""
+        return await self._writer.survives()
+
     async def close(self) -> None:
         """Disconnect. Cancels a running statement; takes at most five seconds if the server does not answer.
 

@@ -214,6 +214,7 @@ class _TracedStore:
         self.probe, self.read, self.locked, self.close = store.probe, store.read, store.locked, store.close
         self.try_own_rows, self.time_own_rows = store.try_own_rows, store.time_own_rows
         self.marked, self.mark, self.unmark = store.marked, store.mark, store.unmark
+        self.survives = store.survives
 
     async def apply(self, wave: Sequence[Request[Delivery]], patience: Patience = PATIENT) -> list[Applied]:
         headers = [request.delivery.properties.headers for request in wave]
