@@ -228,7 +228,8 @@ async def test_a_hundred_slow_rows_delay_their_own_records_alone(
     """Others of their batches are answered while all of them are slow, and each is tried a few times only until then."""
     await admin.execute("CREATE SEQUENCE tries")  # also counts what is rolled back
     records = [uuid4() for _ in range(100)]
-    async with conversing(amqp_url) as talk, serving(amqp_url, database_url, WORKER_BATCH_MAX="100") as service:
+    settings: dict[str, Any] = {"WORKER_BATCH_MAX": "100", "WORKER_DATABASE_COMMAND_TIMEOUT_SECONDS": "600"}
+    async with conversing(amqp_url) as talk, serving(amqp_url, database_url, **settings) as service:
         await send_others(talk, 20)
         await answers(talk, 20)
         async with slow_rows(admin, "PERFORM nextval('tries');"):
@@ -236,7 +237,7 @@ async def test_a_hundred_slow_rows_delay_their_own_records_alone(
             for record in records:
                 await talk.send(record, subject="slow")
                 others |= await send_others(talk, 3)
-            assert {answer.message_id for answer in await answers(talk, 300)} == others
+            assert {answer.message_id for answer in await answers(talk, 300, seconds=120)} == others
             assert await admin.fetchval("SELECT last_value FROM tries") < 7 * len(records)
             await until(lambda: service.in_hand == len(records))
         assert {answer.record for answer in await answers(talk, 100)} == set(records)
