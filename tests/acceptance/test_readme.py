@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import signal
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -29,7 +30,7 @@ async def running(code: str, amqp_url: str) -> AsyncIterator[asyncio.subprocess.
         sys.executable,
         "-u",
         "-c",
-        code,
+        f"import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n{code}",  # ignored in the background
         env=environment(AMQP_URL=amqp_url),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
@@ -74,6 +75,9 @@ async def test_the_subscriber_survives_what_is_not_a_record(world: World) -> Non
         assert process.stdout is not None
         async with asyncio.timeout(60):
             lines = [(await process.stdout.readline()).decode() for _ in range(5)]
+            process.send_signal(signal.SIGINT)
+            rest = await process.stdout.read()
+            assert (await process.wait(), b"Traceback" in rest) == (0, False)  # Ctrl-C ends it
     # In any order: what a subscriber of the test before had in hand when it ended may come back late.
     odd_lines = [line for line in lines if line.startswith("not a reply of the worker: ")]
     assert len(odd_lines) == 3

@@ -1,6 +1,7 @@
 """Follow the replies: python subscriber.py (AMQP_URL names the broker; needs aio-pika). Stop it with Ctrl-C."""
 
 import asyncio
+import contextlib
 import json
 import os
 from datetime import datetime
@@ -38,4 +39,5 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    with contextlib.suppress(KeyboardInterrupt):
+        asyncio.run(main())
