@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from task_activity_log.cli.check import table
-from task_activity_log.cli.check.broker import judge_nodes, judge_sizes, judge_workers
+from task_activity_log.cli.check.broker import judge_nodes, judge_sizes, judge_waiting, judge_workers
 from task_activity_log.cli.check.finding import Finding
 from task_activity_log.cli.check.limits import Limits, judge_kept, judge_length, judge_requests
 from task_activity_log.cli.check.members import judge_members
@@ -269,6 +269,21 @@ def test_the_table_has_advice_and_a_summary() -> None:
         "1 broken",
     ]
     assert list(table(rows[:1]))[-1] == "all fine"
+
+
+@pytest.mark.parametrize(
+    ("name", "messages", "consumers", "verdict"),
+    [
+        ("task_activity_log.upsert", 2, 0, "warning"),
+        ("task_activity_log.upsert", 2, 1, "fine"),
+        ("task_activity_log.upsert", 0, 0, "fine"),  # before the first start
+        ("task_activity_log.replies", 2, 0, "fine"),
+    ],
+)
+def test_requests_that_wait_need_a_worker(name: str, messages: int, consumers: int, verdict: str) -> None:
+    """Without one nothing is stored, although broker and database are fine."""
+    found = judge_waiting(name, Queue(messages, consumers), settings())
+    assert (found.verdict, "start one" in found.advice) == (verdict, verdict == "warning")
 
 
 def test_no_stranger_writes_lines_of_the_table() -> None:

@@ -15,7 +15,7 @@ from task_activity_log.cli.check.permissions import lacking
 from task_activity_log.cli.terminal import counted
 from task_activity_log.hosts import vhost as vhost_of
 from task_activity_log.problem import Unavailable
-from task_activity_log.rabbitmq.inspection import BrokerState, Hidden, inspect_broker
+from task_activity_log.rabbitmq.inspection import BrokerState, Hidden, Queue, inspect_broker
 from task_activity_log.rabbitmq.management import Management, ManagementError
 from task_activity_log.rabbitmq.repartition import look_up
 from task_activity_log.rabbitmq.topology import Topology
@@ -87,13 +87,23 @@ def _judge_sight(sight: BrokerState, settings: Settings, where: str) -> Iterator
             yield _missing(what, settings) if queue is None else _hidden(what)
             continue
         if name not in topology.partition_queues:
-            yield Finding("fine", what, f"{queue.messages} waiting, {counted(queue.consumers, 'consumer')}")
+            yield judge_waiting(name, queue, settings)
         if name == settings.requests_queue and queue.consumers > 1 and not topology.is_single_active:
             advice = "updates may be reordered: send x-version, run one worker, or set WORKER_SINGLE_ACTIVE_CONSUMER"
             yield Finding("warning", "order per record", f"{queue.consumers} consumers", advice)
     yield from judge_consumers(sight.queues, topology)
     if settings.management_url is None and sight.requests_type not in ("quorum", None):
         yield wrong_type(f"queue {settings.requests_queue}", sight.requests_type)
+
+
+def judge_waiting(name: str, queue: Queue, settings: Settings) -> Finding:
+    """How much waits in a queue. Requests that wait need a worker; replies and dead letters may wait."""
+    found = f"{queue.messages} waiting, {counted(queue.consumers, 'consumer')}"
+    if name == settings.requests_queue and queue.messages and not queue.consumers:
+        return Finding(
+            "warning", f"queue {name}", found, "no worker consumes it: start one, or see its /readyz and its log"
+        )
+    return Finding("fine", f"queue {name}", found)
 
 
 def judge_sizes(version: str, settings: Settings) -> Iterator[Finding]:
