@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import json
+import os
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
@@ -547,3 +548,23 @@ async def test_a_queue_that_does_not_count_tries_is_refused(amqp_url: str) -> No
             pass
     async with subscribe(amqp_url, queue="classic", on_poison=PoisonQueue("poison", tries=1)):
         pass
+
+
+async def test_what_was_opened_before_a_fork_is_refused_after_it(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processes would write to one connection. The one that has opened it goes on; leaving it in the other does no harm."""
+    async with (
+        TaskActivityLogClient(world.amqp_url) as client,
+        subscribe(world.amqp_url, routing_keys=["#"]) as replies,
+    ):
+        await client.upsert(TaskActivityLog(id=uuid4()))
+        monkeypatch.setattr(os, "getpid", lambda: -1)  # as in the process that a fork makes
+        refused = "was opened before os.fork, by another process: open one in this process"
+        with pytest.raises(ClientError, match=f"the client {refused}"):
+            await client.upsert(TaskActivityLog(id=uuid4()))
+        with pytest.raises(ClientError, match=f"the client {refused}"):
+            await client.send_many([TaskActivityLog(id=uuid4())])
+        with pytest.raises(ClientError, match=f"the subscription {refused}"):
+            await anext(replies)
+        await client.__aexit__()
+        monkeypatch.undo()
+        assert (await client.upsert(TaskActivityLog(id=uuid4()))).outcome == "inserted"

@@ -149,3 +149,13 @@ def test_an_outage_is_logged_once_for_each_reason_and_again_after_a_minute() -> 
     told = [event["reason"] for event in events]
     assert told[:2] == ["a", "b"]
     assert 3 <= len(told) <= 6
+
+
+def test_too_few_channels_are_not_said_to_be_a_wrong_virtual_host() -> None:
+    """The broker uses one code for both."""
+    refused = ConnectionNotAllowed(
+        530, "NOT_ALLOWED - number of channels opened (1) has reached the negotiated channel_max (1)"
+    )
+    outage = describe(refused)
+    assert outage.kind is OutageKind.LOST
+    assert outage.text == "the broker permits too few channels for a connection: raise its channel_max"

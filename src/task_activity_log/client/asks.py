@@ -1,6 +1,7 @@
 """Upserts that wait for their answers: sent in batches, and sent again on a new connection until each is answered."""
 
 import asyncio
+import os
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
@@ -105,6 +106,7 @@ class Asks:
         self._asks: dict[str, Ask] = {}  # by message_id, in the order given
         self._reason = ""  # of the latest outage or nack
         self._over: ClientError | None = NOT_OPEN  # why nothing can be sent
+        self._process = os.getpid()  # which has opened it
         self._begin()
 
     def _begin(self) -> None:
@@ -126,7 +128,7 @@ class Asks:
             raise ClientError("the client is open already")
         self._begin()
         await self._connections.open(self._publisher.run(), self._send_all(), ready=self._can_publish())
-        self._over = None
+        self._over, self._process = None, os.getpid()
 
     async def listen(self) -> None:
         """Have a queue for answers, before the first `ask`. Raises `ClientError` if the first attempt fails."""
@@ -139,7 +141,12 @@ class Asks:
                 self._has_listener = True
 
     async def close(self) -> None:
-        """Disconnect. The queue of answers is deleted with its connection; each ask that is left gets a `NoAnswer`."""
+        """Disconnect. The queue of answers is deleted with its connection; each ask that is left gets a `NoAnswer`.
+
+        In a process that was forked, it does nothing: the connections belong to the other one.
+        """
+        if self._over is None and self._process != os.getpid():
+            return
         await self._connections.close()
         for ask in list(self._asks.values()):
             ask.done(NoAnswer("the client was closed before the answer came", ask.upsert))
@@ -218,6 +225,8 @@ class Asks:
     def _check_open(self) -> None:
         if self._over is not None:
             raise self._over
+        if self._process != os.getpid():
+            raise forked("client")
 
     def _end(self, why: ClientError) -> None:
         self._over = why
@@ -406,6 +415,11 @@ class Asks:
         for ask in list(self._asks.values()):
             ask.done(failure)
         self._end(failure)
+
+
+def forked(what: str) -> ClientError:
+    """What to raise in a process that was forked after the connection was opened: two would write to one connection."""
+    return ClientError(f"the {what} was opened before os.fork, by another process: open one in this process")
 
 
 NOT_OPEN = ClientError("the client is not open: use it within `async with`")

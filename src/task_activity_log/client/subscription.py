@@ -1,6 +1,7 @@
 """The subscriber's loop: each new reply once, acknowledged when the loop asks for the next one."""
 
 import asyncio
+import os
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
@@ -9,6 +10,7 @@ from types import TracebackType
 from typing import Generic, Protocol, Self, TypeVar
 
 from task_activity_log.aio import Backoff
+from task_activity_log.client.asks import forked
 from task_activity_log.client.connections import no_connection, options, publishing
 from task_activity_log.client.messages import SHORT_MAX, ClientError, Received, is_short, received_reply
 from task_activity_log.client.names import exchange_name, queue_name
@@ -110,6 +112,7 @@ class Subscription(Generic[D]):
         self._on_outage = on_outage
         self._backoff = Backoff(first=0.5)
         self._open = False
+        self._process = 0  # which has opened it
         self._next_under_way = False
         self._connection = AsyncExitStack()
         self._feed: Feed[D] | None = None
@@ -134,14 +137,19 @@ class Subscription(Generic[D]):
         except LOST as error:
             await self._disconnect(error)
             raise self._source.failed(error) from error
-        self._open = True
+        self._open, self._process = True, os.getpid()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Disconnect. The reply that the body of the loop had is delivered again, unless it was moved to the poison queue."""
+        """Disconnect. The reply that the body of the loop had is delivered again, unless it was moved to the poison queue.
+
+        In a process that was forked, it does nothing: the connection belongs to the other one.
+        """
         self._open = False
+        if self._process != os.getpid():
+            return
         try:
             if self._finished and self._under_way is not None and self._feed is not None:
                 with suppress(*LOST), asking_the_driver():  # the loop was cancelled while it asked for the next one
@@ -163,6 +171,8 @@ class Subscription(Generic[D]):
         """
         if not self._open:
             raise ClientError("the subscription is not open: write `async with subscribe(…) as replies`")
+        if self._process != os.getpid():
+            raise forked("subscription")
         if self._next_under_way:
             raise ClientError("another task waits for the next reply: each needs a subscription of its own")
         self._next_under_way = self._finished = True

@@ -282,6 +282,8 @@ def describe(error: BaseException) -> Outage:
     kind = _kind(error)
     if isinstance(error, Unavailable):
         return Outage(kind, error.reason)
+    if "channel_max" in str(error):
+        return Outage(OutageKind.LOST, "the broker permits too few channels for a connection: raise its channel_max")
     if kind in _OWN_WORDS:
         return Outage(kind, kind.value)  # the driver's own text says less, or too much
     text = " ".join(str(argument) for argument in error.args if argument)[:200]
