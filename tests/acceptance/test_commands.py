@@ -26,8 +26,9 @@ from task_activity_log.cli.dead_letters import completing, replaying
 from task_activity_log.cli.dead_letters.commands import app as dead_letters
 from task_activity_log.cli.lookups import complete_setting
 from task_activity_log.cli.publish import Publication
+from task_activity_log.client.connections import publishing
 from task_activity_log.client.dead_letters import replay as replay_letters
-from task_activity_log.message import Delivery
+from task_activity_log.message import Delivery, Properties
 from task_activity_log.pipeline.request import Request, Rules, decode
 from task_activity_log.rabbitmq.outgoing import Fate, Outgoing
 from task_activity_log.rabbitmq.publisher import Publisher
@@ -1231,3 +1232,23 @@ async def test_a_stream_is_not_said_to_be_empty(channel: AbstractChannel, amqp_u
     await channel.declare_queue("stream", durable=True, arguments={"x-queue-type": "stream"})
     said = await command("dead-letters", "list", AMQP_URL=amqp_url, WORKER_DEAD_LETTERS_QUEUE="stream")
     assert (said.code, said.err) == (1, "task-activity-log: queue stream is a stream: it cannot be looked through\n")
+
+
+async def test_an_interrupted_take_leaves_what_it_has_not_printed(channel: AbstractChannel, amqp_url: str) -> None:
+    """Each reply is printed or in the queue: the last one that was printed too, whose acknowledgement waited to be sent."""
+    names_ = [str(number) for number in range(400)]
+    async with publishing(amqp_url, "tests") as publisher:
+        properties = [Properties(message_id=name, headers={"x-outcome": "updated"}) for name in names_]
+        await publisher.publish([Outgoing("", TOPOLOGY.replies_queue, each, b"{}") for each in properties])
+    taking = await start("replies", "--take", "--json", AMQP_URL=amqp_url)
+    assert taking.stdout is not None
+    first = await taking.stdout.readline()
+    taking.send_signal(signal.SIGINT)
+    said = await end(taking)
+    assert said.code == 130
+    printed = [json.loads(one)["message_id"] for one in (first.decode(), *said.lines)]
+    left: list[str | None] = []
+    async with asyncio.timeout(30):
+        while len(printed) + len(left) < len(names_):  # until the broker has returned what was not acknowledged
+            left += await names(channel, TOPOLOGY.replies_queue)
+    assert sorted([*printed, *map(str, left)]) == sorted(names_)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 from itertools import takewhile
 from math import inf
@@ -235,10 +236,17 @@ class Consumer:
     async def acknowledge(self, tags: Iterable[int]) -> None:
         """Acknowledge those that are not settled, and those that were kept back.
 
-        One frame is enough where all older ones are settled; the others need a frame each.
+        One frame is enough where all older ones are settled; the others need a frame each. The driver takes a few frames at a
+        time. What it has not taken when this is cancelled is kept back, and is sent with the next acknowledgement or by `close`.
         """
-        for tag, multiple in self._settlements(tags):
-            await self._channel.basic_ack(tag, multiple=multiple, wait=False)
+        unsent = deque(self._settlements(tags))
+        try:
+            while unsent:
+                tag, multiple = unsent[0]
+                await self._channel.basic_ack(tag, multiple=multiple, wait=False)
+                unsent.popleft()
+        finally:
+            self._kept.update(tag for tag, _ in unsent)
 
     async def reject(self, tag: int) -> None:
         """Let the broker dead-letter a delivery, as the arguments of its queue say, unless it is settled."""
