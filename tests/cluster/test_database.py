@@ -1,4 +1,4 @@
-"""A PostgreSQL that fails over while the worker is busy, and disks that are full, on either side."""
+"""A PostgreSQL that fails over while the worker is busy, and one whose disk is full."""
 
 import asyncio
 from collections.abc import Iterator
@@ -9,15 +9,13 @@ from urllib.parse import urlsplit
 import asyncpg
 import pytest
 
-from sandbox import PostgreSQL, SandboxError, postgresql, rabbitmq, say_on_stderr
-from sandbox import cluster as sandbox_cluster
+from sandbox import PostgreSQL, SandboxError, postgresql
 from sandbox.processes import Processes
 from sandbox.replication import Pair
 from sandbox.service import Service
 from task_activity_log.postgresql import migrations
-from tests.cluster.test_nodes import findings
 from tests.cluster.traffic import check_writes, traffic
-from tests.faults.conversation import TOPOLOGY, until
+from tests.faults.conversation import until
 from tests.serving import serving
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
@@ -126,22 +124,3 @@ async def write_much(url: str) -> None:
             await connection.execute("CREATE TABLE much AS SELECT repeat('x', 900) FROM generate_series(1, 400000)")
     finally:
         connection.terminate()
-
-
-async def test_a_full_disk_of_a_broker_node_is_waited_out(database_url: str) -> None:
-    """The node with the leader has no room at all. `check` names it. It needs a restart when it has room again."""
-    if isinstance(rabbitmq.find_binaries(), str):
-        pytest.fail("RabbitMQ's binaries are needed: apt-get install rabbitmq-server", pytrace=False)
-    with sandbox_cluster.start(say=say_on_stderr, disk_megabytes=300) as cluster:
-        url = cluster.create_vhost()
-        async with serving(url, database_url, **QUICK):
-            async with traffic(url, database_url) as sending:
-                node = await asyncio.to_thread(cluster.leader, url, TOPOLOGY.requests_queue)
-                filler = await asyncio.to_thread(fill, data_of(node))
-                found = await findings(cluster, url, database_url, "is short of disk")
-                assert f"node {cluster.name_of(node)}" in found
-                filler.unlink()
-                await asyncio.to_thread(node.kill)
-                await asyncio.to_thread(cluster.ensure_running)
-                await sending.goes_on()
-            await check_writes(sending, database_url)

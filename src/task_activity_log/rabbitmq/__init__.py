@@ -23,7 +23,7 @@ exchange      replies to the replies exchange, whatever else is bound to it
 properties    the properties of a reply
 reply_to      forms of an address                                                    pure
 addresses     addresses that take nothing: what is tried when, what is given up      pure
-answering     the clock of the replies that wait there                               pure
+answered_time the clock of the replies that wait there                               pure
 log_limit     how often an event is logged                                           pure
 retries       tries their replies again, over connections of their own
 forwarder     requests that were not sent by record, published to their partition

@@ -17,7 +17,7 @@ import aio_pika
 import structlog
 
 from task_activity_log.rabbitmq.addresses import AGAIN_SECONDS, PATIENCE_SECONDS, Addresses, Line, Waiting
-from task_activity_log.rabbitmq.answering import ASK_SECONDS, AnsweredTime
+from task_activity_log.rabbitmq.answered_time import ASK_SECONDS, AnsweredTime
 from task_activity_log.rabbitmq.confirms import ConfirmChannel, open_confirming
 from task_activity_log.rabbitmq.frames import FrameReader
 from task_activity_log.rabbitmq.link import LOST, LinkOptions, asking_the_driver, connect, supervise

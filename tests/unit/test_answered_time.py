@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from task_activity_log.rabbitmq.addresses import Addresses
-from task_activity_log.rabbitmq.answering import AnsweredTime
+from task_activity_log.rabbitmq.answered_time import AnsweredTime
 from task_activity_log.rabbitmq.link import LinkOptions
 from task_activity_log.rabbitmq.outgoing import Fate, Outgoing
 from task_activity_log.rabbitmq.retries import Callbacks, Retries
