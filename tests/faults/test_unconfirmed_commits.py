@@ -105,7 +105,7 @@ async def test_a_message_is_not_answered_before_its_commit_is_confirmed(
 async def test_a_repeat_at_another_worker_is_not_answered_either(own_database_url: str, standby: Standby) -> None:
     """It finds the row and the key of a commit that was cancelled. It writes nothing, so its own commit would not wait."""
     request = ask()
-    async with storing(own_database_url, command_timeout=0.5) as first, storing(own_database_url) as second:
+    async with storing(own_database_url, command_timeout=5) as first, storing(own_database_url) as second:
         await standby.leave()
         with pytest.raises(TimedOut):
             await first.apply([request])

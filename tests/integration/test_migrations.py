@@ -179,7 +179,10 @@ async def test_a_table_that_others_have_created_is_not_touched(empty_database_ur
         INSERT INTO alembic_version VALUES ('theirs');
     """)
     reason = await failure(empty_database_url)
-    assert reason.startswith('relation "task_activity_log" already exists (42P07); these migrations did not make it')
+    assert reason.startswith(
+        'relation "task_activity_log" already exists (42P07); the table task_activity_log_alembic_version'
+    )
+    assert reason.endswith("otherwise rename them or drop them")
     tables = await empty.fetch("SELECT tablename FROM pg_tables WHERE schemaname = 'public' ORDER BY 1")
     assert [row["tablename"] for row in tables] == ["alembic_version", "task_activity_log"]
     await empty.execute("ALTER TABLE task_activity_log RENAME TO theirs")
