@@ -379,7 +379,7 @@ class SubscriberSuite:
         assert notes == [
             "This was try 1 of 3: the reply is delivered again.",
             "This was try 2 of 3: the reply is delivered again.",
-            f"After 3 tries the reply was moved to queue {poison.name}.",
+            f"After 3 deliveries the reply was moved to queue {poison.name}.",
         ]
         async with place.subscribe(queue=poison.name, most=1) as replies:
             async for reply in replies:

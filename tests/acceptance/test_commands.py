@@ -486,6 +486,24 @@ async def test_a_pipe_is_read_once(world: World, tmp_path: Path) -> None:
     assert "2 inserted" in said.err
 
 
+async def test_a_run_that_reads_a_pipe_and_is_interrupted_says_that_its_records_are_needed_again(
+    channel: AbstractChannel, amqp_url: str, tmp_path: Path
+) -> None:
+    """The path of `<(psql …)` exists only while the command runs, and only --stdin says what it contained."""
+    os.mkfifo(pipe := tmp_path / "pipe")
+    process = await start("publish", str(pipe), "--stdin", "csv", AMQP_URL=amqp_url)
+    await asyncio.to_thread(pipe.write_text, f"id,is_closed\n{uuid4()},t\n")
+    queue = await channel.get_queue(TOPOLOGY.requests_queue)
+    async with asyncio.timeout(30):
+        while (sent := await queue.get(no_ack=True, fail=False)) is None:
+            await asyncio.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    said = await end(process)
+    assert json.loads(sent.body)["is_closed"] is True
+    assert f"To continue: task-activity-log publish {pipe} --stdin csv --run " in said.err
+    assert f"; {pipe} was a pipe: give the same records again in its place)" in said.err
+
+
 async def test_a_file_that_is_changed_while_it_is_published_is_not_sent(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -972,7 +990,11 @@ async def test_mistakes_with_dead_letters_are_reported_in_one_line(channel: Abst
     await reject(channel, "a", line(), "missing_id")
     show = ("dead-letters", "show")
     cases = [
-        (1, "12: no such dead letter", await command(*show, "12", AMQP_URL=amqp_url)),
+        (
+            1,
+            "12: no such dead letter: give the whole id, or at least 4 characters of it",
+            await command(*show, "12", AMQP_URL=amqp_url),
+        ),
         (
             1,
             "a: does not match the other options",
@@ -1005,7 +1027,10 @@ async def test_a_message_id_may_be_shortened(channel: AbstractChannel, amqp_url:
     said = await command("dead-letters", "discard", "781361", "--yes", AMQP_URL=amqp_url)
     assert (said.code, "is the beginning of 2 message ids: 781361cc-1, 781361cc-2" in said.err) == (2, True)
     said = await command("dead-letters", "show", "abc", AMQP_URL=amqp_url)
-    assert (said.code, "abc: no such dead letter" in said.err) == (1, True)
+    assert (said.code, "abc: no such dead letter: give the whole id, or at least 4 characters of it" in said.err) == (
+        1,
+        True,
+    )
     assert sorted(map(str, await names(channel, TOPOLOGY.dead_letters_queue))) == ["781361cc-1", "781361cc-2", "abcd"]
 
 

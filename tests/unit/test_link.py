@@ -80,6 +80,11 @@ async def test_what_has_ended_is_left_alone() -> None:
             "the server closed the connection",
         ),
         (
+            AMQPConnectionError("Server connection reset: ConnectionResetError(104, 'Connection reset by peer')"),
+            OutageKind.LOST,
+            "the server closed the connection",
+        ),
+        (
             AMQPConnectionError("Server connection unexpectedly closed. Read 0 bytes but 1 bytes expected"),
             OutageKind.LOST,
             "the server closed the connection",

@@ -39,7 +39,7 @@ def test_a_header_of_another_type_is_named(value: object) -> None:
         Upsert(b"{}", headers={"x-ok": 1, "x-own": value})
 
 
-@pytest.mark.parametrize("version", [1.5, True])
+@pytest.mark.parametrize("version", [1.5, True, "clok"])
 def test_a_version_is_an_integer(version: Any) -> None:
     """The worker would reject any other, and so would `True`."""
     with pytest.raises(TypeError, match=f"version should be an integer, not {type(version).__name__}"):

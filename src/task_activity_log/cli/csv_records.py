@@ -12,7 +12,8 @@ from task_activity_log.record import FIELDS
 from task_activity_log.wire.fields import KINDS, Kind
 
 _DELIMITERS = ",;\t"
-_BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
+_BOOLEANS = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
+"""psql writes `t` and `f`."""
 _CELL_MAX = 2**31 - 1
 
 

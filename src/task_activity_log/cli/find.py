@@ -57,7 +57,7 @@ def find(settings: Settings, name: str) -> int:
     return FAILED
 
 
-_NOT_IN_JOURNAL = "the journal has no answer either: it may be older than the journal"
+_NOT_IN_JOURNAL = "the journal has no answer either: it is too old, or no worker kept the journal (WORKER_JOURNAL) then"
 
 
 async def _look(settings: Settings, name: str) -> Found:

@@ -39,6 +39,7 @@ from task_activity_log.streams import one_line, printable
 from task_activity_log.wiring import link_of, rules_of, sending_of
 
 _NOTHING_SENT = "nothing was sent from it"
+_AGAIN = "; {} was a pipe: give the same records again in its place"
 _SILENT_SECONDS = 5.0
 """How long no answer is waited for without a word."""
 MANY = 1_000
@@ -119,7 +120,7 @@ class Publication:
         done, what = (self._summary.answered, "answered") if self.wait else (self._confirmed, "confirmed")
         return (
             f"{why}; {done:,} of {self._to_send:,} were {what}. To continue: {self._command()}"
-            " (records that were applied are not applied again)"
+            f" (records that were applied are not applied again{''.join(map(_AGAIN.format, self._pipes()))})"
         )
 
     def _command(self) -> str:
@@ -129,12 +130,16 @@ class Publication:
         flags |= {"--no-partitioned": self.partitioned is False}
         flags["--quiet"] = self.quiet
         given: dict[str, object] = {"--rejected": self.rejected, "--priority": self.priority}
-        if STANDARD_INPUT in self._paths:
+        if STANDARD_INPUT in self._paths or self._pipes():
             given["--stdin"] = self.stdin
         chosen = [option for option, on in flags.items() if on]
         chosen += [word for column in self.columns for word in ("--column", column)]
         chosen += [word for option, value in given.items() if value is not None for word in (option, str(value))]
         return shlex.join(["task-activity-log", "publish", *self._paths, *chosen, "--run", self.run])
+
+    def _pipes(self) -> list[str]:
+        """The paths of pipes, such as `/dev/fd/63` for `<(…)`: they exist only while this command runs."""
+        return [path for path in self._paths if Path(path).is_fifo()]
 
     @property
     def _to_send(self) -> int:

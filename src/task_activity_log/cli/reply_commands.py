@@ -3,7 +3,7 @@
 import asyncio
 import sys
 from datetime import UTC, datetime
-from typing import Annotated, get_args
+from typing import Annotated
 from uuid import UUID
 
 import typer
@@ -24,7 +24,7 @@ def replies(
         typer.Option(
             "--outcome",
             metavar="OUTCOME",
-            help=f"Only replies with this outcome: {', '.join(get_args(Outcome))}.",
+            help=f"Only replies with this outcome: {', '.join(Outcome)}.",
             show_default=False,
         ),
     ] = None,

@@ -162,8 +162,8 @@ class Upsert:
         """
         if version == "clock":
             version = clock_version()
-        if version is not None and (isinstance(version, bool) or not isinstance(version, int | str)):
-            raise TypeError(f"version should be an integer, not {type(version).__name__}")
+        if version is not None and (isinstance(version, bool) or not isinstance(version, int)):
+            raise TypeError(f"version should be an integer, not {type(version).__name__}, or 'clock'")
         headers = {name: value for name, value in ((VERSION, version), (UPDATE_MODE, mode)) if value is not None}
         return cls(
             wire.encode(record, wire.JSON).body,

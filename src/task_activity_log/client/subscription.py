@@ -253,7 +253,7 @@ class Subscription(Generic[D]):
         except (ClientError, *LOST) as failure:
             error.add_note(f"The reply could not be moved to queue {poison.name}, and is delivered again: {failure}")
         else:
-            error.add_note(f"After {tries} tries the reply was moved to queue {poison.name}.")
+            error.add_note(f"After {tries} deliveries the reply was moved to queue {poison.name}.")
 
 
 def check_queues(queue: str | None, routing_keys: Sequence[str], on_poison: PoisonQueue | None, *, shared: str) -> None:

@@ -296,7 +296,10 @@ def describe(error: BaseException) -> Outage:
 
 def _closed(text: str) -> str:
     """Plain words for what the driver says when the other side closes the connection; empty if it says something else."""
-    if "async generator raised StopAsyncIteration" in text or "Read 0 bytes but" in text:
+    if any(
+        sign in text
+        for sign in ("async generator raised StopAsyncIteration", "Read 0 bytes but", "Connection reset by peer")
+    ):
         return "the server closed the connection"
     return "the server is not an AMQP broker, or it closed the connection" if "bytes expected" in text else ""
 

@@ -80,7 +80,10 @@ class Selection:
             raise ClientError(f"nothing was found, but other consumers ({others:,}) have dead letters: run it again")
         present = {letter.name for letter in every}
         for name in sorted(self.names - {letter.name for letter in letters}):
-            say(f"{name}: does not match the other options" if name in present else f"{name}: no such dead letter")
+            absent = "no such dead letter"
+            if len(name) < _PREFIX_MIN:
+                absent += f": give the whole id, or at least {_PREFIX_MIN} characters of it"
+            say(f"{name}: does not match the other options" if name in present else f"{name}: {absent}")
         # A code that is in the queue exists: it may be one of a later release.
         if lines := unknown(self.codes - {letter.code for letter in every}, DEAD_LETTER_CODES):
             fail("\n".join(lines), WRONG_USE)
