@@ -1,5 +1,6 @@
 """The figures of the console's first page, and what it says of them."""
 
+import asyncio
 import re
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -230,6 +231,15 @@ def test_the_management_api_adds_how_much_arrives_and_is_settled() -> None:
     assert sampler._depth("requests") == Depth(6, 2, 20.5, 3.0)
     assert sampler._depth("dead") == Depth(7, 0, 0.0, 0.0)
     assert sampler._depth("another") is None
+
+
+async def test_a_broker_that_was_not_asked_yet_is_not_said_to_be_silent() -> None:
+    """The first page may be shown before the first answer."""
+    sampler = Sampler([], LinkOptions("amqp://127.0.0.1:1"), ["requests"], None)
+    sampling = asyncio.create_task(sampler._sample())
+    await sampler.next()
+    sampling.cancel()
+    assert (sampler.history.broker_error, sampler.history.queues) == ("", {})
 
 
 def test_an_answer_that_is_no_list_of_queues_is_an_error() -> None:

@@ -35,7 +35,7 @@ class Sampler:
         self._urls, self._link, self._queues, self._management = workers, link, queues, management
         self._counted: Counted = {}
         self._stats: Mapping[str, QueueStats] = {}
-        self._broker_error = "it was not asked yet"
+        self._broker_error = ""
         self._sampled = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 

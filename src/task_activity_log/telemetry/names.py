@@ -259,7 +259,9 @@ EVENTS = {
     ),
     # outages
     "holding": Event("warning", "The worker waits out an outage.", ("place", "reason")),
-    "hold_over": Event("info", "The outage is over.", ("place", "seconds")),
+    "hold_over": Event(
+        "info", "Nothing waits there: the outage is over, or `store` waits in place of `idle`.", ("place", "seconds")
+    ),
     "stood_down": Event(
         "warning",
         "The outage lasted longer than the hold limit: all unsettled messages were requeued.",
