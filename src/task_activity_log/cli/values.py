@@ -13,6 +13,10 @@ _LENGTH = 40
 _PARSER = etree.XMLParser(resolve_entities=False, no_network=True)
 
 
+class _Number(str):
+    """A number as it is written. One of Python might not be printed: the longest have thousands of digits."""
+
+
 def shown(upsert: Upsert, field: str) -> str | None:
     """The value in a few characters, as JSON; None if there is none."""
     try:
@@ -22,12 +26,12 @@ def shown(upsert: Upsert, field: str) -> str | None:
         return None
     if found is None:
         return None
-    text = json.dumps(found, ensure_ascii=False)
+    text = found if isinstance(found, _Number) else json.dumps(found, ensure_ascii=False)
     return text if len(text) <= _LENGTH else f"{text[:_LENGTH]}…"
 
 
 def _in_json(text: str, field: str) -> Any:
-    members = json.loads(text, parse_int=str, parse_float=str)
+    members = json.loads(text, parse_int=_Number, parse_float=_Number)
     return next((value for name, value in members.items() if name.lower() == field), None)
 
 
