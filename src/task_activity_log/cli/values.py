@@ -16,6 +16,8 @@ _PARSER = etree.XMLParser(resolve_entities=False, no_network=True)
 class _Number(str):
     """A number as it is written. One of Python might not be printed: the longest have thousands of digits."""
 
+    __slots__ = ()
+
 
 def shown(upsert: Upsert, field: str) -> str | None:
     """The value in a few characters, as JSON; None if there is none."""
