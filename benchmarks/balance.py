@@ -110,9 +110,7 @@ class Model:
 
 def table(seeds: int) -> None:
     """Print the medians for several sizes and changes."""
-    print(
-        "partitions workers  change            seconds  hand-overs  rejoined   (medians; the slowest run in brackets)"
-    )
+    print("partitions workers  change            seconds  hand-overs  rejoined   (medians; slowest run in brackets)")
     for partitions, workers in ((8, 4), (16, 4), (16, 5), (64, 10), (256, 20), (256, 100)):
         rows: dict[str, list[tuple[float, int, int]]] = {}
         for seed in range(seeds):
@@ -180,19 +178,14 @@ def chart(path: Path) -> None:
 
 
 def _draw(path: Path, points: list[tuple[float, int]], marks: list[tuple[float, str]]) -> None:
-    width, height, end = 720, 220, points[-1][0]
-    most = max(1, *(unfair for _, unfair in points))
-    line = " ".join(
-        f"{40 + x / end * (width - 50):.1f},{height - 30 - y / most * (height - 60):.1f}" for x, y in points
-    )
-    texts = "".join(
-        f'<text x="{42 + x / end * (width - 50):.0f}" y="20">{text} ({x:.0f} s)</text>' for x, text in marks
-    )
+    end, most = points[-1][0], max(1, *(unfair for _, unfair in points))
+    line = " ".join(f"{40 + x / end * 670:.1f},{190 - y / most * 160:.1f}" for x, y in points)
+    texts = "".join(f'<text x="{42 + x / end * 670:.0f}" y="20">{text} ({x:.0f} s)</text>' for x, text in marks)
     path.write_text(
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="11">'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 720 220" font-family="sans-serif" font-size="11">'
         f'<rect width="100%" height="100%" fill="white"/><polyline points="{line}" fill="none" stroke="#06c"/>{texts}'
-        f'<text x="2" y="{height - 26}">0</text><text x="2" y="34">{most}</text>'
-        f'<text x="40" y="{height - 8}">partitions that are not where they should be, by time in seconds</text></svg>\n'
+        f'<text x="2" y="194">0</text><text x="2" y="34">{most}</text>'
+        f'<text x="40" y="212">partitions that are not where they should be, by time in seconds</text></svg>\n'
     )
 
 
