@@ -97,7 +97,7 @@ async def test_what_was_answered_is_found_when_nothing_else_is_left(
     [line] = await found("c-4")
     assert line.startswith(f"updated, message {stored}, correlation_id c-4, record {stored}, reply ")
     nothing = await command("find", "m-4", **services)
-    assert (nothing.code, "no worker kept the journal (WORKER_JOURNAL) then" in nothing.err) == (
+    assert (nothing.code, "the journal has no answer: too old, or not kept (WORKER_JOURNAL)" in nothing.err) == (
         1,
         True,
     )

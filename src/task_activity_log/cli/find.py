@@ -57,7 +57,7 @@ def find(settings: Settings, name: str) -> int:
     return FAILED
 
 
-_NOT_IN_JOURNAL = "the journal has no answer either: it is too old, or no worker kept the journal (WORKER_JOURNAL) then"
+_NOT_IN_JOURNAL = "the journal has no answer: too old, or not kept (WORKER_JOURNAL)"
 
 
 async def _look(settings: Settings, name: str) -> Found:
