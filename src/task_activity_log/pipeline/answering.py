@@ -13,7 +13,8 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import compress
-from typing import Generic, NamedTuple
+from typing import NamedTuple
+from uuid import UUID
 
 import structlog
 
@@ -31,10 +32,11 @@ _UNDER_WAY_BYTES = 4 * 2**20
 longer to confirm the replies of a batch than the database to store the next one. More than four gained nothing."""
 
 
-class _UnderWay(NamedTuple, Generic[D]):
-    """A batch that is being settled."""
+class _UnderWay(NamedTuple):
+    """A batch that is being settled: its records, the bytes of its replies, and the task that settles it."""
 
-    batch: Sequence[Settlement[D]]
+    records: set[UUID | None]
+    size: int
     task: asyncio.Task[None]
 
 
@@ -58,18 +60,21 @@ class Answering(Stage[D]):
 
     async def _settle_batches(self) -> None:
         """Settle each batch in a task. There are a few at most, and they acknowledge one after the other."""
-        under_way: deque[_UnderWay[D]] = deque()
+        under_way: deque[_UnderWay] = deque()
         async with asyncio.TaskGroup() as tasks:
             while (batch := await self.stored.get()) is not None:
-                while under_way and not self._may_overlap(under_way, batch):
+                records = {each.record for each in batch}
+                while under_way and not self._may_overlap(under_way, batch, records):
                     await asyncio.wait({under_way.popleft().task})
                 before = under_way[-1].task if under_way else None
                 task = tasks.create_task(self._settle_in_turn(batch, before), name="settle")
-                under_way.append(_UnderWay(batch, task))
+                under_way.append(_UnderWay(records, sum(len(each.reply.body) for each in batch), task))
                 while _are_enough(under_way):
                     await asyncio.wait({under_way.popleft().task})
 
-    def _may_overlap(self, under_way: Iterable[_UnderWay[D]], following: Sequence[Settlement[D]]) -> bool:
+    def _may_overlap(
+        self, under_way: Iterable[_UnderWay], following: Sequence[Settlement[D]], records: set[UUID | None]
+    ) -> bool:
         """Whether the replies of the following batch may be published before those of the ones under way are confirmed.
 
         They answer requests of other records, are not dead letters, which are kept before they are answered, and go to the
@@ -79,7 +84,7 @@ class Answering(Stage[D]):
             return False
         if any(each.problem is not None or each.reply.reply_to is not None for each in following):
             return False
-        return {each.record for one in under_way for each in one.batch}.isdisjoint([each.record for each in following])
+        return all(records.isdisjoint(one.records) for one in under_way)
 
     async def _settle_in_turn(self, batch: Sequence[Settlement[D]], before: asyncio.Task[None] | None) -> None:
         """Settle a batch, but publish its replies before the batch `before` is settled."""
@@ -125,11 +130,10 @@ class Answering(Stage[D]):
             self.watch.answered(done)
 
 
-def _are_enough(under_way: deque[_UnderWay[D]]) -> bool:
+def _are_enough(under_way: deque[_UnderWay]) -> bool:
     """Whether the first of these must be settled before a further batch is begun. Those that are settled are removed."""
     while under_way and under_way[0].task.done():
         under_way.popleft()
     if len(under_way) < _UNDER_WAY_LEAST:
         return False
-    size = sum(len(each.reply.body) for one in under_way for each in one.batch)
-    return len(under_way) >= _UNDER_WAY_MAX or size > _UNDER_WAY_BYTES
+    return len(under_way) >= _UNDER_WAY_MAX or sum(one.size for one in under_way) > _UNDER_WAY_BYTES
