@@ -308,10 +308,7 @@ async def test_a_terminated_publish_says_how_to_continue(
     process.stdin.write("".join(line() for _ in range(30)).encode())
     process.stdin.close()
     first = (await process.stderr.readline()).decode()
-    queue = await channel.get_queue(TOPOLOGY.requests_queue)
-    async with asyncio.timeout(30):
-        while await queue.get(no_ack=True, fail=False) is None:
-            await asyncio.sleep(0.02)
+    await first_request(channel)
     process.send_signal(number)
     said = await end(process, err=first)
     assert said.code == code
@@ -493,10 +490,7 @@ async def test_a_run_that_reads_a_pipe_and_is_interrupted_says_that_its_records_
     os.mkfifo(pipe := tmp_path / "pipe")
     process = await start("publish", str(pipe), "--stdin", "csv", AMQP_URL=amqp_url)
     await asyncio.to_thread(pipe.write_text, f"id,is_closed\n{uuid4()},t\n")
-    queue = await channel.get_queue(TOPOLOGY.requests_queue)
-    async with asyncio.timeout(30):
-        while (sent := await queue.get(no_ack=True, fail=False)) is None:
-            await asyncio.sleep(0.02)
+    sent = await first_request(channel)
     process.send_signal(signal.SIGINT)
     said = await end(process)
     assert json.loads(sent.body)["is_closed"] is True
@@ -562,10 +556,7 @@ async def test_publish_interrupted_while_no_worker_answers_says_how_to_continue(
     assert process.stdin is not None
     process.stdin.write(line().encode())
     process.stdin.close()
-    queue = await channel.get_queue(TOPOLOGY.requests_queue)
-    async with asyncio.timeout(30):
-        while await queue.get(no_ack=True, fail=False) is None:
-            await asyncio.sleep(0.02)
+    await first_request(channel)
     process.send_signal(signal.SIGINT)
     said = await end(process)
     assert said.code == 130
@@ -758,6 +749,15 @@ async def reject(
     await channel.default_exchange.publish(message, TOPOLOGY.dead_letters_queue)
 
 
+async def first_request(channel: AbstractChannel) -> AbstractIncomingMessage:
+    """Take the first message of the requests queue, once there is one."""
+    queue = await channel.get_queue(TOPOLOGY.requests_queue)
+    async with asyncio.timeout(30):
+        while (message := await queue.get(no_ack=True, fail=False)) is None:
+            await asyncio.sleep(0.02)
+    return message
+
+
 async def names(channel: AbstractChannel, queue: str) -> list[str | None]:
     """Take all messages from a queue and return their message_ids."""
     found = []
@@ -933,10 +933,7 @@ async def test_an_interrupted_replay_loses_nothing(channel: AbstractChannel, amq
     for number in range(5):
         await reject(channel, str(number), line(), "refused_by_database")
     process = await start("dead-letters", "replay", "--all", "--rate", "0.5", AMQP_URL=amqp_url)
-    queue = await channel.get_queue(TOPOLOGY.requests_queue)
-    async with asyncio.timeout(30):
-        while (message := await queue.get(no_ack=True, fail=False)) is None:
-            await asyncio.sleep(0.02)
+    message = await first_request(channel)
     process.send_signal(signal.SIGINT)
     said = await end(process)
     assert said.code == 130
