@@ -64,10 +64,7 @@ def serve(settings: Settings) -> None:
     except OSError as error:
         where = f"CONSOLE_HOST={own.host} CONSOLE_PORT={own.port}"
         reason = os.strerror(error.errno) if error.errno else str(error)
-        fail(
-            f"cannot listen on {where}: {reason}; set CONSOLE_PORT to a free port",
-            WRONG_USE,
-        )
+        fail(f"cannot listen on {where}: {reason}; set CONSOLE_PORT to a free port", WRONG_USE)
 
 
 def print_password_line(name: str, roles: str) -> None:
