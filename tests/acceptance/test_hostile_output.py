@@ -19,7 +19,7 @@ from aio_pika.abc import AbstractChannel
 
 from task_activity_log.client import TaskActivityLog, TaskActivityLogClient
 from task_activity_log.rabbitmq.topology import Topology, declare
-from tests.commands import COMMAND, World, environment, start
+from tests.commands import COMMAND, World, command, environment, start
 from tests.terminals import HOSTILE, controls, on_a_terminal
 
 TOPOLOGY = Topology()
@@ -84,12 +84,44 @@ async def test_no_command_lets_a_stranger_control_the_terminal(
 ) -> None:
     """Whatever a publisher, the queue or the user names: it is escaped, and only the outcome of a reply has a colour."""
     variables = {"AMQP_URL": amqp_url, "DATABASE_URL": database_url}
-    for command in COMMANDS:
-        arguments = [COMMAND, *command]
+    for each in COMMANDS:
+        arguments = [COMMAND, *each]
         shown = await asyncio.to_thread(on_a_terminal, arguments, folder=tmp_path, LANG="C.UTF-8", **variables)
         assert "Traceback" not in shown, shown
-        assert controls(_COLOUR.sub("", shown)) == [], (command, shown)
+        assert controls(_COLOUR.sub("", shown)) == [], (each, shown)
         assert "\x1b[35" not in shown, "a colour of the stranger's"
+
+
+async def test_no_stranger_writes_lines(amqp_url: str, database_url: str) -> None:
+    """A line feed in a property or a header begins no line of the output, which would look like one of ours."""
+    forged = "x\ntask-activity-log: forged\r\nforged\vforged\u2028forged"
+    texts: dict[str, Any] = dict.fromkeys(("correlation_id", "message_id", "app_id", "type", "reply_to"), forged)
+    headers: Any = dict.fromkeys(
+        (forged, "x-error-code", "x-error-detail", "x-first-seen", "x-last-seen", "x-outcome"), forged
+    )
+    problem = json.dumps(
+        {"code": forged, "detail": forged, "errors": [{"name": forged, "code": forged, "message": forged}]}
+    )
+    async with await aio_pika.connect(amqp_url) as connection:
+        await declare(connection, TOPOLOGY)
+        channel = await connection.channel()
+        exchange = await channel.get_exchange(TOPOLOGY.replies_exchange, ensure=False)
+        for outcome in (forged, "rejected"):
+            content_type = "application/problem+json"
+            message = aio_pika.Message(
+                problem.encode(), content_type=content_type, headers={**headers, "x-outcome": outcome}, **texts
+            )
+            await exchange.publish(message, "rejected")
+            await channel.default_exchange.publish(message, TOPOLOGY.dead_letters_queue)
+    commands = [
+        *(("dead-letters", *each) for each in (("list",), ("list", "--each"), ("show", "--all"), ("show", forged))),
+        *(("dead-letters", "replay", "--all", "--dry-run"), ("dead-letters", "discard", "--publisher", "y", "--yes")),
+        *(("find", forged), ("find", "x"), ("publish", forged), ("replies", "--take", "-n", "2")),
+    ]
+    for arguments in commands:
+        said = await command(*arguments, AMQP_URL=amqp_url, DATABASE_URL=database_url)
+        for line in (said.out + said.err).split("\n"):
+            assert not line.startswith(("forged", "task-activity-log: forged")), (arguments, line)
 
 
 async def test_no_event_lets_a_stranger_control_the_terminal(amqp_url: str, database_url: str) -> None:

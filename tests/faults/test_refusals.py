@@ -10,6 +10,7 @@ import pytest
 
 from task_activity_log.service import Service
 from tests.asking import Connection
+from tests.commands import command
 from tests.faults.conversation import conversing, until
 from tests.serving import serving
 
@@ -280,3 +281,26 @@ async def test_bad_messages_of_one_publisher_stop_nobody(
             await talk.send(**bad)
         assert await talk.outcomes(40, seconds=60) == ["rejected"] * 40
         assert service.status.not_ready() == []
+
+
+async def test_a_refused_request_is_not_replayed_over_the_good_one_behind_it(
+    amqp_url: str, database_url: str, admin: Connection
+) -> None:
+    """Both are in one batch, so the good one is stored before the dead letter is published. Without the rule it stays."""
+    await admin.execute("ALTER TABLE task_activity_log ADD CONSTRAINT few CHECK (subject <> 'bad')")
+    replay = ("dead-letters", "replay", "--all")
+    services: dict[str, Any] = {"AMQP_URL": amqp_url, "DATABASE_URL": database_url}
+    async with conversing(amqp_url) as talk, serving(amqp_url, database_url):
+        for record in [uuid4() for _ in range(20)]:
+            await talk.send(record, subject="bad")
+            await talk.send(record, subject="good")
+        await talk.send(alone := uuid4(), subject="bad")
+        assert await talk.outcomes(41) == ["inserted"] * 20 + ["rejected"] * 21
+        await admin.execute("ALTER TABLE task_activity_log DROP CONSTRAINT few")
+        said = await command(*replay, **services)
+        assert (said.code, "1 replayed, 20 kept" in said.err) == (3, True)
+        assert await talk.outcomes(1) == ["inserted"]
+        assert await admin.fetchval("SELECT subject FROM task_activity_log WHERE id = $1", alone) == "bad"
+        assert await admin.fetchval("SELECT count(*) FROM task_activity_log WHERE subject = 'good'") == 20
+        assert (await command(*replay, "--over-newer", **services)).code == 0
+        assert await talk.outcomes(20) == ["updated"] * 20

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -15,7 +15,7 @@ from pamqp import encode
 from sandbox.proxy import Proxy
 from task_activity_log.client import ClientError
 from task_activity_log.client.connections import publishing
-from task_activity_log.client.dead_letters import DeadLetter, borrow_dead_letters, replay
+from task_activity_log.client.dead_letters import DeadLetter, borrow_dead_letters, may_be_newer, replay
 from task_activity_log.message import Properties
 from task_activity_log.rabbitmq.link import LinkOptions
 from task_activity_log.rabbitmq.outgoing import Outgoing
@@ -64,6 +64,12 @@ async def taken(channel: AbstractChannel, name: str) -> list[AbstractIncomingMes
     return found
 
 
+async def dead(channel: AbstractChannel) -> int:
+    """How many dead letters are waiting."""
+    queue = await channel.declare_queue(TOPOLOGY.dead_letters_queue, passive=True)
+    return queue.declaration_result.message_count or 0
+
+
 async def all_of(amqp_url: str) -> list[DeadLetter]:
     async with borrow_dead_letters(amqp_url) as loan:
         return [letter async for letter in loan]
@@ -93,6 +99,34 @@ async def test_a_dead_letter_has_its_reason_publisher_and_time(amqp_url: str) ->
     assert str(mine.since) == "2026-01-01 00:00:00+00:00"
     assert (theirs.code, theirs.publisher, theirs.since) == ("delivery_limit", "-", mine.since)
     assert theirs.name.startswith("@")
+
+
+async def test_what_the_broker_has_dead_lettered_is_replayed_only_if_its_row_is_older(amqp_url: str) -> None:
+    """Without a timestamp of its publisher. What nobody had may be overtaken since it died, and the rest at any time."""
+    async with queues(amqp_url) as channel:
+        exchange = await channel.get_exchange(TOPOLOGY.requests_exchange, ensure=False)
+        requests = await channel.get_queue(TOPOLOGY.requests_queue)
+        begun = datetime.now(UTC)
+        async with publishing(amqp_url, "tests") as publisher:  # the driver would set a timestamp
+            for name, expiration in (("expired", "1"), ("delivery_limit", None)):
+                request = Properties(message_id=name, expiration=expiration, headers={"mine": 7})
+                await publisher.publish([Outgoing(exchange.name, "upsert", request, b"{}")])
+        while (found := await requests.get(fail=False)) is not None or (await dead(channel)) < 2:
+            if found is not None:
+                await found.reject(requeue=True)
+            else:
+                await asyncio.sleep(0.01)  # the broker dead-letters in its own time
+        letters = {letter.name: letter for letter in await all_of(amqp_url)}
+    expired, undeliverable = letters["expired"], letters["delivery_limit"]
+    assert {name: letter.code for name, letter in letters.items()} == {name: name for name in letters}
+    for letter in (expired, undeliverable):
+        assert letter.since is not None
+        assert abs(letter.since - begun) < timedelta(minutes=2)
+        assert letter.headers == {"mine": 7}
+        assert may_be_newer(letter, letter.since + timedelta(seconds=1))
+    assert (expired.restored(None).expiration, undeliverable.restored(None).expiration) == ("1", None)
+    assert not may_be_newer(expired, begun - timedelta(minutes=5))
+    assert may_be_newer(undeliverable, begun - timedelta(days=1000))
 
 
 async def test_a_replay_is_the_request_that_it_was(amqp_url: str) -> None:

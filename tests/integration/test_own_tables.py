@@ -2,7 +2,8 @@
 
 import asyncio
 import re
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 from uuid import uuid4
@@ -13,14 +14,21 @@ import pytest
 from sandbox import PostgreSQL
 from task_activity_log.cli.check.database import _judge_table
 from task_activity_log.message import Delivery
+from task_activity_log.pipeline import reply
+from task_activity_log.pipeline.ports import Settlement
 from task_activity_log.pipeline.request import Request, UpdateMode
 from task_activity_log.postgresql import migrations, writing
 from task_activity_log.postgresql import store as postgresql_store
+from task_activity_log.postgresql.connecting import Connector
+from task_activity_log.postgresql.journal import Journal
 from task_activity_log.postgresql.session import SKIPPED_ROW
+from task_activity_log.postgresql.statements import sql
 from task_activity_log.postgresql.store import Store
-from task_activity_log.problem import SKIPPED, Code, Failed, Refused, Rule, Unavailable
+from task_activity_log.postgresql.survey import Survey
+from task_activity_log.problem import SKIPPED, Code, Failed, Problem, Refused, Rule, Unavailable
 from task_activity_log.record import Outcome
 from tests.asking import Connection, ask, merge, outcomes, subjects
+from tests.fakes import delivered
 
 ROUND_TRIP: dict[str, Any] = {"task_id": uuid4(), "subject": "subject", "is_closed": True}
 
@@ -616,9 +624,12 @@ HIJACK = """
 """What somebody who may create objects in a schema of the search path does, as everybody may in `public` up to PostgreSQL 14."""
 
 
-async def test_nobody_else_runs_anything_as_the_worker(store: Store, database: Connection) -> None:
-    """Even if the schema of somebody else comes first in the search path, before pg_catalog."""
+async def test_nobody_else_runs_anything_as_the_worker(store: Store, database: Connection, database_url: str) -> None:
+    """Nor as a command. Even if the schema of somebody else comes first in the search path, before pg_catalog."""
     role = f"evil_{uuid4().hex}"
+    survey, journal = Survey(Connector(database_url)), Journal(Connector(database_url))
+    message = delivered(b"", "m")
+    rejected = Settlement(message, reply.undecoded(message, Problem(Code.INVALID_DATE, "")))
     await database.execute(HIJACK.format(role=role))
     try:
         name = await database.fetchval("SELECT quote_ident(current_database())")
@@ -634,11 +645,23 @@ async def test_nobody_else_runs_anything_as_the_worker(store: Store, database: C
         await store.try_own_rows(None)
         await store.try_own_rows(request.record)
         await store.trim(timedelta(0), 10)
+        await store.trim_journal(timedelta(0), 10)
+        await store.inbox_age()
+        await store.mark([uuid4()])
+        await store.unmark(list(await store.marked([uuid4()])))
+        await survey.count(datetime.now(UTC))
+        assert [page async for page in survey.changed(datetime.min.replace(tzinfo=UTC))]
+        assert await survey.records([request.record.id])
+        await survey.answers("m", request.record.id, 1)
+        journal.add([rejected])
+        await journal.finish(asyncio.create_task(journal.run()), 10)
         assert await database.fetchval("SELECT string_agg(what, '; ') FROM evil.caught") is None
     finally:
+        await survey.close()
         await database.execute(f"DROP OWNED BY {role} CASCADE; DROP ROLE {role}")
 
 
+SQL = Path(postgresql_store.__file__).parent / "sql"
 _PARENTHESES = {
     *(
         "ANY",
@@ -659,7 +682,17 @@ _PARENTHESES = {
         "SELECT",
     ),
     *("coalesce", "least", "greatest", "OVER", "FILTER", "LATERAL"),
-    *("asked", "sent", "path", "more", "needed", "task_activity_log_inbox", "stored"),
+    *(
+        "asked",
+        "sent",
+        "path",
+        "more",
+        "needed",
+        "task_activity_log_inbox",
+        "stored",
+        "answer",
+        "task_activity_log_journal",
+    ),
 }
 """What may be followed by a parenthesis and has no schema: keywords, our tables and our aliases."""
 
@@ -669,14 +702,15 @@ _PARENTHESES = {
     [
         *(getattr(postgresql_store, name) for name in vars(postgresql_store) if re.fullmatch("_[A-Z_]+", name)),
         *(writing.statement(mode, 1, has_xmax=has_xmax) for mode in UpdateMode for has_xmax in (True, False)),
+        *map(sql, sorted({path.stem for path in SQL.glob("*.sql")} - {"grants"})),
     ],
 )
 def test_every_function_operator_and_type_has_its_schema(statement: object) -> None:
-    """In each statement of the store."""
-    for sql in statement.values() if isinstance(statement, dict) else [statement]:
-        if not isinstance(sql, str) or "SELECT" not in sql:
+    """In each statement of ours."""
+    for text in statement.values() if isinstance(statement, dict) else [statement]:
+        if not isinstance(text, str) or "SELECT" not in text:
             continue
-        bare = re.sub(r"OPERATOR\(pg_catalog\.[^ )]+\)|'[^']*'", ",", re.sub(r"(?m)^ *--.*", "", sql))
+        bare = re.sub(r"OPERATOR\(pg_catalog\.[^ )]+\)|'[^']*'", ",", re.sub(r"(?m)^ *--.*", "", text))
         called = set(re.findall(r"(?<![.\w])(\w+) *\(", bare))
         assert called - _PARENTHESES == set()
         assert re.findall(r"::(?!pg_catalog\.)\w+", bare) == []

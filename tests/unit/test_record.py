@@ -9,6 +9,7 @@ import pytest
 from asyncpg.pgproto import pgproto
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from task_activity_log.record import (
     FIELDS,
@@ -29,6 +30,13 @@ def test_texts_of_instants_are_the_instants(values: list[datetime | None]) -> No
     """All years, and all fractions of a second; null stays null. A column is a tuple."""
     texts = instant_texts(tuple(values))
     assert [None if text is None else datetime.fromisoformat(text) for text in texts] == values
+
+
+@pytest.mark.parametrize("name", ["subjct", "taskId", "modified_dateutc", "source_version"])
+def test_a_name_that_is_not_a_field_is_refused(name: str) -> None:
+    """The field that was meant would be null, and the record replaces the stored one."""
+    with pytest.raises(ValidationError, match=f"(?s)1 validation error.*{name}"):
+        TaskActivityLog.model_validate({"id": uuid4(), name: None})
 
 
 @given(records)
