@@ -12,5 +12,6 @@ trust    the TLS context for a host
 """
 
 from task_activity_log.libpq.target import Host, Target, read
+from task_activity_log.libpq.trust import is_certificate_checked
 
-__all__ = ["Host", "Target", "read"]
+__all__ = ["Host", "Target", "is_certificate_checked", "read"]

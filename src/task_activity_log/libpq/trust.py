@@ -50,12 +50,23 @@ def context(target: Target, host: Host, tls: Tls | None) -> NamedContext | None:
     return made
 
 
+def is_certificate_checked(target: Target) -> bool:
+    """Whether the options have the server's certificate checked, if the connection is encrypted."""
+    mode = target.options["sslmode"]
+    return mode.startswith("verify") or (mode == "require" and _root(target) is not None)
+
+
+def _root(target: Target) -> str | None:
+    """The file with the authorities, or `system`; None if none is named."""
+    return target.options.get("sslrootcert") or _at_home(target, "root.crt")
+
+
 def _trust(made: ssl.SSLContext, target: Target, mode: str) -> None:
     """Whose certificates are accepted."""
-    root = target.options.get("sslrootcert") or _at_home(target, "root.crt")
+    root = _root(target)
     made.check_hostname = False
     made.verify_mode = ssl.CERT_NONE
-    if mode in ("allow", "prefer") or (mode == "require" and root is None):
+    if not is_certificate_checked(target):
         return
     made.verify_mode = ssl.CERT_REQUIRED
     if root in (None, "system"):

@@ -12,6 +12,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, supp
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import aio_pika
 import aiormq
@@ -63,6 +64,11 @@ class Outage:
 
     kind: OutageKind
     text: str
+
+
+def is_certificate_checked(url: str) -> bool:
+    """Whether the driver checks the broker's certificate for an amqps:// URL without `LinkOptions.tls`."""
+    return parse_qs(urlsplit(url).query, keep_blank_values=True).get("no_verify_ssl", ["0"])[0] == "0"
 
 
 class Missing(ConnectionError):

@@ -16,6 +16,7 @@ from task_activity_log.cli.terminal import counted
 from task_activity_log.hosts import vhost as vhost_of
 from task_activity_log.problem import Unavailable
 from task_activity_log.rabbitmq.inspection import BrokerState, Hidden, Queue, inspect_broker
+from task_activity_log.rabbitmq.link import is_certificate_checked
 from task_activity_log.rabbitmq.management import Management, ManagementError
 from task_activity_log.rabbitmq.repartition import look_up
 from task_activity_log.rabbitmq.topology import Topology
@@ -70,9 +71,7 @@ def _judge_sight(sight: BrokerState, settings: Settings, where: str) -> Iterator
     """What AMQP shows."""
     advice = "use RabbitMQ 3.10 or newer" if number(sight.version) < _OLDEST else ""
     yield Finding("broken" if advice else "fine", "broker", f"RabbitMQ {sight.version} at {where}", advice)
-    url = settings.required_amqp_url
-    if not url.startswith("amqps:") and not is_local(url):
-        yield Finding("warning", "broker link", "not encrypted", "use amqps:// in AMQP_URL")
+    yield from judge_link(settings.required_amqp_url, has_files=settings.amqp_tls is not None)
     yield from judge_sizes(sight.version, settings)
     for exchange, exists in sight.exchanges.items():
         what = f"exchange {exchange}"
@@ -94,6 +93,18 @@ def _judge_sight(sight: BrokerState, settings: Settings, where: str) -> Iterator
     yield from judge_consumers(sight.queues, topology)
     if settings.management_url is None and sight.requests_type not in ("quorum", None):
         yield wrong_type(f"queue {settings.requests_queue}", sight.requests_type)
+
+
+def judge_link(url: str, *, has_files: bool) -> Iterator[Finding]:
+    """Whether others can read what is sent, or pretend to be the broker. `has_files`: TLS has files of its own settings."""
+    if is_local(url):
+        return
+    if not url.startswith("amqps:"):
+        yield Finding("warning", "broker link", "not encrypted", "use amqps:// in AMQP_URL")
+    elif not has_files and not is_certificate_checked(url):
+        found = "encrypted, but the broker's certificate is not checked"
+        advice = "remove no_verify_ssl from AMQP_URL; WORKER_AMQP_CA_FILE names the authority of a private certificate"
+        yield Finding("warning", "broker link", found, advice)
 
 
 def judge_waiting(name: str, queue: Queue, settings: Settings) -> Finding:

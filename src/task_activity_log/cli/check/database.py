@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from task_activity_log.cli.check.finding import Finding
+from task_activity_log.libpq import Target, is_certificate_checked
 from task_activity_log.postgresql import migrations, store, table
 from task_activity_log.postgresql.session import Row
 from task_activity_log.problem import TimedOut, Unavailable
@@ -38,7 +39,11 @@ async def findings(settings: Settings) -> list[Finding]:
         return [Finding("broken", "database", error.reason, advice)]
     finally:
         await database.close()
-    server = (*_judge_server(row, target.addresses, local=target.is_local), *_judge_standbys(row))
+    server = (
+        *_judge_server(row, target.addresses),
+        *judge_link(target, encrypted=row["encrypted"], has_files=settings.database_tls is not None),
+        *_judge_standbys(row),
+    )
     if found["kind"] is None:  # the schema's finding says so, unless the table is in another schema
         return [*server, *(list(_judge_table(found)) or [schema])]
     journal = _judge_journal(row) if settings.journal else ()
@@ -67,7 +72,7 @@ async def _refusal(database: store.Store) -> Finding | None:
     return Finding("broken", "table", refused[0].reason, advice)
 
 
-def _judge_server(row: Row, where: str, *, local: bool) -> Iterator[Finding]:
+def _judge_server(row: Row, where: str) -> Iterator[Finding]:
     found = f"PostgreSQL {row['version'].split()[0]} at {where}"
     advice = "use PostgreSQL 14 or newer: older releases are not tested" if row["version_number"] < _OLDEST else ""
     yield Finding("warning" if advice else "fine", "database", found, advice)
@@ -83,9 +88,15 @@ def _judge_server(row: Row, where: str, *, local: bool) -> Iterator[Finding]:
         name, _, limit = timeout.partition(" ")
         found = f"{name} is {limit}: a batch that takes longer is divided, and tried again in parts"
         yield Finding("warning", "database limits", found, f"{_SET}{name}")
-    if not row["encrypted"] and not local:
-        advice = "set WORKER_DATABASE_CA_FILE, or sslmode=verify-full in DATABASE_URL"
-        yield Finding("warning", "database link", "not encrypted", advice)
+
+
+def judge_link(target: Target, *, encrypted: bool, has_files: bool) -> Iterator[Finding]:
+    """Whether others can read what is sent, or pretend to be the server. `has_files`: TLS has files of its own settings."""
+    if target.is_local or (encrypted and (has_files or is_certificate_checked(target))):
+        return
+    found = "encrypted, but the server's certificate is not checked" if encrypted else "not encrypted"
+    advice = "set WORKER_DATABASE_CA_FILE, or sslmode=verify-full in DATABASE_URL"
+    yield Finding("warning", "database link", found, advice)
 
 
 def _judge_standbys(row: Row) -> Iterator[Finding]:
