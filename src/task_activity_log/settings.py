@@ -130,8 +130,9 @@ class Settings(BaseModel):
     """URL of the database: `postgresql://user:password@host:5432/name`, or any other connection string that psql takes, with
     several hosts and with libpq's options ([Connecting to PostgreSQL](connecting.md))."""
     management_url: Annotated[_Url, _url("http", "https", example="http://user:password@host:15672")] = None
-    """URL of RabbitMQ's management API, used only by `check`: `http://user:password@host:15672`, or with several hosts, which
-    are tried in turn. The user needs the tag `monitoring`."""
+    """URL of RabbitMQ's management API, used by `check`, by the console and by commands that look at dead letters or replies, but
+    not by workers: `http://user:password@host:15672`, or with several hosts, which are tried in turn. The user needs the tag
+    `monitoring`."""
     http_host: Annotated[str, AfterValidator(_host)] = "0.0.0.0"  # noqa: S104 - probes come from outside the pod
     """Address on which health and metrics are served."""
     http_port: Annotated[int, Field(ge=0, le=65535)] = 8080

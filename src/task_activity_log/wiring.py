@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal, TypedDict
 from task_activity_log.pipeline.request import Rules, UpdateMode
 from task_activity_log.problem import Unavailable
 from task_activity_log.rabbitmq.link import LinkOptions
+from task_activity_log.rabbitmq.management import Management
 from task_activity_log.rabbitmq.replies import ReplyOptions
 from task_activity_log.rabbitmq.topology import Topology
 from task_activity_log.rabbitmq.weight import most_weight
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
     from task_activity_log.postgresql.journal import Journal
     from task_activity_log.postgresql.store import Store
     from task_activity_log.postgresql.survey import Survey
+
+
+_MANAGEMENT_SECONDS = 3.0
+"""Commands ask the management API for one more thing to be careful about, and work without it."""
 
 
 def secrets_of(settings: Settings) -> set[str]:
@@ -125,7 +130,14 @@ def link_of(settings: Settings, redaction: logs.Redaction | None = None) -> Link
         tls=settings.amqp_tls,
         heartbeat_seconds=settings.amqp_heartbeat_seconds,
         connect_timeout_seconds=settings.amqp_connect_timeout_seconds,
+        management=management_of(settings, _MANAGEMENT_SECONDS),
     )
+
+
+def management_of(settings: Settings, seconds: float = 10.0) -> Management | None:
+    """The management API; None if MANAGEMENT_URL is not set. Each of its hosts has `seconds` to answer."""
+    url = settings.management_url
+    return None if url is None else Management(url.get_secret_value(), settings.amqp_tls, seconds)
 
 
 def connector_of(settings: Settings, redaction: logs.Redaction | None = None) -> Connector:

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 from uuid import uuid4
 
 import aio_pika
@@ -20,6 +21,7 @@ import pytest
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 from typer.main import get_command
 
+from sandbox import RabbitMQ
 from task_activity_log.cli import terminal
 from task_activity_log.cli.codes import complete
 from task_activity_log.cli.dead_letters import completing, replaying
@@ -28,8 +30,10 @@ from task_activity_log.cli.lookups import complete_setting
 from task_activity_log.cli.publish import Publication
 from task_activity_log.client.connections import publishing
 from task_activity_log.client.dead_letters import replay as replay_letters
+from task_activity_log.hosts import vhost as vhost_of
 from task_activity_log.message import Delivery, Properties
 from task_activity_log.pipeline.request import Request, Rules, decode
+from task_activity_log.rabbitmq.management import Management
 from task_activity_log.rabbitmq.outgoing import Fate, Outgoing
 from task_activity_log.rabbitmq.publisher import Publisher
 from task_activity_log.rabbitmq.topology import Topology, declare
@@ -1247,6 +1251,39 @@ async def test_a_queue_that_would_soon_delete_its_messages_is_not_read(channel: 
         assert (said.code, said.lines, said.err.count("\n")) == (1, [], 1)
         assert "queue short has the delivery limit 5: each look counts" in said.err
     assert await names(channel, "short") == ["a"]
+
+
+async def test_a_queue_whose_policy_would_soon_delete_its_messages_is_not_read(
+    channel: AbstractChannel, amqp_url: str, database_url: str, rabbitmq: RabbitMQ
+) -> None:
+    """Only the management API shows it. A command that cannot ask it works as without it."""
+    vhost = vhost_of(amqp_url)
+    for queue in (TOPOLOGY.dead_letters_queue, TOPOLOGY.replies_queue):
+        await channel.default_exchange.publish(aio_pika.Message(b"{}", message_id="a"), queue)
+    policy = {"pattern": "", "definition": {"delivery-limit": 5}, "apply-to": "queues"}
+    await asyncio.to_thread(rabbitmq.api, "PUT", f"/policies/{quote(vhost, safe='')}/all", policy)
+    management = Management(rabbitmq.management_url, None)
+    async with asyncio.timeout(30):
+        while (limit := await asyncio.to_thread(management.delivery_limit, vhost, TOPOLOGY.replies_queue)) is None or (
+            limit.limit != 5
+        ):
+            await asyncio.sleep(0.1)
+    services: dict[str, Any] = {
+        "AMQP_URL": amqp_url,
+        "DATABASE_URL": database_url,
+        "MANAGEMENT_URL": rabbitmq.management_url,
+    }
+    commands = [("list",), ("show", "a"), ("export", "-", "--all"), ("discard", "a", "--yes"), ("replay", "--all")]
+    looks = [*(("dead-letters", *each) for each in commands), ("find", "a"), ("replies", "--since", "1h")]
+    for look in looks:
+        said = await command(*look, **services)
+        assert (said.code, said.lines) == (1, []), look
+        assert "has the delivery limit 5: each look counts" in said.err
+        assert "remove delivery-limit from the policy that applies to it (all), or raise it" in said.err
+    said = await command("dead-letters", "list", "--json", **{**services, "MANAGEMENT_URL": "http://127.0.0.1:1"})
+    assert (said.code, len(said.lines)) == (0, 1)
+    assert await names(channel, TOPOLOGY.dead_letters_queue) == ["a"]
+    assert await names(channel, TOPOLOGY.replies_queue) == ["a"]
 
 
 async def test_a_stream_is_not_said_to_be_empty(channel: AbstractChannel, amqp_url: str) -> None:

@@ -4,8 +4,11 @@ from typing import Any
 
 import pytest
 
+from task_activity_log import libpq
 from task_activity_log.cli.check import table
+from task_activity_log.cli.check.broker import judge_link as judge_broker_link
 from task_activity_log.cli.check.broker import judge_nodes, judge_sizes, judge_waiting, judge_workers
+from task_activity_log.cli.check.database import judge_link
 from task_activity_log.cli.check.finding import Finding
 from task_activity_log.cli.check.limits import Limits, judge_kept, judge_length, judge_requests
 from task_activity_log.cli.check.members import judge_members
@@ -178,6 +181,67 @@ def test_kept_messages_must_survive_being_inspected(
     """RabbitMQ 4 deletes a dead letter that was listed 21 times."""
     rows = judge_kept("queue", Limits({"type": kind, "arguments": arguments}, version), settings())
     assert [row.found for row in rows] == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "policy", "advice"),
+    [
+        ({"x-delivery-limit": 1_000_000}, 5, "remove delivery-limit from the policy that sets it (all, ours), or set it to"),
+        ({"x-delivery-limit": 5}, 1_000_000, "shovel its messages away, delete it, and declare it with x-delivery-limit"),
+        ({}, None, "set a policy with delivery-limit 1000000"),
+        ({}, 20, "remove delivery-limit from the policy that sets it (all, ours), or set it to 1000000"),
+    ],
+)  # fmt: skip
+def test_how_a_queue_that_is_inspected_gets_a_higher_limit(
+    arguments: dict[str, Any], policy: int | None, advice: str
+) -> None:
+    """Of an argument and a policy the smaller one counts, so a policy cannot raise what a queue was declared with."""
+    details = {"type": "quorum", "arguments": arguments, "policy": "all", "operator_policy": "ours"}
+    if policy is not None:
+        details["effective_policy_definition"] = {"delivery-limit": policy}
+    [found] = judge_kept("queue", Limits(details, "4.0.5"), settings())
+    assert (found.verdict, advice in found.advice) == ("warning", True)
+
+
+REMOTE_DATABASE, REMOTE_BROKER = "postgresql://u@db/d?", "amqps://u@mq/?"
+
+
+@pytest.mark.parametrize(
+    ("url", "encrypted", "has_files", "found"),
+    [
+        ("postgresql://u@localhost/d", False, False, []),
+        ("postgresql://u@127.0.0.1/d", True, False, []),
+        (REMOTE_DATABASE, False, False, ["not encrypted"]),
+        *(
+            (f"{REMOTE_DATABASE}{options}", True, False, ["encrypted, but the server's certificate is not checked"])
+            for options in ("", "sslmode=allow", "sslmode=prefer", "sslmode=require", "sslmode=prefer&sslrootcert=/a")
+        ),
+        *(
+            (f"{REMOTE_DATABASE}{options}", True, False, [])
+            for options in ("sslmode=verify-ca", "sslmode=verify-full", "sslrootcert=system", "sslmode=require&sslrootcert=/a")
+        ),
+        (REMOTE_DATABASE, True, True, []),
+        ("amqp://u@localhost/", False, False, []),
+        ("amqps://u@127.0.0.1/?no_verify_ssl=1", True, False, []),
+        ("amqp://u@mq/", False, False, ["not encrypted"]),
+        ("amqp://u@localhost,mq/", False, False, ["not encrypted"]),
+        *(
+            (f"{REMOTE_BROKER}{options}", True, False, ["encrypted, but the broker's certificate is not checked"])
+            for options in ("no_verify_ssl=1", "heartbeat=5&no_verify_ssl=true", "no_verify_ssl=")
+        ),
+        *((f"{REMOTE_BROKER}{options}", True, False, []) for options in ("", "no_verify_ssl=0", "cafile=/a")),
+        (f"{REMOTE_BROKER}no_verify_ssl=1", True, True, []),
+    ],
+)  # fmt: skip
+def test_a_connection_that_others_can_read_or_answer_is_a_warning(
+    url: str, encrypted: bool, has_files: bool, found: list[str]
+) -> None:
+    """A certificate that nobody checks may be anybody's. What does not leave the machine is fine."""
+    if url.startswith("amqp"):
+        rows = judge_broker_link(url, has_files=has_files)
+    else:
+        rows = judge_link(libpq.read(url, {"HOME": "/nonexistent"}), encrypted=encrypted, has_files=has_files)
+    assert [(row.verdict, row.found) for row in rows] == [("warning", text) for text in found]
 
 
 @pytest.mark.parametrize(

@@ -307,7 +307,7 @@ async def borrow_dead_letters(
         try:
             with asking_the_driver():
                 reader = await stack.enter_async_context(
-                    reading(link, "dead letters", kept_queue(queue), until_back=True)
+                    reading(link, "dead letters", kept_queue(queue, link), until_back=True)
                 )
                 if not reader.found.messages:
                     await reader.require_readable()

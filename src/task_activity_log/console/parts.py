@@ -21,10 +21,9 @@ from task_activity_log.console.sampling import Check, Checks, Sampler
 from task_activity_log.console.settings import ConsoleSettings
 from task_activity_log.message import Properties
 from task_activity_log.problem import Unavailable
-from task_activity_log.rabbitmq.management import Management
 from task_activity_log.record import StoredTaskActivityLog
 from task_activity_log.settings import Settings
-from task_activity_log.wiring import link_of, rules_of, store_of, survey_of, topology_of
+from task_activity_log.wiring import link_of, management_of, rules_of, store_of, survey_of, topology_of
 
 _PLANS = 50
 _GONE = "This dead letter is not in the queue any more: somebody has replayed, discarded or taken it. Nothing was done."
@@ -40,10 +39,9 @@ class Console:
         link = link_of(settings)
         self.settings, self.own, self.contract = settings, own, contract
         self.rules, self.topology = rules_of(settings), topology_of(settings)
-        topology, url = self.topology, settings.management_url
+        topology = self.topology
         self.queues = (*topology.request_queues, topology.replies_queue, topology.dead_letters_queue)
-        management = Management(url.get_secret_value(), settings.amqp_tls) if url else None
-        self.sampler = Sampler(own.workers, link, self.queues, management)
+        self.sampler = Sampler(own.workers, link, self.queues, management_of(settings))
         self.checks = Checks(check)
         self.looks = Looks(link, topology.dead_letters_queue, self.rules, own.memory_limit_bytes)
         self.store = store_of(settings) if settings.database_url is not None else None

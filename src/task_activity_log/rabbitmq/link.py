@@ -32,6 +32,7 @@ from task_activity_log.aio import Backoff
 from task_activity_log.hosts import Hosts, vhost
 from task_activity_log.problem import Unavailable
 from task_activity_log.rabbitmq.frames import FrameReader, FrameReaderFactory
+from task_activity_log.rabbitmq.management import Management
 from task_activity_log.tls import Tls
 
 log = structlog.get_logger(__name__)
@@ -113,6 +114,8 @@ class LinkOptions:
     """Called with each outage instead of logging it: for commands."""
     source: Callable[[], str] | None = None
     """Reads the URL again for each connection, because it may have changed. Raises `Unavailable` if that is not possible."""
+    management: Management | None = field(default=None, compare=False)
+    """The management API of this broker, which shows what AMQP does not: the policies of queues."""
     hosts: Hosts = field(init=False, compare=False)
 
     def __post_init__(self) -> None:

@@ -12,7 +12,7 @@ from urllib.parse import SplitResult, quote, unquote, urlsplit
 from task_activity_log.hosts import Hosts
 from task_activity_log.tls import Tls
 
-_SECONDS = 10
+_SECONDS = 10.0
 
 
 class ManagementError(Exception):
@@ -33,15 +33,38 @@ class QueueStats:
     settled: float
 
 
+@dataclass(frozen=True, slots=True)
+class DeliveryLimit:
+    """How often a message of a queue may be delivered."""
+
+    limit: int
+    policy: str
+    """The policy that sets it; empty if it is the queue's own argument."""
+
+
+def delivery_limit(details: Mapping[str, Any]) -> DeliveryLimit | None:
+    """The limit that a queue's argument or its policies set, as the API shows the queue; None if none of them does.
+
+    RabbitMQ applies the smaller one. A negative one is no limit, since RabbitMQ 4.0; before, it cannot be set by a policy.
+    """
+    own = (details.get("arguments") or {}).get("x-delivery-limit")
+    of_policy = (details.get("effective_policy_definition") or {}).get("delivery-limit")
+    names = ", ".join(str(details[kind]) for kind in ("policy", "operator_policy") if details.get(kind))
+    found = [DeliveryLimit(limit, name) for limit, name in ((own, ""), (of_policy, names)) if isinstance(limit, int)]
+    return min(found, key=lambda each: each.limit, default=None)
+
+
 class Management:
     """The management API at a URL, whose hosts are tried in turn.
 
     No proxy is used and no redirect is followed: they would learn the password.
     """
 
-    def __init__(self, url: str, tls: Tls | None) -> None:
+    def __init__(self, url: str, tls: Tls | None, seconds: float = _SECONDS) -> None:
+        """Ask nothing yet. Each host has `seconds` to answer."""
         self._hosts = Hosts(url)
         self._tls = tls
+        self._seconds = seconds
 
     def get(self, *path: str) -> Any:
         """The answer to a path below `/api`, or `ManagementError`; None if what is asked about does not exist."""
@@ -63,6 +86,10 @@ class Management:
         if not isinstance(found, list):
             raise ManagementError("shows no queues of this virtual host")
         return {queue["name"]: _stats(queue) for queue in found}
+
+    def delivery_limit(self, vhost: str, queue: str) -> DeliveryLimit | None:
+        """The limit of a queue; None if it has none, or does not exist. Raises `ManagementError`."""
+        return delivery_limit(self.get("queues", vhost, queue) or {})
 
     def _get(self, url: str, path: Sequence[str]) -> Any:
         parts = urlsplit(url)
@@ -91,9 +118,9 @@ class Management:
     def _connection(self, parts: SplitResult) -> HTTPConnection:
         host = parts.hostname or "localhost"
         if parts.scheme == "http":
-            return HTTPConnection(host, parts.port, timeout=_SECONDS)
+            return HTTPConnection(host, parts.port, timeout=self._seconds)
         context = self._tls.context() if self._tls else None
-        return HTTPSConnection(host, parts.port, timeout=_SECONDS, context=context)
+        return HTTPSConnection(host, parts.port, timeout=self._seconds, context=context)
 
 
 def _stats(queue: Mapping[str, Any]) -> QueueStats:

@@ -12,8 +12,10 @@ import aio_pika
 import aiormq
 from aiormq.exceptions import ChannelAccessRefused, ChannelNotFoundEntity, ChannelPreconditionFailed
 
+from task_activity_log.hosts import vhost
 from task_activity_log.rabbitmq.channel import open_channel
-from task_activity_log.rabbitmq.link import Missing
+from task_activity_log.rabbitmq.link import LinkOptions, Missing
+from task_activity_log.rabbitmq.management import DeliveryLimit, ManagementError
 
 RETURNS_UNLIMITED = 1_000_000
 """The delivery limit of queues that people look into. Without a limit RabbitMQ 4 deletes a message after 20 returns. -1
@@ -66,23 +68,47 @@ def existing_queue(queue: str, prefetch: int | None = None) -> Choice:
     return choose
 
 
-def kept_queue(queue: str) -> Choice:
+def kept_queue(queue: str, options: LinkOptions) -> Choice:
     """An existing queue whose messages are looked at and returned. Each return counts as a delivery.
 
-    The choice raises `Unsuitable` if its argument x-delivery-limit is so low that the broker would soon delete messages.
+    The choice raises `Unsuitable` if its delivery limit is so low that the broker would soon delete messages. A limit that is
+    set by a policy is known only where `options` have the management API.
     """
 
     async def choose(channel: aiormq.abc.AbstractChannel) -> Found:
         found = await existing_queue(queue)(channel)
-        limit = await _lower_limit(channel, queue) if found.messages else None
+        if not found.messages:
+            return found
+        limit = await _lower_limit(channel, queue)
         if limit is not None and limit < _RETURNS_MIN:
-            raise Unsuitable(
-                f"queue {queue} has the delivery limit {limit}: each look counts as a delivery, and then RabbitMQ deletes the"
-                f" messages. They are not read: shovel them to a queue with x-delivery-limit {RETURNS_UNLIMITED}"
-            )
+            remedy = f"shovel them to a queue with x-delivery-limit {RETURNS_UNLIMITED}"
+            raise _too_few_deliveries(queue, limit, remedy)
+        of_policy = await _limit_of_policy(options, queue)
+        if of_policy is not None and 0 <= of_policy.limit < _RETURNS_MIN:
+            remedy = f"remove delivery-limit from the policy that applies to it ({of_policy.policy}), or raise it"
+            raise _too_few_deliveries(queue, of_policy.limit, remedy)
         return found
 
     return choose
+
+
+def _too_few_deliveries(queue: str, limit: int, remedy: str) -> Unsuitable:
+    return Unsuitable(
+        f"queue {queue} has the delivery limit {limit}: each look counts as a delivery, and then RabbitMQ deletes the"
+        f" messages. They are not read: {remedy}"
+    )
+
+
+async def _limit_of_policy(options: LinkOptions, queue: str) -> DeliveryLimit | None:
+    """The limit of a queue that a policy sets; None if none does, or it is not known: commands work without this API."""
+    management = options.management
+    if management is None:
+        return None
+    try:
+        found = await asyncio.to_thread(management.delivery_limit, vhost(options.url), queue)
+    except ManagementError:
+        return None
+    return found if found is not None and found.policy else None
 
 
 async def _lower_limit(channel: aiormq.abc.AbstractChannel, queue: str) -> int | None:

@@ -22,7 +22,7 @@ from task_activity_log.rabbitmq.repartition import look_up
 from task_activity_log.rabbitmq.topology import Topology
 from task_activity_log.settings import Settings
 from task_activity_log.telemetry.logs import address, is_local
-from task_activity_log.wiring import link_of, topology_of
+from task_activity_log.wiring import link_of, management_of, topology_of
 
 _OLDEST = (3, 10)
 _STATUS_FROM = (4, 0)
@@ -58,10 +58,10 @@ async def findings(settings: Settings, *, patient: bool) -> list[Finding]:
             advice += "; a broker that requires client certificates resets connections without one that it trusts"
         return [Finding("broken", "broker", f"{where}: {error.reason}", advice)]
     shown = [*_judge_sight(sight, settings, where), *of_partitions]
-    if settings.management_url is None:
+    management = management_of(settings)
+    if management is None:
         advice = "set MANAGEMENT_URL to check them, for example http://user:password@host:15672"
         return [*shown, Finding("unknown", "limits and permissions", "not visible over AMQP", advice)]
-    management = Management(settings.management_url.get_secret_value(), settings.amqp_tls)
     return shown + await asyncio.to_thread(
         lambda: list(_judge_management(management, sight, settings, patient=patient))
     )

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from task_activity_log.cli.check.finding import Finding
+from task_activity_log.rabbitmq.management import delivery_limit
 from task_activity_log.settings import Settings
 
 _LIMITED_BY_DEFAULT, _DEFAULT_LIMIT = (4, 0), 20
@@ -28,6 +29,8 @@ class Limits:
         self._arguments = details.get("arguments") or {}
         self._policy = details.get("effective_policy_definition") or {}
         self._version = version
+        self.delivery_limit = delivery_limit(details)
+        """The limit that was set, by an argument or a policy; None if it was not."""
 
     def get(self, name: str) -> Any:
         """The value in force; None if there is none."""
@@ -38,10 +41,10 @@ class Limits:
     @property
     def deliveries(self) -> int | None:
         """How often a message may be delivered; None without a limit."""
-        limit = self.get("delivery-limit")
-        if limit is None and self.kind == "quorum" and number(self._version) >= _LIMITED_BY_DEFAULT:
-            return _DEFAULT_LIMIT
-        return limit if isinstance(limit, int) and limit >= 0 else None
+        if self.delivery_limit is None:
+            is_limited = self.kind == "quorum" and number(self._version) >= _LIMITED_BY_DEFAULT
+            return _DEFAULT_LIMIT if is_limited else None
+        return self.delivery_limit.limit if self.delivery_limit.limit >= 0 else None
 
     @property
     def delays_retries(self) -> bool:
@@ -90,9 +93,7 @@ def judge_kept(what: str, limits: Limits, _settings: Settings) -> Iterator[Findi
     """A queue of replies or dead letters, which people inspect."""
     deliveries = limits.deliveries
     if limits.kind == "quorum" and deliveries is not None and deliveries < _KEPT_LIMIT:
-        advice = (
-            "each inspection counts, and beyond the limit the broker deletes: set a policy with delivery-limit 1000000"
-        )
+        advice = f"each inspection counts, and beyond the limit the broker deletes: {_raise_limit(limits)}"
         yield Finding("warning", what, f"delivery limit {deliveries}", advice)
     elif limits.kind == "stream":
         advice = "the commands that inspect it need a quorum queue"
@@ -103,6 +104,16 @@ def judge_kept(what: str, limits: Limits, _settings: Settings) -> Iterator[Findi
     if limits.delays_retries:
         advice = "each inspection hides messages for a while: exclude the queue from the policy with delayed-retry-type"
         yield Finding("warning", what, "delays what is returned", advice)
+
+
+def _raise_limit(limits: Limits) -> str:
+    """How more deliveries are permitted. A policy cannot raise the limit that a queue was declared with."""
+    set_by = limits.delivery_limit
+    if set_by is None:
+        return "set a policy with delivery-limit 1000000"
+    if set_by.policy:
+        return f"remove delivery-limit from the policy that sets it ({set_by.policy}), or set it to 1000000"
+    return "shovel its messages away, delete it, and declare it with x-delivery-limit 1000000"
 
 
 def judge_length(what: str, details: Mapping[str, Any], limits: Limits, effect: str) -> Iterator[Finding]:
