@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 _PORTS = {"amqp": 5672, "amqps": 5671, "http": 15672, "https": 15671}
@@ -62,6 +64,18 @@ def vhost(url: str) -> str:
     return unquote(urlsplit(url).path[1:]) or "/"
 
 
+@dataclass(eq=False, slots=True)
+class Connected:
+    """A connection to one of the hosts."""
+
+    place: str
+    purpose: str
+    end: Callable[[], None]
+    """Closes it at once."""
+    why: str | None = None
+    """Why it was ended, if others have found that its host is of no use. Set by `Hosts.abandon`."""
+
+
 class Hosts:
     """The nodes of one broker, tried in turn. Shared by all connections of a process that have the same options."""
 
@@ -70,6 +84,7 @@ class Hosts:
         self._source = source
         self._urls: list[str] = []
         self._first: str | None = None
+        self._connected: list[Connected] = []
 
     def __iter__(self) -> Iterator[str]:
         """Each URL once, beginning with the host that is to be tried first. Raises `ValueError` as `urls` does."""
@@ -87,6 +102,26 @@ class Hosts:
     def stay(self, url: str) -> None:
         """This host let us in: begin with it."""
         self._first = _place(url)
+
+    @contextmanager
+    def connected(self, url: str, purpose: str, end: Callable[[], None]) -> Iterator[Connected]:
+        """A connection to this host, which `abandon` ends by calling `end`."""
+        self._connected.append(connection := Connected(_place(url), purpose, end))
+        try:
+            yield connection
+        finally:
+            self._connected.remove(connection)
+
+    def abandon(self, url: str, why: str, purposes: Collection[str] | None = None) -> None:
+        """This host is of no use although it lets us in: end the connections to it, and begin with the next one.
+
+        `purposes` are those of the connections that are ended; None: of all.
+        """
+        self.leave(url)
+        for connection in self._connected:
+            if connection.place == _place(url) and (purposes is None or connection.purpose in purposes):
+                connection.why = why
+                connection.end()
 
 
 def _place(url: str) -> str:

@@ -94,6 +94,7 @@ class Service:
             confirm_timeout_seconds=settings.confirm_timeout_seconds,
             on_lost=count["task_activity_log_connections_lost_total"].labels("replies").inc,
             message_max=message_max,
+            also_leave=("reply-to", "retries", "forwards"),
         )
         self._addressed = Publisher(
             link,

@@ -1,5 +1,8 @@
 """Several hosts in one broker URL: what each of them is, and which is tried first."""
 
+from contextlib import ExitStack
+from functools import partial
+
 import pytest
 
 from task_activity_log.hosts import Hosts, urls, vhost
@@ -52,6 +55,31 @@ def test_the_next_connection_begins_with_another_host_than_the_one_that_was_lost
     assert next(iter(hosts)) == "amqp://c:5672"
     hosts.leave("amqp://c:5672")
     assert next(iter(hosts)) == "amqp://a:5672"
+
+
+def test_a_host_that_is_of_no_use_is_left_by_its_connections() -> None:
+    """By all or by those that are named; connections to other hosts stay, and the next one is to another host."""
+    hosts = Hosts("amqp://a,b,c")
+    ended: list[str] = []
+    with ExitStack() as open_ones:
+        connections = {
+            name: open_ones.enter_context(hosts.connected(url, purpose, partial(ended.append, name)))
+            for name, url, purpose in (
+                ("intake", "amqp://a:5672", "intake"),
+                ("replies", "amqp://a:5672", "replies"),
+                ("retries", "amqp://u:new@a:5672", "retries"),
+                ("elsewhere", "amqp://b:5672", "retries"),
+            )
+        }
+        list(hosts)
+        hosts.abandon("amqp://a:5672", "cut off", ["retries"])
+        assert ended == ["retries"]
+        assert [name for name, connection in connections.items() if connection.why == "cut off"] == ["retries"]
+        assert next(iter(hosts)) == "amqp://b:5672"
+        hosts.abandon("amqp://a:5672", "cut off")
+        assert ended == ["retries", "intake", "replies", "retries"]
+    hosts.abandon("amqp://a:5672", "cut off")
+    assert len(ended) == 4  # those that are closed are forgotten
 
 
 def test_the_url_is_read_again_for_each_connection() -> None:

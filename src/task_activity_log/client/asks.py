@@ -22,6 +22,8 @@ BATCH = 500
 _AGAIN_SECONDS = 0.2
 """After a nack, or a lost connection that has not been noticed everywhere yet."""
 _WATCH_SECONDS = 1.0
+_CONFIRM_SECONDS = 15.0
+"""How long the broker may confirm nothing before another host is tried: half the time that a caller waits by default."""
 _ALONE_TIMES = 3
 """How often the broker must close the channel because of an upsert that is sent alone, before it is not sent again."""
 _GUILTY = ("PRECONDITION_FAILED", "FRAME_ERROR", "SYNTAX_ERROR", "NOT_ALLOWED", "INTERNAL_ERROR", "NOT_IMPLEMENTED")
@@ -112,7 +114,12 @@ class Asks:
     def _begin(self) -> None:
         """Forget an earlier time. What waits in asyncio belongs to one event loop, and the next time may be in another."""
         self._publisher = Publisher(
-            self._connections.options, purpose="upserts", message_max=self._message_max, on_connected=self._on_connected
+            self._connections.options,
+            purpose="upserts",
+            confirm_timeout_seconds=_CONFIRM_SECONDS,
+            on_connected=self._on_connected,
+            message_max=self._message_max,
+            also_leave=("answers",),  # what others publish elsewhere does not reach a queue on a node that is cut off
         )
         self._listening = asyncio.Event()
         self._listener = asyncio.Lock()

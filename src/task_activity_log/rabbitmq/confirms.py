@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable, Sequence
+from math import inf
 from typing import TypeAlias
 
 import aio_pika
@@ -29,7 +30,7 @@ Late: TypeAlias = Callable[[int, Fate], None]
 class Batch:
     """Messages that were published together, with consecutive sequence numbers from `first`."""
 
-    __slots__ = ("_addresses", "done", "fates", "first", "messages", "on_late", "unconfirmed", "written")
+    __slots__ = ("_addresses", "began", "done", "fates", "first", "messages", "on_late", "unconfirmed", "written")
 
     def __init__(self, first: int, messages: Sequence[Outgoing]) -> None:
         self.first = first
@@ -38,7 +39,9 @@ class Batch:
         self.unconfirmed = set(range(first, first + len(messages)))
         self.written = False
         self.on_late: Late | None = None
-        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        self.began = loop.time()
+        self.done: asyncio.Future[None] = loop.create_future()
         self._addresses: dict[tuple[str, str, str | None], list[int]] | None = None
 
     def settle(self, answered_from: int, answered_to: int, fate: Fate) -> None:
@@ -93,6 +96,11 @@ class ConfirmChannel:
     def settled(self) -> bool:
         """Whether the broker has answered everything."""
         return not self._batches
+
+    @property
+    def unanswered_since(self) -> float:
+        """When the oldest batch began that is not answered, on the event loop's clock; infinity if there is none."""
+        return self._batches[0].began if self._batches else inf
 
     def begin(self, messages: Sequence[Outgoing]) -> tuple[Batch, list[bytes | memoryview]]:
         """Number these messages, and return them with their frames, which must be written next."""

@@ -7,7 +7,7 @@ opened again from the start has no half-restored state.
 import asyncio
 import errno
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from enum import Enum
@@ -76,6 +76,18 @@ class Missing(ConnectionError):
     """A queue or an exchange does not exist; the text says so."""
 
 
+class CutOff(ConnectionError):
+    """The host takes what it is sent and carries nothing out, as a node does that is cut off from the others.
+
+    Raised within `connect`, it also ends other connections of the process to that host.
+    """
+
+    def __init__(self, text: str, others: Collection[str] | None = None) -> None:
+        """The text for people, and the purposes of the connections that are ended; None: of all to that host."""
+        super().__init__(text)
+        self.others = others
+
+
 class _Unusable(ConnectionError):
     """The driver cannot use the URL; the text says why."""
 
@@ -128,18 +140,26 @@ async def connect(options: LinkOptions, purpose: str) -> AsyncIterator[tuple[aio
     """A connection and its frame reader. The broker's management shows the connection under its `purpose`.
 
     The hosts of the URL are tried in turn, and of a host's name each address, until one of them lets us in. The next
-    connection begins with another host than one that was lost.
+    connection begins with another host than one that was lost. After a `CutOff` other connections leave that host, too.
 
     Raises:
         One of `LOST`: nobody answers, or the broker refuses; it is that of the last address.
     """
     async with AsyncExitStack() as stack:
         url, opened = await _open_any(options, purpose, stack)
-        try:
-            yield opened
-        except LOST:
-            options.hosts.leave(url)
-            raise
+        end = opened[1].abort
+        with options.hosts.connected(url, purpose, end) as connected:
+            try:
+                yield opened
+            except CutOff as cut_off:
+                options.hosts.abandon(url, str(cut_off), cut_off.others)
+                end()  # the host would answer `connection.close` late
+                raise
+            except LOST as error:
+                options.hosts.leave(url)
+                if connected.why is not None:
+                    raise ConnectionError(connected.why) from error
+                raise
 
 
 async def _open_any(
@@ -173,6 +193,12 @@ async def _addresses(url: str, timeout_seconds: float) -> list[str]:
     async with asyncio.timeout(timeout_seconds):
         found = await asyncio.get_running_loop().getaddrinfo(host, URL(url).port, type=socket.SOCK_STREAM)
     return list(dict.fromkeys(str(address[4][0]) for address in found))
+
+
+def version_of(connection: aiormq.abc.AbstractConnection) -> str:
+    """The broker's version; empty if it does not say so."""
+    version = connection.server_properties.get("version")
+    return version.decode() if isinstance(version, bytes) else str(version or "")
 
 
 class _Underlay(UnderlayConnection):

@@ -5,7 +5,7 @@ The connection is separate because a broker that blocks publishers must not bloc
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 
 import aio_pika
@@ -14,7 +14,7 @@ from task_activity_log.problem import Unavailable
 from task_activity_log.rabbitmq.channel import wait_closed
 from task_activity_log.rabbitmq.confirms import FRAME_MAX, Batch, ConfirmChannel, Late, open_confirming
 from task_activity_log.rabbitmq.frames import FrameReader
-from task_activity_log.rabbitmq.link import LOST, LinkOptions, asking_the_driver, connect, supervise
+from task_activity_log.rabbitmq.link import LOST, CutOff, LinkOptions, asking_the_driver, connect, supervise, version_of
 from task_activity_log.rabbitmq.outgoing import Fate, Outgoing
 from task_activity_log.rabbitmq.queues import must_exist
 
@@ -61,6 +61,7 @@ class Publisher:
         on_connected: Callable[[], None] = lambda: None,
         on_lost: Callable[[], None] = lambda: None,
         message_max: MessageMax | None = None,
+        also_leave: Collection[str] = (),
     ) -> None:
         """Do not connect yet.
 
@@ -71,6 +72,7 @@ class Publisher:
             on_connected: called when a connection can publish.
             on_lost: called when a connection that could publish is lost.
             message_max: told what the broker says about its largest message.
+            also_leave: the purposes of the connections that leave a host together with this one, because it confirms nothing.
         """
         self._options = options
         self._purpose = purpose
@@ -78,6 +80,7 @@ class Publisher:
         self._on_connected = on_connected
         self._on_lost = on_lost
         self._message_max = message_max or MessageMax()
+        self._also_leave = also_leave
         self._channel: ConfirmChannel | None = None  # this and the next two are set by `_keep_open`
         self._frame_reader: FrameReader | None = None
         self._connected = asyncio.Event()
@@ -86,6 +89,9 @@ class Publisher:
         self.last_reason = "closed"
         """Why the last channel ended."""
         self._lingering: list[ConfirmChannel] = []  # those of the present connection that still wait for answers
+        self._silent = (
+            False  # whether the present connection is replaced because nothing is confirmed; set by `_linger`
+        )
 
     @property
     def connected(self) -> bool:
@@ -128,8 +134,7 @@ class Publisher:
         """The broker's version; empty while there is no connection."""
         if self._channel is None:
             return ""
-        version = self._channel.channel.connection.server_properties.get("version")
-        return version.decode() if isinstance(version, bytes) else str(version or "")
+        return version_of(self._channel.channel.connection)
 
     async def wait_connected(self) -> None:
         """Return once there is a channel to publish on."""
@@ -154,6 +159,7 @@ class Publisher:
 
     async def _session(self, established: Callable[[], None]) -> None:
         while True:
+            self._silent = False
             reason: str | None = "closed"
             async with connect(self._options, self._purpose) as (connection, frame_reader):
                 try:
@@ -164,8 +170,11 @@ class Publisher:
                     for channel in self._lingering:
                         channel.lose()
                     self._lingering.clear()
-            if reason is not None:
-                raise ConnectionError(reason)
+                # Raised here, so that the next connection is to another host.
+                if reason is not None:
+                    raise ConnectionError(reason)
+                if self._silent:
+                    raise CutOff(_SILENT, self._also_leave)
 
     async def _keep_open(
         self, connection: aio_pika.Connection, frame_reader: FrameReader, established: Callable[[], None]
@@ -264,13 +273,20 @@ class Publisher:
     def _linger(self, channel: ConfirmChannel, batch: Batch, on_late: Late | None) -> bool:
         """Publish on another channel from now on, and wait for late answers on this one; whether they are waited for.
 
-        They are not if the write has not ended, or too many channels wait: then the connection is replaced.
+        They are not if the write has not ended, or too many channels wait: then the connection is replaced. It is replaced by
+        one to another host if nothing was answered on it since the oldest message was sent that is unconfirmed: nothing
+        at all is confirmed by a node that is cut off from the others.
         """
         self._lingering = [one for one in self._lingering if not one.settled]
         lingers = on_late is not None and batch.written and len(self._lingering) < _LINGERING_MAX
         if lingers:
             batch.on_late = on_late
             self._lingering.append(channel)
+        else:
+            waiting = [*self._lingering, channel]
+            answered_at = max(self._answered_at, *(one.answered_at for one in waiting))
+            if self._channel is channel and answered_at < min(one.unanswered_since for one in waiting):
+                self._silent = True
         self._leave(channel)
         return lingers
 
@@ -292,6 +308,7 @@ class Publisher:
 
 
 _BLOCKED = "the broker blocks publishers"
+_SILENT = "nothing that is sent is confirmed"
 
 
 def _sent(sending: asyncio.Task[None]) -> bool:
