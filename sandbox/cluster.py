@@ -67,6 +67,15 @@ class Cluster:
         hosts = ",".join(urlsplit(node.url).netloc.rpartition("@")[2] for node in self.nodes)
         return urlunsplit(parts._replace(netloc=f"{login}@{hosts}"))
 
+    def url_at_first(self, node: RabbitMQ, url: str) -> str:
+        """The AMQP URL with all nodes, this one first, for the virtual host of another URL."""
+        first = self.nodes.index(node)
+        parts = urlsplit(self.url_of(node, url))
+        login = parts.netloc.rpartition("@")[0]
+        order = self.nodes[first:] + self.nodes[:first]
+        hosts = ",".join(urlsplit(each.url).netloc.rpartition("@")[2] for each in order)
+        return urlunsplit(parts._replace(netloc=f"{login}@{hosts}"))
+
     def url_of(self, node: RabbitMQ, url: str) -> str:
         """The AMQP URL of one node for the virtual host of another URL."""
         return urlunsplit(urlsplit(node.url)._replace(path=urlsplit(url).path))

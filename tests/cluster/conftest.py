@@ -8,6 +8,7 @@ from sandbox import SandboxError, say_on_stderr
 from sandbox import cluster as sandbox_cluster
 from sandbox.cluster import Cluster
 from sandbox.replication import Pair
+from task_activity_log.rabbitmq import cut_off, reading
 from tests.kept import kept
 
 
@@ -43,3 +44,10 @@ def pair() -> Iterator[Pair]:
         pytest.fail(str(error), pytrace=False)
     yield servers
     servers.close()
+
+
+@pytest.fixture
+def soon_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Queues that deliver nothing are given a command sooner."""
+    monkeypatch.setattr(cut_off, "_QUIET_SECONDS", 10.0)
+    monkeypatch.setattr(reading, "_PRIVATE_QUIET_SECONDS", 10.0)

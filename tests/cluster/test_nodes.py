@@ -7,6 +7,7 @@ applied once and in order.
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -17,9 +18,12 @@ import pytest
 
 from sandbox.cluster import Cluster
 from sandbox.rabbitmq import RabbitMQ
+from task_activity_log.client import StoredReply, subscribe
 from task_activity_log.client.connections import publishing
 from task_activity_log.message import Properties
+from task_activity_log.rabbitmq.link import LinkOptions, connect
 from task_activity_log.rabbitmq.outgoing import Fate, Outgoing
+from task_activity_log.rabbitmq.topology import declare
 from task_activity_log.service import Service
 from tests.cluster.traffic import Traffic, check_writes, traffic
 from tests.commands import command
@@ -180,15 +184,60 @@ async def connected_node(cluster: Cluster) -> RabbitMQ:
             await asyncio.sleep(0.5)  # the management API is some seconds late
 
 
-async def test_a_worker_on_the_minority_side_leaves_it(cluster: Cluster, cluster_url: str, database_url: str) -> None:
-    """Its node is cut off from the others, and pauses. On 4.3 it does not pause, and nothing is answered: a known limit."""
-    if not cluster.version.startswith("3."):
-        pytest.xfail("a node of RabbitMQ 4.3 that is cut off goes on, and nothing is answered (docs/operations.md)")
-    async with working(cluster_url, database_url) as (_, sending):
+@pytest.mark.usefixtures("soon_quiet")
+@pytest.mark.parametrize("leader", ["here", "elsewhere"])
+@pytest.mark.parametrize("mode", [{}, {"WORKER_SINGLE_ACTIVE_CONSUMER": "true"}, {"WORKER_PARTITIONS": "8"}], ids=str)
+async def test_a_worker_on_the_minority_side_leaves_it(
+    cluster: Cluster, cluster_url: str, database_url: str, leader: str, mode: dict[str, str]
+) -> None:
+    """Its node is cut off from the others; before 4.3 it then pauses. The client is connected to the same node."""
+    await leave_minority(cluster, cluster_url, database_url, leader, mode)
+    await asyncio.to_thread(cluster.ensure_running)
+
+
+async def leave_minority(
+    cluster: Cluster, cluster_url: str, database_url: str, leader: str, mode: dict[str, str]
+) -> None:
+    """A worker and a client go on although their node is cut off. The leaders of the queues are on that node or elsewhere."""
+    declares = cluster.nodes[0 if leader == "here" else 1]
+    topology = replace(
+        TOPOLOGY,
+        partitions=int(mode.get("WORKER_PARTITIONS", "0")),
+        single_active_consumer="WORKER_SINGLE_ACTIVE_CONSUMER" in mode,
+    )
+    async with connect(LinkOptions(cluster.url_of(declares, cluster_url)), "test") as (connection, _):
+        await declare(connection, topology)
+    async with working(cluster_url, database_url, **mode) as (service, sending):
         node = await connected_node(cluster)
+        assert await asyncio.to_thread(cluster.leader, cluster_url, REQUESTS) is declares
+        assert (node is declares) is (leader == "here")
         await asyncio.to_thread(cluster.isolate, node)
         await sending.goes_on()
         await connected_elsewhere(cluster, node)
+        assert service.status.not_alive() == []
+        assert service.status.not_ready() == []
+
+
+@pytest.mark.usefixtures("soon_quiet")
+@pytest.mark.parametrize("kind", ["durable", "private"])
+async def test_a_subscriber_on_the_minority_side_leaves_it(
+    cluster: Cluster, cluster_url: str, database_url: str, kind: str
+) -> None:
+    """Its queue has its leader on the node that is cut off, or is on that node alone. It gets replies that come afterwards."""
+    elsewhere = cluster.url_at_first(cluster.nodes[1], cluster_url)
+    async with working(elsewhere, database_url) as (_, sending):
+        replies = subscribe(
+            cluster_url, queue="mine" if kind == "durable" else None, routing_keys=["stored.*"], prefetch=5
+        )
+        async with replies:
+            await anext(replies)
+            await asyncio.to_thread(cluster.isolate, cluster.nodes[0])
+            await sending.goes_on()
+            now = dict(sending.sent)
+            async with asyncio.timeout(120):
+                async for reply in replies:
+                    if isinstance(reply, StoredReply) and int(reply.record.subject or 0) > now[reply.record.id]:
+                        break
         await asyncio.to_thread(cluster.ensure_running)
 
 

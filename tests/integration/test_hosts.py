@@ -3,25 +3,34 @@
 import asyncio
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, asynccontextmanager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, asynccontextmanager, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 from uuid import uuid4
 
 import pytest
+from aio_pika import connect
 
 from sandbox import RabbitMQ
 from sandbox.proxy import Proxy
 from sandbox.service import free_port
-from task_activity_log.client import TaskActivityLog, TaskActivityLogClient, subscribe
-from task_activity_log.rabbitmq import queues
+from task_activity_log.aio import end
+from task_activity_log.client import TaskActivityLog, TaskActivityLogClient, asks, subscribe
+from task_activity_log.client.connections import publishing
+from task_activity_log.message import Properties
+from task_activity_log.problem import Unavailable
+from task_activity_log.rabbitmq import cut_off, reading
+from task_activity_log.rabbitmq.link import LinkOptions
+from task_activity_log.rabbitmq.outgoing import Fate, Outgoing
+from task_activity_log.rabbitmq.publisher import Publisher
 from task_activity_log.service import Service
 from task_activity_log.settings import SettingsError, load
 from tests.acceptance.test_process import fetch
-from tests.broker_control import forget_consumers
+from tests.broker_control import forget_consumers, silenced
 from tests.commands import World, command
-from tests.faults.conversation import TOPOLOGY, conversing
+from tests.faults.conversation import TOPOLOGY, conversing, until
 from tests.serving import serving
 
 NAME = "broker.test"
@@ -233,11 +242,161 @@ def test_a_wrong_host_among_several_is_refused_at_start(hosts: str, reason: str)
     assert "secret" not in str(error.value)
 
 
+@asynccontextmanager
+async def two_ways(amqp_url: str) -> AsyncIterator[tuple[Proxy, Proxy, str]]:
+    """Two hosts that lead to one broker, and their URL."""
+    async with Proxy.to(amqp_url) as one, Proxy.to(amqp_url) as other:
+        yield one, other, at(amqp_url, f"127.0.0.1:{one.port}", f"127.0.0.1:{other.port}")
+
+
+async def declare(amqp_url: str, *queues: str, **arguments: Any) -> None:
+    """Declare quorum queues."""
+    async with await connect(amqp_url) as connection:
+        channel = await connection.channel()
+        for queue in queues:
+            await channel.declare_queue(queue, durable=True, arguments={"x-queue-type": "quorum", **arguments})
+
+
+@pytest.mark.parametrize("lingers", [False, True])
+async def test_a_publisher_that_gets_no_confirm_leaves_its_host(
+    own_rabbitmq: RabbitMQ, own_amqp_url: str, lingers: bool
+) -> None:
+    """Together with the connections that are of no use without it; also if it waits for late answers on several channels."""
+    await declare(own_amqp_url, "silent")
+    message = Outgoing("", "silent", Properties(), b"1")
+    async with two_ways(own_amqp_url) as (one, other, several):
+        options = LinkOptions(several)
+        publisher = Publisher(options, confirm_timeout_seconds=0.3, also_leave=["answers"])
+        running, left = asyncio.create_task(publisher.run()), asyncio.Event()
+        await publisher.wait_connected()
+        with (
+            options.hosts.connected(next(iter(options.hosts)), "answers", left.set) as answers,
+            options.hosts.connected(next(iter(options.hosts)), "intake", pytest.fail),
+        ):
+            async with silenced(own_rabbitmq, own_amqp_url, "silent"):
+                trying = asyncio.create_task(keep_publishing(publisher, message, lingers=lingers))
+                await left.wait()
+                await end(trying)
+            await other.connected()
+            assert "nothing that is sent is confirmed" in str(answers.why)
+        await publisher.wait_connected()
+        assert await publisher.publish([message]) == [Fate.CONFIRMED]
+        assert one.connections == 1
+        await end(running)
+
+
+async def keep_publishing(publisher: Publisher, message: Outgoing, *, lingers: bool) -> None:
+    """Until cancelled, and without waiting long if late answers are waited for."""
+    while True:
+        with suppress(Unavailable):
+            await publisher.publish([message], 0.05 if lingers else None, ignored if lingers else None)
+
+
+def ignored(_: int, __: Fate) -> None:
+    """The answer is late, or never comes."""
+
+
+async def test_a_publisher_stays_where_others_than_a_silent_queue_confirm(
+    own_rabbitmq: RabbitMQ, own_amqp_url: str
+) -> None:
+    """The connection is replaced, because the channel is stuck, by one to the same host: it is not cut off."""
+    await declare(own_amqp_url, "silent", "healthy")
+    messages = [Outgoing("", queue, Properties(), b"1") for queue in ("healthy", "silent")]
+    async with two_ways(own_amqp_url) as (one, other, several):
+        publisher = Publisher(LinkOptions(several), confirm_timeout_seconds=2.0)
+        running = asyncio.create_task(publisher.run())
+        await publisher.wait_connected()
+        assert await publisher.publish(messages) == [Fate.CONFIRMED, Fate.CONFIRMED]
+        async with silenced(own_rabbitmq, own_amqp_url, "silent"):
+            assert await publisher.publish(messages) == [Fate.CONFIRMED, Fate.UNCONFIRMED]
+            await one.connected(2)
+        assert other.connections == 0
+        await end(running)
+
+
+async def test_a_client_that_gets_no_confirm_goes_on_at_another_host(
+    own_rabbitmq: RabbitMQ, own_amqp_url: str, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the connection of its answers, too."""
+    monkeypatch.setattr(asks, "_CONFIRM_SECONDS", 0.5)
+    async with serving(own_amqp_url, database_url), two_ways(own_amqp_url) as (one, other, several):
+        async with asyncio.timeout(60), TaskActivityLogClient(several) as client:
+            await client.upsert(TaskActivityLog(id=uuid4()))
+            async with silenced(own_rabbitmq, own_amqp_url, TOPOLOGY.requests_queue):
+                asking = asyncio.create_task(client.upsert(TaskActivityLog(id=uuid4()), timeout=None))
+                await other.connected(2)
+            assert (await asking).outcome in ("inserted", "duplicate")
+            assert one.connections == 2
+
+
+MODES = {
+    "plain": TOPOLOGY,
+    "single active": replace(TOPOLOGY, single_active_consumer=True),
+    "partitions": replace(TOPOLOGY, partitions=2),
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+async def test_an_idle_worker_leaves_a_host_where_its_queue_commits_nothing(
+    own_rabbitmq: RabbitMQ, own_amqp_url: str, database_url: str, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    """The queue still knows its consumers, as one does whose leader is cut off. While it was healthy, it has answered."""
+    monkeypatch.setattr(cut_off, "_QUIET_SECONDS", 0.2)
+    monkeypatch.setattr(cut_off, "_ANSWER_SECONDS", 1.0)
+    monkeypatch.setattr(cut_off, "_COUNT_EVERY_SECONDS", 3600.0)
+    proofs: list[None] = []
+    command = cut_off.Watch._command
+
+    async def counted(watch: cut_off.Watch) -> None:
+        await command(watch)
+        proofs.append(None)
+
+    monkeypatch.setattr(cut_off.Watch, "_command", counted)
+    settings: dict[str, Any] = {
+        "WORKER_PARTITIONS": str(MODES[mode].partitions),
+        "WORKER_SINGLE_ACTIVE_CONSUMER": str(MODES[mode].single_active_consumer).lower(),
+    }
+    async with two_ways(own_amqp_url) as (_, other, several), conversing(own_amqp_url, topology=MODES[mode]) as talk:
+        async with serving(several, database_url, **settings) as service:
+            await until(lambda: len(proofs) > 1)
+            await talk.send()
+            assert await talk.outcomes(1) == ["inserted"]
+            assert service.status.not_ready() == []
+            assert other.connections == 0
+            async with silenced(own_rabbitmq, own_amqp_url, MODES[mode].proof_queue):
+                await other.connected()
+            await talk.send()
+            assert await talk.outcomes(1) == ["inserted"]
+
+
+async def test_an_idle_subscriber_leaves_a_host_where_its_queue_commits_nothing(
+    own_rabbitmq: RabbitMQ, own_amqp_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if the queue has a single active consumer, which makes it refuse the first kind of command."""
+    monkeypatch.setattr(reading, "_WATCH_AFTER_SECONDS", 0.0)
+    monkeypatch.setattr(cut_off, "_QUIET_SECONDS", 0.2)
+    monkeypatch.setattr(cut_off, "_ANSWER_SECONDS", 1.0)
+    monkeypatch.setattr(cut_off, "_COUNT_EVERY_SECONDS", 3600.0)
+    await declare(own_amqp_url, "plain")
+    await declare(own_amqp_url, "single", **{"x-single-active-consumer": True})
+    for queue in ("plain", "single"):
+        async with two_ways(own_amqp_url) as (one, other, several), subscribe(several, queue=queue) as replies:
+            waiting = asyncio.ensure_future(anext(replies))
+            await until(lambda: one.connections == 1)
+            async with silenced(own_rabbitmq, own_amqp_url, queue):
+                await other.connected()
+            async with publishing(own_amqp_url, "test") as publisher:
+                await publisher.publish([Outgoing("", queue, Properties(), b"{}")])
+            await waiting
+            assert (one.connections, other.connections) == (1, 1)
+
+
 async def test_a_worker_whose_consumer_the_queue_has_forgotten_leaves(
     own_rabbitmq: RabbitMQ, own_amqp_url: str, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on the minority side of a partition: connected, ready, and nothing comes. The next proof finds it."""
-    monkeypatch.setattr(queues, "_PROVE_EVERY_SECONDS", 1.0)
+    monkeypatch.setattr(cut_off, "_COUNT_EVERY_SECONDS", 1.0)
+    monkeypatch.setattr(cut_off, "_AGAIN_SECONDS", 0.1)
     async with Proxy.to(own_amqp_url) as one, Proxy.to(own_amqp_url) as other, conversing(own_amqp_url) as talk:
         several = at(own_amqp_url, f"127.0.0.1:{one.port}", f"127.0.0.1:{other.port}")
         async with soon_serving(several, database_url):

@@ -12,7 +12,6 @@ from task_activity_log.aio import Waiting
 from task_activity_log.message import Properties
 from task_activity_log.rabbitmq import channel as channel_module
 from task_activity_log.rabbitmq import consumer as consumer_module
-from task_activity_log.rabbitmq import queues
 from task_activity_log.rabbitmq.channel import answered
 from task_activity_log.rabbitmq.consumer import Consumer, RabbitDelivery
 from task_activity_log.rabbitmq.headers import encode
@@ -58,7 +57,6 @@ def run(act: Callable[[Bench], Any]) -> None:
     clock = SimpleNamespace(monotonic=lambda: asyncio.get_running_loop().time(), time=lambda: 0.0)
     with (
         patch.object(consumer_module, "time", clock),
-        patch.object(queues, "time", clock),
         patch.object(channel_module, "time", clock),
     ):
         virtual_time.run(main())
@@ -159,45 +157,5 @@ class TestAnswered:
             assert not closing.done()
             bench.channel.closing.set_result(None)
             assert await closing == 1
-
-        run(act)
-
-
-class TestWaitForgotten:
-    """It raises when a queue does not know the consumer any more, or does not answer."""
-
-    def watch(self, read_seconds: Callable[[], float]) -> asyncio.Task[None]:
-        return asyncio.create_task(queues.wait_forgotten(cast("Any", None), "queue", lambda: True, read_seconds))
-
-    def test_no_answer_is_expected_while_the_connection_is_not_read(self) -> None:
-        """The worker would leave a broker that is healthy. When it is read again, the answer has its time."""
-
-        async def act(_: Bench) -> None:
-            read_from = 300.0
-            with patch.object(queues, "_consumers", lambda *_: asyncio.Future()):
-                watching = self.watch(lambda: max(0.0, now() - read_from))
-                await asyncio.sleep(read_from + 9)
-                assert not watching.done()
-                with pytest.raises(TimeoutError):
-                    await watching
-            assert read_from + 10 < now() < read_from + 12
-
-        run(act)
-
-    @pytest.mark.parametrize(("consumers", "forgotten"), [(0, True), (1, False)])
-    def test_a_queue_without_consumers_has_forgotten_ours(self, consumers: int, forgotten: bool) -> None:
-        """Which is asked every 15 seconds."""
-
-        async def act(_: Bench) -> None:
-            async def count(*_: object) -> int:
-                return consumers
-
-            with patch.object(queues, "_consumers", count):
-                watching = self.watch(lambda: 1_000.0)
-                await asyncio.sleep(100)
-                assert watching.done() is forgotten
-                if forgotten:
-                    with pytest.raises(ConnectionError, match="does not know this consumer any more"):
-                        await watching
 
         run(act)

@@ -4,6 +4,7 @@ import asyncio
 import os
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol, TypeAlias
 
 from task_activity_log.aio import Waiting, meanwhile
@@ -392,7 +393,8 @@ class Asks:
 
     async def _listen(self, established: Callable[[], None]) -> None:
         choice = own_queue(self._routing.exchange, prefetch=2 * BATCH)
-        async with reading(self._connections.options, "answers", choice) as reader:
+        expects = partial(bool, self._asks)  # the publisher finds it out while there is something to send
+        async with reading(self._connections.options, "answers", choice, expects=expects) as reader:
             self._reply_to = reader.found.queue
             # The queue of their reply_to was deleted with its connection.
             self._order = Order()

@@ -288,7 +288,7 @@ class _Broker:
         choice = self._choice(prefetch)
         if self._poison is not None:
             choice = ensure_queue(self._poison.name, choice)
-        async with reading(self._link, "subscriber", choice) as reader:
+        async with reading(self._link, "subscriber", choice, expects=lambda: True) as reader:
             if self._counts is None and self._poison is not None and self._poison.tries > 1:
                 found = await reader.type()
                 if found not in (None, "quorum"):

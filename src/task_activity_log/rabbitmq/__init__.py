@@ -13,7 +13,8 @@ balance        which partitions a worker hands over                             
 balancing      carries that out, so that the order of each record is kept
 members        how many workers consume the partitions
 consumer       one channel that deliveries come through, and how they are settled
-queues         which queue a reader reads, and whether one still knows its consumer
+cut_off        whether the node of a connection is cut off from the others
+queues         which queue a reader reads
 reading        a queue that a subscriber reads, or an operator inspects
 outgoing       a message to be published, and what may become of it                  pure
 confirms       one channel that is published on: the fate of each message

@@ -69,6 +69,8 @@ class Consumer:
     """The routing key of the delivery that comes next, on the queue of a partition; else None. Set by `route`."""
     active = False
     """Whether it was given a message. Set by `deliver`."""
+    last_tag = 0
+    """The tag of the latest delivery; 0 if there was none. Set by `deliver`."""
     _hung_up = False
     """Whether the driver has closed the channel, because an answer is not waited for any more. Set by `_answered_in`."""
 
@@ -106,12 +108,12 @@ class Consumer:
         self._untaken: set[int] | None = None  # tags of what is never taken; None before `finish`
         self._finished = asyncio.Event()  # set when nothing else is unsettled
         self._settled = asyncio.Event()  # set when something is settled whose acknowledgement is kept back
-        self._unusable = asyncio.Event()  # set by `_give_up`
+        self._unusable = asyncio.Event()  # set by `give_up`
         self._why = ""
         self._asked: asyncio.Future[Any] | None = None  # the last question of `synchronize`
         self._abandoned = False  # set by `abandon` alone
         self._closing = False  # set by `close` alone
-        channel.on_consumer_cancel_callbacks.add(lambda _: self._give_up(_CANCELLED))
+        channel.on_consumer_cancel_callbacks.add(lambda _: self.give_up(_CANCELLED))
 
     @property
     def in_hand(self) -> int:
@@ -143,6 +145,7 @@ class Consumer:
             return
         self.active = True
         delivery = RabbitDelivery(self, tag, redelivered, header, body)
+        self.last_tag = tag
         self._unsettled[tag] = delivery.weight
         self._budget.take(delivery.weight)
         if is_doubtful(delivery):
@@ -216,7 +219,7 @@ class Consumer:
             if self.in_hand != in_hand:
                 in_hand, silent_since = self.in_hand, time.monotonic()
             elif time.monotonic() - silent_since > _ANSWER_SECONDS:
-                self._give_up("the broker did not answer in time")
+                self.give_up("the broker did not answer in time")
                 raise TimeoutError
         asked.result()
         return True
@@ -226,7 +229,7 @@ class Consumer:
             return await answered(asking, seconds, self._read_seconds)
         except (TimeoutError, asyncio.CancelledError):
             self._hung_up = True
-            self._give_up("the broker did not answer in time")
+            self.give_up("the broker did not answer in time")
             raise
 
     def has(self, tag: int) -> bool:
@@ -333,7 +336,7 @@ class Consumer:
                 await self._channel.connection.write_queue.put(ChannelFrame.marshall(self._channel.number, commands))
             await self._answered_in(_CLOSE_SECONDS, asyncio.wait({closed}))
         except TimeoutError:
-            self._give_up("the broker did not close a channel in time")
+            self.give_up("the broker did not close a channel in time")
             raise
         return count
 
@@ -346,7 +349,8 @@ class Consumer:
         self._settled.set()
         self._finished.set()
 
-    def _give_up(self, why: str) -> None:
+    def give_up(self, why: str) -> None:
+        """Use it no more: `wait_ended` raises, with this text."""
         self._why = why
         self._unusable.set()
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import aio_pika
 import structlog
+from aiormq.exceptions import AMQPError
 
 from task_activity_log.aio import Waiting, end
 from task_activity_log.message import Delivery
@@ -17,11 +18,11 @@ from task_activity_log.pipeline.suspects import is_suspect
 from task_activity_log.rabbitmq.balancing import Balancing
 from task_activity_log.rabbitmq.channel import wait_closed
 from task_activity_log.rabbitmq.consumer import RabbitDelivery
+from task_activity_log.rabbitmq.cut_off import Watch, commit, count_consumers, stand_in_line
 from task_activity_log.rabbitmq.frames import FrameReader
 from task_activity_log.rabbitmq.link import LOST, LinkOptions, connect, describe, supervise
 from task_activity_log.rabbitmq.pace import Pace
 from task_activity_log.rabbitmq.queue_intake import QueueIntake
-from task_activity_log.rabbitmq.queues import wait_forgotten
 from task_activity_log.rabbitmq.topology import Topology, check, consumers, declare
 from task_activity_log.rabbitmq.weight import UNBOUNDED, Bounds, Budget
 
@@ -137,17 +138,38 @@ class Intake:
     async def _session(self, established: Callable[[], None]) -> None:
         async with connect(self._options, "intake") as (connection, frame_reader):
             self.connected_since = time.monotonic()
+            watch = self._watch(connection, frame_reader)
             working = (
                 self._consume(connection, frame_reader, established),
                 _wait_lost(connection),
-                wait_forgotten(
-                    connection,
-                    self._topology.proof_queue,
-                    lambda: self.consuming_some,
-                    lambda: frame_reader.read_seconds,
-                ),
+                watch.wait_cut_off(),
             )
-            await _all(working, self._disconnected)
+            try:
+                await _all(working, self._disconnected)
+            except LOST as error:
+                # The driver's own errors are the broker's answers, or a lost connection.
+                if watch.under_way and not isinstance(error, AMQPError):
+                    raise watch.cut_off() from error
+                raise
+
+    def _watch(self, connection: aio_pika.Connection, frame_reader: FrameReader) -> Watch:
+        """Finds out whether the node is cut off. No order is changed by what the queue is asked."""
+        queue = self._topology.proof_queue
+        prove: Callable[[], Awaitable[object]]
+        if self._topology.partitions:
+            prove = partial(commit, connection, queue)  # nobody publishes to it
+        elif self._topology.is_single_active:
+            prove = partial(stand_in_line, connection, frame_reader, queue)
+        else:
+            prove = self._queues[0].renew
+        return Watch(
+            queue,
+            registered=lambda: self.consuming_some,
+            seen=lambda: [each.seen for each in self._queues],
+            prove=prove,
+            count=partial(count_consumers, connection, queue),
+            read_seconds=lambda: frame_reader.read_seconds,
+        )
 
     async def _consume(
         self, connection: aio_pika.Connection, frame_reader: FrameReader, established: Callable[[], None]

@@ -97,10 +97,13 @@ class Pace:
         """A new channel consumes."""
         self._open = True
 
-    def closed(self, returned: int = 0) -> None:
-        """The channel is closed or lost; `returned` messages went back to the queue in good order."""
+    def closed(self, returned: int = 0, *, still_proved: bool = False) -> None:
+        """The channel is closed or lost; `returned` messages went back to the queue in good order.
+
+        `still_proved`: it was replaced while nothing was in hand, which says nothing about any message.
+        """
         self._open = False
-        self._proved = self.single_active
+        self._proved = self.single_active or (still_proved and self._proved)
         if self.returning:
             # In bulk, the suspects among them would return the others again, each time with one more attempt.
             self._one_by_one = min(returned, self._apart)

@@ -35,6 +35,8 @@ class QueueIntake:
     """Why it has no consumer although others of the connection have; None if it has one. Set by `keep_consuming`."""
     consumer: Consumer | None = None
     """The present one. Set by `_register`, reset by `close` and `forget`."""
+    registrations = 0
+    """How often a consumer was registered. Set by `_register`."""
     _ready = False  # whether the present connection may consume; set by `consume`
 
     def __init__(
@@ -64,6 +66,7 @@ class QueueIntake:
         self._wanted = asyncio.Event()  # whether a channel is to be opened; set by `repaced`
         self.registered = asyncio.Event()
         """Set when a consumer is registered, cleared when the connection is lost."""
+        self._registered_again = asyncio.Event()  # set with it, cleared by `renew`
 
     @property
     def consuming(self) -> bool:
@@ -79,6 +82,16 @@ class QueueIntake:
     def in_hand_up_to(self, delivery: RabbitDelivery) -> int:
         """How many deliveries are not settled, of those up to and with this one."""
         return delivery.consumer.in_hand_up_to(delivery.tag)
+
+    @property
+    def seen(self) -> tuple[int, int, int]:
+        """Something that changes with each delivery, registration and settlement."""
+        consumer = self.consumer
+        return (
+            (self.registrations, 0, 0)
+            if consumer is None
+            else (self.registrations, consumer.last_tag, consumer.in_hand)
+        )
 
     @property
     def active(self) -> bool:
@@ -161,7 +174,9 @@ class QueueIntake:
             if prefetch:
                 await consumer.register(prefetch)
                 self.pace.opened()
+                self.registrations += 1
                 self.registered.set()
+                self._registered_again.set()
                 self.repaced()
         if not prefetch:
             await self.close()
@@ -235,15 +250,27 @@ class QueueIntake:
                     await self._settle(self.consumer, ())
         self.repaced()
 
-    async def close(self, *, unless_active: bool = False) -> int:
+    async def renew(self) -> None:
+        """Consume through a new channel; return when the queue has registered it. Does nothing if something is in hand.
+
+        Messages that arrive meanwhile are returned in order, and come again.
+        """
+        before, registrations = self.consumer, self.registrations
+        self._registered_again.clear()
+        await self.close(unless_in_hand=True)
+        if self.consumer is not before and registrations == self.registrations:
+            await self._registered_again.wait()
+
+    async def close(self, *, unless_active: bool = False, unless_in_hand: bool = False) -> int:
         """Return everything in hand to the queue, in order; how many messages. It is consumed again if the pace says so.
 
-        With `unless_active` nothing happens if a message has arrived: it may be under way.
+        With `unless_active` nothing happens if a message has arrived: it may be under way. With `unless_in_hand` nothing
+        happens if something is in hand; and if nothing arrives meanwhile, the next consumer begins with the same prefetch.
         """
         count = 0
         with suppress(*LOST), asking_the_driver():
             async with self._pacing:
-                if unless_active and self.active:
+                if (unless_active and self.active) or (unless_in_hand and self.in_hand):
                     return 0
                 consumer, self.consumer = self.consumer, None
                 if consumer is not None:
@@ -251,7 +278,7 @@ class QueueIntake:
                     try:
                         count = await consumer.close()
                     finally:
-                        self.pace.closed(count)
+                        self.pace.closed(count, still_proved=unless_in_hand and not count)
         self.repaced()
         return count
 

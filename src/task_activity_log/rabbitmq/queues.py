@@ -1,19 +1,16 @@
-"""Which queue a reader reads, and whether a queue still knows its consumer. No type of a driver appears in this interface."""
+"""Which queue a reader reads. No type of a driver appears in this interface."""
 
 import asyncio
 import re
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-import aio_pika
 import aiormq
 from aiormq.exceptions import ChannelAccessRefused, ChannelNotFoundEntity, ChannelPreconditionFailed
 
 from task_activity_log.hosts import vhost
-from task_activity_log.rabbitmq.channel import open_channel
 from task_activity_log.rabbitmq.link import LinkOptions, Missing
 from task_activity_log.rabbitmq.management import DeliveryLimit, ManagementError
 
@@ -27,9 +24,6 @@ _RETURNS_MIN = 20
 """A queue with a smaller delivery limit is not looked through: the broker would soon delete its messages."""
 _LIMIT = re.compile(r"inequivalent arg 'x-delivery-limit'.* but current is (?:the value )?'(\d+)'")
 
-_PROVE_EVERY_SECONDS = 15.0
-_ANSWER_SECONDS = 10.0
-
 
 @dataclass(frozen=True, slots=True)
 class Found:
@@ -41,6 +35,8 @@ class Found:
     messages: int = 0
     """How many were waiting."""
     consumers: int = 0
+    private: bool = False
+    """Whether it is exclusive: on the node of its connection alone, and deleted with it."""
 
 
 class Unsuitable(Exception):
@@ -136,7 +132,7 @@ def own_queue(exchange: str, prefetch: int, routing_keys: Sequence[str] = ()) ->
         queue = (await channel.queue_declare(exclusive=True, auto_delete=True)).queue or ""
         for key in routing_keys:
             await channel.queue_bind(queue, exchange, key)
-        return Found(queue, prefetch)
+        return Found(queue, prefetch, private=True)
 
     return choose
 
@@ -188,37 +184,3 @@ async def must_exist(what: str) -> AsyncIterator[None]:
         yield
     except ChannelNotFoundEntity:
         raise Missing(f"{what} does not exist on this broker") from None
-
-
-async def wait_forgotten(
-    connection: aio_pika.Connection, queue: str, registered: Callable[[], bool], read_seconds: Callable[[], float]
-) -> None:
-    """Return never; raise when a queue has no consumer although ours is registered, or when it does not answer.
-
-    On the minority side of a partition a node keeps its connections, and a worker there would wait forever for messages
-    that others get. The count is 0 there; elsewhere it is at least 1, also if another worker is the active consumer.
-    `read_seconds` says for how long the connection has been read without a pause: no answer arrives in a pause.
-
-    Raises:
-        ConnectionError: the queue does not know the consumer any more. It may be known at another node.
-        TimeoutError: the queue does not answer.
-    """
-    while True:
-        known = registered()  # a queue counts a new consumer a moment late
-        await asyncio.sleep(_PROVE_EVERY_SECONDS)
-        asked, asked_at = asyncio.ensure_future(_consumers(connection, queue)), time.monotonic()
-        try:
-            while not (await asyncio.wait({asked}, timeout=1.0))[0]:
-                if min(time.monotonic() - asked_at, read_seconds()) > _ANSWER_SECONDS:
-                    raise TimeoutError
-            if not asked.result() and known and registered():
-                raise ConnectionError(f"queue '{queue}' does not know this consumer any more")
-        finally:
-            asked.cancel()
-
-
-async def _consumers(connection: aio_pika.Connection, queue: str) -> int:
-    channel = await open_channel(connection)
-    consumers = (await channel.queue_declare(queue, passive=True)).consumer_count
-    await channel.close()
-    return consumers or 0

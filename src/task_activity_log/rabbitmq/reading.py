@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
 
 import aio_pika
@@ -14,8 +14,9 @@ from pamqp.commands import Basic
 from task_activity_log.aio import Waiting
 from task_activity_log.rabbitmq.channel import open_channel
 from task_activity_log.rabbitmq.consumer import Consumer, RabbitDelivery
-from task_activity_log.rabbitmq.frames import Inbound
-from task_activity_log.rabbitmq.link import LOST, LinkOptions, asking_the_driver, connect
+from task_activity_log.rabbitmq.cut_off import Watch, commit, count_consumers, stand_in_line, write_metadata
+from task_activity_log.rabbitmq.frames import FrameReader, Inbound
+from task_activity_log.rabbitmq.link import LOST, LinkOptions, asking_the_driver, connect, describe, version_of
 from task_activity_log.rabbitmq.queues import Choice, Found, stream
 from task_activity_log.rabbitmq.topology import queue_type
 
@@ -27,6 +28,10 @@ _ANSWER_SECONDS = 10.0
 """How long a queue may take to answer."""
 _APPLIED_SECONDS = 5.0
 """A queue has applied what was acknowledged so long ago."""
+_WATCH_AFTER_SECONDS = 15.0
+"""Short commands end before, and are not watched."""
+_PRIVATE_QUIET_SECONDS = 60.0
+"""A queue that is declared for a proof costs all nodes a little."""
 _UNDER_WAY = 24
 """How many commands that settle deliveries are sent before the queue's answer is waited for."""
 
@@ -168,6 +173,7 @@ async def reading(
     choose: Choice,
     *,
     until_back: bool = False,
+    expects: Callable[[], bool] | None = None,
 ) -> AsyncIterator[Reader]:
     """Consume a queue; what was not acknowledged is returned to it at the end.
 
@@ -176,6 +182,8 @@ async def reading(
         purpose: the connection's name in the broker's management.
         choose: which queue, and with which prefetch: see `rabbitmq.queues`.
         until_back: end only when what was returned is in the queue, or after two seconds: others may have taken it.
+        expects: whether somebody waits for what is to be delivered. If so for a while, it is found out whether the node is
+            cut off from the others, and the reader then ends as if the connection were lost. None: it is not found out.
 
     Raises:
         One of `LOST`: nobody answers, or the broker refuses, for example because there is no such queue.
@@ -185,14 +193,60 @@ async def reading(
         found = await choose(channel)
         reader = Reader(channel, found, connection)
         frame_reader.channels[channel.number] = Inbound(deliver=reader.deliver)
+        watching = None
         try:
+            if expects is not None:
+                watching = asyncio.create_task(_watch(reader, connection, frame_reader, expects))
             if found.prefetch:
                 await reader.register(min(found.prefetch, PREFETCH_MAX))
             yield reader
         finally:
+            if watching is not None:
+                watching.cancel()
             back = await reader.end()
             if until_back and back:
                 await _until_all_back(connection, found.queue, back)
+
+
+async def _watch(
+    reader: Reader, connection: aio_pika.Connection, frame_reader: FrameReader, expects: Callable[[], bool]
+) -> None:
+    """End the reader if its node is cut off from the others."""
+    queue, private = reader.found.queue, reader.found.private
+    refuses = False
+
+    async def prove() -> None:
+        nonlocal refuses
+        if private:
+            await write_metadata(connection)
+        elif refuses or not await commit(connection, queue):
+            refuses = True
+            await stand_in_line(connection, frame_reader, queue)
+
+    async def count() -> int:
+        return 1 if private else await count_consumers(connection, queue)
+
+    try:
+        with asking_the_driver():
+            await asyncio.sleep(_WATCH_AFTER_SECONDS)
+            # Others are on one node, or are not read in this way, or commit names of queues on each node alone.
+            if _is_before_4(connection) if private else await reader.type() != "quorum":
+                return
+            await Watch(
+                queue,
+                registered=lambda: not reader.in_hand and expects(),
+                seen=lambda: (reader.last_tag, reader.in_hand, expects()),
+                prove=prove,
+                count=count,
+                read_seconds=lambda: frame_reader.read_seconds,
+                quiet_seconds=_PRIVATE_QUIET_SECONDS if private else None,
+            ).wait_cut_off()
+    except LOST as error:
+        reader.give_up(describe(error).text)
+
+
+def _is_before_4(connection: aio_pika.Connection) -> bool:
+    return connection.transport is None or version_of(connection.transport.connection).startswith("3.")
 
 
 async def _until_all_back(connection: aio_pika.Connection, queue: str, count: int) -> None:
