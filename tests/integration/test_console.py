@@ -4,10 +4,12 @@ import asyncio
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from html import unescape
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 from uuid import UUID, uuid4
 
 import aio_pika
@@ -414,6 +416,38 @@ async def test_replies_are_followed_and_none_is_taken(world: World, viewer: View
         ).declaration_result.message_count or 0
     assert "inserted" in page
     assert after == before + 1
+
+
+async def test_find_does_not_wait_for_a_long_queue_of_replies(
+    world: World, viewer: Viewer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It says how many there are, and looks at them when it is asked to."""
+    one, name = uuid4(), "a & b"
+    monkeypatch.setattr("task_activity_log.console.pages._REPLIES_LOOKED_AT", 1)
+    async with await aio_pika.connect(world.amqp_url) as connection:
+        channel = await connection.channel()
+        for message_id in ("first", "last"):
+            reply = aio_pika.Message(b"", message_id=message_id, correlation_id=name)
+            await channel.default_exchange.publish(reply, Topology().replies_queue)
+        for each in (name, "first", "last", one):
+            waiting = (
+                await channel.declare_queue(Topology().replies_queue, passive=True)
+            ).declaration_result.message_count
+            page = await viewer.page(f"/find?name={quote(str(each))}")
+            assert f"{waiting} replies wait for their subscriber. They were not looked at" in page
+        page = await viewer.page(f"/find?name={quote(name)}&all=1")
+        assert (">first<" in page, ">last<" in page, "look at all" in page) == (True, True, False)
+
+
+async def test_find_shows_the_rest_if_the_replies_cannot_be_looked_at(world: World, viewer: Viewer) -> None:
+    """For example because their queue was deleted, or would soon delete them."""
+    one = uuid4()
+    await keep(world.amqp_url, (record(one, "soon"), {"message_id": "of-the-record"}))
+    await viewer.look()
+    viewer.console.topology = replace(viewer.console.topology, replies_queue="nowhere")
+    page = await viewer.page(f"/find?name={one}")
+    assert "of-the-record" in page
+    assert "The waiting replies cannot be looked at: queue 'nowhere' does not exist on this broker: a worker" in page
 
 
 async def test_a_record_is_found_and_its_row_is_sent_again(world: World, viewer: Viewer) -> None:

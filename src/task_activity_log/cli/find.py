@@ -64,8 +64,8 @@ async def _look(settings: Settings, name: str) -> Found:
     found, identifier, link = Found(), uuid_of(name), link_of(settings)
     async with borrow_dead_letters(link, settings.dead_letters_queue) as loan:
         found.letters = [letter async for letter in loan if is_letter_of(letter, name, identifier)]
-    waiting = await waiting_replies(link, settings.replies_queue)
-    found.replies = [reply for reply in waiting.replies if is_reply_of(reply, name, identifier)]
+    waiting = await waiting_replies(link, settings.replies_queue, lambda reply: is_reply_of(reply, name, identifier))
+    found.replies = waiting.replies
     for queue, seen in ((settings.dead_letters_queue, loan), (settings.replies_queue, waiting)):
         say_unseen(queue, others=seen.others, newer=seen.newer)
     survey = survey_of(settings)

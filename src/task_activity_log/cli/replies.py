@@ -93,10 +93,14 @@ async def follow(
 
 async def _waiting(settings: Settings, since: datetime) -> list[Received]:
     """The replies in the shared queue that were published since then. They stay there."""
-    waiting = await waiting_replies(link_of(settings), settings.replies_queue)
-    say_unseen(settings.replies_queue, others=waiting.others, newer=waiting.newer)
     whole = since.replace(microsecond=0)  # as the time of a reply
-    return [reply for reply in waiting.replies if reply.published is None or reply.published >= whole]
+    waiting = await waiting_replies(
+        link_of(settings),
+        settings.replies_queue,
+        lambda reply: reply.published is None or reply.published >= whole,
+    )
+    say_unseen(settings.replies_queue, others=waiting.others, newer=waiting.newer)
+    return waiting.replies
 
 
 async def _chained(waiting: Sequence[Received], following: AsyncIterable[Received]) -> AsyncIterator[Received]:

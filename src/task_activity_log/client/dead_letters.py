@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from hashlib import sha256
+from math import inf
 from typing import TypeAlias
 from urllib.parse import unquote, urlsplit
 
@@ -244,18 +245,22 @@ class Loan:
     def __init__(self, reader: Reader) -> None:
         self._reader = reader
         self.waiting = reader.found.messages
-        """How many dead letters there were; at most 65,535 of them are delivered, the oldest."""
+        """How many dead letters there were."""
+        self._delivered = reader.found.prefetch
         self.others = reader.found.consumers
         """How many others consume the queue: what was delivered to them is not seen here."""
 
     @property
     def newer(self) -> int:
-        """How many are not delivered because the queue has too many: they are the newest."""
-        return max(0, self.waiting - PREFETCH_MAX)
+        """How many are not delivered because the queue has too many: they are the newest.
+
+        AMQP lets at most 65,535 be delivered.
+        """
+        return max(0, self.waiting - self._delivered)
 
     async def __aiter__(self) -> AsyncIterator[DeadLetter]:
         """Each dead letter, oldest first."""
-        left = min(self.waiting, PREFETCH_MAX)
+        left = self._delivered
         while left > 0 and (deliveries := await self._arriving(min(left, 500))):
             left -= len(deliveries)
             for delivery in deliveries:
@@ -291,12 +296,14 @@ class Loan:
 
 @asynccontextmanager
 async def borrow_dead_letters(
-    broker: str | LinkOptions, queue: str = "task_activity_log.dead-letters"
+    broker: str | LinkOptions, queue: str = "task_activity_log.dead-letters", most: float = inf
 ) -> AsyncIterator[Loan]:
     """Have the dead letters delivered, and return at the end what was not removed. A lost connection returns them too.
 
-    Each loan counts as one delivery of each: the queue is declared with a delivery limit of a million. A queue whose own limit
-    is so low that the broker would soon delete what is looked at is not read.
+    None is delivered if more than `most` are waiting.
+
+    Before RabbitMQ 4.3 each loan counts as one delivery of each: the queue is declared with a delivery limit of a million. A
+    queue whose own limit is so low that the broker would soon delete what is looked at is not read.
 
     Raises:
         ClientError: no connection, no such queue, a queue with a low delivery limit, or a stream; or the connection was lost:
@@ -307,7 +314,7 @@ async def borrow_dead_letters(
         try:
             with asking_the_driver():
                 reader = await stack.enter_async_context(
-                    reading(link, "dead letters", kept_queue(queue, link), until_back=True)
+                    reading(link, "dead letters", kept_queue(queue, link, PREFETCH_MAX, most), until_back=True)
                 )
                 if not reader.found.messages:
                     await reader.require_readable()

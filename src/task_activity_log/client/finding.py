@@ -1,7 +1,8 @@
 """What belongs to a message or a record: dead letters, replies that wait for their subscriber, and rows of the journal."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Any, Protocol
 from uuid import UUID
 
@@ -47,17 +48,24 @@ class Waiting:
     others: int
     """How many others consume the queue: what they have is not seen."""
     newer: int
-    """How many are not seen because the queue has too many: the newest."""
+    """How many are not seen because they are too many to look at: the newest."""
 
 
-async def waiting_replies(broker: str | LinkOptions, queue: str) -> Waiting:
-    """The replies that wait in a queue, which keeps them.
+async def waiting_replies(
+    broker: str | LinkOptions,
+    queue: str,
+    wanted: Callable[[Received], bool],
+    *,
+    most: float = inf,
+) -> Waiting:
+    """The wanted ones of the replies that wait in a queue, which keeps them all. If more than `most` wait, none is looked at.
 
     Raises:
         ClientError: as `borrow_dead_letters`.
     """
-    async with borrow_dead_letters(broker, queue) as loan:
-        return Waiting([received_reply(letter.delivery) async for letter in loan], loan.others, loan.newer)
+    async with borrow_dead_letters(broker, queue, most) as loan:
+        every = (received_reply(letter.delivery) async for letter in loan)
+        return Waiting([reply async for reply in every if wanted(reply)], loan.others, loan.newer)
 
 
 class Journal(Protocol):

@@ -2,8 +2,10 @@
 
 import asyncio
 from collections import Counter
+from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
+from math import inf
 from typing import Any
 from urllib.parse import quote
 
@@ -12,9 +14,10 @@ from starlette.responses import Response
 
 from task_activity_log.client import exported
 from task_activity_log.client.dead_letters import may_be_newer
-from task_activity_log.client.finding import is_letter_of, is_reply_of, uuid_of, waiting_replies
+from task_activity_log.client.finding import Waiting, is_letter_of, is_reply_of, uuid_of, waiting_replies
 from task_activity_log.client.letters import PARTS, Filter, groups
 from task_activity_log.client.marking import readable, text_pieces
+from task_activity_log.client.messages import ClientError, Received
 from task_activity_log.client.replays import sort_out
 from task_activity_log.console.access import Denied, require
 from task_activity_log.console.actions import Action, unchanged
@@ -32,6 +35,8 @@ _GROUPS = 100
 _CHART_PARTS = 60
 _LISTED = 200
 _LOOK_SECONDS = 0.3
+_REPLIES_LOOKED_AT = 10_000
+"""If more replies wait, Find looks at them only if it is asked to: it takes seconds."""
 
 
 class Pages:
@@ -39,6 +44,8 @@ class Pages:
 
     def __init__(self, console: Console) -> None:
         self.console = console
+        self._replies_on_loan = asyncio.Lock()
+        """Held during a look at the waiting replies: they would be hidden from another one."""
 
     def _shown(self, request: Request, name: str, title: str, context: Context, changed: Changed) -> Response:
         """A page, or with `live` in its query the part of it that changes, each time that it has changed."""
@@ -129,27 +136,34 @@ class Pages:
         """What became of a message or a record: its row, its dead letters, its replies, and what the journal says."""
         console, name = self.console, request.query_params.get("name", "").strip()
         record = uuid_of(name) if request.state.user.sees_bodies else None
-        context: dict[str, Any] = {"name": name, "letters": [], "heard": [], "waiting": [], "others": 0, "newer": 0}
+        context: dict[str, Any] = {"name": name, "letters": [], "heard": [], "waiting": Waiting([], 0, 0)}
         if name:
+            wanted = partial(is_reply_of, name=name, record=record)
             every = (await console.looks.current()).letters
             found = await asyncio.to_thread(lambda: [each for each in every if is_letter_of(each.raw, name, record)])
-            heard = [heard for heard in console.replies.latest if is_reply_of(heard.reply, name, record)]
-            there = await waiting_replies(link_of(console.settings), console.topology.replies_queue)
-            waiting = [reply for reply in there.replies if is_reply_of(reply, name, record)]
+            heard = [heard for heard in console.replies.latest if wanted(heard.reply)]
             answers, no_journal = await console.answers(name, record)
-            context |= {
-                "letters": found,
-                "heard": heard,
-                "waiting": waiting,
-                "others": there.others,
-                "newer": there.newer,
-            }
-            context |= {"answers": answers, "no_journal": no_journal}
+            waiting, unread = await self._waiting_replies(wanted, everything="all" in request.query_params)
+            context |= {"letters": found, "heard": heard, "waiting": waiting, "unread": unread}
+            context |= {"answers": answers, "no_journal": no_journal, "everything": "all" in request.query_params}
             ids = [*(letter.record_id for letter in found), *(answer["record_id"] for answer in answers)]
             record = next(filter(None, ids), record)
         row, problem = await console.row(record) if record else (None, "")
         context |= {"record": record, "row": row, "rows_problem": problem, "sent": "sent" in request.query_params}
         return page(request, "find.html", "Find", **context)
+
+    async def _waiting_replies(self, wanted: Callable[[Received], bool], *, everything: bool) -> tuple[Waiting, str]:
+        """The wanted replies of those that wait, and why they cannot be looked at; empty if they can.
+
+        Not those of a long queue, unless `everything` is asked for: the other parts of the page would wait for them.
+        """
+        link, queue = link_of(self.console.settings), self.console.topology.replies_queue
+        most = inf if everything else _REPLIES_LOOKED_AT
+        try:
+            async with self._replies_on_loan:
+                return await waiting_replies(link, queue, wanted, most=most), ""
+        except ClientError as error:
+            return Waiting([], 0, 0), str(error)
 
     async def actions(self, request: Request) -> Response:
         """What was done, the latest first."""

@@ -4,7 +4,8 @@ import asyncio
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import inf
 from typing import Any, TypeAlias
 
 import aiormq
@@ -64,8 +65,10 @@ def existing_queue(queue: str, prefetch: int | None = None) -> Choice:
     return choose
 
 
-def kept_queue(queue: str, options: LinkOptions) -> Choice:
-    """An existing queue whose messages are looked at and returned. Each return counts as a delivery.
+def kept_queue(queue: str, options: LinkOptions, prefetch_max: int, most: float = inf) -> Choice:
+    """An existing queue whose messages are looked at and returned: all, or none if more than `most` are waiting.
+
+    A look at a part may change the order: what is returned is behind what another look has returned before.
 
     The choice raises `Unsuitable` if its delivery limit is so low that the broker would soon delete messages. A limit that is
     set by a policy is known only where `options` have the management API.
@@ -83,15 +86,15 @@ def kept_queue(queue: str, options: LinkOptions) -> Choice:
         if of_policy is not None and 0 <= of_policy.limit < _RETURNS_MIN:
             remedy = f"remove delivery-limit from the policy that applies to it ({of_policy.policy}), or raise it"
             raise _too_few_deliveries(queue, of_policy.limit, remedy)
-        return found
+        return replace(found, prefetch=min(found.messages, prefetch_max) if found.messages <= most else 0)
 
     return choose
 
 
 def _too_few_deliveries(queue: str, limit: int, remedy: str) -> Unsuitable:
     return Unsuitable(
-        f"queue {queue} has the delivery limit {limit}: each look counts as a delivery, and then RabbitMQ deletes the"
-        f" messages. They are not read: {remedy}"
+        f"queue {queue} has the delivery limit {limit}: a look can count as a delivery, and RabbitMQ deletes the messages at"
+        f" the limit. They are not read: {remedy}"
     )
 
 
