@@ -1278,7 +1278,7 @@ async def test_a_queue_whose_policy_would_soon_delete_its_messages_is_not_read(
     for look in looks:
         said = await command(*look, **services)
         assert (said.code, said.lines) == (1, []), look
-        assert "has the delivery limit 5: each look counts" in said.err
+        assert "has the delivery limit 5: a look can count" in said.err
         assert "remove delivery-limit from the policy that applies to it (all), or raise it" in said.err
     said = await command("dead-letters", "list", "--json", **{**services, "MANAGEMENT_URL": "http://127.0.0.1:1"})
     assert (said.code, len(said.lines)) == (0, 1)

@@ -173,6 +173,9 @@ class Feed:
     async def cancel(self) -> None:
         pass
 
+    def fail(self, tag: int) -> None:
+        raise NotImplementedError
+
 
 class Slow:
     """Where they come from."""

@@ -4,6 +4,7 @@ import asyncio
 from types import SimpleNamespace
 from typing import cast
 
+import pytest
 from aiormq.abc import AbstractChannel
 from pamqp.commands import Basic
 
@@ -27,21 +28,46 @@ class Channel:
         self.most = 0
         self.removed: list[int] = []
         self.empty = True
+        self.number = 1
+        self.connection = SimpleNamespace(server_properties={"version": "3.10.8"}, write_queue=self)
+        self.sent: list[str] = []
+        """What settles deliveries or ends them, in the order in which it was sent."""
         self.waiting = [7, 8]
         """What a passive declaration answers, one after the other: the message that `basic.get` gave comes back late."""
 
     async def basic_ack(self, tag: int, *, multiple: bool, wait: bool) -> None:
         assert not wait
-        assert not multiple or tag == 1
+        assert not multiple or tag in (1, 2)
+        self.sent.append(f"ack {tag} {multiple}")
         self.under_way.append(tag)
         self.most = max(self.most, len(self.under_way))
 
     async def basic_nack(self, tag: int, *, requeue: bool, wait: bool, multiple: bool = False) -> None:
-        assert tag > 1
+        self.sent.append(f"nack {tag} {multiple}")
+        assert not multiple or tag in (0, 10)
+        assert tag != 1
         assert requeue
         assert not wait
-        assert not multiple
         self.under_way.append(0)
+
+    async def basic_reject(self, tag: int, *, requeue: bool, wait: bool) -> None:
+        assert requeue
+        assert not wait
+        self.sent.append(f"reject {tag}")
+
+    async def basic_qos(self, *, prefetch_count: int) -> None:
+        assert prefetch_count
+
+    async def basic_consume(self, *_: object) -> object:
+        return SimpleNamespace(consumer_tag="me")
+
+    async def basic_cancel(self, tag: str) -> None:
+        self.sent.append(f"cancel {tag}")
+
+    async def put(self, _: object) -> None:
+        """The close of the channel, which the broker answers."""
+        self.sent.append("close")
+        self.closing.set_result(None)
 
     async def basic_get(self, _: str) -> object:
         await asyncio.sleep(0)
@@ -61,6 +87,23 @@ async def borrowed(channel: Channel, count: int) -> tuple[Reader, list[RabbitDel
     for tag in range(1, count + 1):
         reader.deliver(tag, False, encode(Properties(), 0), b"")
     return reader, await reader.take(count)
+
+
+@pytest.mark.parametrize("version", ["3.10.8", "4.2.0", "4.3.0", "4.3.6", b"4.10.1", "5.0.0+1", "unknown", None])
+async def test_the_end_counts_only_what_has_failed_where_the_broker_can_tell(version: object) -> None:
+    """In the order of the queue, and not what was finished. Elsewhere closing the channel keeps the order better than nack."""
+    channel = Channel()
+    channel.connection.server_properties["version"] = version
+    reader, deliveries = await borrowed(channel, 10)
+    await reader.register(10)
+    reader.keep([1, 2])  # finished, but the acknowledgement could not be sent
+    for delivery in (deliveries[1], deliveries[2]):
+        reader.fail(delivery.tag)
+    assert await reader.end() == 8
+    if str(version).startswith(("4.3", "5", "b'4.10")):
+        assert channel.sent == ["cancel me", "ack 2 True", "reject 3", "nack 10 True", "nack 0 True", "close"]
+    else:
+        assert channel.sent == ["close"]
 
 
 async def test_a_removal_ends_when_the_queue_has_applied_every_acknowledgement() -> None:

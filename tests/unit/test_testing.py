@@ -6,7 +6,15 @@ from uuid import uuid4
 
 import pytest
 
-from task_activity_log.client import NoAnswer, Subscription, TaskActivityLog, TaskActivityLogClient, Upsert
+from task_activity_log.client import (
+    NoAnswer,
+    PoisonQueue,
+    StoredReply,
+    Subscription,
+    TaskActivityLog,
+    TaskActivityLogClient,
+    Upsert,
+)
 from task_activity_log.message import Properties
 from task_activity_log.pipeline.request import Rules
 from task_activity_log.testing import FakeWorker
@@ -77,6 +85,31 @@ async def test_a_test_may_change_the_rows() -> None:
         del worker.rows[record.id]
         [answer] = [one async for one in client.upsert_many([Upsert.of(record, message_id="a")])]
     assert answer.code == "record_gone"
+
+
+async def test_only_a_reply_whose_body_fails_comes_nearer_to_the_poison_queue() -> None:
+    """Not those that were delivered with it: each has all of its tries."""
+    worker, poison = FakeWorker(), PoisonQueue("poison", tries=2)
+    notes = list[str]()
+    async with worker.client() as client:
+        await client.send_many([TaskActivityLog(id=uuid4(), subject=subject) for subject in "abc"])
+
+    async def run(failing: str) -> None:
+        async with worker.subscribe(on_poison=poison) as replies:
+            async for reply in replies:
+                assert isinstance(reply, StoredReply)
+                if reply.record.subject == failing:
+                    raise ValueError("mine")
+
+    for failing in "aabb":
+        with pytest.raises(ValueError, match="mine") as raised:
+            await run(failing)
+        notes += raised.value.__notes__
+    again, moved = (
+        "This was try 1 of 2: the reply is delivered again.",
+        "After 2 deliveries the reply was moved to queue poison.",
+    )
+    assert notes == [again, moved, again, moved]
 
 
 async def test_the_shared_queue_keeps_replies() -> None:

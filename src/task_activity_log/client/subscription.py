@@ -35,8 +35,8 @@ class PoisonQueue:
     """Where replies go that the body of the loop cannot process, so that they do not block those behind them.
 
     `subscribe` declares the queue if it does not exist. A reply is moved there when the body has raised an exception for it in
-    `tries` runs of the program. The broker counts them, and also lost connections, which needs a quorum queue: another type of
-    queue is a `ClientError` unless `tries` is 1.
+    `tries` runs of the program. The broker counts them, and also lost connections, and before RabbitMQ 4.3 each return of the
+    reply to the queue. This needs a quorum queue: another type of queue is a `ClientError` unless `tries` is 1.
     """
 
     name: str
@@ -65,6 +65,9 @@ class Feed(Protocol[D]):
 
     async def cancel(self) -> None:
         """Have nothing more delivered."""
+
+    def fail(self, tag: int) -> None:
+        """Let this one count as a failed delivery when it is returned at the end."""
 
 
 class Source(Protocol[D]):
@@ -154,8 +157,10 @@ class Subscription(Generic[D]):
             if self._finished and self._under_way is not None and self._feed is not None:
                 with suppress(*LOST), asking_the_driver():  # the loop was cancelled while it asked for the next one
                     await self._feed.acknowledge([self._source.tag(self._under_way)])
-            elif isinstance(error, Exception) and self._poison is not None and self._under_way is not None:
-                await self._set_aside(self._under_way, self._poison, error)
+            elif isinstance(error, Exception) and self._under_way is not None and self._feed is not None:
+                self._feed.fail(self._source.tag(self._under_way))
+                if self._poison is not None:
+                    await self._set_aside(self._feed, self._under_way, self._poison, error)
         finally:
             await self._disconnect()
 
@@ -238,18 +243,18 @@ class Subscription(Generic[D]):
                 if error is not None:
                     raise error  # so that the next connection is to another host
 
-    async def _set_aside(self, delivery: D, poison: PoisonQueue, error: Exception) -> None:
+    async def _set_aside(self, feed: Feed[D], delivery: D, poison: PoisonQueue, error: Exception) -> None:
         """Move a reply that was tried often enough. The error is raised all the same, with a note that says what was done."""
         tries = delivery.attempts + 1
-        if tries < poison.tries or self._feed is None:
+        if tries < poison.tries:
             error.add_note(f"This was try {tries} of {poison.tries}: the reply is delivered again.")
             return
         try:
             # Only the kind of error: its text may quote the record.
             await self._source.move(delivery, poison.name, {_TRIES: tries, _ERROR: type(error).__name__})
             with asking_the_driver():
-                await self._feed.cancel()  # first: what is delivered in its place would be counted as a try
-                await self._feed.acknowledge([self._source.tag(delivery)])
+                await feed.cancel()  # first: what is delivered in its place would be counted as a try
+                await feed.acknowledge([self._source.tag(delivery)])
         except (ClientError, *LOST) as failure:
             error.add_note(f"The reply could not be moved to queue {poison.name}, and is delivered again: {failure}")
         else:

@@ -11,7 +11,7 @@ from aiormq.exceptions import ChannelAccessRefused, ChannelNotFoundEntity
 
 from task_activity_log.partitions import queue_of
 from task_activity_log.problem import Unavailable
-from task_activity_log.rabbitmq.link import LOST, LinkOptions, asking_the_driver, connect, describe
+from task_activity_log.rabbitmq.link import LOST, LinkOptions, asking_the_driver, connect, describe, version_of
 from task_activity_log.rabbitmq.topology import Topology, queue_type
 
 T = TypeVar("T")
@@ -59,9 +59,8 @@ async def inspect_broker(options: LinkOptions, topology: Topology) -> BrokerStat
         async with connect(options, "check") as (connection, _):
             next_partition = queue_of(topology.requests_queue, topology.partitions)
             assert connection.transport is not None  # noqa: S101 - it is connected
-            properties = connection.transport.connection.server_properties
             return BrokerState(
-                version=str(properties.get("version", "unknown")),
+                version=version_of(connection.transport.connection) or "unknown",
                 exchanges={name: await _exchange(connection, name) for name in topology.exchanges()},
                 queues={name: await _queue(connection, name) for name in (*topology.queues(), next_partition)},
                 requests_type=await _requests_type(connection, topology.requests_queue),

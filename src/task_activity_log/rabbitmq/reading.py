@@ -1,13 +1,14 @@
 """A queue that a subscriber reads, or an operator inspects: one connection, which is not rebuilt when lost."""
 
 import asyncio
+import re
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
 
 import aio_pika
-from aiormq.abc import AbstractChannel
+from aiormq.abc import AbstractChannel, DeliveredMessage
 from aiormq.exceptions import ConnectionNotImplemented
 from pamqp.commands import Basic
 
@@ -34,6 +35,8 @@ _PRIVATE_QUIET_SECONDS = 60.0
 """A queue that is declared for a proof costs all nodes a little."""
 _UNDER_WAY = 24
 """How many commands that settle deliveries are sent before the queue's answer is waited for."""
+_NACK_COUNTS_NOT_SINCE = (4, 3)
+"""Since this version of RabbitMQ a `basic.nack` does not count as a delivery. Before, every return does."""
 
 
 class Reader(Consumer):
@@ -43,6 +46,7 @@ class Reader(Consumer):
         self._connection = connection
         self._acknowledged: deque[float] = deque(maxlen=_UNDER_WAY)
         """When the latest acknowledgements were sent."""
+        self._failed: list[int] = []
         self.found = found
         """The queue, as it was before this reader consumed it."""
         self._arrived: Waiting[RabbitDelivery] = Waiting()
@@ -138,12 +142,20 @@ class Reader(Consumer):
         Returns:
             How many messages wait in the queue when that one is back; 0 if the queue gave none.
         """
-        async with asyncio.timeout(_ANSWER_SECONDS):
-            found = await self._channel.basic_get(self.found.queue)
+        found = await self._ask_queue()
         if not isinstance(found.delivery, Basic.GetOk):
             return 0
         await self._channel.basic_nack(found.delivery.delivery_tag or 0, requeue=True, wait=False)
         return 1 + (found.delivery.message_count or 0)
+
+    async def _ask_queue(self) -> DeliveredMessage:
+        """What the queue answers to `basic.get`: a message, which is in hand then, or that it is empty."""
+        async with asyncio.timeout(_ANSWER_SECONDS):
+            return await self._channel.basic_get(self.found.queue)
+
+    def fail(self, tag: int) -> None:
+        """Let a delivery count as failed when `end` returns it."""
+        self._failed.append(tag)
 
     async def end(self) -> int:
         """Return everything that was not acknowledged to the queue; how many messages."""
@@ -152,9 +164,33 @@ class Reader(Consumer):
         with suppress(*LOST), asking_the_driver():
             await self._apply_acknowledgements()
         with suppress(*LOST), asking_the_driver():
+            if self._broker_tells_failures():
+                await self._return_in_order()
+        with suppress(*LOST), asking_the_driver():
             await self.close()
         self.abandon()
         return back
+
+    def _broker_tells_failures(self) -> bool:
+        """Whether the broker counts a `basic.reject` as a delivery and a `basic.nack` not."""
+        version = re.match(r"(\d+)\.(\d+)", version_of(self._channel.connection))
+        return version is not None and (int(version[1]), int(version[2])) >= _NACK_COUNTS_NOT_SINCE
+
+    async def _return_in_order(self) -> None:
+        """Return everything in hand, and count only what has failed. Closing the channel would count all of it.
+
+        What has failed is in front of the others in the queue, because it was delivered before them.
+        """
+        async with asyncio.timeout(_BACK_SECONDS):
+            await self.cancel()  # or it would be given what it returns
+            await self.acknowledge(())  # what was kept back, or it would be returned as well
+            for tag in filter(self.has, self._failed):
+                del self._unsettled[tag]  # the broker ends a channel that settles a delivery twice
+                await self._channel.basic_reject(tag, requeue=True, wait=False)
+            for tag in list(self._unsettled)[-1:]:
+                await self._channel.basic_nack(tag, multiple=True, requeue=True, wait=False)
+            # Together with the others, what `basic.get` gave would be returned in front of them.
+            await self._channel.basic_nack(0, multiple=True, requeue=True, wait=False)
 
     async def _apply_acknowledgements(self) -> None:
         """Have the queue apply what was acknowledged a moment ago: the broker would forget some when the channel closes."""
@@ -162,8 +198,9 @@ class Reader(Consumer):
         if recent:
             async with asyncio.timeout(_BACK_SECONDS):
                 await self.cancel()
-                await self._wait_applied()
-                await self._wait_applied()  # see `give_back`
+                # What it gives is returned later, behind what was delivered before it.
+                await self._ask_queue()
+                await self._ask_queue()  # see `give_back`
 
 
 @asynccontextmanager

@@ -31,9 +31,8 @@ class Queue:
         self._changed.set()
 
     def give_back(self, deliveries: Iterable[Delivery]) -> None:
-        """Return these. It counts as a failed delivery of each."""
-        for delivery in reversed(list(deliveries)):
-            self.messages.appendleft(replace(delivery, attempts=delivery.attempts + 1))
+        """Return these, in their order."""
+        self.messages.extendleft(reversed(list(deliveries)))
         self._changed.set()
 
     async def take(self, most: int) -> list[Delivery]:
@@ -89,6 +88,7 @@ class Loan:
         self._queue = queue
         self._prefetch = prefetch
         self._unsettled: dict[int, Delivery] = {}
+        self._failed: set[int] = set()
 
     async def take(self, most: int) -> list[Delivery]:
         """What has been delivered, at least one, at most `most`."""
@@ -109,9 +109,16 @@ class Loan:
     async def cancel(self) -> None:
         """Nothing more is delivered: nothing is, unless it is taken."""
 
+    def fail(self, tag: int) -> None:
+        """Let this one count as a failed delivery when it is returned at the end."""
+        self._failed.add(tag)
+
     def end(self) -> None:
-        """Return what was not acknowledged."""
-        self._queue.give_back(self._unsettled.values())
+        """Return what was not acknowledged. Only what has failed is counted, as RabbitMQ 4.3 does."""
+        self._queue.give_back(
+            replace(delivery, attempts=delivery.attempts + 1) if tag in self._failed else delivery
+            for tag, delivery in self._unsettled.items()
+        )
 
 
 class MemorySource:
