@@ -9,9 +9,10 @@ import base64
 import json
 import struct
 from collections import Counter
-from collections.abc import AsyncIterator, MutableMapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator, MutableMapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
 from typing import Any
+from unittest.mock import patch
 from uuid import UUID, uuid4
 
 import aio_pika
@@ -20,6 +21,9 @@ import asyncpg
 import structlog
 from aio_pika.abc import AbstractIncomingMessage, AbstractQueue
 
+from task_activity_log.rabbitmq.confirms import Late
+from task_activity_log.rabbitmq.outgoing import Fate, Outgoing
+from task_activity_log.rabbitmq.publisher import Publisher
 from task_activity_log.service import Service
 from tests.asking import Connection
 from tests.faults.conversation import TOPOLOGY, Conversation, conversing, until
@@ -29,9 +33,46 @@ INNOCENTS = 30
 _LOGGED = 5
 """If more addresses fail, not each is named in the log."""
 PROMPT_SECONDS = 5.0
-"""Nobody's answer may be delayed by longer than this because of another asker."""
+"""Nobody's answer may be delayed by longer than this because of another asker (see `Delay`)."""
+_HANG_SECONDS = 60.0
+"""An innocent request that is not answered by then waits for a bad asker: none of these gives way sooner. RabbitMQ refuses for a
+silent queue after 65 s."""
+_LOST_SECONDS = 1.0
+"""What a lost channel or connection counts as: the worker waits so long for the next one."""
 
 DIRECT_REPLY_TO = "amq.rabbitmq.reply-to."
+
+
+class Delay:
+    """How long workers have let everybody wait for bad askers, by their own limits.
+
+    It is counted and not measured, so that it does not depend on the machine: a publish that the broker does not answer counts
+    as the time that the worker has granted it, before it goes on without an answer.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    @contextmanager
+    def counted(self) -> Iterator[None]:
+        """Count, for all workers of this process."""
+        publish = Publisher.publish
+
+        async def counting(
+            publisher: Publisher,
+            messages: Sequence[Outgoing],
+            patience_seconds: float | None = None,
+            on_late: Late | None = None,
+        ) -> list[Fate]:
+            fates = await publish(publisher, messages, patience_seconds, on_late)
+            if Fate.UNCONFIRMED in fates:
+                self.seconds += publisher._confirm_timeout if patience_seconds is None else patience_seconds
+            elif Fate.LOST in fates:
+                self.seconds += _LOST_SECONDS
+            return fates
+
+        with patch.object(Publisher, "publish", counting):
+            yield
 
 
 class Scene:
@@ -49,6 +90,7 @@ class Scene:
         """How often each reply was read from the worker's own replies queue, by its message_id."""
         self.read: list[AbstractIncomingMessage] = []
         """Replies that were read and are not answers to innocent requests."""
+        self.delay = Delay()
         self._database = database
         self._inbox = inbox
         self._private: asyncio.Queue[AbstractIncomingMessage] = asyncio.Queue()
@@ -73,36 +115,54 @@ class Scene:
         ]
         await asyncio.gather(*sending)
 
-    async def innocents_are_answered(self, seconds: float = PROMPT_SECONDS) -> None:
-        """Send requests with and without an address, and see that all are answered soon where they asked."""
-        private, public = set(), set()
-        for number in range(INNOCENTS):
-            if number % 2:
-                private.add(await self.talk.send(reply_to=self._inbox.name))
-            else:
-                public.add(await self.talk.send())
+    async def innocents_are_answered(self, most: float = PROMPT_SECONDS) -> None:
+        """Send requests with and without an address, and see that all are answered where they asked.
+
+        The workers must have delayed none of them by more than `most` seconds for the sake of bad askers.
+        """
+        private: dict[str, float] = {}  # by message_id: the delay of everybody until it was sent
+        public: dict[str, float] = {}
+        half = INNOCENTS // 2
         try:
-            async with asyncio.timeout(seconds):
-                await self._answers(private, self._private)
-                await self._answers(public, self.talk.answers)
+            async with asyncio.timeout(_HANG_SECONDS), asyncio.TaskGroup() as reading:
+                longest = [
+                    reading.create_task(self._answers(half, private, self._private)),
+                    reading.create_task(self._answers(INNOCENTS - half, public, self.talk.answers)),
+                ]
+                for number in range(INNOCENTS):
+                    message_id = str(uuid4())
+                    (private if number % 2 else public)[message_id] = self.delay.seconds
+                    address = self._inbox.name if number % 2 else None
+                    await self.talk.send(reply_to=address, message_id=message_id)
         except TimeoutError:
             missing = f"{len(private)} with and {len(public)} without reply_to"
-            raise AssertionError(f"innocents that wait for longer than {seconds:.0f} s: {missing}") from None
+            raise AssertionError(f"innocents that are not answered: {missing}") from None
+        delayed = max(task.result() for task in longest)
+        assert delayed <= most, f"innocents were delayed by {delayed:.1f} s"
 
-    async def _answers(self, missing: set[str], place: asyncio.Queue[AbstractIncomingMessage]) -> None:
-        while missing:
-            self._sort(await place.get(), missing, place)
+    async def _answers(
+        self, count: int, sent: dict[str, float], place: asyncio.Queue[AbstractIncomingMessage]
+    ) -> float:
+        """Wait for this number of answers to innocents; how long the one was delayed that was delayed most."""
+        delayed = 0.0
+        for _ in range(count):
+            while (at := self._sort(await place.get(), sent, place)) is None:
+                pass
+            delayed = max(delayed, self.delay.seconds - at)
+        return delayed
 
     def _sort(
-        self, answer: AbstractIncomingMessage, missing: set[str], place: asyncio.Queue[AbstractIncomingMessage]
-    ) -> None:
+        self, answer: AbstractIncomingMessage, sent: dict[str, float], place: asyncio.Queue[AbstractIncomingMessage]
+    ) -> float | None:
+        """Keep an answer, or take the request that it answers from those that were sent, and return what is known of it."""
         if place is self.talk.answers:
             self.copies[str(answer.message_id)] += 1
-        if answer.correlation_id in missing:
-            missing.remove(answer.correlation_id)
-            assert answer.headers["x-outcome"] in {"inserted", "duplicate"}
-        else:
+        at = sent.pop(str(answer.correlation_id), None)
+        if at is None:
             self.read.append(answer)
+        else:
+            assert answer.headers["x-outcome"] in {"inserted", "duplicate"}
+        return at
 
     def events_of(self, name: str) -> list[MutableMapping[str, Any]]:
         """The log events of a name."""
@@ -120,7 +180,7 @@ class Scene:
         """The answer in the worker's own replies queue to a request that is no innocent's."""
         async with asyncio.timeout(30):
             while not (found := [reply for reply in self.read if reply.correlation_id == message_id]):
-                self._sort(await self.talk.answers.get(), set(), self.talk.answers)
+                self._sort(await self.talk.answers.get(), {}, self.talk.answers)
         return found[0]
 
     async def settled(self, service: Service) -> None:
@@ -143,7 +203,7 @@ class Scene:
     def read_on(self) -> None:
         """Count what has arrived from the worker's own replies queue since the innocents were answered."""
         while not self.talk.answers.empty():
-            self._sort(self.talk.answers.get_nowait(), set(), self.talk.answers)
+            self._sort(self.talk.answers.get_nowait(), {}, self.talk.answers)
 
 
 @asynccontextmanager
@@ -155,7 +215,7 @@ async def scene(amqp_url: str, database_url: str) -> AsyncIterator[Scene]:
             inbox = await talk.channel.declare_queue(exclusive=True)
             here = Scene(amqp_url, database_url, database, talk, inbox)
             await here.listen()
-            with structlog.testing.capture_logs() as here.events:
+            with structlog.testing.capture_logs() as here.events, here.delay.counted():
                 yield here
     finally:
         await database.close()

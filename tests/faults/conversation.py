@@ -22,9 +22,16 @@ class Conversation:
         self.channel = channel
         self.answers: asyncio.Queue[AbstractIncomingMessage] = asyncio.Queue()
 
-    async def send(self, identifier: UUID | None = None, *, reply_to: str | None = None, **fields: Any) -> str:
+    async def send(
+        self,
+        identifier: UUID | None = None,
+        *,
+        reply_to: str | None = None,
+        message_id: str | None = None,
+        **fields: Any,
+    ) -> str:
         """Publish a record and return the message_id."""
-        message_id = str(uuid4())
+        message_id = message_id or str(uuid4())
         body = json.dumps({"id": str(identifier or uuid4()), **fields}).encode()
         exchange = await self.channel.get_exchange(TOPOLOGY.requests_exchange, ensure=False)
         message = aio_pika.Message(body, message_id=message_id, reply_to=reply_to)

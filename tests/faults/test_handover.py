@@ -42,7 +42,7 @@ def _quiet() -> Iterator[None]:
 async def test_sigterm_of_the_active_worker_keeps_the_order(
     amqp_url: str, database_url: str, admin: Connection, tmp_path: Path
 ) -> None:
-    """Three times in turn, each started again, with more in hand than fits a third of the drain limit: the rest is returned.
+    """Twice in turn, each started again, with more in hand than fits a third of the drain limit: the rest is returned.
 
     What is in hand takes at least four seconds. The batch under way takes one, and may take ten on a slow machine.
     """
@@ -55,7 +55,7 @@ async def test_sigterm_of_the_active_worker_keeps_the_order(
         await sent.fill(3 * IN_HAND)
         for _ in range(2):
             await workers.start()
-        for _ in range(3):
+        for _ in range(2):
             await sent.written(admin, await audit_trigger.count(admin) + BATCH)
             await sent.fill(2 * IN_HAND)
             active = await workers.active()
@@ -73,7 +73,7 @@ async def test_sigterm_of_the_active_worker_keeps_the_order(
 async def test_a_killed_worker_keeps_the_order(
     amqp_url: str, database_url: str, admin: Connection, tmp_path: Path
 ) -> None:
-    """SIGKILL, four times, each soon after the worker took over: what comes again comes in order each time."""
+    """SIGKILL, three times, each soon after the worker took over: what comes again comes in order each time."""
     await audit_trigger.install(admin, seconds_per_write=0.003)
     async with (
         backlog(amqp_url, records=4, repeatable=2) as sent,
@@ -83,7 +83,7 @@ async def test_a_killed_worker_keeps_the_order(
         await make_suspicious(amqp_url, BATCH, 2 * BATCH, 2)
         for _ in range(2):
             await workers.start()
-        for _ in range(4):
+        for _ in range(3):
             await sent.written(admin, await audit_trigger.count(admin) + 20)
             await sent.fill(2 * IN_HAND)
             assert await workers.end(await workers.active(), signal.SIGKILL) == -signal.SIGKILL
@@ -121,7 +121,7 @@ async def test_an_outage_longer_than_the_hold_limit_keeps_the_order(
 
 
 async def test_lost_connections_keep_the_order(amqp_url: str, database_url: str, admin: Connection) -> None:
-    """The active worker alone loses its broker, eight times in turn: all that it had in hand goes to the other one.
+    """The active worker alone loses its broker, five times in turn: all that it had in hand goes to the other one.
 
     A worker cannot take back what it has sent to the database for a delivery that is lost meanwhile. So each message
     has a message_id here.
@@ -131,7 +131,7 @@ async def test_lost_connections_keep_the_order(amqp_url: str, database_url: str,
         await sent.fill(3 * IN_HAND)
         ways = [await stack.enter_async_context(Proxy.to(amqp_url)) for _ in range(2)]
         workers = [await stack.enter_async_context(serving(way.url, database_url, **SETTINGS)) for way in ways]
-        for number in range(8):
+        for number in range(5):
             await sent.written(admin, await audit_trigger.count(admin) + (10, BATCH)[number % 2])
             await sent.fill(2 * IN_HAND)
             await until(lambda: any(worker.in_hand for worker in workers))
