@@ -196,6 +196,12 @@ async def test_a_schema_of_a_newer_release_is_not_touched(database_url: str, dat
     assert "migrated by a newer one" in await failure(database_url)
 
 
+async def test_several_revisions_are_named(database_url: str, database: Connection) -> None:
+    """The table of the revision has one row, unless somebody has put another one there."""
+    await database.execute("INSERT INTO task_activity_log_alembic_version VALUES ('0001')")
+    assert "has the revisions 0001, 0002, and should have one row: delete those" in await failure(database_url)
+
+
 async def test_the_schema_is_where_the_search_path_says(empty_database_url: str, empty: Connection) -> None:
     """With a search_path in the role or the DSN, nothing is created in public."""
     await empty.execute("CREATE SCHEMA app")

@@ -44,6 +44,10 @@ _ONE_IN_THIS_PROCESS = threading.Lock()
 """Alembic keeps its state in a module, so one process can migrate only one database at a time."""
 
 
+class _SeveralRevisions(Exception):
+    """The table of the revision has more than one row; the text says what to do."""
+
+
 def migrate(
     database: str | Connector,
     *,
@@ -80,6 +84,8 @@ def migrate(
     try:
         with _ONE_IN_THIS_PROCESS:
             asyncio.run(upgrade())
+    except _SeveralRevisions as several:
+        failure = str(several)
     except CommandError:
         failure = "the schema has a revision that this release does not know: it was migrated by a newer one"
     except TimeoutError:
@@ -122,6 +128,11 @@ def known() -> set[str]:
 
 def _upgrade(connection: Connection, found: list[str | None]) -> None:
     context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
+    if len(heads := context.get_current_heads()) > 1:
+        raise _SeveralRevisions(
+            f"the table {VERSION_TABLE} has the revisions {', '.join(sorted(heads))}, and should have one row: delete those"
+            " that are not the newest"
+        )
     found.append(context.get_current_revision())
     command.upgrade(_config(attributes={"connection": connection}), "head")
 
