@@ -10,6 +10,8 @@ from uuid import UUID
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, PlainSerializer
 from pydantic_core import SchemaSerializer, core_schema
 
+UNKNOWN_INSTANT = datetime.max.replace(tzinfo=UTC)
+"""Stands for the instant of a row that Python cannot represent, or of a row that may be hidden."""
 _NO_UUID = UUID(int=0)
 # Three times as fast as isoformat(), which formats the offset.
 _iso = SchemaSerializer(core_schema.datetime_schema()).to_python

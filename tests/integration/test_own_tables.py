@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+from collections.abc import Awaitable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from task_activity_log.postgresql.statements import sql
 from task_activity_log.postgresql.store import Store
 from task_activity_log.postgresql.survey import Survey
 from task_activity_log.problem import SKIPPED, Code, Failed, Problem, Refused, Rule, Unavailable
-from task_activity_log.record import Outcome
+from task_activity_log.record import UNKNOWN_INSTANT, Outcome
 from tests.asking import Connection, ask, merge, outcomes, subjects
 from tests.fakes import delivered
 
@@ -336,6 +337,33 @@ class TestProbe:
             finding.found for finding in _judge_table(await store.look()) if finding.verdict == "broken"
         ]
 
+    @pytest.mark.parametrize(
+        ("change", "records_alone"),
+        [
+            ("CREATE SCHEMA app; ALTER TABLE task_activity_log SET SCHEMA app", False),
+            ("ALTER TABLE task_activity_log ALTER id TYPE varchar(36)", False),
+            ("ALTER TABLE task_activity_log DROP COLUMN contact_id", True),
+            ("ALTER TABLE task_activity_log ALTER is_closed TYPE smallint USING 0", True),
+        ],
+    )
+    async def test_whoever_looks_for_records_is_told_too(
+        self, store: Store, database: Connection, database_url: str, change: str, *, records_alone: bool
+    ) -> None:
+        """Commands that only read, and the console: `schema does not fit (42703)` would not say what to do."""
+        await database.execute(change)
+        survey, ids = Survey(Connector(database_url)), [uuid4()]
+        looks: list[Awaitable[Any]] = [store.current(ids), survey.records(ids)]
+        if records_alone:
+            assert (await store.modified(ids), await survey.count(datetime.now(UTC))) == ({}, 0)
+        else:
+            looks += [store.modified(ids), survey.count(datetime.now(UTC))]
+        for look in looks:
+            with pytest.raises(Unavailable) as caught:
+                await look
+            assert caught.value.reason.startswith(f"{MISFITS[change]}: database ")
+            assert caught.value.reason.endswith("; task-activity-log check says what to do")
+        await survey.close()
+
     async def test_triggers_that_nobody_knows_may_make_up_for_what_is_missing(
         self, store: Store, database: Connection
     ) -> None:
@@ -510,6 +538,60 @@ class TestKindsOfTables:
         await database.execute(f"CREATE RULE r AS ON {event} TO task_activity_log DO INSTEAD NOTHING")
         with pytest.raises(Unavailable, match="has rules"):
             await store.probe()
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ("UPDATE task_activity_log SET due_date = 'infinity'", "known"),
+        ("UPDATE task_activity_log SET date_closed = '0044-03-15 00:00:00 BC'", "known"),
+        ("UPDATE task_activity_log SET description = repeat('x', 3000000)", "known"),
+        (
+            "ALTER TABLE task_activity_log ALTER modified_dateutc DROP NOT NULL, DISABLE TRIGGER ALL;"
+            "UPDATE task_activity_log SET modified_dateutc = NULL",
+            "unknown",
+        ),
+        (
+            "ALTER TABLE task_activity_log DISABLE TRIGGER ALL;"
+            "UPDATE task_activity_log SET modified_dateutc = 'infinity'",
+            "unknown",
+        ),
+    ],
+)
+async def test_that_there_is_a_row_is_known_whatever_is_in_it(
+    store: Store, database: Connection, change: str, expected: str
+) -> None:
+    """Otherwise a replay would take the record for a new one, and put an older state over this row."""
+    await store.apply([request := ask(subject="newer")])
+    await database.execute(change)
+    found = await store.modified([request.record.id, uuid4()])
+    assert list(found) == [request.record.id]
+    assert (found[request.record.id] == UNKNOWN_INSTANT) is (expected == "unknown")
+
+
+async def test_a_row_that_row_security_may_hide_is_not_said_to_be_missing(
+    database: Connection, database_url: str
+) -> None:
+    """The role of a command may see less than that of the workers."""
+    role = f"role_{uuid4().hex}"
+    shown, hidden, missing = (uuid4() for _ in range(3))
+    await database.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'x'; GRANT SELECT ON task_activity_log TO {role}")
+    store = Store(re.sub(r"//[^@]*@", f"//{role}:x@", database_url))
+    try:
+        for identifier, subject in ((shown, "shown"), (hidden, "hidden")):
+            await database.execute("INSERT INTO task_activity_log (id, subject) VALUES ($1, $2)", identifier, subject)
+        assert set(await store.modified([shown, hidden, missing])) == {shown, hidden}
+        await database.execute("""
+            ALTER TABLE task_activity_log ENABLE ROW LEVEL SECURITY;
+            CREATE POLICY a_few ON task_activity_log FOR SELECT USING (subject = 'shown');
+        """)
+        found = await store.modified([shown, hidden, missing])
+        assert found.pop(shown) != UNKNOWN_INSTANT
+        assert found == dict.fromkeys((hidden, missing), UNKNOWN_INSTANT)
+        assert set(await store.modified([shown])) == {shown}
+    finally:
+        await store.close()
+        await database.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
 
 
 SAME_VALUES = {

@@ -5,13 +5,14 @@ from typing import cast
 
 import pytest
 
-from task_activity_log.client.dead_letters import DeadLetter, judged, may_be_newer
+from task_activity_log.client.dead_letters import DeadLetter, answered, judged, may_be_newer
 from task_activity_log.message import Properties
 from task_activity_log.pipeline.request import Rules
 from task_activity_log.problem import Code, Problem
 from task_activity_log.rabbitmq.consumer import RabbitDelivery
 from task_activity_log.rabbitmq.dead_letters import copied
 from task_activity_log.rabbitmq.headers import decode, encode, encode_header
+from task_activity_log.record import UNKNOWN_INSTANT
 
 PROBLEM = Problem(Code.REFUSED_BY_DATABASE, "Why not.")
 TAKEN = datetime(2026, 3, 4, 12, tzinfo=UTC)
@@ -134,6 +135,14 @@ def test_a_dead_letter_without_any_time_stays() -> None:
     assert newer(died("maxlen", None), days=-1000)
     assert newer(read(Properties(headers={"x-error-code": "x"})), days=-1000)
     assert newer(read(Properties(headers={"x-error-code": "x", "x-first-seen": TAKEN.isoformat()})), days=-1)
+
+
+def test_a_row_of_which_it_is_not_known_when_it_changed_is_left_alone() -> None:
+    """Neither is something older put over it, nor is the dead letter taken for answered."""
+    letter = rejected(Properties(timestamp=int(SENT.timestamp())))
+    assert "cannot be read" in (may_be_newer(letter, UNKNOWN_INSTANT) or "")
+    assert not answered(letter, UNKNOWN_INSTANT)
+    assert may_be_newer(rejected(Properties(headers={"x-version": 7})), UNKNOWN_INSTANT) is None
 
 
 # ---- held against the contract

@@ -28,7 +28,7 @@ from task_activity_log.rabbitmq.outgoing import Fate, Outgoing
 from task_activity_log.rabbitmq.publisher import Publisher
 from task_activity_log.rabbitmq.queues import Unsuitable, kept_queue, stream
 from task_activity_log.rabbitmq.reading import PREFETCH_MAX, Reader, reading
-from task_activity_log.record import TaskActivityLog
+from task_activity_log.record import UNKNOWN_INSTANT, TaskActivityLog
 
 REPLAYED_BY, REPLAY_COUNT = "x-replayed-by", "x-replay-count"
 """Headers of a replayed message. A publisher can set them as well: they are shown, and nothing depends on them."""
@@ -213,22 +213,20 @@ def judged(letter: DeadLetter, rules: Rules) -> TaskActivityLog | Problem:
 def may_be_newer(letter: DeadLetter, changed: datetime | None) -> str | None:
     """Why the row, which was changed at this moment, may be newer than the dead letter; None if it is not.
 
-    It is not if there is no row (`changed` is None). With `x-version` the worker compares versions, so that the dead letter is
-    safe to replay in any case.
+    It is not if there is no row (`changed` is None), and may be if the moment is `UNKNOWN_INSTANT`. With `x-version` the worker
+    compares versions, so that the dead letter is safe to replay in any case.
     """
     if changed is None or VERSION in letter.headers:
         return None
+    if changed == UNKNOWN_INSTANT:
+        return "its row may have changed: when it did cannot be read, or row security may hide the row from this role"
     since = letter.overtaken_from
     at = f"{changed:%Y-%m-%d %H:%M:%S}"
     if since is None:
         return f"its row has changed at {at}, perhaps by a newer request"
     if changed <= since - _CLOCKS_DIFFER:
         return None
-    return (
-        f"its row has changed at {at}, after the rejection"
-        if changed > since
-        else f"its row has changed at {at}, just before"
-    )
+    return f"its row has changed at {at}, {'after the rejection' if changed > since else 'just before'}"
 
 
 def answered(letter: DeadLetter, changed: datetime | None) -> bool:
@@ -236,7 +234,9 @@ def answered(letter: DeadLetter, changed: datetime | None) -> bool:
 
     At least a minute after: before that, it may have been stored by an older request, which is no reason to discard this one.
     """
-    return changed is not None and letter.since is not None and changed > letter.since + _ANSWERED_AFTER
+    if changed is None or changed == UNKNOWN_INSTANT or letter.since is None:
+        return False
+    return changed > letter.since + _ANSWERED_AFTER
 
 
 class Loan:

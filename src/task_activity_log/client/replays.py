@@ -11,7 +11,7 @@ from task_activity_log.problem import Problem
 from task_activity_log.record import TaskActivityLog
 
 Changed: TypeAlias = Callable[[Sequence[UUID]], Awaitable[Mapping[UUID, datetime]]]
-"""Says when the rows of these records were last changed, as far as there are rows."""
+"""Says when the rows of these records were last changed, or `UNKNOWN_INSTANT`, as far as there are rows."""
 
 
 @dataclass(slots=True)

@@ -21,6 +21,7 @@ from task_activity_log.client.replays import Replay, StillDue, present, sort_out
 from task_activity_log.console.users import User
 from task_activity_log.postgresql.store import Store
 from task_activity_log.problem import Unavailable
+from task_activity_log.record import UNKNOWN_INSTANT
 from task_activity_log.settings import Settings
 from task_activity_log.wiring import link_of, sending_of
 
@@ -118,7 +119,7 @@ class Actions:
             return
         with suppress(Unavailable):  # then it stays unknown, and the page says so
             for record, at in (await self._store.modified(sorted(silent))).items():
-                if at >= action.at:
+                if action.at <= at != UNKNOWN_INSTANT:
                     silent[record].answer = "stored"
 
     async def _run(self, action: Action) -> None:

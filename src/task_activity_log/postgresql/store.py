@@ -3,6 +3,7 @@
 import time
 from asyncio import gather
 from collections.abc import Awaitable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 from importlib import resources
@@ -22,6 +23,7 @@ from task_activity_log.problem import Failed, NotMigrated, Refused, TimedOut, Un
 from task_activity_log.record import (
     FIELDS,
     STORED_FIELDS,
+    UNKNOWN_INSTANT,
     Applied,
     Outcome,
     StoredTaskActivityLog,
@@ -33,6 +35,7 @@ _TABLE = sql("table")
 _ANY = sql("any")
 READ = sql("read").replace("{too_long}", writing.TOO_LONG.format(most_bytes="$2::pg_catalog.int8"))
 CONFIRM = sql("confirm")
+_MODIFIED, _HIDES_ROWS = sql("modified"), sql("hides_rows")
 _LOCKED, _VERSION_KEPT = sql("locked"), sql("version_kept")
 _DIVISION_BY_ZERO = "22012"
 _SCHEMA_VERSION = sql("schema_version")
@@ -48,7 +51,6 @@ _CONFIRM_SECONDS = 5.0
 GRANTS = resources.files("task_activity_log.postgresql").joinpath("sql", "grants.sql")
 """The privileges that the role of the workers needs, for psql."""
 
-_UNLIMITED = 2**62
 _IDS_AT_A_TIME = 5_000
 _OUTCOMES = {str(outcome): outcome for outcome in Outcome}
 _BARE = TaskActivityLog.trusted(dict.fromkeys(FIELDS), set())
@@ -357,20 +359,23 @@ class Store:
         Raises:
             Unavailable: the database cannot be used, or a privilege is missing.
         """
-        rows = await self._maintain(self._maintenance, READ, ids, self._read_bytes)
+        rows = await self._look_up(READ, ids, self._read_bytes)
         return {row["id"]: record for row in rows if (record := answer(Outcome.UPDATED, row).record) is not None}
 
     async def modified(self, ids: Sequence[UUID]) -> dict[UUID, datetime]:
-        """When each of these records was last modified. Records that do not exist or cannot be read are left out.
+        """When each of these records was last modified, `UNKNOWN_INSTANT` if that is not known. Those without a row are left out.
+
+        It is not known if the instant of the row cannot be read, or if row security may hide a row from this role.
 
         Raises:
             Unavailable: the database cannot be used, or a privilege is missing.
         """
         found: dict[UUID, datetime] = {}
         for start in range(0, max(1, len(ids)), _IDS_AT_A_TIME):
-            part = ids[start : start + _IDS_AT_A_TIME]
-            rows = await self._maintain(self._maintenance, READ, part, _UNLIMITED)
-            found |= {row["id"]: row["modified_dateutc"] for row in rows if row["modified_dateutc"] is not None}
+            rows = await self._look_up(_MODIFIED, ids[start : start + _IDS_AT_A_TIME])
+            found |= {row["id"]: row["modified_dateutc"] or UNKNOWN_INSTANT for row in rows}
+        if len(found) < len(ids) and (await self._look_up(_HIDES_ROWS))[0]["hides"]:
+            return dict.fromkeys(ids, UNKNOWN_INSTANT) | found
         return found
 
     async def look(self) -> Row:
@@ -382,6 +387,14 @@ class Store:
         [row] = await self._maintain(self._writer, _TABLE)
         self._has_xmax = table.has_xmax(row)
         return row
+
+    async def _look_up(self, statement: str, *arguments: object) -> list[Row]:
+        """Read records for somebody who looks, rather than for a message."""
+        try:
+            return await self._maintain(self._maintenance, statement, *arguments)
+        except Failed as failed:
+            outage = await explained(failed, self._maintenance)
+        raise outage
 
     def _statement(self, mode: UpdateMode) -> str:
         return writing.statement(mode, self._read_bytes, has_xmax=self._has_xmax is not False)
@@ -395,6 +408,17 @@ class Store:
         except Refused as refused:
             outage = Unavailable(f"the query is refused ({refused.sqlstate})")
         raise outage
+
+
+async def explained(failed: Failed, session: Session) -> Unavailable:
+    """Why records cannot be read, for a person: what is wrong with the table by name, if the schema does not fit."""
+    if fault(failed.sqlstate) is not Fault.SCHEMA:
+        return failed
+    misfit = None
+    with suppress(Unavailable, Refused):
+        [row] = await session.ask(_TABLE)
+        misfit = next(table.misfits(row), None)
+    return Unavailable(misfit or failed.label, f"{failed.detail}; task-activity-log check says what to do")
 
 
 def answer(outcome: Outcome, row: Row, asked: TaskActivityLog | None = None) -> Applied:

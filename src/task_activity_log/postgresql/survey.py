@@ -7,8 +7,8 @@ from uuid import UUID
 from task_activity_log.postgresql.connecting import Connector
 from task_activity_log.postgresql.session import Row, ServerConnection, Session
 from task_activity_log.postgresql.statements import sql
-from task_activity_log.postgresql.store import CONFIRM, READ, answer
-from task_activity_log.problem import Refused, Unavailable
+from task_activity_log.postgresql.store import CONFIRM, READ, answer, explained
+from task_activity_log.problem import Failed, Refused, Unavailable
 from task_activity_log.record import Outcome, StoredTaskActivityLog
 
 _CHANGED, _COUNT, _JOURNAL = sql("changed"), sql("count_changed"), sql("journal_found")
@@ -81,13 +81,21 @@ class Survey:
             NotMigrated: there is no journal.
             Unavailable: the database cannot be used, or a privilege is missing.
         """
-        return (await self._ask(_JOURNAL, name, record, most))[::-1]
+        return (await self._ask_plainly(_JOURNAL, name, record, most))[::-1]
 
     async def _read(self, ids: Sequence[UUID]) -> dict[UUID, StoredTaskActivityLog]:
         rows = await self._ask(READ, ids, self._read_bytes)
         return {row["id"]: record for row in rows if (record := answer(Outcome.SNAPSHOT, row).record) is not None}
 
     async def _ask(self, statement: str, *arguments: object) -> list[Row]:
+        """Ask about the table of records."""
+        try:
+            return await self._ask_plainly(statement, *arguments)
+        except Failed as failed:
+            outage = await explained(failed, self._session)
+        raise outage
+
+    async def _ask_plainly(self, statement: str, *arguments: object) -> list[Row]:
         try:
             return await self._session.ask(statement, *arguments)
         except Refused as refused:
