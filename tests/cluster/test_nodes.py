@@ -225,7 +225,7 @@ async def test_a_subscriber_on_the_minority_side_leaves_it(
 ) -> None:
     """Its queue has its leader on the node that is cut off, or is on that node alone. It gets replies that come afterwards."""
     elsewhere = cluster.url_at_first(cluster.nodes[1], cluster_url)
-    async with working(elsewhere, database_url) as (_, sending):
+    async with working(elsewhere, database_url, WORKER_REPLIES="both") as (_, sending):
         replies = subscribe(
             cluster_url, queue="mine" if kind == "durable" else None, routing_keys=["stored.*"], prefetch=5
         )

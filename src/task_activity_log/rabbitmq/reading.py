@@ -266,8 +266,11 @@ async def _watch(
     try:
         with asking_the_driver():
             await asyncio.sleep(_WATCH_AFTER_SECONDS)
-            # Others are on one node, or are not read in this way, or commit names of queues on each node alone.
-            if _is_before_4(connection) if private else await reader.type() != "quorum":
+            async with asyncio.timeout(_ANSWER_SECONDS):
+                can_prove = not _is_before_4(connection) if private else await reader.type() == "quorum"
+            if (
+                not can_prove
+            ):  # a queue of another type is on one node; before RabbitMQ 4 names are not committed by a majority
                 return
             await Watch(
                 queue,
