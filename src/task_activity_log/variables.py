@@ -4,6 +4,7 @@ import difflib
 from collections.abc import Callable, Iterable, Iterator
 
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 
 def unknown(name: str, known: Iterable[str]) -> str:
@@ -13,7 +14,10 @@ def unknown(name: str, known: Iterable[str]) -> str:
 
 
 def explained(invalid: ValidationError, variable: Callable[[str], str]) -> Iterator[str]:
-    """A line for each wrong setting, without the value: it may be a secret. `variable` names that of a field."""
+    """A line for each wrong setting. `variable` names that of a field.
+
+    It has the value of a number, a choice or a yes or no. Any other value may be a secret.
+    """
     for error in invalid.errors(include_url=False):
         text = str(error.get("ctx", {}).get("error", error["msg"].partition(", unable")[0])).removeprefix("Input ")
         if not error["loc"]:  # a combination of settings, which the text names
@@ -21,4 +25,19 @@ def explained(invalid: ValidationError, variable: Callable[[str], str]) -> Itera
             continue
         if error["loc"] == ("http_port",) and str(error.get("input")).startswith("tcp://"):
             text += "; Kubernetes sets it for a service named http: set it yourself, or enableServiceLinks: false"
-        yield f"{variable(str(error['loc'][0]))}: {text[:1].lower()}{text[1:]}"
+        yield f"{variable(str(error['loc'][0]))}: {text[:1].lower()}{text[1:]}{_instead(error)}"
+
+
+_SHOWN_MAX = 40
+
+
+def _instead(error: ErrorDetails) -> str:
+    """The value, shortened, where a number, a choice or a yes or no is wanted, unless it is a URL, which has a password."""
+    value = error["input"]
+    if not error["type"].startswith(_PLAIN) or not isinstance(value, str) or "@" in value or "://" in value:
+        return ""
+    return f", not {value!r}" if len(value) <= _SHOWN_MAX else f", not {value[:_SHOWN_MAX]!r}…"
+
+
+_PLAIN = ("int_", "float_", "bool_", "literal_", "greater_than", "less_than", "finite_")
+"""What the types of pydantic's errors of such settings begin with."""

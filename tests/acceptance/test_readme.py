@@ -10,6 +10,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import aio_pika
+import pytest
 
 from task_activity_log.client import TaskActivityLogClient, Upsert
 from task_activity_log.rabbitmq.topology import Topology
@@ -49,6 +50,15 @@ async def test_the_publisher_prints_the_outcome(world: World) -> None:
         out, _ = await asyncio.wait_for(process.communicate(), 60)
     assert process.returncode == 0
     assert out.startswith(b"inserted 20"), out
+
+
+@pytest.mark.parametrize("name", ["UpsertRejected", "subscribe"])
+async def test_a_broker_that_is_away_is_one_line(name: str) -> None:
+    """And no traceback."""
+    async with running(program(name), "amqp://user:secret@127.0.0.1:1/") as process:
+        out, _ = await asyncio.wait_for(process.communicate(), 60)
+    assert process.returncode == 1
+    assert out.splitlines() == [b"no connection to 127.0.0.1:1: connection refused"]
 
 
 async def test_the_subscriber_survives_what_is_not_a_record(world: World) -> None:

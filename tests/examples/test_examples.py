@@ -6,11 +6,13 @@ Those for Node need npm: `make test` leaves these tests out, `make test-examples
 import asyncio
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import aio_pika
 import pytest
 
+from sandbox.proxy import Proxy
 from tests.faults.conversation import conversing
 from tests.serving import serving
 
@@ -52,6 +54,60 @@ async def test_the_publisher_prints_the_stored_record(
         printed = await run(*command, f"publisher.{ending}", directory=directory, AMQP_URL=amqp_url)
     assert printed.startswith("inserted {")
     assert "modified_dateutc" in printed
+
+
+async def test_a_broker_that_is_away_is_one_line(language: tuple[list[str], Path, str]) -> None:
+    """No traceback. A publisher ends with 1, and a subscriber tries again."""
+    command, directory, ending = language
+    for program in ("publisher", "subscriber"):
+        process = await asyncio.create_subprocess_exec(
+            *command,
+            f"{program}.{ending}",
+            cwd=directory,
+            env={**os.environ, "AMQP_URL": "amqp://guest:guest@127.0.0.1:1/"},
+            stderr=asyncio.subprocess.PIPE,
+        )
+        assert process.stderr is not None
+        try:
+            line = await asyncio.wait_for(process.stderr.readline(), 60)
+            if program == "publisher":
+                assert line.startswith(b"not answered: ")
+                assert await asyncio.wait_for(process.wait(), 60) == 1
+                assert await process.stderr.read() == b""
+            else:
+                assert line.startswith(b"no replies: ")
+                assert line.endswith(b"; trying again in 5 s\n")
+        finally:
+            if process.returncode is None:
+                process.kill()
+            await process.wait()
+
+
+async def test_the_subscriber_connects_again(
+    amqp_url: str, database_url: str, language: tuple[list[str], Path, str]
+) -> None:
+    """After a lost connection it gets what was published since, and the reply that it had not acknowledged."""
+    command, directory, ending = language
+    async with serving(amqp_url, database_url), Proxy.to(amqp_url) as proxy:
+        process = await asyncio.create_subprocess_exec(
+            *command,
+            f"subscriber.{ending}",
+            cwd=directory,
+            env={**os.environ, "AMQP_URL": proxy.url},
+            stdout=asyncio.subprocess.PIPE,
+        )
+        assert process.stdout is not None
+        try:
+            async with conversing(amqp_url, answers=False) as talk:
+                for subject in (b"before", b"after"):
+                    await talk.send(subject=subject.decode())
+                    line = await asyncio.wait_for(process.stdout.readline(), 60)
+                    assert line.endswith(subject + b"\n")
+                    proxy.cut()
+        finally:
+            with suppress(ProcessLookupError):
+                process.terminate()
+            await process.wait()
 
 
 async def test_the_subscriber_follows_the_replies(

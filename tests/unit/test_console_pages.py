@@ -16,6 +16,7 @@ from task_activity_log.console.rendering import path_of, templates
 from task_activity_log.console.users import Role, password_line
 from task_activity_log.message import Properties
 from task_activity_log.telemetry.asking import Worker
+from task_activity_log.telemetry.history import Depth
 from tests.consoles import Browser, browser, console_of, letter, password_file, sample_letters, seen
 
 PAGES = ("/", "/dead-letters", "/find", "/actions", "/try", "/contract")
@@ -386,6 +387,24 @@ def test_the_contract_page_is_made_from_the_code(local: Browser) -> None:
     page = local.get("/contract").text
     for word in ("reference_back_office", "modified_dateutc", "invalid_string", "507", "262,144"):
         assert word in page
+
+
+@pytest.mark.parametrize(
+    ("queue", "cell"),
+    [
+        (Depth(5, 0), "no consumer"),
+        (Depth(5, 1), "not shrinking"),
+        (Depth(0, 0), "\N{EN DASH}"),
+        (Depth(5, None), "not shrinking"),
+    ],
+)
+async def test_a_queue_without_a_consumer_has_no_time_in_which_it_is_empty(queue: Depth, cell: str) -> None:
+    """Nor one that does not shrink, or is empty already. Where the number of consumers is not known, nothing is said of it."""
+    console = console_of()  # it does not sample: nothing was started
+    console.sampler.history.add(0, [], {console.topology.requests_queue: queue})
+    page = templates.get_template("now_live.html").render(**Pages(console)._present())
+    await console.checks.close()
+    assert re.findall(r'data-label="empty in">([^<]*)<', page) == [cell]
 
 
 async def test_an_outage_is_shown_with_what_the_runbook_says() -> None:

@@ -70,18 +70,33 @@ def test_a_variable_that_is_nearly_a_setting_is_named() -> None:
         ("HTTP_HOST", "a b", "is not the name or address of a host"),
         ("HTTP_HOST", "\udcff", "is not the name or address of a host"),
         ("WORKER_INBOX_KEEP_SECONDS", "inf", "less than or equal to"),
-        ("HTTP_PORT", "tcp://10.0.0.1:80", "should be a valid integer"),
-        ("WORKER_BATCH_MAX", "1e3", "should be a valid integer"),
-        ("WORKER_DRAIN_LIMIT_SECONDS", "10s", "should be a valid number"),
-        ("WORKER_UPDATE_MODE", "secret", "should be 'replace' or 'merge'"),
+        ("HTTP_PORT", "http://user:secret@host:80", "should be a valid integer"),
+        ("WORKER_BATCH_MAX", "user:secret@host", "should be a valid integer"),
     ],
 )
 def test_a_wrong_value_is_one_line_without_the_value(name: str, value: str, reason: str) -> None:
-    """The line has the variable and the reason, but not the value, which may be a secret."""
+    """The line has the variable and the reason, but not the value, which may be or contain a secret."""
     (line,) = errors_of({**URLS, name: value})
     assert line.startswith(f"{name}: ")
     assert reason in line
     assert "secret" not in line
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "line"),
+    [
+        ("WORKER_BATCH_MAX", "1e3", "should be a valid integer, not '1e3'"),
+        ("WORKER_BATCH_MAX", "5001", "should be less than or equal to 5000, not '5001'"),
+        ("WORKER_BATCH_MAX", "0", "should be greater than or equal to 1, not '0'"),
+        ("WORKER_DRAIN_LIMIT_SECONDS", "10s", "should be a valid number, not '10s'"),
+        ("WORKER_UPDATE_MODE", "patch", "should be 'replace' or 'merge', not 'patch'"),
+        ("WORKER_JOURNAL", "perhaps\x1b", r"should be a valid boolean, not 'perhaps\x1b'"),
+        ("WORKER_BATCH_MAX", "9" * 9 + "x" * 99, f"should be a valid integer, not '{'9' * 9}{'x' * 31}'…"),
+    ],
+)
+def test_a_wrong_number_or_choice_is_shown(name: str, value: str, line: str) -> None:
+    """Shortened, so that one sees at once what was set."""
+    assert errors_of({**URLS, name: value}) == [f"{name}: {line}"]
 
 
 @pytest.mark.parametrize("name", ["a\x1bb", "a\nb", "é", "a" * 241, "\udcff"])

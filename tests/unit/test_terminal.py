@@ -6,7 +6,7 @@ from uuid import uuid4
 
 import pytest
 
-from task_activity_log.cli.terminal import counted, indented, readable, table
+from task_activity_log.cli.terminal import Speed, counted, indented, readable, table
 
 
 @pytest.mark.parametrize(
@@ -46,6 +46,21 @@ def test_xml_that_would_not_be_shown_in_full_stays_as_it_is(body: bytes) -> None
 
 def test_a_number_has_a_noun_in_the_right_form() -> None:
     assert [counted(number, "record") for number in (0, 1, 1_000)] == ["0 records", "1 record", "1,000 records"]
+
+
+def test_the_speed_is_that_of_the_last_ten_seconds() -> None:
+    """During an outage it falls to nothing, and nobody says how long the rest takes."""
+    speed = Speed()
+    assert (speed.per_second, speed.seconds_for(1)) == (0, None)
+    for second in range(100):
+        speed.note(second, 10 * second)
+    assert (speed.per_second, speed.seconds_for(50)) == (10, 5)
+    for second in range(100, 105):
+        speed.note(second, 990)
+    assert speed.per_second == 5
+    for second in range(105, 111):
+        speed.note(second, 990)
+    assert (speed.per_second, speed.seconds_for(50)) == (0, None)
 
 
 def test_an_id_stays_on_one_line_of_a_narrow_terminal(

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import os
 import uuid
 
@@ -47,4 +48,8 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    logging.getLogger("aiormq.connection").setLevel(logging.CRITICAL)  # it logs what it raises
+    try:
+        asyncio.run(main())
+    except (OSError, aio_pika.exceptions.AMQPError) as error:  # no connection, no answer in time, or the broker refuses
+        raise SystemExit(f"not answered: {error or 'no answer in 30 s'}") from None

@@ -1,11 +1,14 @@
 """Output of all commands: tables and progress bars on a terminal, plain lines anywhere else."""
 
 import json
+import math
 import re
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from datetime import timedelta
 from typing import TYPE_CHECKING, Protocol
 
 from task_activity_log.streams import one_line, printable, printable_json, trusted
@@ -189,6 +192,31 @@ class _Done:
         self.count += count
 
 
+class Speed:
+    """How many are done per second, in the last ten seconds: an outage is seen as such."""
+
+    def __init__(self) -> None:
+        self._noted: deque[tuple[float, int]] = deque()
+
+    def note(self, now: float, count: int) -> None:
+        """`count` are done now. Times are in seconds."""
+        self._noted.append((now, count))
+        while len(self._noted) > 2 and self._noted[1][0] <= now - EVERY_SECONDS:  # noqa: PLR2004 - a beginning and an end
+            self._noted.popleft()
+
+    @property
+    def per_second(self) -> float:
+        """0 before two moments are noted."""
+        if not self._noted:
+            return 0.0
+        (began, before), (now, count) = self._noted[0], self._noted[-1]
+        return (count - before) / (now - began) if now > began else 0.0
+
+    def seconds_for(self, count: float) -> float | None:
+        """How long this many more take; None if nothing is being done."""
+        return count / self.per_second if self.per_second else None
+
+
 @contextmanager
 def counting(*, quiet: bool) -> Iterator["_Counting"]:
     """Progress of which the end is not known, on standard error."""
@@ -221,22 +249,24 @@ def progress(total: int, describe: Callable[[], str] = lambda: "") -> Iterator[P
     from rich.console import Console, RenderableType
     from rich.text import Text
 
+    speed, done = Speed(), _Done()
+
     class Rate(parts.ProgressColumn):
-        def render(self, task: parts.Task) -> Text:
-            return Text(f"{task.finished_speed or task.speed or 0:,.0f}/s")
+        def render(self, _: parts.Task) -> Text:
+            return Text(f"{speed.per_second:,.0f}/s")
 
     class Count(parts.ProgressColumn):
         def render(self, task: parts.Task) -> Text:
             return Text(f"{task.completed:,.0f} of {task.total or 0:,.0f}")
 
-    class Left(parts.TimeRemainingColumn):
+    class Left(parts.ProgressColumn):
         def render(self, task: parts.Task) -> Text:
-            return Text(f"{super().render(task)} left")
-
-    done = _Done()
+            seconds = speed.seconds_for((task.total or 0) - task.completed)
+            return Text(f"{'-:--:--' if seconds is None else timedelta(seconds=math.ceil(seconds))} left")
 
     class Bar(parts.Progress):
         def get_renderables(self) -> Iterable[RenderableType]:
+            speed.note(time.monotonic(), done.count)
             for task in self.task_ids:
                 self.update(task, completed=done.count, description=describe())
             yield from super().get_renderables()
