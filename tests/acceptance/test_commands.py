@@ -455,6 +455,21 @@ async def test_json_that_is_no_object_is_an_invalid_record(body: str, tmp_path: 
     assert "1 would be accepted, 1 rejected; nothing was sent" in said.err
 
 
+async def test_the_name_of_a_file_may_be_no_text(channel: AbstractChannel, amqp_url: str, tmp_path: Path) -> None:
+    """Most file systems take any bytes. It is escaped where it is printed or written."""
+    folder = tmp_path / b"f\xff".decode(errors="surrogateescape")
+    folder.mkdir()
+    (folder / "good.json").write_text(line())
+    (folder / "bad.json").write_text('{"id": "nope"}')
+    rejected = tmp_path / "rejected.jsonl"
+    said = await command(
+        "publish", str(folder), "--no-wait", "--run", "r", "--rejected", str(rejected), AMQP_URL=amqp_url
+    )
+    assert (said.code, said.lines, "1 confirmed" in said.err) == (3, [], True)
+    assert json.loads(rejected.read_text())["source"].endswith("f\udcff/bad.json")
+    assert len(await names(channel, TOPOLOGY.requests_queue)) == 1
+
+
 async def test_files_without_records_are_named(tmp_path: Path) -> None:
     """Of each kind; an empty file is not a syntax error."""
     for kind in ("json", "jsonl", "csv"):

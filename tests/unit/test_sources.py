@@ -1,13 +1,17 @@
 """The quick ways in which `publish` reads its files give the same results as the ordinary ones."""
 
+import errno
 import json
+import os
+from pathlib import Path
+from typing import Any
 from uuid import NAMESPACE_URL, uuid4, uuid5
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from task_activity_log.cli.sources import is_record, named_uuid
+from task_activity_log.cli.sources import Unreadable, expand, is_record, named_uuid
 from task_activity_log.client import exported
 
 RECORD = {
@@ -59,3 +63,23 @@ def test_what_is_quickly_seen_to_be_a_record_is_one(at: int, removed: int, inser
 def test_a_record_is_told_from_an_exported_message(content: bytes, is_one: bool) -> None:
     """And from what the ordinary reader must decide: lone surrogates, and long texts."""
     assert is_record(content) is is_one
+
+
+def test_a_file_in_a_folder_that_cannot_be_asked_about_is_not_left_out_silently(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder may permit to list it and not to reach what is in it. A link to nothing is no file."""
+    (tmp_path / "a.json").write_text("{}")
+    (tmp_path / "b.json").symlink_to("nothing")
+    (tmp_path / "c.json").symlink_to("c.json")
+    assert [source.path for source in expand(str(tmp_path), "jsonl", "run", {}).sources] == [str(tmp_path / "a.json")]
+    asked = os.stat
+
+    def refused(path: Path, **options: Any) -> os.stat_result:
+        if str(path).endswith("a.json"):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return asked(path, **options)
+
+    monkeypatch.setattr(os, "stat", refused)
+    with pytest.raises(Unreadable, match=r"a\.json: Permission denied"):
+        expand(str(tmp_path), "jsonl", "run", {})

@@ -372,7 +372,9 @@ class Publication:
         try:
             size = self.rejected.stat().st_size if self._written else 0
             try:
-                with self.rejected.open("a" if self._written else "w", encoding="utf-8") as file:
+                # A file's name that is no text in UTF-8 is written as an escape of JSON.
+                mode = "a" if self._written else "w"
+                with self.rejected.open(mode, encoding="utf-8", errors="backslashreplace") as file:
                     file.write(f"{line}\n")
             except OSError:
                 with suppress(OSError):

@@ -1,5 +1,6 @@
 """Files, folders and standard input as upserts."""
 
+import errno
 import gzip
 import json
 import os
@@ -223,7 +224,7 @@ def expand(path: str, stdin_format: str, run: str, columns: Mapping[str, str]) -
     """
     if path == STANDARD_INPUT:
         return Expanded([Source(path, f".{stdin_format}", run, columns)], [])
-    below = sorted(file for file in _below(path) if file.is_file())
+    below = sorted(file for file in _below(path) if _is_file(file))
     known = [file for file in below if _kind(file) in KNOWN]
     if known:
         skipped = [file for file in below if _kind(file) not in KNOWN]
@@ -267,6 +268,16 @@ def _below(folder: str) -> Iterator[Path]:
         yield from (Path(top, name) for name in names if not name.startswith("."))
 
 
+def _is_file(path: Path) -> bool:
+    """Whether it is a file, also through a symbolic link. `Unreadable` if that is not known: it is not left out silently."""
+    try:
+        return stat.S_ISREG(os.stat(path).st_mode)  # noqa: PTH116 - since Python 3.13 Path.is_file hides all errors
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ELOOP):  # a link to nothing
+            return False
+        raise Unreadable(f"{path}: {error.strerror}") from None
+
+
 def line_of(upsert: Upsert, field: str) -> str:
     """`file:line` of a field of an upsert. The source alone if it names a line or a list element already."""
     if upsert.source.rpartition(":")[2].isdecimal() or upsert.source.endswith("]"):
@@ -289,8 +300,9 @@ def line_of_error(upsert: Upsert) -> str:
 
 
 def named_uuid(name: str) -> str:
-    """The same as `str(uuid5(NAMESPACE_URL, name))`, in half of the time."""
-    number = int.from_bytes(sha1(_NAMESPACE + name.encode(), usedforsecurity=False).digest()[:16], "big")
+    """The same as `str(uuid5(NAMESPACE_URL, name))`, in half of the time. The name of a file may be no text in UTF-8."""
+    content = name.encode(errors="surrogateescape")
+    number = int.from_bytes(sha1(_NAMESPACE + content, usedforsecurity=False).digest()[:16], "big")
     digits = f"{number & ~_MARKED | _VERSION_5:032x}"
     return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
 

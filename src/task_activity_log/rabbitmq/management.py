@@ -80,6 +80,20 @@ class Management:
                 return found
         raise failure
 
+    def one(self, *path: str) -> Mapping[str, Any]:
+        """What is at a path below `/api`; empty if it does not exist. Raises `ManagementError`."""
+        found = self.get(*path)
+        if not isinstance(found, dict | None):
+            raise _not_ours()
+        return found or {}
+
+    def rows(self, *path: str) -> Sequence[Mapping[str, Any]]:
+        """The list at a path below `/api`; empty if it does not exist. Raises `ManagementError`."""
+        found = self.get(*path)
+        if not isinstance(found, list | None) or not all(isinstance(each, dict) for each in found or ()):
+            raise _not_ours()
+        return found or []
+
     def queues(self, vhost: str) -> dict[str, QueueStats]:
         """The queues of a virtual host. The figures are some seconds old. Raises `ManagementError`."""
         found = self.get("queues", vhost)
@@ -89,7 +103,7 @@ class Management:
 
     def delivery_limit(self, vhost: str, queue: str) -> DeliveryLimit | None:
         """The limit of a queue; None if it has none, or does not exist. Raises `ManagementError`."""
-        return delivery_limit(self.get("queues", vhost, queue) or {})
+        return delivery_limit(self.one("queues", vhost, queue))
 
     def _get(self, url: str, path: Sequence[str]) -> Any:
         parts = urlsplit(url)
@@ -112,7 +126,7 @@ class Management:
         try:
             found = json.loads(text)
         except ValueError:  # any server answers with 404: only that of the API is in JSON
-            raise ManagementError("this is not the management API of RabbitMQ") from None
+            raise _not_ours() from None
         return found if answer.status == HTTPStatus.OK else None
 
     def _connection(self, parts: SplitResult) -> HTTPConnection:
@@ -121,6 +135,11 @@ class Management:
             return HTTPConnection(host, parts.port, timeout=self._seconds)
         context = self._tls.context() if self._tls else None
         return HTTPSConnection(host, parts.port, timeout=self._seconds, context=context)
+
+
+def _not_ours() -> ManagementError:
+    """Another program has answered."""
+    return ManagementError("this is not the management API of RabbitMQ")
 
 
 def _stats(queue: Mapping[str, Any]) -> QueueStats:

@@ -148,8 +148,8 @@ def _judge_management(
                     shown.add(finding)
                     yield finding
         yield from _judge_bindings(management, vhost, sight, settings)
-        yield from judge_workers(management.get("vhosts", vhost, "connections") or [])
-        yield from judge_nodes(management.get("nodes") or [], sight.version)
+        yield from judge_workers(management.rows("vhosts", vhost, "connections"))
+        yield from judge_nodes(management.rows("nodes"), sight.version)
     except ManagementError as error:
         advice = "check MANAGEMENT_URL: its user needs the tag monitoring and access to the virtual host"
         yield Finding("unknown", "management", str(error), advice)
@@ -190,7 +190,7 @@ def _queues(
         found = {}
         for name in topology.queues():
             if sight.queues.get(name) is not None:
-                details = management.get("queues", vhost, name) or {}
+                details = management.one("queues", vhost, name)
                 found[name] = details, _members(management, vhost, name, details, sight.version)
         complete = all(
             members or not details or details.get("messages") is not None for details, members in found.values()
@@ -216,11 +216,11 @@ def _judge_bindings(management: Management, vhost: str, sight: BrokerState, sett
     topology = topology_of(settings)
     by_record = topology.partitions_exchange
     if topology.partitions and sight.exchanges.get(by_record):
-        yield from judge_slots(management.get("exchanges", vhost, by_record, "bindings", "source") or [], topology)
+        yield from judge_slots(management.rows("exchanges", vhost, by_record, "bindings", "source"), topology)
     for queue, exchange, key in topology.bindings():
         if exchange == by_record or sight.queues.get(queue) is None or not sight.exchanges.get(exchange):
             continue
-        found = management.get("bindings", vhost, "e", exchange, "q", queue) or []
+        found = management.rows("bindings", vhost, "e", exchange, "q", queue)
         if not any(binding.get("routing_key") == key for binding in found):
             yield _missing(f"binding {exchange} → {queue}", settings, f"bind it with the key {key}")
 
@@ -273,11 +273,11 @@ def _judge_permissions(
     user = unquote(urlsplit(settings.required_amqp_url).username or "guest")
     what = f"user {user}"
     try:
-        granted = management.get("permissions", vhost, user)
+        granted = management.one("permissions", vhost, user)
     except ManagementError:
         advice = "only the MANAGEMENT_URL of an administrator shows them; docs/operations.md lists the ones needed"
         return Finding("unknown", what, "its permissions are not shown", advice)
-    missing = list(lacking(granted or {}, topology, version, declare=settings.topology == "declare"))
+    missing = list(lacking(granted, topology, version, declare=settings.topology == "declare"))
     if missing:
         advice = "docs/operations.md lists the permissions of a worker"
         return Finding("broken", what, f"lacks {', '.join(missing)}", advice)
