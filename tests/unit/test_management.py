@@ -50,7 +50,7 @@ def test_another_server_is_not_believed(status: int) -> None:
 
 @pytest.mark.parametrize("text", [b"[1]", b'"text"', b"7", b'{"a": 1}', b"[{}]", b"null", b"[]"])
 def test_json_of_another_program_is_not_believed(text: bytes) -> None:
-    """One that was meant to be a queue, and one that was meant to be a list of nodes. An empty answer means that there is nothing."""
+    """One that should have been a queue, and one that should have been a list. What is empty does not exist."""
     with answering(200, text) as management:
         for ask, right in ((management.one, b"{"), (management.rows, b"[{")):
             if text.startswith(right) or text == b"null" or (text, right) == (b"[]", b"[{"):
