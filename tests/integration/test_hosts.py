@@ -391,6 +391,35 @@ async def test_an_idle_subscriber_leaves_a_host_where_its_queue_commits_nothing(
             assert (one.connections, other.connections) == (1, 1)
 
 
+async def test_a_publisher_whose_messages_are_all_refused_gets_a_new_connection(amqp_url: str) -> None:
+    """A channel that was opened while a queue had no leader may be refused for ever. This queue refuses everything for real."""
+    await declare(amqp_url, "full", **{"x-max-length": 0, "x-overflow": "reject-publish"})
+    message = Outgoing("", "full", Properties(), b"1")
+    async with two_ways(amqp_url) as (one, other, several):
+        publisher = Publisher(LinkOptions(several))
+        publisher.refused_seconds = 0.1
+        running = asyncio.create_task(publisher.run())
+        await publisher.wait_connected()
+        fates = set()
+        while one.connections < 2:
+            with suppress(Unavailable):
+                fates.update(await publisher.publish([message]))
+        assert fates - {Fate.CONFIRMED} == {Fate.NACKED}
+        assert other.connections == 0
+        await end(running)
+
+
+async def test_a_host_that_does_not_declare_a_queue_is_left(amqp_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node that is cut off from the others opens channels, and may never answer such a command."""
+    monkeypatch.setattr(reading, "_CHOOSE_SECONDS", 0.5)
+    options = LinkOptions(f"{amqp_url.replace('@', '@127.0.0.1:1,')}")
+    used = list(options.hosts)[1]
+    with pytest.raises(TimeoutError):
+        async with reading.reading(options, "test", lambda _: asyncio.get_running_loop().create_future()):
+            pytest.fail("there is no queue to read")
+    assert next(iter(options.hosts)) != used
+
+
 async def test_a_worker_whose_consumer_the_queue_has_forgotten_leaves(
     own_rabbitmq: RabbitMQ, own_amqp_url: str, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -23,8 +23,8 @@ BATCH = 500
 _AGAIN_SECONDS = 0.2
 """After a nack, or a lost connection that has not been noticed everywhere yet."""
 _WATCH_SECONDS = 1.0
-_CONFIRM_SECONDS = 15.0
-"""How long the broker may confirm nothing before another host is tried: half the time that a caller waits by default."""
+_CONFIRM_SECONDS, _REFUSED_SECONDS = 15.0, 10.0
+"""How long nothing may be confirmed before another host is tried, and everything be refused before another connection is."""
 _ALONE_TIMES = 3
 """How often the broker must close the channel because of an upsert that is sent alone, before it is not sent again."""
 _GUILTY = ("PRECONDITION_FAILED", "FRAME_ERROR", "SYNTAX_ERROR", "NOT_ALLOWED", "INTERNAL_ERROR", "NOT_IMPLEMENTED")
@@ -122,6 +122,7 @@ class Asks:
             message_max=self._message_max,
             also_leave=("answers",),  # what others publish elsewhere does not reach a queue on a node that is cut off
         )
+        self._publisher.refused_seconds = _REFUSED_SECONDS
         self._listening = asyncio.Event()
         self._listener = asyncio.Lock()
         self._has_listener = False

@@ -7,6 +7,7 @@ import asyncio
 import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
+from math import inf
 
 import aio_pika
 
@@ -51,6 +52,11 @@ class MessageMax:
 
 class Publisher:
     """Publishes batches and waits for the broker's answer to every message."""
+
+    refused_seconds = inf
+    """For how long everything may be refused before the connection is replaced. A channel that was opened while a queue had no
+    leader may be refused for ever, and others not (RabbitMQ 3.10). Set by whoever has created it."""
+    _refused_from: float | None = None  # since when nothing was published that was not refused
 
     def __init__(
         self,
@@ -235,7 +241,9 @@ class Publisher:
         if sending.done():
             if not _sent(sending):
                 self._leave(channel)
-            return batch.end(Fate.LOST)
+            fates = batch.end(Fate.LOST)
+            self._notice_refusals(fates)
+            return fates
         if self.blocked is not None and self._channel is channel:
             # The broker takes what was written once the alarm is over: the channel stays usable.
             sending.add_done_callback(_sent)
@@ -289,6 +297,16 @@ class Publisher:
                 self._silent = True
         self._leave(channel)
         return lingers
+
+    def _notice_refusals(self, fates: Sequence[Fate]) -> None:
+        now = asyncio.get_running_loop().time()
+        if any(fate is not Fate.NACKED for fate in fates):
+            self._refused_from = None
+        elif self._refused_from is None:
+            self._refused_from = now
+        elif now - self._refused_from > self.refused_seconds:
+            self._refused_from = None
+            self.renew()
 
     def renew(self) -> None:
         """Publish over a new connection from now on, because a queue has refused a message.

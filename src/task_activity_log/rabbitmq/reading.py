@@ -27,6 +27,8 @@ PREFETCH_MAX = 65_535
 _BACK_SECONDS = 2.0
 _ANSWER_SECONDS = 10.0
 """How long a queue may take to answer."""
+_CHOOSE_SECONDS = 20.0
+"""How long a broker may take to declare a queue: a node that is cut off from the others does not answer."""
 _APPLIED_SECONDS = 5.0
 """A queue has applied what was acknowledged so long ago."""
 _WATCH_AFTER_SECONDS = 15.0
@@ -223,11 +225,12 @@ async def reading(
             cut off from the others, and the reader then ends as if the connection were lost. None: it is not found out.
 
     Raises:
-        One of `LOST`: nobody answers, or the broker refuses, for example because there is no such queue.
+        One of `LOST`: nobody answers, or not in time, or the broker refuses, for example because there is no such queue.
     """
     async with connect(options, purpose) as (connection, frame_reader):
-        channel = await open_channel(connection)
-        found = await choose(channel)
+        async with asyncio.timeout(_CHOOSE_SECONDS):
+            channel = await open_channel(connection)
+            found = await choose(channel)
         reader = Reader(channel, found, connection)
         frame_reader.channels[channel.number] = Inbound(deliver=reader.deliver)
         watching = None
