@@ -1018,7 +1018,11 @@ async def test_mistakes_with_dead_letters_are_reported_in_one_line(channel: Abst
         ),
         (2, "select dead letters by", await command("dead-letters", "replay", AMQP_URL=amqp_url)),
         (2, "invalid duration soon:", await command("dead-letters", "show", "--older-than", "soon", AMQP_URL=amqp_url)),
-        (1, "File exists", await command("dead-letters", "export", __file__, "a", AMQP_URL=amqp_url)),
+        (
+            1,
+            "already exists: name another file, or remove it",
+            await command("dead-letters", "export", __file__, "a", AMQP_URL=amqp_url),
+        ),
         (1, "connection refused", await command("dead-letters", "list", AMQP_URL="amqp://u:secret@127.0.0.1:1/")),
         (2, "AMQP_URL: is not set", await command("dead-letters", "list")),
         (0, "no match among", await command("dead-letters", "show", "--newer-than", "1d", AMQP_URL=amqp_url)),

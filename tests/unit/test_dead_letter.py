@@ -6,6 +6,7 @@ from typing import cast
 import pytest
 
 from task_activity_log.client.dead_letters import DeadLetter, answered, judged, may_be_newer
+from task_activity_log.client.letters import shown_headers
 from task_activity_log.message import Properties
 from task_activity_log.pipeline.request import Rules
 from task_activity_log.problem import Code, Problem
@@ -160,6 +161,12 @@ def test_headers_are_held_against_the_contract(headers: dict[str, object], code:
     """As the worker does; otherwise the same dead letter comes back after each replay."""
     found = judged(rejected(Properties(headers=headers)), Rules())
     assert (found.code if isinstance(found, Problem) else None) == code
+
+
+def test_a_dead_letter_is_shown_without_the_counts_of_the_broker() -> None:
+    """They tell how often somebody has looked at it. All others stay."""
+    headers = {"x-version": 1, "x-delivery-count": 3, "x-acquired-count": 4}
+    assert shown_headers(read(Properties(headers=headers))) == {"x-version": 1}
 
 
 def test_dead_letters_that_differ_in_their_headers_are_not_the_same() -> None:

@@ -73,7 +73,7 @@ def test_the_workers_own_headers_are_never_a_publishers(name: str) -> None:
     assert b"forged" not in copy.table
 
 
-@pytest.mark.parametrize("name", ["CC", "BCC", "x-death", "x-delivery-count"])
+@pytest.mark.parametrize("name", ["CC", "BCC", "x-death", "x-delivery-count", "x-acquired-count"])
 def test_headers_of_the_broker_are_dropped(name: str) -> None:
     """Headers that would route the copy elsewhere, or that the broker sets, are dropped; similar names are kept."""
     copy = copy_of(Properties(headers={name: "x", name.lower() + "s": "stays", "mine": 1}))

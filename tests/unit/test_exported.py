@@ -211,7 +211,7 @@ async def test_a_copy_that_cannot_be_written_leaves_no_part_of_it(
             export(file, [letter])
     assert not file.exists()
     export(file, [letter])
-    with pytest.raises(ClientError, match="File exists"):
+    with pytest.raises(ClientError, match="already exists: name another file, or remove it"):
         export(file, [letter])
     assert len(file.read_text().splitlines()) == 1
 

@@ -42,7 +42,7 @@ _ANSWERED_AFTER = timedelta(minutes=1)
 rejected one, and was stored later."""
 
 _OWN = frozenset(name.encode() for name in OWN_HEADERS)
-_COUNTS = frozenset((b"x-delivery-count", b"x-acquired-count"))
+COUNTS = frozenset((b"x-delivery-count", b"x-acquired-count"))
 """Headers that the broker sets at each delivery."""
 _DEATHS = (b"x-death", b"x-first-death-", b"x-last-death-")
 _BEHIND_OTHERS = ("expired", "maxlen")
@@ -98,7 +98,7 @@ class DeadLetter:
 
         RabbitMQ sorts the headers by name when it counts a delivery, so their order says nothing.
         """
-        kept = sorted(entry for name, entry in raw_headers(self.properties.table) if name not in _COUNTS)
+        kept = sorted(entry for name, entry in raw_headers(self.properties.table) if name not in COUNTS)
         header = encode(replace(self.properties, table=b"".join(kept), headers={}), 0)
         return f"{self.name} {sha256(header + self.body).hexdigest()}"
 
@@ -186,7 +186,7 @@ class DeadLetter:
         return _instant(Properties(timestamp=time_).sent) if isinstance(time_, int) else None
 
     def _is_publishers(self, header: bytes) -> bool:
-        if header in _COUNTS:
+        if header in COUNTS:
             return False
         return not header.startswith(_DEATHS) if self._death else header not in _OWN
 

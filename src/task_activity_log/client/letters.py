@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Final, Self
 from uuid import UUID
 
-from task_activity_log.client.dead_letters import DeadLetter, judged
+from task_activity_log.client.dead_letters import COUNTS, DeadLetter, judged
 from task_activity_log.client.record_id import record_id
 from task_activity_log.pipeline.request import Rules
 from task_activity_log.problem import Problem
@@ -184,3 +184,8 @@ def _time(text: str) -> datetime | None:
     except ValueError:
         raise ValueError(f"“{text[:40]}” is not a time: write it as 2026-01-31T14:30, in UTC.") from None
     return time if time.tzinfo else time.replace(tzinfo=UTC)
+
+
+def shown_headers(letter: DeadLetter) -> Mapping[str, object]:
+    """The headers of a dead letter, without the counts that the broker sets at each delivery, as a look is one."""
+    return {name: value for name, value in letter.properties.headers.items() if name.encode() not in COUNTS}

@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response, StreamingResponse
 
 from task_activity_log.client import exported
-from task_activity_log.client.letters import NO_FIELD, Filter, Letter
+from task_activity_log.client.letters import NO_FIELD, Filter, Letter, shown_headers
 from task_activity_log.client.preview import shown
 from task_activity_log.console import words
 from task_activity_log.streams import printable, shell_word
@@ -50,7 +50,7 @@ templates = Environment(
 templates.filters |= {
     "exact": _Exact, "at": words.at, "ago": words.ago, "span": words.span, "short": words.short,
     "count": "{:,}".format, "shown": shown, "reason": exported.reasons, "quoted": shell_word, "path": path_of, "query": query_of,
-    "json": json.dumps, "repr": repr, "round_up": words.round_up, "advice": words.advice,
+    "json": json.dumps, "repr": repr, "round_up": words.round_up, "advice": words.advice, "headers": shown_headers,
 }  # fmt: skip
 templates.globals |= {"NO_FIELD": NO_FIELD}
 

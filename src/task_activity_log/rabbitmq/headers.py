@@ -19,7 +19,7 @@ from typing import Any
 
 from task_activity_log.message import Properties, Timestamp
 
-BROKERS_HEADERS = frozenset((b"CC", b"BCC", b"x-death", b"x-delivery-count"))
+BROKERS_HEADERS = frozenset((b"CC", b"BCC", b"x-death", b"x-delivery-count", b"x-acquired-count"))
 """Headers that a message must not have when it is published again: the first two would send it to more queues, and the
 broker sets the others itself."""
 

@@ -9,7 +9,7 @@ from task_activity_log.cli.dead_letters.selection import Selection
 from task_activity_log.cli.terminal import readable, table
 from task_activity_log.client import ClientError, exported
 from task_activity_log.client.dead_letters import DeadLetter, judged
-from task_activity_log.client.letters import Letter, groups
+from task_activity_log.client.letters import Letter, groups, shown_headers
 from task_activity_log.problem import Problem
 from task_activity_log.streams import printable
 from task_activity_log.wiring import rules_of
@@ -61,7 +61,7 @@ def in_full(letter: DeadLetter, selection: Selection) -> str:
     for name in ("content_type", "content_encoding", "correlation_id", "reply_to", "app_id", "type", "timestamp"):
         if (value := getattr(letter.properties, name)) is not None:
             lines.append(f"  {name:14}  {value}")
-    lines += [f"  header          {name}: {value!r}" for name, value in sorted(letter.properties.headers.items())]
+    lines += [f"  header          {name}: {value!r}" for name, value in sorted(shown_headers(letter).items())]
     # A line feed of the publisher's would make a line that looks like one of ours.
     return "\n".join([*map(_as_one_line, lines), printable(readable(letter.body)), ""])
 
@@ -77,6 +77,8 @@ def export(file: Path, letters: Sequence[DeadLetter]) -> None:
     """
     try:
         written = file.open("x", encoding="utf-8")
+    except FileExistsError:
+        raise ClientError(f"{file} already exists: name another file, or remove it; nothing was written") from None
     except OSError as error:
         raise ClientError(f"{file}: {error.strerror}") from None
     try:
