@@ -174,3 +174,7 @@ class Applied(NamedTuple):
 
 class Unread(Applied):
     """The outcome of a request whose record was not read, because all records of its wave together would be too long."""
+
+
+class TooLong(Applied):
+    """The outcome of a request whose record was not read, because it is longer than any reply may be."""

@@ -351,6 +351,14 @@ class Settings(BaseModel):
         return self.memory_limit_bytes // 64
 
     @property
+    def record_bytes(self) -> int:
+        """How much text a record may have that is read for a reply, in bytes: at least what requests can have stored in it.
+
+        A reply may be six times as long as the texts. With the row and the texts, that makes a third of the memory.
+        """
+        return max(self.memory_limit_bytes // 32, 3 * self.body_limit_bytes)
+
+    @property
     def queue_prefetch(self) -> int:
         """The prefetch of each queue: that of the worker, or with partitions at most two batches.
 

@@ -162,6 +162,7 @@ def store_of(settings: Settings, connector: Connector | None = None) -> Store:
         command_timeout=settings.database_command_timeout_seconds,
         statement_cache_size=settings.database_statement_cache,
         read_bytes=settings.batch_bytes,
+        record_bytes=settings.record_bytes,
     )
 
 
@@ -182,4 +183,5 @@ def survey_of(settings: Settings) -> Survey:
         connector_of(settings),
         command_timeout=settings.database_command_timeout_seconds,
         read_bytes=settings.batch_bytes,
+        record_bytes=settings.record_bytes,
     )

@@ -11,7 +11,7 @@ import pytest
 from task_activity_log.message import Delivery
 from task_activity_log.pipeline.request import Request, UpdateMode
 from task_activity_log.postgresql.store import Store
-from task_activity_log.record import FIELDS, Applied, Outcome, Unread
+from task_activity_log.record import FIELDS, Applied, Outcome, TooLong, Unread
 from tests.asking import Connection, ask, merge, outcomes, subjects
 
 FULL: dict[str, Any] = {
@@ -265,7 +265,8 @@ async def test_long_records_are_read_one_by_one(database_url: str, database: Con
     """A merge, and what is read again for duplicates, returns texts until they are too long together. All are written."""
     store = Store(database_url, read_bytes=2_500)
     long = [ask(subject="s" * 1_000, description="d" * 1_000) for _ in range(4)]
-    assert all(record is not None for _, record in await store.apply(long))  # as long as the requests
+    for one in long:
+        assert (await store.apply([one]))[0].record is not None
     merges = [merge(request.record.id, is_closed=True) for request in sorted(long, key=lambda one: one.record.id)]
     applied = await store.apply(merges)
     assert outcomes(applied) == ["updated"] * 4
@@ -280,6 +281,41 @@ async def test_long_records_are_read_one_by_one(database_url: str, database: Con
     assert outcomes(again) == ["duplicate"] * 4
     assert [isinstance(each, Unread) for each in again] == [False, False, True, True]
     assert len(await store.modified([request.record.id for request in merges])) == 4
+    await store.close()
+
+
+TRIGGER = """
+    CREATE FUNCTION lengthen() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN
+        IF NEW.subject LIKE 'long%' THEN
+            NEW.description := repeat('x', substr(NEW.subject, 6)::int);
+        END IF;
+        RETURN NEW;
+    END $$;
+    CREATE TRIGGER lengthen BEFORE INSERT OR UPDATE ON task_activity_log FOR EACH ROW EXECUTE FUNCTION lengthen();
+"""
+
+
+async def test_texts_that_a_trigger_has_made_long_are_not_returned(database_url: str, database: Connection) -> None:
+    """Nor are they read, if they are longer than any reply may be. The others of the wave are returned, and all are written."""
+    await database.execute(TRIGGER)
+    store = Store(database_url, read_bytes=10_000, record_bytes=20_000)
+    wave = [ask(subject=subject) for subject in ("long 4000", "long 9000", "long 15000", "long 25000", "short")]
+    applied = await store.apply(wave)
+    assert outcomes(applied) == ["inserted"] * 5
+    assert [type(each) for each in applied] == [Unread, Unread, Unread, Unread, Applied]
+    assert [type(each) for each in await store.apply([ask(subject="long 9000")])] == [Applied]
+    assert [type(each) for each in await store.apply([ask(subject="long 15000")])] == [Unread]
+    assert [type(each) for each in await store.apply([merge(subject="long 15000")])] == [Unread]
+    lengths = []
+    for request, each in zip(wave, applied, strict=True):
+        found = await store.read(request, each.outcome)
+        assert found.outcome is Outcome.INSERTED
+        lengths.append(None if found.record is None else len(found.record.description or ""))
+        assert isinstance(found, TooLong) is (found.record is None)
+    assert lengths == [4_000, 9_000, 15_000, None, 0]
+    assert [type(each) for each in await store.apply([wave[3]])] == [TooLong]  # a duplicate
+    assert [len(await store.current([request.record.id])) for request in wave] == [1, 1, 1, 0, 1]
     await store.close()
 
 

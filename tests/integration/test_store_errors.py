@@ -129,6 +129,23 @@ async def test_a_refusal_costs_no_connection(store: Store, database: Connection)
     assert store._writer._connection is connection
 
 
+@pytest.mark.parametrize("sqlstate", ["0A000", "42P01"])
+async def test_an_error_as_of_an_old_schema_costs_one_connection(
+    store: Store, database: Connection, sqlstate: str
+) -> None:
+    """The first time a new connection shows that no old plan was to blame. While a wave is halved it is the row's error."""
+    await raise_subject(database)
+    await store.open()
+    connections = [store._writer._connection]
+    for _ in range(4):
+        with pytest.raises(Failed, match=sqlstate):
+            await store.apply([ask(), ask(subject=sqlstate, description="1000000")])
+        assert outcomes(await store.apply([ask()])) == ["inserted"]
+        connections.append(store._writer._connection)
+    assert connections[0] is not connections[1]
+    assert all(one is connections[1] for one in connections[1:])
+
+
 async def test_values_that_cannot_be_stored(store: Store, database: Connection) -> None:
     """The server refuses U+0000, the driver a lone surrogate, and an index a value that is too long for a page."""
     assert (await refusal(store, subject="\0")).sqlstate == "22021"

@@ -23,7 +23,7 @@ from task_activity_log.pipeline.retrying import CRASHES_MAX
 from task_activity_log.pipeline.search import Search
 from task_activity_log.pipeline.timing import Timing
 from task_activity_log.problem import Failed, Refused, TimedOut, Unavailable
-from task_activity_log.record import Applied, Outcome, TaskActivityLog
+from task_activity_log.record import Applied, Outcome, TaskActivityLog, Unread
 from tests import virtual_time
 from tests.fakes import FakeIntake, FakeStore, upsert
 
@@ -1025,6 +1025,29 @@ class TestSearch:
             await bench.parking.park_untried([[bench.request(subject=subject) for subject in "abc"]], TimedOut(), 0)
             assert await bench.settled(3) == ["a: inserted", "b: inserted", "c: inserted"]
             assert failed == 4
+
+        run(act)
+
+    def test_a_row_whose_record_is_left_unread_when_it_is_written_alone_is_read_and_not_written_again(self) -> None:
+        """A trigger may have made it long. While it cannot be read, the request waits with its outcome."""
+
+        async def act(bench: Bench) -> None:
+            apply, read, failed = bench.store.apply, bench.store.read, 0
+
+            async def unread(wave: Sequence[Request[Delivery]], patience: Patience = PATIENT) -> list[Applied]:
+                return [Unread(each.outcome, None) for each in await apply(wave, patience)]
+
+            async def unable(request: Request[Delivery], outcome: Outcome) -> Applied:
+                nonlocal failed
+                failed += 1
+                if failed < 3:
+                    raise Unavailable("connection lost")
+                return await read(request, outcome)
+
+            bench.store.apply, bench.store.read = unread, unable  # type: ignore[method-assign]
+            await bench.parking.park([bench.request(subject="a")], TimedOut(), 0)
+            assert await bench.settled(1) == ["a: inserted"]
+            assert (bench.store.waves, failed) == ([["a"]], 3)
 
         run(act)
 

@@ -867,3 +867,27 @@ async def test_records_that_were_left_unread_are_read_one_by_one() -> None:
         True
     ] * 5
     assert bench.intake.acknowledged == deliveries
+
+
+async def test_a_batch_is_answered_with_some_long_replies_and_the_others_come_apart() -> None:
+    """What follows in the batch, and the batches behind it, do not wait for them; nor do long records whose replies are few."""
+    bench = Bench()
+    read, readable = bench.store.read, asyncio.Event()
+
+    async def read_later(request: Request[Delivery], outcome: Outcome) -> Applied:
+        await readable.wait()
+        return await read(request, outcome)
+
+    bench.store.read = read_later  # type: ignore[method-assign]
+    long = [upsert(subject="\x01" * 43_000) for _ in range(50)]  # each reply has 258 kB, six bytes for each character
+    bench.intake.put(*long, upsert(subject="behind"))
+    async with bench.running():
+        await bench.watch.settled(34)
+        bench.intake.put(upsert(subject="a" * 250_000), upsert(subject="other"))
+        await bench.watch.settled(36)
+        lengths = [len(reply.body) for reply in bench.replies.published]
+        assert [length > 250_000 for length in lengths] == [True] * 33 + [False, True, False]
+        assert sum(lengths[:33]) < 8 * 2**20 + 300_000
+        readable.set()
+        await bench.watch.settled(53)
+    assert bench.outcomes == ["inserted"] * 53

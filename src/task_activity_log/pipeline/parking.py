@@ -23,12 +23,20 @@ from task_activity_log.pipeline.request import Request, UpdateMode
 from task_activity_log.pipeline.retrying import SHOWN, Retrying
 from task_activity_log.pipeline.timing import Repeats
 from task_activity_log.problem import Failed, Refused, TimedOut, Unavailable
-from task_activity_log.record import Outcome
+from task_activity_log.record import Applied, Outcome, StoredTaskActivityLog
 
 log = structlog.get_logger(__name__)
 
 _LONG_BYTES = 2**18
 """From this length on, the replies to several requests of a record are not published in one batch."""
+_LONG_TEXT = 2**15
+"""The characters of a record whose reply may be long: each can become six bytes."""
+
+
+def is_long(record: StoredTaskActivityLog) -> bool:
+    """Whether the texts of a record make its reply a long one."""
+    texts = (record.subject, record.description, record.reference_back_office)
+    return sum(len(text) for text in texts if text is not None) > _LONG_TEXT
 
 
 class Rejection(NamedTuple, Generic[D]):
@@ -60,6 +68,7 @@ class Parking(Retrying[D]):
         self._repeats = Repeats()  # of the batch that `Storing` works on
         self._modes: set[UpdateMode] = set()  # of its waves so far
         self._long: set[UUID] = set()  # its records that were answered with long replies
+        self._answered_bytes = 0  # of its replies so far
         self.is_first = True
         """Whether the wave that was admitted last is the first one of its update mode in the batch."""
 
@@ -177,11 +186,20 @@ class Parking(Retrying[D]):
 
     def answered(self, request: Request[D], size: int) -> None:
         """This request of the batch is answered with a reply of `size` bytes."""
+        self._answered_bytes += size
         if size > _LONG_BYTES:
             self._long.add(request.record.id)
 
+    def answers_apart(self, applied: Applied) -> bool:
+        """Whether a request that is stored is to be parked with `park_unread` although its record was read.
+
+        It is if its record is long and the batch was answered with many bytes before. A reply may be five times as long as the
+        texts of the record, because characters are escaped. Others would wait until the broker has taken all of these replies.
+        """
+        return self._answered_bytes > self.part_bytes and applied.record is not None and is_long(applied.record)
+
     async def park_unread(self, stored: Sequence[tuple[Request[D], Outcome]]) -> None:
-        """Park requests that are stored and whose records are still to be read, because all of them are too long together."""
+        """Park requests that are stored and whose records are to be read once more, because all replies together are long."""
         await self.before_parking()
         now = time.monotonic()
         for request, outcome in stored:
@@ -241,6 +259,7 @@ class Parking(Retrying[D]):
         self._repeats = Repeats()
         self._modes.clear()
         self._long.clear()
+        self._answered_bytes = 0
 
     def rejected(self) -> list[Settlement[D]]:
         """The settlements of what is rejected of the batch."""

@@ -21,7 +21,7 @@ from task_activity_log.message import (
 )
 from task_activity_log.pipeline.request import Request, digest, message_id
 from task_activity_log.problem import Code, Problem, Rejected
-from task_activity_log.record import Applied, Outcome, StoredTaskActivityLog
+from task_activity_log.record import Applied, Outcome, StoredTaskActivityLog, TooLong
 
 _WORDS = {kind: kind.rpartition(".")[2].encode() for kind in (STORED, REJECTED)}
 _SHORT_STRING_MAX = 255
@@ -29,6 +29,11 @@ _TRACE_CONTEXT_MAX = 512
 _GONE = Problem(
     Code.RECORD_GONE,
     "This message was applied before, and its row was deleted since. Send the record as a new message to store it again.",
+)
+_TOO_LONG = Problem(
+    Code.REPLY_TOO_LARGE,
+    "The request was processed. The record is so long that this worker does not send it. Send less text in its fields, or raise"
+    " WORKER_MEMORY_LIMIT_BYTES.",
 )
 
 
@@ -55,11 +60,11 @@ class Reply:
 def stored(request: Request[Delivery], applied: Applied, nulls: wire.Nulls) -> Reply:
     """The reply to a request that was stored, now or before: the record as it was after the request.
 
-    If there is no record (a duplicate whose row was deleted since), the reply is the problem `record_gone`. Such a
-    request is not dead-lettered.
+    If there is no record (a duplicate whose row was deleted since), the reply is the problem `record_gone`, and if the
+    record is too long for a reply, `reply_too_large`. Such a request is not dead-lettered.
     """
     if applied.record is None:
-        return rejected(request, _GONE)
+        return rejected(request, _TOO_LONG if isinstance(applied, TooLong) else _GONE)
     body, replaced = wire.encode(applied.record, request.media_type, nulls)
     headers = {OUTCOME: applied.outcome.value}
     if replaced:

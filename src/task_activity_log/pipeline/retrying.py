@@ -341,6 +341,10 @@ class Retrying(Generic[D]):
                     raise
             else:
                 self.passed(request.record)
+                if isinstance(applied, Unread):
+                    # From now on it is to be read, and not to be written again.
+                    line.waiting[0] = line.waiting[0]._replace(outcome=applied.outcome)
+                    applied = await lane.store.read(request, applied.outcome)
                 return settling.stored(request, applied, self.nulls)
             everybodys = await self._everybodys(cause.rule, line.passes, lasting=isinstance(cause, Failed))
             if everybodys is not None:

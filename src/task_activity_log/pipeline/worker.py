@@ -41,7 +41,7 @@ from task_activity_log.pipeline.timing import Timing
 from task_activity_log.pipeline.trials import Trials
 from task_activity_log.pipeline.waves import waves
 from task_activity_log.problem import Failed, Refused, Unavailable
-from task_activity_log.record import Applied, Unread
+from task_activity_log.record import Applied, Outcome, Unread
 
 log = structlog.get_logger(__name__)
 
@@ -207,16 +207,18 @@ class Storing(Stage[D]):
                 await self._answer(stored)
 
     async def _answer(self, stored: Sequence[tuple[Request[D], Applied]]) -> None:
-        """Build the replies to requests that were stored, and pass them on. What was left unread is answered apart."""
+        """Build the replies to requests that were stored, and pass them on. What takes long to answer is answered apart."""
+        apart: list[tuple[Request[D], Outcome]] = []
         for request, each in stored:
-            if isinstance(each, Unread):
+            if isinstance(each, Unread) or self.parking.answers_apart(each):
+                apart.append((request, each.outcome))
                 continue
             settlement = settling.stored(request, each, self.nulls)
             self.parking.answered(request, len(settlement.reply.body))
             if self.parts.add(settlement):
                 await self.parts.relieve()
-        if unread := [(request, each.outcome) for request, each in stored if isinstance(each, Unread)]:
-            await self.parking.park_unread(unread)
+        if apart:
+            await self.parking.park_unread(apart)
 
     async def _try(self, part: Sequence[Request[D]], search: Search[D]) -> list[tuple[Request[D], Applied]]:
         """Write a part of a wave, without what was requeued meanwhile: another worker may have stored later requests."""

@@ -94,7 +94,7 @@ class Fault(Enum):
     """Another transaction: try again at once, up to three times, then as `PASSING`."""
     SCHEMA = auto()
     """The statement and the schema do not match: try once more on a new connection, which has no cached plans, then as
-    `LASTING`."""
+    `LASTING`. On a connection that is new for this reason it is not tried again: a trigger raises such errors for one row."""
     STATEMENT = auto()
     """A prepared statement is gone: try once more on a new connection, then as `PASSING`."""
     SKIPPED = auto()
@@ -157,6 +157,8 @@ _LOCK_TIMEOUT = "55P03"
 _QUOTED = "22P02"  # the SQLSTATE of the errors in which `SKIPPED_ROW` and `UNSET_INSTANT` are quoted
 _NOT_NULL = "23502"
 _RETRIES = {Fault.CONFLICT: 3, Fault.SCHEMA: 1, Fault.STATEMENT: 1, Fault.SKIPPED: 1}
+_NEW_SECONDS = 10.0
+"""For how long a connection counts as new that was opened because of `Fault.SCHEMA`."""
 _HARMLESS = (Fault.ROW, Fault.LASTING, Fault.TIMEOUT, Fault.CONFLICT, Fault.SKIPPED)  # the connection can still be used
 
 
@@ -253,6 +255,7 @@ class Session:
         self._turn = asyncio.Lock()
         self._connection: ServerConnection | None = None
         self._used = 0.0
+        self._new_until = 0.0  # until when the connection is new (`Fault.SCHEMA`)
         self._closing: set[asyncio.Task[None]] = set()
 
     @property
@@ -293,7 +296,7 @@ class Session:
                     rows = await self._fetch(connection, statement, arguments, seconds, end_after)
                 except DRIVER_ERRORS as error:
                     kind, failure = _judge(error, connection.where)
-                    if kind not in _HARMLESS:
+                    if not self._can_be_used(kind):
                         self._abandon()
                 except BaseException:
                     self._abandon()
@@ -305,8 +308,18 @@ class Session:
                         await self._replicate(connection.where)
                     return cast("list[Row]", rows)  # each Record is read once, so making a dict of it would be slower
                 tried[kind] += 1
-                if tried[kind] > _RETRIES.get(kind, 0):
+                if (self.connected and kind is Fault.SCHEMA) or tried[kind] > _RETRIES.get(kind, 0):
                     raise failure  # not chained to the driver's error, which quotes rows
+
+    def _can_be_used(self, kind: Fault) -> bool:
+        """Whether the connection can still be used after this error."""
+        if kind is not Fault.SCHEMA:
+            return kind in _HARMLESS
+        now = time.monotonic()
+        if now < self._new_until:
+            return True
+        self._new_until = now + _NEW_SECONDS  # the next one is
+        return False
 
     async def _fetch(
         self,

@@ -28,12 +28,21 @@ from task_activity_log.record import (
     Outcome,
     StoredTaskActivityLog,
     TaskActivityLog,
+    TooLong,
     Unread,
 )
 
 _TABLE = sql("table")
 _ANY = sql("any")
-READ = sql("read").replace("{too_long}", writing.TOO_LONG.format(most_bytes="$2::pg_catalog.int8"))
+READ = (
+    sql("read")
+    .replace(
+        "{too_long}",
+        "length OPERATOR(pg_catalog.>) $3::pg_catalog.int8 OR "
+        + writing.TOO_LONG.format(most_bytes="$2::pg_catalog.int8"),
+    )
+    .replace("{length}", writing.LENGTH)
+)
 CONFIRM = sql("confirm")
 _MODIFIED, _HIDES_ROWS = sql("modified"), sql("hides_rows")
 _LOCKED, _VERSION_KEPT = sql("locked"), sql("version_kept")
@@ -51,6 +60,8 @@ _CONFIRM_SECONDS = 5.0
 GRANTS = resources.files("task_activity_log.postgresql").joinpath("sql", "grants.sql")
 """The privileges that the role of the workers needs, for psql."""
 
+_TOO_LONG = "too long"
+"""What read.sql says of a record that is too long for any reply."""
 _IDS_AT_A_TIME = 5_000
 _OUTCOMES = {str(outcome): outcome for outcome in Outcome}
 _BARE = TaskActivityLog.trusted(dict.fromkeys(FIELDS), set())
@@ -74,6 +85,7 @@ class Store:
         command_timeout: float = 30.0,
         statement_cache_size: int = 100,
         read_bytes: int = 8 * 2**20,
+        record_bytes: int = 16 * 2**20,
     ) -> None:
         """Prepare a store without connecting.
 
@@ -83,6 +95,7 @@ class Store:
             statement_cache_size: number of prepared statements kept. Use 0 behind pgbouncer in transaction mode; each
                 statement then takes one more round trip.
             read_bytes: how much text is read at a time. The records of a wave that are beyond it are left unread.
+            record_bytes: how much text a single record may have. A longer one is never read.
         """
         connector = Connector(database) if isinstance(database, str) else database
 
@@ -90,7 +103,7 @@ class Store:
             return connector.connect(command_timeout=command_timeout, statement_cache_size=statement_cache_size)
 
         self._command_timeout = command_timeout
-        self._read_bytes = read_bytes
+        self._read_bytes, self._record_bytes = read_bytes, record_bytes
         confirm_seconds = min(_CONFIRM_SECONDS, command_timeout)
         self._writer = Session(connection, CONFIRM, confirm_seconds)
         self._maintenance = Session(connection, CONFIRM, confirm_seconds)
@@ -98,7 +111,10 @@ class Store:
         self.marked, self.mark, self.unmark = marks.marked, marks.mark, marks.unmark
         trimming = Trimming(partial(self._maintain, self._maintenance))
         self.trim, self.trim_journal, self.inbox_age = trimming.trim, trimming.trim_journal, trimming.inbox_age
-        self._has_xmax: bool | None = None  # see `table.has_xmax`; None: not known yet
+        self._has_xmax: bool | None = (
+            None  # see `table.has_xmax`; None: not known yet. This and the next are set by `look`
+        )
+        self._has_triggers = False  # of others, which may make texts longer
 
     @property
     def connected(self) -> bool:
@@ -132,9 +148,9 @@ class Store:
         raises, the wave is not committed, or it is not known because the connection was lost; the wave can be sent
         again.
 
-        Each outcome has the record as it is in the database, or is `Unread`. The record is None if the row of a duplicate
-        or stale request was deleted since, or (outcome `rejected`) if other programs have stored values in the row that Python
-        cannot represent.
+        Each outcome has the record as it is in the database, or is `Unread` or `TooLong`. The record is None if the row of a
+        duplicate or stale request was deleted since, or (outcome `rejected`) if other programs have stored values in the row
+        that Python cannot represent.
 
         Raises:
             Refused: the database refuses a value in the wave. Nothing of the wave is stored.
@@ -181,7 +197,7 @@ class Store:
         With `confirm` nothing was written just now: everything was written before, perhaps by a statement whose commit was
         not confirmed. Otherwise the commit of what was written has waited for the earlier one as well.
         """
-        rows = {row["id"]: row for row in await self._writer.ask(READ, ids, self._read_bytes)}
+        rows = {row["id"]: row for row in await self._writer.ask(READ, ids, self._read_bytes, self._record_bytes)}
         if confirm:
             await self._confirm()
         return rows
@@ -192,7 +208,7 @@ class Store:
         Raises:
             Unavailable: the database cannot be used, or a privilege is missing.
         """
-        rows = await self._maintain(self._writer, READ, [request.record.id], self._read_bytes)
+        rows = await self._maintain(self._writer, READ, [request.record.id], self._read_bytes, self._record_bytes)
         return answer(outcome, rows[0]) if rows else Applied(outcome, None)
 
     async def probe(self) -> None:
@@ -359,7 +375,7 @@ class Store:
         Raises:
             Unavailable: the database cannot be used, or a privilege is missing.
         """
-        rows = await self._look_up(READ, ids, self._read_bytes)
+        rows = await self._look_up(READ, ids, self._read_bytes, self._record_bytes)
         return {row["id"]: record for row in rows if (record := answer(Outcome.UPDATED, row).record) is not None}
 
     async def modified(self, ids: Sequence[UUID]) -> dict[UUID, datetime]:
@@ -385,7 +401,7 @@ class Store:
             Unavailable: the database cannot be used.
         """
         [row] = await self._maintain(self._writer, _TABLE)
-        self._has_xmax = table.has_xmax(row)
+        self._has_xmax, self._has_triggers = table.has_xmax(row), row["has_triggers_of_others"]
         return row
 
     async def _look_up(self, statement: str, *arguments: object) -> list[Row]:
@@ -397,7 +413,9 @@ class Store:
         raise outage
 
     def _statement(self, mode: UpdateMode) -> str:
-        return writing.statement(mode, self._read_bytes, has_xmax=self._has_xmax is not False)
+        return writing.statement(
+            mode, self._read_bytes, has_xmax=self._has_xmax is not False, has_triggers=self._has_triggers
+        )
 
     async def _maintain(
         self, session: Session, statement: str, *arguments: object, seconds: float | None = None
@@ -425,6 +443,8 @@ def answer(outcome: Outcome, row: Row, asked: TaskActivityLog | None = None) -> 
     """The outcome, with the record in a row."""
     if row["outcome"] == Outcome.REJECTED:
         return Applied(Outcome.REJECTED, None)
+    if row["outcome"] == _TOO_LONG:
+        return TooLong(outcome, None)
     if row["modified_dateutc"] is None:  # no row has none: its values are left out
         return Unread(outcome, None)
     return Applied(outcome, StoredTaskActivityLog.from_row(row, asked))

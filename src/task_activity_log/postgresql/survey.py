@@ -20,14 +20,24 @@ FIRST = UUID(int=0)
 class Survey:
     """Reads records over a connection of its own."""
 
-    def __init__(self, connector: Connector, *, command_timeout: float = 30.0, read_bytes: int = 8 * 2**20) -> None:
-        """Do not connect yet. `read_bytes` is how much text is read at a time."""
+    def __init__(
+        self,
+        connector: Connector,
+        *,
+        command_timeout: float = 30.0,
+        read_bytes: int = 8 * 2**20,
+        record_bytes: int = 16 * 2**20,
+    ) -> None:
+        """Do not connect yet.
+
+        `read_bytes` is how much text is read at a time. A record with more than `record_bytes` is not read.
+        """
 
         def connection() -> Awaitable[ServerConnection]:
             return connector.connect(command_timeout=command_timeout, statement_cache_size=0)
 
         self._session = Session(connection, CONFIRM, command_timeout)
-        self._read_bytes = read_bytes
+        self._read_bytes, self._record_bytes = read_bytes, record_bytes
 
     async def close(self) -> None:
         """Disconnect."""
@@ -72,7 +82,7 @@ class Survey:
         Raises:
             Unavailable: the database cannot be used, or a privilege is missing.
         """
-        return {row["id"] for row in await self._ask(READ, ids, 0)}
+        return {row["id"] for row in await self._ask(READ, ids, 0, 0)}
 
     async def answers(self, name: str, record: UUID | None, most: int) -> list[Row]:
         """What the journal says about a message_id, a correlation_id or a record: the newest answers, the oldest first.
@@ -84,7 +94,7 @@ class Survey:
         return (await self._ask_plainly(_JOURNAL, name, record, most))[::-1]
 
     async def _read(self, ids: Sequence[UUID]) -> dict[UUID, StoredTaskActivityLog]:
-        rows = await self._ask(READ, ids, self._read_bytes)
+        rows = await self._ask(READ, ids, self._read_bytes, self._record_bytes)
         return {row["id"]: record for row in rows if (record := answer(Outcome.SNAPSHOT, row).record) is not None}
 
     async def _ask(self, statement: str, *arguments: object) -> list[Row]:

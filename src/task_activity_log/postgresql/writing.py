@@ -32,28 +32,44 @@ _INSERTED = {
 }
 """Whether a row was inserted, by whether the row has an xmax (see write.sql)."""
 
-TOO_LONG = """coalesce(pg_catalog.sum(
-            coalesce(pg_catalog.octet_length(subject::pg_catalog.text), 0)
-            OPERATOR(pg_catalog.+) coalesce(pg_catalog.octet_length(description::pg_catalog.text), 0)
-            OPERATOR(pg_catalog.+) coalesce(pg_catalog.octet_length(reference_back_office::pg_catalog.text), 0)
-        ) OVER (ORDER BY id ROWS UNBOUNDED PRECEDING EXCLUDE CURRENT ROW), 0) OPERATOR(pg_catalog.>) {most_bytes}"""
-"""Whether the rows before this one have more bytes of text. PostgreSQL knows the length of a long value without reading
-it."""
+TEXTS = tuple(name for name in FIELDS if KINDS[name] is Kind.TEXT)
+_LENGTH = "pg_catalog.octet_length({column}::pg_catalog.text)::pg_catalog.int8"
+LENGTH = " OPERATOR(pg_catalog.+) ".join(f"coalesce({_LENGTH.format(column=column)}, 0)" for column in TEXTS)
+"""The bytes of text in a row. PostgreSQL knows the length of a long value without reading it."""
+TOO_LONG = """coalesce(pg_catalog.sum(length) OVER (
+            ORDER BY id ROWS UNBOUNDED PRECEDING EXCLUDE CURRENT ROW
+        ), 0) OPERATOR(pg_catalog.>) {most_bytes}"""
+"""Whether the rows before this one have more bytes of text."""
+_REPLACED_TOO_LONG = """(SELECT pg_catalog.sum(length) FROM written) OPERATOR(pg_catalog.>) {most_bytes}
+            AND length OPERATOR(pg_catalog.>) {share}"""
+"""Whether a row is one of those that make all of them too long. It costs less than `TOO_LONG`: texts that replace others are as
+long as the requests, and these have a limit of their own, unless a trigger has changed them."""
+_SHARES = 500
+"""Rows that are shorter than one of as many shares are returned in any case."""
 
 
 @cache
-def statement(mode: UpdateMode, most_bytes: int, *, has_xmax: bool = True) -> str:
+def statement(mode: UpdateMode, most_bytes: int, *, has_xmax: bool = True, has_triggers: bool = False) -> str:
     """The statement that writes a wave in this mode.
 
-    It returns the texts of the first rows, until they have `most_bytes`. A merge can return rows of any length; what a
-    replace returns is as long as the requests.
+    It returns the texts of the rows unless these have more than `most_bytes`. A merge returns rows of any length, and so may a
+    replace if the table has triggers of others.
     """
     assignments = [f"{column} = {_NEW_VALUE[mode].format(column=column)}," for column in FIELDS if column != "id"]
-    too_long = TOO_LONG.format(most_bytes=f"{most_bytes}::pg_catalog.int8") if mode is UpdateMode.MERGE else "false"
     text = sql("write").replace("{assignments}", "\n        ".join(assignments))
+    most = f"{most_bytes}::pg_catalog.int8"
+    bounded = has_triggers or mode is UpdateMode.MERGE
+    for column in TEXTS:
+        limited = f"CASE WHEN {_LENGTH.format(column=column)} OPERATOR(pg_catalog.<=) {most} THEN {column} END"
+        text = text.replace(f"{{{column}}}", limited if bounded else column)
+    together = TOO_LONG if mode is UpdateMode.MERGE else _REPLACED_TOO_LONG
+    too_long = f"length OPERATOR(pg_catalog.>) {most} OR " + together.format(
+        most_bytes=most, share=most_bytes // _SHARES
+    )
     return (
         text.replace("{inserted}", _INSERTED[has_xmax])
-        .replace("{too_long}", too_long)
+        .replace("{too_long}", too_long if bounded else "false")
+        .replace("{length}", LENGTH if bounded else "0")
         .replace("{unset}", UNSET_INSTANT)
         .replace("{skipped}", SKIPPED_ROW)
     )

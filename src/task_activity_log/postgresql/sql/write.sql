@@ -70,16 +70,18 @@ written AS (
         OR stored.source_version IS NULL
         OR excluded.source_version OPERATOR(pg_catalog.>) stored.source_version
     RETURNING
-        id, task_id, task_activity_id, user_id, contact_id, subject, description,
-        due_date, is_closed, date_closed, reference_back_office, modified_dateutc, {inserted} AS inserted
+        id, task_id, task_activity_id, user_id, contact_id, {subject} AS subject, {description} AS description,
+        due_date, is_closed, date_closed, {reference_back_office} AS reference_back_office, modified_dateutc,
+        {inserted} AS inserted, {length} AS length
 )
 -- Other programs may have stored instants that Python cannot represent (infinity, before year 1, after year 9999). Such a
 -- record is written, but there is no reply with it. Without this check one such row would fail the whole wave.
 -- The casts cost nothing if a column has the type that the migrations gave it. Somebody's own table may have another one.
 -- modified_dateutc is set by a trigger. If it is not of this moment, the trigger is missing or disabled, and the statement
 -- fails with {unset} in its error (see session.py). Clocks are stepped, and the column may be rounded to seconds.
--- {too_long} stands for the condition that the rows before have so much text that this one must be read by itself. Its
--- texts and modified_dateutc are then null.
+-- {length} stands for the bytes of text in a row, and {too_long} for the condition that it has so much text, or the rows together
+-- have, that it must be read by itself. Its texts and modified_dateutc are then null; where a text alone is too long, it is null
+-- from the start. Of a replace all rows are returned, unless the table has triggers of others: the texts are those of the requests.
 SELECT
     id::pg_catalog.uuid, task_id::pg_catalog.uuid, task_activity_id::pg_catalog.uuid,
     user_id::pg_catalog.uuid, contact_id::pg_catalog.uuid,
