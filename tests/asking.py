@@ -18,6 +18,10 @@ OLDER = "DROP TABLE task_activity_log_journal; UPDATE task_activity_log_alembic_
 """Makes the schema of a release without the journal."""
 
 
+OPEN_SCHEMA = "everybody may create objects in the schema public, which is in the search path"
+"""What `check` says of each database of PostgreSQL 14, where this is the default. It is tested in test_own_tables."""
+
+
 def ask(
     identifier: UUID | None = None,
     *,
