@@ -23,6 +23,7 @@ from typer.main import get_command
 
 from sandbox import RabbitMQ
 from task_activity_log.cli import terminal
+from task_activity_log.cli.check import limits
 from task_activity_log.cli.codes import complete
 from task_activity_log.cli.dead_letters import completing, replaying
 from task_activity_log.cli.dead_letters.commands import app as dead_letters
@@ -36,6 +37,7 @@ from task_activity_log.pipeline.request import Request, Rules, decode
 from task_activity_log.rabbitmq.management import Management
 from task_activity_log.rabbitmq.outgoing import Fate, Outgoing
 from task_activity_log.rabbitmq.publisher import Publisher
+from task_activity_log.rabbitmq.queues import deletes_soon
 from task_activity_log.rabbitmq.topology import Topology, declare
 from tests.asking import OLDER
 from tests.commands import COMMAND, World, command, end, start
@@ -1261,14 +1263,22 @@ async def test_dead_letters_are_in_the_order_of_their_rejection(channel: Abstrac
         assert [json.loads(one)["message_id"] for one in said.lines] == ["a", "b", "c"]
 
 
-async def test_a_queue_that_would_soon_delete_its_messages_is_not_read(channel: AbstractChannel, amqp_url: str) -> None:
-    """Each look returns them to the queue, which counts as a delivery before RabbitMQ 4.3, and later if it is interrupted."""
-    await channel.declare_queue("short", durable=True, arguments={"x-queue-type": "quorum", "x-delivery-limit": 5})
+@pytest.mark.parametrize("limit", [5, 20, -1])
+async def test_a_queue_that_would_soon_delete_its_messages_is_not_read(
+    channel: AbstractChannel, amqp_url: str, rabbitmq: RabbitMQ, limit: int
+) -> None:
+    """A look can count as a delivery. Whatever is read stays, however often it is looked at."""
+    arguments: dict[str, Any] = {"x-queue-type": "quorum", "x-delivery-limit": limit}
+    await channel.declare_queue("short", durable=True, arguments=arguments)
     await channel.default_exchange.publish(aio_pika.Message(b"{}", message_id="a"), "short")
-    for _ in range(8):
-        said = await command("dead-letters", "list", AMQP_URL=amqp_url, WORKER_DEAD_LETTERS_QUEUE="short")
-        assert (said.code, said.lines, said.err.count("\n")) == (1, [], 1)
-        assert "queue short has the delivery limit 5: a look can count" in said.err
+    refused = deletes_soon(limit, rabbitmq.version)
+    for _ in range(3 if refused else 22):
+        said = await command("dead-letters", "list", "--json", AMQP_URL=amqp_url, WORKER_DEAD_LETTERS_QUEUE="short")
+        assert (said.code, len(said.lines)) == ((1, 0) if refused else (0, 1))
+        if refused:
+            assert said.err.count("\n") == 1
+            assert f"queue short has the delivery limit {limit}: a look can count as a delivery" in said.err
+            assert "shovel its messages to a queue with x-delivery-limit 1000000" in said.err
     assert await names(channel, "short") == ["a"]
 
 
@@ -1298,11 +1308,19 @@ async def test_a_queue_whose_policy_would_soon_delete_its_messages_is_not_read(
         said = await command(*look, **services)
         assert (said.code, said.lines) == (1, []), look
         assert "has the delivery limit 5: a look can count" in said.err
-        assert "remove delivery-limit from the policy that applies to it (all), or raise it" in said.err
+        assert "remove delivery-limit from the policy that applies to it (all), or set it to 1000000" in said.err
     said = await command("dead-letters", "list", "--json", **{**services, "MANAGEMENT_URL": "http://127.0.0.1:1"})
     assert (said.code, len(said.lines)) == (0, 1)
     assert await names(channel, TOPOLOGY.dead_letters_queue) == ["a"]
     assert await names(channel, TOPOLOGY.replies_queue) == ["a"]
+    await channel.declare_queue("plain", durable=True, arguments={"x-queue-type": "quorum"})
+    await asyncio.to_thread(rabbitmq.api, "DELETE", f"/policies/{quote(vhost, safe='')}/all")
+    await channel.default_exchange.publish(aio_pika.Message(b"{}", message_id="b"), "plain")
+    said = await command("dead-letters", "list", "--json", **services, WORKER_DEAD_LETTERS_QUEUE="plain")
+    has_default = (4, 0) <= limits.number(rabbitmq.version) < (4, 3)
+    assert (said.code, "set a policy with delivery-limit 1000000" in said.err) == (
+        (1, True) if has_default else (0, False)
+    )
 
 
 async def test_a_stream_is_not_said_to_be_empty(channel: AbstractChannel, amqp_url: str) -> None:

@@ -165,6 +165,8 @@ def test_a_queue_declared_without_the_single_active_consumer_of_the_settings_is_
         ("quorum", {"x-delivery-limit": 1_000_000}, "4.0.5", []),
         ("quorum", {}, "4.0.5", ["delivery limit 20"]),
         ("quorum", {}, "3.12.1", []),
+        ("quorum", {"x-delivery-limit": -1}, "3.10.8", ["delivery limit -1"]),
+        ("quorum", {"x-delivery-limit": -1}, "4.0.5", []),
         ("classic", {}, "4.0.5", ["is a classic queue"]),
         ("stream", {}, "4.0.5", ["is a stream"]),
         (
@@ -186,10 +188,10 @@ def test_kept_messages_must_survive_being_inspected(
 @pytest.mark.parametrize(
     ("arguments", "policy", "advice"),
     [
-        ({"x-delivery-limit": 1_000_000}, 5, "remove delivery-limit from the policy that sets it (all, ours), or set it to"),
-        ({"x-delivery-limit": 5}, 1_000_000, "shovel its messages away, delete it, and declare it with x-delivery-limit"),
+        ({"x-delivery-limit": 1_000_000}, 5, "remove delivery-limit from the policy that applies to it (all, ours), or"),
+        ({"x-delivery-limit": 5}, 1_000_000, "shovel its messages to a queue with x-delivery-limit 1000000"),
         ({}, None, "set a policy with delivery-limit 1000000"),
-        ({}, 20, "remove delivery-limit from the policy that sets it (all, ours), or set it to 1000000"),
+        ({}, 20, "remove delivery-limit from the policy that applies to it (all, ours), or set it to 1000000"),
     ],
 )  # fmt: skip
 def test_how_a_queue_that_is_inspected_gets_a_higher_limit(

@@ -11,7 +11,7 @@ from pamqp.commands import Basic
 from task_activity_log.message import Properties
 from task_activity_log.rabbitmq.consumer import RabbitDelivery
 from task_activity_log.rabbitmq.headers import encode
-from task_activity_log.rabbitmq.queues import Found
+from task_activity_log.rabbitmq.queues import Found, deletes_soon
 from task_activity_log.rabbitmq.reading import Reader
 
 KEPT_BACK_FROM = 33
@@ -155,3 +155,20 @@ async def test_a_few_acknowledgements_need_no_question() -> None:
     await reader._apply_acknowledgements()
     assert channel.removed == []
     channel.closing.set_result(None)
+
+
+@pytest.mark.parametrize(
+    ("version", "deletes", "keeps"),
+    [
+        ("3.10.8", (-1, 0, 5, 20, 999), (1_000, 1_000_000)),
+        ("4.0.5", (0, 5, 20, 999), (-1, 1_000, 1_000_000)),
+        ("4.3.6", (0, 5, 19), (-1, 20, 1_000_000)),
+        ("", (-1, 20), (1_000,)),
+    ],
+)
+def test_a_queue_whose_delivery_limit_is_soon_reached(
+    version: str, deletes: tuple[int, ...], keeps: tuple[int, ...]
+) -> None:
+    """Before RabbitMQ 4.3 each look counts: 20 is the default of 4.0, and the twenty-first look would delete everything."""
+    assert [deletes_soon(limit, version) for limit in deletes] == [True] * len(deletes)
+    assert [deletes_soon(limit, version) for limit in keeps] == [False] * len(keeps)

@@ -12,6 +12,9 @@ from urllib.parse import SplitResult, quote, unquote, urlsplit
 from task_activity_log.hosts import Hosts
 from task_activity_log.tls import Tls
 
+RETURNS_UNLIMITED = 1_000_000
+"""The delivery limit of queues that people look into. Without a limit RabbitMQ 4 deletes a message after 20 returns. -1
+means unlimited there, but 3.10 deletes the message at its first return."""
 _SECONDS = 10.0
 
 
@@ -38,14 +41,25 @@ class DeliveryLimit:
     """How often a message of a queue may be delivered."""
 
     limit: int
-    policy: str
-    """The policy that sets it; empty if it is the queue's own argument."""
+    policy: str = ""
+    """The policy that sets it, if one does."""
+    is_default: bool = False
+    """Whether it is that of the broker. Otherwise, without a policy, it is the queue's own argument."""
+
+    @property
+    def remedy(self) -> str:
+        """How more deliveries are permitted. A policy cannot raise the limit that a queue was declared with."""
+        if self.policy:
+            return f"remove delivery-limit from the policy that applies to it ({self.policy}), or set it to {RETURNS_UNLIMITED}"
+        if self.is_default:
+            return f"set a policy with delivery-limit {RETURNS_UNLIMITED} for it"
+        return f"shovel its messages to a queue with x-delivery-limit {RETURNS_UNLIMITED}"
 
 
 def delivery_limit(details: Mapping[str, Any]) -> DeliveryLimit | None:
     """The limit that a queue's argument or its policies set, as the API shows the queue; None if none of them does.
 
-    RabbitMQ applies the smaller one. A negative one is no limit, since RabbitMQ 4.0; before, it cannot be set by a policy.
+    RabbitMQ applies the smaller one.
     """
     own = (details.get("arguments") or {}).get("x-delivery-limit")
     of_policy = (details.get("effective_policy_definition") or {}).get("delivery-limit")

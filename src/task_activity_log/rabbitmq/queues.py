@@ -12,18 +12,23 @@ import aiormq
 from aiormq.exceptions import ChannelAccessRefused, ChannelNotFoundEntity, ChannelPreconditionFailed
 
 from task_activity_log.hosts import vhost
-from task_activity_log.rabbitmq.link import LinkOptions, Missing
-from task_activity_log.rabbitmq.management import DeliveryLimit, ManagementError
+from task_activity_log.rabbitmq.link import LinkOptions, Missing, version_of
+from task_activity_log.rabbitmq.management import (
+    RETURNS_UNLIMITED,
+    DeliveryLimit,
+    ManagementError,
+    delivery_limit,
+)
 
-RETURNS_UNLIMITED = 1_000_000
-"""The delivery limit of queues that people look into. Without a limit RabbitMQ 4 deletes a message after 20 returns. -1
-means unlimited there, but 3.10 deletes the message at its first return."""
 KEPT: Mapping[str, Any] = {"x-queue-type": "quorum", "x-delivery-limit": RETURNS_UNLIMITED}
 """The arguments of queues that keep what nobody has read."""
 
-_RETURNS_MIN = 20
-"""A queue with a smaller delivery limit is not looked through: the broker would soon delete its messages."""
-_LIMIT = re.compile(r"inequivalent arg 'x-delivery-limit'.* but current is (?:the value )?'(\d+)'")
+_FEWEST, _FEWEST_BEFORE = 20, 1_000
+"""A queue with a smaller delivery limit is not looked through. Before RabbitMQ 4.3 each look counts as a delivery; since then
+only one that is interrupted."""
+_LOOKS_COUNT_BEFORE, _UNLIMITED_SINCE, _LIMITED_SINCE = (4, 3), (4, 0), (4, 0)
+_DEFAULT_LIMIT = 20
+_LIMIT = re.compile(r"inequivalent arg 'x-delivery-limit'.* but current is (?:the value )?'(-?\d+)'")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,46 +76,54 @@ def kept_queue(queue: str, options: LinkOptions, prefetch_max: int, most: float 
     A look at a part may change the order: what is returned is behind what another look has returned before.
 
     The choice raises `Unsuitable` if its delivery limit is so low that the broker would soon delete messages. A limit that is
-    set by a policy is known only where `options` have the management API.
+    set by a policy, or the default of RabbitMQ 4.0, is known only where `options` have the management API.
     """
 
     async def choose(channel: aiormq.abc.AbstractChannel) -> Found:
         found = await existing_queue(queue)(channel)
         if not found.messages:
             return found
-        limit = await _lower_limit(channel, queue)
-        if limit is not None and limit < _RETURNS_MIN:
-            remedy = f"shovel them to a queue with x-delivery-limit {RETURNS_UNLIMITED}"
-            raise _too_few_deliveries(queue, limit, remedy)
-        of_policy = await _limit_of_policy(options, queue)
-        if of_policy is not None and 0 <= of_policy.limit < _RETURNS_MIN:
-            remedy = f"remove delivery-limit from the policy that applies to it ({of_policy.policy}), or raise it"
-            raise _too_few_deliveries(queue, of_policy.limit, remedy)
+        version = version_of(channel.connection)
+        for limit in (await _own_limit(channel, queue), await _limit_shown(options, queue, version)):
+            if limit is not None and deletes_soon(limit.limit, version):
+                raise Unsuitable(
+                    f"queue {queue} has the delivery limit {limit.limit}: a look can count as a delivery, and RabbitMQ deletes"
+                    f" the messages at the limit. They are not read: {limit.remedy}"
+                )
         return replace(found, prefetch=min(found.messages, prefetch_max) if found.messages <= most else 0)
 
     return choose
 
 
-def _too_few_deliveries(queue: str, limit: int, remedy: str) -> Unsuitable:
-    return Unsuitable(
-        f"queue {queue} has the delivery limit {limit}: a look can count as a delivery, and RabbitMQ deletes the messages at"
-        f" the limit. They are not read: {remedy}"
-    )
+def deletes_soon(limit: int, version: str) -> bool:
+    """Whether a broker of this version would soon delete the messages of a queue with this delivery limit, if it is looked at.
+
+    Since RabbitMQ 4.0 a negative limit means that there is no limit. Before, the broker deletes a message at its first return.
+    """
+    number = _number(version)
+    if limit < 0:
+        return number < _UNLIMITED_SINCE
+    return limit < (_FEWEST_BEFORE if number < _LOOKS_COUNT_BEFORE else _FEWEST)
 
 
-async def _limit_of_policy(options: LinkOptions, queue: str) -> DeliveryLimit | None:
-    """The limit of a queue that a policy sets; None if none does, or it is not known: commands work without this API."""
+def _number(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:2])
+
+
+async def _limit_shown(options: LinkOptions, queue: str, version: str) -> DeliveryLimit | None:
+    """The limit of a queue as the management API shows it; None if it has none, or the API is not there or does not answer."""
     management = options.management
     if management is None:
         return None
     try:
-        found = await asyncio.to_thread(management.delivery_limit, vhost(options.url), queue)
+        details = await asyncio.to_thread(management.one, "queues", vhost(options.url), queue)
     except ManagementError:
         return None
-    return found if found is not None and found.policy else None
+    default = details.get("type") == "quorum" and _number(version) >= _LIMITED_SINCE
+    return delivery_limit(details) or (DeliveryLimit(_DEFAULT_LIMIT, is_default=True) if default else None)
 
 
-async def _lower_limit(channel: aiormq.abc.AbstractChannel, queue: str) -> int | None:
+async def _own_limit(channel: aiormq.abc.AbstractChannel, queue: str) -> DeliveryLimit | None:
     """The argument x-delivery-limit of a queue, if it is not ours; None if it is ours, or is not known.
 
     The broker names it when the queue is declared with ours, which needs the permission to configure. It does not name a limit
@@ -121,7 +134,7 @@ async def _lower_limit(channel: aiormq.abc.AbstractChannel, queue: str) -> int |
         await asking.queue_declare(queue, durable=True, arguments=dict(KEPT))
     except (ChannelPreconditionFailed, ChannelAccessRefused) as refused:
         limit = _LIMIT.search(str(refused))
-        return int(limit[1]) if limit else None
+        return DeliveryLimit(int(limit[1])) if limit else None
     await asking.close()
     return None
 

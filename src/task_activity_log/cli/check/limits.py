@@ -5,7 +5,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from task_activity_log.cli.check.finding import Finding
-from task_activity_log.rabbitmq.management import delivery_limit
+from task_activity_log.rabbitmq.management import DeliveryLimit, delivery_limit
+from task_activity_log.rabbitmq.queues import deletes_soon
 from task_activity_log.settings import Settings
 
 _LIMITED_BY_DEFAULT, _DEFAULT_LIMIT = (4, 0), 20
@@ -29,8 +30,10 @@ class Limits:
         self._arguments = details.get("arguments") or {}
         self._policy = details.get("effective_policy_definition") or {}
         self._version = version
-        self.delivery_limit = delivery_limit(details)
-        """The limit that was set, by an argument or a policy; None if it was not."""
+        self.delivery_limit_in_force = delivery_limit(details)
+        """The limit that an argument or a policy sets, or the broker's default; None if there is none."""
+        if self.delivery_limit_in_force is None and self.kind == "quorum" and number(version) >= _LIMITED_BY_DEFAULT:
+            self.delivery_limit_in_force = DeliveryLimit(_DEFAULT_LIMIT, is_default=True)
 
     def get(self, name: str) -> Any:
         """The value in force; None if there is none."""
@@ -41,10 +44,12 @@ class Limits:
     @property
     def deliveries(self) -> int | None:
         """How often a message may be delivered; None without a limit."""
-        if self.delivery_limit is None:
-            is_limited = self.kind == "quorum" and number(self._version) >= _LIMITED_BY_DEFAULT
-            return _DEFAULT_LIMIT if is_limited else None
-        return self.delivery_limit.limit if self.delivery_limit.limit >= 0 else None
+        limit = self.delivery_limit_in_force
+        return limit.limit if limit is not None and limit.limit >= 0 else None
+
+    def is_soon_reached(self, limit: int) -> bool:
+        """Whether messages that are looked at would soon reach this delivery limit."""
+        return 0 <= limit < _KEPT_LIMIT or deletes_soon(limit, self._version)
 
     @property
     def delays_retries(self) -> bool:
@@ -91,10 +96,10 @@ def judge_requests(what: str, limits: Limits, settings: Settings) -> Iterator[Fi
 
 def judge_kept(what: str, limits: Limits, _settings: Settings) -> Iterator[Finding]:
     """A queue of replies or dead letters, which people inspect."""
-    deliveries = limits.deliveries
-    if limits.kind == "quorum" and deliveries is not None and deliveries < _KEPT_LIMIT:
-        advice = f"each inspection counts, and beyond the limit the broker deletes: {_raise_limit(limits)}"
-        yield Finding("warning", what, f"delivery limit {deliveries}", advice)
+    limit = limits.delivery_limit_in_force
+    if limits.kind == "quorum" and limit is not None and limits.is_soon_reached(limit.limit):
+        advice = f"each inspection can count, and beyond the limit the broker deletes: {limit.remedy}"
+        yield Finding("warning", what, f"delivery limit {limit.limit}", advice)
     elif limits.kind == "stream":
         advice = "the commands that inspect it need a quorum queue"
         yield Finding("warning", what, "is a stream", advice)
@@ -104,16 +109,6 @@ def judge_kept(what: str, limits: Limits, _settings: Settings) -> Iterator[Findi
     if limits.delays_retries:
         advice = "each inspection hides messages for a while: exclude the queue from the policy with delayed-retry-type"
         yield Finding("warning", what, "delays what is returned", advice)
-
-
-def _raise_limit(limits: Limits) -> str:
-    """How more deliveries are permitted. A policy cannot raise the limit that a queue was declared with."""
-    set_by = limits.delivery_limit
-    if set_by is None:
-        return "set a policy with delivery-limit 1000000"
-    if set_by.policy:
-        return f"remove delivery-limit from the policy that sets it ({set_by.policy}), or set it to 1000000"
-    return "shovel its messages away, delete it, and declare it with x-delivery-limit 1000000"
 
 
 def judge_length(what: str, details: Mapping[str, Any], limits: Limits, effect: str) -> Iterator[Finding]:
