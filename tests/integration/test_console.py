@@ -291,6 +291,21 @@ async def test_all_that_match_are_replayed_in_order_and_what_became_of_each_is_s
     )
 
 
+async def test_a_row_that_cannot_be_read_is_not_said_to_be_missing(world: World, viewer: Viewer) -> None:
+    """The page would show the message as a new record; a replay leaves the row as it is."""
+    one = uuid4()
+    connection = await asyncpg.connect(world.database_url)
+    await connection.execute("INSERT INTO task_activity_log (id, due_date) VALUES ($1, 'infinity')", one)
+    await connection.close()
+    await keep(world.amqp_url, (record(one, subject="older"), {"message_id": "unreadable"}))
+    [letter] = await viewer.look()
+    page = await viewer.page(path_of(letter))
+    assert "Its row is not shown: it has a value that a reply cannot contain" in page
+    path = await viewer.press("/act", letter=letter.id, do="replay", why="to see")
+    await viewer.ended(path)
+    assert [each.name for each in await waiting(world.amqp_url)] == ["unreadable"]
+
+
 async def test_a_replay_is_stopped_and_the_rest_stays(world: World, viewer: Viewer) -> None:
     """What was sent is sent once, what was not is in the queue, in its order."""
     names = [f"stop-{number:02}" for number in range(30)]

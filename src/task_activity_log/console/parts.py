@@ -28,6 +28,10 @@ from task_activity_log.wiring import link_of, management_of, rules_of, store_of,
 _PLANS = 50
 _GONE = "This dead letter is not in the queue any more: somebody has replayed, discarded or taken it. Nothing was done."
 
+_NOT_READABLE = (
+    "it has a value that a reply cannot contain, such as a date after the year 9999, or row security may hide it"
+)
+
 
 class Console:
     """The parts of one console."""
@@ -109,9 +113,11 @@ class Console:
         if self.store is None:
             return None, "DATABASE_URL is not set"
         try:
-            return (await self.store.current([record])).get(record), ""
+            found = (await self.store.current([record])).get(record)
+            there = found is not None or record in await self.store.modified([record])
         except Unavailable as error:
             return None, error.reason
+        return found, _NOT_READABLE if found is None and there else ""
 
     async def answers(self, name: str, record: UUID | None) -> tuple[Sequence[Mapping[str, Any]], str]:
         """What the journal says of a message or a record, and why it says nothing; empty if it was read."""
