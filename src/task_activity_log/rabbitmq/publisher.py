@@ -54,9 +54,8 @@ class Publisher:
     """Publishes batches and waits for the broker's answer to every message."""
 
     refused_seconds = inf
-    """For how long everything may be refused before the connection is replaced. A channel that was opened while a queue had no
-    leader may be refused for ever, and others not (RabbitMQ 3.10). Set by whoever has created it."""
-    _refused_from: float | None = None  # since when nothing was published that was not refused
+    """For how long everything to one address may be refused before the connection is replaced. A channel that was opened while a
+    queue had no leader may be refused for ever, and others not (RabbitMQ 3.10). Set by whoever has created it."""
 
     def __init__(
         self,
@@ -80,11 +79,10 @@ class Publisher:
             message_max: told what the broker says about its largest message.
             also_leave: the purposes of the connections that leave a host together with this one, because it confirms nothing.
         """
-        self._options = options
-        self._purpose = purpose
+        self._options, self._purpose = options, purpose
         self._confirm_timeout = confirm_timeout_seconds
-        self._on_connected = on_connected
-        self._on_lost = on_lost
+        self._refused_from: dict[tuple[str, str], float] = {}  # by exchange and routing key: since when all is refused
+        self._on_connected, self._on_lost = on_connected, on_lost
         self._message_max = message_max or MessageMax()
         self._also_leave = also_leave
         self._channel: ConfirmChannel | None = None  # this and the next two are set by `_keep_open`
@@ -95,9 +93,7 @@ class Publisher:
         self.last_reason = "closed"
         """Why the last channel ended."""
         self._lingering: list[ConfirmChannel] = []  # those of the present connection that still wait for answers
-        self._silent = (
-            False  # whether the present connection is replaced because nothing is confirmed; set by `_linger`
-        )
+        self._silent = False  # whether nothing is confirmed on the present connection; set by `_linger`
 
     @property
     def connected(self) -> bool:
@@ -242,7 +238,7 @@ class Publisher:
             if not _sent(sending):
                 self._leave(channel)
             fates = batch.end(Fate.LOST)
-            self._notice_refusals(fates)
+            self._notice_refusals(batch.messages, fates)
             return fates
         if self.blocked is not None and self._channel is channel:
             # The broker takes what was written once the alarm is over: the channel stays usable.
@@ -298,14 +294,18 @@ class Publisher:
         self._leave(channel)
         return lingers
 
-    def _notice_refusals(self, fates: Sequence[Fate]) -> None:
+    def _notice_refusals(self, messages: Sequence[Outgoing], fates: Sequence[Fate]) -> None:
+        if self.refused_seconds == inf or not (self._refused_from or Fate.NACKED in fates):
+            return
         now = asyncio.get_running_loop().time()
-        if any(fate is not Fate.NACKED for fate in fates):
-            self._refused_from = None
-        elif self._refused_from is None:
-            self._refused_from = now
-        elif now - self._refused_from > self.refused_seconds:
-            self._refused_from = None
+        for message, fate in zip(messages, fates, strict=True):
+            address = message.exchange, message.routing_key
+            if fate is Fate.NACKED:
+                self._refused_from.setdefault(address, now)
+            else:
+                self._refused_from.pop(address, None)
+        if any(now - since > self.refused_seconds for since in self._refused_from.values()):
+            self._refused_from.clear()
             self.renew()
 
     def renew(self) -> None:
