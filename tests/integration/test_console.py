@@ -278,6 +278,7 @@ async def test_all_that_match_are_replayed_in_order_and_what_became_of_each_is_s
         (record(uuid4(), "31/12/2026"), {"message_id": "wrong"}),
         (record(uuid4()), {"message_id": "others", "app_id": "erp"}),
     )
+    await viewer.console.replies.follow(60)  # the button waits for 5 s only, and begins all the same
     page, plan = await viewer.dry_run("publisher=crm")
     assert "39 would be sent" in page
     assert "1 would be rejected again" in page

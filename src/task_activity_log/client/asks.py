@@ -23,8 +23,8 @@ BATCH = 500
 _AGAIN_SECONDS = 0.2
 """After a nack, or a lost connection that has not been noticed everywhere yet."""
 _WATCH_SECONDS = 1.0
-_CONFIRM_SECONDS, _REFUSED_SECONDS = 15.0, 10.0
-"""How long nothing may be confirmed before another host is tried, and everything be refused before another connection is."""
+_CONFIRM_SECONDS, _REFUSED_SECONDS = 10.0, 10.0
+"""How long nothing may be confirmed, or everything be refused, before another connection is tried: a caller waits for 30 s."""
 _ALONE_TIMES = 3
 """How often the broker must close the channel because of an upsert that is sent alone, before it is not sent again."""
 _GUILTY = ("PRECONDITION_FAILED", "FRAME_ERROR", "SYNTAX_ERROR", "NOT_ALLOWED", "INTERNAL_ERROR", "NOT_IMPLEMENTED")

@@ -102,6 +102,15 @@ class ConfirmChannel:
         """When the oldest batch began that is not answered, on the event loop's clock; infinity if there is none."""
         return self._batches[0].began if self._batches else inf
 
+    def unanswered_addresses(self) -> set[tuple[str, str]]:
+        """Exchange and routing key of what is not answered."""
+        return {
+            (message.exchange, message.routing_key)
+            for batch in self._batches
+            for tag, message in enumerate(batch.messages, start=batch.first)
+            if tag in batch.unconfirmed
+        }
+
     def begin(self, messages: Sequence[Outgoing]) -> tuple[Batch, list[bytes | memoryview]]:
         """Number these messages, and return them with their frames, which must be written next."""
         pieces: list[bytes | memoryview] = []

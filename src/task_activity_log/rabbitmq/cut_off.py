@@ -159,12 +159,13 @@ async def commit(connection: aio_pika.Connection, queue: str) -> bool:
 async def stand_in_line(connection: aio_pika.Connection, frame_reader: FrameReader, queue: str) -> None:
     """Have a queue with a single active consumer commit something: a further consumer at the end of the line.
 
-    It leaves at once. What it is given in between, because all others have left, is returned in order.
+    It leaves at once. What it is given in between, because all others have left, is returned in order: it has no limit of
+    its own, so it has everything in hand that they have returned. With a prefetch of 1, the first message would come back
+    behind the others.
     """
     channel = await open_channel(connection)
     frame_reader.channels[channel.number] = Inbound(deliver=_not_taken)
     try:
-        await channel.basic_qos(prefetch_count=1)
         await channel.basic_consume(queue, _not_called)
         await channel.close()
     finally:

@@ -10,15 +10,15 @@ from typing import Any
 
 import aio_pika
 import structlog
-from aiormq.exceptions import AMQPError
 
 from task_activity_log.aio import Waiting, end
 from task_activity_log.message import Delivery
 from task_activity_log.pipeline.suspects import is_suspect
+from task_activity_log.problem import Unavailable
 from task_activity_log.rabbitmq.balancing import Balancing
 from task_activity_log.rabbitmq.channel import wait_closed
 from task_activity_log.rabbitmq.consumer import RabbitDelivery
-from task_activity_log.rabbitmq.cut_off import Watch, commit, count_consumers, stand_in_line
+from task_activity_log.rabbitmq.cut_off import Watch, commit, count_consumers
 from task_activity_log.rabbitmq.frames import FrameReader
 from task_activity_log.rabbitmq.link import LOST, LinkOptions, connect, describe, supervise
 from task_activity_log.rabbitmq.pace import Pace
@@ -147,21 +147,17 @@ class Intake:
             try:
                 await _all(working, self._disconnected)
             except LOST as error:
-                # The driver's own errors are the broker's answers, or a lost connection.
-                if watch.under_way and not isinstance(error, AMQPError):
+                # The queue did not register the renewed consumer. Anything else is a lost connection, or a broker that is slow.
+                if watch.under_way and isinstance(error, Unavailable):
                     raise watch.cut_off() from error
                 raise
 
     def _watch(self, connection: aio_pika.Connection, frame_reader: FrameReader) -> Watch:
         """Finds out whether the node is cut off. No order is changed by what the queue is asked."""
         queue = self._topology.proof_queue
-        prove: Callable[[], Awaitable[object]]
+        prove: Callable[[], Awaitable[object]] = self._queues[0].renew
         if self._topology.partitions:
             prove = partial(commit, connection, queue)  # nobody publishes to it
-        elif self._topology.is_single_active:
-            prove = partial(stand_in_line, connection, frame_reader, queue)
-        else:
-            prove = self._queues[0].renew
         return Watch(
             queue,
             registered=lambda: self.consuming_some,

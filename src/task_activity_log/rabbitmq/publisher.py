@@ -93,7 +93,10 @@ class Publisher:
         self.last_reason = "closed"
         """Why the last channel ended."""
         self._lingering: list[ConfirmChannel] = []  # those of the present connection that still wait for answers
-        self._silent = False  # whether nothing is confirmed on the present connection; set by `_linger`
+        self._silent_since: float | None = None  # when the oldest message was sent of those since the last answer
+        self._silent = (
+            False  # whether the next connection must be to another host; this and the one before set by `_linger`
+        )
 
     @property
     def connected(self) -> bool:
@@ -277,9 +280,8 @@ class Publisher:
     def _linger(self, channel: ConfirmChannel, batch: Batch, on_late: Late | None) -> bool:
         """Publish on another channel from now on, and wait for late answers on this one; whether they are waited for.
 
-        They are not if the write has not ended, or too many channels wait: then the connection is replaced. It is replaced by
-        one to another host if nothing was answered on it since the oldest message was sent that is unconfirmed: nothing
-        at all is confirmed by a node that is cut off from the others.
+        They are not if the write has not ended, or too many channels wait: then the connection is replaced, and by one to another
+        host if this one confirms nothing at all, as a node does that is cut off from the others.
         """
         self._lingering = [one for one in self._lingering if not one.settled]
         lingers = on_late is not None and batch.written and len(self._lingering) < _LINGERING_MAX
@@ -287,12 +289,26 @@ class Publisher:
             batch.on_late = on_late
             self._lingering.append(channel)
         else:
-            waiting = [*self._lingering, channel]
-            answered_at = max(self._answered_at, *(one.answered_at for one in waiting))
-            if self._channel is channel and answered_at < min(one.unanswered_since for one in waiting):
-                self._silent = True
+            self._silent = self._channel is channel and self._is_silent([*self._lingering, channel])
         self._leave(channel)
         return lingers
+
+    def _is_silent(self, waiting: Sequence[ConfirmChannel]) -> bool:
+        """Whether nothing was answered for the confirm timeout, on this connection and those before.
+
+        If all that waits has one address, it may be its queue that does not answer, and not the node: then it takes twice as
+        long. What goes to other addresses meanwhile shows which it is.
+        """
+        answered_at = max(self._answered_at, *(one.answered_at for one in waiting))
+        oldest = min(one.unanswered_since for one in waiting)
+        if answered_at >= oldest:
+            self._silent_since = None
+            return False
+        if self._silent_since is None or answered_at > self._silent_since:
+            self._silent_since = oldest
+        addresses = set[tuple[str, str]]().union(*(one.unanswered_addresses() for one in waiting))
+        limit = self._confirm_timeout if len(addresses) > 1 else 2 * self._confirm_timeout
+        return asyncio.get_running_loop().time() - self._silent_since >= limit
 
     def _notice_refusals(self, messages: Sequence[Outgoing], fates: Sequence[Fate]) -> None:
         if self.refused_seconds == inf or not (self._refused_from or Fate.NACKED in fates):
