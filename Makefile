@@ -10,7 +10,7 @@ help:  ## list these targets
 setup:
 	@.ci/setup
 
-demo: setup  ## try it: publish three messages and read the replies (about 20 seconds)
+demo: setup  ## try it: publish three messages, and read the replies and the dead letter (about 20 seconds)
 	@$(PYTHON) -m sandbox.demo
 
 console: setup  ## run the web console with 300 dead letters, a worker and a load until Ctrl-C, and print its URL

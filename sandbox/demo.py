@@ -64,11 +64,17 @@ def _show(environment: Mapping[str, str]) -> None:
         wait_until_ready(worker, int(environment["HTTP_PORT"]))
 
         _step(
-            "Publish a record in JSON, the same record in XML, and an invalid one, and print the replies.",
-            "task-activity-log publish " + " ".join(map(str, SAMPLES)),
+            "Publish a record in JSON, the same record in XML, and an invalid one, and print the replies. "
+            "Without --send-invalid the invalid one would not be sent.",
+            "task-activity-log publish --send-invalid " + " ".join(map(str, SAMPLES)),
         )
-        for line in finish("publish", *map(str, SAMPLES), environment=environment, status=_SOME_REJECTED):
+        publish = ["publish", "--send-invalid", *map(str, SAMPLES)]
+        for line in finish(*publish, environment=environment, status=_SOME_REJECTED):
             _print(_pretty(line))
+
+        _step("List what was rejected: it waits in the dead-letter queue.", "task-activity-log dead-letters list")
+        for line in finish("dead-letters", "list", environment=environment):
+            _print(line)
 
         _step("Stop the worker.", "kill %1")
         worker.stop()

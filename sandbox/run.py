@@ -16,6 +16,7 @@ from sandbox.service import free_port
 
 _PORT = 8080
 _LOOK_SECONDS = 0.1
+_REMOVED = "so the RabbitMQ and the PostgreSQL that were started for it were stopped and removed, with their data"
 
 
 def main() -> int:
@@ -24,7 +25,10 @@ def main() -> int:
     try:
         port = _port()
         with sandbox.start() as services:
-            return _run(services.environment, port)
+            status, asked = _run(services.environment, port)
+        if not asked:
+            print(f"run: the worker {_ended(status)}, {_REMOVED}", file=sys.stderr)
+        return status if status >= 0 else 128 - status
     except (DemoError, sandbox.SandboxError) as error:
         print(f"run: {error}", file=sys.stderr)
         return 1
@@ -49,17 +53,38 @@ def _port() -> int:
     return port
 
 
-def _run(services: Mapping[str, str], port: int) -> int:
-    """Run the worker, and say what to do in another terminal once it is ready."""
+def _ended(status: int) -> str:
+    if status >= 0:
+        return f"ended with exit status {status}"
+    return f"was ended by signal {-status} ({signal.Signals(-status).name})"
+
+
+def _run(services: Mapping[str, str], port: int) -> tuple[int, bool]:
+    """Run the worker, and say what to do in another terminal once it is ready.
+
+    Returns how the worker ended, as `Popen` says it, and whether this process was asked to end it.
+    """
     environment = {"HTTP_HOST": "127.0.0.1", **os.environ, **services, "HTTP_PORT": str(port)}
     for line in finish("migrate", environment=environment):
         sandbox.say_on_stderr(line)
-    signal.signal(signal.SIGINT, lambda *_: None)  # the terminal sends Ctrl-C to the worker too, which then drains
+    worker: subprocess.Popen[bytes] | None = None
+    asked = False
+
+    def stop(*_: object) -> None:
+        # `kill -INT` reaches this process alone. A terminal sends Ctrl-C to the worker as well: the second signal changes
+        # nothing while it drains.
+        nonlocal asked
+        asked = True
+        if worker is not None:
+            worker.terminate()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
     worker = subprocess.Popen(command("run"), env=environment)
-    signal.signal(signal.SIGTERM, lambda *_: worker.terminate())
+    if asked:  # before there was a worker
+        worker.terminate()
     threading.Thread(target=_say_when_ready, args=(worker, services, port), daemon=True).start()
-    status = worker.wait()
-    return status if status >= 0 else 128 - status
+    return worker.wait(), asked
 
 
 def _say_when_ready(worker: subprocess.Popen[bytes], services: Mapping[str, str], port: int) -> None:

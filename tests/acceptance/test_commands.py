@@ -211,6 +211,7 @@ async def test_a_continued_run_is_given_as_a_whole_command(
     options = (
         "--merge",
         "--strict",
+        "--yes",
         "--rejected",
         str(rejected),
         "--run",
@@ -221,29 +222,12 @@ async def test_a_continued_run_is_given_as_a_whole_command(
     )
     said = await command("publish", str(file), *options, AMQP_URL=amqp_url)
     assert said.code == 1
-    again = f"publish '{file}' --merge --strict --no-partitioned --rejected {rejected} --run tonight (records"
+    again = f"publish '{file}' --merge --strict --no-partitioned --yes --rejected {rejected} --run tonight (records"
     assert f"0 of 1 were answered. To continue: task-activity-log {again}" in said.err
     words = shlex.split(again.removesuffix(" (records"))
     said = await command(*words, "--timeout", "1.5", AMQP_URL=amqp_url)  # the file of the rejected is written again
     assert (said.code, len(rejected.read_text().splitlines())) == (1, 1)
     assert len(set(await names(channel, TOPOLOGY.requests_queue))) == 1  # twice the same message_id
-
-
-async def test_progress_is_reported_where_there_is_no_terminal(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A line from time to time, in the log of a job. Nothing where a bar would be hidden."""
-    monkeypatch.setattr(terminal, "EVERY_SECONDS", 0.0)
-    descriptions = ["1,500 inserted", ""]
-    with terminal.progress(3_000, lambda: descriptions.pop(0)) as bar:
-        bar.update(1_500)
-        bar.update(1_500)
-    with terminal.progress(0) as bar:
-        bar.update(1)
-    assert capsys.readouterr().err.splitlines() == [
-        "task-activity-log: 1,500 of 3,000: 1,500 inserted",
-        "task-activity-log: 3,000 of 3,000",
-    ]
 
 
 @pytest.mark.usefixtures("channel")
@@ -254,6 +238,17 @@ async def test_a_record_that_nobody_answers_is_not_waited_for_in_silence(
     monkeypatch.setattr(sys.modules[Publication.__module__], "_SILENT_SECONDS", 0.05)
     said = await command("publish", "-", "--timeout", "0.5", AMQP_URL=amqp_url, stdin=line().encode())
     assert said.err.splitlines()[0] == "task-activity-log: no answer yet: is a worker running?"
+
+
+@pytest.mark.usefixtures("channel")
+async def test_a_bulk_that_nobody_answers_says_so_in_its_progress(
+    amqp_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A line every ten seconds, which is less here."""
+    monkeypatch.setattr(terminal, "EVERY_SECONDS", 0.05)
+    stdin = "".join(line() for _ in range(1_234)).encode()
+    said = await command("publish", "-", "--timeout", "0.5", AMQP_URL=amqp_url, stdin=stdin)
+    assert re.search(r": 0 of 1,234; no answer for \d+ s: is a worker running and ready\?\n", said.err)
 
 
 async def test_a_folder_with_thousands_of_records_is_confirmed_on_a_terminal(
@@ -366,8 +361,13 @@ async def test_a_line_that_cannot_be_read_does_not_end_the_look_at_its_file(tmp_
         ("a.jsonl", f"[{line()}]", "is a JSON list, not one record per line: name it .json"),
         ("a.ndjson", "<a>\n</a>", "is XML, not one record per line: name it .xml"),
         ("-", f"[{line()},\n{line()}]", "stdin: is a JSON list, not one record per line: add --stdin json"),
+        (
+            "-",
+            '"id",subject\na,b\nc,d\n',
+            "stdin: is read as jsonl, and its first line is not JSON: for CSV or XML add --stdin csv or --stdin xml",
+        ),
     ],
-    ids=["pretty", "list", "xml", "stdin"],
+    ids=["pretty", "list", "xml", "stdin", "csv"],
 )
 async def test_a_file_of_another_format_is_named_in_one_line(
     tmp_path: Path, name: str, content: str, words: str

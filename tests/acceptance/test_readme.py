@@ -12,6 +12,8 @@ from uuid import uuid4
 import aio_pika
 import pytest
 
+from sandbox import demo
+from sandbox.service import free_port
 from task_activity_log.client import TaskActivityLogClient, Upsert
 from task_activity_log.rabbitmq.topology import Topology
 from tests.commands import World, environment
@@ -50,6 +52,25 @@ async def test_the_publisher_prints_the_outcome(world: World) -> None:
         out, _ = await asyncio.wait_for(process.communicate(), 60)
     assert process.returncode == 0
     assert out.startswith(b"inserted 20"), out
+
+
+async def test_the_demo_shows_three_answers_and_the_dead_letter(
+    amqp_url: str, database_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As the README says: three messages and their replies. Its services are those of this test."""
+    urls = {"AMQP_URL": amqp_url, "DATABASE_URL": database_url, "HTTP_PORT": str(free_port())}
+    await asyncio.to_thread(demo._show, environment(**urls))
+    shown = capsys.readouterr().out
+    assert sorted(re.findall(r"docs/examples/samples/(\S+: \w+)", shown)) == [
+        "bad.json:3: rejected",
+        "bad.json:5: rejected",
+        "bad.json:6: rejected",
+        "record.json: inserted",
+        "record.xml: updated",
+    ]
+    assert "3 answered in " in shown
+    listed = shown.partition("$ task-activity-log dead-letters list\n")[2].partition("\n#")[0]
+    assert "invalid_uuid" in listed
 
 
 @pytest.mark.parametrize("name", ["UpsertRejected", "subscribe"])

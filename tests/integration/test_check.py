@@ -492,8 +492,11 @@ async def test_a_role_that_lacks_privileges_is_broken_until_they_are_granted(
     await database.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'secret'")
     try:
         url = login(database_url, role, "secret")
-        found = worst(await look(amqp_url, url))
+        looked = await look(amqp_url, url)
+        found = worst(looked)
         assert [what for what, _ in found] == ["schema", f"role {role}"]
+        [advice] = {one.advice for one in looked if one.verdict == "broken"}
+        assert re.search(rf"psql -v role={role} -f \S+grants\.sql$", advice)
         assert "INSERT on task_activity_log" in found[1][1]
         await database.execute(grants(role))
         found_then = await look(amqp_url, url)

@@ -223,7 +223,7 @@ async def test_sending_needs_permission_to_write_to_the_exchange_alone(rabbitmq:
             async with TaskActivityLogClient(url) as client:
                 assert await client.send_many([record(), record()]) == 2
                 for _ in range(2):
-                    with pytest.raises(ClientError, match="ACCESS_REFUSED"):
+                    with pytest.raises(ClientError, match=r"^user '\w+' may not \w+ queue 'amq\.gen-…' \(the private"):
                         await client.upsert(record())
                 assert await client.send_many([record()]) == 1
         found = await channel.declare_queue(TOPOLOGY.requests_queue, passive=True)

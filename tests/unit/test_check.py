@@ -1,5 +1,6 @@
 """The rules of `check` about queues and permissions, and its table."""
 
+import socket
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from task_activity_log.partitions import queue_of
 from task_activity_log.rabbitmq.inspection import Queue
 from task_activity_log.rabbitmq.topology import Topology
 from task_activity_log.settings import Settings, load
+from task_activity_log.telemetry import asking
 from task_activity_log.telemetry.health import Health, HealthServer
 from tests.terminals import HOSTILE, controls
 
@@ -372,6 +374,17 @@ def test_another_program_at_the_port_of_a_worker_is_ignored(status: dict[str, An
         assert findings(settings(HTTP_HOST="127.0.0.1", HTTP_PORT=str(server.port))) == []
     finally:
         server.close()
+
+
+def test_a_worker_that_is_stopped_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel accepts its connections, and nobody answers. Where nothing listens, there is nothing to say."""
+    monkeypatch.setattr(asking, "ANSWER_SECONDS", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        [found] = findings(settings(HTTP_HOST="127.0.0.1", HTTP_PORT=str(port)))
+    assert (found.verdict, found.what) == ("warning", f"worker at 127.0.0.1:{port}")
+    assert found.found == "accepts connections and does not answer within 3 s"
+    assert findings(settings(HTTP_HOST="127.0.0.1", HTTP_PORT=str(port))) == []
 
 
 def test_a_worker_with_partitions_needs_more_permissions() -> None:

@@ -3,16 +3,22 @@
 import asyncio
 
 import pytest
+from aiormq.exceptions import ChannelAccessRefused
 
 from task_activity_log.client import ClientError
 from task_activity_log.client.connections import Connections
-from task_activity_log.rabbitmq.link import LinkOptions, Outage, OutageKind
+from task_activity_log.rabbitmq.link import LinkOptions, Outage, OutageKind, describe
 
 URL = "amqp://guest:secret@broker.example/"
 
 
 def away(kind: OutageKind = OutageKind.LOST, text: str = "away") -> Outage:
     return Outage(kind, text)
+
+
+def refused(text: str) -> Outage:
+    """What the driver says of a permission that is missing. Before RabbitMQ 3.13 the broker does not name it."""
+    return describe(ChannelAccessRefused(403, f"ACCESS_REFUSED - {text}"))
 
 
 def report(connections: Connections, outage: Outage) -> None:
@@ -52,6 +58,23 @@ async def test_outages_after_the_first_connection_are_only_reported() -> None:
         (
             away(OutageKind.CONNECTION_REFUSED, OutageKind.CONNECTION_REFUSED.value),
             "no connection to broker.example:5672: connection refused",
+        ),
+        (
+            refused("access to queue 'amq.gen-x' in vhost '/' refused for user 'pub'"),
+            "user 'pub' may not use queue 'amq.gen-…' (the private queue for replies, which the broker names): "
+            "see Permissions in docs/publishing.md and docs/subscribing.md",
+        ),
+        (
+            refused("write access to exchange 'task_activity_log' in vhost '/' refused for user 'pub'"),
+            "user 'pub' may not write to exchange 'task_activity_log': see Permissions in docs/",
+        ),
+        (
+            refused("read access to topic 'a' in exchange 'b' in vhost '/' refused for user 'pub'"),
+            "user 'pub' may not read topic 'a': see Permissions in docs/",
+        ),
+        (
+            refused("queue 'x' in vhost '/' in exclusive use"),
+            "the broker refuses access: 403 ACCESS_REFUSED - queue 'x' in vhost '/' in exclusive use: see Permissions",
         ),
         (away(OutageKind.NOT_FOUND, "queue 'x' does not exist"), "queue 'x' does not exist: a worker declares it when"),
     ],

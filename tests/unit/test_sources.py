@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import threading
 from pathlib import Path
 from typing import Any
 from uuid import NAMESPACE_URL, uuid4, uuid5
@@ -83,3 +84,17 @@ def test_a_file_in_a_folder_that_cannot_be_asked_about_is_not_left_out_silently(
     monkeypatch.setattr(os, "stat", refused)
     with pytest.raises(Unreadable, match=r"a\.json: Permission denied"):
         expand(str(tmp_path), "jsonl", "run", {})
+
+
+def test_a_pipe_of_another_format_is_told_to_choose_it_and_not_to_be_renamed(tmp_path: Path) -> None:
+    """`<(psql --csv …)` has no name of its own to end in .csv."""
+    pipe = tmp_path / "63"
+    os.mkfifo(pipe)
+    for content, advice in (("id,subject\n1,2\n", "add --stdin csv or --stdin xml"), ("<a/>", "add --stdin xml")):
+        writer = threading.Thread(target=pipe.write_text, args=(content,))
+        writer.start()
+        [source] = expand(str(pipe), "jsonl", "run", {}).sources
+        [found] = source.read()
+        writer.join()
+        assert str(found).startswith(f"{pipe}: is ")
+        assert str(found).endswith(advice)

@@ -1,12 +1,16 @@
 """Bodies as people read and edit them."""
 
+import asyncio
 import json
 import sys
 from uuid import uuid4
 
 import pytest
 
-from task_activity_log.cli.terminal import Speed, counted, indented, readable, table
+from task_activity_log.cli.publish import Publication
+from task_activity_log.cli.terminal import Speed, counted, indented, progress, readable, table
+from task_activity_log.settings import load
+from tests.virtual_time import run
 
 
 @pytest.mark.parametrize(
@@ -61,6 +65,46 @@ def test_the_speed_is_that_of_the_last_ten_seconds() -> None:
     for second in range(105, 111):
         speed.note(second, 990)
     assert (speed.per_second, speed.seconds_for(50)) == (0, None)
+
+
+def test_progress_is_reported_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    """A line every ten seconds in the log of a job, also while nothing moves. Nothing where a bar would be hidden."""
+    outcomes = ""
+
+    async def work() -> None:
+        nonlocal outcomes
+        with progress(3_000, lambda: outcomes, lambda seconds: f"no answer for {seconds:.0f} s") as bar:
+            await asyncio.sleep(4)
+            bar.update(1_500)
+            outcomes = "1,500 inserted"
+            await asyncio.sleep(28)
+            bar.update(1_500)
+            outcomes = ""
+            await asyncio.sleep(12)
+        with progress(0) as bar:
+            bar.update(1)
+            await asyncio.sleep(60)
+        with progress(1):
+            await asyncio.sleep(10.5)
+
+    run(work())
+    assert capsys.readouterr().err.splitlines() == [
+        "task-activity-log: 1,500 of 3,000: 1,500 inserted",
+        "task-activity-log: 1,500 of 3,000: 1,500 inserted; no answer for 16 s",
+        "task-activity-log: 1,500 of 3,000: 1,500 inserted; no answer for 26 s",
+        "task-activity-log: 3,000 of 3,000",
+        "task-activity-log: 0 of 1; no progress for 10 s",
+    ]
+
+
+def test_what_publish_waits_for_is_named() -> None:
+    """A broker that is away, which the client knows, or else the worker; with --no-wait only the broker."""
+    publication = Publication(load({}, needed=()), 60.0, False, True, False, None, "run", "jsonl")
+    assert publication._unanswered(20.4) == "no answer for 20 s: is a worker running and ready?"
+    assert publication._unconfirmed(20.4) == "nothing confirmed for 20 s"
+    publication._away("connection refused")
+    assert publication._unanswered(20.4) == "no answer for 20 s: waiting for the broker: connection refused"
+    assert publication._unconfirmed(20.4) == "nothing confirmed for 20 s: waiting for the broker: connection refused"
 
 
 def test_an_id_stays_on_one_line_of_a_narrow_terminal(

@@ -128,7 +128,7 @@ class Publication:
         flags = {"--no-wait": not self.wait, "--merge": self.merge, "--strict": self.strict}
         flags |= {"--send-invalid": self.send_invalid, "--partitioned": self.partitioned is True}
         flags |= {"--no-partitioned": self.partitioned is False}
-        flags["--quiet"] = self.quiet
+        flags |= {"--yes": self.yes, "--quiet": self.quiet}
         given: dict[str, object] = {"--rejected": self.rejected, "--priority": self.priority}
         if STANDARD_INPUT in self._paths or self._pipes():
             given["--stdin"] = self.stdin
@@ -312,7 +312,7 @@ class Publication:
         self._summary = bulk.summary
         loop = asyncio.get_running_loop()
         reminder = loop.call_later(_SILENT_SECONDS, self._wonder)
-        with progress(0 if self._few or self.quiet else self._to_send, self._outcomes) as bar:
+        with progress(0 if self._few or self.quiet else self._to_send, self._outcomes, self._unanswered) as bar:
             async for answer in bulk:
                 reminder.cancel()
                 if not self._few:
@@ -326,12 +326,23 @@ class Publication:
     def _outcomes(self) -> str:
         return " · ".join(islice(self._summary.counts(), 5))
 
+    def _unanswered(self, seconds: float) -> str:
+        return f"no answer for {seconds:.0f} s: {self._waits or 'is a worker running and ready?'}"
+
+    def _unconfirmed(self, seconds: float) -> str:
+        return f"nothing confirmed for {seconds:.0f} s" + (f": {self._waits}" if self._waits else "")
+
+    @property
+    def _waits(self) -> str:
+        """What is waited for, as far as the client knows; empty if it is connected."""
+        return f"waiting for the broker: {self._outage}" if self._outage else ""
+
     def _wonder(self) -> None:
         if not self._outage:
             say("no answer yet: is a worker running?")
 
     async def _send(self, client: TaskActivityLogClient) -> None:
-        with progress(0 if self.quiet else self._to_send) as bar:
+        with progress(0 if self.quiet else self._to_send, idle=self._unconfirmed) as bar:
 
             def sent(count: int) -> None:
                 self._confirmed += count

@@ -156,7 +156,7 @@ class Source:
 
     def _other_format(self, first: bytes, file: IO[bytes]) -> str | None:
         """What a file is whose first line is not a record; None if it may be one record per line all the same."""
-        stdin = self.path == STANDARD_INPUT
+        stdin = _kind(Path(self.path)) not in KNOWN  # or a pipe: its format is not in its name
         start = first.lstrip()[:1]
         if start == b"<":
             return "is XML, not one record per line: " + ("add --stdin xml" if stdin else "name it .xml")
@@ -169,6 +169,11 @@ class Source:
         except (ValueError, RecursionError):
             pass
         file.seek(position)
+        if stdin and start not in (b"[", b"{"):
+            format_ = self.suffix.removeprefix(".")
+            return (
+                f"is read as {format_}, and its first line is not JSON: for CSV or XML add --stdin csv or --stdin xml"
+            )
         return None
 
     def _json(self, content: bytes, first_line: int, source: str) -> Iterator[Upsert]:

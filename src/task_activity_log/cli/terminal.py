@@ -1,5 +1,6 @@
 """Output of all commands: tables and progress bars on a terminal, plain lines anywhere else."""
 
+import asyncio
 import json
 import math
 import re
@@ -148,21 +149,36 @@ class Progress(Protocol):
 
 
 class _Lines:
-    """A line on standard error every ten seconds, for the log of a job that has no terminal."""
+    """A line on standard error every ten seconds, for the log of a job that has no terminal.
 
-    def __init__(self, total: int, describe: Callable[[], str]) -> None:
+    The event loop prints it, also while nothing is done: an outage must not look like a program that hangs.
+    """
+
+    def __init__(self, total: int, describe: Callable[[], str], idle: Callable[[float], str]) -> None:
         self._total = total
         self._describe = describe
-        self._done = 0
-        self._next = time.monotonic() + EVERY_SECONDS
+        self._idle = idle
+        self._done = self._reported = 0
+        self._loop = asyncio.get_running_loop()
+        self._moved = self._loop.time()
+        self._next = self._loop.call_later(EVERY_SECONDS, self._report)
 
     def update(self, count: int) -> None:
         self._done += count
-        now = time.monotonic()
-        if self._total and now >= self._next:
-            self._next = now + EVERY_SECONDS
-            description = self._describe()
-            say(f"{self._done:,} of {self._total:,}" + (f": {description}" if description else ""))
+        self._moved = self._loop.time()
+
+    def end(self) -> None:
+        """Print no more lines."""
+        self._next.cancel()
+
+    def _report(self) -> None:
+        self._next = self._loop.call_later(EVERY_SECONDS, self._report)
+        description = self._describe()
+        line = f"{self._done:,} of {self._total:,}" + (f": {description}" if description else "")
+        if self._done == self._reported:
+            line += f"; {self._idle(self._loop.time() - self._moved)}"
+        self._reported = self._done
+        say(line)
 
 
 class _Counting:
@@ -237,13 +253,27 @@ def counting(*, quiet: bool) -> Iterator["_Counting"]:
 
 
 @contextmanager
-def progress(total: int, describe: Callable[[], str] = lambda: "") -> Iterator[Progress]:
+def progress(
+    total: int,
+    describe: Callable[[], str] = lambda: "",
+    idle: Callable[[float], str] = lambda seconds: f"no progress for {seconds:.0f} s",
+) -> Iterator[Progress]:
     """A progress bar on standard error, or without a terminal a line every ten seconds; nothing if `total` is 0.
 
-    `describe` says more about what is done, for the end of the line.
+    Args:
+        total: how many there are.
+        describe: says more about what is done, for the end of the line.
+        idle: says that for this many seconds nothing was done, where there is no bar, whose rate shows it.
     """
-    if not total or not sys.stderr.isatty():
-        yield _Lines(total, describe)
+    if not total:
+        yield _Done()
+        return
+    if not sys.stderr.isatty():
+        lines = _Lines(total, describe, idle)
+        try:
+            yield lines
+        finally:
+            lines.end()
         return
     from rich import progress as parts
     from rich.console import Console, RenderableType

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import re
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -14,6 +15,10 @@ from task_activity_log.rabbitmq.link import LinkOptions, Outage, OutageKind
 from task_activity_log.rabbitmq.publisher import MessageMax, Publisher
 
 PROGRAM = "task-activity-log"
+_REFUSED = re.compile(
+    r"(?:(configure|write|read) )?access to (\w+) '([^']*)'.* refused for user '([^']*)'"  # newer brokers name the permission
+)
+_MAY_NOT = {"configure": "configure", "write": "write to", "read": "read"}
 
 for _driver in ("aiormq", "aio_pika"):
     # Without a handler Python would print what the drivers log, such as a traceback for each outage that the client survives.
@@ -115,8 +120,24 @@ def options(broker: str | LinkOptions, on_outage: Callable[[Outage], None] | Non
     return replace(given, program=PROGRAM, on_outage=on_outage)
 
 
-def no_connection(given: LinkOptions, outage: Outage) -> ClientError:
-    """What to raise when the first connection fails."""
+def no_connection(
+    given: LinkOptions, outage: Outage, documents: str = "docs/publishing.md and docs/subscribing.md"
+) -> ClientError:
+    """What to raise when the first connection fails; `documents` say which permissions are needed."""
     if outage.kind is OutageKind.NOT_FOUND:
         return ClientError(f"{outage.text}: a worker declares it when it starts")
+    if outage.kind is OutageKind.ACCESS_REFUSED:
+        return ClientError(f"{_refusal(outage.text)}: see Permissions in {documents}")
     return ClientError(f"no connection to {' or '.join(addresses(given.url))}: {outage.text}")
+
+
+def _refusal(text: str) -> str:
+    """What a user may not do, from the broker's text; a text of another form as it is."""
+    found = _REFUSED.search(text)
+    if found is None:
+        return f"the broker refuses access: {text}"
+    permission, kind, name, user = found.groups()
+    named = f"{kind} '{name}'"
+    if name.startswith("amq.gen"):
+        named = f"{kind} 'amq.gen-…' (the private queue for replies, which the broker names)"
+    return f"user '{user}' may not {_MAY_NOT.get(permission, 'use')} {named}"

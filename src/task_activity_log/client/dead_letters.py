@@ -321,7 +321,7 @@ async def borrow_dead_letters(
         except Unsuitable as error:
             raise ClientError(str(error)) from None
         except LOST as error:
-            raise no_connection(link, describe(error)) from error
+            raise no_connection(link, describe(error), "docs/dead-letters.md") from error
         yield Loan(reader)
 
 
@@ -400,7 +400,7 @@ async def replay(
             with asking_the_driver():
                 await routing.find_out(publisher)
         except LOST as error:
-            raise no_connection(options(broker), describe(error)) from error
+            raise no_connection(options(broker), describe(error), "docs/dead-letters.md") from error
         count = 0
         for start in range(0, len(letters), size):
             await pace.wait(min(size, len(letters) - start))

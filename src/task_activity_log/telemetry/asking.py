@@ -14,7 +14,8 @@ from urllib.request import ProxyHandler, build_opener
 
 from prometheus_client.parser import text_string_to_metric_families
 
-_SECONDS = 3.0
+ANSWER_SECONDS = 3.0
+"""How long an answer is waited for."""
 _LONGEST = 4 * 2**20
 _STATUS = {"version", "started", "not_ready", "not_alive", "in_hand"}
 _open = build_opener(ProxyHandler({})).open  # a worker is asked directly
@@ -25,6 +26,10 @@ Counts: TypeAlias = Mapping[str | float, float]
 
 class NoWorker(Exception):
     """There is no answer, or not that of a worker; the text says why."""
+
+
+class Silent(NoWorker):
+    """Something listens there and does not answer in time, such as a worker that was stopped by SIGSTOP."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +120,7 @@ def urls_of(url: str) -> list[str]:
 
 def _get(url: str) -> bytes:
     try:
-        with _open(url, timeout=_SECONDS) as answer:
+        with _open(url, timeout=ANSWER_SECONDS) as answer:
             content: bytes = answer.read(_LONGEST)
             return content
     except HTTPError as error:
@@ -124,4 +129,6 @@ def _get(url: str) -> bytes:
     except (OSError, HTTPException) as error:
         cause = error.reason if isinstance(error, URLError) else error
         why = getattr(cause, "strerror", None) or str(cause) or type(cause).__name__
-        raise NoWorker(f"no answer ({why.lower()})") from None
+        # A process that is stopped still has its connections accepted by the kernel, until its backlog is full.
+        kind = Silent if isinstance(cause, TimeoutError) else NoWorker
+        raise kind(f"no answer ({why.lower()})") from None

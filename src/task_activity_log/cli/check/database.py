@@ -1,5 +1,6 @@
 """PostgreSQL, as `check` sees it: server, schema, privileges."""
 
+import shlex
 from collections.abc import Iterator
 
 from task_activity_log.cli.check.finding import Finding
@@ -30,8 +31,7 @@ async def findings(settings: Settings) -> list[Finding]:
             if revision is None and found["kind"] is not None:
                 schema = _judge_lost_revision(has_journal=row["has_journal"])
         except Unavailable as error:
-            advice = f"run as the role that migrated: psql … -f {store.GRANTS}"
-            schema = Finding("broken", "schema", error.reason, advice)
+            schema = Finding("broken", "schema", error.reason, _grant(row))
     except Unavailable as error:
         advice = "check that it is running and that DATABASE_URL is correct; docs/connecting.md explains each cause"
         if isinstance(error, TimedOut):
@@ -130,11 +130,15 @@ def _judge_lost_revision(*, has_journal: bool) -> Finding:
     return Finding("warning", "schema", found, advice)
 
 
+def _grant(row: Row) -> str:
+    """How to grant the worker's role what it needs."""
+    return f"run as the role that migrated: psql -v role={shlex.quote(row['role'])} -f {store.GRANTS}"
+
+
 def _judge_rights(row: Row) -> Iterator[Finding]:
     role = f"role {row['role']}"
     if row["missing"]:
-        advice = f"run as the role that migrated: psql -v role={row['role']} -f {store.GRANTS}"
-        yield Finding("broken", role, f"lacks {', '.join(row['missing'])}", advice)
+        yield Finding("broken", role, f"lacks {', '.join(row['missing'])}", _grant(row))
     if function := row["not_executable"]:
         advice = f"run as a superuser: GRANT EXECUTE ON FUNCTION {function} TO {row['role']}"
         yield Finding("broken", role, f"lacks EXECUTE on {function}", advice)
@@ -153,8 +157,7 @@ def _judge_journal(row: Row) -> Iterator[Finding]:
         found = "is not kept: there is no table task_activity_log_journal"
         yield Finding("warning", "journal", found, "run task-activity-log migrate")
     elif row["journal_missing"]:
-        advice = f"run as the role that migrated: psql -v role={row['role']} -f {store.GRANTS}"
-        yield Finding("warning", "journal", f"is not kept: lacks {', '.join(row['journal_missing'])}", advice)
+        yield Finding("warning", "journal", f"is not kept: lacks {', '.join(row['journal_missing'])}", _grant(row))
     else:
         yield Finding("fine", "journal", "how messages were answered is recorded")
 

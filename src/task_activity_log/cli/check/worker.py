@@ -5,19 +5,25 @@ from typing import Any
 
 from task_activity_log.cli.check.finding import Finding
 from task_activity_log.settings import Settings
-from task_activity_log.telemetry.asking import NoWorker, status_of
+from task_activity_log.telemetry.asking import ANSWER_SECONDS, NoWorker, Silent, status_of
 
 _LOOPBACK = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}  # noqa: S104 - where to ask what listens everywhere
 
 
 def findings(settings: Settings) -> list[Finding]:
-    """Ask HTTP_HOST and HTTP_PORT, and judge the answer; empty if no worker answers there."""
+    """Ask HTTP_HOST and HTTP_PORT, and judge the answer; empty if nothing listens there, or another program."""
     if not settings.http_port:
         return []  # the worker has chosen a free one
     host = _LOOPBACK.get(settings.http_host, settings.http_host)
     at = f"{f'[{host}]' if ':' in host else host}:{settings.http_port}"
+    what = f"worker at {at}"
     try:
-        return list(judge_status(f"worker at {at}", status_of(f"http://{at}")))
+        return list(judge_status(what, status_of(f"http://{at}")))
+    except Silent:
+        advice = "if that is the worker, its process is stopped or has no CPU time: look at it, and restart it"
+        return [
+            Finding("warning", what, f"accepts connections and does not answer within {ANSWER_SECONDS:g} s", advice)
+        ]
     except (
         NoWorker,
         AttributeError,
