@@ -385,6 +385,30 @@ class SubscriberSuite:
             async for reply in replies:
                 assert (told(reply), reply.outcome) == ("c", "inserted")
 
+    async def test_the_end_of_a_subscription_counts_as_a_delivery(self, place: Place) -> None:
+        """Of all that was delivered: only closing the channel keeps the order. What the body does not fail with is not moved."""
+        mine, poison = own(), PoisonQueue(f"poison.{uuid4()}", tries=3)
+        async with place.client() as client:
+            async with place.subscribe(**mine):
+                pass
+            await client.send_many([record(subject) for subject in "abc"])
+        for _ in range(2):
+            async with place.subscribe(**mine) as replies:
+                async for _ in replies:
+                    break
+
+        async def run() -> None:
+            async with place.subscribe(**mine, on_poison=poison) as replies:
+                async for reply in replies:
+                    if told(reply) == "b":
+                        raise ValueError("mine")
+
+        with pytest.raises(ValueError, match="mine") as raised:
+            await run()
+        assert raised.value.__notes__ == [f"After 3 deliveries the reply was moved to queue {poison.name}."]
+        assert await subjects(place.subscribe(**mine, most=1)) == ["c"]
+        assert await subjects(place.subscribe(queue=poison.name, most=1)) == ["b"]
+
     def test_a_number_of_tries_below_one_is_refused(self) -> None:
         """At once."""
         with pytest.raises(ValueError, match="at least 1"):

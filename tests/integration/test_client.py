@@ -413,7 +413,8 @@ async def test_replies_behind_a_poison_reply_are_not_counted_with_it(amqp_url: s
                             assert replies._under_way is not None
                             attempts.append(replies._under_way.attempts)
                             _ = 1 // 0
-        assert attempts == [0, 1, 2, 0]
+        assert attempts[:3] == [0, 1, 2]
+        assert attempts[3] <= 1  # the next one is delivered between the acknowledgement and the end of the channel
         queue = await channel.get_queue("poison")
         assert queue.declaration_result.message_count == 1
 

@@ -13,6 +13,9 @@ from task_activity_log.cli.check.limits import number
 from task_activity_log.client import PoisonQueue, subscribe
 from task_activity_log.client.dead_letters import borrow_dead_letters, borrow_these
 from task_activity_log.client.finding import waiting_replies
+from task_activity_log.rabbitmq.link import LinkOptions
+from task_activity_log.rabbitmq.queues import existing_queue
+from task_activity_log.rabbitmq.reading import reading
 from task_activity_log.rabbitmq.topology import Topology, declare
 
 QUEUE = Topology().replies_queue
@@ -103,27 +106,38 @@ async def test_what_is_given_back_early_is_not_counted_either(
     assert {count for each, count in found.items() if each != 10} <= ({2, 3} if counts_looks else {0})
 
 
-async def test_only_the_reply_whose_body_has_failed_is_counted(
-    amqp_url: str, channel: AbstractChannel, counts_looks: bool
+@pytest.mark.parametrize("prefetch", [10, 50, COUNT])
+@pytest.mark.parametrize("taken", [1, 10])
+async def test_a_look_at_a_part_returns_it_in_order(
+    amqp_url: str, channel: AbstractChannel, counts_looks: bool, prefetch: int, taken: int
 ) -> None:
-    """Not those behind it, which were delivered as well. All are in the order in which they came."""
-    async with failing(amqp_url, 30) as got:
-        assert got == [str(each) for each in range(31)]
+    """In front of the others, although some were still on their way when the look ended."""
+    async with reading(LinkOptions(amqp_url), "test", existing_queue(QUEUE, prefetch), look=True) as reader:
+        for _ in range(taken):
+            await reader.take(1)
+    found = await tries(channel)
+    assert [each for each, _ in found] == list(range(COUNT))
+    assert {count for _, count in found[prefetch:]} <= {0}
+    assert {count for _, count in found[:taken]} == {int(counts_looks)}
+    assert {count for _, count in found[:prefetch]} <= {0, int(counts_looks)}
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_the_end_of_a_subscription_counts_what_was_delivered(
+    amqp_url: str, channel: AbstractChannel, *, fails: bool
+) -> None:
+    """Also of the replies that it had not come to, because only closing the channel keeps the order."""
+    if fails:
+        async with failing(amqp_url, 30) as got:
+            assert got == [str(each) for each in range(31)]
+    else:
+        async with subscribe(amqp_url) as replies:
+            async for reply in replies:
+                if reply.message_id == "30":
+                    break
     for _ in range(30):
         await channel.default_exchange.publish(aio_pika.Message(b"", message_id="99"), QUEUE)
-    found = await tries(channel)
-    counted = {each: 1 for each in range(30, COUNT) if counts_looks or each == 30}
-    assert found == [(each, counted.get(each, 0)) for each in [*range(30, COUNT), *[99] * 30]]
-
-
-async def test_a_subscriber_that_stops_counts_nothing(
-    amqp_url: str, channel: AbstractChannel, counts_looks: bool
-) -> None:
-    """To leave the loop is no failure, neither of the reply that it had nor of the others."""
-    async with subscribe(amqp_url) as replies:
-        async for _ in replies:
-            break
-    assert await tries(channel) == [(each, int(counts_looks)) for each in range(COUNT)]
+    assert await tries(channel) == [*((each, 1) for each in range(30, COUNT)), *[(99, 0)] * 30]
 
 
 async def test_looks_do_not_bring_a_reply_nearer_to_the_poison_queue(

@@ -170,11 +170,8 @@ class Feed:
         await self.acknowledge(finished)
         self.consumes = True
 
-    async def cancel(self) -> None:
-        pass
-
-    def fail(self, tag: int) -> None:
-        raise NotImplementedError
+    def keep(self, tags: Iterable[int]) -> None:
+        self._source.acknowledged += tags
 
 
 class Slow:

@@ -5,10 +5,12 @@ from types import SimpleNamespace
 from typing import cast
 
 import pytest
-from aiormq.abc import AbstractChannel
+from aiormq.abc import AbstractChannel, ChannelFrame
+from pamqp import frame
 from pamqp.commands import Basic
 
 from task_activity_log.message import Properties
+from task_activity_log.rabbitmq import reading
 from task_activity_log.rabbitmq.consumer import RabbitDelivery
 from task_activity_log.rabbitmq.headers import encode
 from task_activity_log.rabbitmq.queues import Found, deletes_soon
@@ -50,13 +52,10 @@ class Channel:
         assert not wait
         self.under_way.append(0)
 
-    async def basic_reject(self, tag: int, *, requeue: bool, wait: bool) -> None:
-        assert requeue
-        assert not wait
-        self.sent.append(f"reject {tag}")
-
     async def basic_qos(self, *, prefetch_count: int) -> None:
         assert prefetch_count
+        self.sent.append("qos")
+        asyncio.get_running_loop().call_later(0.001, self._apply)  # the answer is no proof that the queue has
 
     async def basic_consume(self, *_: object) -> object:
         return SimpleNamespace(consumer_tag="me")
@@ -64,15 +63,23 @@ class Channel:
     async def basic_cancel(self, tag: str) -> None:
         self.sent.append(f"cancel {tag}")
 
-    async def put(self, _: object) -> None:
-        """The close of the channel, which the broker answers."""
-        self.sent.append("close")
+    async def put(self, written: ChannelFrame) -> None:
+        """What is written with the close of the channel, which the broker answers."""
+        rest = written.payload
+        while rest:
+            size, _, command = frame.unmarshal(rest)
+            self.sent.append(f"ack {command.delivery_tag}" if isinstance(command, Basic.Ack) else "close")
+            rest = rest[size:]
         self.closing.set_result(None)
 
-    async def basic_get(self, _: str) -> object:
-        await asyncio.sleep(0)
+    def _apply(self) -> None:
         self.removed += filter(None, self.under_way[: KEPT_BACK_FROM - 1])
         del self.under_way[: KEPT_BACK_FROM - 1]
+
+    async def basic_get(self, _: str) -> object:
+        self.sent.append("get")
+        await asyncio.sleep(0)
+        self._apply()
         return SimpleNamespace(
             delivery=Basic.GetEmpty() if self.empty else Basic.GetOk(delivery_tag=999, message_count=7)
         )
@@ -90,20 +97,32 @@ async def borrowed(channel: Channel, count: int) -> tuple[Reader, list[RabbitDel
 
 
 @pytest.mark.parametrize("version", ["3.10.8", "4.2.0", "4.3.0", "4.3.6", b"4.10.1", "5.0.0+1", "unknown", None])
-async def test_the_end_counts_only_what_has_failed_where_the_broker_can_tell(version: object) -> None:
-    """In the order of the queue, and not what was finished. Elsewhere closing the channel keeps the order better than nack."""
+async def test_the_end_of_a_look_is_not_counted_where_the_broker_can_tell(version: object) -> None:
+    """One command for all that was sent, when nothing is on its way. Elsewhere closing the channel keeps the order better."""
+    channel = Channel()
+    channel.connection.server_properties["version"] = version
+    reader, _ = await borrowed(channel, 10)
+    await reader.register(10)
+    channel.sent.clear()
+    assert await reader.end(looked=True) == 10
+    if str(version).startswith(("4.3", "5", "b'4.10")):
+        assert channel.sent == ["cancel me", "qos", "nack 0 True", "close"]
+    else:
+        assert channel.sent == ["close"]
+
+
+@pytest.mark.parametrize("version", ["3.10.8", "4.3.6"])
+async def test_a_subscription_ends_with_one_write(version: str) -> None:
+    """What else was acknowledged by then, and the close. What came between, or before, would change the order."""
     channel = Channel()
     channel.connection.server_properties["version"] = version
     reader, deliveries = await borrowed(channel, 10)
     await reader.register(10)
-    reader.keep([1, 2])  # finished, but the acknowledgement could not be sent
-    for delivery in (deliveries[1], deliveries[2]):
-        reader.fail(delivery.tag)
+    await reader.acknowledge([deliveries[0].tag])
+    channel.sent.clear()
+    reader.keep([2])
     assert await reader.end() == 8
-    if str(version).startswith(("4.3", "5", "b'4.10")):
-        assert channel.sent == ["cancel me", "ack 2 True", "reject 3", "nack 10 True", "nack 0 True", "close"]
-    else:
-        assert channel.sent == ["close"]
+    assert channel.sent == ["ack 2", "close"]
 
 
 async def test_a_removal_ends_when_the_queue_has_applied_every_acknowledgement() -> None:
@@ -132,29 +151,37 @@ async def test_what_is_returned_first_does_not_hold_up_a_removal() -> None:
     channel.closing.set_result(None)
 
 
-async def test_what_was_acknowledged_a_moment_ago_is_applied_before_the_channel_closes() -> None:
-    """The broker would forget what it keeps back: somebody else would be given what was taken."""
-    for empty in (True, False):
-        channel = Channel()
-        channel.empty = empty
-        reader, deliveries = await borrowed(channel, 60)
-        for delivery in deliveries[1::2]:
-            await reader.acknowledge([delivery.tag])
-        assert channel.removed == []
-        await reader._apply_acknowledgements()
-        assert channel.removed == list(range(2, 61, 2))
-        channel.closing.set_result(None)
+async def test_what_was_acknowledged_a_moment_ago_can_be_applied_before_the_channel_closes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The broker would forget what it keeps back, and what was finished would come again. The consumer is not cancelled."""
+    monkeypatch.setattr(reading, "_RECENT_SECONDS", 60.0)
+    monkeypatch.setattr(reading, "_APPLY_SECONDS", 0.01)
+    channel = Channel()
+    reader, deliveries = await borrowed(channel, 60)
+    await reader.register(60)
+    for delivery in deliveries[3::2]:
+        await reader.acknowledge([delivery.tag])
+    assert channel.removed == []
+    channel.sent.clear()
+    await reader.end()
+    assert channel.removed == list(range(4, 61, 2))
+    assert channel.sent == ["qos", "close"]
 
 
-async def test_a_few_acknowledgements_need_no_question() -> None:
+@pytest.mark.parametrize(("count", "recent"), [(23, 60.0), (30, 0.0)])
+async def test_a_few_acknowledgements_and_old_ones_need_no_question(
+    count: int, recent: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The broker keeps none of them back."""
     channel = Channel()
     reader, deliveries = await borrowed(channel, 60)
-    for delivery in deliveries[1:24]:
+    for delivery in deliveries[3 : 3 + count]:
         await reader.acknowledge([delivery.tag])
-    await reader._apply_acknowledgements()
-    assert channel.removed == []
-    channel.closing.set_result(None)
+    channel.sent.clear()
+    monkeypatch.setattr(reading, "_RECENT_SECONDS", recent)
+    await reader.end()
+    assert channel.sent == ["close"]
 
 
 @pytest.mark.parametrize(

@@ -314,7 +314,7 @@ async def borrow_dead_letters(
         try:
             with asking_the_driver():
                 reader = await stack.enter_async_context(
-                    reading(link, "dead letters", kept_queue(queue, link, PREFETCH_MAX, most), until_back=True)
+                    reading(link, "dead letters", kept_queue(queue, link, PREFETCH_MAX, most), look=True)
                 )
                 if not reader.found.messages:
                     await reader.require_readable()

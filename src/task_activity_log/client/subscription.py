@@ -34,9 +34,9 @@ _TRIES, _ERROR = "x-subscriber-tries", "x-subscriber-error"
 class PoisonQueue:
     """Where replies go that the body of the loop cannot process, so that they do not block those behind them.
 
-    `subscribe` declares the queue if it does not exist. A reply is moved there when the body has raised an exception for it in
-    `tries` runs of the program. The broker counts them, and also lost connections, and before RabbitMQ 4.3 each return of the
-    reply to the queue. This needs a quorum queue: another type of queue is a `ClientError` unless `tries` is 1.
+    `subscribe` declares the queue if it does not exist. A reply is moved there when the body has raised an exception for it
+    and it was delivered `tries` times. The broker counts the deliveries, also those whose body was not run. This needs a
+    quorum queue: another type of queue is a `ClientError` unless `tries` is 1.
     """
 
     name: str
@@ -63,11 +63,8 @@ class Feed(Protocol[D]):
     async def widen(self, prefetch: int, finished: Iterable[int]) -> None:
         """Consume with a larger prefetch from now on, and acknowledge what is finished."""
 
-    async def cancel(self) -> None:
-        """Have nothing more delivered."""
-
-    def fail(self, tag: int) -> None:
-        """Let this one count as a failed delivery when it is returned at the end."""
+    def keep(self, tags: Iterable[int]) -> None:
+        """Remove these from the queue at the end, together with the return of the others."""
 
 
 class Source(Protocol[D]):
@@ -155,12 +152,14 @@ class Subscription(Generic[D]):
             return
         try:
             if self._finished and self._under_way is not None and self._feed is not None:
-                with suppress(*LOST), asking_the_driver():  # the loop was cancelled while it asked for the next one
-                    await self._feed.acknowledge([self._source.tag(self._under_way)])
-            elif isinstance(error, Exception) and self._under_way is not None and self._feed is not None:
-                self._feed.fail(self._source.tag(self._under_way))
-                if self._poison is not None:
-                    await self._set_aside(self._feed, self._under_way, self._poison, error)
+                self._feed.keep([self._source.tag(self._under_way)])  # cancelled while it asked for the next one
+            elif (
+                isinstance(error, Exception)
+                and self._poison is not None
+                and self._under_way is not None
+                and self._feed is not None
+            ):
+                await self._set_aside(self._feed, self._under_way, self._poison, error)
         finally:
             await self._disconnect()
 
@@ -252,9 +251,7 @@ class Subscription(Generic[D]):
         try:
             # Only the kind of error: its text may quote the record.
             await self._source.move(delivery, poison.name, {_TRIES: tries, _ERROR: type(error).__name__})
-            with asking_the_driver():
-                await feed.cancel()  # first: what is delivered in its place would be counted as a try
-                await feed.acknowledge([self._source.tag(delivery)])
+            feed.keep([self._source.tag(delivery)])  # acknowledged together with the end, which keeps the order
         except (ClientError, *LOST) as failure:
             error.add_note(f"The reply could not be moved to queue {poison.name}, and is delivered again: {failure}")
         else:

@@ -29,8 +29,10 @@ _ANSWER_SECONDS = 10.0
 """How long a queue may take to answer."""
 _CHOOSE_SECONDS = 20.0
 """How long a broker may take to declare a queue: a node that is cut off from the others does not answer."""
-_APPLIED_SECONDS = 5.0
-"""A queue has applied what was acknowledged so long ago."""
+_RECENT_SECONDS = 1.0
+"""What was acknowledged longer ago has been applied by any queue that is not overloaded."""
+_APPLY_SECONDS = 0.3
+"""What a queue is given to apply acknowledgements. There is no proof that keeps the order: `basic.get` takes a message out."""
 _WATCH_AFTER_SECONDS = 15.0
 """Short commands end before, and are not watched."""
 _PRIVATE_QUIET_SECONDS = 60.0
@@ -48,7 +50,6 @@ class Reader(Consumer):
         self._connection = connection
         self._acknowledged: deque[float] = deque(maxlen=_UNDER_WAY)
         """When the latest acknowledgements were sent."""
-        self._failed: list[int] = []
         self.found = found
         """The queue, as it was before this reader consumed it."""
         self._arrived: Waiting[RabbitDelivery] = Waiting()
@@ -72,7 +73,7 @@ class Reader(Consumer):
         return deliveries
 
     async def acknowledge(self, tags: Iterable[int]) -> None:
-        """Acknowledge these. If they are many in a short time, `end` waits until the queue has applied them."""
+        """Acknowledge these. If they are many in a short time, `end` gives the queue time to apply them."""
         self._acknowledged.append(time.monotonic())
         await super().acknowledge(tags)
 
@@ -155,54 +156,49 @@ class Reader(Consumer):
         async with asyncio.timeout(_ANSWER_SECONDS):
             return await self._channel.basic_get(self.found.queue)
 
-    def fail(self, tag: int) -> None:
-        """Let a delivery count as failed when `end` returns it."""
-        self._failed.append(tag)
+    async def end(self, *, looked: bool = False) -> int:
+        """Return everything that was not acknowledged to the queue, in order; how many messages.
 
-    async def end(self) -> int:
-        """Return everything that was not acknowledged to the queue; how many messages."""
+        Closing the channel does so whatever is under way, and counts as a delivery. Nothing else is sent before: `close` says
+        why. `looked` says that nothing was acknowledged but by `remove`. Then RabbitMQ 4.3 can return it without counting.
+        """
         self._ended.cancel()
         back = self.in_hand
         with suppress(*LOST), asking_the_driver():
-            await self._apply_acknowledgements()
-        with suppress(*LOST), asking_the_driver():
-            if self._broker_tells_failures():
-                await self._return_in_order()
+            if not looked:
+                await self._let_apply()
+            elif self._nack_does_not_count():
+                await self._return_uncounted()
         with suppress(*LOST), asking_the_driver():
             await self.close()
         self.abandon()
         return back
 
-    def _broker_tells_failures(self) -> bool:
-        """Whether the broker counts a `basic.reject` as a delivery and a `basic.nack` not."""
+    async def _let_apply(self) -> None:
+        """Give the queue time for many acknowledgements: the broker forgets those that it keeps back when the channel closes.
+
+        What they acknowledged would come again, in order.
+        """
+        if len(self._acknowledged) == _UNDER_WAY and time.monotonic() - self._acknowledged[0] < _RECENT_SECONDS:
+            async with asyncio.timeout(_BACK_SECONDS):
+                await self.synchronize()
+                await asyncio.sleep(_APPLY_SECONDS)
+
+    def _nack_does_not_count(self) -> bool:
         version = re.match(r"(\d+)\.(\d+)", version_of(self._channel.connection))
         return version is not None and (int(version[1]), int(version[2])) >= _NACK_COUNTS_NOT_SINCE
 
-    async def _return_in_order(self) -> None:
-        """Return everything in hand, and count only what has failed. Closing the channel would count all of it.
+    async def _return_uncounted(self) -> None:
+        """Return everything that was delivered with one `basic.nack`: tag 0 is for all that the broker has sent.
 
-        What has failed is in front of the others in the queue, because it was delivered before them.
+        Deliveries can arrive behind the answer to `basic.cancel`. The broker is asked once more, so that they are returned by
+        the same command: with a second one they would be in front of the others. On a cluster some may come later still.
+        These are returned by the end of the channel, and count.
         """
-        async with asyncio.timeout(_BACK_SECONDS):
+        async with asyncio.timeout(_ANSWER_SECONDS):
             await self.cancel()  # or it would be given what it returns
-            await self.acknowledge(())  # what was kept back, or it would be returned as well
-            for tag in filter(self.has, self._failed):
-                del self._unsettled[tag]  # the broker ends a channel that settles a delivery twice
-                await self._channel.basic_reject(tag, requeue=True, wait=False)
-            for tag in list(self._unsettled)[-1:]:
-                await self._channel.basic_nack(tag, multiple=True, requeue=True, wait=False)
-            # Together with the others, what `basic.get` gave would be returned in front of them.
+            await self.synchronize()
             await self._channel.basic_nack(0, multiple=True, requeue=True, wait=False)
-
-    async def _apply_acknowledgements(self) -> None:
-        """Have the queue apply what was acknowledged a moment ago: the broker would forget some when the channel closes."""
-        recent = len(self._acknowledged) == _UNDER_WAY and time.monotonic() - self._acknowledged[0] < _APPLIED_SECONDS
-        if recent:
-            async with asyncio.timeout(_BACK_SECONDS):
-                await self.cancel()
-                # What it gives is returned later, behind what was delivered before it.
-                await self._ask_queue()
-                await self._ask_queue()  # see `give_back`
 
 
 @asynccontextmanager
@@ -211,7 +207,7 @@ async def reading(
     purpose: str,
     choose: Choice,
     *,
-    until_back: bool = False,
+    look: bool = False,
     expects: Callable[[], bool] | None = None,
 ) -> AsyncIterator[Reader]:
     """Consume a queue; what was not acknowledged is returned to it at the end.
@@ -220,7 +216,8 @@ async def reading(
         options: how to reach the broker.
         purpose: the connection's name in the broker's management.
         choose: which queue, and with which prefetch: see `rabbitmq.queues`.
-        until_back: end only when what was returned is in the queue, or after two seconds: others may have taken it.
+        look: nothing is acknowledged but by `Reader.remove`. What is returned is not counted as a delivery where the broker
+            allows that, and the end waits until it is in the queue, or for two seconds: others may have taken it.
         expects: whether somebody waits for what is to be delivered. If so for a while, it is found out whether the node is
             cut off from the others, and the reader then ends as if the connection were lost. None: it is not found out.
 
@@ -243,8 +240,7 @@ async def reading(
         finally:
             if watching is not None:
                 watching.cancel()
-            back = await reader.end()
-            if until_back and back:
+            if (back := await reader.end(looked=look)) and look:
                 await _until_all_back(connection, found.queue, back)
 
 

@@ -88,7 +88,6 @@ class Loan:
         self._queue = queue
         self._prefetch = prefetch
         self._unsettled: dict[int, Delivery] = {}
-        self._failed: set[int] = set()
 
     async def take(self, most: int) -> list[Delivery]:
         """What has been delivered, at least one, at most `most`."""
@@ -98,26 +97,22 @@ class Loan:
 
     async def acknowledge(self, tags: Iterable[int]) -> None:
         """Remove these from the queue."""
-        for tag in tags:
-            self._unsettled.pop(tag, None)
+        self.keep(tags)
 
     async def widen(self, prefetch: int, finished: Iterable[int]) -> None:
         """Take more at a time from now on, and remove what is finished."""
         self._prefetch = prefetch
         await self.acknowledge(finished)
 
-    async def cancel(self) -> None:
-        """Nothing more is delivered: nothing is, unless it is taken."""
-
-    def fail(self, tag: int) -> None:
-        """Let this one count as a failed delivery when it is returned at the end."""
-        self._failed.add(tag)
+    def keep(self, tags: Iterable[int]) -> None:
+        """Remove these from the queue."""
+        for tag in tags:
+            self._unsettled.pop(tag, None)
 
     def end(self) -> None:
-        """Return what was not acknowledged. Only what has failed is counted, as RabbitMQ 4.3 does."""
+        """Return what was not acknowledged, and count it as delivered, as RabbitMQ does."""
         self._queue.give_back(
-            replace(delivery, attempts=delivery.attempts + 1) if tag in self._failed else delivery
-            for tag, delivery in self._unsettled.items()
+            replace(delivery, attempts=delivery.attempts + 1) for delivery in self._unsettled.values()
         )
 
 
