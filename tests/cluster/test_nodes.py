@@ -130,7 +130,7 @@ async def test_the_majority_dies_and_comes_back(cluster: Cluster, cluster_url: s
         await until(lambda: any(word in str(service.status.not_ready()) for word in ("consuming", "holding")), 120)
         if cluster.version.startswith("3."):
             # It pauses itself. Nobody answers at any host.
-            await until(lambda: "Connect" in str(service.status.not_ready()), 120)
+            await until(lambda: "connection refused" in str(service.status.not_ready()), 120)
         await asyncio.to_thread(cluster.ensure_running)
         await sending.goes_on()
 
