@@ -111,9 +111,8 @@ class Store:
         self.marked, self.mark, self.unmark = marks.marked, marks.mark, marks.unmark
         trimming = Trimming(partial(self._maintain, self._maintenance))
         self.trim, self.trim_journal, self.inbox_age = trimming.trim, trimming.trim_journal, trimming.inbox_age
-        self._has_xmax: bool | None = (
-            None  # see `table.has_xmax`; None: not known yet. This and the next are set by `look`
-        )
+        # Both are set by `look`.
+        self._has_xmax: bool | None = None  # see `table.has_xmax`; None: not known yet
         self._has_triggers = False  # of others, which may make texts longer
 
     @property
