@@ -257,11 +257,14 @@ async def declare(amqp_url: str, *queues: str, **arguments: Any) -> None:
             await channel.declare_queue(queue, durable=True, arguments={"x-queue-type": "quorum", **arguments})
 
 
-@pytest.mark.parametrize("lingers", [False, True])
+@pytest.mark.parametrize(("lingers", "batches"), [(False, 1), (True, 1), (False, 2)])
 async def test_a_publisher_that_gets_no_confirm_leaves_its_host(
-    own_rabbitmq: RabbitMQ, own_amqp_url: str, lingers: bool
+    own_rabbitmq: RabbitMQ, own_amqp_url: str, lingers: bool, batches: int
 ) -> None:
-    """Together with the connections that are of no use without it; also if it waits for late answers on several channels."""
+    """Together with the connections that are of no use without it.
+
+    Also if it waits for late answers on several channels, and if several batches wait on one.
+    """
     await declare(own_amqp_url, "silent")
     message = Outgoing("", "silent", Properties(), b"1")
     async with two_ways(own_amqp_url) as (_, other, several):
@@ -274,9 +277,11 @@ async def test_a_publisher_that_gets_no_confirm_leaves_its_host(
             options.hosts.connected(next(iter(options.hosts)), "intake", pytest.fail),
         ):
             async with silenced(own_rabbitmq, own_amqp_url, "silent"):
-                trying = asyncio.create_task(keep_publishing(publisher, message, lingers=lingers))
+                trying = [
+                    asyncio.create_task(keep_publishing(publisher, message, lingers=lingers)) for _ in range(batches)
+                ]
                 await left.wait()
-                await end(trying)
+                await end(*trying)
             await other.connected()
             assert "nothing that is sent is confirmed" in str(answers.why)
         await publisher.wait_connected()
@@ -417,8 +422,7 @@ async def test_a_publisher_gets_a_new_connection_where_all_messages_to_an_addres
     await declare(amqp_url, "healthy")
     messages = [Outgoing("", queue, Properties(), b"1") for queue in ("full", "healthy")]
     async with two_ways(amqp_url) as (one, other, several):
-        publisher = Publisher(LinkOptions(several))
-        publisher.refused_seconds = 0.1
+        publisher = Publisher(LinkOptions(several), refused_seconds=0.1)
         running = asyncio.create_task(publisher.run())
         await publisher.wait_connected()
         while one.connections < 2:

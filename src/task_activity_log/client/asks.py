@@ -121,8 +121,8 @@ class Asks:
             on_connected=self._on_connected,
             message_max=self._message_max,
             also_leave=("answers",),  # what others publish elsewhere does not reach a queue on a node that is cut off
+            refused_seconds=_REFUSED_SECONDS,
         )
-        self._publisher.refused_seconds = _REFUSED_SECONDS
         self._listening = asyncio.Event()
         self._listener = asyncio.Lock()
         self._has_listener = False

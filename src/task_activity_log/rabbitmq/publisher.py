@@ -53,10 +53,6 @@ class MessageMax:
 class Publisher:
     """Publishes batches and waits for the broker's answer to every message."""
 
-    refused_seconds = inf
-    """For how long everything to one address may be refused before the connection is replaced. A channel that was opened while a
-    queue had no leader may be refused for ever, and others not (RabbitMQ 3.10). Set by whoever has created it."""
-
     def __init__(
         self,
         options: LinkOptions,
@@ -67,6 +63,7 @@ class Publisher:
         on_lost: Callable[[], None] = lambda: None,
         message_max: MessageMax | None = None,
         also_leave: Collection[str] = (),
+        refused_seconds: float = inf,
     ) -> None:
         """Do not connect yet.
 
@@ -78,13 +75,15 @@ class Publisher:
             on_lost: called when a connection that could publish is lost.
             message_max: told what the broker says about its largest message.
             also_leave: the purposes of the connections that leave a host together with this one, because it confirms nothing.
+            refused_seconds: for how long everything to one address may be refused before the connection is replaced. A channel
+                that was opened while a queue had no leader may be refused for ever, and others not (RabbitMQ 3.10).
         """
         self._options, self._purpose = options, purpose
         self._confirm_timeout = confirm_timeout_seconds
         self._refused_from: dict[tuple[str, str], float] = {}  # by exchange and routing key: since when all is refused
         self._on_connected, self._on_lost = on_connected, on_lost
         self._message_max = message_max or MessageMax()
-        self._also_leave = also_leave
+        self._also_leave, self._refused_seconds = also_leave, refused_seconds
         self._channel: ConfirmChannel | None = None  # this and the next two are set by `_keep_open`
         self._frame_reader: FrameReader | None = None
         self._connected = asyncio.Event()
@@ -94,9 +93,7 @@ class Publisher:
         """Why the last channel ended."""
         self._lingering: list[ConfirmChannel] = []  # those of the present connection that still wait for answers
         self._silent_since: float | None = None  # when the oldest message was sent of those since the last answer
-        self._silent = (
-            False  # whether the next connection must be to another host; this and the one before set by `_linger`
-        )
+        self._silent = False  # whether the next connection must be to another host. Both are set by `_linger`
 
     @property
     def connected(self) -> bool:
@@ -289,7 +286,8 @@ class Publisher:
             batch.on_late = on_late
             self._lingering.append(channel)
         else:
-            self._silent = self._channel is channel and self._is_silent([*self._lingering, channel])
+            # Another batch on the same channel must not take back what the first one has found out.
+            self._silent = self._silent or (self._channel is channel and self._is_silent([*self._lingering, channel]))
         self._leave(channel)
         return lingers
 
@@ -311,7 +309,7 @@ class Publisher:
         return asyncio.get_running_loop().time() - self._silent_since >= limit
 
     def _notice_refusals(self, messages: Sequence[Outgoing], fates: Sequence[Fate]) -> None:
-        if self.refused_seconds == inf or not (self._refused_from or Fate.NACKED in fates):
+        if self._refused_seconds == inf or not (self._refused_from or Fate.NACKED in fates):
             return
         now = asyncio.get_running_loop().time()
         for message, fate in zip(messages, fates, strict=True):
@@ -320,7 +318,7 @@ class Publisher:
                 self._refused_from.setdefault(address, now)
             else:
                 self._refused_from.pop(address, None)
-        if any(now - since > self.refused_seconds for since in self._refused_from.values()):
+        if any(now - since > self._refused_seconds for since in self._refused_from.values()):
             self._refused_from.clear()
             self.renew()
 
