@@ -22,11 +22,11 @@ from sandbox import RabbitMQ
 from task_activity_log import __version__
 from task_activity_log.cli.check import check, findings
 from task_activity_log.cli.check.finding import Finding
-from task_activity_log.cli.check.limits import number
 from task_activity_log.client import PoisonQueue, TaskActivityLog, TaskActivityLogClient, subscribe
 from task_activity_log.postgresql import migrations
 from task_activity_log.postgresql.store import Store
 from task_activity_log.problem import Unavailable
+from task_activity_log.rabbitmq.version import number
 from task_activity_log.settings import load
 from tests.asking import OLDER, OPEN_SCHEMA, Connection, grants
 from tests.commands import Said, command

@@ -9,7 +9,6 @@ import pytest
 from aio_pika.abc import AbstractChannel
 
 from sandbox import RabbitMQ
-from task_activity_log.cli.check.limits import number
 from task_activity_log.client import PoisonQueue, subscribe
 from task_activity_log.client.dead_letters import borrow_dead_letters, borrow_these
 from task_activity_log.client.finding import waiting_replies
@@ -17,6 +16,7 @@ from task_activity_log.rabbitmq.link import LinkOptions
 from task_activity_log.rabbitmq.queues import existing_queue
 from task_activity_log.rabbitmq.reading import reading
 from task_activity_log.rabbitmq.topology import Topology, declare
+from task_activity_log.rabbitmq.version import number
 
 QUEUE = Topology().replies_queue
 COUNT = 80

@@ -8,9 +8,9 @@ import aio_pika
 import aiormq
 
 from sandbox import RabbitMQ
-from task_activity_log.cli.check.limits import number
 from task_activity_log.client import TaskActivityLog, TaskActivityLogClient, Upsert
 from task_activity_log.rabbitmq.topology import Topology, declare
+from task_activity_log.rabbitmq.version import number
 
 TOPOLOGY = Topology()
 

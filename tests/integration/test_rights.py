@@ -12,7 +12,7 @@ import aio_pika
 import pytest
 
 from sandbox import RabbitMQ
-from task_activity_log.cli.check.limits import number
+from task_activity_log.rabbitmq.version import number
 from tests.asking import OLDER, Connection
 from tests.commands import Said, command
 from tests.faults.conversation import conversing, until

@@ -4,6 +4,7 @@ link           one AMQP connection: opened, supervised, and opened again as a wh
 channel        a channel of it: opened, and waited for until it closes
 topology       queues and exchanges: declared, or only checked
 inspection     what AMQP shows of the broker, for `check`
+version        the version of a broker, to compare
 management     the management API, read only, for `check` and the console
 pace           how many messages the broker may send: a state machine                 pure
 intake         deliveries from the request queues, over one connection

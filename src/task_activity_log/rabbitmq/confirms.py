@@ -99,7 +99,7 @@ class ConfirmChannel:
 
     @property
     def unanswered_since(self) -> float:
-        """When the oldest batch began that is not answered, on the event loop's clock; infinity if there is none."""
+        """When the oldest batch began that is not answered, on the event loop's clock; infinity if all are answered."""
         return self._batches[0].began if self._batches else inf
 
     def unanswered_addresses(self) -> set[tuple[str, str]]:

@@ -11,8 +11,9 @@ from aiormq.exceptions import ChannelAccessRefused, ChannelNotFoundEntity
 
 from task_activity_log.partitions import queue_of
 from task_activity_log.problem import Unavailable
-from task_activity_log.rabbitmq.link import LOST, LinkOptions, asking_the_driver, connect, describe, version_of
+from task_activity_log.rabbitmq.link import LOST, LinkOptions, asking_the_driver, connect, describe
 from task_activity_log.rabbitmq.topology import Topology, queue_type
+from task_activity_log.rabbitmq.version import version_of
 
 T = TypeVar("T")
 

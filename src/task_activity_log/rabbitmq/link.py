@@ -195,12 +195,6 @@ async def _addresses(url: str, timeout_seconds: float) -> list[str]:
     return list(dict.fromkeys(str(address[4][0]) for address in found))
 
 
-def version_of(connection: aiormq.abc.AbstractConnection) -> str:
-    """The broker's version; empty if it does not say so."""
-    version = connection.server_properties.get("version")
-    return version.decode() if isinstance(version, bytes) else str(version or "")
-
-
 class _Underlay(UnderlayConnection):
     """The driver's connection, to the virtual host that the URL means.
 

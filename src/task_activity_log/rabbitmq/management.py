@@ -10,11 +10,14 @@ from typing import Any
 from urllib.parse import SplitResult, quote, unquote, urlsplit
 
 from task_activity_log.hosts import Hosts
+from task_activity_log.rabbitmq.version import number
 from task_activity_log.tls import Tls
 
 RETURNS_UNLIMITED = 1_000_000
 """The delivery limit of queues that people look into. Without a limit RabbitMQ 4 deletes a message after 20 returns. -1
 means unlimited there, but 3.10 deletes the message at its first return."""
+_LIMITED_SINCE, _DEFAULT_LIMIT = (4, 0), 20
+"""From this version on, quorum queues have a delivery limit of their own: this one."""
 _SECONDS = 10.0
 
 
@@ -56,16 +59,18 @@ class DeliveryLimit:
         return f"shovel its messages to a queue with x-delivery-limit {RETURNS_UNLIMITED}"
 
 
-def delivery_limit(details: Mapping[str, Any]) -> DeliveryLimit | None:
-    """The limit that a queue's argument or its policies set, as the API shows the queue; None if none of them does.
+def delivery_limit(details: Mapping[str, Any], version: str) -> DeliveryLimit | None:
+    """The limit that a queue's argument or its policies set, as the API shows the queue, or the default of this version.
 
-    RabbitMQ applies the smaller one.
+    RabbitMQ applies the smaller one. None if there is no limit.
     """
     own = (details.get("arguments") or {}).get("x-delivery-limit")
     of_policy = (details.get("effective_policy_definition") or {}).get("delivery-limit")
     names = ", ".join(str(details[kind]) for kind in ("policy", "operator_policy") if details.get(kind))
     found = [DeliveryLimit(limit, name) for limit, name in ((own, ""), (of_policy, names)) if isinstance(limit, int)]
-    return min(found, key=lambda each: each.limit, default=None)
+    has_default = details.get("type") == "quorum" and number(version) >= _LIMITED_SINCE
+    default = DeliveryLimit(_DEFAULT_LIMIT, is_default=True) if has_default else None
+    return min(found, key=lambda each: each.limit, default=default)
 
 
 class Management:
@@ -114,10 +119,6 @@ class Management:
         if not isinstance(found, list):
             raise ManagementError("shows no queues of this virtual host")
         return {queue["name"]: _stats(queue) for queue in found}
-
-    def delivery_limit(self, vhost: str, queue: str) -> DeliveryLimit | None:
-        """The limit of a queue; None if it has none, or does not exist. Raises `ManagementError`."""
-        return delivery_limit(self.one("queues", vhost, queue))
 
     def _get(self, url: str, path: Sequence[str]) -> Any:
         parts = urlsplit(url)

@@ -15,9 +15,10 @@ from task_activity_log.problem import Unavailable
 from task_activity_log.rabbitmq.channel import wait_closed
 from task_activity_log.rabbitmq.confirms import FRAME_MAX, Batch, ConfirmChannel, Late, open_confirming
 from task_activity_log.rabbitmq.frames import FrameReader
-from task_activity_log.rabbitmq.link import LOST, CutOff, LinkOptions, asking_the_driver, connect, supervise, version_of
+from task_activity_log.rabbitmq.link import LOST, CutOff, LinkOptions, asking_the_driver, connect, supervise
 from task_activity_log.rabbitmq.outgoing import Fate, Outgoing
 from task_activity_log.rabbitmq.queues import must_exist
+from task_activity_log.rabbitmq.version import version_of
 
 _OPEN_SECONDS = 2.0
 """A broker that takes longer to open a channel on a connection in use reads nothing from that connection."""
@@ -79,11 +80,10 @@ class Publisher:
                 that was opened while a queue had no leader may be refused for ever, and others not (RabbitMQ 3.10).
         """
         self._options, self._purpose = options, purpose
-        self._confirm_timeout = confirm_timeout_seconds
+        self._confirm_timeout, self._refused_seconds = confirm_timeout_seconds, refused_seconds
         self._refused_from: dict[tuple[str, str], float] = {}  # by exchange and routing key: since when all is refused
         self._on_connected, self._on_lost = on_connected, on_lost
-        self._message_max = message_max or MessageMax()
-        self._also_leave, self._refused_seconds = also_leave, refused_seconds
+        self._message_max, self._also_leave = message_max or MessageMax(), also_leave
         self._channel: ConfirmChannel | None = None  # this and the next two are set by `_keep_open`
         self._frame_reader: FrameReader | None = None
         self._connected = asyncio.Event()

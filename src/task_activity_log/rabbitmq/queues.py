@@ -12,13 +12,14 @@ import aiormq
 from aiormq.exceptions import ChannelAccessRefused, ChannelNotFoundEntity, ChannelPreconditionFailed
 
 from task_activity_log.hosts import vhost
-from task_activity_log.rabbitmq.link import LinkOptions, Missing, version_of
+from task_activity_log.rabbitmq.link import LinkOptions, Missing
 from task_activity_log.rabbitmq.management import (
     RETURNS_UNLIMITED,
     DeliveryLimit,
     ManagementError,
     delivery_limit,
 )
+from task_activity_log.rabbitmq.version import number, version_of
 
 KEPT: Mapping[str, Any] = {"x-queue-type": "quorum", "x-delivery-limit": RETURNS_UNLIMITED}
 """The arguments of queues that keep what nobody has read."""
@@ -26,8 +27,7 @@ KEPT: Mapping[str, Any] = {"x-queue-type": "quorum", "x-delivery-limit": RETURNS
 _FEWEST, _FEWEST_BEFORE = 20, 1_000
 """A queue with a smaller delivery limit is not looked through. Before RabbitMQ 4.3 each look counts as a delivery; since then
 only one that is interrupted."""
-_LOOKS_COUNT_BEFORE, _UNLIMITED_SINCE, _LIMITED_SINCE = (4, 3), (4, 0), (4, 0)
-_DEFAULT_LIMIT = 20
+_LOOKS_COUNT_BEFORE, _UNLIMITED_SINCE = (4, 3), (4, 0)
 _LIMIT = re.compile(r"inequivalent arg 'x-delivery-limit'.* but current is (?:the value )?'(-?\d+)'")
 
 
@@ -100,14 +100,9 @@ def deletes_soon(limit: int, version: str) -> bool:
 
     Since RabbitMQ 4.0 a negative limit means that there is no limit. Before, the broker deletes a message at its first return.
     """
-    number = _number(version)
     if limit < 0:
-        return number < _UNLIMITED_SINCE
-    return limit < (_FEWEST_BEFORE if number < _LOOKS_COUNT_BEFORE else _FEWEST)
-
-
-def _number(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", version)[:2])
+        return number(version) < _UNLIMITED_SINCE
+    return limit < (_FEWEST_BEFORE if number(version) < _LOOKS_COUNT_BEFORE else _FEWEST)
 
 
 async def _limit_shown(options: LinkOptions, queue: str, version: str) -> DeliveryLimit | None:
@@ -119,8 +114,7 @@ async def _limit_shown(options: LinkOptions, queue: str, version: str) -> Delive
         details = await asyncio.to_thread(management.one, "queues", vhost(options.url), queue)
     except ManagementError:
         return None
-    default = details.get("type") == "quorum" and _number(version) >= _LIMITED_SINCE
-    return delivery_limit(details) or (DeliveryLimit(_DEFAULT_LIMIT, is_default=True) if default else None)
+    return delivery_limit(details, version)
 
 
 async def _own_limit(channel: aiormq.abc.AbstractChannel, queue: str) -> DeliveryLimit | None:

@@ -1,7 +1,6 @@
 """A queue that a subscriber reads, or an operator inspects: one connection, which is not rebuilt when lost."""
 
 import asyncio
-import re
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -17,9 +16,10 @@ from task_activity_log.rabbitmq.channel import open_channel
 from task_activity_log.rabbitmq.consumer import Consumer, RabbitDelivery
 from task_activity_log.rabbitmq.cut_off import Watch, commit, count_consumers, stand_in_line, write_metadata
 from task_activity_log.rabbitmq.frames import FrameReader, Inbound
-from task_activity_log.rabbitmq.link import LOST, LinkOptions, asking_the_driver, connect, describe, version_of
+from task_activity_log.rabbitmq.link import LOST, LinkOptions, asking_the_driver, connect, describe
 from task_activity_log.rabbitmq.queues import Choice, Found, stream
 from task_activity_log.rabbitmq.topology import queue_type
+from task_activity_log.rabbitmq.version import number, version_of
 
 PREFETCH_MAX = 65_535
 """The largest prefetch of AMQP 0-9-1, which has two bytes for it."""
@@ -185,8 +185,7 @@ class Reader(Consumer):
                 await asyncio.sleep(_APPLY_SECONDS)
 
     def _nack_does_not_count(self) -> bool:
-        version = re.match(r"(\d+)\.(\d+)", version_of(self._channel.connection))
-        return version is not None and (int(version[1]), int(version[2])) >= _NACK_COUNTS_NOT_SINCE
+        return number(version_of(self._channel.connection)) >= _NACK_COUNTS_NOT_SINCE
 
     async def _return_uncounted(self) -> None:
         """Return everything that was delivered with one `basic.nack`: tag 0 is for all that the broker has sent.
@@ -267,9 +266,8 @@ async def _watch(
             await asyncio.sleep(_WATCH_AFTER_SECONDS)
             async with asyncio.timeout(_ANSWER_SECONDS):
                 can_prove = not _is_before_4(connection) if private else await reader.type() == "quorum"
-            if (
-                not can_prove
-            ):  # a queue of another type is on one node; before RabbitMQ 4 names are not committed by a majority
+            # A queue of another type is on one node; before RabbitMQ 4 names are not committed by a majority.
+            if not can_prove:
                 return
             await Watch(
                 queue,

@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from task_activity_log.cli.check.finding import Finding
-from task_activity_log.cli.check.limits import Limits, judge_kept, judge_length, judge_requests, number, wrong_type
+from task_activity_log.cli.check.limits import Limits, judge_kept, judge_length, judge_requests, wrong_type
 from task_activity_log.cli.check.members import judge_members
 from task_activity_log.cli.check.partitions import has_another_number, judge_consumers, judge_number, judge_slots
 from task_activity_log.cli.check.permissions import lacking
@@ -20,6 +20,7 @@ from task_activity_log.rabbitmq.link import is_certificate_checked
 from task_activity_log.rabbitmq.management import Management, ManagementError
 from task_activity_log.rabbitmq.repartition import look_up
 from task_activity_log.rabbitmq.topology import Topology
+from task_activity_log.rabbitmq.version import number
 from task_activity_log.settings import Settings
 from task_activity_log.telemetry.logs import address, is_local
 from task_activity_log.wiring import link_of, management_of, topology_of

@@ -1,16 +1,14 @@
 """The limits of queues, by their arguments and policies: are messages kept, and given up in time?"""
 
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from task_activity_log.cli.check.finding import Finding
-from task_activity_log.rabbitmq.management import DeliveryLimit, delivery_limit
+from task_activity_log.rabbitmq.management import delivery_limit
 from task_activity_log.rabbitmq.queues import deletes_soon
+from task_activity_log.rabbitmq.version import number
 from task_activity_log.settings import Settings
 
-_LIMITED_BY_DEFAULT, _DEFAULT_LIMIT = (4, 0), 20
-"""From this version on, quorum queues have a delivery limit of their own: this one."""
 _KEPT_LIMIT = 1000
 """Inspecting kept messages returns them, and each return counts: a smaller delivery limit is soon reached."""
 
@@ -30,10 +28,8 @@ class Limits:
         self._arguments = details.get("arguments") or {}
         self._policy = details.get("effective_policy_definition") or {}
         self._version = version
-        self.delivery_limit_in_force = delivery_limit(details)
-        """The limit that an argument or a policy sets, or the broker's default; None if there is none."""
-        if self.delivery_limit_in_force is None and self.kind == "quorum" and number(version) >= _LIMITED_BY_DEFAULT:
-            self.delivery_limit_in_force = DeliveryLimit(_DEFAULT_LIMIT, is_default=True)
+        self.delivery_limit_in_force = delivery_limit(details, version)
+        """The limit that an argument or a policy sets, or the broker's default; None without a limit."""
 
     def get(self, name: str) -> Any:
         """The value in force; None if there is none."""
@@ -129,11 +125,6 @@ def wrong_type(what: str, kind: str) -> Finding:
         return Finding("broken", what, "is a stream", f"{advice}; name a quorum queue in WORKER_REQUESTS_QUEUE")
     advice = f"only quorum queues count deliveries, so a message that crashes workers comes again without end: {_DECLARE_AGAIN}"
     return Finding("broken", what, f"is a {kind} queue", advice)
-
-
-def number(version: str) -> tuple[int, ...]:
-    """Major and minor version, to compare."""
-    return tuple(int(part) for part in re.findall(r"\d+", version)[:2])
 
 
 def _delivery_limit(what: str, limits: Limits, settings: Settings) -> Finding:

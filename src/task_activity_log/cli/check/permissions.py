@@ -3,8 +3,8 @@
 import re
 from collections.abc import Iterator, Mapping
 
-from task_activity_log.cli.check.limits import number
 from task_activity_log.rabbitmq.topology import Topology
+from task_activity_log.rabbitmq.version import number
 
 _DEFAULT_EXCHANGE = "amq.default"
 """The name of the default exchange in permissions."""
