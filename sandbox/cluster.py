@@ -3,7 +3,7 @@
 import secrets
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from urllib.parse import unquote, urlsplit, urlunsplit
@@ -62,19 +62,12 @@ class Cluster:
 
     def url_at(self, url: str) -> str:
         """The AMQP URL of one node with the hosts of all, in their order."""
-        parts = urlsplit(url)
-        login = parts.netloc.rpartition("@")[0]
-        hosts = ",".join(urlsplit(node.url).netloc.rpartition("@")[2] for node in self.nodes)
-        return urlunsplit(parts._replace(netloc=f"{login}@{hosts}"))
+        return _with_hosts(url, [node.url for node in self.nodes])
 
     def url_at_first(self, node: RabbitMQ, url: str) -> str:
         """The AMQP URL with all nodes, this one first, for the virtual host of another URL."""
         first = self.nodes.index(node)
-        parts = urlsplit(self.url_of(node, url))
-        login = parts.netloc.rpartition("@")[0]
-        order = self.nodes[first:] + self.nodes[:first]
-        hosts = ",".join(urlsplit(each.url).netloc.rpartition("@")[2] for each in order)
-        return urlunsplit(parts._replace(netloc=f"{login}@{hosts}"))
+        return _with_hosts(self.url_of(node, url), [each.url for each in self.nodes[first:] + self.nodes[:first]])
 
     def url_of(self, node: RabbitMQ, url: str) -> str:
         """The AMQP URL of one node for the virtual host of another URL."""
@@ -82,10 +75,7 @@ class Cluster:
 
     def management_url(self) -> str:
         """The management URL of all nodes."""
-        parts = urlsplit(self.nodes[0].management_url)
-        login = parts.netloc.rpartition("@")[0]
-        hosts = ",".join(urlsplit(node.management_url).netloc.rpartition("@")[2] for node in self.nodes)
-        return urlunsplit(parts._replace(netloc=f"{login}@{hosts}"))
+        return _with_hosts(self.nodes[0].management_url, [node.management_url for node in self.nodes])
 
     def name_of(self, node: RabbitMQ) -> str:
         """The name of the Erlang node."""
@@ -211,6 +201,14 @@ class Cluster:
     def _all(nodes: Sequence[RabbitMQ], act: Callable[[RabbitMQ], object]) -> None:
         with ThreadPoolExecutor(max_workers=len(nodes)) as pool:
             list(pool.map(act, nodes))
+
+
+def _with_hosts(url: str, urls: Iterable[str]) -> str:
+    """A URL with the hosts of these URLs in place of its own."""
+    parts = urlsplit(url)
+    login = parts.netloc.rpartition("@")[0]
+    hosts = ",".join(urlsplit(each).netloc.rpartition("@")[2] for each in urls)
+    return urlunsplit(parts._replace(netloc=f"{login}@{hosts}"))
 
 
 def _go_on(node: RabbitMQ) -> None:

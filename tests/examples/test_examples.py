@@ -6,7 +6,8 @@ Those for Node need npm: `make test` leaves these tests out, `make test-examples
 import asyncio
 import os
 import sys
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import aio_pika
@@ -45,6 +46,39 @@ async def language(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[list
     return ["node"], tmp_path, "js"
 
 
+@asynccontextmanager
+async def started(
+    language: tuple[list[str], Path, str],
+    program: str,
+    amqp_url: str,
+    *,
+    stdout: int | None = None,
+    stderr: int | None = None,
+) -> AsyncIterator[asyncio.subprocess.Process]:
+    """An example that is ended at the end of the block, if it runs still."""
+    command, directory, ending = language
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        f"{program}.{ending}",
+        cwd=directory,
+        env={**os.environ, "AMQP_URL": amqp_url},
+        stdout=stdout,
+        stderr=stderr,
+    )
+    try:
+        yield process
+    finally:
+        with suppress(ProcessLookupError):
+            process.terminate()
+        await process.wait()
+
+
+async def line_of(stream: asyncio.StreamReader | None) -> bytes:
+    """The next line that an example prints."""
+    assert stream is not None
+    return await asyncio.wait_for(stream.readline(), 60)
+
+
 async def test_the_publisher_prints_the_stored_record(
     amqp_url: str, database_url: str, language: tuple[list[str], Path, str]
 ) -> None:
@@ -58,84 +92,51 @@ async def test_the_publisher_prints_the_stored_record(
 
 async def test_a_broker_that_is_away_is_one_line(language: tuple[list[str], Path, str]) -> None:
     """No traceback. A publisher ends with 1, and a subscriber tries again."""
-    command, directory, ending = language
-    for program in ("publisher", "subscriber"):
-        process = await asyncio.create_subprocess_exec(
-            *command,
-            f"{program}.{ending}",
-            cwd=directory,
-            env={**os.environ, "AMQP_URL": "amqp://guest:guest@127.0.0.1:1/"},
-            stderr=asyncio.subprocess.PIPE,
-        )
-        assert process.stderr is not None
-        try:
-            line = await asyncio.wait_for(process.stderr.readline(), 60)
-            if program == "publisher":
-                assert line.startswith(b"not answered: ")
-                assert await asyncio.wait_for(process.wait(), 60) == 1
-                assert await process.stderr.read() == b""
-            else:
-                assert line.startswith(b"no replies: ")
-                assert line.endswith(b"; trying again in 5 s\n")
-        finally:
-            if process.returncode is None:
-                process.kill()
-            await process.wait()
+    nobody = "amqp://guest:guest@127.0.0.1:1/"
+    async with started(language, "publisher", nobody, stderr=asyncio.subprocess.PIPE) as publisher:
+        assert (await line_of(publisher.stderr)).startswith(b"not answered: ")
+        assert await asyncio.wait_for(publisher.wait(), 60) == 1
+        assert publisher.stderr is not None
+        assert await publisher.stderr.read() == b""
+    async with started(language, "subscriber", nobody, stderr=asyncio.subprocess.PIPE) as subscriber:
+        line = await line_of(subscriber.stderr)
+        assert line.startswith(b"no replies: ")
+        assert line.endswith(b"; trying again in 5 s\n")
 
 
 async def test_the_subscriber_connects_again(
     amqp_url: str, database_url: str, language: tuple[list[str], Path, str]
 ) -> None:
     """After a lost connection it gets what was published since, and the reply that it had not acknowledged."""
-    command, directory, ending = language
-    async with serving(amqp_url, database_url), Proxy.to(amqp_url) as proxy:
-        process = await asyncio.create_subprocess_exec(
-            *command,
-            f"subscriber.{ending}",
-            cwd=directory,
-            env={**os.environ, "AMQP_URL": proxy.url},
-            stdout=asyncio.subprocess.PIPE,
-        )
-        assert process.stdout is not None
-        try:
-            async with conversing(amqp_url, answers=False) as talk:
-                for subject in (b"before", b"after"):
-                    await talk.send(subject=subject.decode())
-                    line = await asyncio.wait_for(process.stdout.readline(), 60)
-                    assert line.endswith(subject + b"\n")
-                    proxy.cut()
-        finally:
-            with suppress(ProcessLookupError):
-                process.terminate()
-            await process.wait()
+    async with (
+        serving(amqp_url, database_url),
+        Proxy.to(amqp_url) as proxy,
+        started(language, "subscriber", proxy.url, stdout=asyncio.subprocess.PIPE) as process,
+        conversing(amqp_url, answers=False) as talk,
+    ):
+        for subject in (b"before", b"after"):
+            await talk.send(subject=subject.decode())
+            assert (await line_of(process.stdout)).endswith(subject + b"\n")
+            proxy.cut()
 
 
 async def test_the_subscriber_follows_the_replies(
     amqp_url: str, database_url: str, language: tuple[list[str], Path, str]
 ) -> None:
     """The subscriber example prints the new state of a record, and does not end at a message that is not a reply."""
-    command, directory, ending = language
     async with serving(amqp_url, database_url), await aio_pika.connect(amqp_url) as connection:
         channel = await connection.channel()
         await channel.default_exchange.publish(
             aio_pika.Message(b"not a reply"), routing_key="task_activity_log.replies"
         )
-        process = await asyncio.create_subprocess_exec(
-            *command,
-            f"subscriber.{ending}",
-            cwd=directory,
-            env={**os.environ, "AMQP_URL": amqp_url},
-            stdout=asyncio.subprocess.PIPE,
-        )
-        assert process.stdout is not None
-        try:
-            async with conversing(amqp_url, answers=False) as talk:
-                foreign = await asyncio.wait_for(process.stdout.readline(), 60)
-                await talk.send(subject="first")
-                line = await asyncio.wait_for(process.stdout.readline(), 60)
-        finally:
-            process.terminate()
-            await process.wait()
+        async with (
+            started(language, "subscriber", amqp_url, stdout=asyncio.subprocess.PIPE) as process,
+            conversing(amqp_url, answers=False) as talk,
+        ):
+            foreign = await line_of(process.stdout)
+            await talk.send(subject="first")
+            line = await line_of(process.stdout)
+            assert process.returncode is None
     assert foreign.startswith(b"not a reply of the worker")
     assert line.startswith(b"inserted ")
     assert line.endswith(b"first\n")

@@ -827,6 +827,20 @@ class TestFailuresThatLast:
         assert run(act).outages == [cause.label] * shown
 
 
+def unable_twice(bench: Bench) -> list[UUID]:
+    """Let the first two reads of a record fail. Returns the records whose reads were tried, as they are."""
+    read, tried = bench.store.read, list[UUID]()
+
+    async def unable(request: Request[Delivery], outcome: Outcome) -> Applied:
+        tried.append(request.record.id)
+        if len(tried) <= 2:
+            raise Unavailable("connection lost")
+        return await read(request, outcome)
+
+    bench.store.read = bench.slow_store.read = unable  # type: ignore[method-assign]
+    return tried
+
+
 async def search_all(
     bench: Bench, wave: Sequence[Request[Delivery]], store: FakeStore
 ) -> list[Sequence[Request[Delivery]]]:
@@ -1012,19 +1026,10 @@ class TestSearch:
             bench.store.leaves_unread = bench.slow_store.leaves_unread = True
             for store in (bench.store, bench.slow_store):
                 store.database = bench.store.database
-            read, failed = bench.store.read, 0
-
-            async def unable(request: Request[Delivery], outcome: Outcome) -> Applied:
-                nonlocal failed
-                failed += 1
-                if failed < 3:
-                    raise Unavailable("connection lost")
-                return await read(request, outcome)
-
-            bench.store.read = bench.slow_store.read = unable  # type: ignore[method-assign]
+            reads = unable_twice(bench)
             await bench.parking.park_untried([[bench.request(subject=subject) for subject in "abc"]], TimedOut(), 0)
             assert await bench.settled(3) == ["a: inserted", "b: inserted", "c: inserted"]
-            assert failed == 4
+            assert len(reads) == 4
 
         run(act)
 
@@ -1032,22 +1037,15 @@ class TestSearch:
         """A trigger may have made it long. While it cannot be read, the request waits with its outcome."""
 
         async def act(bench: Bench) -> None:
-            apply, read, failed = bench.store.apply, bench.store.read, 0
+            apply, reads = bench.store.apply, unable_twice(bench)
 
             async def unread(wave: Sequence[Request[Delivery]], patience: Patience = PATIENT) -> list[Applied]:
                 return [Unread(each.outcome, None) for each in await apply(wave, patience)]
 
-            async def unable(request: Request[Delivery], outcome: Outcome) -> Applied:
-                nonlocal failed
-                failed += 1
-                if failed < 3:
-                    raise Unavailable("connection lost")
-                return await read(request, outcome)
-
-            bench.store.apply, bench.store.read = unread, unable  # type: ignore[method-assign]
+            bench.store.apply = unread  # type: ignore[method-assign]
             await bench.parking.park([bench.request(subject="a")], TimedOut(), 0)
             assert await bench.settled(1) == ["a: inserted"]
-            assert (bench.store.waves, failed) == ([["a"]], 3)
+            assert (bench.store.waves, len(reads)) == ([["a"]], 3)
 
         run(act)
 

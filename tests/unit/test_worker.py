@@ -826,16 +826,22 @@ async def test_long_replies_to_many_requests_of_a_record_are_not_published_toget
     assert max(together) <= 2
 
 
-async def test_long_records_that_were_left_unread_delay_no_others() -> None:
-    """They are stored and are read apart. A later request of one of them waits behind it, and its reply comes later."""
-    bench = Bench()
-    read, readable = bench.store.read, asyncio.Event()
+def read_after(readable: asyncio.Event, bench: Bench) -> None:
+    """Let nothing be read again before this event."""
+    read = bench.store.read
 
     async def read_later(request: Request[Delivery], outcome: Outcome) -> Applied:
         await readable.wait()
         return await read(request, outcome)
 
-    bench.store.leaves_unread, bench.store.read = True, read_later  # type: ignore[method-assign]
+    bench.store.read = read_later  # type: ignore[method-assign]
+
+
+async def test_long_records_that_were_left_unread_delay_no_others() -> None:
+    """They are stored and are read apart. A later request of one of them waits behind it, and its reply comes later."""
+    bench = Bench()
+    bench.store.leaves_unread, readable = True, asyncio.Event()
+    read_after(readable, bench)
     record = uuid4()
     bench.intake.put(upsert(subject="first"), upsert(record, subject="unread"), upsert(subject="unread too"))
     async with bench.running():
@@ -872,13 +878,8 @@ async def test_records_that_were_left_unread_are_read_one_by_one() -> None:
 async def test_a_batch_is_answered_with_some_long_replies_and_the_others_come_apart() -> None:
     """What follows in the batch, and the batches behind it, do not wait for them; nor do long records whose replies are few."""
     bench = Bench()
-    read, readable = bench.store.read, asyncio.Event()
-
-    async def read_later(request: Request[Delivery], outcome: Outcome) -> Applied:
-        await readable.wait()
-        return await read(request, outcome)
-
-    bench.store.read = read_later  # type: ignore[method-assign]
+    readable = asyncio.Event()
+    read_after(readable, bench)
     long = [upsert(subject="\x01" * 43_000) for _ in range(50)]  # each reply has 258 kB, six bytes for each character
     bench.intake.put(*long, upsert(subject="behind"))
     async with bench.running():

@@ -136,6 +136,7 @@ class Pages:
         """What became of a message or a record: its row, its dead letters, its replies, and what the journal says."""
         console, name = self.console, request.query_params.get("name", "").strip()
         record = uuid_of(name) if request.state.user.sees_bodies else None
+        everything = "all" in request.query_params
         context: dict[str, Any] = {"name": name, "letters": [], "heard": [], "waiting": Waiting([], 0, 0)}
         if name:
             wanted = partial(is_reply_of, name=name, record=record)
@@ -143,9 +144,9 @@ class Pages:
             found = await asyncio.to_thread(lambda: [each for each in every if is_letter_of(each.raw, name, record)])
             heard = [heard for heard in console.replies.latest if wanted(heard.reply)]
             answers, no_journal = await console.answers(name, record)
-            waiting, unread = await self._waiting_replies(wanted, everything="all" in request.query_params)
+            waiting, unread = await self._waiting_replies(wanted, everything=everything)
             context |= {"letters": found, "heard": heard, "waiting": waiting, "unread": unread}
-            context |= {"answers": answers, "no_journal": no_journal, "everything": "all" in request.query_params}
+            context |= {"answers": answers, "no_journal": no_journal, "everything": everything}
             ids = [*(letter.record_id for letter in found), *(answer["record_id"] for answer in answers)]
             record = next(filter(None, ids), record)
         row, problem = await console.row(record) if record else (None, "")
