@@ -35,6 +35,7 @@ from tests.askers import (
 )
 from tests.broker_control import elect, largest_message, silenced
 from tests.faults.conversation import TOPOLOGY
+from tests.faults.test_hostile_bodies import lost_connections
 
 NEVER = "600"
 """Seconds until a reply is given up, where the test shows that nobody waits for it."""
@@ -381,6 +382,37 @@ async def test_a_silent_queue_bound_to_the_replies_exchange_stops_nobody(apart: 
     async with silenced(own_rabbitmq, apart.amqp_url, silent.name):
         copies = await copies_of_a_healthy_subscriber(apart)
         assert max(copies.values(), default=0) <= 2
+
+
+async def test_nothing_is_answered_again_and_again_because_a_queue_stays_silent(
+    apart: Scene, own_rabbitmq: RabbitMQ
+) -> None:
+    """Each reply is in a batch of its own, of which each could hold a channel. There are more than may be held."""
+    silent = await quorum_queue(apart.talk)
+    await silent.bind(TOPOLOGY.replies_exchange, "#")
+    async with silenced(own_rabbitmq, apart.amqp_url, silent.name), apart.worker() as service:
+        for _ in range(24):
+            await apart.answer_to(await apart.talk.send())
+        await apart.settled(service)
+        assert lost_connections(service) == 0
+    apart.read_on()
+    assert len(apart.copies) == 24
+    assert max(apart.copies.values()) <= 2
+    assert apart.events_of("holding") == []
+
+
+async def test_many_replies_at_once_do_not_wait_for_a_silent_queue(apart: Scene, own_rabbitmq: RabbitMQ) -> None:
+    """One batch holds the connection, because the broker reads some hundreds of messages for a channel that waits."""
+    silent = await quorum_queue(apart.talk)
+    await silent.bind(TOPOLOGY.replies_exchange, "#")
+    sent = {await apart.talk.send() for _ in range(800)}
+    async with silenced(own_rabbitmq, apart.amqp_url, silent.name), apart.worker(WORKER_BATCH_MAX="800") as service:
+        answered = {str((await apart.talk.answers.get()).correlation_id)}
+        while answered != sent:
+            answered.add(str((await apart.talk.answers.get()).correlation_id))
+        await apart.innocents_are_answered()
+        await apart.settled(service)
+    assert apart.events_of("stood_down") == []
 
 
 async def copies_of_a_healthy_subscriber(one: Scene) -> Counter[str]:

@@ -2,6 +2,9 @@
 
 A subscriber may bind a queue of its own. If that queue refuses a reply or never confirms it, the broker confirms the reply
 for no queue at all. It is then published once more, to the replies queue alone, so that nobody waits for the subscriber.
+
+A queue that is silent holds the channel, and the connection behind some hundreds of replies. So while one is, a few replies
+of a batch go to the exchange, as long as few channels are held; the others go to the replies queue alone, at once.
 """
 
 from __future__ import annotations
@@ -25,6 +28,8 @@ _PATIENCE_SECONDS = 2.0
 _SILENT_PATIENCE_SECONDS = 0.25
 """Used for half a minute after the exchange has not confirmed in time."""
 _SILENT_SECONDS = 30.0
+_SILENT_MAX = 32
+"""How many replies of a batch go to the exchange then."""
 _LOG_SECONDS = 60.0
 
 
@@ -49,22 +54,34 @@ class RepliesExchange:
         Raises:
             Unavailable: the broker is away, or the replies queue takes nothing. Some may be confirmed.
         """
-        messages = [
-            Outgoing(self._exchange, routing_key(each), properties, each.body)
-            for each, properties in zip(replies, properties_of_all(replies), strict=True)
-        ]
-        silent = time.monotonic() < self._silent_until
-        patience = _SILENT_PATIENCE_SECONDS if silent else _PATIENCE_SECONDS
-        fates = await self._publisher.publish(messages, patience, _ignored)
-        left = _sort(fates, confirmed)
+        silent = time.monotonic() < self._silent_until or not self._publisher.has_room_for_late
+        count = len(replies) if not silent else _SILENT_MAX if self._publisher.has_room_for_late else 0
+        fates = await self._publish_to_exchange(
+            replies[:count], _SILENT_PATIENCE_SECONDS if silent else _PATIENCE_SECONDS
+        )
+        left = [*_sort(fates, confirmed), *range(len(fates), len(replies))]
         if Fate.LOST in fates:
             raise Unavailable("publisher connection lost", self._publisher.last_reason)
         if Fate.RETURNED in fates:
             raise Unavailable("replies returned", f"no queue takes what {self._exchange} is sent")
         if left:
-            why = Fate.UNCONFIRMED if Fate.UNCONFIRMED in fates else Fate.NACKED
+            why = Fate.NACKED if Fate.NACKED in fates and Fate.UNCONFIRMED not in fates else Fate.UNCONFIRMED
             await self._publish_to_queue([replies[position] for position in left], lambda n: confirmed(left[n]))
             self._not_taken(why, len(left))
+
+    async def _publish_to_exchange(self, replies: Sequence[Reply], patience_seconds: float) -> list[Fate]:
+        """Publish these, and remember whether the exchange was silent."""
+        messages = [
+            Outgoing(self._exchange, routing_key(each), properties, each.body)
+            for each, properties in zip(replies, properties_of_all(replies), strict=True)
+        ]
+        began = time.monotonic()
+        fates = await self._publisher.publish(messages, patience_seconds, _ignored)
+        now = time.monotonic()
+        # Whatever could not be written in time is lost, because the connection takes nothing more.
+        if Fate.UNCONFIRMED in fates or (Fate.LOST in fates and now - began >= patience_seconds):
+            self._silent_until = now + _SILENT_SECONDS
+        return fates
 
     async def _publish_to_queue(self, replies: Sequence[Reply], confirmed: Callable[[int], None]) -> None:
         messages = [Outgoing("", self._queue, properties_of(each), each.body) for each in replies]
@@ -76,8 +93,6 @@ class RepliesExchange:
 
     def _not_taken(self, why: Fate, count: int) -> None:
         now = time.monotonic()
-        if why is Fate.UNCONFIRMED:
-            self._silent_until = now + _SILENT_SECONDS
         self._on_not_taken(why.value, count)
         if now >= self._log_from:
             self._log_from = now + _LOG_SECONDS

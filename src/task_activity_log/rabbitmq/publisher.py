@@ -138,6 +138,11 @@ class Publisher:
             return ""
         return version_of(self._channel.channel.connection)
 
+    @property
+    def has_room_for_late(self) -> bool:
+        """Whether one more channel may wait for late answers. The other half is for what is published at the same time."""
+        return sum(not channel.settled for channel in self._lingering) < _LINGERING_MAX // 2
+
     async def wait_connected(self) -> None:
         """Return once there is a channel to publish on."""
         await self._connected.wait()
@@ -281,10 +286,12 @@ class Publisher:
         host if this one confirms nothing at all, as a node does that is cut off from the others.
         """
         self._lingering = [one for one in self._lingering if not one.settled]
-        lingers = on_late is not None and batch.written and len(self._lingering) < _LINGERING_MAX
+        waits = channel in self._lingering  # another batch on the same channel was unconfirmed before
+        lingers = on_late is not None and batch.written and (waits or len(self._lingering) < _LINGERING_MAX)
         if lingers:
             batch.on_late = on_late
-            self._lingering.append(channel)
+            if not waits:
+                self._lingering.append(channel)
         else:
             # Another batch on the same channel must not take back what the first one has found out.
             self._silent = self._silent or (self._channel is channel and self._is_silent([*self._lingering, channel]))
