@@ -86,6 +86,19 @@ async def test_every_message_is_stored_answered_and_acknowledged() -> None:
     assert bench.intake.acknowledged == deliveries
 
 
+async def test_long_texts_are_stored_by_several_statements() -> None:
+    """One statement for all of a batch would take so long on a busy machine that its rows would be searched for slow ones."""
+    bench = Bench()
+    deliveries = [upsert(subject="s" * 250_000) for _ in range(14)]
+    bench.intake.put(*deliveries, upsert())
+    async with bench.running():
+        await bench.watch.settled(15)
+    texts = [sum(len(subject or "") for subject in wave) for wave in bench.store.waves]
+    assert max(texts) <= 2**20
+    assert len(texts) == 4
+    assert bench.outcomes == ["inserted"] * 15
+
+
 async def test_an_id_is_applied_in_the_order_delivered() -> None:
     """Three upserts of one id in one batch are three waves. Each reply has the record as it was after that upsert."""
     bench = Bench()

@@ -26,6 +26,10 @@ _WARNED_LEAST_SECONDS = 0.25
 _SEARCH_SECONDS = 0.5
 """How long rows that fail are searched for here."""
 
+_STATEMENT_BYTES = 2**20
+"""How long the bodies of one statement may be together. Long texts take long on a busy machine. If a statement takes too long,
+its rows are searched for slow ones: of 32 rows with the longest bodies, all were parked, batch after batch. Shorter
+statements cost next to nothing more."""
 _LOST_MAX = 2
 """So often may the connection be lost while the same part is written. Then the part is at fault: one of its rows may crash the
 server, and the probe that follows does not pass until the server has recovered."""
@@ -68,8 +72,18 @@ class Search(Generic[D]):
 
     def _of_usual_size(self, part: Sequence[Request[D]]) -> list[Sequence[Request[D]]]:
         """A part in parts that a statement may have, in reverse."""
-        size = self._timing.rows(len(part))
-        return [part[start : start + size] for start in range(0, len(part), size)][::-1] if part else []
+        rows, sizes = self._timing.rows(len(part)), [len(request.delivery.body) for request in part]
+        if len(part) <= rows and sum(sizes) <= _STATEMENT_BYTES:
+            return [part] if part else []
+        parts: list[list[Request[D]]] = []
+        left = 0
+        for request, size in zip(part, sizes, strict=True):
+            if not parts or len(parts[-1]) >= rows or size > left:
+                parts.append([])
+                left = _STATEMENT_BYTES
+            parts[-1].append(request)
+            left -= size
+        return list[Sequence[Request[D]]](reversed(parts))
 
     async def next(self) -> Sequence[Request[D]]:
         """The part that is tried next; empty if there are no more. When the time is over, all that is left is parked."""
