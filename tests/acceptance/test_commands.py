@@ -1,6 +1,7 @@
 """`publish`, `replies` and `dead-letters` as users run them: as processes, with files, pipes, signals and a terminal."""
 
 import asyncio
+import errno
 import gzip
 import json
 import os
@@ -8,6 +9,7 @@ import re
 import shlex
 import signal
 import sys
+import tempfile
 from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -105,6 +107,11 @@ async def test_invalid_records_are_sent_on_request_and_what_the_worker_rejects_i
         assert "2 answered in" in said.err
         assert f"1 {outcome}, 1 rejected" in said.err
         assert len(rejected.read_text().splitlines()) == 1
+    kept = rejected.read_text()
+    same = ("publish", str(rejected), "--run", "tonight", "--rejected", str(rejected))
+    said = await command(*same, AMQP_URL=world.amqp_url)  # what is corrected there must not be lost
+    assert (said.code, rejected.read_text()) == (2, kept)
+    assert "its records are read: name another file for the rejected records" in said.err
     rejected.write_text("a file of somebody else\n")
     said = await command(*arguments, AMQP_URL=world.amqp_url)
     assert (said.code, rejected.read_text()) == (2, "a file of somebody else\n")
@@ -222,10 +229,10 @@ async def test_a_continued_run_is_given_as_a_whole_command(
     )
     said = await command("publish", str(file), *options, AMQP_URL=amqp_url)
     assert said.code == 1
-    again = f"publish '{file}' --merge --strict --no-partitioned --yes --rejected {rejected} --run tonight (records"
+    again = f"publish '{file}' --merge --strict --no-partitioned --yes --rejected {rejected} --timeout 1.5 --run tonight (records"
     assert f"0 of 1 were answered. To continue: task-activity-log {again}" in said.err
     words = shlex.split(again.removesuffix(" (records"))
-    said = await command(*words, "--timeout", "1.5", AMQP_URL=amqp_url)  # the file of the rejected is written again
+    said = await command(*words, AMQP_URL=amqp_url)  # the file of the rejected is written again
     assert (said.code, len(rejected.read_text().splitlines())) == (1, 1)
     assert len(set(await names(channel, TOPOLOGY.requests_queue))) == 1  # twice the same message_id
 
@@ -420,6 +427,10 @@ async def test_what_is_not_published_of_a_folder_is_named(tmp_path: Path) -> Non
     said = await command("publish", "--dry-run", str(tmp_path))
     assert said.code == 0
     assert f"{tmp_path}: 2 files skipped, not .json, .jsonl, .ndjson, .xml, .csv: calls.xlsx, notes.txt" in said.err
+    (tmp_path / "more").symlink_to(tmp_path)
+    said = await command("publish", "--dry-run", str(tmp_path))
+    skipped = "1 skipped, not files: links to folders or to nothing, pipes or devices: more"
+    assert (said.code, f"{tmp_path}: {skipped}" in said.err) == (0, True)
 
 
 async def test_a_long_look_at_a_file_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
@@ -765,6 +776,7 @@ async def reject(
         content_type=content_type,
         message_id=name,
         app_id="crm",
+        timestamp=datetime(2026, 1, 1, tzinfo=UTC),
         headers={"x-error-code": code, "x-error-detail": "Why not.", "x-first-seen": "2026-01-01T00:00:00Z", **headers},
     )
     await channel.default_exchange.publish(message, TOPOLOGY.dead_letters_queue)
@@ -805,6 +817,7 @@ async def test_dead_letters_are_listed_shown_and_exported(
     each = await command("dead-letters", "list", "--json", "--code", "refused_by_database", AMQP_URL=amqp_url)
     assert [json.loads(one)["message_id"] for one in each.lines] == ["two", "three"]
     shown = await command("dead-letters", "show", "one", AMQP_URL=amqp_url)
+    assert "timestamp       2026-01-01 00:00:00 UTC" in shown.out
     assert "invalid_uuid: Why not." in shown.out
     assert "if sent today   rejected: malformed_json: Send JSON" in shown.out
     assert "\x1b" not in shown.out
@@ -852,6 +865,73 @@ async def test_only_dead_letters_that_would_be_accepted_are_replayed(
     assert await names(channel, TOPOLOGY.dead_letters_queue) == []
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+async def test_a_command_that_is_terminated_while_its_editor_is_open_sends_nothing(
+    channel: AbstractChannel, amqp_url: str, tmp_path: Path, number: int, code: int
+) -> None:
+    """The editor is told to end as well, and the edits are kept. Ctrl-C alone is meant for the editor."""
+    await reject(channel, "one", '{"id": "nope"}', "invalid_uuid")
+    editor, opened = tmp_path / "editor", tmp_path / "opened"
+    os.mkfifo(opened)
+    editor.write_text(f'#!/bin/sh\nsed -i "s/nope/{uuid4()}/" "$1"\necho "$1" > {opened}\nexec sleep 600\n')
+    editor.chmod(0o755)
+    before = signal.signal(number, signal.SIG_DFL)  # see `test_a_terminated_publish_says_how_to_continue`
+    variables = {"EDITOR": str(editor), "VISUAL": "", "TMPDIR": str(tmp_path)}
+    process = await start("dead-letters", "replay", "--all", "--edit", AMQP_URL=amqp_url, **variables)
+    signal.signal(number, before)
+    file = Path((await asyncio.to_thread(opened.read_text)).strip())
+    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
+    said = await end(process)
+    assert said.code == code
+    assert f"your edits are in {file.parent}" in said.err
+    assert "interrupted; dead letters that were not replayed are still in the queue" in said.err
+    assert "nope" not in await asyncio.to_thread(file.read_text)
+    assert await names(channel, TOPOLOGY.requests_queue) == []
+    assert await names(channel, TOPOLOGY.dead_letters_queue) == ["one"]
+
+
+async def test_a_replay_asks_on_a_terminal(channel: AbstractChannel, amqp_url: str) -> None:
+    """Like `discard`. It does not with --yes, nor where there is no terminal, as in scripts."""
+    await reject(channel, "one", line(), "refused_by_database")
+    replay = [COMMAND, "dead-letters", "replay", "--all"]
+    told = await asyncio.to_thread(on_a_terminal, replay, answer="n", AMQP_URL=amqp_url)
+    assert "Replay 1 dead letter? [y/N]" in told
+    assert "nothing was replayed" in told
+    for options, asked in (([], True), (["--yes"], False), (["--dry-run"], False)):
+        told = await asyncio.to_thread(on_a_terminal, [*replay, *options], answer="y", AMQP_URL=amqp_url)
+        assert ("[y/N]" in told) is asked
+        if "--dry-run" not in options:
+            assert "1 replayed" in told
+            assert await names(channel, TOPOLOGY.requests_queue) == ["one"]
+            await reject(channel, "one", line(), "refused_by_database")
+    assert await names(channel, TOPOLOGY.dead_letters_queue) == ["one"]
+
+
+async def test_an_editor_that_cannot_run_is_one_line(
+    channel: AbstractChannel, amqp_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Quotes that do not end, and a file system that cannot be written: nothing is said about the message."""
+    await reject(channel, "one", '{"id": "nope"}', "invalid_uuid")
+    replay = ("dead-letters", "replay", "--all", "--edit")
+    said = await command(*replay, AMQP_URL=amqp_url, EDITOR="vi 'x", VISUAL="")
+    assert (said.code, said.lines) == (1, [])
+    assert "cannot run vi 'x: its quotes do not end; set EDITOR" in said.err
+    assert "cannot be sent" not in said.err
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    for owner, name, words in (
+        (Path, "write_bytes", "No space left on device; nothing was replayed"),
+        (tempfile, "mkdtemp", "no folder for a file to edit: No space left on device; set TMPDIR to one that can be"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, full)
+            said = await command(*replay, AMQP_URL=amqp_url, EDITOR="true", VISUAL="", TMPDIR=str(tmp_path))
+        assert (said.code, said.lines, words in said.err) == (1, [], True)
+
+
 async def test_a_header_that_would_be_rejected_again_can_be_corrected(channel: AbstractChannel, amqp_url: str) -> None:
     """Replayed as it is, it would only come back. The editor opens the headers, as no body can solve it."""
     await reject(channel, "versioned", line(), "invalid_version", **{"x-version": "one", "mine": "stays"})
@@ -860,7 +940,12 @@ async def test_a_header_that_would_be_rejected_again_can_be_corrected(channel: A
         assert said.code == 3
         assert "versioned: kept, as it would be rejected again: invalid_version" in said.err
     assert await names(channel, TOPOLOGY.requests_queue) == []
-    for editor, words in (("rm", "No such file or directory after rm"), ("sed -i s/.one./{/", "cannot be sent")):
+    deep = f"sed -i s/.one./{'[' * 3_000}{']' * 3_000}/"
+    for editor, words in (
+        ("rm", "No such file or directory after rm"),
+        ("sed -i s/.one./{/", "cannot be sent"),
+        (deep, "cannot be sent: it is nested too deeply"),
+    ):
         said = await end(await start("dead-letters", "replay", "versioned", "--edit", AMQP_URL=amqp_url, EDITOR=editor))
         assert (said.code, said.lines, words in said.err) == (1, [], True)
     edited = await end(

@@ -3,7 +3,8 @@
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NoReturn
 
 from task_activity_log.cli.terminal import say
@@ -64,6 +65,20 @@ def output_lost(lost: OutputLost) -> int:
     return FAILED
 
 
+@contextmanager
+def ignoring_interrupts() -> Iterator[None]:
+    """Ctrl-C does nothing here meanwhile: it is meant for another program. SIGTERM and SIGHUP end the command all the same."""
+    before = signal.signal(signal.SIGINT, _ignore)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _ignore(_: int, __: object) -> None:
+    pass
+
+
 def _stop_on_signals() -> list[int]:
     """Let SIGTERM and SIGHUP end a command as Ctrl-C does; returns a list that then has the signal.
 
@@ -73,7 +88,8 @@ def _stop_on_signals() -> list[int]:
 
     def stop(number: int, _: object) -> None:
         stopped.append(number)
-        if signal.getsignal(signal.SIGINT) in (signal.SIG_IGN, None):  # a job that a shell started in the background
+        # A job that a shell started in the background, or Ctrl-C is meant for another program.
+        if signal.getsignal(signal.SIGINT) in (signal.SIG_IGN, None, _ignore):
             raise KeyboardInterrupt
         signal.raise_signal(signal.SIGINT)  # asyncio has a handler for it
 

@@ -208,6 +208,7 @@ def replay(
         bool,
         typer.Option("--over-newer", help="Also replay those whose row has changed since they were rejected."),
     ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation on a terminal.")] = False,
 ) -> int:
     """Send dead letters again, as the requests that they were: same message_id, properties and headers.
 
@@ -224,6 +225,10 @@ def replay(
     from task_activity_log.cli.dead_letters import editing, replaying
 
     letters = selection.copies()
+    asks = letters and sys.stdin.isatty() and not (yes or dry_run or edit)
+    if asks and not agreed(f"Replay {counted(len(letters), 'dead letter')}?"):
+        say("nothing was replayed")
+        return DONE
     unchanged = [(letter.key, letter) for letter in letters]
     with editing.edited(letters, selection.settings) if edit else nullcontext(unchanged) as requests:
         if edit and not requests:

@@ -4,7 +4,6 @@ import os
 import re
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -14,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from task_activity_log import wire
+from task_activity_log.cli.exit_codes import ignoring_interrupts
 from task_activity_log.cli.terminal import indented, say
 from task_activity_log.client import ClientError
 from task_activity_log.client.dead_letters import DeadLetter, judged
@@ -33,25 +33,36 @@ _OF_THE_HEADER = frozenset(
     }
 )
 """Problems that no body can solve: the content type, the content encoding or a header is at fault."""
+_EDITOR_SECONDS = 5.0
+"""How long an editor that is told to end may take."""
 
 
 @contextmanager
 def edited(letters: Iterable[DeadLetter], settings: Settings) -> Iterator[list[tuple[str, DeadLetter]]]:
     """Open each dead letter in the editor: those that the contract accepts now, each with the key of the rejected one.
 
-    The files are kept if something fails afterwards. Raises `ClientError` if the editor does not run, or fails.
+    The files are kept if something fails afterwards, or the command is told to end meanwhile. Raises `ClientError` if the
+    editor does not run, or fails.
     """
-    folder = Path(tempfile.mkdtemp(prefix="dead-letters-"))  # readable by its owner only
+    try:
+        folder = Path(tempfile.mkdtemp(prefix="dead-letters-"))  # readable by its owner only
+    except OSError as error:
+        raise ClientError(
+            f"no folder for a file to edit: {error.strerror}; set TMPDIR to one that can be written"
+        ) from None
     requests: list[tuple[str, DeadLetter]] = []
-    keep = True
+    keep, interrupted = True, False
     try:
         for letter in letters:
             request = _edited(letter, rules_of(settings), folder)
             requests += [] if request is None else [(letter.key, request)]
         yield requests
         keep = False
+    except KeyboardInterrupt:
+        interrupted = True
+        raise
     finally:
-        if requests and keep:
+        if (requests and keep) or (interrupted and any(folder.iterdir())):
             say(f"your edits are in {folder}")
         else:
             shutil.rmtree(folder, ignore_errors=True)
@@ -80,8 +91,17 @@ def _edited(letter: DeadLetter, rules: Rules, folder: Path) -> DeadLetter | None
             notes = reasons(found)
             for reason in notes:
                 say(f"{letter.name}: would be rejected again: {reason}")
-        if not sys.stdin.isatty() or input("Edit it again? [Y/n] ").strip().lower() in ("n", "no"):
+        if not _again():
             return None
+
+
+def _again() -> bool:
+    """Ask whether to edit it again. The end of the input means no."""
+    if not sys.stdin.isatty():
+        return False
+    print("Edit it again? [Y/n] ", end="", file=sys.stderr, flush=True)
+    answer = sys.stdin.readline()
+    return answer.strip().lower() not in ("n", "no") if answer else False
 
 
 def _body_in_editor(letter: DeadLetter, reasons: Sequence[str], folder: Path) -> DeadLetter | None:
@@ -114,21 +134,26 @@ def _header_in_editor(letter: DeadLetter, folder: Path) -> DeadLetter | None:
     after = _in_editor(letter, before, ".header.json", folder)
     if after == before:
         return None
-    return replace(letter, corrected=corrected(request, after))
+    try:
+        return replace(letter, corrected=corrected(request, after))
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def _in_editor(letter: DeadLetter, content: bytes, suffix: str, folder: Path) -> bytes:
     """The content as the editor leaves it: bytes, since editors know about encodings."""
     editor = os.environ.get("VISUAL") or os.environ.get("EDITOR") or "vi"
-    file = folder / f"{re.sub('[^A-Za-z0-9-]', '_', letter.name)[:100]}{suffix}"
-    file.write_bytes(content)
-    before = signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl-C is meant for the editor
+    file = _file(letter, suffix, folder)
     try:
-        status = subprocess.run([*shlex.split(editor), str(file)], check=False).returncode  # noqa: S603 - the user's own
+        file.write_bytes(content)
+    except OSError as error:
+        raise ClientError(f"{file}: {error.strerror}; nothing was replayed") from None
+    try:
+        status = _run([*shlex.split(editor), str(file)])
     except OSError as error:
         raise ClientError(f"cannot run {editor}: {error.strerror}; set EDITOR") from None
-    finally:
-        signal.signal(signal.SIGINT, before)
+    except ValueError:
+        raise ClientError(f"cannot run {editor}: its quotes do not end; set EDITOR") from None
     if status != 0:
         raise ClientError(f"{editor} exited with status {status}; nothing was replayed")
     try:
@@ -136,3 +161,24 @@ def _in_editor(letter: DeadLetter, content: bytes, suffix: str, folder: Path) ->
     except OSError as error:
         raise ClientError(f"{file}: {error.strerror} after {editor}; nothing was replayed") from None
     return changed if content.endswith(b"\n") else changed.removesuffix(b"\n")  # which editors add
+
+
+def _file(letter: DeadLetter, suffix: str, folder: Path) -> Path:
+    """The file to edit it in. Another letter with the same name has another one, so that all edits are kept."""
+    name = re.sub("[^A-Za-z0-9-]", "_", letter.name)[:100]
+    digest = letter.key.rpartition(" ")[2][:8]
+    return folder / f"{name}.{digest}{suffix}"
+
+
+def _run(words: Sequence[str]) -> int:
+    """Run the editor and return its status. If this command is told to end meanwhile, the editor is told as well."""
+    with ignoring_interrupts(), subprocess.Popen(words) as process:  # noqa: S603 - the user's own
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            process.terminate()
+            try:
+                process.wait(_EDITOR_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+            raise

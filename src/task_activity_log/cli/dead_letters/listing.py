@@ -58,9 +58,11 @@ def in_full(letter: DeadLetter, selection: Selection) -> str:
         lines += [f"  if sent today   rejected: {reason}" for reason in exported.reasons(found)]
     else:
         lines.append("  if sent today   accepted by the contract")
-    for name in ("content_type", "content_encoding", "correlation_id", "reply_to", "app_id", "type", "timestamp"):
+    for name in ("content_type", "content_encoding", "correlation_id", "reply_to", "app_id", "type"):
         if (value := getattr(letter.properties, name)) is not None:
             lines.append(f"  {name:14}  {value}")
+    if letter.sent is not None:
+        lines.append(f"  timestamp       {letter.sent:%Y-%m-%d %H:%M:%S %Z}")
     lines += [f"  header          {name}: {value!r}" for name, value in sorted(shown_headers(letter).items())]
     # A line feed of the publisher's would make a line that looks like one of ours.
     return "\n".join([*map(_as_one_line, lines), printable(readable(letter.body)), ""])
@@ -73,7 +75,7 @@ def _as_one_line(text: str) -> str:
 def export(file: Path, letters: Sequence[DeadLetter]) -> None:
     """Write a new file, and return once it is on disk.
 
-    Raises `ClientError` if it exists, or cannot be written: no part of it is left then.
+    Raises `ClientError` if it exists, or cannot be written: no part of it is left then, nor after Ctrl-C.
     """
     try:
         written = file.open("x", encoding="utf-8")
@@ -86,6 +88,8 @@ def export(file: Path, letters: Sequence[DeadLetter]) -> None:
             written.writelines(f"{exported.letter_line(letter)}\n" for letter in letters)
             written.flush()
             os.fsync(written.fileno())
-    except OSError as error:
+    except BaseException as error:
         file.unlink(missing_ok=True)  # part of a copy would pass for one
-        raise ClientError(f"{file}: {error.strerror}; nothing was written") from None
+        if isinstance(error, OSError):
+            raise ClientError(f"{file}: {error.strerror}; nothing was written") from None
+        raise
