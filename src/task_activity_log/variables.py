@@ -25,7 +25,8 @@ def explained(invalid: ValidationError, variable: Callable[[str], str]) -> Itera
             continue
         if error["loc"] == ("http_port",) and str(error.get("input")).startswith("tcp://"):
             text += "; Kubernetes sets it for a service named http: set it yourself, or enableServiceLinks: false"
-        yield f"{variable(str(error['loc'][0]))}: {text[:1].lower()}{text[1:]}{_instead(error)}"
+        lowered = text if text[:2].isupper() else f"{text[:1].lower()}{text[1:]}"  # PGPORT stays as it is
+        yield f"{variable(str(error['loc'][0]))}: {lowered}{_instead(error)}"
 
 
 _SHOWN_MAX = 40

@@ -229,6 +229,10 @@ def test_verify_full_alone_is_taken(tmp_path: Path) -> None:
 
 def test_the_settings_read_the_variables_of_libpq() -> None:
     """Of the environment that they are read from."""
+    with pytest.raises(
+        SettingsError, match="DATABASE_URL: PGCLIENTENCODING: client_encoding should have another value"
+    ):
+        load({"AMQP_URL": "amqp://b/", "DATABASE_URL": "postgresql://u@h/d", "PGCLIENTENCODING": "LATIN1"})
     settings = load({"AMQP_URL": "amqp://b/", "DATABASE_URL": "postgresql://u@/d", "PGHOST": "db1,db2", "PGPORT": "7"})
     assert settings.database_target.addresses == "db1:7,db2:7/d"
     assert not settings.database_target.is_local

@@ -3,13 +3,18 @@
 import asyncio
 import json
 import sys
+import time
 from uuid import uuid4
 
 import pytest
 
 from task_activity_log.cli.publish import Publication
+from task_activity_log.cli.replies import _line
 from task_activity_log.cli.terminal import Speed, counted, indented, progress, readable, table
+from task_activity_log.client.messages import received_reply
+from task_activity_log.message import Delivery, Properties
 from task_activity_log.settings import load
+from task_activity_log.streams import one_line
 from tests.virtual_time import run
 
 
@@ -118,3 +123,46 @@ def test_an_id_stays_on_one_line_of_a_narrow_terminal(
     assert short in capsys.readouterr().out
     table(("age", "message id", "reason"), [("1 h", long, reason)], unbroken="message id")
     assert long not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("width", [1, 5, 17])
+def test_a_table_loses_nothing_on_a_very_narrow_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    """It is printed as it is where there is no terminal: columns without any room for them would not be printed."""
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    table(("age", "message id", "reason"), [("1 h", "m", "Send due_date.")])
+    assert capsys.readouterr().out == "age\tmessage id\treason\n1 h\tm\tSend due_date.\n"
+
+
+@pytest.mark.parametrize(
+    ("paths", "timeout", "words"),
+    [
+        (["a.jsonl"], 60.0, "a.jsonl --run r"),
+        (["a.jsonl"], 600.0, "a.jsonl --timeout 600 --run r"),
+        (["-x.jsonl", "a.jsonl"], 60.0, "--run r -- -x.jsonl a.jsonl"),
+        (["-"], 60.0, "- --stdin jsonl --run r"),
+        (["two  spaces"], 60.0, r"$'two\x20\x20spaces' --run r"),
+    ],
+)
+def test_the_command_that_continues_a_run_is_the_same_command(paths: list[str], timeout: float, words: str) -> None:
+    """With the time limit, and with names that begin like an option or have spaces that one line would not keep."""
+    publication = Publication(load({}, needed=()), timeout, False, True, False, None, "r", "jsonl")
+    publication._paths = paths
+    publication._began = True
+    said = one_line(publication.explained("interrupted"))
+    assert f"To continue: task-activity-log publish {words} (records that were" in said
+
+
+@pytest.mark.parametrize("zone", ["Asia/Tokyo", "UTC"])
+def test_a_reply_of_the_end_of_time_is_printed(monkeypatch: pytest.MonkeyPatch, zone: str) -> None:
+    """Anybody who may write to the exchange chooses the timestamp. In Tokyo that would be the year 10000."""
+    monkeypatch.setenv("TZ", zone)
+    time.tzset()
+    try:
+        reply = received_reply(Delivery(b"", Properties(timestamp=253_402_300_799_999)))
+        assert _line(reply).startswith("9999-12-31 23:59:59+0000\tunknown\t-\t")
+    finally:
+        monkeypatch.undo()
+        time.tzset()

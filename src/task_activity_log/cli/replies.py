@@ -144,7 +144,9 @@ def _line(reply: Received) -> str:
         case UnreadableReply(error):
             named, told = _message(reply), str(error)
     published = reply.published or datetime.now(UTC)
-    time = f"{published.astimezone():%Y-%m-%d %H:%M:%S%z}"
+    with suppress(OverflowError):  # a publisher can send the end of the year 9999, which is later elsewhere
+        published = published.astimezone()
+    time = f"{published:%Y-%m-%d %H:%M:%S%z}"
     outcome, named, told = map(one_line, (reply.outcome, named, told))
     if not sys.stdout.isatty():
         return f"{time}\t{outcome}\t{named}\t{told}"

@@ -4,6 +4,7 @@ import asyncio
 import json
 import math
 import re
+import shutil
 import sys
 import time
 from collections import deque
@@ -113,17 +114,19 @@ def _indented_xml(body: bytes) -> str | None:
     return etree.tostring(root, encoding="unicode")
 
 
+_COLUMN_MIN = 6
+"""Characters of a terminal for each column: with fewer, rich leaves columns out."""
 _ID_MAX = 40
 """A UUID and a little more. A column of longer ids is broken into lines like any other."""
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, unbroken: str = "") -> None:
-    """Print a table: columns are aligned on a terminal, and separated by tabs elsewhere.
+    """Print a table: columns are aligned on a terminal, and separated by tabs elsewhere and on a very narrow terminal.
 
     The cells of the column `unbroken` stay on one line, so that they can be copied, unless they are longer than a UUID.
     """
     rows = list(rows)
-    if not sys.stdout.isatty():
+    if not sys.stdout.isatty() or shutil.get_terminal_size().columns < _COLUMN_MIN * len(columns):
         for row in (columns, *rows):
             print("\t".join(map(one_line, row)))
         return
