@@ -14,6 +14,7 @@ import shlex
 import string
 import sys
 import unicodedata
+from collections.abc import Iterable
 from typing import Any, TextIO, cast
 
 _STALLED_SECONDS = 1.0
@@ -23,7 +24,7 @@ _PIECE = getattr(select, "PIPE_BUF", 512)
 """A pipe that is ready takes this many bytes without blocking."""
 
 _UNUSUAL = re.compile(r"[^\x20-\x7e\n\t]")
-_PLAIN = string.ascii_letters + string.digits + " -_.:/"
+_PLAIN = string.ascii_letters + string.digits + "-_.:/"
 _JOINERS = "\u200c\u200d"
 """Persian, the scripts of India and emoji need them. They control nothing."""
 
@@ -55,11 +56,23 @@ def printable_json(text: str) -> str:
 
 
 def shell_word(text: str) -> str:
-    """The text as one word of a shell (Bash), on one line and escaped, so that somebody can copy it into a terminal."""
-    if text.isprintable():
+    """The text as one word of a shell (Bash), on one line and escaped, so that somebody can copy it into a terminal.
+
+    `one_line` leaves it as it is. The name of a file may have bytes that are not UTF-8: the word means the same bytes.
+    """
+    if text.isprintable() and "  " not in text:
         return shlex.quote(text)
-    escaped = (chr(byte) if chr(byte) in _PLAIN else f"\\x{byte:02x}" for byte in text.encode(errors="replace"))
+    try:
+        raw = text.encode(errors="surrogateescape")
+    except UnicodeEncodeError:
+        raw = text.encode(errors="replace")
+    escaped = (chr(byte) if chr(byte) in _PLAIN else f"\\x{byte:02x}" for byte in raw)
     return f"$'{''.join(escaped)}'"
+
+
+def shell_command(words: Iterable[str]) -> str:
+    """A command on one line that somebody can copy into a terminal (Bash)."""
+    return " ".join(map(shell_word, words))
 
 
 def _is_shown(one: str) -> bool:

@@ -1,5 +1,6 @@
 """Dead letters judged, filtered and grouped for the console."""
 
+import os
 import subprocess
 from collections import Counter
 from datetime import UTC, datetime, timedelta
@@ -10,7 +11,7 @@ from task_activity_log.client.letters import Filter, groups
 from task_activity_log.client.replays import Replay, present
 from task_activity_log.console.rendering import path_of
 from task_activity_log.message import Properties
-from task_activity_log.streams import shell_word
+from task_activity_log.streams import one_line, shell_word
 from tests.consoles import letter, sample_letters
 
 RECORD = b'{"id": "9652e68c-7b6d-4598-bbbd-4e933126c994", "due_date": "%s"}'
@@ -115,14 +116,22 @@ def test_exact_copies_have_the_same_id_and_others_do_not() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["plain", "two words", "it's", "$(reboot)", "a\nb", "\x1b[31m", "é", "\u202e", "'", "\\", ""]
+    "text",
+    [
+        *("plain", "two words", "it's", "$(reboot)", "a\nb", "\x1b[31m", "é", "\u202e", "'", "\\", ""),
+        *("two  spaces", " x ", "   ", "no\xa0break", "日本\u3000語", "a\tb", "a\u2028b", os.fsdecode(b"M\xfcller")),
+    ],
 )
 def test_a_text_in_a_command_is_one_word_of_a_shell(text: str) -> None:
-    """And nothing in it is carried out, or controls the terminal into which somebody copies it."""
+    """And nothing in it is carried out, or controls the terminal into which somebody copies it.
+
+    It is the same text if it is printed on one line, whatever spaces it has, and the name of a file that is not UTF-8 too.
+    """
     word = shell_word(text)
     assert word.isprintable()
-    said = subprocess.run(["bash", "-c", f"printf %s {word}"], capture_output=True, check=True)  # noqa: S603, S607 - that is the test
-    assert said.stdout.decode() == text
+    line = one_line(f"continue: show {word} now").removeprefix("continue: show ").removesuffix(" now")
+    said = subprocess.run(["bash", "-c", f"printf %s {line}"], capture_output=True, check=True)  # noqa: S603, S607 - that is the test
+    assert os.fsdecode(said.stdout) == text
 
 
 def test_what_a_message_says_of_its_replays_is_shown_and_not_believed() -> None:

@@ -64,6 +64,22 @@ def test_a_header_that_cannot_be_used_is_one_error(text: str, fields: dict[str, 
 def test_what_is_no_csv_is_named_with_its_line() -> None:
     found = read(f'id\n{ID}\n"{ID}"x\n{ID}\n')
     assert found == [(2, {"id": ID}), (3, "is not CSV: ',' expected after '\"'")]
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "words"),
+    [
+        (
+            f"id,subject\r{ID},a\r",
+            1,
+            "a carriage return is in a cell without quotes, or ends a line without a line feed",
+        ),
+        (f'id,subject\n{ID},"a\n', 2, "the quotes that begin here do not end"),
+    ],
+)
+def test_a_syntax_error_has_the_words_of_the_format(text: str, line: int, words: str) -> None:
+    """And not those of Python's library, which tell how to open a file in a program."""
+    assert read(text) == [(line, f"is not CSV: {words}")]
     assert read(b"id,subject\n" + ID.encode() + b",\xff\n") == [(2, "is not UTF-8")]
     assert read("") == []
 

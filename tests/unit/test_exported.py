@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from task_activity_log.cli.dead_letters.listing import export
-from task_activity_log.cli.publish import Publication, writable
+from task_activity_log.cli.publish import Publication
+from task_activity_log.cli.rejected_file import writable
 from task_activity_log.cli.sources import Source, Unreadable, line_of
 from task_activity_log.cli.times import seconds
 from task_activity_log.client import ClientError, Upsert, exported
@@ -90,6 +91,15 @@ def test_what_is_corrected_is_sent_corrected() -> None:
     assert merged.properties(None, "").table == b"".join([*after, encode_header(("x-update-mode", "merge"))])
 
 
+def test_an_exported_request_can_be_given_another_priority() -> None:
+    """As any record: `publish --priority`. It keeps its own otherwise."""
+    line = {"content_type": "", "body": "", "properties": {"priority": 7, "app_id": "crm"}}
+    found = exported.upsert(line, "m", "here")
+    assert found.properties("mine", "new").priority == 7
+    changed = replace(found, priority=2).properties("mine", "new")
+    assert (changed.priority, changed.app_id) == (2, "crm")
+
+
 def test_a_line_that_is_not_exact_is_a_new_request() -> None:
     """As in the file of `publish --rejected`: whoever sends it sets the time and the publisher."""
     properties = Properties(
@@ -109,6 +119,10 @@ def test_a_line_that_is_not_exact_is_a_new_request() -> None:
         ({"properties": {"priority": 256}}, "priority should be"),
         ({"properties": {"user_id": "me"}}, "user_id is not one of"),
         ({"properties": {"reply_to": 7}}, "reply_to should be a string"),
+        ({"properties": {"app_id": "x" * 256}}, "app_id should be text of at most 255 bytes"),
+        ({"properties": {"type": "é" * 128}}, "type should be text of at most 255 bytes"),
+        ({"properties": {"cluster_id": "\ud800"}}, "cluster_id should be text of at most 255 bytes"),
+        ({"properties": {"correlation_id": "x" * 256}}, "correlation_id should be text of at most 255 bytes"),
         ({"headers_base64": "?"}, "headers_base64 is not base64"),
         ({"headers": {"a": 1.5}}, "header a should be"),
         ({"headers": {"a": 2**70}}, "does not fit"),
@@ -213,7 +227,16 @@ async def test_a_copy_that_cannot_be_written_leaves_no_part_of_it(
     export(file, [letter])
     with pytest.raises(ClientError, match="already exists: name another file, or remove it"):
         export(file, [letter])
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", _interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            export(tmp_path / "interrupted.jsonl", [letter])
+    assert not (tmp_path / "interrupted.jsonl").exists()
     assert len(file.read_text().splitlines()) == 1
+
+
+def _interrupt(_: int) -> None:
+    raise KeyboardInterrupt
 
 
 def test_the_file_of_rejected_records_has_whole_lines_on_a_full_disk(tmp_path: Path) -> None:

@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from task_activity_log.cli.sources import Unreadable, expand, is_record, named_uuid
-from task_activity_log.client import exported
+from task_activity_log.cli.rejected_file import writable
+from task_activity_log.cli.sources import Unreadable, expand, is_record, named_uuid, syntax_error
+from task_activity_log.client import Upsert, exported
 
 RECORD = {
     "id": str(uuid4()),
@@ -98,3 +99,66 @@ def test_a_pipe_of_another_format_is_told_to_choose_it_and_not_to_be_renamed(tmp
         writer.join()
         assert str(found).startswith(f"{pipe}: is ")
         assert str(found).endswith(advice)
+
+
+def test_what_is_not_followed_in_a_folder_is_named(tmp_path: Path) -> None:
+    """A link to a folder, a link to nothing and a pipe: nobody should believe that their records were sent."""
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "b.jsonl").write_text("{}")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "a.jsonl").write_text("{}")
+    (folder / "linked.jsonl").symlink_to(folder / "a.jsonl")
+    (folder / "more").symlink_to(tmp_path / "elsewhere")
+    (folder / "gone.jsonl").symlink_to("nowhere")
+    (folder / ".hidden").symlink_to(tmp_path / "elsewhere")
+    os.mkfifo(folder / "pipe.jsonl")
+    found = expand(str(folder), "jsonl", "r", {})
+    assert [source.path for source in found.sources] == [str(folder / "a.jsonl"), str(folder / "linked.jsonl")]
+    assert found.not_files == [folder / name for name in ("gone.jsonl", "more", "pipe.jsonl")]
+
+
+def test_the_file_of_rejected_records_is_not_read(tmp_path: Path) -> None:
+    """In a folder that is published it is skipped, also under another name; given by name, it is not written."""
+    rejected = tmp_path / "rejected.jsonl"
+    rejected.write_text('{"problems": [], "content_type": "application/json", "record": {}}\n')
+    (tmp_path / "a.jsonl").write_text("{}")
+    (tmp_path / "same.jsonl").symlink_to(rejected)
+    found = expand(str(tmp_path), "jsonl", "r", {}, without=rejected)
+    assert [source.path for source in found.sources] == [str(tmp_path / "a.jsonl")]
+    for path in (rejected, tmp_path / "same.jsonl"):
+        why = writable(rejected, again=True, paths=[str(tmp_path / "a.jsonl"), str(path)])
+        assert why == f"--rejected {rejected}: its records are read: name another file for the rejected records"
+    assert writable(rejected, again=True, paths=[str(tmp_path)]) is None
+
+
+def test_rejected_records_are_not_written_to_a_pipe_or_a_device(tmp_path: Path) -> None:
+    """To look whether it is a file of ours would wait for ever, or read for ever."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for path in (pipe, Path("/dev/full"), Path("/dev/null")):
+        for again in (True, False):
+            assert writable(path, again=again) == f"--rejected {path}: is a pipe or a device: name a file"
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (b"<a>\n<b>x & y</b></a>", "an & that is not written as &amp;"),
+        (b"<a><b></a>", "An end tag does not match its start tag."),
+        (b"<a><b>", "tag"),
+        (b"text", "It does not begin with a tag."),
+        (b"<a>\x01</a>", "a character that XML does not allow"),
+        (b"<a/><b/>", "Something follows the record."),
+        (b"<a>&b;</a>", "a name between & and ; that is not declared"),
+        (b"<a:b/>", "a prefix that is not declared"),
+        (b"<a/>", ""),
+    ],
+)
+def test_a_syntax_error_of_xml_is_named(body: bytes, words: str) -> None:
+    """With its place in a file, and without a part of the record: logs are read by others."""
+    place, sentence = syntax_error(Upsert(body, "application/xml", source="a.xml"))
+    assert words in sentence
+    assert bool(sentence) == bool(words)
+    assert place.count(":") == (2 if words else 0)
+    assert syntax_error(Upsert(body, "application/xml", source="a.jsonl:7")) == ("a.jsonl:7", sentence)

@@ -1,6 +1,7 @@
 """The command line: the commands and their options. Each command imports what it needs when it runs.
 
 publish         sends records from files and prints the replies
+rejected_file   the file to which publish writes what was rejected
 judging         what a worker would reject of records, and misspelled fields
 values          the value of a field, for the terminal of the person whose file it is
 sources         files, folders and standard input as upserts
@@ -231,7 +232,7 @@ def publish(
     stdin: Annotated[Literal["json", "jsonl", "xml", "csv"], typer.Option(help="Format of standard input.")] = "jsonl",
     timeout: Annotated[
         float, typer.Option(min=0.1, metavar="SECONDS", help="Give up after this many seconds without a reply.")
-    ] = 60.0,
+    ] = 60.0,  # TIMEOUT_SECONDS of cli.publish, which is not imported here
 ) -> None:
     """Publish records, wait for the replies and print them: the stored record, or the problem.
 
@@ -249,13 +250,14 @@ def publish(
     """
     settings = settings_or_exit() if dry_run else settings_or_exit("amqp_url")
     from task_activity_log.cli.csv_records import columns
-    from task_activity_log.cli.publish import Publication, writable
+    from task_activity_log.cli.publish import Publication
+    from task_activity_log.cli.rejected_file import writable
 
     try:
         columns(column or [])
     except ValueError as error:
         fail(str(error), WRONG_USE)
-    if rejected is not None and (why := writable(rejected, again=bool(run))):
+    if rejected is not None and (why := writable(rejected, again=bool(run), paths=paths)):
         fail(why, WRONG_USE)
     work = Publication(
         settings,

@@ -2,19 +2,24 @@
 
 import csv
 import json
-import shlex
 from collections.abc import Iterator, Mapping
 from typing import IO
 
 from task_activity_log.cli.terminal import counted
 from task_activity_log.client import misspelled
 from task_activity_log.record import FIELDS
+from task_activity_log.streams import shell_command
 from task_activity_log.wire.fields import KINDS, Kind
 
 _DELIMITERS = ",;\t"
 _BOOLEANS = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
 """psql writes `t` and `f`."""
 _CELL_MAX = 2**31 - 1
+_SYNTAX = {
+    "new-line character seen": "a carriage return is in a cell without quotes, or ends a line without a line feed",
+    "unexpected end of data": "the quotes that begin here do not end",
+}
+"""What Python's `csv` says of a syntax error, for people who do not know Python."""
 
 
 class BadCsv(ValueError):
@@ -72,7 +77,7 @@ def rows(file: IO[bytes], fields: Mapping[str, str]) -> Iterator[tuple[int, byte
     except _Ends as error:
         yield error
     except csv.Error as error:
-        yield BadCsv(line, f"is not CSV: {error}")
+        yield BadCsv(line, f"is not CSV: {_reason(str(error))}")
 
 
 def _decoded(file: IO[bytes]) -> Iterator[str]:
@@ -81,6 +86,10 @@ def _decoded(file: IO[bytes]) -> Iterator[str]:
             yield line.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError:
             raise _Ends(number, "is not UTF-8") from None
+
+
+def _reason(said: str) -> str:
+    return next((words for begins, words in _SYNTAX.items() if said.startswith(begins)), said)
 
 
 def _names(header: list[str], fields: Mapping[str, str]) -> list[str]:
@@ -95,7 +104,8 @@ def _names(header: list[str], fields: Mapping[str, str]) -> list[str]:
     meant = {name: misspelled.meant(name, folded) for name in folded if name and name not in FIELDS}
     if wrong := {name: field for name, field in meant.items() if field}:
         names_of = "; ".join(f"{name} is not a field: if {field} is meant" for name, field in wrong.items())
-        raise _Ends(1, f"{names_of}, add {' '.join(shlex.join(['--column', f'{n}={f}']) for n, f in wrong.items())}")
+        added = (word for name, field in wrong.items() for word in ("--column", f"{name}={field}"))
+        raise _Ends(1, f"{names_of}, add {shell_command(added)}")
     if "id" not in folded:
         raise _Ends(1, "has no column id: name it with --column HEADER=id")
     return folded

@@ -6,7 +6,7 @@ from typing import TextIO, TypeAlias
 
 from task_activity_log import wire
 from task_activity_log.cli import values
-from task_activity_log.cli.sources import line_of, line_of_error
+from task_activity_log.cli.sources import line_of, syntax_error
 from task_activity_log.client import Upsert, UpsertRejected, exported, misspelled
 from task_activity_log.message import Delivery, Properties
 from task_activity_log.pipeline.request import Rules, decode
@@ -43,8 +43,13 @@ def complaints_of(
 
     On a terminal with its value: not elsewhere, because a log is read by others.
     """
-    places = [line_of(upsert, field) for field in fields] or [line_of_error(upsert)]
     reasons = exported.reasons(problem)
+    places = [line_of(upsert, field) for field in fields]
+    if not places:
+        place, syntax = syntax_error(upsert)
+        if problem.code != Code.MALFORMED_XML:
+            syntax = ""
+        return [(place, f"{reason} {syntax}".rstrip()) for reason in reasons]
     if fields and to.isatty():
         found = (values.shown(upsert, field) for field in fields)
         reasons = [reason + (f" It is {value}." if value else "") for reason, value in zip(reasons, found, strict=True)]

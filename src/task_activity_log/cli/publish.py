@@ -1,9 +1,7 @@
 """`task-activity-log publish`: sends records from files, and prints the replies."""
 
 import asyncio
-import json
 import os
-import shlex
 import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -19,6 +17,7 @@ from task_activity_log.cli.judging import Complaints, complaints_of, judged
 from task_activity_log.cli.sources import (
     KNOWN,
     STANDARD_INPUT,
+    Expanded,
     Source,
     Unreadable,
     expand,
@@ -35,13 +34,15 @@ from task_activity_log.client import (
 )
 from task_activity_log.pipeline.request import Rules
 from task_activity_log.settings import Settings
-from task_activity_log.streams import one_line, printable
+from task_activity_log.streams import one_line, printable, shell_command
 from task_activity_log.wiring import link_of, rules_of, sending_of
 
 _NOTHING_SENT = "nothing was sent from it"
 _AGAIN = "; {} was a pipe: give the same records again in its place"
 _SILENT_SECONDS = 5.0
 """How long no answer is waited for without a word."""
+TIMEOUT_SECONDS = 60.0
+"""How long no answer is waited for by default."""
 MANY = 1_000
 """From this many records in a folder on, `publish` asks before it sends them, if there is a terminal."""
 
@@ -130,12 +131,17 @@ class Publication:
         flags |= {"--no-partitioned": self.partitioned is False}
         flags |= {"--yes": self.yes, "--quiet": self.quiet}
         given: dict[str, object] = {"--rejected": self.rejected, "--priority": self.priority}
+        if self.timeout != TIMEOUT_SECONDS:
+            given["--timeout"] = f"{self.timeout:g}"
         if STANDARD_INPUT in self._paths or self._pipes():
             given["--stdin"] = self.stdin
         chosen = [option for option, on in flags.items() if on]
         chosen += [word for column in self.columns for word in ("--column", column)]
         chosen += [word for option, value in given.items() if value is not None for word in (option, str(value))]
-        return shlex.join(["task-activity-log", "publish", *self._paths, *chosen, "--run", self.run])
+        options = [*chosen, "--run", self.run]
+        if any(path.startswith("-") and path != STANDARD_INPUT for path in self._paths):
+            return shell_command(["task-activity-log", "publish", *options, "--", *self._paths])
+        return shell_command(["task-activity-log", "publish", *self._paths, *options])
 
     def _pipes(self) -> list[str]:
         """The paths of pipes, such as `/dev/fd/63` for `<(…)`: they exist only while this command runs."""
@@ -158,20 +164,14 @@ class Publication:
     def _read(self, paths: Sequence[str]) -> int:
         """Read all sources to their end, and keep those that can be read; returns the exit code."""
         code = DONE
-        for path in paths:
-            if path == STANDARD_INPUT and sys.stdin.isatty():
-                self._tell("reading records from the terminal; Ctrl-D ends them")
-            try:
-                found = expand(path, self.stdin, self.run, columns(list(self.columns)))
-            except Unreadable as error:
-                say(f"{error}; {_NOTHING_SENT}")
+        expanded = [self._expand(path) for path in paths]  # before anything is written: see `expand`
+        for found in expanded:
+            if found is None:
                 code = FAILED
                 continue
-            if found.skipped and len(found.sources):
-                self._tell(
-                    f"{path}: {counted(len(found.skipped), 'file')} skipped, not {', '.join(KNOWN)}: {named(found.skipped)}"
-                )
             for source in found.sources:
+                if source.path == STANDARD_INPUT and sys.stdin.isatty():
+                    self._tell("reading records from the terminal; Ctrl-D ends them")
                 with counting(quiet=self.quiet) as progress_of_source:
                     count = self._look(source, progress_of_source.update)
                 if count is None:
@@ -180,6 +180,21 @@ class Publication:
                     self._total += count
                     self._sources.append(source)
         return code
+
+    def _expand(self, path: str) -> Expanded | None:
+        """The sources at a path; None if it cannot be read. Says what is skipped."""
+        try:
+            found = expand(path, self.stdin, self.run, columns(list(self.columns)), without=self.rejected)
+        except Unreadable as error:
+            say(f"{error}; {_NOTHING_SENT}")
+            return None
+        if found.skipped and found.sources:
+            kinds = ", ".join(KNOWN)
+            self._tell(f"{path}: {counted(len(found.skipped), 'file')} skipped, not {kinds}: {named(found.skipped)}")
+        if found.not_files:
+            what = "not files: links to folders or to nothing, pipes or devices"
+            self._tell(f"{path}: {len(found.not_files):,} skipped, {what}: {named(found.not_files)}")
+        return found
 
     def _look(self, source: Source, on_read: Callable[[int, str], None]) -> int | None:
         """Read and judge a source; how many records it has, or None if nothing is sent from it.
@@ -415,23 +430,3 @@ def _say_faults(source: Source, faults: Sequence[str], invalid: int) -> None:
         say(fault)
     also = f", {counted(invalid, 'invalid record')}" if invalid else ""
     say(f"{source.name}: {counted(len(faults), 'line')} cannot be read{also}; {_NOTHING_SENT}")
-
-
-def writable(rejected: Path, *, again: bool) -> str | None:
-    """Why the rejected records cannot be written to this file; None if they can.
-
-    A file of an earlier run may be written again when that run is continued: its records are judged again.
-    """
-    try:
-        if not rejected.exists():
-            return None if rejected.parent.is_dir() else f"--rejected {rejected}: there is no folder {rejected.parent}"
-        with rejected.open(encoding="utf-8", errors="replace") as file:
-            first = file.readline()
-        ours = not first or (exported.is_message(parsed := json.loads(first)) and "problems" in parsed)
-    except OSError as error:
-        return f"{rejected}: {error.strerror}"
-    except ValueError:
-        ours = False
-    if again and ours:
-        return None
-    return f"{rejected} already exists: name another file for the rejected records, or remove it"

@@ -1,7 +1,6 @@
 """`task-activity-log resend`: publish records as they are now, for subscribers that have missed some."""
 
 import asyncio
-import shlex
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from task_activity_log.postgresql.survey import FIRST, Survey
 from task_activity_log.problem import Unavailable
 from task_activity_log.record import StoredTaskActivityLog
 from task_activity_log.settings import Settings
+from task_activity_log.streams import shell_command
 from task_activity_log.wiring import link_of, survey_of
 
 
@@ -59,7 +59,7 @@ class Resending:
         queue = ("--queue", self.queue) if self.queue else ()
         rate = ("--rate", f"{self.rate:g}", *(("--xml",) if self.xml else ()), "--yes")
         behind = ("--after", str(after)) if after else ()
-        return shlex.join(("task-activity-log", "resend", *since, *chosen, *queue, *rate, *behind))
+        return shell_command(("task-activity-log", "resend", *since, *chosen, *queue, *rate, *behind))
 
     async def _carry_out(self) -> int:
         survey = survey_of(self.settings)

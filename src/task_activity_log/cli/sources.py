@@ -219,24 +219,37 @@ class Expanded:
     sources: list[Source]
     skipped: list[Path]
     """Files of other kinds in a folder."""
+    not_files: list[Path] = field(default_factory=list)
+    """What else is in a folder: links to folders, which are not followed, links to nothing, pipes and devices."""
 
 
-def expand(path: str, stdin_format: str, run: str, columns: Mapping[str, str]) -> Expanded:
+def expand(path: str, stdin_format: str, run: str, columns: Mapping[str, str], without: Path | None = None) -> Expanded:
     """The source at a path; for a folder, one for each file of a known kind below it, in the order of their names.
 
     `stdin_format` is also that of a pipe whose name has no known ending, such as `<(psql …)`. Hidden files and folders in a
-    folder are skipped. `Unreadable` if a folder may not be read.
+    folder are skipped, and so is the file `without`, to which the rejected records are written. `Unreadable` if a folder
+    may not be read.
     """
     if path == STANDARD_INPUT:
         return Expanded([Source(path, f".{stdin_format}", run, columns)], [])
-    below = sorted(file for file in _below(path) if _is_file(file))
+    entries = [entry for entry in _below(path) if without is None or not is_same(entry, without)]
+    below = sorted(entry for entry in entries if _is_file(entry))
+    not_files = sorted(set(entries).difference(below))
     known = [file for file in below if _kind(file) in KNOWN]
     if known:
         skipped = [file for file in below if _kind(file) not in KNOWN]
-        return Expanded([Source(str(file), _kind(file), run, columns) for file in known], skipped)
+        return Expanded([Source(str(file), _kind(file), run, columns) for file in known], skipped, not_files)
     kind = _kind(Path(path))
     suffix = f".{stdin_format}" if kind not in KNOWN and Path(path).is_fifo() else kind
-    return Expanded([Source(path, suffix, run, columns)], below)
+    return Expanded([Source(path, suffix, run, columns)], below, not_files)
+
+
+def is_same(one: Path, other: Path) -> bool:
+    """Whether both are the same file, whatever they are called."""
+    try:
+        return one.samefile(other)
+    except OSError:  # one of them does not exist
+        return False
 
 
 def named(files: Sequence[Path], most: int = 3) -> str:
@@ -270,7 +283,8 @@ def _below(folder: str) -> Iterator[Path]:
 
     for top, folders, names in os.walk(folder, onerror=failed):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        yield from (Path(top, name) for name in names if not name.startswith("."))
+        links = [name for name in folders if Path(top, name).is_symlink()]
+        yield from (Path(top, name) for name in (*names, *links) if not name.startswith("."))
 
 
 def _is_file(path: Path) -> bool:
@@ -292,16 +306,38 @@ def line_of(upsert: Upsert, field: str) -> str:
     return f"{upsert.source}:{line}"
 
 
-def line_of_error(upsert: Upsert) -> str:
-    """`file:line:column` of the first syntax error of a file that is one XML record, or else its source."""
-    if upsert.content_type == wire.XML and upsert.source.endswith(".xml"):
+def syntax_error(upsert: Upsert) -> tuple[str, str]:
+    """Where the first syntax error of an XML record is, and a sentence that says what it is, if that is known.
+
+    The place is `file:line:column` if the file is one record. The sentence has no part of the record.
+    """
+    if upsert.content_type == wire.XML:
         try:
             etree.fromstring(upsert.body, etree.XMLParser(resolve_entities=False, no_network=True))
         except etree.XMLSyntaxError as error:
-            return ":".join(map(str, (upsert.source, *error.position)))
+            is_file = upsert.source.endswith(".xml")
+            place = ":".join(map(str, (upsert.source, *error.position))) if is_file else upsert.source
+            return place, _XML_SYNTAX.get(getattr(error, "code", 0), "")
         except ValueError:
             pass
-    return upsert.source
+    return upsert.source, ""
+
+
+_CODES = etree.ErrorTypes
+_XML_SYNTAX = {
+    _CODES.ERR_DOCUMENT_EMPTY: "It does not begin with a tag.",
+    _CODES.ERR_DOCUMENT_END: "Something follows the record.",
+    _CODES.ERR_INVALID_CHAR: "It has a character that XML does not allow.",
+    _CODES.ERR_UNDECLARED_ENTITY: "It has a name between & and ; that is not declared.",
+    _CODES.ERR_LT_IN_ATTRIBUTE: "The value of an attribute has a < that is not written as &lt;.",
+    _CODES.ERR_NAME_REQUIRED: "It has an & that is not written as &amp;, or a < that is not written as &lt;.",
+    _CODES.ERR_ENTITYREF_SEMICOL_MISSING: "It has an & that is not written as &amp;.",
+    _CODES.ERR_GT_REQUIRED: "A tag does not end.",
+    _CODES.ERR_TAG_NAME_MISMATCH: "An end tag does not match its start tag.",
+    _CODES.ERR_TAG_NOT_FINISHED: "An end tag is missing.",
+    _CODES.NS_ERR_UNDEFINED_NAMESPACE: "It has a prefix that is not declared.",
+}
+"""What libxml2 says of a syntax error, in sentences."""
 
 
 def named_uuid(name: str) -> str:

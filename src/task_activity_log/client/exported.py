@@ -17,10 +17,10 @@ from typing import Any
 
 from task_activity_log import wire
 from task_activity_log.client.dead_letters import REPLAY_COUNT, REPLAYED_BY, DeadLetter
-from task_activity_log.client.messages import Upsert, UpsertRejected
+from task_activity_log.client.messages import SHORT_MAX, Upsert, UpsertRejected, is_short
 from task_activity_log.message import PERSISTENT, Properties, Timestamp
 from task_activity_log.problem import Problem, Rejected
-from task_activity_log.rabbitmq.headers import encode_header, raw_headers, received
+from task_activity_log.rabbitmq.headers import encode, encode_header, raw_headers, received
 
 _BODIES = ("record", "body", "body_base64")
 MARKS = ("content_type", *_BODIES)
@@ -37,7 +37,15 @@ class Exported(Upsert):
     """A request that was exported. It is sent with the properties that it had, and with its headers byte for byte."""
 
     original: Properties = field(default_factory=Properties)
-    """The properties as they were, with the header table and without `headers`."""
+    """The properties as they were, with the header table and without `headers`. Its `priority` is that of the request."""
+
+    def __post_init__(self) -> None:
+        """As for any request. Raises `ValueError` also for a property that AMQP cannot represent."""
+        Upsert.__post_init__(self)
+        try:
+            encode(self.properties(None, ""), 0)
+        except (ValueError, OverflowError):
+            raise ValueError("a property or a header does not fit AMQP's limits") from None
 
     def properties(self, reply_to: str | None, app_id: str) -> Properties:  # noqa: ARG002 - it has its own app_id
         """Its own properties, except that the answer is sent to the caller that waits for it. It keeps its `app_id` too."""
@@ -49,6 +57,7 @@ class Exported(Upsert):
             content_encoding=self.content_encoding,
             table=table_with(original.table, self.headers),
             delivery_mode=PERSISTENT,
+            priority=self.priority,
             # The answer has the correlation_id, or the message_id if there is none: by that it is recognized.
             correlation_id=original.correlation_id if reply_to is None else None,
             reply_to=original.reply_to if reply_to is None else reply_to,
@@ -114,6 +123,7 @@ def upsert(parsed: dict[str, Any], message_id: str, source: str) -> Upsert:
         headers=headers,
         content_encoding=parsed.get("content_encoding"),
         source=source,
+        priority=original.priority,
     )
     if "properties" not in parsed and "headers_base64" not in parsed:
         return request
@@ -195,6 +205,8 @@ def _others(parsed: dict[str, Any]) -> dict[str, Any]:
                 raise ValueError(f"{name} should be an integer from 0 to {_NUMBERS[name]}")
         elif not isinstance(value, str):
             raise ValueError(f"{name} should be a string")
+        elif not is_short(value):
+            raise ValueError(f"{name} should be text of at most {SHORT_MAX} bytes")
     if not _MILLISECONDS.fullmatch(found.get("expiration", "0")):
         raise ValueError("expiration should be a string of milliseconds, at most ten digits")
     return found

@@ -1,0 +1,33 @@
+"""The file to which `publish` writes what was rejected: whether it can be written."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from task_activity_log.cli.sources import is_same
+from task_activity_log.client import exported
+
+
+def writable(rejected: Path, *, again: bool, paths: Sequence[str] = ()) -> str | None:
+    """Why the rejected records cannot be written to this file; None if they can.
+
+    A file of an earlier run may be written again when that run is continued: its records are judged again. Not if it is
+    one of the `paths` that are read: what was corrected in it would be lost.
+    """
+    try:
+        if not rejected.exists():
+            return None if rejected.parent.is_dir() else f"--rejected {rejected}: there is no folder {rejected.parent}"
+        if not (rejected.is_file() or rejected.is_dir()):
+            return f"--rejected {rejected}: is a pipe or a device: name a file"
+        if any(is_same(Path(path), rejected) for path in paths):
+            return f"--rejected {rejected}: its records are read: name another file for the rejected records"
+        with rejected.open(encoding="utf-8", errors="replace") as file:
+            first = file.readline()
+        ours = not first or (exported.is_message(parsed := json.loads(first)) and "problems" in parsed)
+    except OSError as error:
+        return f"{rejected}: {error.strerror}"
+    except ValueError:
+        ours = False
+    if again and ours:
+        return None
+    return f"{rejected} already exists: name another file for the rejected records, or remove it"
