@@ -19,6 +19,10 @@ _ERLANG_ARGUMENTS = "+S 1:1 +sbwt none +sbwtdcpu none +sbwtdio none -kernel net_
 """One scheduler that does not spin: three nodes share a small machine. Nodes that are silent for 12 s are away."""
 _PAUSED_SECONDS = 15.0
 """How long a node that has paused may take to resume by itself."""
+_SUSPENDED_MILLISECONDS = 30_000
+_CUT = "[erlang:set_cookie(Node, {cookie}) || Node <- Others], [erlang:disconnect_node(Node) || Node <- Others], ok."
+_PAUSING = "catch sys:get_state(rabbit_node_monitor), whereis(rabbit_outside_app_process)."
+"""`undefined`, or the process that pauses the node. The monitor has then seen all that happened before."""
 _LEADER = """
     {{ok, Queue}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<"{vhost}">>, queue, <<"{queue}">>)),
     {{ok, Members, {{_, Leader}}}} = ra:members(amqqueue:get_pid(Queue), 5000),
@@ -132,10 +136,16 @@ class Cluster:
         """Cut the connections between a node and the other nodes. Its clients stay connected.
 
         The node gets a wrong cookie for the others, so that neither side can connect to the other; that needs no
-        privileges.
+        privileges. The others react when both have lost it. Else the first could hear from the second that the node is
+        still there: before RabbitMQ 4.3, it then pauses too, until all nodes are back, or leaves the second.
         """
         self._isolated.append(node)
-        self._set_cookie(node, "not_their_cookie")
+        others = [other for other in self.present if other is not node and other.is_running]
+        self._all(others, lambda other: _tell_monitor(other, "suspend"))
+        try:
+            self._set_cookie(node, "not_their_cookie")
+        finally:
+            self._all(others, lambda other: _tell_monitor(other, "resume"))
 
     def rejoin(self, node: RabbitMQ) -> None:
         """Let a node that was isolated connect again."""
@@ -176,8 +186,7 @@ class Cluster:
 
     def _set_cookie(self, node: RabbitMQ, cookie: str) -> None:
         others = ", ".join(f"'{name}'" for name in self.names if name != self.name_of(node))
-        cut = f"[begin erlang:set_cookie(Node, {cookie}), erlang:disconnect_node(Node) end || Node <- [{others}]]."
-        node.command("rabbitmqctl", "eval", cut)
+        node.command("rabbitmqctl", "eval", f"Others = [{others}], {_CUT.format(cookie=cookie)}")
 
     def _wait_joined(self) -> None:
         deadline = time.monotonic() + READY_LIMIT_SECONDS
@@ -199,7 +208,7 @@ class Cluster:
 
     @staticmethod
     def _all(nodes: Sequence[RabbitMQ], act: Callable[[RabbitMQ], object]) -> None:
-        with ThreadPoolExecutor(max_workers=len(nodes)) as pool:
+        with ThreadPoolExecutor(max_workers=SIZE) as pool:
             list(pool.map(act, nodes))
 
 
@@ -211,11 +220,19 @@ def _with_hosts(url: str, urls: Iterable[str]) -> str:
     return urlunsplit(parts._replace(netloc=f"{login}@{hosts}"))
 
 
+def _tell_monitor(node: RabbitMQ, act: str) -> None:
+    """Have the process that learns of lost nodes wait (`suspend`) or go on (`resume`), if there is one."""
+    monitor = "rabbit_node_monitor"
+    ask = f"sys:{act}({monitor}, {_SUSPENDED_MILLISECONDS})"
+    node.evaluate(f"case whereis({monitor}) of undefined -> ok; _ -> {ask} end.")
+
+
 def _go_on(node: RabbitMQ) -> None:
     """Start a node, or wait until it has resumed.
 
     RabbitMQ 3.10 pauses itself without a majority, and may fail to start again while the other nodes are starting, which then
-    wait for it. `rabbitmqctl start_app` is what an operator does.
+    wait for it. `rabbitmqctl start_app` is what an operator does. A node that was isolated for a moment only may answer
+    here, and pause afterwards.
     """
     node.resume()
     if not node.is_running:
@@ -225,13 +242,16 @@ def _go_on(node: RabbitMQ) -> None:
     while True:
         try:
             node.wait_until_ready(_PAUSED_SECONDS)
-        except SandboxError:
-            if time.monotonic() > deadline:
-                raise
+            if node.evaluate(_PAUSING) == "undefined":
+                return
+            failure = SandboxError("the node has paused itself, and does not resume")
+        except SandboxError as error:
+            failure = error
             with suppress(SandboxError):
                 node.command("rabbitmqctl", "start_app")
-        else:
-            return
+        if time.monotonic() > deadline:
+            raise failure
+        time.sleep(0.1)
 
 
 @contextmanager

@@ -1,9 +1,11 @@
 """What the sandbox's RabbitMQ and PostgreSQL have in common, in whatever way they run."""
 
+import atexit
 import random
 import socket
 import time
 from abc import ABC, abstractmethod
+from collections import deque
 from contextlib import closing
 from dataclasses import dataclass
 from types import TracebackType
@@ -11,6 +13,16 @@ from typing import Protocol, Self
 
 READY_LIMIT_SECONDS = 180.0
 """How long a service may take, after its process has started, until it answers."""
+
+_PORTS_RESERVED = 200
+_reserved: deque[socket.socket] = deque()
+"""UDP sockets on the ports that this process was given last. Nothing else uses UDP there."""
+
+
+@atexit.register
+def _release() -> None:
+    for reservation in _reserved:
+        reservation.close()
 
 
 class SandboxError(Exception):
@@ -200,14 +212,23 @@ def free_port() -> int:
     The port is below the range for outgoing connections (from 32768 on Linux). The system could assign a port of that
     range to somebody else while a test has its service stopped, and a client that keeps reconnecting to such a port
     can even connect to itself.
+
+    A service listens some seconds later, and not while a test has it stopped. Until this process ends, or has asked
+    for some hundred more, no other call returns the port, in any process: its UDP port is taken.
     """
     numbers = random.SystemRandom()
     for _ in range(200):
         port = numbers.randrange(20_000, 32_000)
+        reservation = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         with closing(socket.socket()) as candidate:
             try:
+                reservation.bind(("127.0.0.1", port))
                 candidate.bind(("127.0.0.1", port))
             except OSError:
+                reservation.close()
                 continue
+        _reserved.append(reservation)
+        if len(_reserved) > _PORTS_RESERVED:
+            _reserved.popleft().close()
         return port
     raise SandboxError("there is no free loopback port between 20000 and 32000")

@@ -8,6 +8,7 @@ import asyncpg
 import pytest
 from asyncpg.connect_utils import SessionAttribute
 
+from sandbox import cluster as sandbox_cluster
 from sandbox.cluster import Cluster
 from sandbox.proxy import Proxies
 from sandbox.rabbitmq import RabbitMQ
@@ -62,6 +63,32 @@ async def test_an_isolated_node_is_away_until_it_joins_again(cluster: Cluster, c
         assert sum(seen["running"] for seen in node.api("GET", "/nodes?columns=running")) == 2
     await asyncio.to_thread(cluster.ensure_running)
     await publish(cluster, old, cluster_url)
+
+
+async def test_the_other_nodes_do_not_pause_when_it_takes_long_to_cut_one_off(
+    cluster: Cluster, cluster_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first of them loses the node two seconds before the second does."""
+    slowly = sandbox_cluster._CUT.replace("(Node) ||", "(Node) andalso timer:sleep(2000) ||")
+    assert "sleep" in slowly
+    monkeypatch.setattr(sandbox_cluster, "_CUT", slowly)
+    await declare(cluster, cluster_url)
+    node, *others = cluster.nodes
+    await asyncio.to_thread(cluster.isolate, node)
+    await leader_among(cluster, cluster_url, others)
+    for other in others:
+        await publish(cluster, other, cluster_url)
+        assert await asyncio.to_thread(other.evaluate, sandbox_cluster._PAUSING) == "undefined"
+
+
+async def test_a_node_that_is_about_to_pause_is_waited_for(cluster: Cluster) -> None:
+    """It still answers. The process that pauses a node has this name; here it does nothing for a while."""
+    node = cluster.nodes[1]
+    pausing = "register(rabbit_outside_app_process, spawn(fun() -> timer:sleep(8000) end))"
+    await asyncio.to_thread(node.evaluate, f"{pausing}.")
+    assert await asyncio.to_thread(node.evaluate, sandbox_cluster._PAUSING) != "undefined"
+    await asyncio.to_thread(cluster.ensure_running)
+    assert await asyncio.to_thread(node.evaluate, sandbox_cluster._PAUSING) == "undefined"
 
 
 async def test_the_proxies_of_a_url_lead_to_its_hosts(cluster: Cluster, cluster_url: str) -> None:
