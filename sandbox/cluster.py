@@ -232,7 +232,7 @@ def _go_on(node: RabbitMQ) -> None:
 
     RabbitMQ 3.10 pauses itself without a majority, and may fail to start again while the other nodes are starting, which then
     wait for it. `rabbitmqctl start_app` is what an operator does. A node that was isolated for a moment only may answer
-    here, and pause afterwards.
+    here, and pause afterwards. One that was drained has no AMQP port until it is revived.
     """
     node.resume()
     if not node.is_running:
@@ -247,8 +247,9 @@ def _go_on(node: RabbitMQ) -> None:
             failure = SandboxError("the node has paused itself, and does not resume")
         except SandboxError as error:
             failure = error
-            with suppress(SandboxError):
-                node.command("rabbitmqctl", "start_app")
+            for command in (("rabbitmqctl", "start_app"), ("rabbitmq-upgrade", "revive")):
+                with suppress(SandboxError):
+                    node.command(*command)
         if time.monotonic() > deadline:
             raise failure
         time.sleep(0.1)

@@ -123,6 +123,14 @@ class Hosts:
                 connection.why = why
                 connection.end()
 
+    def gather(self, url: str, why: str) -> None:
+        """All connections should be to this host: end those to others."""
+        self.stay(url)
+        for connection in self._connected:
+            if connection.place != _place(url):
+                connection.why = why
+                connection.end()
+
 
 def _place(url: str) -> str:
     """Host and port of a URL with one host. User and password may be others at the next connection."""

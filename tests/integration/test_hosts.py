@@ -22,13 +22,14 @@ from task_activity_log.client.connections import publishing
 from task_activity_log.message import Properties
 from task_activity_log.problem import Unavailable
 from task_activity_log.rabbitmq import cut_off, reading
+from task_activity_log.rabbitmq.intake import Intake
 from task_activity_log.rabbitmq.link import LinkOptions
 from task_activity_log.rabbitmq.outgoing import Fate, Outgoing
 from task_activity_log.rabbitmq.publisher import Publisher
 from task_activity_log.service import Service
 from task_activity_log.settings import SettingsError, load
 from tests.acceptance.test_process import fetch
-from tests.broker_control import forget_consumers, silenced
+from tests.broker_control import forget_consumers, on_raft, silenced
 from tests.commands import World, command
 from tests.faults.conversation import TOPOLOGY, conversing, until
 from tests.serving import serving
@@ -414,6 +415,39 @@ async def test_an_idle_subscriber_leaves_a_host_where_its_queue_commits_nothing(
                 async with publishing(own_amqp_url, "test") as publisher:
                     await publisher.publish([Outgoing("", queue, Properties(), b"{}") for queue in ("plain", "single")])
                 await asyncio.gather(*waiting)
+
+
+async def test_publishers_come_to_the_host_of_the_intake(amqp_url: str) -> None:
+    """A node that is cut off from the others would return replies to queues that are newer. Only the intake finds that out."""
+    options = LinkOptions(at(amqp_url, host_of(amqp_url), "127.0.0.1:1"))
+    here, elsewhere = options.hosts
+    intake, left = Intake(options, TOPOLOGY, prefetch=1, batch_max=1), asyncio.Event()
+    with (
+        options.hosts.connected(here, "replies", pytest.fail),
+        options.hosts.connected(elsewhere, "reply-to", left.set),
+    ):
+        running = asyncio.create_task(intake.run())
+        await left.wait()
+        await end(running)
+
+
+async def test_a_host_that_cannot_reach_the_queue_and_says_so_is_left_by_all(
+    own_rabbitmq: RabbitMQ, own_amqp_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node that is cut off may close the connection at the command. Here the queue has ended."""
+    monkeypatch.setattr(cut_off, "_QUIET_SECONDS", 0.2)
+    monkeypatch.setattr(cut_off, "_COUNT_EVERY_SECONDS", 3600.0)
+    options, left = LinkOptions(own_amqp_url), asyncio.Event()
+    intake = Intake(options, MODES["partitions"], prefetch=1, batch_max=1)
+    running = asyncio.create_task(intake.run())
+    await intake.wait_consuming()
+    with options.hosts.connected(next(iter(options.hosts)), "reply-to", left.set) as replies:
+        await on_raft(
+            own_rabbitmq, own_amqp_url, MODES["partitions"].proof_queue, "ra:stop_server(quorum_queues, Raft)"
+        )
+        await left.wait()
+        assert "this node is cut off" in str(replies.why)
+    await end(running)
 
 
 async def test_a_publisher_gets_a_new_connection_where_all_messages_to_an_address_are_refused(amqp_url: str) -> None:

@@ -82,6 +82,20 @@ def test_a_host_that_is_of_no_use_is_left_by_its_connections() -> None:
     assert len(ended) == 4  # those that are closed are forgotten
 
 
+def test_connections_to_other_hosts_are_gathered_at_one() -> None:
+    """Those to this host stay, and the next one is to this host."""
+    hosts = Hosts("amqp://a,b,c")
+    ended: list[str] = []
+    list(hosts)
+    with ExitStack() as open_ones:
+        for host in "abc":
+            open_ones.enter_context(hosts.connected(f"amqp://{host}:5672", "replies", partial(ended.append, host)))
+        hosts.gather("amqp://u:new@b:5672", "intake is there")
+        hosts.leave("amqp://a:5672")  # as a connection does that was ended
+    assert ended == ["a", "c"]
+    assert next(iter(hosts)) == "amqp://b:5672"
+
+
 def test_the_url_is_read_again_for_each_connection() -> None:
     """The host that let us in stays the first one, also with another password; with other hosts it begins with the first."""
     now = ["amqp://u:old@a,b"]

@@ -35,6 +35,9 @@ _OTHERS = (
     " the others stand by."
 )
 
+_FAILED = "INTERNAL_ERROR"
+"""How the broker's reason begins when it closes a connection because of a queue that it cannot reach."""
+
 
 async def _at_once() -> None:
     pass
@@ -136,7 +139,9 @@ class Intake:
             raise
 
     async def _session(self, established: Callable[[], None]) -> None:
-        async with connect(self._options, "intake") as (connection, frame_reader):
+        # The publishers have to be at the same node. Only the intake finds out that its node is cut off from the others, and
+        # such a node returns what is sent to queues that it does not know.
+        async with connect(self._options, "intake", leads=True) as (connection, frame_reader):
             self.connected_since = time.monotonic()
             watch = self._watch(connection, frame_reader)
             working = (
@@ -147,8 +152,10 @@ class Intake:
             try:
                 await _all(working, self._disconnected)
             except LOST as error:
-                # The queue did not register the renewed consumer. Anything else is a lost connection, or a broker that is slow.
-                if watch.under_way and isinstance(error, Unavailable):
+                # The queue did not register the renewed consumer, or the node cannot reach the queue, and says so. Anything
+                # else is a lost connection, or a broker that is slow.
+                failed = isinstance(error, Unavailable) or describe(error).text.startswith(_FAILED)
+                if watch.under_way and failed:
                     raise watch.cut_off() from error
                 raise
 

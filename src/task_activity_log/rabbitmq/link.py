@@ -136,11 +136,14 @@ class LinkOptions:
 
 
 @asynccontextmanager
-async def connect(options: LinkOptions, purpose: str) -> AsyncIterator[tuple[aio_pika.Connection, FrameReader]]:
+async def connect(
+    options: LinkOptions, purpose: str, *, leads: bool = False
+) -> AsyncIterator[tuple[aio_pika.Connection, FrameReader]]:
     """A connection and its frame reader. The broker's management shows the connection under its `purpose`.
 
     The hosts of the URL are tried in turn, and of a host's name each address, until one of them lets us in. The next
     connection begins with another host than one that was lost. After a `CutOff` other connections leave that host, too.
+    With `leads`, other connections to other hosts are ended: they come to this one.
 
     Raises:
         One of `LOST`: nobody answers, or the broker refuses; it is that of the last address.
@@ -149,6 +152,8 @@ async def connect(options: LinkOptions, purpose: str) -> AsyncIterator[tuple[aio
         url, opened = await _open_any(options, purpose, stack)
         end = opened[1].abort
         with options.hosts.connected(url, purpose, end) as connected:
+            if leads:
+                options.hosts.gather(url, f"{purpose} is at another host")
             try:
                 yield opened
             except CutOff as cut_off:
