@@ -25,7 +25,7 @@ _T = TypeVar("_T")
 _SHARED_LIMIT_SECONDS = 60.0
 """How long the shared server may take to answer on a busy machine; below the time limit of a test."""
 _OLDEST = 13  # the first version with DROP DATABASE … WITH (FORCE)
-_COPY_BY_WAL = 15  # the first version that can copy a template without two checkpoints
+_COPIES_BY_WAL = 15  # the first version that copies a template through the WAL, unless it is told otherwise
 
 
 _HBA_WITH_CERTIFICATES = """\
@@ -44,11 +44,13 @@ class PostgreSQL(Service):
         super().__init__(runner)
         self.url = url
         """The DSN of a database that nobody else uses. The names of further databases begin with its name."""
-        self._major = 0
+        self._strategy = ""
 
     def check(self) -> None:
         """Connect and learn the version; raise `NotReadyError` if that does not work yet."""
-        self._major, self.version = in_thread(_version(self.url))
+        major, self.version, syncs = in_thread(_described(self.url))
+        # Copying the files needs two checkpoints. They are expensive where they sync; elsewhere they are the faster way.
+        self._strategy = " STRATEGY FILE_COPY" if major >= _COPIES_BY_WAL and not syncs else ""
 
     def url_of(self, database: str) -> str:
         """Return the DSN of another database of this server."""
@@ -110,10 +112,7 @@ class PostgreSQL(Service):
         self.execute("SELECT pg_promote()")
 
     def _copy(self, template: str | None) -> str:
-        if template is None:
-            return ""
-        strategy = " STRATEGY WAL_LOG" if self._major >= _COPY_BY_WAL else ""
-        return f' TEMPLATE "{template}"{strategy}'
+        return "" if template is None else f' TEMPLATE "{template}"{self._strategy}'
 
 
 def from_url(origin: str, url: str, version: str) -> PostgreSQL:
@@ -259,7 +258,13 @@ def _binary_version(directory: Path) -> int:
 
 
 def _settings(*, durable: bool, **more: str) -> list[str]:
-    settings = {"max_connections": "200", "timezone": "UTC", "log_timezone": "UTC", **more}
+    settings = {
+        "max_connections": "200",
+        "timezone": "UTC",
+        "log_timezone": "UTC",
+        "dynamic_shared_memory_type": "mmap",  # below the data directory: a server that is killed leaves nothing else behind
+        **more,
+    }
     if not durable:
         settings |= {"fsync": "off", "full_page_writes": "off"}
     return [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
@@ -279,14 +284,16 @@ def _started(runner: Runner, url: str) -> PostgreSQL:
     return server
 
 
-async def _version(url: str) -> tuple[int, str]:
+async def _described(url: str) -> tuple[int, str, bool]:
+    """The major version, the whole one, and whether the server syncs its files."""
     try:
         connection = await asyncpg.connect(url, timeout=5)
     except (OSError, asyncpg.PostgresError, TimeoutError) as error:
         raise NotReadyError(str(error) or type(error).__name__) from None
     try:
         version = connection.get_server_version()
-        return version.major, str(await connection.fetchval("SHOW server_version")).split()[0]
+        said = str(await connection.fetchval("SHOW server_version"))
+        return version.major, said.split(maxsplit=1)[0], await connection.fetchval("SHOW fsync") == "on"
     finally:
         await connection.close(timeout=5)
 

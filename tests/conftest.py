@@ -21,6 +21,7 @@ from sandbox import PostgreSQL, RabbitMQ, SandboxError, in_background, sharing
 from tests.commands import World, worker
 from tests.effort import examples
 from tests.kept import kept
+from tests.memory import in_memory
 
 SOURCE = pytest.StashKey[sharing.Source]()
 OWNER = pytest.StashKey[sharing.Owner]()
@@ -44,7 +45,9 @@ hypothesis.settings.load_profile("patient")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Own the services, or as a worker of pytest-xdist know whom to ask for them. Choose a seed, which workers inherit."""
+    """Own the services, or as a worker of pytest-xdist know whom to ask for them. Choose what workers inherit."""
+    if (memory := in_memory()) is not None:
+        os.environ.setdefault("TMPDIR", memory)
     os.environ.setdefault("CHAOS_SEED", "7" if _IN_CI else str(secrets.randbelow(10_000)))
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         # A shell that runs `make test &` ignores SIGINT for it, and commands that a test interrupts would inherit that.

@@ -273,9 +273,9 @@ async def test_a_broker_that_restarts_in_the_middle_loses_nothing(
         await asyncio.to_thread(own_rabbitmq.kill)
         for proxy in (one, two, three):
             proxy.resume()
-        discarded, replayed = await asyncio.gather(*map(end, running[:2]))
+        ends = asyncio.gather(*map(end, running))
         await asyncio.to_thread(own_rabbitmq.start)
-        resent = await end(running[2])
+        discarded, replayed, resent = await ends
     assert (discarded.code, replayed.code, resent.code) == (1, 1, 0)
     assert "dead letters that were not removed are in the queue; run it again" in discarded.err
     assert "10 replayed, then the connection was lost; 10 more were sent" in replayed.err

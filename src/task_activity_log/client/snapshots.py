@@ -20,7 +20,8 @@ from task_activity_log.record import StoredTaskActivityLog
 from task_activity_log.wire import JSON, Nulls
 
 _AGAIN_SECONDS = 0.5
-_TIMEOUT_SECONDS = 30.0
+_TIMEOUT_SECONDS = 60.0
+"""A broker that restarts with many queues, or on a busy machine, may need more than half of it."""
 _BATCH = 500
 
 
@@ -74,7 +75,7 @@ async def resend(
     """Publish these records in their order, at most `rate` per second, each confirmed by the broker.
 
     A record has the same message_id each time it is sent, until it is changed. What the broker refuses, or what is lost with a
-    connection, is sent again for half a minute. `sent` is kept up to date, and `on_sent` is called with how many more were sent.
+    connection, is sent again for a minute. `sent` is kept up to date, and `on_sent` is called with how many more were sent.
 
     Raises:
         Interrupted: no queue takes them, or the broker is away or refuses.
