@@ -4,12 +4,13 @@ A subscriber may bind a queue of its own. If that queue refuses a reply or never
 for no queue at all. It is then published once more, to the replies queue alone, so that nobody waits for the subscriber.
 
 A queue that is silent holds the channel, and the connection behind some hundreds of replies. So while one is, a few replies
-of a batch go to the exchange, as long as few channels are held; the others go to the replies queue alone, at once.
+of a batch go to the exchange, as long as few channels are held; the others go to the replies queue alone, at once. If these
+few are confirmed in time, or the broker was slow as a whole, all of the batch goes to the exchange.
 """
 
 from __future__ import annotations
 
-import time
+import asyncio
 from collections.abc import Callable, Sequence
 
 import structlog
@@ -54,20 +55,40 @@ class RepliesExchange:
         Raises:
             Unavailable: the broker is away, or the replies queue takes nothing. Some may be confirmed.
         """
-        silent = time.monotonic() < self._silent_until or not self._publisher.has_room_for_late
-        count = len(replies) if not silent else _SILENT_MAX if self._publisher.has_room_for_late else 0
-        fates = await self._publish_to_exchange(
-            replies[:count], _SILENT_PATIENCE_SECONDS if silent else _PATIENCE_SECONDS
-        )
-        left = [*_sort(fates, confirmed), *range(len(fates), len(replies))]
+        if _now() < self._silent_until or not self._publisher.has_room_for_late:
+            await self._publish_carefully(replies, confirmed)
+        else:
+            await self._publish(replies, confirmed, _PATIENCE_SECONDS)
+
+    async def _publish_carefully(self, replies: Sequence[Reply], confirmed: Callable[[int], None]) -> None:
+        """Find out with a few whether a queue is silent still. If not, the others go to the exchange as well."""
+        few = _SILENT_MAX if self._publisher.has_room_for_late else 0
+        rest = replies[few:]
+        began = _now()
+        silent = not few or await self._publish(replies[:few], confirmed, _SILENT_PATIENCE_SECONDS)
+        # If the replies queue was as slow, the broker stood still: a subscriber must not miss replies because of that.
+        if silent and _now() - began < _PATIENCE_SECONDS:
+            if rest:
+                await self._publish_to_queue(rest, lambda n: confirmed(few + n))
+                self._not_taken(Fate.UNCONFIRMED, len(rest))
+        elif not rest or not await self._publish(rest, lambda n: confirmed(few + n), _SILENT_PATIENCE_SECONDS):
+            self._silent_until = 0.0
+
+    async def _publish(
+        self, replies: Sequence[Reply], confirmed: Callable[[int], None], patience_seconds: float
+    ) -> bool:
+        """Publish these to the exchange, and then to the replies queue what was not confirmed; whether something was not."""
+        fates = await self._publish_to_exchange(replies, patience_seconds)
+        left = _sort(fates, confirmed)
         if Fate.LOST in fates:
             raise Unavailable("publisher connection lost", self._publisher.last_reason)
         if Fate.RETURNED in fates:
             raise Unavailable("replies returned", f"no queue takes what {self._exchange} is sent")
         if left:
-            why = Fate.NACKED if Fate.NACKED in fates and Fate.UNCONFIRMED not in fates else Fate.UNCONFIRMED
+            why = Fate.UNCONFIRMED if Fate.UNCONFIRMED in fates else Fate.NACKED
             await self._publish_to_queue([replies[position] for position in left], lambda n: confirmed(left[n]))
             self._not_taken(why, len(left))
+        return Fate.UNCONFIRMED in fates
 
     async def _publish_to_exchange(self, replies: Sequence[Reply], patience_seconds: float) -> list[Fate]:
         """Publish these, and remember whether the exchange was silent."""
@@ -75,9 +96,9 @@ class RepliesExchange:
             Outgoing(self._exchange, routing_key(each), properties, each.body)
             for each, properties in zip(replies, properties_of_all(replies), strict=True)
         ]
-        began = time.monotonic()
+        began = _now()
         fates = await self._publisher.publish(messages, patience_seconds, _ignored)
-        now = time.monotonic()
+        now = _now()
         # Whatever could not be written in time is lost, because the connection takes nothing more.
         if Fate.UNCONFIRMED in fates or (Fate.LOST in fates and now - began >= patience_seconds):
             self._silent_until = now + _SILENT_SECONDS
@@ -92,13 +113,17 @@ class RepliesExchange:
             raise Unavailable(f"replies {fates[position].value}", f"queue {self._queue} does not take them")
 
     def _not_taken(self, why: Fate, count: int) -> None:
-        now = time.monotonic()
+        now = _now()
         self._on_not_taken(why.value, count)
         if now >= self._log_from:
             self._log_from = now + _LOG_SECONDS
             if why is Fate.NACKED:
                 self._publisher.renew()
             log.warning("subscriber_takes_nothing", exchange=self._exchange, why=why.value)
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
 
 
 def _sort(fates: Sequence[Fate], confirmed: Callable[[int], None]) -> list[int]:
