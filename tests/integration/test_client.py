@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
+from itertools import pairwise
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -232,9 +233,10 @@ async def test_sending_needs_permission_to_write_to_the_exchange_alone(rabbitmq:
 
 @pytest.mark.parametrize("write", ["^nothing$", "^task_activity_log.replies$"])
 async def test_a_user_who_may_not_write_is_told_at_once(rabbitmq: RabbitMQ, amqp_url: str, write: str) -> None:
-    """Instead of waiting for a broker that is not away."""
+    """Instead of waiting for a broker that is not away, and in plain words."""
+    refused = r"^user '\w+' may not (use|write to) exchange 'task_activity_log': see Permissions in docs/publishing.md$"
     async with no_worker(amqp_url):
-        with user_who_may(rabbitmq, amqp_url, write=write) as url, pytest.raises(ClientError, match="ACCESS_REFUSED"):
+        with user_who_may(rabbitmq, amqp_url, write=write) as url, pytest.raises(ClientError, match=refused):
             async with TaskActivityLogClient(url) as client:
                 await client.send_many([record()], timeout=None)
 
@@ -303,6 +305,70 @@ async def test_a_task_of_the_client_that_crashes_fails_what_waits_and_what_comes
                 await client.upsert(record(), timeout=None)
             with pytest.raises(ClientError, match="the client failed: ZeroDivisionError"):
                 await client.send_many([record()], timeout=None)
+
+
+@pytest.mark.parametrize("error", [OSError, RuntimeError, ZeroDivisionError])
+async def test_a_function_of_the_caller_that_raises_ends_the_client_and_is_named(
+    amqp_url: str, error: type[Exception]
+) -> None:
+    """At the first connection and at the next one. Taken for a lost connection, it would be opened without end."""
+    calls: list[str] = []
+
+    def fails(good: int) -> Callable[[], None]:
+        def connected() -> None:
+            calls.append("connected")
+            if len(calls) > good:
+                raise error
+
+        calls.clear()
+        return connected
+
+    words = f"^on_connected has raised {error.__name__}$"
+    async with no_worker(amqp_url), Proxy.to(amqp_url) as proxy:
+        for opening in (
+            TaskActivityLogClient(proxy.url, on_connected=fails(0)),
+            subscribe(proxy.url, on_connected=fails(0)),
+        ):
+            calls.clear()
+            with pytest.raises(ClientError, match=words) as raised:
+                await opening.__aenter__()
+            assert isinstance(raised.value.__cause__, error)
+        async with TaskActivityLogClient(proxy.url, on_connected=fails(1)) as client:
+            proxy.cut()
+            with pytest.raises(ClientError, match=words):
+                await client.send_many([record()], timeout=None)
+        assert calls == ["connected"] * 2
+        async with subscribe(proxy.url, on_connected=fails(1)) as replies:
+            proxy.cut()
+            with pytest.raises(ClientError, match=words):
+                await anext(replies)
+        assert calls == ["connected"] * 2
+
+
+async def test_an_outage_is_reported_once(world: World) -> None:
+    """Both connections of a client are lost, and tried again and again: each reason is told when it begins."""
+    told: list[str] = []
+    refused = asyncio.Event()
+
+    def on_outage(reason: str) -> None:
+        told.append(reason)
+        if reason == "connection refused":
+            refused.set()
+
+    async with Proxy.to(world.amqp_url) as proxy:
+        async with TaskActivityLogClient(
+            proxy.url, on_outage=on_outage, on_connected=lambda: told.append("connected")
+        ) as client:
+            assert (await client.upsert(record())).outcome == "inserted"
+            proxy.refuse()
+            proxy.cut()
+            async with asyncio.timeout(30):
+                await refused.wait()
+            proxy.accept()
+            assert (await client.upsert(record(), timeout=60)).outcome == "inserted"
+    assert told[0] == "connected"
+    assert "connected" in told[1:]
+    assert all(one != other for one, other in pairwise(told))
 
 
 # ---- subscribers
@@ -438,6 +504,26 @@ async def test_a_poison_reply_stays_if_its_queue_takes_nothing(amqp_url: str) ->
             "The reply could not be moved to queue poison, and is delivered again: refused"
         ]
         assert await received(subscribe(amqp_url, most=1)) == ["a"]
+
+
+async def test_a_reply_is_moved_to_the_poison_queue_alone(amqp_url: str) -> None:
+    """Its sender may have named further queues in the header CC, to which it would be published with our permissions."""
+    async with no_worker(amqp_url) as channel:
+        await channel.declare_queue("other", durable=True)
+        exchange = await channel.get_exchange(TOPOLOGY.replies_exchange, ensure=False)
+        await exchange.publish(aio_pika.Message(b"{}", headers={"CC": ["other"], "mine": "stays"}), "stored.updated")
+
+        async def run() -> None:
+            async with subscribe(amqp_url, on_poison=PoisonQueue("poison", tries=1)) as replies:
+                async for _ in replies:
+                    raise ValueError("mine")
+
+        with pytest.raises(ValueError, match="mine") as raised:
+            await run()
+        assert raised.value.__notes__ == ["After 1 delivery the reply was moved to queue poison."]
+        moved = await (await channel.get_queue("poison")).get(no_ack=True)
+        assert (moved.headers["mine"], "CC" in moved.headers) == ("stays", False)
+        assert await (await channel.get_queue("other")).get(no_ack=True, fail=False) is None
 
 
 @pytest.mark.parametrize("leaves", ["raise", "break", "cancel"])

@@ -1,7 +1,7 @@
 """The client and the subscription without a broker: time limits, what is said of them, and the second use of each."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, cast
 from uuid import uuid4
@@ -18,6 +18,7 @@ from task_activity_log.client import (
 )
 from task_activity_log.client.asks import Asks
 from task_activity_log.client.bulk import Summary
+from task_activity_log.client.connections import Connections
 from task_activity_log.client.routing import Routing
 from task_activity_log.message import Delivery, Properties
 from task_activity_log.problem import Unavailable
@@ -250,3 +251,65 @@ def test_what_the_body_is_through_with_is_acknowledged_when_the_loop_is_cancelle
         assert source.acknowledged == [0]
 
     run(use())
+
+
+def test_what_was_opened_in_another_event_loop_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At once, and not when the time is over. When that loop has ended, it can be opened again."""
+
+    async def opened(_: Connections, *runs: Coroutine[Any, Any, None], ready: Coroutine[Any, Any, None]) -> None:
+        for each in (*runs, ready):
+            each.close()
+
+    monkeypatch.setattr(Connections, "open", opened)
+    client, source = TaskActivityLogClient(NOBODY), Slow()
+    replies = slow_subscription(source, poison=False)
+
+    async def enter() -> None:
+        await client.__aenter__()
+        assert (await anext(await replies.__aenter__())).message_id == "0"
+
+    async def use() -> None:
+        for using in (client.upsert(record(), timeout=None), client.send_many([record()], timeout=None)):
+            with pytest.raises(ClientError, match="the client was opened in another event loop: each "):
+                await using
+        with pytest.raises(ClientError, match="the subscription was opened in another event loop"):
+            await anext(replies)
+        await client.__aexit__()
+        await replies.__aexit__(None, None, None)
+
+    async def elsewhere() -> None:
+        await asyncio.to_thread(asyncio.run, use())
+
+    async def both() -> None:
+        await enter()
+        await elsewhere()
+        for again in (client.__aenter__(), replies.__aenter__()):
+            with pytest.raises(ClientError, match="open already"):
+                await again
+
+    asyncio.run(enter())
+    asyncio.run(use())
+    asyncio.run(both())
+
+
+def test_a_client_is_opened_by_one_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second one would wait without end for a connection that nobody makes."""
+    go_on = asyncio.Event()
+
+    async def slowly(_: Connections, *runs: Coroutine[Any, Any, None], ready: Coroutine[Any, Any, None]) -> None:
+        for each in (*runs, ready):
+            each.close()
+        await go_on.wait()
+
+    monkeypatch.setattr(Connections, "open", slowly)
+
+    async def use() -> None:
+        client = TaskActivityLogClient(NOBODY)
+        first = asyncio.create_task(client.__aenter__())
+        await asyncio.sleep(0)
+        with pytest.raises(ClientError, match="the client is open already"):
+            await client.__aenter__()
+        go_on.set()
+        assert await first is client
+
+    asyncio.run(use())

@@ -7,6 +7,7 @@ from aiormq.exceptions import ChannelAccessRefused
 
 from task_activity_log.client import ClientError
 from task_activity_log.client.connections import Connections
+from task_activity_log.client.notices import Notices
 from task_activity_log.rabbitmq.link import LinkOptions, Outage, OutageKind, describe
 
 URL = "amqp://guest:secret@broker.example/"
@@ -130,3 +131,49 @@ def test_a_url_that_is_not_that_of_a_broker_is_refused(url: str) -> None:
     for broker in (url, LinkOptions(url)):
         with pytest.raises(ClientError, match="should be one such as amqp://"):
             Connections(broker, on_outage=lambda _: None)
+
+
+async def test_closing_ends_the_wait_for_a_connection() -> None:
+    """Without a time limit, an upsert would wait for ever for the connection of its answer."""
+    connections = Connections(URL, on_outage=lambda _: None)
+    opening = asyncio.create_task(connections.open(until_cancelled(), ready=until_cancelled()))
+    await asyncio.sleep(0)
+    await connections.close()
+    with pytest.raises(ClientError, match="the client was closed while it connected"):
+        await opening
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+def _unexpected(failure: ClientError) -> None:
+    raise failure
+
+
+def test_an_outage_is_told_once_for_each_reason() -> None:
+    """A client has two connections, each of which is tried again and again."""
+    told: list[str] = []
+    notices = Notices(on_outage=told.append, on_connected=lambda: told.append("connected"), on_failure=_unexpected)
+    notices.connected()
+    for reason in ("closed", "closed", "refused", "refused", "closed"):
+        notices.away(reason)
+    notices.connected()
+    notices.back()  # nobody was told since
+    notices.away("closed")
+    notices.back()
+    assert told == ["connected", "closed", "refused", "closed", "connected", "closed", "connected"]
+
+
+@pytest.mark.parametrize("error", [OSError, RuntimeError, TimeoutError, ZeroDivisionError])
+def test_an_exception_of_a_function_of_the_caller_is_named(error: type[Exception]) -> None:
+    """Those that a lost connection raises too are not taken for one."""
+    failures: list[ClientError] = []
+
+    def fails(*_: object) -> None:
+        raise error
+
+    notices = Notices(on_outage=fails, on_connected=fails, on_failure=failures.append)
+    with pytest.raises(ClientError, match=f"on_outage has raised {error.__name__}"):
+        notices.away("closed")
+    with pytest.raises(ClientError, match=f"on_connected has raised {error.__name__}") as raised:
+        notices.connected()
+    assert isinstance(raised.value.__cause__, error)
+    assert failures[1] is raised.value

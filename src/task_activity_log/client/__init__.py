@@ -43,6 +43,8 @@ finding        the dead letters and the waiting replies of a message or a record
 preview        what a worker would say of a message, and what it would store                pure
 marking        a body for people: indented, with what is wrong marked, and differences       pure
 snapshots      records as they are now, as replies
+notices        what the caller is told of the connections
+opener         the process and the event loop that have opened something
 connections    the first connection succeeds or fails at once; later ones are opened again
 messages       what is sent and what is received
 names          names of queues and exchanges that can be sent                                  pure

@@ -1,15 +1,16 @@
 """Upserts that wait for their answers: sent in batches, and sent again on a new connection until each is answered."""
 
 import asyncio
-import os
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol, TypeAlias
 
 from task_activity_log.aio import Waiting, meanwhile
-from task_activity_log.client.connections import Connections
-from task_activity_log.client.messages import Answer, ClientError, NoAnswer, Upsert
+from task_activity_log.client.connections import Connections, refusal
+from task_activity_log.client.messages import Answer, ClientError, NoAnswer, Upsert, no_answer
+from task_activity_log.client.notices import Notices
+from task_activity_log.client.opener import Opener
 from task_activity_log.client.order import Order, waves
 from task_activity_log.client.routing import Routing
 from task_activity_log.problem import Code, Problem, Unavailable
@@ -102,14 +103,14 @@ class Asks:
         self._connections = Connections(broker, on_outage=self._away, on_failure=self._fail)
         self._routing = routing
         self._app_id = app_id
-        self._on_outage = on_outage
-        self._on_connected = on_connected
+        self._notices = Notices(on_outage=on_outage, on_connected=on_connected, on_failure=self._connections.fail)
         self._message_max = MessageMax()
         self._reply_to: str | None = None  # the queue that is listened to
         self._asks: dict[str, Ask] = {}  # by message_id, in the order given
         self._reason = ""  # of the latest outage or nack
         self._over: ClientError | None = NOT_OPEN  # why nothing can be sent
-        self._process = os.getpid()  # which has opened it
+        self._opener = Opener("client")
+        self._opening = False
         self._begin()
 
     def _begin(self) -> None:
@@ -118,7 +119,7 @@ class Asks:
             self._connections.options,
             purpose="upserts",
             confirm_timeout_seconds=_CONFIRM_SECONDS,
-            on_connected=self._on_connected,
+            on_connected=self._notices.connected,
             message_max=self._message_max,
             also_leave=("answers",),  # what others publish elsewhere does not reach a queue on a node that is cut off
             refused_seconds=_REFUSED_SECONDS,
@@ -133,29 +134,40 @@ class Asks:
 
     async def open(self) -> None:
         """Connect, and stay connected until `close`. Raises `ClientError` if the first attempt fails, or if it is open."""
-        if self._over is None:
+        if (self._over is None or self._opening) and not self._opener.ended:
             raise ClientError("the client is open already")
+        if self._opener.ended:
+            self._connections.forget()
         self._begin()
-        await self._connections.open(self._publisher.run(), self._send_all(), ready=self._can_publish())
-        self._over, self._process = None, os.getpid()
+        self._opener.note()
+        self._opening, self._over = True, NOT_OPEN
+        try:
+            await self._connections.open(self._publisher.run(), self._send_all(), ready=self._can_publish())
+            if self._over is not NOT_OPEN:  # it has failed meanwhile
+                raise self._over
+            self._over = None
+        finally:
+            self._opening = False
 
     async def listen(self) -> None:
         """Have a queue for answers, before the first `ask`. Raises `ClientError` if the first attempt fails."""
         self._check_open()
         async with self._listener:
+            self._check_open()  # it may have been closed meanwhile
             if not self._has_listener:
                 outages = self._connections.options.on_outage
                 listening = supervise("answers", self._listen, lambda: None, outages)
-                await self._connections.open(listening, ready=_until(self._listening))
+                await self._connections.open(listening, ready=self._listening.wait())
                 self._has_listener = True
 
     async def close(self) -> None:
         """Disconnect. The queue of answers is deleted with its connection; each ask that is left gets a `NoAnswer`.
 
-        In a process that was forked, it does nothing: the connections belong to the other one.
+        In a process that was forked, or another event loop, it does nothing: the connections are not its own.
         """
-        if self._over is None and self._process != os.getpid():
+        if self._over is None and not self._opener.is_here:
             return
+        self._over = NOT_OPEN
         await self._connections.close()
         for ask in list(self._asks.values()):
             ask.done(NoAnswer("the client was closed before the answer came", ask.upsert))
@@ -234,8 +246,7 @@ class Asks:
     def _check_open(self) -> None:
         if self._over is not None:
             raise self._over
-        if self._process != os.getpid():
-            raise forked("client")
+        self._opener.check()
 
     def _end(self, why: ClientError) -> None:
         self._over = why
@@ -353,7 +364,7 @@ class Asks:
     def _report_blocked(self) -> None:
         if self._publisher.blocked is not None and not self._blocked:
             self._blocked = True
-            self._on_outage(f"the broker blocks publishers ({self._publisher.blocked})")
+            self._notices.away(f"the broker blocks publishers ({self._publisher.blocked})")
 
     def _without_too_large(self, upserts: list[Upsert], sent: _Sent) -> list[Upsert]:
         """Those that the broker's limit allows, as far as it is known: it says so when it closes a channel."""
@@ -370,7 +381,7 @@ class Asks:
         """Why nothing at all can be published, if that is why the last channel was closed."""
         reason = self._publisher.last_reason
         if reason.startswith("ACCESS_REFUSED"):
-            return ClientError(f"the broker refuses upserts of this user: {reason}")
+            return ClientError(f"{refusal(reason)}: see Permissions in docs/publishing.md")
         if reason.startswith("NOT_FOUND"):
             name = self._routing.named_in(reason)
             return ClientError(f"exchange '{name}' does not exist on this broker: a worker declares it when it starts")
@@ -382,7 +393,7 @@ class Asks:
             self._reason = ""  # the broker has answered
             if self._blocked:
                 self._blocked = False
-                self._on_connected()
+                self._notices.connected()
         if Fate.LOST in fates:
             self._reason = f"publisher connection lost: {self._publisher.last_reason}"
         elif Fate.UNCONFIRMED in fates:
@@ -405,6 +416,8 @@ class Asks:
                 self._outbox.put(unanswered.upsert)
             self._listening.set()
             established()
+            if self._publisher.connected:
+                self._notices.back()
             try:
                 while True:
                     deliveries = await reader.take(BATCH)
@@ -418,7 +431,7 @@ class Asks:
 
     def _away(self, outage: Outage) -> None:
         self._reason = outage.text
-        self._on_outage(outage.text)
+        self._notices.away(outage.text)
 
     def _fail(self, failure: ClientError) -> None:
         """A task of the client has ended: fail what waits, and what comes."""
@@ -427,24 +440,9 @@ class Asks:
         self._end(failure)
 
 
-def forked(what: str) -> ClientError:
-    """What to raise in a process that was forked after the connection was opened: two would write to one connection."""
-    return ClientError(f"the {what} was opened before os.fork, by another process: open one in this process")
-
-
 NOT_OPEN = ClientError("the client is not open: use it within `async with`")
-
-
-def no_answer(timeout: float | None, unanswered: Sequence[Upsert], why: str) -> NoAnswer:
-    """What to raise when no answer to these has come for `timeout` seconds."""
-    upserts = f"{len(unanswered):,} upsert{'' if len(unanswered) == 1 else 's'}"
-    return NoAnswer(f"no answer for {timeout or 0:g} s ({upserts} unanswered): {why}", unanswered[0])
 
 
 def _no_queue(exchange: str) -> ClientError:
     advice = "a worker declares and binds its queue when it starts"
     return ClientError(f"exchange {exchange} routes upserts to no queue: {advice}")
-
-
-async def _until(event: asyncio.Event) -> None:
-    await event.wait()

@@ -50,10 +50,11 @@ class TaskActivityLogClient:
             partitions_exchange: the exchange for upserts that are sent by record; None: `exchange` and `.by-record`.
             app_id: who publishes, for those who read the dead letters.
             window: how many upserts of a bulk may be unanswered.
-            on_outage: called with the reason each time that a connection is lost or cannot be opened again, or the broker
-                blocks publishers.
+            on_outage: called with the reason when a connection is lost or cannot be opened again, or the broker blocks
+                publishers; and again if the reason changes. Not again for each attempt.
             on_connected: called each time that a connection is established, also the first time, and when a broker that has
-                blocked publishers takes upserts again.
+                blocked publishers takes upserts again. If one of these two raises an exception, the client fails: a
+                `ClientError` names it.
 
         Raises:
             ClientError: the URL is not that of a broker.

@@ -45,15 +45,15 @@ class Connections:
         self._on_outage = on_outage
         self._on_failure = on_failure
         self._opening: asyncio.Future[None] | None = None  # while the first connections are made
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks: list[asyncio.Task[Any]] = []
 
-    async def open(self, *runs: Coroutine[Any, Any, None], ready: Coroutine[Any, Any, None]) -> None:
+    async def open(self, *runs: Coroutine[Any, Any, None], ready: Coroutine[Any, Any, object]) -> None:
         """Start further tasks and return when `ready` does.
 
         Raises `ClientError` if the first attempt of one of them fails; none of these tasks is left then.
         """
         self._opening = opening = asyncio.get_running_loop().create_future()
-        tasks = [asyncio.create_task(run) for run in (*runs, ready)]
+        tasks: list[asyncio.Task[Any]] = [asyncio.create_task(run) for run in (*runs, ready)]
         self._tasks += tasks
         for task in tasks:
             task.add_done_callback(self._ended)
@@ -66,8 +66,21 @@ class Connections:
             self._opening = None
 
     async def close(self) -> None:
-        """End the tasks, and with them their connections."""
+        """End the tasks, and with them their connections. An `open` that is under way raises `ClientError`."""
+        self.fail(ClientError("the client was closed while it connected"), opening_only=True)
         await end(*self._tasks)
+
+    def forget(self) -> None:
+        """Forget the tasks of an event loop that is closed."""
+        self._tasks.clear()
+        self._opening = None
+
+    def fail(self, failure: ClientError, *, opening_only: bool = False) -> None:
+        """Raise it in the `open` that is under way; without one, report it, unless `opening_only`."""
+        if self._opening is not None and not self._opening.done():
+            self._opening.set_exception(failure)
+        elif not opening_only:
+            self._on_failure(failure)
 
     def _outage(self, outage: Outage) -> None:
         if self._opening is None:
@@ -75,13 +88,15 @@ class Connections:
         elif not self._opening.done():
             self._opening.set_exception(no_connection(self.options, outage))
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
+    def _ended(self, task: asyncio.Task[Any]) -> None:
         if task.cancelled():
             return
         opening = None if self._opening is None or self._opening.done() else self._opening
         if error := task.exception():
-            failure = ClientError(f"the client failed: {type(error).__name__}")
-            failure.__cause__ = error
+            failure = (
+                error if isinstance(error, ClientError) else ClientError(f"the client failed: {type(error).__name__}")
+            )
+            failure.__cause__ = error.__cause__ if failure is error else error
             self._on_failure(failure)
             if opening is not None:
                 opening.set_exception(failure)
@@ -127,11 +142,11 @@ def no_connection(
     if outage.kind is OutageKind.NOT_FOUND:
         return ClientError(f"{outage.text}: a worker declares it when it starts")
     if outage.kind is OutageKind.ACCESS_REFUSED:
-        return ClientError(f"{_refusal(outage.text)}: see Permissions in {documents}")
+        return ClientError(f"{refusal(outage.text)}: see Permissions in {documents}")
     return ClientError(f"no connection to {' or '.join(addresses(given.url))}: {outage.text}")
 
 
-def _refusal(text: str) -> str:
+def refusal(text: str) -> str:
     """What a user may not do, from the broker's text; a text of another form as it is."""
     found = _REFUSED.search(text)
     if found is None:

@@ -393,6 +393,12 @@ def request_of(record: Record, options: Options = PLAIN) -> Upsert | Answer:
     return Answer.not_sent(Upsert(b"", source=source), problem)
 
 
+def no_answer(timeout: float | None, unanswered: Sequence[Upsert], why: str) -> NoAnswer:
+    """What to raise when no answer to these has come for `timeout` seconds."""
+    upserts = f"{len(unanswered):,} upsert{'' if len(unanswered) == 1 else 's'}"
+    return NoAnswer(f"no answer for {timeout or 0:g} s ({upserts} unanswered): {why}", unanswered[0])
+
+
 def is_short(text: str) -> bool:
     """Whether a text fits a short string of AMQP."""
     try:

@@ -1,7 +1,6 @@
 """The subscriber's loop: each new reply once, acknowledged when the loop asks for the next one."""
 
 import asyncio
-import os
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
@@ -10,11 +9,12 @@ from types import TracebackType
 from typing import Generic, Protocol, Self, TypeVar
 
 from task_activity_log.aio import Backoff
-from task_activity_log.client.asks import forked
 from task_activity_log.client.connections import no_connection, options, publishing
 from task_activity_log.client.messages import SHORT_MAX, ClientError, Received, is_short, received_reply
 from task_activity_log.client.names import exchange_name, queue_name
 from task_activity_log.client.news import News
+from task_activity_log.client.notices import raised
+from task_activity_log.client.opener import Opener
 from task_activity_log.message import PERSISTENT, Delivery
 from task_activity_log.rabbitmq.consumer import RabbitDelivery
 from task_activity_log.rabbitmq.headers import raw_headers
@@ -27,6 +27,8 @@ SHARED = "task_activity_log.replies"
 """The default name of the queue that subscribers share, and of its exchange."""
 _COUNTED = frozenset((b"x-delivery-count", b"x-acquired-count"))
 """Headers that the broker sets at each delivery."""
+_NOT_MOVED = _COUNTED | {b"CC", b"BCC"}
+"""Headers that a copy does not have. The last two would send it to queues that the sender of the reply has chosen."""
 _TRIES, _ERROR = "x-subscriber-tries", "x-subscriber-error"
 
 
@@ -112,7 +114,7 @@ class Subscription(Generic[D]):
         self._on_outage = on_outage
         self._backoff = Backoff(first=0.5)
         self._open = False
-        self._process = 0  # which has opened it
+        self._opener = Opener("subscription")
         self._next_under_way = False
         self._connection = AsyncExitStack()
         self._feed: Feed[D] | None = None
@@ -128,8 +130,13 @@ class Subscription(Generic[D]):
         Raises:
             ClientError: the connection cannot be opened, the queue does not exist, or the subscription is open already.
         """
-        if self._open:
+        if self._open and not self._opener.ended:
             raise ClientError("the subscription is open already: make another one with `subscribe`")
+        if self._open:  # in an event loop that is closed, and its connection with it
+            self._feed = self._under_way = None
+            self._taken.clear()
+            self._connection = AsyncExitStack()
+        self._open = self._next_under_way = False
         self._left = self._most
         try:
             with asking_the_driver():
@@ -137,7 +144,11 @@ class Subscription(Generic[D]):
         except LOST as error:
             await self._disconnect(error)
             raise self._source.failed(error) from error
-        self._open, self._process = True, os.getpid()
+        except ClientError:  # of `on_connected`
+            await self._disconnect()
+            raise
+        self._open = True
+        self._opener.note()
         return self
 
     async def __aexit__(
@@ -145,11 +156,11 @@ class Subscription(Generic[D]):
     ) -> None:
         """Disconnect. The reply that the body of the loop had is delivered again, unless it was moved to the poison queue.
 
-        In a process that was forked, it does nothing: the connection belongs to the other one.
+        In a process that was forked, or another event loop, it does nothing: the connection is not its own.
         """
-        self._open = False
-        if self._process != os.getpid():
+        if not self._opener.is_here:
             return
+        self._open = False
         try:
             if self._finished and self._under_way is not None and self._feed is not None:
                 self._feed.keep([self._source.tag(self._under_way)])  # cancelled while it asked for the next one
@@ -175,8 +186,7 @@ class Subscription(Generic[D]):
         """
         if not self._open:
             raise ClientError("the subscription is not open: write `async with subscribe(…) as replies`")
-        if self._process != os.getpid():
-            raise forked("subscription")
+        self._opener.check()
         if self._next_under_way:
             raise ClientError("another task waits for the next reply: each needs a subscription of its own")
         self._next_under_way = self._finished = True
@@ -229,7 +239,10 @@ class Subscription(Generic[D]):
         opening = self._source.open(1 if self._narrow else self._prefetch)
         self._feed = feed = await self._connection.enter_async_context(opening)
         self._backoff.reset()
-        self._on_connected()
+        try:
+            self._on_connected()
+        except Exception as error:  # not taken for a lost connection
+            raise raised("on_connected", error) from error
         return feed
 
     async def _disconnect(self, error: BaseException | None = None) -> None:
@@ -255,7 +268,8 @@ class Subscription(Generic[D]):
         except (ClientError, *LOST) as failure:
             error.add_note(f"The reply could not be moved to queue {poison.name}, and is delivered again: {failure}")
         else:
-            error.add_note(f"After {tries} deliveries the reply was moved to queue {poison.name}.")
+            deliveries = "delivery" if tries == 1 else "deliveries"
+            error.add_note(f"After {tries} {deliveries} the reply was moved to queue {poison.name}.")
 
 
 def check_queues(queue: str | None, routing_keys: Sequence[str], on_poison: PoisonQueue | None, *, shared: str) -> None:
@@ -307,7 +321,7 @@ class _Broker:
 
     async def move(self, delivery: RabbitDelivery, queue: str, headers: dict[str, object]) -> None:
         """Publish a copy to a queue, over a connection of its own. Raises `ClientError` if the broker has not taken it."""
-        kept = (entry for name, entry in raw_headers(delivery.properties.table) if name not in _COUNTED)
+        kept = (entry for name, entry in raw_headers(delivery.properties.table) if name not in _NOT_MOVED)
         # The broker refuses the user_id of somebody else.
         properties = replace(
             delivery.properties,
@@ -363,7 +377,8 @@ def subscribe(
         most: end after this many; None: never.
         on_poison: the queue for replies for which the body of the loop raises an exception again and again; None: such a
             reply is delivered again each time, and those behind it wait.
-        on_connected: called each time that it begins to read the queue.
+        on_connected: called each time that it begins to read the queue. If it raises an exception, so does the
+            subscription: a `ClientError` names it.
         on_outage: called with the reason each time that the connection is lost or cannot be opened again.
 
     Raises:

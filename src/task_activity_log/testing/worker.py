@@ -17,7 +17,8 @@ from task_activity_log.client import (
     TaskActivityLogClient,
     Upsert,
 )
-from task_activity_log.client.asks import NOT_OPEN, Ask, Done, no_answer
+from task_activity_log.client.asks import NOT_OPEN, Ask, Done
+from task_activity_log.client.messages import no_answer
 from task_activity_log.client.subscription import check_queues
 from task_activity_log.message import Delivery, Properties
 from task_activity_log.pipeline import reply as replies
