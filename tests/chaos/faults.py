@@ -28,6 +28,7 @@ from tests.chaos.locks import (
     requests_taken,
     rows_changed,
     rows_locked,
+    rows_locked_until_parked,
     rows_referred_to,
     rows_slow,
 )
@@ -66,6 +67,8 @@ class Faults:
         """Inject faults for `seconds`, and return when all of them are undone."""
         weights = {fault: weight for fault, weight in self._kinds() if weight}
         most = _AT_ONCE if self.plan.outages else _HOSTILE_AT_ONCE
+        if not self.plan.outages and ROWS in self.plan.hostile:
+            self._begin(rows_locked_until_parked)  # in each run, whatever the seed
         try:
             async with asyncio.timeout(seconds):
                 while True:
@@ -73,15 +76,19 @@ class Faults:
                     if not weights or len(self._under_way) >= most:
                         continue
                     [fault] = self.random.choices(list(weights), list(weights.values()))
-                    task = asyncio.ensure_future(fault(self))
-                    self._under_way.add(task)
-                    task.add_done_callback(self._over)
+                    task = self._begin(fault)
                     if self.plan.in_order and not self.plan.one_consumer:
                         await self._recovered(task)
         except TimeoutError:
             self.journal.note("no more faults")
         if self._under_way:
             await asyncio.wait(self._under_way)
+
+    def _begin(self, fault: Fault) -> asyncio.Task[None]:
+        task = asyncio.ensure_future(fault(self))
+        self._under_way.add(task)
+        task.add_done_callback(self._over)
+        return task
 
     async def _recovered(self, fault: asyncio.Task[None]) -> None:
         """Wait until a fault is over and the workers have been delivered all messages again.

@@ -21,6 +21,7 @@ from tests.chaos.plan import Journal
 _RUN = "from task_activity_log.cli import main; main()"
 _PDEATHSIG = 1
 _HANDED_OVER = '"partition_handed_over"'
+_PARKED = '"event": "parked"'
 _RESTART_SECONDS = 0.2
 DRAIN_LIMIT_SECONDS = 5.0
 _GRACE_SECONDS = 15.0
@@ -147,6 +148,12 @@ class Fleet:
         """What no worker may do: end by itself, or not end in time."""
         self.exits: Counter[str] = Counter()
         """How many processes ended with each exit status."""
+
+    def parked(self) -> set[str]:
+        """The ids of records that a worker has parked so far, from their logs."""
+        texts = [log.read_text() for log in self._directory.glob("*.log")]
+        lines = [line for text in texts for line in text.splitlines(keepends=True) if _PARKED in line]
+        return {record for line in lines if line.endswith("\n") for record in json.loads(line)["records"]}
 
     async def start(self, journal: Journal) -> None:
         """Start all workers, without waiting until they are ready."""

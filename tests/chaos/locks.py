@@ -25,6 +25,8 @@ DATABASE_ERRORS = (
     asyncpg.InternalClientError,  # what asyncpg raises when a connection is lost in the middle of an exchange
 )  # fmt: skip
 
+_PARKED_SECONDS = 90.0
+"""How long a busy machine may take to send a request and to park it: some seconds."""
 _SOME = "SELECT id FROM task_activity_log ORDER BY random() LIMIT $1"
 _FREE = f"SELECT id FROM task_activity_log WHERE id IN ({_SOME}) FOR UPDATE SKIP LOCKED"  # noqa: S608 - constants
 _CHANGE = f"UPDATE task_activity_log SET description = 'never committed' WHERE id IN ({_FREE}) RETURNING id"  # noqa: S608
@@ -87,6 +89,28 @@ async def requests_taken(faults: Faults) -> None:
             faults.journal.fault("requests taken", f"by a session that dies after {seconds:.1f} s")
             faults.stranger.send(messages)
             await asyncio.sleep(seconds)
+
+
+async def rows_locked_until_parked(faults: Faults) -> None:
+    """A session has inserted rows and does not commit, until workers have parked the requests for them.
+
+    How long others have waited until then is what the workers grant. Without a limit, they would wait for the end of the lock.
+    """
+    messages = [faults.stranger.plain() for _ in range(2)]
+    records = {str(one.record) for one in messages}
+    async with _transaction(faults) as session:
+        await session.executemany("INSERT INTO task_activity_log (id) VALUES ($1)", [[one.record] for one in messages])
+        with faults.locks.held([one.record for one in messages if one.record]):
+            faults.journal.fault("rows locked until parked")
+            faults.stranger.send(messages)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_PARKED_SECONDS):
+                    while not records <= faults.fleet.parked():
+                        await asyncio.sleep(0.2)
+                    return
+    faults.fleet.failures.append(
+        f"requests were not parked within {_PARKED_SECONDS:.0f} s although their rows were locked"
+    )
 
 
 @_until_the_database_ends

@@ -175,6 +175,8 @@ def _settings(plan: Plan) -> dict[str, str]:
         **({"WORKER_SINGLE_ACTIVE_CONSUMER": "true"} if plan.single_active else {}),
         **({"WORKER_PARTITIONS": str(plan.partitions)} if plan.partitions else {}),
         **({"WORKER_DATABASE_STATEMENT_CACHE": "0"} if plan.pgbouncer else {}),
+        # Without outages a statement has the usual time. If it had less, it would end each wait for a lock.
+        **({} if plan.outages else {"WORKER_DATABASE_COMMAND_TIMEOUT_SECONDS": "30"}),
     }
 
 
