@@ -146,6 +146,31 @@ async def test_a_commit_that_an_administrator_cancels_is_not_confirmed(own_datab
         assert outcomes(await store.apply([request])) == ["duplicate"]
 
 
+async def test_nobody_turns_the_warning_of_an_unconfirmed_commit_off(own_database_url: str, standby: Standby) -> None:
+    """client_min_messages, set for the database or the role. Neither that of the write nor that of its confirmation."""
+    database: Connection = await asyncpg.connect(own_database_url)
+    name = await database.fetchval("SELECT quote_ident(current_database())")
+    await database.execute(f"ALTER DATABASE {name} SET client_min_messages = error")
+    request = ask()
+    async with storing(own_database_url) as store:
+        await store.open()
+        await standby.leave()
+        with pytest.raises(TimedOut):
+            await store.apply([request], Patience(seconds=0.2))
+        await store.open()
+        confirming = asyncio.create_task(store.probe())
+        waiting = "SELECT pid FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND application_name LIKE 'task%'"
+        while (pid := await database.fetchval(waiting)) is None:
+            assert not confirming.done()
+            await asyncio.sleep(0.01)
+        await database.execute("SELECT pg_cancel_backend($1)", pid)
+        with pytest.raises(Unavailable):
+            await confirming
+        await standby.come_back()
+        assert outcomes(await store.apply([request])) == ["duplicate"]
+    await database.close()
+
+
 async def test_a_commit_that_takes_longer_than_its_limit_is_applied_once(
     own_database_url: str, standby: Standby, monkeypatch: pytest.MonkeyPatch
 ) -> None:

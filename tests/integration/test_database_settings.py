@@ -15,7 +15,7 @@ from task_activity_log.message import Delivery
 from task_activity_log.pipeline.request import Request
 from task_activity_log.postgresql import migrations
 from task_activity_log.postgresql.store import Store
-from task_activity_log.problem import Unavailable
+from task_activity_log.problem import Refused, Unavailable
 from task_activity_log.settings import load
 from tests.asking import OPEN_SCHEMA, Connection, ask, grants, merge, outcomes, subjects
 
@@ -41,6 +41,8 @@ HARMLESS = (
     "enable_hashagg = off",
     "enable_indexscan = off",
     "plan_cache_mode = force_generic_plan",
+    "client_min_messages = error",
+    "idle_session_timeout = 1000",
 )
 
 
@@ -83,6 +85,21 @@ async def test_settings_that_change_nothing(database: Connection, role: str, rol
         assert outcomes(await store.apply([ask(request.record.id, version=2)])) == ["stale"], setting
         await store.close()
         assert await said(role_url) == [], setting
+
+
+async def test_a_refused_row_does_not_end_the_session(database: Connection, role: str, role_url: str) -> None:
+    """exit_on_error would make it look like a lost connection, and the row would wait instead of being rejected."""
+    await database.execute(f"""
+        ALTER ROLE {role} SET exit_on_error = on;
+        ALTER TABLE task_activity_log ADD CONSTRAINT few CHECK (subject <> 'bad')
+    """)
+    store = Store(role_url)
+    for wave in ([ask(subject="bad")], [ask(subject="bad"), ask()]):
+        with pytest.raises(Refused, match="23514"):
+            await store.apply(wave)
+    assert await store.try_own_rows(None) == []
+    assert outcomes(await store.apply([ask()])) == ["inserted"]
+    await store.close()
 
 
 @pytest.mark.parametrize(

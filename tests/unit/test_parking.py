@@ -650,6 +650,28 @@ class TestFailuresThatLast:
 
         run(act)
 
+    def test_a_request_that_has_joined_is_judged_by_what_passes_after_it_was_tried(self) -> None:
+        """Not by what has passed while earlier requests of its record were stored: since then the database may have changed."""
+
+        async def act(bench: Bench) -> None:
+            async def apply(wave: Sequence[Request[Delivery]], patience: Patience = PATIENT) -> list[Applied]:
+                await asyncio.sleep(1)  # so that the records take turns
+                return await FakeStore.apply(bench.store, wave, patience)
+
+            bench.store.apply = apply  # type: ignore[method-assign]
+            bench.store.refuses = {"second"}
+            bench.store.own = [Failed("every row is refused (23514)", "23514", lasting=True)]
+            record = uuid4()
+            await bench.parking.park([bench.request(record, "first"), bench.request(subject="other")], PASSING, 0)
+            assert await bench.admit([bench.request(record, "second")]) == []
+            assert await bench.settled(2) == ["first: inserted", "other: inserted"]
+            await bench.until(30)
+            assert bench.stored.empty()
+            bench.store.refuses = set()
+            assert await bench.settled(1) == ["second: updated"]
+
+        run(act)
+
     def test_what_waits_is_stored_soon_after_the_database_was_fixed(self) -> None:
         """However long it has waited, and so however seldom it is tried by then: rows of our own are tried every few seconds."""
 

@@ -1,13 +1,17 @@
 """Whose fault a refusal is, as a pure decision; and what becomes of the messages."""
 
 import asyncio
+from collections.abc import Sequence
 from uuid import uuid4
 
 import pytest
 
+from task_activity_log.message import Delivery
+from task_activity_log.pipeline.ports import PATIENT, Patience
 from task_activity_log.pipeline.refusals import TRY_AGAIN_SECONDS, Refusals
+from task_activity_log.pipeline.request import Request
 from task_activity_log.problem import Failed, Rule
-from task_activity_log.record import TaskActivityLog
+from task_activity_log.record import Applied, TaskActivityLog
 from tests.fakes import upsert
 from tests.unit.test_worker import Bench
 
@@ -239,6 +243,62 @@ async def test_an_outage_during_the_hold_is_shown_and_the_hold_goes_on() -> None
         await bench.watch.settled(11)
         assert not bench.hold_reason
     assert bench.outcomes == ["inserted"] * 11
+
+
+@pytest.mark.parametrize("stored_before", [True, False])
+async def test_what_is_refused_while_the_database_cannot_be_asked_makes_no_dead_letter(*, stored_before: bool) -> None:
+    """A trigger for statements, say, refuses the probe as well, or there is no connection for rows of our own."""
+    bench = Bench()
+    async with bench.running():
+        if stored_before:
+            bench.intake.put(upsert(subject="first"))
+            await bench.watch.settled(1)
+        bench.store.refuses, bench.store.unwritable = {"good"}, True
+        bench.intake.put(*(upsert(subject="good") for _ in range(15)))
+        while bench.worker.parking.messages < 15:
+            await asyncio.sleep(0)
+        assert bench.hold_reason == "not permitted"
+        bench.store.refuses, bench.store.unwritable = set(), False
+        await bench.watch.settled(15 + stored_before)
+        assert not bench.hold_reason
+    assert set(bench.outcomes) == {"inserted"}
+
+
+async def test_what_passes_in_another_task_says_nothing_about_a_wave_of_which_nothing_has_passed() -> None:
+    """It was stored just before somebody added the rule."""
+    bench = Bench()
+    bench.store.own = [REFUSED]
+    apply = bench.store.apply
+
+    async def pass_meanwhile(wave: Sequence[Request[Delivery]], patience: Patience = PATIENT) -> list[Applied]:
+        try:
+            return await apply(wave, patience)
+        finally:
+            if len(bench.store.waves) == 1:
+                bench.worker.parking.passed(RECORD)
+
+    bench.store.apply = pass_meanwhile  # type: ignore[method-assign]
+    bench.store.refuses = {"good"}
+    async with bench.running():
+        bench.intake.put(upsert(subject="good"))
+        while not bench.worker.parking.messages:
+            assert bench.dead_letters.kept == []
+            await asyncio.sleep(0)
+        bench.store.refuses = set()
+        await bench.watch.settled(1)
+    assert bench.outcomes == ["inserted"]
+
+
+async def test_what_is_refused_while_own_rows_are_tried_waits_for_what_is_found() -> None:
+    """A parked request and one of a batch are refused at the same time, after one was stored."""
+    bench = Bench()
+    parking = bench.worker.parking
+    bench.store.own = [REFUSED]
+    parking.refusals.passed(RECORD)
+    async with asyncio.timeout(30):
+        found = await asyncio.gather(*(parking._everybodys(Rule("23514"), 1, lasting=False) for _ in range(3)))
+    assert [each and each.label for each in found] == [REFUSED.label] * 3
+    assert bench.store.own_tried == 1
 
 
 async def test_without_the_mechanism_every_refusal_is_a_dead_letter() -> None:

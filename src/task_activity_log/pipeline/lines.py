@@ -56,8 +56,9 @@ class Line(Generic[D]):
     record: UUID
     cause: Failed
     """Why its first request did not pass."""
-    passes: int
-    """The number of statements that had passed when its first request was tried; see `Refusals`."""
+    passes: int | None
+    """The number of statements that had passed when its first request was tried for the first time; None: it was not tried yet.
+    See `Refusals`."""
     due: float
     """When it is tried next."""
     waiting: deque[Parked[D]] = field(default_factory=deque)

@@ -78,6 +78,7 @@ class Retrying(Generic[D]):
         self._untried = Groups[Line[D]]()  # those that are tried together
         self._quick = Lane[D](self.store, Parts(self.stored, self.part_bytes), slow=False)
         self._slow = Lane[D](self.slow_store, Parts(self.stored, self.part_bytes), slow=True)
+        self._judging = asyncio.Lock()  # who is refused while rows of our own are tried waits for what is found
         self._stopping = False
         self._task: asyncio.Task[None] | None = None
 
@@ -96,15 +97,19 @@ class Retrying(Generic[D]):
             self.on_answer()
 
     async def _everybodys(self, rule: Rule, since: int, *, lasting: bool) -> Failed | None:
-        """Why the database refuses every row; None if it is the fault of the row that it has refused by this rule."""
-        if self.refusals.must_try(rule, since, time.monotonic(), lasting=lasting):
-            try:
-                async with self._quick.use() as store:
-                    found = await store.try_own_rows(self.refusals.accepted)
-            except Unavailable as outage:
-                return outage if isinstance(outage, Failed) else Failed(outage.label, rule.sqlstate)
-            self.refusals.tried(rule, since, time.monotonic(), found)
-        return self.refusals.everybodys if since == self.refusals.passes else None
+        """Why the database refuses every row; None if it is the fault of the row that it has refused by this rule.
+
+        If the database cannot even be asked, it is not the row's fault, nor that of those behind it.
+        """
+        async with self._judging:
+            if self.refusals.must_try(rule, since, time.monotonic(), lasting=lasting):
+                try:
+                    async with self._quick.use() as store:
+                        found = await store.try_own_rows(self.refusals.accepted)
+                except Unavailable as outage:
+                    found = [Failed(outage.label, rule.sqlstate, outage.detail, name=rule.name, lasting=True)]
+                self.refusals.tried(rule, since, time.monotonic(), found)
+            return self.refusals.everybodys
 
     async def locked(self, requests: Sequence[Request[D]]) -> set[UUID]:
         """The records whose rows are locked now, as far as the database tells."""
@@ -242,7 +247,7 @@ class Retrying(Generic[D]):
                 self.passed(requests[-1].record)
                 for line in lines:
                     line.last = line.waiting.popleft().request.delivery
-                    line.tries, line.rounds, line.crashes, line.passes = 0, 0, 0, self.refusals.passes
+                    line.tries, line.rounds, line.crashes, line.passes = 0, 0, 0, None
         if failure is not None:
             await self._divide(lines, failure, lane)
             return
@@ -323,11 +328,13 @@ class Retrying(Generic[D]):
                     first.request, await lane.store.read(first.request, first.outcome), self.nulls
                 )
             line.last = line.waiting.popleft().request.delivery
-            line.tries, line.rounds, line.crashes, line.passes = 0, 0, 0, self.refusals.passes
+            line.tries, line.rounds, line.crashes, line.passes = 0, 0, 0, None
             return settlement
 
     async def _settlement(self, line: Line[D], request: Request[D], lane: Lane[D]) -> Settlement[D]:
         doubted = False
+        if line.passes is None:  # it has joined: what passed while others waited before it says nothing about it
+            line.passes = self.refusals.passes
         while True:
             try:
                 [applied] = await self._write(request, line, lane)

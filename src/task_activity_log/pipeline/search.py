@@ -59,6 +59,7 @@ class Search(Generic[D]):
         """Begin with the whole wave, which may be empty."""
         self._parking, self._timing = parking, parking.timing
         self._passes = parking.refusals.passes
+        self._some_passed = False  # of this wave
         self._parts = self._of_usual_size(wave)
         self._trials = Groups[Request[D]]()  # parts of those that have timed out; tried behind the others
         self._warned, self._slow_rows = bool(parking.records), parking.has_slow
@@ -142,6 +143,7 @@ class Search(Generic[D]):
         """This was stored of the part: all of it, or nothing if everything was requeued meanwhile."""
         self._trials.passed()
         if part:
+            self._some_passed = True
             self._parking.passed(part[-1].record)
 
     async def refused(self, part: Sequence[Request[D]], cause: Refused) -> None:
@@ -151,7 +153,10 @@ class Search(Generic[D]):
         elif len(part) > 1:
             self._parts += reversed(halve(part))
         else:
-            await self._parking.reject(part[0], cause, self._passes)
+            # What was parked before may have passed meanwhile, before the database began to refuse every row.
+            await self._parking.reject(
+                part[0], cause, self._passes if self._some_passed else self._parking.refusals.passes
+            )
 
     async def failed(self, part: Sequence[Request[D]], cause: Failed) -> None:
         """The part failed although the database works."""

@@ -151,6 +151,16 @@ _WORDS = {
     "57P04": "the database was dropped",
     "57P05": "idle_session_timeout",
 }
+_NOBODYS = {
+    "ExecFindPartition": "no partition for the row",
+    "GetNewMultiXactId": "no more transaction ids",
+    "GetNewTransactionId": "no more transaction ids",
+    "PreCommit_Notify": "the queue of notifications is full",
+}
+"""Functions of the server whose errors have an SQLSTATE of `Fault.ROW`, and that no value in a row can cause. Rows of the
+worker's own do not show it: they may belong to another partition, and they are not committed."""
+_RAISE = "exec_stmt_raise"
+"""The function of the server that executes RAISE. Such an error has the names that a trigger has put into it."""
 _NO_SUCH_TABLE = "42P01"
 CONNECTION_LOST = "08006"
 _LOCK_TIMEOUT = "55P03"
@@ -223,6 +233,10 @@ def _judge_server(error: asyncpg.PostgresError, where: str) -> tuple[Fault, Refu
     # Without the name of a column it is a domain that is NOT NULL, perhaps that of a field.
     if sqlstate == _NOT_NULL and name and name not in FIELDS:
         return Fault.LASTING, Failed("a column that is not ours is NOT NULL", sqlstate, where, name=name, lasting=True)
+    if (why := _NOBODYS.get(error.server_source_function)) is not None:
+        return Fault.LASTING, Failed(f"{why} ({sqlstate})", sqlstate, where)  # it passes; the connection can be used
+    if error.server_source_function == _RAISE:
+        name = ""  # it may be another one for each row, and they would seem to be refused by different rules
     where = ", ".join([*shown(error), where])
     kind = fault(sqlstate)
     if kind is Fault.DATABASE:

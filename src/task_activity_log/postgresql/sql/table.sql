@@ -51,7 +51,7 @@ triggers AS (
     WHERE tgrelid OPERATOR(pg_catalog.=) ANY (SELECT pg_catalog.unnest(ARRAY[records, inbox]) FROM found)
         AND NOT tgisinternal
 ),
--- Bits of tgtype: 1 for each row, 2 before, 4 insert, 16 update.
+-- Bits of tgtype: 1 for each row, 2 before, 4 insert, 16 update, 64 instead.
 before_insert AS (
     SELECT tgrelid, tgname FROM triggers
     WHERE tgenabled OPERATOR(pg_catalog.<>) 'D'
@@ -78,7 +78,7 @@ SELECT
     records.relrowsecurity AS has_row_security,
     -- A view that does not show every row of its table. Keywords are in capital letters there.
     records.relkind OPERATOR(pg_catalog.=) 'v' AND pg_catalog.pg_get_viewdef(records.oid)
-        OPERATOR(pg_catalog.~) '\m(WHERE|JOIN|LIMIT|FETCH|OFFSET|HAVING)\M' AS is_filtered,
+        OPERATOR(pg_catalog.~) E'\\m(WHERE|JOIN|LIMIT|FETCH|OFFSET|HAVING)\\M' AS is_filtered,
     inbox.relrowsecurity AS inbox_has_row_security,
     -- Partitions inherit too, but have no rows of their own.
     EXISTS (
@@ -99,6 +99,28 @@ SELECT
             AND tgname OPERATOR(pg_catalog.<>) 'task_activity_log_modified' AND tgenabled OPERATOR(pg_catalog.<>) 'D'
     ) AS has_triggers_of_others,
     EXISTS (SELECT FROM before_insert WHERE tgrelid OPERATOR(pg_catalog.=) found.inbox) AS inbox_has_triggers,
+    -- They fire after RETURNING, and may change or delete the row. Those of the table of a view are not known.
+    records.relkind OPERATOR(pg_catalog.=) 'v' OR EXISTS (
+        SELECT FROM triggers
+        WHERE tgrelid OPERATOR(pg_catalog.=) found.records AND tgenabled OPERATOR(pg_catalog.<>) 'D'
+            AND (bits OPERATOR(pg_catalog.&) 66) OPERATOR(pg_catalog.=) 0
+            AND (bits OPERATOR(pg_catalog.&) 20) OPERATOR(pg_catalog.<>) 0
+    ) AS has_triggers_after,
+    -- Tables, or partitions of them, that a crash of the server empties.
+    ARRAY(
+        SELECT root.relname::pg_catalog.text
+        FROM pg_catalog.pg_class AS root
+        JOIN LATERAL (
+            SELECT root.oid AS part
+            UNION ALL
+            SELECT relid::pg_catalog.oid FROM pg_catalog.pg_partition_tree(root.oid::pg_catalog.regclass)
+        ) AS parts ON true
+        JOIN pg_catalog.pg_class AS stored ON stored.oid OPERATOR(pg_catalog.=) parts.part
+        WHERE root.oid OPERATOR(pg_catalog.=) ANY (ARRAY[found.records, found.inbox]::pg_catalog.oid[])
+            AND stored.relpersistence OPERATOR(pg_catalog.=) 'u'
+        GROUP BY root.relname
+        ORDER BY 1
+    ) AS unlogged,
     ARRAY(SELECT attname::pg_catalog.text FROM columns ORDER BY attname) AS names,
     ARRAY(SELECT declared FROM columns ORDER BY attname) AS declared,
     ARRAY(

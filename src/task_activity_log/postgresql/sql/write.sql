@@ -14,6 +14,8 @@
 -- $14 is the longest wait for one lock. It is set for this statement's transaction, which ends with the statement, so it
 -- also works behind a pooler that assigns connections per transaction, and it costs no round trip. PostgreSQL evaluates a
 -- subquery that depends on no row once, before the first row is read; and no row is locked before `remembered` is complete.
+-- Two more settings, which somebody may have made for the role, are set in the same way: without the warning that a commit has
+-- not reached the standby the row would be answered (see session.py), and exit_on_error ends the session with each refused row.
 --
 -- {assignments} stands for the columns that an update sets. The store fills it in for one of the two update modes:
 --   replace: subject = excluded.subject
@@ -34,6 +36,8 @@ WITH remembered AS (
     SELECT request_key
     FROM pg_catalog.unnest($12::pg_catalog.uuid[]) AS request_key
     WHERE (SELECT pg_catalog.set_config('lock_timeout', $14::pg_catalog.text, true)) IS NOT NULL
+        AND (SELECT pg_catalog.set_config('client_min_messages', 'warning', true)) IS NOT NULL
+        AND (SELECT pg_catalog.set_config('exit_on_error', 'off', true)) IS NOT NULL
         AND request_key IS NOT NULL
     ON CONFLICT (request_key) DO NOTHING
     RETURNING request_key
