@@ -20,7 +20,8 @@ from task_activity_log.cli.check.database import findings
 from task_activity_log.postgresql import migrations
 from task_activity_log.postgresql import store as module
 from task_activity_log.postgresql.connecting import Connector
-from task_activity_log.postgresql.session import ServerConnection, Session
+from task_activity_log.postgresql.connection import ServerConnection
+from task_activity_log.postgresql.session import Session
 from task_activity_log.postgresql.store import Store
 from task_activity_log.problem import Unavailable
 from task_activity_log.settings import load

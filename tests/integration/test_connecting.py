@@ -12,7 +12,7 @@ import pytest
 
 from sandbox.service import free_port
 from task_activity_log.postgresql.connecting import Connector
-from task_activity_log.postgresql.session import ServerConnection
+from task_activity_log.postgresql.connection import ServerConnection
 from task_activity_log.postgresql.store import Store
 from task_activity_log.problem import Unavailable
 from tests.asking import Connection, ask

@@ -321,8 +321,10 @@ class Retrying(Generic[D]):
             if not line.waiting:
                 return None
             first = line.waiting[0]
+            if line.passes is None:  # it has joined: what passed while others waited before it says nothing about it
+                line.passes = self.refusals.passes
             if first.outcome is None:
-                settlement = await self._settlement(line, first.request, lane)
+                settlement = await self._settlement(line, line.passes, first.request, lane)
             else:
                 settlement = settling.stored(
                     first.request, await lane.store.read(first.request, first.outcome), self.nulls
@@ -331,10 +333,8 @@ class Retrying(Generic[D]):
             line.tries, line.rounds, line.crashes, line.passes = 0, 0, 0, None
             return settlement
 
-    async def _settlement(self, line: Line[D], request: Request[D], lane: Lane[D]) -> Settlement[D]:
+    async def _settlement(self, line: Line[D], since: int, request: Request[D], lane: Lane[D]) -> Settlement[D]:
         doubted = False
-        if line.passes is None:  # it has joined: what passed while others waited before it says nothing about it
-            line.passes = self.refusals.passes
         while True:
             try:
                 [applied] = await self._write(request, line, lane)
@@ -353,7 +353,7 @@ class Retrying(Generic[D]):
                     line.waiting[0] = line.waiting[0]._replace(outcome=applied.outcome)
                     applied = await lane.store.read(request, applied.outcome)
                 return settling.stored(request, applied, self.nulls)
-            everybodys = await self._everybodys(cause.rule, line.passes, lasting=isinstance(cause, Failed))
+            everybodys = await self._everybodys(cause.rule, since, lasting=isinstance(cause, Failed))
             if everybodys is not None:
                 self.on_outage(everybodys)
                 raise everybodys.with_traceback(None)  # it is raised for each row, and would collect their tracebacks

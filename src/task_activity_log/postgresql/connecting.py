@@ -16,8 +16,9 @@ from weakref import WeakSet
 import asyncpg
 
 from task_activity_log.libpq import Host, Target, read, trust
+from task_activity_log.postgresql.connection import ServerConnection
 from task_activity_log.postgresql.messages import one_line
-from task_activity_log.postgresql.session import DRIVER_ERRORS, ServerConnection, label
+from task_activity_log.postgresql.session import DRIVER_ERRORS, label
 from task_activity_log.problem import Unavailable
 from task_activity_log.tls import Tls
 

@@ -21,7 +21,8 @@ from task_activity_log.message import ERROR_CODE, Delivery
 from task_activity_log.pipeline.ports import D, Settlement
 from task_activity_log.pipeline.request import message_id
 from task_activity_log.postgresql.connecting import Connector
-from task_activity_log.postgresql.session import ServerConnection, Session
+from task_activity_log.postgresql.connection import ServerConnection
+from task_activity_log.postgresql.session import Session
 from task_activity_log.postgresql.statements import sql
 from task_activity_log.postgresql.store import CONFIRM
 from task_activity_log.problem import Refused, Unavailable

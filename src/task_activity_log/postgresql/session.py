@@ -5,10 +5,11 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from enum import Enum, auto
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import Any, TypeAlias, cast
 
 import asyncpg
 
+from task_activity_log.postgresql.connection import ServerConnection
 from task_activity_log.postgresql.messages import shown
 from task_activity_log.problem import CLIENT, SKIPPED, UNSET, Failed, NotMigrated, Refused, TimedOut, Unavailable
 from task_activity_log.record import FIELDS
@@ -16,67 +17,9 @@ from task_activity_log.record import FIELDS
 Row: TypeAlias = Mapping[str, Any]
 """Values by column name."""
 
-if TYPE_CHECKING:
-    _Connection = asyncpg.Connection[asyncpg.Record]
-else:
-    _Connection = asyncpg.Connection  # not generic at run time
-
 SKIPPED_ROW = "task_activity_log: a trigger or a rule skipped the row"
 UNSET_INSTANT = "task_activity_log: no trigger has set modified_dateutc"
 """What write.sql has PostgreSQL quote in an error (`invalid input syntax for type boolean: "…"`), in whatever language."""
-
-
-_ARRAYS = [
-    {
-        "oid": oid, "ns": "pg_catalog", "name": f"_{element}", "kind": b"b", "basetype": None, "elemtype": element_oid,
-        "elemdelim": ",", "range_subtype": None, "attrtypoids": None, "attrnames": None, "depth": 0,
-        "basetype_name": None, "elemtype_name": element, "range_subtype_name": None,
-    }
-    for oid, element_oid, element in ((1000, 16, "bool"), (1016, 20, "int8"), (2951, 2950, "uuid"))
-]  # fmt: skip
-"""The types of our arrays that the driver does not know by itself, as its lookup in the catalog would return them."""
-
-
-class ServerConnection(_Connection):
-    """A connection that knows its server. `connecting` fills in what it knows."""
-
-    __slots__ = ("cluster", "place", "timeline", "unreplicated", "where", "writable")
-
-    place: str
-    """The server, for people: `db1:5432`."""
-    where: str
-    """The database and the server, for people: `database app at db1:5432`."""
-    writable: bool
-    cluster: int | None
-    """The system identifier: it is the same for a primary and its standbys. None: not known."""
-    timeline: int
-    """It grows with each promotion of a standby. 0: not known."""
-    unreplicated: bool
-    """Whether somebody cancelled a commit while it waited for a standby (see `notice`)."""
-
-    def notice(self, _: object, message: Any) -> None:
-        """A warning of the server. This one comes with a statement that succeeds although its commit is not replicated."""
-        if message.server_source_function == "SyncRepWaitForLSN":
-            self.unreplicated = True
-
-    @property
-    def socket(self) -> Any:
-        """The socket, to set its options."""
-        transport: Any = self._transport  # type: ignore[attr-defined]  # the driver has no public name for it
-        return transport.get_extra_info("socket")
-
-    def end_statement(self) -> None:
-        """Ask the server to cancel the statement under way. The statement then fails (57014), or has been faster."""
-        self._cancel_current_command(self._loop.create_future())  # type: ignore[attr-defined]  # no public name for it
-
-    def know_arrays(self) -> None:
-        """Tell the driver the array types of our statements.
-
-        Otherwise it looks them up in the catalog of each connection, with a statement whose operators have no schema:
-        a user who may create an operator in the search path could have the worker call a function.
-        """
-        protocol: Any = self._protocol  # type: ignore[attr-defined]  # the driver has no public name for it
-        protocol.get_settings().register_data_types(_ARRAYS)
 
 
 class Fault(Enum):
@@ -233,7 +176,7 @@ def _judge_server(error: asyncpg.PostgresError, where: str) -> tuple[Fault, Refu
     # Without the name of a column it is a domain that is NOT NULL, perhaps that of a field.
     if sqlstate == _NOT_NULL and name and name not in FIELDS:
         return Fault.LASTING, Failed("a column that is not ours is NOT NULL", sqlstate, where, name=name, lasting=True)
-    if (why := _NOBODYS.get(error.server_source_function)) is not None:
+    if (why := _NOBODYS.get(error.server_source_function or "")) is not None:
         return Fault.LASTING, Failed(f"{why} ({sqlstate})", sqlstate, where)  # it passes; the connection can be used
     if error.server_source_function == _RAISE:
         name = ""  # it may be another one for each row, and they would seem to be refused by different rules

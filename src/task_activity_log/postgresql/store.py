@@ -3,7 +3,6 @@
 import time
 from asyncio import gather
 from collections.abc import Awaitable, Sequence
-from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 from importlib import resources
@@ -14,9 +13,11 @@ from task_activity_log.pipeline.ports import OWN_ROWS_SECONDS, PATIENT, Patience
 from task_activity_log.pipeline.request import Request, UpdateMode
 from task_activity_log.postgresql import table, writing
 from task_activity_log.postgresql.connecting import Connector
+from task_activity_log.postgresql.connection import ServerConnection
 from task_activity_log.postgresql.marks import Marks
 from task_activity_log.postgresql.messages import NOT_PERMITTED
-from task_activity_log.postgresql.session import Fault, Row, ServerConnection, Session, fault
+from task_activity_log.postgresql.reading import READ, TABLE, answer, explained
+from task_activity_log.postgresql.session import Fault, Row, Session, fault
 from task_activity_log.postgresql.statements import sql
 from task_activity_log.postgresql.trimming import Trimming
 from task_activity_log.problem import Failed, NotMigrated, Refused, TimedOut, Unavailable
@@ -28,21 +29,9 @@ from task_activity_log.record import (
     Outcome,
     StoredTaskActivityLog,
     TaskActivityLog,
-    TooLong,
-    Unread,
 )
 
-_TABLE = sql("table")
 _ANY = sql("any")
-READ = (
-    sql("read")
-    .replace(
-        "{too_long}",
-        "length OPERATOR(pg_catalog.>) $3::pg_catalog.int8 OR "
-        + writing.TOO_LONG.format(most_bytes="$2::pg_catalog.int8"),
-    )
-    .replace("{length}", writing.LENGTH)
-)
 CONFIRM = sql("confirm")
 _MODIFIED, _HIDES_ROWS = sql("modified"), sql("hides_rows")
 _LOCKED, _VERSION_KEPT = sql("locked"), sql("version_kept")
@@ -60,8 +49,6 @@ _CONFIRM_SECONDS = 5.0
 GRANTS = resources.files("task_activity_log.postgresql").joinpath("sql", "grants.sql")
 """The privileges that the role of the workers needs, for psql."""
 
-_TOO_LONG = "too long"
-"""What read.sql says of a record that is too long for any reply."""
 _IDS_AT_A_TIME = 5_000
 _OUTCOMES = {str(outcome): outcome for outcome in Outcome}
 _BARE = TaskActivityLog.trusted(dict.fromkeys(FIELDS), set())
@@ -400,7 +387,7 @@ class Store:
         Raises:
             Unavailable: the database cannot be used.
         """
-        [row] = await self._maintain(self._writer, _TABLE)
+        [row] = await self._maintain(self._writer, TABLE)
         self._has_xmax, self._has_triggers = table.has_xmax(row), row["has_triggers_of_others"]
         self._has_triggers_after = row["has_triggers_after"]
         return row
@@ -427,25 +414,3 @@ class Store:
         except Refused as refused:
             outage = Unavailable(f"the query is refused ({refused.sqlstate})")
         raise outage
-
-
-async def explained(failed: Failed, session: Session) -> Unavailable:
-    """Why records cannot be read, for a person: what is wrong with the table by name, if the schema does not fit."""
-    if fault(failed.sqlstate) is not Fault.SCHEMA:
-        return failed
-    misfit = None
-    with suppress(Unavailable, Refused):
-        [row] = await session.ask(_TABLE)
-        misfit = next(table.misfits(row), None)
-    return Unavailable(misfit or failed.label, f"{failed.detail}; task-activity-log check says what to do")
-
-
-def answer(outcome: Outcome, row: Row, asked: TaskActivityLog | None = None) -> Applied:
-    """The outcome, with the record in a row."""
-    if row["outcome"] == Outcome.REJECTED:
-        return Applied(Outcome.REJECTED, None)
-    if row["outcome"] == _TOO_LONG:
-        return TooLong(outcome, None)
-    if row["modified_dateutc"] is None:  # no row has none: its values are left out
-        return Unread(outcome, None)
-    return Applied(outcome, StoredTaskActivityLog.from_row(row, asked))

@@ -5,9 +5,11 @@ from datetime import datetime
 from uuid import UUID
 
 from task_activity_log.postgresql.connecting import Connector
-from task_activity_log.postgresql.session import Row, ServerConnection, Session
+from task_activity_log.postgresql.connection import ServerConnection
+from task_activity_log.postgresql.reading import READ, answer, explained
+from task_activity_log.postgresql.session import Row, Session
 from task_activity_log.postgresql.statements import sql
-from task_activity_log.postgresql.store import CONFIRM, READ, answer, explained
+from task_activity_log.postgresql.store import CONFIRM
 from task_activity_log.problem import Failed, Refused, Unavailable
 from task_activity_log.record import Outcome, StoredTaskActivityLog
 

@@ -153,11 +153,8 @@ def oddities(table: Row) -> Iterator[tuple[str, str]]:
     """What works, and is worth a warning: what was found, and what to do about it."""
     if table["kind"] is None:
         return
-    for name in table["unlogged"]:
-        yield (
-            f"{name} is unlogged, or a part of it",
-            "a crash of the server empties it, and no standby has it: ALTER TABLE … SET LOGGED",
-        )
+    advice = "a crash of the server empties it, and no standby has it: ALTER TABLE … SET LOGGED"
+    yield from ((f"{name} is unlogged, or a part of it", advice) for name in table["unlogged"])
     if table["has_row_security"]:
         yield "row security is enabled", "rows that a policy hides are answered as if they were not there"
     if table["is_filtered"]:

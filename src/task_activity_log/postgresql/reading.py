@@ -1,0 +1,44 @@
+"""Reading records: the statement, what a row of it means, and why records cannot be read."""
+
+from contextlib import suppress
+
+from task_activity_log.postgresql import table, writing
+from task_activity_log.postgresql.session import Fault, Row, Session, fault
+from task_activity_log.postgresql.statements import sql
+from task_activity_log.problem import Failed, Refused, Unavailable
+from task_activity_log.record import Applied, Outcome, StoredTaskActivityLog, TaskActivityLog, TooLong, Unread
+
+TABLE = sql("table")
+READ = (
+    sql("read")
+    .replace(
+        "{too_long}",
+        "length OPERATOR(pg_catalog.>) $3::pg_catalog.int8 OR "
+        + writing.TOO_LONG.format(most_bytes="$2::pg_catalog.int8"),
+    )
+    .replace("{length}", writing.LENGTH)
+)
+_TOO_LONG = "too long"
+"""What read.sql says of a record that is too long for any reply."""
+
+
+async def explained(failed: Failed, session: Session) -> Unavailable:
+    """Why records cannot be read, for a person: what is wrong with the table by name, if the schema does not fit."""
+    if fault(failed.sqlstate) is not Fault.SCHEMA:
+        return failed
+    misfit = None
+    with suppress(Unavailable, Refused):
+        [row] = await session.ask(TABLE)
+        misfit = next(table.misfits(row), None)
+    return Unavailable(misfit or failed.label, f"{failed.detail}; task-activity-log check says what to do")
+
+
+def answer(outcome: Outcome, row: Row, asked: TaskActivityLog | None = None) -> Applied:
+    """The outcome, with the record in a row."""
+    if row["outcome"] == Outcome.REJECTED:
+        return Applied(Outcome.REJECTED, None)
+    if row["outcome"] == _TOO_LONG:
+        return TooLong(outcome, None)
+    if row["modified_dateutc"] is None:  # no row has none: its values are left out
+        return Unread(outcome, None)
+    return Applied(outcome, StoredTaskActivityLog.from_row(row, asked))
