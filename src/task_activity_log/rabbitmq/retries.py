@@ -11,6 +11,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
+from time import perf_counter
 from typing import Any, Generic, TypeVar
 
 import aio_pika
@@ -29,9 +30,13 @@ log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
 _CHANNELS_MAX = 64
+_OPENING_MAX = 16
+"""How many channels are opened at a time. If thousands were, the answers to all of them would come too late."""
 _TRIALS_MAX = 4
 """How many connections may be open at a time on which addresses are tried together."""
 _TICK_SECONDS = 0.25
+_PAUSE = 3
+"""The pause between two looks at all addresses, in times of what the first one took."""
 _OPEN_SECONDS = 2.0
 _LATELY_SECONDS = 2.0
 _SHOWN_MAX = 20
@@ -79,6 +84,8 @@ class Retries(Generic[T]):
         self._changed, self._needed = asyncio.Event(), asyncio.Event()  # `_needed`: something is tried apart
         self._link: tuple[aio_pika.Connection, FrameReader] | None = None  # set by `_session`
         self._channels: dict[str, ConfirmChannel] = {}  # by address; those of `_link`
+        self._opening: set[str] = set()  # addresses whose channels are being opened
+        self._free: list[ConfirmChannel] = []  # those of addresses that are done, for the next ones
         self._tasks: asyncio.TaskGroup | None = None  # set by `run`
         self._together: set[asyncio.Task[None]] = set()
         self._clock = AnsweredTime()
@@ -115,7 +122,10 @@ class Retries(Generic[T]):
                     async with asyncio.timeout(_TICK_SECONDS if self._addresses.busy else None):
                         await self._changed.wait()
                 self._changed.clear()
+                began = perf_counter()
                 self._step()
+                # It looks at all addresses. If thousands are answered one by one, it must not do so after each answer.
+                await asyncio.sleep(_PAUSE * (perf_counter() - began))
 
     def _step(self) -> None:
         """Give up, report, and start what is due. It does not wait."""
@@ -128,15 +138,19 @@ class Retries(Generic[T]):
         self._report(now)
         for address, channel in list(self._channels.items()):
             if address not in addresses or not (channel.settled or addresses.is_open(address)):
-                self._spawn(_close(self._channels.pop(address)))
+                del self._channels[address]
+                self._free.append(channel)
         due = addresses.due(now)
+        self._free, ended = [one for one in self._free if due and one.settled and not one.channel.is_closed], self._free
+        for channel in ended:
+            if channel not in self._free:
+                self._spawn(_close(channel))
         if due or self._channels:
             self._needed.set()
         elif not addresses.busy:
             self._needed.clear()
         if self._link is not None:
-            for line in due:
-                self._try_apart(line, now)
+            self._try_all_apart(due, now)
         self._together = {task for task in self._together if not task.done()}
         while len(self._together) < _TRIALS_MAX and (group := addresses.next_group(now)):
             some = [addresses.begin(line, now)[0] for line in group]
@@ -188,6 +202,7 @@ class Retries(Generic[T]):
                 finally:
                     self._link = None
                     channels, self._channels = self._channels, {}
+                    self._free.clear()
                     if not all(channel.settled for channel in channels.values()):
                         link[1].abort()  # a channel is stuck: the broker would answer `connection.close` late
                     for channel in channels.values():
@@ -206,14 +221,31 @@ class Retries(Generic[T]):
             if closing.done():
                 raise ConnectionError("closed")
 
+    def _try_all_apart(self, due: Sequence[Line[T]], now: float) -> None:
+        """Try as many of these as there are channels for. Thousands may be due, so no look at all lines is made for each."""
+        has_room = True
+        for line in due:
+            if line.address in self._channels or self._free:
+                self._try_apart(line, now)
+            elif has_room and len(self._opening) < _OPENING_MAX and (has_room := self._make_room(now)):
+                self._opening.add(line.address)
+                self._try_apart(line, now)
+
+    def _make_room(self, now: float) -> bool:
+        """Whether one more channel may be opened, perhaps in place of one that has waited long for an answer."""
+        if len(self._channels) + len(self._opening) < _CHANNELS_MAX:
+            return True
+        other = self._addresses.preempted(now)
+        if other is None or other.address not in self._channels:
+            return False
+        channel = self._channels.pop(other.address)
+        channel.lose()
+        self._spawn(_close(channel))
+        return True
+
     def _try_apart(self, line: Line[T], now: float) -> None:
-        if line.address not in self._channels and len(self._channels) >= _CHANNELS_MAX:
-            other = self._addresses.preempted(now)
-            if other is None or other.address not in self._channels:
-                return
-            channel = self._channels.pop(other.address)
-            channel.lose()
-            self._spawn(_close(channel))
+        if line.address not in self._channels and line.address not in self._opening:
+            self._channels[line.address] = self._free.pop()
         some = self._addresses.begin(line, now)
         self._spawn(self._publish_apart(line, some))
 
@@ -225,6 +257,9 @@ class Retries(Generic[T]):
             except LOST:
                 self._addresses.not_tried(line, self.clock())
                 return
+            finally:
+                self._opening.discard(line.address)
+                self.wake()  # another one may be opened
         if await self._publish(channel, some) and self._channels.get(line.address) is channel:
             # A quorum queue whose limit is removed goes on to refuse this channel, and takes what a new one publishes.
             await _close(self._channels.pop(line.address))
