@@ -12,14 +12,17 @@ import pytest
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 from pamqp import encode
 
+from sandbox import RabbitMQ
 from sandbox.proxy import Proxy
 from task_activity_log.client import ClientError
 from task_activity_log.client.connections import publishing
 from task_activity_log.client.dead_letters import DeadLetter, borrow_dead_letters, may_be_newer, replay
 from task_activity_log.message import Properties
+from task_activity_log.rabbitmq import reading
 from task_activity_log.rabbitmq.link import LinkOptions
 from task_activity_log.rabbitmq.outgoing import Outgoing
 from task_activity_log.rabbitmq.topology import Topology, declare
+from tests.broker_control import on_raft
 
 TOPOLOGY = Topology()
 
@@ -147,6 +150,29 @@ async def test_a_replay_is_the_request_that_it_was(amqp_url: str) -> None:
         "x-version": 7,
         "traceparent": "00-1-2-01",
     }
+
+
+@pytest.mark.parametrize("count", [0, 1])
+async def test_a_queue_that_has_no_leader_for_a_moment_is_read_afterwards(
+    own_rabbitmq: RabbitMQ, own_amqp_url: str, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    """As while a node is drained: the broker closes the connection of whoever reads the queue."""
+    monkeypatch.setattr(reading, "_ELECTION_SECONDS", 60.0)
+    queue = TOPOLOGY.dead_letters_queue
+    async with queues(own_amqp_url) as channel, Proxy.to(own_amqp_url) as proxy:
+        for number in range(count):
+            await reject(channel, number)
+        await on_raft(own_rabbitmq, own_amqp_url, queue, "ra:stop_server(quorum_queues, Raft)")
+        looking = asyncio.create_task(look(proxy.url))
+        await proxy.connected(2)
+        await on_raft(own_rabbitmq, own_amqp_url, queue, "ra:restart_server(quorum_queues, Raft)")
+        assert await looking == count
+
+
+async def look(amqp_url: str) -> int:
+    """How many dead letters there are."""
+    async with borrow_dead_letters(amqp_url) as loan:
+        return len([letter async for letter in loan])
 
 
 async def test_what_the_broker_refuses_stays(amqp_url: str) -> None:

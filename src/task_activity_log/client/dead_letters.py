@@ -27,7 +27,7 @@ from task_activity_log.rabbitmq.link import LOST, LinkOptions, asking_the_driver
 from task_activity_log.rabbitmq.outgoing import Fate, Outgoing
 from task_activity_log.rabbitmq.publisher import Publisher
 from task_activity_log.rabbitmq.queues import Unsuitable, kept_queue, stream
-from task_activity_log.rabbitmq.reading import PREFETCH_MAX, Reader, reading
+from task_activity_log.rabbitmq.reading import PREFETCH_MAX, Reader, looking
 from task_activity_log.record import UNKNOWN_INSTANT, TaskActivityLog
 
 REPLAYED_BY, REPLAY_COUNT = "x-replayed-by", "x-replay-count"
@@ -313,11 +313,8 @@ async def borrow_dead_letters(
     async with AsyncExitStack() as stack:
         try:
             with asking_the_driver():
-                reader = await stack.enter_async_context(
-                    reading(link, "dead letters", kept_queue(queue, link, PREFETCH_MAX, most), look=True)
-                )
-                if not reader.found.messages:
-                    await reader.require_readable()
+                choice = kept_queue(queue, link, PREFETCH_MAX, most)
+                reader = await stack.enter_async_context(looking(link, "dead letters", choice))
         except Unsuitable as error:
             raise ClientError(str(error)) from None
         except LOST as error:

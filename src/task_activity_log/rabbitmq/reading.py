@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
 import aio_pika
 from aiormq.abc import AbstractChannel, DeliveredMessage
@@ -12,6 +12,7 @@ from aiormq.exceptions import ConnectionNotImplemented
 from pamqp.commands import Basic
 
 from task_activity_log.aio import Waiting
+from task_activity_log.problem import Unavailable
 from task_activity_log.rabbitmq.channel import open_channel
 from task_activity_log.rabbitmq.consumer import Consumer, RabbitDelivery
 from task_activity_log.rabbitmq.cut_off import Watch, commit, count_consumers, stand_in_line, write_metadata
@@ -37,6 +38,10 @@ _WATCH_AFTER_SECONDS = 15.0
 """Short commands end before, and are not watched."""
 _PRIVATE_QUIET_SECONDS = 60.0
 """A queue that is declared for a proof costs all nodes a little."""
+_NO_LEADER = "INTERNAL_ERROR"
+"""How the broker's reason begins when a queue has lost its leader, for example because the node is drained."""
+_ELECTION_SECONDS, _AGAIN_SECONDS = 10.0, 0.5
+"""For how long it is tried again then, and how often."""
 _UNDER_WAY = 24
 """How many commands that settle deliveries are sent before the queue's answer is waited for."""
 _NACK_COUNTS_NOT_SINCE = (4, 3)
@@ -94,14 +99,17 @@ class Reader(Consumer):
         """Check a queue that says that it is empty: a stream does so for a while when it has just been filled.
 
         Raises:
+            Unavailable: it is not empty. A queue says that it is while it has no leader.
             Unsuitable: it is a stream.
             One of `LOST`: the queue does not answer.
         """
         try:
             async with asyncio.timeout(_ANSWER_SECONDS):
-                await self._channel.basic_get(self.found.queue)  # what has come meanwhile is returned at the end
+                got = await self._channel.basic_get(self.found.queue)  # a message is returned at the end
         except ConnectionNotImplemented:
             raise stream(self.found.queue) from None
+        if isinstance(got.delivery, Basic.GetOk) or self.in_hand:
+            raise Unavailable(f"queue '{self.found.queue}' has messages, and has said that it has none")
 
     async def remove(self, deliveries: Iterable[RabbitDelivery]) -> int:
         """Acknowledge these, and return when the queue has removed them; how many were not settled before.
@@ -305,3 +313,30 @@ async def _until_back(channel: AbstractChannel, queue: str, count: int) -> None:
         async with asyncio.timeout(_BACK_SECONDS):
             while ((await channel.queue_declare(queue, passive=True)).message_count or 0) < count:  # noqa: ASYNC110 - no event
                 await asyncio.sleep(0.02)
+
+
+@asynccontextmanager
+async def looking(options: LinkOptions, purpose: str, choose: Choice) -> AsyncIterator[Reader]:
+    """As `reading` with `look`. A queue that has no leader for a moment is read again, for some seconds.
+
+    Raises:
+        Unsuitable: it is a stream.
+        One of `LOST`: the connection or the channel was lost, or the queue does not answer.
+    """
+    until = time.monotonic() + _ELECTION_SECONDS
+    async with AsyncExitStack() as stack:
+        while True:
+            try:
+                async with AsyncExitStack() as attempt:
+                    with asking_the_driver():
+                        reader = await attempt.enter_async_context(reading(options, purpose, choose, look=True))
+                        if not reader.found.messages:
+                            await reader.require_readable()
+                    stack.push_async_exit(attempt.pop_all())
+                break
+            except LOST as error:
+                elects = isinstance(error, Unavailable) or describe(error).text.startswith(_NO_LEADER)
+                if time.monotonic() > until or not elects:
+                    raise
+            await asyncio.sleep(_AGAIN_SECONDS)
+        yield reader
