@@ -109,6 +109,27 @@ async def talk_answers(talk: Conversation, count: int) -> list[aio_pika.abc.Abst
         return [await talk.answers.get() for _ in range(count)]
 
 
+async def test_a_journal_that_cannot_be_read_hides_nothing_else(
+    amqp_url: str, database_url: str, database: Connection
+) -> None:
+    """Or one into which others have written: the row is shown, and why the journal says nothing."""
+    record = uuid4()
+    await database.execute("INSERT INTO task_activity_log (id, subject) VALUES ($1, 'kept')", record)
+    await database.execute("ALTER TABLE task_activity_log_journal ALTER outcome DROP NOT NULL")
+    await database.execute(
+        "INSERT INTO task_activity_log_journal (answered_at, record_id, reply_id) VALUES (now(), $1, $1)", record
+    )
+    async with conversing(amqp_url):
+        for change, words in (
+            ("SELECT 1", "None, record"),
+            ("ALTER TABLE task_activity_log_journal RENAME message_id TO m", "the journal cannot be read: schema does"),
+        ):
+            await database.execute(change)
+            said = await command("find", str(record), AMQP_URL=amqp_url, DATABASE_URL=database_url)
+            assert (said.code, said.lines[0].startswith(f"row {record}")) == (0, True)
+            assert words in said.out + said.err
+
+
 async def test_without_the_setting_nothing_is_recorded(amqp_url: str, database_url: str, database: Connection) -> None:
     """And there is no connection for it. `find` says what it would need."""
     async with conversing(amqp_url) as talk, serving(amqp_url, database_url):

@@ -715,6 +715,22 @@ async def test_bytes_of_others_that_are_not_text_cost_their_row_alone(postgresql
         postgresql.drop_database(server)
 
 
+async def test_a_row_that_cannot_be_read_hides_no_others(store: Store, database: Connection, database_url: str) -> None:
+    """From commands that read many: here it has a value that is no uuid. If no row can be read, the reason says so."""
+    requests = sorted((ask(subject="a") for _ in range(9)), key=lambda request: request.record.id)
+    await store.apply(requests)
+    ids = [request.record.id for request in requests]
+    await database.execute("ALTER TABLE task_activity_log ALTER task_id TYPE text")
+    await database.execute("UPDATE task_activity_log SET task_id = 'x' WHERE id = $1", ids[4])
+    survey = Survey(Connector(database_url))
+    assert [record.id for record in await survey.records(ids)] == [*ids[:4], *ids[5:]]
+    assert await survey.exist(ids) == set(ids)
+    await database.execute("ALTER TABLE task_activity_log DROP COLUMN contact_id")
+    with pytest.raises(Unavailable, match="column contact_id is missing"):
+        await survey.records(ids)
+    await survey.close()
+
+
 async def test_characters_that_an_encoding_lacks_are_refused(postgresql: PostgreSQL) -> None:
     """A database in LATIN1 stores what Latin-1 has."""
     name = f"latin_{uuid4().hex}"

@@ -189,6 +189,16 @@ def test_the_password_file_has_a_password_for_each_host(tmp_path: Path) -> None:
     assert target(text.replace(str(file), "/nonexistent")).hosts[0].password is None
 
 
+@pytest.mark.parametrize("password", ["a\\", "\\", "a\u2028b", "a\x0cb", "a\x85b", "a\x1cb", "a\rb", " a ", "é"])
+def test_the_password_file_has_any_characters(tmp_path: Path, password: str) -> None:
+    """As psql reads it: only a line feed ends a line, and a backslash at its end stands for itself."""
+    file = tmp_path / "passwords"
+    file.touch(0o600)
+    for line in (f"*:*:*:*:{password}\n", f"*:*:*:*:{password}\r\n", f"# ours\n*:*:*:*:{password}"):
+        file.write_bytes(line.encode())
+        assert target(f"postgresql://u@a/d?passfile={file}").hosts[0].password == password
+
+
 def test_a_socket_of_the_machine_has_the_password_of_localhost(tmp_path: Path) -> None:
     """A host that is named by its address alone is looked up by the address."""
     file = tmp_path / ".pgpass"

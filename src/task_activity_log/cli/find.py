@@ -51,6 +51,8 @@ def find(settings: Settings, name: str) -> int:
     for line in lines:
         print(one_line(line))
     if lines:
+        if found.no_journal.startswith("the journal cannot be read"):
+            say(found.no_journal)
         return DONE
     say(f"{name}: no row, no dead letter and no waiting reply has this id: give the whole id")
     say(f"requests that still wait are not seen; {found.no_journal or _NOT_IN_JOURNAL}")
@@ -110,7 +112,7 @@ def _lines(found: Found) -> Iterator[str]:
 
 def _answer(answer: Mapping[str, Any]) -> str:
     """A row of the journal."""
-    outcome = answer["outcome"] + (f" ({answer['code']})" if answer["code"] else "")
+    outcome = str(answer["outcome"]) + (f" ({answer['code']})" if answer["code"] else "")  # others may have written it
     of = {
         "message": answer["message_id"],
         "correlation_id": answer["correlation_id"],
@@ -118,4 +120,5 @@ def _answer(answer: Mapping[str, Any]) -> str:
         "from": answer["publisher"],
     }
     known = "".join(f", {name} {value}" for name, value in of.items() if value is not None)
-    return f"answered {answer['answered_at'].isoformat()}: {outcome}{known}, reply {answer['reply_id']}"
+    at = answer["answered_at"]
+    return f"answered {at.isoformat() if at else 'at an unknown time'}: {outcome}{known}, reply {answer['reply_id']}"

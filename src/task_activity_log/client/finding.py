@@ -9,7 +9,7 @@ from uuid import UUID
 from task_activity_log.client.dead_letters import DeadLetter, borrow_dead_letters
 from task_activity_log.client.messages import Received, StoredReply, received_reply
 from task_activity_log.client.record_id import record_id
-from task_activity_log.problem import Failed, NotMigrated
+from task_activity_log.problem import Failed, NotMigrated, Unavailable
 from task_activity_log.rabbitmq.link import LinkOptions
 
 ANSWERS_MAX = 50
@@ -86,6 +86,10 @@ async def journal_answers(journal: Journal, name: str, record: UUID | None) -> t
     except NotMigrated:
         return [], "there is no journal: run task-activity-log migrate, and set WORKER_JOURNAL for the workers"
     except Failed as failed:
-        if failed.sqlstate != _NOT_PERMITTED:
+        if failed.lost_connection:
             raise
+        if failed.sqlstate != _NOT_PERMITTED:
+            return [], f"the journal cannot be read: {failed.reason}"
         return [], "this role may not read the journal: it needs SELECT on task_activity_log_journal"
+    except Unavailable as refused:  # its connection works
+        return [], f"the journal cannot be read: {refused.reason}"

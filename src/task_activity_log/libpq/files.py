@@ -72,13 +72,14 @@ def password(
     if path is None or unprotected(path):
         return None
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        text = path.read_bytes().decode()
     except (OSError, UnicodeDecodeError):
         return None
-    for line in lines:
+    for line in text.split("\n"):  # a password may have other characters that end lines elsewhere
         if line.startswith("#"):
             continue
-        fields = [re.sub(r"\\(.)", r"\1", field) for field in re.findall(r"((?:[^\\:]|\\.)*)(?::|$)", line)]
+        found = re.findall(r"((?:[^\\:]|\\.|\\$)*)(?::|$)", line.rstrip("\r"))
+        fields = [re.sub(r"\\(.)", r"\1", field) for field in found]
         if len(fields) < _FIELDS:
             continue
         wanted = zip(fields, (host, str(port), dbname, user), strict=False)

@@ -412,5 +412,5 @@ class Store:
         try:
             return await session.ask(statement, *arguments, seconds=seconds)
         except Refused as refused:
-            outage = Unavailable(f"the query is refused ({refused.sqlstate})")
+            outage = Unavailable(f"the query is refused ({refused.sqlstate})", session.where)
         raise outage

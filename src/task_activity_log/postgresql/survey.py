@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Awaitable, Sequence
 from datetime import datetime
 from uuid import UUID
 
+from task_activity_log.pipeline.waves import halve
 from task_activity_log.postgresql.connecting import Connector
 from task_activity_log.postgresql.connection import ServerConnection
 from task_activity_log.postgresql.reading import READ, answer, explained
@@ -14,6 +15,7 @@ from task_activity_log.problem import Failed, Refused, Unavailable
 from task_activity_log.record import Outcome, StoredTaskActivityLog
 
 _CHANGED, _COUNT, _JOURNAL = sql("changed"), sql("count_changed"), sql("journal_found")
+_MODIFIED = sql("modified")
 _PAGE = 500
 FIRST = UUID(int=0)
 """The id that is before those of all records."""
@@ -84,7 +86,7 @@ class Survey:
         Raises:
             Unavailable: the database cannot be used, or a privilege is missing.
         """
-        return {row["id"] for row in await self._ask(READ, ids, 0, 0)}
+        return {row["id"] for row in await self._ask(_MODIFIED, ids)}
 
     async def answers(self, name: str, record: UUID | None, most: int) -> list[Row]:
         """What the journal says about a message_id, a correlation_id or a record: the newest answers, the oldest first.
@@ -96,7 +98,13 @@ class Survey:
         return (await self._ask_plainly(_JOURNAL, name, record, most))[::-1]
 
     async def _read(self, ids: Sequence[UUID]) -> dict[UUID, StoredTaskActivityLog]:
-        rows = await self._ask(READ, ids, self._read_bytes, self._record_bytes)
+        try:
+            rows = await self._session.ask(READ, ids, self._read_bytes, self._record_bytes)
+        except (Refused, Failed):
+            await self._ask(READ, [], self._read_bytes, self._record_bytes)  # if this fails too, it is no row's fault
+            if len(ids) == 1:
+                return {}
+            return {key: record for part in halve(ids) for key, record in (await self._read(part)).items()}
         return {row["id"]: record for row in rows if (record := answer(Outcome.SNAPSHOT, row).record) is not None}
 
     async def _ask(self, statement: str, *arguments: object) -> list[Row]:
@@ -111,5 +119,5 @@ class Survey:
         try:
             return await self._session.ask(statement, *arguments)
         except Refused as refused:
-            outage = Unavailable(f"the query is refused ({refused.sqlstate})")
+            outage = Unavailable(f"the query is refused ({refused.sqlstate})", self._session.where)
         raise outage
