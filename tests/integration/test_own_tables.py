@@ -173,6 +173,20 @@ class TestSkippedKeys:
         assert outcomes(await store.apply([repeated])) == ["duplicate"]
 
 
+async def test_a_mark_that_a_trigger_keeps_is_an_outage(store: Store, database: Connection) -> None:
+    """If it stayed without a word, the message would seem to have crashed a worker each time that it is returned."""
+    await database.execute("""
+        CREATE FUNCTION keep() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$;
+        CREATE TRIGGER keep BEFORE DELETE ON task_activity_log_inbox FOR EACH ROW EXECUTE FUNCTION keep();
+    """)
+    await store.mark(marks := [uuid4()])
+    with pytest.raises(Unavailable, match="keys cannot be deleted from task_activity_log_inbox"):
+        await store.unmark(marks)
+    await database.execute("DROP TRIGGER keep ON task_activity_log_inbox")
+    await store.unmark(marks)
+    assert await store.marked(marks) == set()
+
+
 UNSET = {
     "dropped": "DROP TRIGGER task_activity_log_modified ON task_activity_log",
     "disabled": "ALTER TABLE task_activity_log DISABLE TRIGGER ALL",
