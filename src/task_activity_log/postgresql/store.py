@@ -101,7 +101,6 @@ class Store:
         # Both are set by `look`.
         self._has_xmax: bool | None = None  # see `table.has_xmax`; None: not known yet
         self._has_triggers = False  # of others, which may make texts longer
-        self._has_triggers_after = False  # which may change or delete rows after the statement has returned them
 
     @property
     def connected(self) -> bool:
@@ -151,18 +150,18 @@ class Store:
         arguments = writing.arguments(wave, mode, patience.lock_seconds)
         rows = await self._writer.ask(self._statement(mode), *arguments, end_after=self._ended_after(patience))
         written = {row["id"].int: row for row in rows}  # a number is compared faster than a UUID
-        applied, reread = list[Applied](), list[int]()
+        applied, unwritten = list[Applied](), list[int]()
         for index, request in enumerate(wave):
             row = written.get(request.record.id.int)
             outcome = Outcome.DUPLICATE if row is None else _OUTCOMES[row["outcome"]]
-            if row is None or outcome is Outcome.STALE or self._has_triggers_after:
-                reread.append(index)
+            if row is None or outcome is Outcome.STALE:
+                unwritten.append(index)
                 applied.append(Applied(outcome, None))
             else:
                 applied.append(answer(outcome, row, request.record))
-        if reread:
-            current = await self._current([wave[index].record.id for index in reread], confirm=not written)
-            for index in reread:
+        if unwritten:
+            current = await self._current([wave[index].record.id for index in unwritten], confirm=not written)
+            for index in unwritten:
                 if (row := current.get(wave[index].record.id)) is not None:
                     applied[index] = answer(applied[index].outcome, row)
         return applied
@@ -389,7 +388,6 @@ class Store:
         """
         [row] = await self._maintain(self._writer, TABLE)
         self._has_xmax, self._has_triggers = table.has_xmax(row), row["has_triggers_of_others"]
-        self._has_triggers_after = row["has_triggers_after"]
         return row
 
     async def _look_up(self, statement: str, *arguments: object) -> list[Row]:

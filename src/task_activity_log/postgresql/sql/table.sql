@@ -51,7 +51,7 @@ triggers AS (
     WHERE tgrelid OPERATOR(pg_catalog.=) ANY (SELECT pg_catalog.unnest(ARRAY[records, inbox]) FROM found)
         AND NOT tgisinternal
 ),
--- Bits of tgtype: 1 for each row, 2 before, 4 insert, 16 update, 64 instead.
+-- Bits of tgtype: 1 for each row, 2 before, 4 insert, 16 update.
 before_insert AS (
     SELECT tgrelid, tgname FROM triggers
     WHERE tgenabled OPERATOR(pg_catalog.<>) 'D'
@@ -99,13 +99,6 @@ SELECT
             AND tgname OPERATOR(pg_catalog.<>) 'task_activity_log_modified' AND tgenabled OPERATOR(pg_catalog.<>) 'D'
     ) AS has_triggers_of_others,
     EXISTS (SELECT FROM before_insert WHERE tgrelid OPERATOR(pg_catalog.=) found.inbox) AS inbox_has_triggers,
-    -- They fire after RETURNING, and may change or delete the row. Those of the table of a view are not known.
-    records.relkind OPERATOR(pg_catalog.=) 'v' OR EXISTS (
-        SELECT FROM triggers
-        WHERE tgrelid OPERATOR(pg_catalog.=) found.records AND tgenabled OPERATOR(pg_catalog.<>) 'D'
-            AND (bits OPERATOR(pg_catalog.&) 66) OPERATOR(pg_catalog.=) 0
-            AND (bits OPERATOR(pg_catalog.&) 20) OPERATOR(pg_catalog.<>) 0
-    ) AS has_triggers_after,
     -- Tables, or partitions of them, that a crash of the server empties.
     ARRAY(
         SELECT root.relname::pg_catalog.text
