@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import sandbox
 
@@ -39,9 +40,13 @@ def _exports(services: sandbox.Sandbox) -> list[str]:
 
 
 def _keep(services: sandbox.Sandbox) -> int:
-    for line in _exports(services):
+    sandbox.say_on_stderr("running until Ctrl-C; in another terminal, in this folder:")
+    activate = Path(sys.executable).with_name("activate")
+    for line in [f". {shlex.quote(str(activate))}", *_exports(services)]:
         print(line, flush=True)
-    sandbox.say_on_stderr("running until Ctrl-C")
+    sandbox.say_on_stderr(
+        "then `task-activity-log migrate` once, and `task-activity-log run` for each worker (HTTP_PORT=0 for all but one)"
+    )
     try:
         threading.Event().wait()
     except KeyboardInterrupt:

@@ -14,7 +14,8 @@ database   the two tables
 broker     queues, and the exchange of the replies
 """
 
+from task_activity_log.message import Properties
 from task_activity_log.testing.database import FakeDatabase
 from task_activity_log.testing.worker import FakeWorker
 
-__all__ = ["FakeDatabase", "FakeWorker"]
+__all__ = ["FakeDatabase", "FakeWorker", "Properties"]

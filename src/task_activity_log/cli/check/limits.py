@@ -148,8 +148,8 @@ def _dead_lettering(what: str, limits: Limits, settings: Settings) -> Finding:
         return Finding("warning", what, found, "make sure that messages sent there are kept")
     if limits.get("dead-letter-strategy") != "at-least-once" or limits.get("overflow") != "reject-publish":
         advice = "set dead-letter-strategy at-least-once and overflow reject-publish, or dead letters can be lost"
-        return Finding("warning", what, "dead-letters at most once", advice)
-    return Finding("fine", what, "dead-letters at least once")
+        return Finding("warning", what, "dead-letters each message at most once", advice)
+    return Finding("fine", what, "dead-letters each message at least once")
 
 
 def _waiting_by_priority(details: Mapping[str, Any]) -> dict[str, int]:
