@@ -8,6 +8,7 @@ what to do; they are never skipped.
 import os
 import secrets
 import signal
+import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import wait
 from contextlib import contextmanager, nullcontext
@@ -48,6 +49,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Own the services, or as a worker of pytest-xdist know whom to ask for them. Choose what workers inherit."""
     if (memory := in_memory()) is not None:
         os.environ.setdefault("TMPDIR", memory)
+        tempfile.tempdir = None  # it may have been determined before
     os.environ.setdefault("CHAOS_SEED", "7" if _IN_CI else str(secrets.randbelow(10_000)))
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         # A shell that runs `make test &` ignores SIGINT for it, and commands that a test interrupts would inherit that.

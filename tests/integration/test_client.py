@@ -325,20 +325,21 @@ async def test_a_function_of_the_caller_that_raises_ends_the_client_and_is_named
 
     words = f"^on_connected has raised {error.__name__}$"
     async with no_worker(amqp_url), Proxy.to(amqp_url) as proxy:
+        broker = LinkOptions(proxy.url, connect_timeout_seconds=60)
         for opening in (
-            TaskActivityLogClient(proxy.url, on_connected=fails(0)),
-            subscribe(proxy.url, on_connected=fails(0)),
+            TaskActivityLogClient(broker, on_connected=fails(0)),
+            subscribe(broker, on_connected=fails(0)),
         ):
             calls.clear()
             with pytest.raises(ClientError, match=words) as raised:
                 await opening.__aenter__()
             assert isinstance(raised.value.__cause__, error)
-        async with TaskActivityLogClient(proxy.url, on_connected=fails(1)) as client:
+        async with TaskActivityLogClient(broker, on_connected=fails(1)) as client:
             proxy.cut()
             with pytest.raises(ClientError, match=words):
                 await client.send_many([record()], timeout=None)
         assert calls == ["connected"] * 2
-        async with subscribe(proxy.url, on_connected=fails(1)) as replies:
+        async with subscribe(broker, on_connected=fails(1)) as replies:
             proxy.cut()
             with pytest.raises(ClientError, match=words):
                 await anext(replies)
