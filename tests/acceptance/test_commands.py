@@ -46,6 +46,7 @@ from tests.commands import COMMAND, World, command, end, start
 from tests.terminals import on_a_terminal
 
 TOPOLOGY = Topology()
+REPEATS = " (records that were applied are not applied again)"
 
 
 @pytest.fixture
@@ -229,9 +230,11 @@ async def test_a_continued_run_is_given_as_a_whole_command(
     )
     said = await command("publish", str(file), *options, AMQP_URL=amqp_url)
     assert said.code == 1
-    again = f"publish '{file}' --merge --strict --no-partitioned --yes --rejected {rejected} --timeout 1.5 --run tonight (records"
-    assert f"0 of 1 were answered. To continue: task-activity-log {again}" in said.err
-    words = shlex.split(again.removesuffix(" (records"))
+    again = (
+        f"publish '{file}' --merge --strict --no-partitioned --yes --rejected {rejected} --timeout 1.5 --run tonight"
+    )
+    assert f"0 of 1 were answered. To continue{REPEATS}: task-activity-log {again}\n" in said.err
+    words = shlex.split(again)
     said = await command(*words, AMQP_URL=amqp_url)  # the file of the rejected is written again
     assert (said.code, len(rejected.read_text().splitlines())) == (1, 1)
     assert len(set(await names(channel, TOPOLOGY.requests_queue))) == 1  # twice the same message_id
@@ -322,7 +325,7 @@ async def test_a_terminated_publish_says_how_to_continue(
     assert said.code == code
     assert "sending 30 records as run " in first
     again = f"task-activity-log publish - --stdin jsonl --run {first.split()[-1]}"
-    assert f"interrupted; 0 of 30 were answered. To continue: {again} (records that were applied" in said.err
+    assert f"interrupted; 0 of 30 were answered. To continue{REPEATS}: {again}\n" in said.err
 
 
 async def test_a_dry_run_validates_without_a_broker(tmp_path: Path) -> None:
@@ -354,7 +357,10 @@ async def test_a_line_that_cannot_be_read_does_not_end_the_look_at_its_file(tmp_
     assert f"{broken}:2:8: is not JSON" in said.err
     assert f"{broken}:5:9: is not UTF-8" in said.err
     assert f"{broken}: 2 lines cannot be read, 2 invalid records; nothing was sent from it" in said.err
-    assert "1 would be accepted, 0 rejected; nothing was sent" in said.err
+    assert (
+        "1 would be accepted, 1 rejected, 1 with misspelled fields, 2 lines that cannot be read, "
+        "1 valid record in the same files would not be sent; nothing was sent" in said.err
+    )
     sent = await command("publish", str(broken), "--rejected", str(tmp_path / "c"), AMQP_URL="amqp://127.0.0.1:1/")
     assert (sent.code, sent.lines) == (1, [])
     assert f"{broken}:3: not sent: missing_id" in sent.err
@@ -454,7 +460,10 @@ async def test_invalid_records_next_to_a_line_that_cannot_be_read_are_counted(tm
     said = await command("publish", str(file), AMQP_URL="amqp://127.0.0.1:1/")
     assert said.code == 1
     assert said.err.count("\n") < 30
-    assert said.err.endswith("a.jsonl: 1 line cannot be read, 300 invalid records; nothing was sent from it\n")
+    last = "not fields, and ignored by the worker: taskId (300)\n"
+    assert said.err.endswith(
+        f"a.jsonl: 1 line cannot be read, 300 invalid records; nothing was sent from it\ntask-activity-log: {last}"
+    )
 
 
 @pytest.mark.parametrize("body", ["[1]", "5", '"text"', "true", "null", "[[1]]"])
@@ -496,6 +505,43 @@ async def test_files_without_records_are_named(tmp_path: Path) -> None:
     assert (await command("publish", "--dry-run", str(tmp_path / "a.json"))).code == 1
 
 
+async def test_all_that_is_wrong_is_named_at_once_and_is_in_the_totals(tmp_path: Path) -> None:
+    """Also what is in files with lines that cannot be read: otherwise it would be found after they are corrected."""
+    (tmp_path / "good.json").write_text(line())
+    invalid = line(due_date="never", shape="round") + line(taskId="x", size=1)
+    (tmp_path / "lines.jsonl").write_text(line(colour="red") + invalid + '{"id": \n')
+    (tmp_path / "calls.csv").write_text(f"id,Notes\n{uuid4()},a,b\n{uuid4()},a\n")
+    ignored = "not fields, and ignored by the worker: Notes (1), colour (1), shape (1), size (1)\n"
+    dry = await command("publish", "--dry-run", str(tmp_path))
+    assert ignored in dry.err
+    assert dry.err.endswith(
+        "1 would be accepted, 1 rejected, 1 with misspelled fields, 2 lines that cannot be read, "
+        "2 valid records in the same files would not be sent; nothing was sent\n"
+    )
+    (tmp_path / "good.json").unlink()  # nothing is left to send
+    dry = await command("publish", "--dry-run", str(tmp_path))
+    assert "task-activity-log: 0 would be accepted, 1 rejected, 1 with" in dry.err
+    sent = await command("publish", str(tmp_path), AMQP_URL="amqp://127.0.0.1:1/")
+    assert (sent.code, ignored in sent.err) == (1, True)
+
+
+async def test_a_publish_that_is_interrupted_while_it_reads_has_sent_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It says so, and leaves no file of rejected records, so that the same command can be given again."""
+    file, rejected = tmp_path / "a.jsonl", tmp_path / "rejected.jsonl"
+    file.write_text("{}\n")
+
+    def interrupt(_: object) -> None:
+        assert rejected.exists()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Publication, "_report", interrupt)
+    said = await command("publish", str(file), "--rejected", str(rejected), AMQP_URL="amqp://127.0.0.1:1/")
+    assert (said.code, said.err.splitlines()[-1]) == (130, "task-activity-log: interrupted; nothing was sent")
+    assert not rejected.exists()
+
+
 async def test_thousands_of_lines_that_cannot_be_read_are_summed_up(tmp_path: Path) -> None:
     """Such as those of a file with another kind of content."""
     (tmp_path / "a.jsonl").write_text("no JSON\n" * 5000)
@@ -526,8 +572,8 @@ async def test_a_run_that_reads_a_pipe_and_is_interrupted_says_that_its_records_
     process.send_signal(signal.SIGINT)
     said = await end(process)
     assert json.loads(sent.body)["is_closed"] is True
-    assert f"To continue: task-activity-log publish {pipe} --stdin csv --run " in said.err
-    assert f"; {pipe} was a pipe: give the same records again in its place)" in said.err
+    why = f"{REPEATS[:-1]}; {pipe} was a pipe: give the same records again in its place)"
+    assert f"To continue{why}: task-activity-log publish {pipe} --stdin csv --run " in said.err
 
 
 async def test_a_file_that_is_changed_while_it_is_published_is_not_sent(
@@ -559,7 +605,8 @@ async def test_a_file_that_is_changed_while_it_is_judged_is_not_accepted(
     monkeypatch.setattr("task_activity_log.cli.judging.decode", change)
     said = await command("publish", "--dry-run", str(file))
     assert (said.code, said.lines) == (1, [])
-    assert said.err == f"task-activity-log: {file}: was changed while it was read; nothing was sent from it\n"
+    assert said.err.startswith(f"task-activity-log: {file}: was changed while it was read; nothing was sent from it\n")
+    assert "0 would be accepted, 0 rejected, 1 line that cannot be read" in said.err
 
 
 async def test_an_interrupted_run_can_be_continued_and_applies_nothing_twice(world: World, tmp_path: Path) -> None:
@@ -572,7 +619,7 @@ async def test_an_interrupted_run_can_be_continued_and_applies_nothing_twice(wor
     process.send_signal(signal.SIGINT)
     said = await end(process)
     if said.code == 130:  # it may also have finished before the signal
-        assert "of 30 were answered. To continue: task-activity-log publish " in said.err
+        assert f"of 30 were answered. To continue{REPEATS}: task-activity-log publish " in said.err
     first = await command("publish", str(file), "--run", "tonight", AMQP_URL=world.amqp_url)
     again = await command("publish", str(file), "--run", "tonight", AMQP_URL=world.amqp_url)
     assert (first.code, again.code) == (0, 0)
@@ -592,7 +639,7 @@ async def test_publish_interrupted_while_no_worker_answers_says_how_to_continue(
     process.send_signal(signal.SIGINT)
     said = await end(process)
     assert said.code == 130
-    assert said.err.startswith("task-activity-log: interrupted; 0 of 1 were answered. To continue: task-")
+    assert said.err.startswith(f"task-activity-log: interrupted; 0 of 1 were answered. To continue{REPEATS}: task-")
     assert said.err.count("\n") == 1
 
 
@@ -610,7 +657,7 @@ async def test_publish_without_waiting_that_is_interrupted_before_a_confirmation
     stdin = line().encode()
     said = await command("publish", "-", "--no-wait", AMQP_URL=amqp_url, stdin=stdin)
     monkeypatch.undo()
-    [again] = re.findall(r"interrupted; 0 of 1 were confirmed. To continue: task-activity-log (.*) \(", said.err)
+    [again] = re.findall(r"interrupted; 0 of 1 were confirmed. To continue \(.*\): task-activity-log (.*)\n", said.err)
     assert said.code == 130
     assert (await command(*shlex.split(again), AMQP_URL=amqp_url, stdin=stdin)).code == 0
     [first, second] = await names(channel, TOPOLOGY.requests_queue)

@@ -55,6 +55,13 @@ def test_a_value_that_is_not_a_boolean_is_left_to_the_worker() -> None:
         ("Nummer\n", {}, "has no column id: name it with --column HEADER=id"),
         ("id,ID\n", {}, "has two columns id"),
         ("id\n", {"Betreff": "subject"}, "has no column Betreff, which --column names"),
+        (
+            "subject,Subject,taskId\n",
+            {"Betreff": "subject"},
+            "has no column Betreff, which --column names; has two columns subject; "
+            "has no column id: name it with --column HEADER=id; "
+            "taskId is not a field: if task_id is meant, add --column taskId=task_id",
+        ),
     ],
 )
 def test_a_header_that_cannot_be_used_is_one_error(text: str, fields: dict[str, str], words: str) -> None:
@@ -63,7 +70,21 @@ def test_a_header_that_cannot_be_used_is_one_error(text: str, fields: dict[str, 
 
 def test_what_is_no_csv_is_named_with_its_line() -> None:
     found = read(f'id\n{ID}\n"{ID}"x\n{ID}\n')
-    assert found == [(2, {"id": ID}), (3, "is not CSV: ',' expected after '\"'")]
+    assert found == [(2, {"id": ID}), (3, "is not CSV: ',' expected after '\"'"), (4, {"id": ID})]
+
+
+def test_the_lines_behind_one_that_is_not_csv_or_not_utf_8_are_read() -> None:
+    """Each with its own line number, so that all can be corrected at once."""
+    lines = (f"{ID},\xff", f'{ID},"a"b', f'{ID},"a\nb"', f"{ID}", f"{ID},\xff", f"{ID},c")
+    found = read(("id,subject\n" + "\n".join(lines)).encode("latin-1"))
+    assert found == [
+        (2, "is not UTF-8"),
+        (3, "is not CSV: ',' expected after '\"'"),
+        (4, {"id": ID, "subject": "a\nb"}),
+        (6, "has 1 column, and the header has 2"),
+        (7, "is not UTF-8"),
+        (8, {"id": ID, "subject": "c"}),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -276,7 +276,7 @@ def publish(
         columns=column or [],
         quiet=quiet,
     )
-    sys.exit(guarded(lambda: work.carry_out(paths), None if dry_run else lambda: work.explained("interrupted")))
+    sys.exit(guarded(lambda: work.carry_out(paths), None if dry_run else work.interrupted))
 
 
 app.command("replies", short_help="Follow the replies.")(replies)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import IO
 
@@ -30,10 +31,6 @@ class BadCsv(ValueError):
         self.line = line
 
 
-class _Ends(BadCsv):
-    """A line without which no later line can be read: the header, or one that is not UTF-8."""
-
-
 def columns(options: list[str]) -> dict[str, str]:
     """The field of each column that was named as `HEADER=FIELD`, or an empty text for a column that is left out.
 
@@ -56,58 +53,79 @@ def rows(file: IO[bytes], fields: Mapping[str, str]) -> Iterator[tuple[int, byte
     A cell that is empty is left out of the record. The delimiter is a comma, a semicolon or a tab, whichever the header has.
     """
     csv.field_size_limit(_CELL_MAX)
-    text = _decoded(file)
-    line = 1
+    text = _Decoded(file)
     try:
         header = next(text, "")
-        if not header.strip():
-            return
         delimiter = max(_DELIMITERS, key=header.count)
-        names = _names(next(csv.reader([header], delimiter=delimiter, strict=True)), fields)
-        reader = csv.reader(text, delimiter=delimiter, strict=True)
-        line = 2
-        for cells in reader:
-            if not any(cells):
-                pass  # an empty line, or one of delimiters alone, which spreadsheets write below a table
-            elif len(cells) == len(names):
-                yield line, _body(names, cells)
-            else:
-                yield BadCsv(line, f"has {counted(len(cells), 'column')}, and the header has {len(names)}")
-            line = 2 + reader.line_num
-    except _Ends as error:
+        names = _names(header, delimiter, fields)
+    except BadCsv as error:  # no later line can be read
         yield error
-    except csv.Error as error:
-        yield BadCsv(line, f"is not CSV: {_reason(str(error))}")
-
-
-def _decoded(file: IO[bytes]) -> Iterator[str]:
-    for number, line in enumerate(file, 1):
+        return
+    reader = csv.reader(text, delimiter=delimiter, strict=True)
+    while names:
+        line = text.number + 1
         try:
-            yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+            cells = next(reader)
+        except StopIteration:
+            return
+        except BadCsv as error:
+            yield error
+        except csv.Error as error:  # the reader begins again with the next line
+            yield _not_csv(line, error)
+        else:
+            if len(cells) == len(names) and any(cells):
+                yield line, _body(names, cells)
+            elif any(cells):  # not an empty line, nor one of delimiters alone, which spreadsheets write below a table
+                yield BadCsv(line, f"has {counted(len(cells), 'column')}, and the header has {len(names)}")
+
+
+class _Decoded(Iterator[str]):
+    """The lines of a file in UTF-8. After one that raises `BadCsv` because it is not UTF-8, those behind it can be read."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.number = 0
+        """How many lines were read."""
+
+    def __next__(self) -> str:
+        line = next(self._file)
+        self.number += 1
+        try:
+            return line.decode("utf-8-sig" if self.number == 1 else "utf-8")
         except UnicodeDecodeError:
-            raise _Ends(number, "is not UTF-8") from None
+            raise BadCsv(self.number, "is not UTF-8") from None
 
 
-def _reason(said: str) -> str:
-    return next((words for begins, words in _SYNTAX.items() if said.startswith(begins)), said)
+def _not_csv(line: int, error: csv.Error) -> BadCsv:
+    said = str(error)
+    reason = next((words for begins, words in _SYNTAX.items() if said.startswith(begins)), said)
+    return BadCsv(line, f"is not CSV: {reason}")
 
 
-def _names(header: list[str], fields: Mapping[str, str]) -> list[str]:
-    """The name of the member for each column. Raises `_Ends`."""
-    if absent := sorted(set(fields).difference(header)):
-        raise _Ends(1, f"has no column {absent[0]}, which --column names")
+def _names(line: str, delimiter: str, fields: Mapping[str, str]) -> list[str]:
+    """The name of the member for each column. Raises `BadCsv`, which names all that is wrong with the header.
+
+    Without names no line is a record: what has an empty first line is no table.
+    """
+    if not line.strip():
+        return []
+    try:
+        header = next(csv.reader([line], delimiter=delimiter, strict=True))
+    except csv.Error as error:
+        raise _not_csv(1, error) from None
+    wrong_ones = [f"has no column {name}, which --column names" for name in sorted(set(fields).difference(header))]
     names = [fields.get(name, name.strip()) for name in header]
     folded = [name.lower() if name.lower() in FIELDS else name for name in names]
-    for name in folded:
-        if name and folded.count(name) > 1:
-            raise _Ends(1, f"has two columns {name}")
+    wrong_ones += [f"has two columns {name}" for name, count in Counter(folded).items() if name and count > 1]
+    if "id" not in folded and not any(misspelled.meant(name, folded) == "id" for name in folded if name):
+        wrong_ones.append("has no column id: name it with --column HEADER=id")
     meant = {name: misspelled.meant(name, folded) for name in folded if name and name not in FIELDS}
     if wrong := {name: field for name, field in meant.items() if field}:
         names_of = "; ".join(f"{name} is not a field: if {field} is meant" for name, field in wrong.items())
         added = (word for name, field in wrong.items() for word in ("--column", f"{name}={field}"))
-        raise _Ends(1, f"{names_of}, add {shell_command(added)}")
-    if "id" not in folded:
-        raise _Ends(1, "has no column id: name it with --column HEADER=id")
+        wrong_ones.append(f"{names_of}, add {shell_command(added)}")  # last: it is copied from there
+    if wrong_ones:
+        raise BadCsv(1, "; ".join(wrong_ones))
     return folded
 
 

@@ -1,6 +1,7 @@
 """What `publish` says of records before it sends them: what a worker would reject, and misspelled fields."""
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import TextIO, TypeAlias
 
@@ -17,23 +18,37 @@ Complaints: TypeAlias = list[tuple[str, str]]
 """Where something is wrong, as `file:line`, and what."""
 
 
-def judged(upsert: Upsert, rules: Rules, *, strict: bool, to: TextIO) -> tuple[Complaints, Sequence[str]]:
-    """What a worker would reject, or fields that are probably misspelled, which it would ignore.
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What is wrong with a record."""
 
-    And the names of members that are not fields, if it would not reject the record. If `strict`, these are complaints too.
-    """
+    complaints: Complaints
+    """What a worker would reject, and fields that are probably misspelled; if `strict`, every member that is not a field."""
+    rejected: bool = False
+    """Whether a worker would reject it."""
+    unknown: Sequence[str] = ()
+    """The names of all members that are not fields."""
+    others: Sequence[str] = ()
+    """Those of them that are not among the complaints."""
+
+
+_NOTHING_WRONG = Judgement([])
+
+
+def judged(upsert: Upsert, rules: Rules, *, strict: bool, to: TextIO) -> Judgement:
+    """Judge a record before it is sent. All that is wrong with it is named, so that it can be corrected at once."""
     try:
         request = decode(Delivery(upsert.body, _arriving(upsert)), rules)
     except Rejected as rejected:
         problem = rejected.problem
         complaints = complaints_of(upsert, problem, [error.field for error in problem.errors], to=to)
         present = [error.field for error in problem.errors if error.code is not Code.MISSING_ID]
-        return complaints + _typos(upsert, misspelled.unknown(upsert), present, strict=strict), ()
+        return _judgement(upsert, misspelled.unknown(upsert), present, complaints, strict=strict)
     # The worker notes only some of the elements of XML that are not fields.
     if not request.ignored and not wire.is_xml(request.media_type):
-        return [], ()
+        return _NOTHING_WRONG
     unknown = misspelled.unknown(upsert)
-    return _typos(upsert, unknown, request.record.model_fields_set, strict=strict), unknown
+    return _judgement(upsert, unknown, request.record.model_fields_set, [], strict=strict)
 
 
 def complaints_of(
@@ -56,14 +71,18 @@ def complaints_of(
     return list(zip(places, reasons, strict=True))
 
 
-def _typos(upsert: Upsert, unknown: Sequence[str], present: Collection[str], *, strict: bool) -> Complaints:
-    """The members that are probably misspelled fields, and if `strict` also the others that are not fields."""
+def _judgement(
+    upsert: Upsert, unknown: Sequence[str], present: Collection[str], rejections: Complaints, *, strict: bool
+) -> Judgement:
+    """The rejections, and a complaint for each probably misspelled field; if `strict`, for each member that is not a field."""
     meant = {name: misspelled.meant(name, present) for name in unknown}
-    return [
+    typos = [
         (line_of(upsert, name), f"{name} is not a field" + (f"; did you mean {field}?" if field else ""))
         for name, field in meant.items()
         if field or strict
     ]
+    others = [name for name, field in meant.items() if not (field or strict)]
+    return Judgement(rejections + typos, bool(rejections), unknown, others)
 
 
 def _arriving(upsert: Upsert) -> Properties:

@@ -38,6 +38,7 @@ from task_activity_log.streams import one_line, printable, shell_command
 from task_activity_log.wiring import link_of, rules_of, sending_of
 
 _NOTHING_SENT = "nothing was sent from it"
+_REPEATS = "records that were applied are not applied again"
 _AGAIN = "; {} was a pipe: give the same records again in its place"
 _SILENT_SECONDS = 5.0
 """How long no answer is waited for without a word."""
@@ -45,6 +46,22 @@ TIMEOUT_SECONDS = 60.0
 """How long no answer is waited for by default."""
 MANY = 1_000
 """From this many records in a folder on, `publish` asks before it sends them, if there is a terminal."""
+
+
+@dataclass
+class _Look:
+    """What was found in a source."""
+
+    count: int = 0
+    """How many records it has, as far as it could be read."""
+    faults: list[str] = field(default_factory=list)
+    """What cannot be read; the texts of the first few."""
+    kept_back: set[int] = field(default_factory=set)
+    """The numbers of the records that are not sent. In a source with faults they only count."""
+    misspelled: int = 0
+    """How many of these a worker would not reject."""
+    sends_ignored: bool = False
+    """Whether another one has a member that is not a field."""
 
 
 @dataclass
@@ -80,7 +97,11 @@ class Publication:
     _complained: int = field(default=0, init=False)
     _misspelled: int = field(default=0, init=False)
     _ignored: Counter[str] = field(default_factory=Counter, init=False)
-    """Names of members that are neither fields nor misspelled ones, and how many records have each."""
+    """Names of members that are neither fields nor misspelled ones, and how many records have each, sent or not."""
+    _sends_ignored: bool = field(default=False, init=False)
+    """Whether a record that is sent has such a member."""
+    _unusable: list[_Look] = field(default_factory=list, init=False)
+    """What was found in the files from which nothing is sent."""
     _written: int = field(default=0, init=False)
     """How many records are in the file of the rejected."""
     _summary: Summary = field(default_factory=Summary, init=False)
@@ -95,17 +116,18 @@ class Publication:
         """Publish what the files contain, print the replies, return the exit code. Nothing is sent from an unreadable file."""
         self._paths = paths
         failed = self._read(paths)
-        if not self._total:
-            if failed == DONE:
-                say("no records found")
+        if not self._total and failed == DONE:
+            say("no records found")
             return FAILED
-        self._report()
+        if self._total or sum(look.count + len(look.faults) for look in self._unusable) > 1:
+            self._report()  # otherwise there is just one error, which was named
+        if not self._total:
+            return FAILED
         code = max(SOME_REJECTED if self._kept_back else DONE, failed)
         if self.dry_run or not self._to_send:
             return code
         if not self._agreed(paths):
-            if self.rejected is not None and self._written:
-                self.rejected.unlink()
+            self._remove_rejected()
             say("nothing was sent")
             return FAILED
         if not self._few:
@@ -119,10 +141,16 @@ class Publication:
         if not (self._summary.sent or self._began):
             return why
         done, what = (self._summary.answered, "answered") if self.wait else (self._confirmed, "confirmed")
-        return (
-            f"{why}; {done:,} of {self._to_send:,} were {what}. To continue: {self._command()}"
-            f" (records that were applied are not applied again{''.join(map(_AGAIN.format, self._pipes()))})"
-        )
+        again = _REPEATS + "".join(map(_AGAIN.format, self._pipes()))
+        # The command ends the line: it is copied from there.
+        return f"{why}; {done:,} of {self._to_send:,} were {what}. To continue ({again}): {self._command()}"
+
+    def interrupted(self) -> str:
+        """The line for Ctrl-C and signals. If nothing was sent, the same command starts again."""
+        if self._summary.sent or self._began:
+            return self.explained("interrupted")
+        self._remove_rejected()
+        return "interrupted; nothing was sent"
 
     def _command(self) -> str:
         """The whole command that continues this run."""
@@ -187,6 +215,7 @@ class Publication:
             found = expand(path, self.stdin, self.run, columns(list(self.columns)), without=self.rejected)
         except Unreadable as error:
             say(f"{error}; {_NOTHING_SENT}")
+            self._unusable.append(_Look(faults=[str(error)]))
             return None
         if found.skipped and found.sources:
             kinds = ", ".join(KNOWN)
@@ -203,35 +232,37 @@ class Publication:
         everything can be corrected at once.
         """
         rules = rules_of(self.settings)
-        count, faults = 0, list[str]()
-        kept_back, misspelled_ones, ignored = set[int](), 0, Counter[str]()
+        look = _Look()
         for found in source.read():
             if isinstance(found, Unreadable):
-                faults.append(str(found) if len(faults) < FEW else "")
+                look.faults.append(str(found) if len(look.faults) < FEW else "")
                 continue
             on_read(1, "records read")
-            complaints, unknown = judged(self._merged(found), rules, strict=self.strict, to=self._shown_on)
-            if complaints and (self.dry_run or not self.send_invalid):
-                kept_back.add(self._total + count)
-                misspelled_ones += bool(unknown)
-                self._complain(complaints)
+            judgement = judged(self._merged(found), rules, strict=self.strict, to=self._shown_on)
+            if judgement.complaints and (self.dry_run or not self.send_invalid):
+                look.kept_back.add(self._total + look.count)
+                look.misspelled += not judgement.rejected
+                self._complain(judgement.complaints)
+                self._ignored.update(judgement.others)
             else:
-                ignored.update(unknown)
-            count += 1
-        if not faults and not self.dry_run:
+                look.sends_ignored |= bool(judgement.unknown)
+                self._ignored.update(judgement.unknown)
+            look.count += 1
+        if not look.faults and not self.dry_run:
             try:
-                self._keep_all(source, kept_back, rules)
+                self._keep_all(source, look.kept_back, rules)
             except Unreadable as error:
-                faults.append(str(error))
-        if faults:
-            _say_faults(source, faults, len(kept_back))
+                look.faults.append(str(error))
+        if look.faults:
+            _say_faults(source, look.faults, len(look.kept_back))
+            self._unusable.append(look)
             return None
-        if not count:
+        if not look.count:
             self._empty.append(Path(source.name))
-        self._kept_back |= kept_back
-        self._misspelled += misspelled_ones
-        self._ignored += ignored
-        return count
+        self._kept_back |= look.kept_back
+        self._misspelled += look.misspelled
+        self._sends_ignored |= look.sends_ignored
+        return look.count
 
     def _keep_all(self, source: Source, numbers: Collection[int], rules: Rules) -> None:
         """Write the records with these numbers, which are not sent, to the file of the rejected.
@@ -242,8 +273,8 @@ class Publication:
             return
         for number, upsert in enumerate(map(self._merged, source.upserts()), self._total):
             if number in numbers:
-                complaints, _ = judged(upsert, rules, strict=self.strict, to=self._shown_on)
-                self._keep(upsert, [reason for _, reason in complaints])
+                judgement = judged(upsert, rules, strict=self.strict, to=self._shown_on)
+                self._keep(upsert, [reason for _, reason in judgement.complaints])
 
     def _merged(self, upsert: Upsert) -> Upsert:
         if self.merge:
@@ -267,24 +298,38 @@ class Publication:
             names = ", ".join(f"{name} ({count:,})" for name, count in self._ignored.most_common(FEW))
             more = f" and {len(self._ignored) - FEW:,} more" if len(self._ignored) > FEW else ""
             say(f"not fields, and ignored by the worker: {names}{more}")
-        invalid = len(self._kept_back) - self._misspelled
-        what = "members that are not fields" if self.strict else "misspelled fields"
-        typos = f"{self._misspelled:,} with {what}" if self._misspelled else ""
         if self.dry_run:
-            counts = [f"{self._to_send:,} would be accepted", f"{invalid:,} rejected", typos]
-            say(f"{', '.join(filter(None, counts))}; nothing was sent")
+            self._report_dry_run()
         elif self._kept_back:
-            counts = [f"{invalid:,} invalid" if invalid else "", typos]
+            invalid = len(self._kept_back) - self._misspelled
+            counts = [f"{invalid:,} invalid" if invalid else "", self._typos(self._misspelled)]
             where = f"; they are in {self.rejected}" if self.rejected else ""
             say(f"{', '.join(filter(None, counts))}: not sent{where} (--send-invalid sends them)")
+
+    def _report_dry_run(self) -> None:
+        """Say how many records and lines have each fate: whatever was named before is in one of these numbers."""
+        faults = sum(len(look.faults) for look in self._unusable)
+        kept_back = sum(len(look.kept_back) for look in self._unusable)
+        valid = sum(look.count for look in self._unusable) - kept_back
+        misspelled = self._misspelled + sum(look.misspelled for look in self._unusable)
+        rejected = len(self._kept_back) + kept_back - misspelled
+        counts = [f"{self._to_send:,} would be accepted", f"{rejected:,} rejected", self._typos(misspelled)]
+        counts.append(f"{counted(faults, 'line')} that cannot be read" if faults else "")
+        counts.append(f"{counted(valid, 'valid record')} in the same files would not be sent" if valid else "")
+        say(f"{', '.join(filter(None, counts))}; nothing was sent")
+
+    def _typos(self, count: int) -> str:
+        """How many records are not sent although a worker would not reject them; empty for none."""
+        what = "members that are not fields" if self.strict else "misspelled fields"
+        return f"{count:,} with {what}" if count else ""
 
     def _agreed(self, paths: Sequence[str]) -> bool:
         folders = [path for path in paths if Path(path).is_dir()]
         many = bool(folders) and self._to_send >= MANY
-        if self.yes or not (many or (self._ignored and not self.merge)) or not sys.stdin.isatty():
+        if self.yes or not (many or (self._sends_ignored and not self.merge)) or not sys.stdin.isatty():
             return True
         where = f" from {counted(len(self._sources), 'file')} in {', '.join(folders)}" if folders else ""
-        clears = "" if self.merge or not self._ignored else ", and clear every field that they do not have"
+        clears = "" if self.merge or not self._sends_ignored else ", and clear every field that they do not have"
         return agreed(f"Send {counted(self._to_send, 'record')}{where}{clears}?")
 
     def _upserts(self) -> Iterator[Upsert]:
@@ -409,6 +454,11 @@ class Publication:
         except OSError as error:
             raise ClientError(f"{self.rejected}: {error.strerror}") from None
         self._written += 1
+
+    def _remove_rejected(self) -> None:
+        """Remove what was written to the file of the rejected: otherwise the same command would not write it again."""
+        if self.rejected is not None and self._written:
+            self.rejected.unlink(missing_ok=True)
 
     def _away(self, reason: str) -> None:
         if reason != self._outage:
