@@ -438,7 +438,7 @@ def _secret(name: str, path: str, errors: list[str]) -> str:
 
 
 def _missing(name: str) -> str:
-    return f"{name}: is not set; {_EXAMPLES[name]}"
+    return f"{name} is not set: {_EXAMPLES[name]}"
 
 
 _EXAMPLES = {

@@ -10,7 +10,7 @@ from pydantic_core import ErrorDetails
 def unknown(name: str, known: Iterable[str]) -> str:
     """What is wrong with a variable that is no setting."""
     close = difflib.get_close_matches(name, known, n=1)
-    return f"{name}: unknown setting" + (f"; did you mean {close[0]}?" if close else "")
+    return f"{name} is not a setting" + (f"; did you mean {close[0]}?" if close else "")
 
 
 def explained(invalid: ValidationError, variable: Callable[[str], str]) -> Iterator[str]:

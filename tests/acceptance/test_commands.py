@@ -876,6 +876,25 @@ async def test_dead_letters_are_listed_shown_and_exported(
     assert await names(channel, TOPOLOGY.dead_letters_queue) == ["one", "two", "three"]
 
 
+async def test_dead_letters_are_selected_by_a_bad_field(channel: AbstractChannel, amqp_url: str) -> None:
+    """By any that is bad, as the console does; a dash stands for none."""
+    await reject(channel, "two", line(due_date="x", is_closed="x"), "invalid_date")
+    await reject(channel, "one", line(due_date="x"), "invalid_date")
+    await reject(channel, "none", line(), "refused_by_database")
+    for fields, found in (
+        (["due_date"], ["two", "one"]),
+        (["is_closed"], ["two"]),
+        (["is_closed", "-"], ["two", "none"]),
+    ):
+        options = [word for one in fields for word in ("--field", one)]
+        said = await command("dead-letters", "list", "--json", *options, AMQP_URL=amqp_url)
+        assert [json.loads(one)["message_id"] for one in said.lines] == found
+    said = await command("dead-letters", "discard", "--field", "duedate", "--yes", AMQP_URL=amqp_url)
+    assert (said.code, "duedate: is not a field; the fields are id, " in said.err) == (2, True)
+    said = await command("dead-letters", "discard", "--field", "is_closed", "--yes", AMQP_URL=amqp_url)
+    assert (said.code, said.err) == (0, "task-activity-log: 1 discarded\n")
+
+
 async def test_a_replay_sends_the_oldest_first(channel: AbstractChannel, amqp_url: str) -> None:
     """The queue may have another order: RabbitMQ returns those that an earlier replay has not taken in any order."""
     for name, second in (("b", "02"), ("c", "03"), ("a", "01")):
@@ -905,6 +924,7 @@ async def test_only_dead_letters_that_would_be_accepted_are_replayed(
     editor.write_text(f'cp "$1" {opened}; sed -i "s/nope/{identity}/" "$1"')
     edited = await end(await start("dead-letters", "replay", "bad", "--edit", AMQP_URL=amqp_url, EDITOR=f"sh {editor}"))
     assert edited.code == 0, edited.err
+    assert edited.err.startswith("task-activity-log: bad: rejected before the edit: invalid_uuid: Send id as a uuid")
     assert opened.read_text().startswith("# bad: invalid_uuid: Send id as a uuid")
     assert opened.read_text().endswith('\n{\n  "id": "nope"\n}')
     message = await (await channel.get_queue(TOPOLOGY.requests_queue)).get(no_ack=True)

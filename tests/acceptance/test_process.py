@@ -166,9 +166,9 @@ async def test_a_database_that_is_not_migrated_is_waited_for(amqp_url: str, empt
 @pytest.mark.parametrize(
     ("variables", "line"),
     [
-        ({}, "AMQP_URL: is not set"),
+        ({}, "AMQP_URL is not set"),
         ({"AMQP_URL": "localhost", "DATABASE_URL": "postgresql://x"}, "AMQP_URL: should begin with amqp://"),
-        ({"AMQP_URL": "amqp://x", "DATABASE_URL": "postgresql://x", "WORKER_X": "1"}, "WORKER_X: unknown setting"),
+        ({"AMQP_URL": "amqp://x", "DATABASE_URL": "postgresql://x", "WORKER_X": "1"}, "WORKER_X is not a setting"),
         ({"AMQP_URL": "amqp://x", "DATABASE_URL": "postgresql://x?foo=secret"}, "DATABASE_URL: unknown option foo"),
         ({"AMQP_URL": "amqp://x", "DATABASE_URL": "postgresql://x?sslmode=bogus"}, "DATABASE_URL: sslmode should have"),
     ],

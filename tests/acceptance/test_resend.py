@@ -171,10 +171,19 @@ async def test_what_cannot_be_sent_is_counted(world: World) -> None:
 
 
 async def test_a_queue_that_does_not_exist_is_an_error(world: World) -> None:
-    """Nothing is lost without a word."""
+    """Nothing is lost without a word, and a dry run finds it too."""
     [identifier] = await stored(world, 1)
+    said = await resend(world, "--id", str(identifier), "--queue", "nowhere", "--dry-run")
+    words = "queue nowhere does not exist: 1 record could not be sent; nothing was sent"
+    assert (said.code, said.err) == (1, f"task-activity-log: {words}\n")
+    queue = await own_queue(world)
+    said = await resend(world, "--id", str(identifier), "--queue", queue, "--dry-run")
+    assert (said.code, said.err) == (
+        0,
+        f"task-activity-log: 1 record would be sent to queue {queue}; nothing was sent\n",
+    )
     said = await resend(world, "--id", str(identifier), "--queue", "nowhere", "--yes")
-    assert (said.code, said.err) == (1, "task-activity-log: 0 sent, then: queue nowhere does not exist\n")
+    assert (said.code, said.err) == (1, "task-activity-log: nothing was sent: queue nowhere does not exist\n")
 
 
 @pytest.mark.parametrize(

@@ -190,7 +190,7 @@ def test_a_console_on_this_machine_needs_nothing(host: str) -> None:
 @pytest.mark.parametrize(
     ("variables", "said"),
     [
-        ({"CONSOLE_WORKER": "x"}, "CONSOLE_WORKER: unknown setting; did you mean CONSOLE_WORKERS?"),
+        ({"CONSOLE_WORKER": "x"}, "CONSOLE_WORKER is not a setting; did you mean CONSOLE_WORKERS?"),
         ({"CONSOLE_WORKERS": "worker:8080"}, "worker:8080 should be the URL of a worker"),
         ({"CONSOLE_WORKERS": "http://user:secret@worker"}, "leave them out"),
         ({"CONSOLE_PROXY_ADDRESSES": "10.0.0.0/33"}, "should be an address or a network"),

@@ -8,7 +8,7 @@ import certifi
 import pytest
 from pamqp.commands import Exchange, Queue
 
-from task_activity_log.cli.settings_list import misspelled
+from task_activity_log.cli.settings_list import misspelled, show
 from task_activity_log.settings import Settings, SettingsError, load, variable
 
 URLS = {"AMQP_URL": "amqp://guest:guest@broker/", "DATABASE_URL": "postgresql://me:secret@database/app"}
@@ -30,15 +30,15 @@ def test_two_urls_are_enough() -> None:
 def test_a_missing_url_is_named_with_an_example() -> None:
     """There is one line for each."""
     assert errors_of({}) == [
-        "AMQP_URL: is not set; for example AMQP_URL=amqp://guest:guest@localhost:5672/",
-        "DATABASE_URL: is not set; for example DATABASE_URL=postgresql://postgres@localhost:5432/postgres",
+        "AMQP_URL is not set: for example AMQP_URL=amqp://guest:guest@localhost:5672/",
+        "DATABASE_URL is not set: for example DATABASE_URL=postgresql://postgres@localhost:5432/postgres",
     ]
 
 
 def test_an_unknown_setting_is_refused_with_the_likely_one() -> None:
     """With a misspelt name the default would silently stay in effect."""
     assert errors_of({**URLS, "WORKER_BATCHMAX": "3"}) == [
-        "WORKER_BATCHMAX: unknown setting; did you mean WORKER_BATCH_MAX?"
+        "WORKER_BATCHMAX is not a setting; did you mean WORKER_BATCH_MAX?"
     ]
 
 
@@ -171,9 +171,9 @@ def test_a_command_asks_only_for_what_it_uses() -> None:
 def test_a_url_that_is_used_but_was_not_set_is_an_error() -> None:
     """This is a defect of the command, but the text is the same as for a missing one."""
     settings = load({}, needed=())
-    with pytest.raises(SettingsError, match="AMQP_URL: is not set; for example"):
+    with pytest.raises(SettingsError, match="AMQP_URL is not set: for example"):
         _ = settings.required_amqp_url
-    with pytest.raises(SettingsError, match="DATABASE_URL: is not set; for example"):
+    with pytest.raises(SettingsError, match="DATABASE_URL is not set: for example"):
         _ = settings.required_database_url
 
 
@@ -255,7 +255,7 @@ def test_variables_of_a_kubernetes_service_are_no_settings() -> None:
         "B_PORT",
     )
     load({f"WORKER_{name}": "tcp://10.0.0.1:8080" for name in names}, needed=())
-    with pytest.raises(SettingsError, match="WORKER_PORTS: unknown setting"):
+    with pytest.raises(SettingsError, match="WORKER_PORTS is not a setting"):
         load({"WORKER_PORTS": "1"}, needed=())
     with pytest.raises(SettingsError, match=r"HTTP_PORT: should be .*; Kubernetes sets it for a service named http"):
         load({"HTTP_PORT": "tcp://10.0.0.1:80"}, needed=())
@@ -283,3 +283,12 @@ def test_a_url_from_a_file_is_read_again(tmp_path: Path) -> None:
     file.unlink()
     with pytest.raises(SettingsError, match=r"AMQP_URL_FILE: cannot be read \(No such file or directory\)"):
         settings.read_again("amqp_url")
+
+
+def test_a_link_in_a_description_is_printed_as_the_path_of_its_document(capsys: pytest.CaptureFixture[str]) -> None:
+    """The descriptions are part of a document as well, where they are Markdown."""
+    assert show(load({}, needed=()), list(map(variable, Settings.model_fields)), changed=False) == 0
+    said = capsys.readouterr().out
+    assert "with libpq's options (docs/connecting.md)" in said
+    assert "became of a message (docs/operations.md#the-journal)" in said
+    assert "](" not in said

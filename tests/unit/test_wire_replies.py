@@ -321,7 +321,7 @@ def test_the_detail_says_how_many_more_fields_are_invalid() -> None:
         for body in (b'{"id":1,"user_id":1}', b'{"user_id":1}', b'{"id":1,"ID":1}')
     ]
     assert details[0].endswith(". 1 more field is invalid too.")
-    assert details[1].startswith("Send id as a uuid that is not all zeros. 1 more ")
+    assert details[1].startswith("Send id as a uuid; it is missing or all zeros. 1 more ")
     assert details[2] == "Send id only once; upper and lower case do not matter."
 
 

@@ -2,6 +2,7 @@
 
 publish         sends records from files and prints the replies
 rejected_file   the file to which publish writes what was rejected
+findings        what publish has found in files before it sends anything, and its numbers
 judging         what a worker would reject of records, and misspelled fields
 values          the value of a field, for the terminal of the person whose file it is
 sources         files, folders and standard input as upserts

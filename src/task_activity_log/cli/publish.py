@@ -13,6 +13,7 @@ from typing import TextIO
 
 from task_activity_log.cli.csv_records import columns
 from task_activity_log.cli.exit_codes import DONE, FAILED, SOME_REJECTED
+from task_activity_log.cli.findings import NOTHING_SENT, Findings, say_faults, totals, typos
 from task_activity_log.cli.judging import Complaints, complaints_of, judged
 from task_activity_log.cli.sources import (
     KNOWN,
@@ -37,7 +38,6 @@ from task_activity_log.settings import Settings
 from task_activity_log.streams import one_line, printable, shell_command
 from task_activity_log.wiring import link_of, rules_of, sending_of
 
-_NOTHING_SENT = "nothing was sent from it"
 _REPEATS = "records that were applied are not applied again"
 _AGAIN = "; {} was a pipe: give the same records again in its place"
 _SILENT_SECONDS = 5.0
@@ -46,22 +46,6 @@ TIMEOUT_SECONDS = 60.0
 """How long no answer is waited for by default."""
 MANY = 1_000
 """From this many records in a folder on, `publish` asks before it sends them, if there is a terminal."""
-
-
-@dataclass
-class _Look:
-    """What was found in a source."""
-
-    count: int = 0
-    """How many records it has, as far as it could be read."""
-    faults: list[str] = field(default_factory=list)
-    """What cannot be read; the texts of the first few."""
-    kept_back: set[int] = field(default_factory=set)
-    """The numbers of the records that are not sent. In a source with faults they only count."""
-    misspelled: int = 0
-    """How many of these a worker would not reject."""
-    sends_ignored: bool = False
-    """Whether another one has a member that is not a field."""
 
 
 @dataclass
@@ -100,7 +84,7 @@ class Publication:
     """Names of members that are neither fields nor misspelled ones, and how many records have each, sent or not."""
     _sends_ignored: bool = field(default=False, init=False)
     """Whether a record that is sent has such a member."""
-    _unusable: list[_Look] = field(default_factory=list, init=False)
+    _unusable: list[Findings] = field(default_factory=list, init=False)
     """What was found in the files from which nothing is sent."""
     _written: int = field(default=0, init=False)
     """How many records are in the file of the rejected."""
@@ -214,8 +198,8 @@ class Publication:
         try:
             found = expand(path, self.stdin, self.run, columns(list(self.columns)), without=self.rejected)
         except Unreadable as error:
-            say(f"{error}; {_NOTHING_SENT}")
-            self._unusable.append(_Look(faults=[str(error)]))
+            say(f"{error}; {NOTHING_SENT}")
+            self._unusable.append(Findings(faults=[str(error)]))
             return None
         if found.skipped and found.sources:
             kinds = ", ".join(KNOWN)
@@ -232,7 +216,7 @@ class Publication:
         everything can be corrected at once.
         """
         rules = rules_of(self.settings)
-        look = _Look()
+        look = Findings()
         for found in source.read():
             if isinstance(found, Unreadable):
                 look.faults.append(str(found) if len(look.faults) < FEW else "")
@@ -254,7 +238,7 @@ class Publication:
             except Unreadable as error:
                 look.faults.append(str(error))
         if look.faults:
-            _say_faults(source, look.faults, len(look.kept_back))
+            say_faults(source, look.faults, len(look.kept_back))
             self._unusable.append(look)
             return None
         if not look.count:
@@ -299,29 +283,13 @@ class Publication:
             more = f" and {len(self._ignored) - FEW:,} more" if len(self._ignored) > FEW else ""
             say(f"not fields, and ignored by the worker: {names}{more}")
         if self.dry_run:
-            self._report_dry_run()
+            usable = Findings(self._total, [], self._kept_back, self._misspelled)
+            say(f"{totals(usable, self._unusable, strict=self.strict)}; nothing was sent")
         elif self._kept_back:
             invalid = len(self._kept_back) - self._misspelled
-            counts = [f"{invalid:,} invalid" if invalid else "", self._typos(self._misspelled)]
+            counts = [f"{invalid:,} invalid" if invalid else "", typos(self._misspelled, strict=self.strict)]
             where = f"; they are in {self.rejected}" if self.rejected else ""
             say(f"{', '.join(filter(None, counts))}: not sent{where} (--send-invalid sends them)")
-
-    def _report_dry_run(self) -> None:
-        """Say how many records and lines have each fate: whatever was named before is in one of these numbers."""
-        faults = sum(len(look.faults) for look in self._unusable)
-        kept_back = sum(len(look.kept_back) for look in self._unusable)
-        valid = sum(look.count for look in self._unusable) - kept_back
-        misspelled = self._misspelled + sum(look.misspelled for look in self._unusable)
-        rejected = len(self._kept_back) + kept_back - misspelled
-        counts = [f"{self._to_send:,} would be accepted", f"{rejected:,} rejected", self._typos(misspelled)]
-        counts.append(f"{counted(faults, 'line')} that cannot be read" if faults else "")
-        counts.append(f"{counted(valid, 'valid record')} in the same files would not be sent" if valid else "")
-        say(f"{', '.join(filter(None, counts))}; nothing was sent")
-
-    def _typos(self, count: int) -> str:
-        """How many records are not sent although a worker would not reject them; empty for none."""
-        what = "members that are not fields" if self.strict else "misspelled fields"
-        return f"{count:,} with {what}" if count else ""
 
     def _agreed(self, paths: Sequence[str]) -> bool:
         folders = [path for path in paths if Path(path).is_dir()]
@@ -469,14 +437,3 @@ class Publication:
         if self._outage:
             say("connected to the broker again")
         self._outage = ""
-
-
-def _say_faults(source: Source, faults: Sequence[str], invalid: int) -> None:
-    """Say what cannot be read of a source: the first few, and how many there are, also of the invalid records among others."""
-    if len(faults) == 1 and not invalid:
-        say(f"{faults[0]}; {_NOTHING_SENT}")
-        return
-    for fault in faults[:FEW]:
-        say(fault)
-    also = f", {counted(invalid, 'invalid record')}" if invalid else ""
-    say(f"{source.name}: {counted(len(faults), 'line')} cannot be read{also}; {_NOTHING_SENT}")

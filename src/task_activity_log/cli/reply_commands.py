@@ -145,4 +145,4 @@ def resend(
     except ValueError as error:
         fail(str(error), WRONG_USE)
     work = Resending(settings, start, ids or [], after, queue or None, xml, rate, dry_run, yes)
-    sys.exit(guarded(work.carry_out, lambda: work.explained("interrupted")))
+    sys.exit(guarded(work.carry_out, work.interrupted))

@@ -11,9 +11,11 @@ from task_activity_log import wire
 from task_activity_log.cli.exit_codes import DONE, FAILED, SOME_REJECTED, WRONG_USE
 from task_activity_log.cli.terminal import agreed, counted, progress, say
 from task_activity_log.client import ClientError
+from task_activity_log.client.connections import options
 from task_activity_log.client.snapshots import Interrupted, Sent, Target, resend
 from task_activity_log.postgresql.survey import FIRST, Survey
 from task_activity_log.problem import Unavailable
+from task_activity_log.rabbitmq.inspection import queue_is_missing
 from task_activity_log.record import StoredTaskActivityLog
 from task_activity_log.settings import Settings
 from task_activity_log.streams import shell_command
@@ -52,6 +54,11 @@ class Resending:
             return why
         return f"{why}; to continue: {self._command(self._sent.after or self.after)}"
 
+    def interrupted(self) -> str:
+        """The line for Ctrl-C and signals."""
+        nothing = not (self._sent.count or self._sent.unanswered)
+        return self.explained("interrupted; nothing was sent" if nothing else "interrupted")
+
     def _command(self, after: UUID | None) -> str:
         """The whole command that continues this run, also when some time has passed."""
         since = () if self.ids else ("--changed-since", self.since.isoformat())
@@ -68,6 +75,11 @@ class Resending:
             ids = await self._present(survey)
             total = len(ids) if self.ids else await survey.count(self.since, after)
             where = f"queue {self.queue}" if self.queue else f"the subscribers of {self.settings.replies_exchange}"
+            if self.dry_run and total and await self._queue_is_missing():
+                say(
+                    f"queue {self.queue} does not exist: {counted(total, 'record')} could not be sent; nothing was sent"
+                )
+                return FAILED
             if self.dry_run or not total:
                 say(f"{counted(total, 'record')} would be sent to {where}; nothing was sent")
                 return FAILED if self._absent and not total else SOME_REJECTED if self._absent else DONE
@@ -78,6 +90,15 @@ class Resending:
         finally:
             await survey.close()
         return self._report(total if self.ids else None)
+
+    async def _queue_is_missing(self) -> bool:
+        """Whether the queue that was named does not exist. Raises `ClientError` if the broker cannot be asked."""
+        if self.queue is None:
+            return False
+        try:
+            return await queue_is_missing(options(link_of(self.settings)), self.queue)
+        except Unavailable as error:
+            raise ClientError(f"cannot find out whether queue {self.queue} exists: {error.reason}") from None
 
     async def _present(self, survey: Survey) -> list[UUID]:
         """Those of the ids that have a row, in order, without those that were sent before. Prints a line for each other."""

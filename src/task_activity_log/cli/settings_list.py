@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
@@ -12,6 +13,8 @@ from task_activity_log.cli.terminal import say, table
 from task_activity_log.settings import PREFIX, Settings, variable
 from task_activity_log.telemetry.logs import address
 
+_LINK = re.compile(r"\[([^]]*)\]\(([^)]*)\)")
+"""A link in Markdown to another document: the descriptions are in docs/settings.md too."""
 _COLUMNS = ("setting", "value", "default", "from")
 
 
@@ -28,7 +31,7 @@ def show(settings: Settings, names: Sequence[str], *, changed: bool) -> int:
     unknown = [name for name in names if not chosen[name]]
     for name in unknown:
         close = difflib.get_close_matches(name.upper(), fields, n=1)
-        say(f"{name}: unknown setting" + (f"; did you mean {close[0]}?" if close else ""))
+        say(f"{name} is not a setting" + (f"; did you mean {close[0]}?" if close else ""))
     if unknown:
         return WRONG_USE
     if names:
@@ -63,8 +66,16 @@ def _in_full(settings: Settings, field: str) -> str:
     found = Settings.model_fields[field]
     choices = [choice for choice in get_args(found.annotation) if isinstance(choice, str)]
     one_of = f"\n  one of: {', '.join(choices)}" if choices else ""
-    meaning = " ".join((found.description or "").split())
+    meaning = _LINK.sub(_document, " ".join((found.description or "").split()))
     return f"{name}={value}\n  from: {origin}; default: {default or 'none'}{one_of}\n  {meaning}"
+
+
+def _document(link: re.Match[str]) -> str:
+    """A link as it is printed: the document alone where the link is all that is in parentheses."""
+    text, target = link.groups()
+    path = f"docs/{target}"
+    alone = link.string[: link.start()].endswith("(") and link.string[link.end() :].startswith(")")
+    return path if alone else f"{text} ({path})"
 
 
 def _shown(value: Any) -> str:

@@ -136,12 +136,12 @@ class _Batch:
         except Unavailable as error:
             return replies, error.reason
         self._sent.unanswered = Fate.LOST in fates or Fate.UNCONFIRMED in fates
+        left = [reply for reply, fate in zip(replies, fates, strict=True) if fate is not Fate.CONFIRMED]
+        self._sent.count += len(replies) - len(left)
         if Fate.RETURNED in fates:
             queue, exchange = self._target.queue, self._target.exchange
             none = f"queue {queue} does not exist" if queue else f"no queue is bound to exchange {exchange}"
             raise self._interrupted(none)
-        left = [reply for reply, fate in zip(replies, fates, strict=True) if fate is not Fate.CONFIRMED]
-        self._sent.count += len(replies) - len(left)
         return left, self._publisher.last_reason if Fate.LOST in fates else "the broker refuses them: is a queue full?"
 
     def _fitting(self, replies: Sequence[Reply]) -> Sequence[Reply]:
@@ -152,4 +152,7 @@ class _Batch:
         return fitting
 
     def _interrupted(self, reason: str) -> Interrupted:
-        return Interrupted(f"{self._sent.count:,} sent, then: {reason}", self._sent.after)
+        sent = self._sent
+        nothing = "no record is confirmed" if sent.unanswered else "nothing was sent"
+        how_far = f"{sent.count:,} sent, then" if sent.count else nothing
+        return Interrupted(f"{how_far}: {reason}", sent.after)

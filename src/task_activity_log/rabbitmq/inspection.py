@@ -70,6 +70,19 @@ async def inspect_broker(options: LinkOptions, topology: Topology) -> BrokerStat
         raise Unavailable(describe(error).text) from None
 
 
+async def queue_is_missing(options: LinkOptions, name: str) -> bool:
+    """Connect and find out whether a queue does not exist; no if the user may not ask.
+
+    Raises:
+        Unavailable: nobody answers, or the broker refuses; the reason is one line.
+    """
+    try:
+        async with connect(options, "check") as (connection, _):
+            return await _queue(connection, name) is None
+    except LOST as error:
+        raise Unavailable(describe(error).text) from None
+
+
 @asynccontextmanager
 async def counting(
     options: LinkOptions, purpose: str

@@ -47,7 +47,7 @@ KINDS = {name: STORED_KINDS[name] for name in FIELDS}
 
 _WANTED = {
     Code.DUPLICATE_FIELD: "only once; upper and lower case do not matter",
-    Code.MISSING_ID: "as a uuid that is not all zeros",
+    Code.MISSING_ID: "as a uuid; it is missing or all zeros",
     Code.INVALID_UUID: "as a uuid such as 9652e68c-7b6d-4598-bbbd-4e933126c994",
     Code.INVALID_DATE: "as a date such as 2026-01-11T20:58:34.720383Z",
     Code.INVALID_BOOLEAN: "as true or false",

@@ -57,6 +57,15 @@ Publishers = Annotated[
     list[str] | None,
     typer.Option("--publisher", metavar="NAME", help="Only those sent by this app_id or user.", show_default=False),
 ]
+Fields = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--field",
+        metavar="FIELD",
+        help="Only those in which this field is bad, as shown by `list`; - for no field.",
+        show_default=False,
+    ),
+]
 Older = Annotated[
     str,
     typer.Option(
@@ -88,6 +97,7 @@ def _select(
     ids: Ids = None,
     codes: Codes = None,
     publishers: Publishers = None,
+    fields: Fields = None,
     older_than: Older = "",
     newer_than: Newer = "",
     answered: Answered = False,
@@ -96,19 +106,26 @@ def _select(
     """The dead letters that these options select; exits if none of them is given."""
     from task_activity_log.cli.dead_letters.selection import Selection
     from task_activity_log.cli.times import seconds
+    from task_activity_log.client.letters import NO_FIELD
+    from task_activity_log.record import STORED_FIELDS
 
     try:
         older, newer = seconds(older_than), seconds(newer_than)
     except ValueError as error:
         fail(str(error), WRONG_USE)
+    if unknown := set(fields or ()) - {*STORED_FIELDS, NO_FIELD}:
+        fail(f"--field {min(unknown)}: is not a field; the fields are {', '.join(STORED_FIELDS)}", WRONG_USE)
     settings = settings_or_exit("amqp_url", *(("database_url",) if answered else ()))
-    if not (ids or codes or publishers or older_than or newer_than or answered or everything):
+    if not (ids or codes or publishers or fields or older_than or newer_than or answered or everything):
         fail(
-            "select dead letters by message id, --code, --publisher, --older-than, --newer-than or --answered, or pass --all",
+            "select dead letters by message id, --code, --publisher, --field, --older-than, --newer-than or --answered,"
+            " or pass --all",
             WRONG_USE,
         )
     names, chosen = frozenset(ids or ()), frozenset(codes or ())
-    return Selection(settings, names, chosen, frozenset(publishers or ()), older, newer, answered)
+    return Selection(
+        settings, names, chosen, frozenset(publishers or ()), older, newer, frozenset(fields or ()), answered
+    )
 
 
 def _selecting(

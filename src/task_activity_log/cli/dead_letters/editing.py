@@ -73,7 +73,7 @@ def _edited(letter: DeadLetter, rules: Rules, folder: Path) -> DeadLetter | None
     found = judged(letter, rules)
     notes = reasons(found) if isinstance(found, Problem) else [f"{letter.code}: {letter.detail}"]
     for reason in notes:
-        say(f"{letter.name}: {reason}")
+        say(f"{letter.name}: rejected before the edit: {reason}")
     while True:
         of_the_header = isinstance(found, Problem) and found.code in _OF_THE_HEADER
         try:

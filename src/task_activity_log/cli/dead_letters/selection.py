@@ -13,10 +13,11 @@ from task_activity_log.cli.terminal import counted, say
 from task_activity_log.cli.times import UNITS
 from task_activity_log.client import ClientError
 from task_activity_log.client.dead_letters import DeadLetter, Loan, answered, borrow_dead_letters, borrow_these
+from task_activity_log.client.letters import NO_FIELD, Letter
 from task_activity_log.client.record_id import record_id
 from task_activity_log.problem import Unavailable
 from task_activity_log.settings import Settings
-from task_activity_log.wiring import link_of, store_of
+from task_activity_log.wiring import link_of, rules_of, store_of
 
 _PREFIX_MIN = 4
 """How many characters of a message id are enough to find it."""
@@ -34,6 +35,8 @@ class Selection:
     publishers: frozenset[str]
     older_than: float | None
     newer_than: float | None
+    fields: frozenset[str] = frozenset()
+    """Only those in which one of these fields is bad; a dash stands for no field."""
     answered: bool = False
     """Only those whose record was stored since they were rejected."""
     now: datetime = field(default_factory=lambda: datetime.now(UTC))
@@ -44,9 +47,13 @@ class Selection:
             (not self.names or letter.name in self.names)
             and (not self.codes or letter.code in self.codes)
             and (not self.publishers or letter.publisher in self.publishers)
+            and (not self.fields or not self.fields.isdisjoint(self._bad_fields(letter)))
             and (self.older_than is None or (age is not None and age > self.older_than))
             and (self.newer_than is None or (age is not None and age < self.newer_than))
         )
+
+    def _bad_fields(self, letter: DeadLetter) -> Sequence[str]:
+        return Letter.of(letter, rules_of(self.settings)).fields or (NO_FIELD,)
 
     def exit_code(self, letters: Sequence[DeadLetter]) -> int:
         """Not finding a name that was given is a failure; that nothing matches the other criteria is not."""
