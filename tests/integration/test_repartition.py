@@ -1,8 +1,11 @@
 """Another number of partitions: what must be so before, and what is so afterwards."""
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from urllib.parse import quote, urlsplit
+from uuid import uuid4
 
 import aio_pika
 import pytest
@@ -12,12 +15,14 @@ from pamqp.commands import Queue
 
 from sandbox.rabbitmq import RabbitMQ
 from task_activity_log.cli.partitions import show_or_change
+from task_activity_log.client import ClientError, TaskActivityLog, TaskActivityLogClient
 from task_activity_log.partitions import partition_of, slots_of
 from task_activity_log.problem import Misconfigured
 from task_activity_log.rabbitmq.link import LinkOptions
 from task_activity_log.rabbitmq.repartition import NotEmpty, change, look_up
 from task_activity_log.rabbitmq.topology import Topology, _bind, declare
 from task_activity_log.settings import load
+from tests.users import user_who_may
 
 EIGHT = Topology(partitions=8)
 TWO = Topology(partitions=2)
@@ -246,3 +251,131 @@ async def test_a_queue_that_has_messages_again_is_not_deleted(amqp_url: str, rab
         await change(options, TWO, publish)
     found = await look_up(options, EIGHT)
     assert found.found[5].messages == 1
+
+
+def run_command(amqp_url: str, to: int | None, *, yes: bool) -> int:
+    settings = load({"AMQP_URL": amqp_url, "DATABASE_URL": "postgresql://nobody.invalid/none"})
+    return show_or_change(settings, to, yes=yes)
+
+
+@contextmanager
+def nothing_new(rabbitmq: RabbitMQ, amqp_url: str) -> Iterator[None]:
+    """Nothing is declared or deleted within."""
+    vhost = quote(urlsplit(amqp_url).path[1:], safe="")
+
+    def there() -> list[list[str]]:
+        found = [rabbitmq.api("GET", f"/{kind}/{vhost}?columns=name") for kind in ("queues", "exchanges")]
+        return [sorted(each["name"] for each in kind) for kind in found]
+
+    before = there()
+    yield
+    assert there() == before
+
+
+@pytest.mark.parametrize("by_hand", [False, True])
+async def test_a_requests_queue_that_would_not_keep_the_order_is_refused_before_anything_changes(
+    rabbitmq: RabbitMQ, amqp_url: str, capsys: pytest.CaptureFixture[str], by_hand: bool
+) -> None:
+    """Also by the dry run, and for a queue that differs in other arguments, too. When it is deleted, the command goes on."""
+    async with await aio_pika.connect(amqp_url) as connection, connection.channel() as channel:
+        if by_hand:
+            await channel.declare_queue(TWO.requests_queue, durable=True)
+        else:
+            await declare(connection, Topology())
+        await channel.default_exchange.publish(aio_pika.Message(b"waits"), TWO.requests_queue)
+        with nothing_new(rabbitmq, amqp_url):
+            for yes in (False, True):
+                assert await asyncio.to_thread(run_command, amqp_url, 2, yes=yes) == 1
+                printed = capsys.readouterr()
+                refusal = f"task-activity-log: queue {TWO.requests_queue} was declared without x-single-active-consumer"
+                assert printed.err.startswith(refusal)
+                assert printed.err.count("\n") == 1
+                assert ("Now: 0 partitions, 1 messages" in printed.out) == (not yes)
+        await channel.queue_delete(TWO.requests_queue)
+        assert await asyncio.to_thread(run_command, amqp_url, 2, yes=True) == 0
+    await routed(amqp_url, TWO)
+
+
+@pytest.mark.parametrize("consumed", [False, True])
+async def test_a_first_change_waits_for_the_requests_queue(amqp_url: str, rabbitmq: RabbitMQ, consumed: bool) -> None:
+    """What waits there would be overtaken by what is sent by record."""
+    async with await aio_pika.connect(amqp_url) as connection, connection.channel() as channel:
+        await declare(connection, Topology(single_active_consumer=True))
+        if consumed:
+            await (await channel.get_queue(TWO.requests_queue)).consume(_ignore, no_ack=True)
+        else:
+            await channel.default_exchange.publish(aio_pika.Message(b"waits"), TWO.requests_queue)
+        words = f"workers consume queue {TWO.requests_queue}" if consumed else "1 messages wait in queue"
+        with nothing_new(rabbitmq, amqp_url), pytest.raises(NotEmpty, match=words):
+            await change(LinkOptions(amqp_url), TWO, lambda _: None)
+
+
+@pytest.mark.parametrize(
+    ("there", "lacking", "named"),
+    [(2, "configure", "queue"), (2, "read", "exchange"), (0, "write", "queue"), (0, "read", "exchange")],
+)
+async def test_a_missing_permission_is_found_before_anything_changes(
+    rabbitmq: RabbitMQ, amqp_url: str, there: int, lacking: str, named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    await declared(amqp_url, Topology(partitions=there, single_active_consumer=True))
+    may = {**dict.fromkeys(("configure", "write", "read"), ".*"), lacking: "^task_activity_log.upsert$"}
+    with user_who_may(rabbitmq, amqp_url, **may) as url, nothing_new(rabbitmq, amqp_url):
+        assert await asyncio.to_thread(run_command, url, 4, yes=True) == 1
+    said = capsys.readouterr().err
+    assert f"access to {named} 'task_activity_log." in said
+    assert said.endswith("(docs/operations.md, Permissions in RabbitMQ)\n")
+
+
+async def test_an_exchange_without_queues_is_shown_and_removed_while_a_worker_runs(
+    amqp_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As an earlier release left it. Publishers that find it learn what to do; the requests queue stays as it is."""
+    async with await aio_pika.connect(amqp_url) as connection, connection.channel() as channel:
+        await declare(connection, Topology())
+        await (await channel.get_queue(TWO.requests_queue)).consume(_ignore)
+        await channel.declare_exchange(TWO.partitions_exchange, "direct", durable=True)
+        async with TaskActivityLogClient(amqp_url) as client:
+            with pytest.raises(
+                ClientError, match=r"to no queue: not all partitions are declared .*how to finish or undo"
+            ):
+                await client.send_many([TaskActivityLog(id=uuid4())])
+        assert await asyncio.to_thread(run_command, amqp_url, None, yes=False) == 0
+        assert "by-record exists without queues, so publishers that find it fail" in capsys.readouterr().err
+        assert await asyncio.to_thread(run_command, amqp_url, 0, yes=True) == 0
+    found = await look_up(LinkOptions(amqp_url), TWO)
+    assert (found.exchange, found.count, found.whole) == (False, 0, True)
+    assert found.requests is not None
+
+
+async def test_partitions_are_removed_when_they_are_empty(amqp_url: str) -> None:
+    options = await declared(amqp_url, TWO)
+    none = replace(TWO, partitions=0)
+    async with await aio_pika.connect(amqp_url) as connection, connection.channel() as channel:
+        await channel.default_exchange.publish(aio_pika.Message(b"waits"), TWO.partition_queues[1])
+        with pytest.raises(NotEmpty, match="1 messages wait"):
+            await change(options, none, lambda _: None)
+        assert (await look_up(options, TWO)).exchange
+        await (await channel.get_queue(TWO.partition_queues[1])).purge()
+        assert await asyncio.to_thread(run_command, amqp_url, 0, yes=True) == 0
+        found = await look_up(options, TWO)
+        assert (found.exchange, found.count) == (False, 0)
+        await declare(connection, none)
+
+
+async def test_what_was_interrupted_between_the_bindings_goes_on(amqp_url: str) -> None:
+    """All queues and the exchange are there, so only declaring the bindings again helps."""
+    await declared(amqp_url, TWO)
+    async with await aio_pika.connect(amqp_url) as connection, connection.channel() as channel:
+        await (await channel.get_queue(TWO.partition_queues[1])).unbind(TWO.partitions_exchange, "ff")
+    assert await asyncio.to_thread(run_command, amqp_url, 2, yes=True) == 0
+    await routed(amqp_url, TWO)
+
+
+async def test_the_exchange_comes_after_the_queues(amqp_url: str) -> None:
+    """A declaration that ends between them leaves no exchange that publishers find."""
+    async with await aio_pika.connect(amqp_url) as connection, connection.channel() as channel:
+        await channel.declare_queue(TWO.partition_queues[0], durable=True, arguments={"x-queue-type": "quorum"})
+        await channel.declare_queue(TWO.partition_queues[1], durable=True, arguments={"x-queue-type": "quorum"})
+        with pytest.raises(Misconfigured, match="declared without x-single-active-consumer"):
+            await declare(connection, TWO)
+    assert not (await look_up(LinkOptions(amqp_url), TWO)).exchange

@@ -13,11 +13,12 @@ from task_activity_log.cli.check.database import judge_link
 from task_activity_log.cli.check.finding import Finding
 from task_activity_log.cli.check.limits import Limits, judge_kept, judge_length, judge_requests
 from task_activity_log.cli.check.members import judge_members
-from task_activity_log.cli.check.partitions import has_another_number
+from task_activity_log.cli.check.partitions import has_another_number, has_only_an_exchange, judge_number
 from task_activity_log.cli.check.permissions import allows, lacking, needed
 from task_activity_log.cli.check.worker import findings, judge_status
 from task_activity_log.partitions import queue_of
-from task_activity_log.rabbitmq.inspection import Queue
+from task_activity_log.rabbitmq.inspection import BrokerState, Hidden, Queue
+from task_activity_log.rabbitmq.repartition import Partition, Partitions
 from task_activity_log.rabbitmq.topology import Topology
 from task_activity_log.settings import Settings, load
 from task_activity_log.telemetry import asking
@@ -411,6 +412,34 @@ def test_another_number_of_partitions_is_noticed(partitions: int, existing: int,
     names = (queue_of(topology.requests_queue, number) for number in range(partitions + 1))
     queues = {name: Queue(0, 0) if number < existing else None for number, name in enumerate(names)}
     assert has_another_number(queues, topology) == expected
+
+
+TWO_QUEUES = {number: Partition(queue_of(Topology().requests_queue, number), 0, 0) for number in range(2)}
+
+
+@pytest.mark.parametrize(
+    ("there", "found"),
+    [
+        (Partitions({}, True), "exchange task_activity_log.by-record exists, but no queue of a partition"),
+        (Partitions(TWO_QUEUES, False), "the broker has 2, but exchange task_activity_log.by-record is missing"),
+        (Partitions({1: TWO_QUEUES[1]}, True), "some of the queues are missing"),
+    ],
+)
+def test_an_interrupted_change_is_broken_although_the_worker_has_no_partitions(there: Partitions, found: str) -> None:
+    """The advice names both ways: to finish it, and to go back."""
+    finding = judge_number(there, Topology())
+    assert (finding.verdict, finding.what, finding.found) == ("broken", "partitions", found)
+    assert "task-activity-log partitions --to with the number (0: none)" in finding.advice
+
+
+def test_an_exchange_alone_is_noticed() -> None:
+    """A worker with partitions declares the queues when it starts."""
+    exchanges: dict[str, bool | Hidden] = {Topology().partitions_exchange: True}
+    sight = BrokerState("3.10.8", exchanges, {}, None)
+    assert has_only_an_exchange(sight, Topology())
+    assert not has_only_an_exchange(sight, Topology(partitions=2))
+    exchanges[Topology().partitions_exchange] = False
+    assert not has_only_an_exchange(sight, Topology())
 
 
 @pytest.mark.parametrize(

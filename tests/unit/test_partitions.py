@@ -10,8 +10,9 @@ from uuid import UUID
 import pytest
 from aiormq.exceptions import ChannelNotFoundEntity
 
+from task_activity_log.cli.partitions import plan
 from task_activity_log.partitions import hash_slot, is_partition_count, partition_of, queue_of, slots_of
-from task_activity_log.rabbitmq.repartition import _look_up
+from task_activity_log.rabbitmq.repartition import Partition, Partitions, _look_up
 from task_activity_log.rabbitmq.topology import Topology
 
 
@@ -65,7 +66,7 @@ class Broker:
     """A connection to a broker that has these partitions. It closes a channel that asks for what does not exist."""
 
     def __init__(self, *numbers: int) -> None:
-        self._queues = {queue_of(Topology().requests_queue, number) for number in numbers}
+        self._queues = {queue_of(Topology().requests_queue, number) for number in numbers} | {Topology().requests_queue}
         self.opened = 0
         self.open = 0
 
@@ -102,7 +103,42 @@ async def test_the_partitions_are_found_over_few_channels(numbers: Collection[in
     broker = Broker(*numbers)
     found = await _look_up(cast("Any", broker), Topology())
     assert list(found.found) == list(numbers)
-    assert found.messages == len(numbers)
+    assert found.messages == len(numbers) + 1  # and the one in the requests queue
     assert broker.open == 1
     missing = max(numbers, default=-1) + 1 - len(numbers)
     assert broker.opened <= 12 + missing
+
+
+REQUESTS = Partition(Topology().requests_queue, 1, 1)
+QUEUES = {number: Partition(queue_of(REQUESTS.queue, number), 3, 0) for number in range(2)}
+
+
+@pytest.mark.parametrize(
+    ("there", "to", "now", "said", "unsaid"),
+    [
+        (Partitions({}, False, REQUESTS), 4, "0 partitions, 1 messages, consumers on 1 queues", "4 queues", "by"),
+        (
+            Partitions(QUEUES, True, REQUESTS),
+            4,
+            "2 partitions, 7 messages, consumers on 1 queues",
+            "by-record",
+            "WORKER_PARTITIONS=2",
+        ),
+        (
+            Partitions(QUEUES, False),
+            4,
+            "an unfinished change, 6 messages, consumers on 0 queues",
+            "4 queues",
+            "by-record",
+        ),
+        (Partitions({}, True, REQUESTS), 0, "an unfinished change, 1 messages", "by-record", "Stop"),
+        (Partitions(QUEUES, True), 0, "2 partitions, 6 messages", "without WORKER_PARTITIONS", "It declares"),
+    ],
+)
+def test_the_steps_are_those_that_apply(there: Partitions, to: int, now: str, said: str, unsaid: str) -> None:
+    """The requests queue counts, too. An exchange is deleted, and publishers are stopped, only where there are some."""
+    steps = plan(there, Topology(partitions=to))
+    assert steps.startswith(f"Now: {now}")
+    assert said in steps
+    assert unsaid not in steps
+    assert steps.endswith("\nNothing was changed.")

@@ -289,7 +289,12 @@ def partitions(
     *,
     to: Annotated[
         int | None,
-        typer.Option("--to", metavar="N", help="The new number: a power of two up to 256.", show_default=False),
+        typer.Option(
+            "--to",
+            metavar="N",
+            help="The new number: a power of two up to 256; 0 for no partitions.",
+            show_default=False,
+        ),
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Change it. Without this only the steps are printed.")] = False,
 ) -> None:
@@ -302,11 +307,12 @@ def partitions(
       task-activity-log partitions
       task-activity-log partitions --to 32
       task-activity-log partitions --to 32 --yes
+      task-activity-log partitions --to 0 --yes
     """
     from task_activity_log.partitions import is_partition_count
 
-    if to is not None and not is_partition_count(to):
-        fail(f"--to {to}: should be a power of two up to 256: 1, 2, 4, 8, 16, 32, 64, 128 or 256", WRONG_USE)
+    if to and not is_partition_count(to):
+        fail(f"--to {to}: should be 0 or a power of two up to 256: 1, 2, 4, 8, 16, 32, 64, 128 or 256", WRONG_USE)
     settings = settings_or_exit("amqp_url")
     from task_activity_log.cli.partitions import show_or_change
 

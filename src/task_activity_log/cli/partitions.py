@@ -6,7 +6,7 @@ from dataclasses import replace
 from task_activity_log.cli.exit_codes import DONE, FAILED
 from task_activity_log.cli.terminal import say, table
 from task_activity_log.problem import Misconfigured, Unavailable
-from task_activity_log.rabbitmq.repartition import NotEmpty, Partitions, change, look_up
+from task_activity_log.rabbitmq.repartition import NotEmpty, Partitions, change, declare_missing, look_up, refuse
 from task_activity_log.rabbitmq.topology import Topology
 from task_activity_log.settings import Settings
 from task_activity_log.telemetry.logs import address
@@ -30,42 +30,84 @@ async def _show_or_change(settings: Settings, to: int | None, *, yes: bool) -> i
     if to is None:
         _show(partitions, topology)
         return DONE
+    wanted = replace(topology, partitions=to)
     if partitions.count == to and partitions.whole:
-        say(f"the requests are divided among {to} partitions already")
+        if yes and to:
+            await declare_missing(options, wanted)
+        say(f"the requests are divided among {to} partitions already" if to else "there are no partitions already")
         return DONE
     if not yes:
-        _plan(partitions, topology, to)
+        print(plan(partitions, wanted))
+        await refuse(options, wanted, partitions)
         return DONE
-    await change(options, replace(topology, partitions=to), say)
-    print(
-        f"The requests are divided among {to} partitions. Start the workers with WORKER_PARTITIONS={to}, then the publishers."
-    )
+    await change(options, wanted, say)
+    if to:
+        print(f"The requests are divided among {to} partitions.", _start(to))
+    else:
+        print(f"There are no partitions: all requests go to queue {topology.requests_queue}.", _start(to))
     return DONE
+
+
+def _start(to: int) -> str:
+    return f"Start the workers {_with(to)}, then the publishers."
+
+
+def _with(to: int) -> str:
+    return f"with WORKER_PARTITIONS={to}" if to else "without WORKER_PARTITIONS"
 
 
 def _show(partitions: Partitions, topology: Topology) -> None:
     if not partitions.found and not partitions.exchange:
         print(f"There are no partitions: all requests go to queue {topology.requests_queue}.")
         return
-    table(
-        ("queue", "messages", "consumers"),
-        ((each.queue, str(each.messages), str(each.consumers)) for each in partitions.found.values()),
-    )
+    if partitions.found:
+        table(
+            ("queue", "messages", "consumers"),
+            ((each.queue, str(each.messages), str(each.consumers)) for each in partitions.found.values()),
+        )
     if not partitions.whole:
+        missing = "some queues or the exchange are missing"
+        if not partitions.found:
+            missing = f"exchange {topology.partitions_exchange} exists without queues, so publishers that find it fail"
         say(
-            "some queues or the exchange are missing: a change was interrupted;"
-            " run `task-activity-log partitions --to N --yes` again"
+            f"{missing}: a change was interrupted; run `task-activity-log partitions --to N --yes` again,"
+            " or with --to 0 to remove the partitions"
         )
 
 
-def _plan(partitions: Partitions, topology: Topology, to: int) -> None:
+def plan(partitions: Partitions, wanted: Topology) -> str:
+    """What there is, and the steps of the change to `wanted.partitions`: only those that apply."""
+    to, requests = wanted.partitions, wanted.requests_queue
     now = "an unfinished change" if not partitions.whole else f"{partitions.count} partitions"
-    print(
-        f"Now: {now}, {partitions.messages} messages, consumers on {partitions.consumed} queues. To change to {to}:\n"
-        "1. Stop the publishers that send by record.\n"
-        "2. Let the workers empty the queues, then stop all workers.\n"
-        f"3. Run this command with --yes. It deletes exchange {topology.partitions_exchange}, checks again that the queues are\n"
-        "   empty, deletes them and declares the new ones. If it is interrupted, run it again.\n"
-        f"4. Start the workers with WORKER_PARTITIONS={to}, then the publishers.\n"
-        "Nothing was changed."
+    run = ["Run this command with --yes."]
+    if partitions.exchange:
+        run.append(f"It deletes exchange {wanted.partitions_exchange}.")
+    if partitions.found:
+        run.append("It checks again that the queues are empty, and deletes them.")
+    if to:
+        run.append(f"It declares {to} queues and their exchange.")
+    run.append("If it is interrupted, run it again.")
+    start = _start(to)
+    if partitions.found:
+        steps = [
+            "Stop the publishers that send by record.",
+            "Let the workers empty the queues, then stop all workers.",
+            " ".join(run),
+            start,
+        ]
+    elif to:
+        steps = [
+            "Stop the publishers.",
+            f"Let the workers empty queue {requests}, then stop all workers.",
+            " ".join(run),
+            start,
+        ]
+    else:
+        steps = [" ".join(run)]
+    return "\n".join(
+        [
+            f"Now: {now}, {partitions.messages} messages, consumers on {partitions.consumed} queues. To change to {to}:",
+            *(f"{number}. {step}" for number, step in enumerate(steps, 1)),
+            "Nothing was changed.",
+        ]
     )

@@ -43,7 +43,7 @@ class BrokerState:
 
     version: str
     exchanges: dict[str, bool | Hidden]
-    """Whether each exists."""
+    """Whether each exists: those of the topology, and the one for requests by record, also without partitions."""
     queues: dict[str, Queue | Hidden | None]
     """None for a queue that does not exist. After those of the topology comes the partition that would follow the last one."""
     requests_type: str | None
@@ -57,12 +57,13 @@ async def inspect_broker(options: LinkOptions, topology: Topology) -> BrokerStat
         Unavailable: nobody answers, or the broker refuses; the reason is one line.
     """
     try:
+        exchanges = dict.fromkeys((*topology.exchanges(), topology.partitions_exchange))
         async with connect(options, "check") as (connection, _):
             next_partition = queue_of(topology.requests_queue, topology.partitions)
             assert connection.transport is not None  # noqa: S101 - it is connected
             return BrokerState(
                 version=version_of(connection.transport.connection) or "unknown",
-                exchanges={name: await _exchange(connection, name) for name in topology.exchanges()},
+                exchanges={name: await _exchange(connection, name) for name in exchanges},
                 queues={name: await _queue(connection, name) for name in (*topology.queues(), next_partition)},
                 requests_type=await _requests_type(connection, topology.requests_queue),
             )

@@ -3,19 +3,21 @@
 A slot that moves from a queue with messages to another queue could be consumed from both at once, and lose the order of its
 records. So the queues must be empty: publishers pause, workers finish what is there and stop, and then the exchange is
 deleted. From then on nothing can come, and publishers that still publish are refused: no message is lost.
+
+Before anything is changed, the broker is asked for all that would refuse the change later.
 """
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, replace
 
 from aio_pika.abc import AbstractChannel, AbstractConnection
-from aiormq.exceptions import ChannelNotFoundEntity
+from aiormq.exceptions import ChannelAccessRefused, ChannelNotFoundEntity, ChannelPreconditionFailed
 
 from task_activity_log.partitions import PARTITIONS_MAX, is_partition_count, queue_of
-from task_activity_log.problem import Unavailable
+from task_activity_log.problem import Misconfigured, Unavailable
 from task_activity_log.rabbitmq.link import LOST, LinkOptions, connect, describe
-from task_activity_log.rabbitmq.topology import Topology, declare
+from task_activity_log.rabbitmq.topology import Topology, declare, require_order
 
 _COUNT_SECONDS = 3.0
 """How long a queue may take to show what was published before the exchange was deleted."""
@@ -26,7 +28,7 @@ _CONNECTIONS = 8
 
 @dataclass(frozen=True, slots=True)
 class Partition:
-    """A partition's queue that exists."""
+    """A queue that exists: that of a partition, or the requests queue."""
 
     queue: str
     messages: int
@@ -35,11 +37,14 @@ class Partition:
 
 @dataclass(frozen=True, slots=True)
 class Partitions:
-    """All partitions' queues that exist, by number."""
+    """The queues of requests that exist."""
 
     found: dict[int, Partition]
+    """Those of partitions, by number."""
     exchange: bool
     """Whether the exchange for requests that are sent by record exists. It does not while a change is under way."""
+    requests: Partition | None = None
+    """The requests queue, from which requests are forwarded to the partitions."""
 
     @property
     def whole(self) -> bool:
@@ -56,12 +61,16 @@ class Partitions:
     @property
     def messages(self) -> int:
         """How many messages wait in all of them."""
-        return sum(each.messages for each in self.found.values())
+        return sum(each.messages for each in self._queues)
 
     @property
     def consumed(self) -> int:
         """How many of them have a consumer. What a consumer has in hand is not among the messages."""
-        return sum(each.consumers > 0 for each in self.found.values())
+        return sum(each.consumers > 0 for each in self._queues)
+
+    @property
+    def _queues(self) -> list[Partition]:
+        return [*self.found.values(), *([self.requests] if self.requests else [])]
 
 
 class NotEmpty(Exception):
@@ -81,13 +90,45 @@ async def look_up(options: LinkOptions, topology: Topology) -> Partitions:
         raise Unavailable(describe(error).text) from None
 
 
+async def refuse(options: LinkOptions, topology: Topology, found: Partitions) -> None:
+    """Raise what `change` to `topology.partitions` would raise before it changes anything.
+
+    Raises:
+        NotEmpty: a queue has messages or consumers.
+        Unavailable: nobody answers, or the requests queue is a stream.
+        Misconfigured: the requests queue would not keep the order, or the user lacks a permission.
+    """
+    try:
+        async with connect(options, "partitions") as (connection, _):
+            await _refuse(connection, topology, found)
+    except LOST as error:
+        raise Unavailable(describe(error).text) from None
+
+
+async def declare_missing(options: LinkOptions, topology: Topology) -> None:
+    """Declare and bind what is missing of the partitions, as a worker does when it starts. Their number stays.
+
+    Bindings cannot be asked for over AMQP, so those that an interrupted change has left out are all declared again.
+
+    Raises:
+        Misconfigured, Unavailable: as `change`.
+    """
+    try:
+        async with connect(options, "partitions") as (connection, _):
+            await declare(connection, topology)
+    except LOST as error:
+        raise Unavailable(describe(error).text) from None
+
+
 async def change(options: LinkOptions, topology: Topology, progress: Callable[[str], None]) -> None:
-    """Divide the requests among `topology.partitions` queues. A change that was interrupted continues where it ended.
+    """Divide the requests among `topology.partitions` queues, or remove the partitions if this is 0.
+
+    A change that was interrupted continues where it ended.
 
     Raises:
         NotEmpty: a queue has messages or consumers.
         Unavailable: nobody answers, or the broker refuses.
-        Misconfigured: the requests queue would not keep the order.
+        Misconfigured: the requests queue would not keep the order, or the user lacks a permission.
     """
     try:
         async with connect(options, "partitions") as (connection, _):
@@ -100,23 +141,74 @@ async def _change(
     options: LinkOptions, connection: AbstractConnection, topology: Topology, progress: Callable[[str], None]
 ) -> None:
     before = await _look_at_all(options, topology)
-    _must_be_empty(before, topology)
-    progress(f"deleting exchange {topology.partitions_exchange}: publishers are refused until it exists again")
-    async with connection.channel() as channel:
-        await channel.exchange_delete(topology.partitions_exchange)
-    await asyncio.sleep(_COUNT_SECONDS)
-    try:
-        _must_be_empty(await _look_at_all(options, topology), topology)
-    except NotEmpty:
-        if before.count:
-            progress("putting the exchange back")
-            await declare(connection, replace(topology, partitions=before.count))
-        raise
+    await _refuse(connection, topology, before)
+    if before.exchange:
+        until = (
+            "publishers are refused until it exists again" if topology.partitions else "nothing is sent by record then"
+        )
+        progress(f"deleting exchange {topology.partitions_exchange}: {until}")
+        async with connection.channel() as channel:
+            await channel.exchange_delete(topology.partitions_exchange)
+    if before.found:
+        await asyncio.sleep(_COUNT_SECONDS)
+        try:
+            _must_be_empty(await _look_at_all(options, topology), topology)
+        except NotEmpty:
+            if before.count:
+                progress("putting the exchange back")
+                await declare(connection, replace(topology, partitions=before.count))
+            raise
     for each in before.found.values():
         progress(f"deleting queue {each.queue}")
         await _delete_empty(connection, each.queue)
-    progress(f"declaring {topology.partitions} queues")
-    await declare(connection, topology)
+    if topology.partitions:
+        progress(f"declaring {topology.partitions} queues")
+        await declare(connection, topology)
+
+
+async def _refuse(connection: AbstractConnection, topology: Topology, found: Partitions) -> None:
+    """Raise what is known to make the change fail. Nothing has been changed yet."""
+    try:
+        await _must_be_permitted(connection, topology, found)
+        if topology.partitions and found.requests:
+            await require_order(connection, topology, topology.requests_queue)
+    except ChannelAccessRefused as error:
+        raise Misconfigured(
+            f"{describe(error).text}: use a user with the permissions of a worker that declares its queues"
+            " (docs/operations.md, Permissions in RabbitMQ)"
+        ) from None
+    _must_be_empty(found, topology)
+
+
+async def _must_be_permitted(connection: AbstractConnection, topology: Topology, found: Partitions) -> None:
+    """Ask for the permissions with a queue that no partition has.
+
+    RabbitMQ checks the permissions before it refuses a negative length, and before it finds that there is nothing to bind or
+    to delete.
+    """
+    queue, exchange = queue_of(topology.requests_queue, PARTITIONS_MAX), topology.partitions_exchange
+
+    async def bind(channel: AbstractChannel) -> None:
+        await (await channel.get_underlay_channel()).queue_bind(queue, exchange, "00")
+
+    await _ask_permission(
+        connection, lambda channel: channel.declare_queue(queue, durable=True, arguments={"x-max-length": -1})
+    )
+    if found.exchange:
+        await _ask_permission(connection, lambda channel: channel.declare_exchange(exchange, "direct", durable=True))
+    else:
+        await _ask_permission(connection, lambda channel: channel.exchange_delete(exchange, if_unused=True))
+    if topology.partitions:
+        await _ask_permission(connection, bind)
+
+
+async def _ask_permission(connection: AbstractConnection, ask: Callable[[AbstractChannel], Awaitable[object]]) -> None:
+    channel = await connection.channel()
+    try:
+        await ask(channel)
+    except (ChannelPreconditionFailed, ChannelNotFoundEntity):
+        return  # the broker has closed the channel
+    await channel.close()
 
 
 async def _delete_empty(connection: AbstractConnection, queue: str) -> None:
@@ -137,15 +229,35 @@ async def _delete_empty(connection: AbstractConnection, queue: str) -> None:
 
 
 def _must_be_empty(partitions: Partitions, topology: Topology) -> None:
-    if partitions.consumed:
+    """Raise if the order of a record could be lost.
+
+    Without partitions the requests queue keeps its messages and its consumers. If there are none yet, what waits in it would
+    be overtaken by what is sent by record.
+    """
+    requests = partitions.requests or Partition(topology.requests_queue, 0, 0)
+    consumed = sum(each.consumers > 0 for each in partitions.found.values())
+    messages = sum(each.messages for each in partitions.found.values())
+    if consumed:
         raise NotEmpty(
-            f"workers consume {partitions.consumed} of the partitions: stop the publishers, let the workers empty"
+            f"workers consume {consumed} of the partitions: stop the publishers, let the workers empty"
             " the queues, then stop all workers"
         )
-    if partitions.messages:
+    if messages:
         raise NotEmpty(
-            f"{partitions.messages} messages wait in the queues {topology.requests_queue}.…: stop the publishers and let"
+            f"{messages} messages wait in the queues {topology.requests_queue}.…: stop the publishers and let"
             " the workers empty the queues, then stop all workers"
+        )
+    if not topology.partitions:
+        return
+    if requests.consumers:
+        raise NotEmpty(
+            f"workers consume queue {requests.queue}: stop the publishers, let the workers empty the queue, then stop all"
+            " workers"
+        )
+    if requests.messages and not partitions.found:
+        raise NotEmpty(
+            f"{requests.messages} messages wait in queue {requests.queue}: stop the publishers and let workers without"
+            " WORKER_PARTITIONS empty the queue, then stop all workers"
         )
 
 
@@ -166,7 +278,8 @@ async def _look_up(connection: AbstractConnection, topology: Topology) -> Partit
         await _ask(asking, topology, [number], found)
         if number not in found:
             break
-    return Partitions(dict(sorted(found.items())), exchange=await asking.exchange(topology.partitions_exchange))
+    requests = await asking.queue(topology.requests_queue)
+    return Partitions(dict(sorted(found.items())), await asking.exchange(topology.partitions_exchange), requests)
 
 
 async def _look_at_all(options: LinkOptions, topology: Topology) -> Partitions:
@@ -176,14 +289,14 @@ async def _look_at_all(options: LinkOptions, topology: Topology) -> Partitions:
     """
     found: dict[int, Partition] = {}
 
-    async def ask(first: int) -> bool:
+    async def ask(first: int) -> tuple[bool, Partition | None]:
         async with connect(options, "partitions") as (connection, _):
             asking = _Asking(connection)
             await _ask(asking, topology, range(first, PARTITIONS_MAX, _CONNECTIONS), found)
-            return await asking.exchange(topology.partitions_exchange)
+            return await asking.exchange(topology.partitions_exchange), await asking.queue(topology.requests_queue)
 
-    exchange, *_ = await asyncio.gather(*map(ask, range(_CONNECTIONS)))
-    return Partitions(dict(sorted(found.items())), exchange=exchange)
+    (exchange, requests), *_ = await asyncio.gather(*map(ask, range(_CONNECTIONS)))
+    return Partitions(dict(sorted(found.items())), exchange, requests)
 
 
 async def _ask(asking: "_Asking", topology: Topology, numbers: Iterable[int], found: dict[int, Partition]) -> None:

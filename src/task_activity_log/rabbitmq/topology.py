@@ -124,21 +124,34 @@ async def declare(connection: AbstractConnection, topology: Topology) -> None:
         Unavailable: the requests queue is a stream.
     """
     await _check_partition_count(connection, topology)
-    for exchange, type_ in topology.exchanges().items():
-        async with _own_channel(connection, f"exchange {exchange}") as channel:
-            await channel.declare_exchange(exchange, type_, durable=True)
+    await _declare_exchanges(connection, topology, by_record=False)
     for queue, arguments in topology.queues().items():
         ordered = topology.partitions > 0 and queue in topology.request_queues
-        async with _own_channel(connection, f"queue {queue}", ordered=ordered) as channel:
+        async with _own_channel(connection, f"queue {queue}") as channel:
             try:
                 await channel.declare_queue(queue, durable=True, arguments=arguments)
             except ChannelPreconditionFailed as error:
-                if queue in topology.request_queues:
+                if ordered:
+                    await require_order(connection, topology, queue)
+                elif queue in topology.request_queues:
                     _refuse_stream(queue, await queue_type(connection, queue))
                 if queue == topology.requests_queue and not topology.is_single_active and _SINGLE_ACTIVE in str(error):
                     await _refuse_partitions(connection, topology)
                 raise
+    await _declare_exchanges(connection, topology, by_record=True)
     await _bind(connection, topology.bindings())
+
+
+async def _declare_exchanges(connection: AbstractConnection, topology: Topology, *, by_record: bool) -> None:
+    """Declare the exchange for requests by record, or the others.
+
+    That exchange is declared after the queues: publishers send by record as soon as it exists. If a queue cannot be declared,
+    they send as before.
+    """
+    for exchange, type_ in topology.exchanges().items():
+        if (exchange == topology.partitions_exchange) == by_record:
+            async with _own_channel(connection, f"exchange {exchange}") as channel:
+                await channel.declare_exchange(exchange, type_, durable=True)
 
 
 async def _bind(connection: AbstractConnection, bindings: Sequence[tuple[str, str, str]]) -> None:
@@ -180,6 +193,42 @@ async def check(connection: AbstractConnection, topology: Topology) -> None:
     if found not in ("quorum", None):
         different = {"argument": "x-queue-type", "wanted": "quorum", "found": found}
         log.warning("topology_differs", what=f"queue {requests}", **different, advice=_ADVICE)
+
+
+async def require_order(connection: AbstractConnection, topology: Topology, queue: str) -> None:
+    """Raise if a request queue, which exists, does not keep the order as partitions need it. Nothing is changed.
+
+    The broker refuses to declare a queue again with other arguments, and names the first that differs, with its value. It is
+    asked again with this value until it names none, or the single active consumer.
+
+    Raises:
+        Misconfigured: the queue has no single active consumer.
+        Unavailable: the queue is a stream.
+        aiormq.exceptions.AMQPError: the user may not configure it, or the broker is gone.
+    """
+    _refuse_stream(queue, await queue_type(connection, queue))
+    arguments = dict(topology.queues()[queue] or {})
+    named: set[str] = set()
+    while True:
+        channel = await connection.channel()
+        try:
+            await channel.declare_queue(queue, durable=True, arguments=arguments)
+        except ChannelPreconditionFailed as error:
+            different = _difference(str(error))
+        else:
+            await channel.close()
+            return
+        argument = different.get("argument", "")
+        if argument == _SINGLE_ACTIVE:
+            raise Misconfigured(
+                f"queue {queue} was declared without {_SINGLE_ACTIVE}, which partitions need. {_DRAIN}"
+            ) from None
+        if argument not in arguments or argument in named:  # the broker words it differently: `declare` decides
+            return
+        named.add(argument)
+        del arguments[argument]
+        if value := re.match(r"the value '(.*)' of type '(\w+)'", different["found"]):
+            arguments[argument] = value[1] if value[2] == "longstr" else int(value[1])
 
 
 async def queue_type(connection: AbstractConnection, queue: str) -> str | None:
@@ -265,7 +314,8 @@ async def _refuse_partitions(connection: AbstractConnection, topology: Topology)
     if await _exists(connection, first):
         raise Misconfigured(
             f"the requests are divided among partitions: queue {first} exists. Set WORKER_PARTITIONS to the number of the"
-            f" queues {topology.requests_queue}.…, the same for all workers; or delete these queues, if they are empty"
+            f" queues {topology.requests_queue}.…, the same for all workers; or remove the partitions with"
+            " `task-activity-log partitions --to 0`"
         )
 
 
@@ -281,20 +331,13 @@ async def _exists(connection: AbstractConnection, queue: str) -> bool:
 
 @asynccontextmanager
 async def _own_channel(
-    connection: AbstractConnection, what: str, *, passive: bool = False, ordered: bool = False
+    connection: AbstractConnection, what: str, *, passive: bool = False
 ) -> AsyncIterator[AbstractChannel]:
-    """A channel for one declaration: when the broker refuses, it closes the channel.
-
-    With `ordered` it must have a single active consumer.
-    """
+    """A channel for one declaration: when the broker refuses, it closes the channel."""
     channel = await connection.channel()
     try:
         yield channel
     except ChannelPreconditionFailed as error:
-        if ordered and _SINGLE_ACTIVE in str(error):
-            raise Misconfigured(
-                f"{what} was declared without {_SINGLE_ACTIVE}, which partitions need. {_DRAIN}"
-            ) from None
         log.warning("topology_differs", what=what, **_difference(str(error)), advice=_ADVICE)
     except ChannelNotFoundEntity:
         raise Unavailable(f"{what} does not exist: create it, or set WORKER_TOPOLOGY=declare") from None

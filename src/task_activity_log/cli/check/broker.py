@@ -4,13 +4,20 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from task_activity_log.cli.check.finding import Finding
 from task_activity_log.cli.check.limits import Limits, judge_kept, judge_length, judge_requests, wrong_type
 from task_activity_log.cli.check.members import judge_members
-from task_activity_log.cli.check.partitions import has_another_number, judge_consumers, judge_number, judge_slots
+from task_activity_log.cli.check.partitions import (
+    has_another_number,
+    has_only_an_exchange,
+    judge_consumers,
+    judge_number,
+    judge_slots,
+)
 from task_activity_log.cli.check.permissions import lacking
 from task_activity_log.cli.terminal import counted
 from task_activity_log.hosts import vhost as vhost_of
@@ -47,10 +54,13 @@ async def findings(settings: Settings, *, patient: bool) -> list[Finding]:
     where = address(url)
     topology = topology_of(settings)
     of_partitions: list[Finding] = []
+    count = topology.partitions
     try:
         sight = await inspect_broker(link_of(settings), topology)
-        if has_another_number(sight.queues, topology):
-            of_partitions = [judge_number((await look_up(link_of(settings), topology)).count, topology)]
+        if has_another_number(sight.queues, topology) or has_only_an_exchange(sight, topology):
+            partitions = await look_up(link_of(settings), topology)
+            of_partitions = [judge_number(partitions, topology)]
+            count = count or partitions.count or 0
     except Unavailable as error:
         advice = "check that it is running and that AMQP_URL is correct"
         if error.reason.startswith("the broker "):  # it has answered
@@ -64,7 +74,7 @@ async def findings(settings: Settings, *, patient: bool) -> list[Finding]:
         advice = "set MANAGEMENT_URL to check them, for example http://user:password@host:15672"
         return [*shown, Finding("unknown", "limits and permissions", "not visible over AMQP", advice)]
     return shown + await asyncio.to_thread(
-        lambda: list(_judge_management(management, sight, settings, patient=patient))
+        lambda: list(_judge_management(management, sight, settings, count, patient=patient))
     )
 
 
@@ -74,13 +84,13 @@ def _judge_sight(sight: BrokerState, settings: Settings, where: str) -> Iterator
     yield Finding("broken" if advice else "fine", "broker", f"RabbitMQ {sight.version} at {where}", advice)
     yield from judge_link(settings.required_amqp_url, has_files=settings.amqp_tls is not None)
     yield from judge_sizes(sight.version, settings)
-    for exchange, exists in sight.exchanges.items():
-        what = f"exchange {exchange}"
+    topology = topology_of(settings)
+    for exchange in topology.exchanges():
+        exists, what = sight.exchanges[exchange], f"exchange {exchange}"
         if isinstance(exists, Hidden):
             yield _hidden(what)
         else:
             yield Finding("fine", what, "exists") if exists else _missing(what, settings)
-    topology = topology_of(settings)
     for name in topology.queues():
         queue, what = sight.queues[name], f"queue {name}"
         if queue is None or isinstance(queue, Hidden):
@@ -136,9 +146,9 @@ def _hidden(what: str) -> Finding:
 
 
 def _judge_management(
-    management: Management, sight: BrokerState, settings: Settings, *, patient: bool
+    management: Management, sight: BrokerState, settings: Settings, partitions: int, *, patient: bool
 ) -> Iterator[Finding]:
-    """What only the management API shows."""
+    """What only the management API shows. `partitions`: their number by the settings, or else on the broker."""
     topology = topology_of(settings)
     vhost = vhost_of(settings.required_amqp_url)
     try:
@@ -148,7 +158,7 @@ def _judge_management(
                 if finding not in shown:  # the same may be true of all partitions
                     shown.add(finding)
                     yield finding
-        yield from _judge_bindings(management, vhost, sight, settings)
+        yield from _judge_bindings(management, vhost, sight, settings, partitions)
         yield from judge_workers(management.rows("vhosts", vhost, "connections"))
         yield from judge_nodes(management.rows("nodes"), sight.version)
     except ManagementError as error:
@@ -213,11 +223,14 @@ def _members(
     return status if isinstance(status, list) else None
 
 
-def _judge_bindings(management: Management, vhost: str, sight: BrokerState, settings: Settings) -> Iterator[Finding]:
+def _judge_bindings(
+    management: Management, vhost: str, sight: BrokerState, settings: Settings, partitions: int
+) -> Iterator[Finding]:
     topology = topology_of(settings)
     by_record = topology.partitions_exchange
-    if topology.partitions and sight.exchanges.get(by_record):
-        yield from judge_slots(management.rows("exchanges", vhost, by_record, "bindings", "source"), topology)
+    if partitions and sight.exchanges.get(by_record):
+        bindings = management.rows("exchanges", vhost, by_record, "bindings", "source")
+        yield from judge_slots(bindings, replace(topology, partitions=partitions))
     for queue, exchange, key in topology.bindings():
         if exchange == by_record or sight.queues.get(queue) is None or not sight.exchanges.get(exchange):
             continue

@@ -6,7 +6,8 @@ from typing import Any
 
 from task_activity_log.cli.check.finding import Finding
 from task_activity_log.partitions import SLOTS, queue_of
-from task_activity_log.rabbitmq.inspection import Hidden, Queue
+from task_activity_log.rabbitmq.inspection import BrokerState, Hidden, Queue
+from task_activity_log.rabbitmq.repartition import Partitions
 from task_activity_log.rabbitmq.topology import Topology
 
 _WHAT = "partitions"
@@ -22,16 +23,25 @@ def has_another_number(queues: Mapping[str, Queue | Hidden | None], topology: To
     return isinstance(one_more, Queue) or (any(found) and not all(found))
 
 
-def judge_number(found: int | None, topology: Topology) -> Finding:
-    """The broker has another number of partitions: `found`, or None if queues are missing between others."""
+def has_only_an_exchange(sight: BrokerState, topology: Topology) -> bool:
+    """Whether there are no partitions, but their exchange: publishers that find it send to no queue."""
+    return not topology.partitions and sight.exchanges.get(topology.partitions_exchange) is True
+
+
+def judge_number(partitions: Partitions, topology: Topology) -> Finding:
+    """The broker has another number of partitions than the setting, or a part of them."""
+    exchange, found = topology.partitions_exchange, partitions.count
+    advice = "a change was interrupted, or they were deleted: run task-activity-log partitions --to with the number (0: none)"
     if found is None:
-        advice = (
-            "a change was interrupted, or a queue was deleted: run task-activity-log partitions --to with the number"
-        )
         return Finding("broken", _WHAT, "some of the queues are missing", advice)
+    if not found and partitions.exchange:
+        return Finding("broken", _WHAT, f"exchange {exchange} exists, but no queue of a partition", advice)
+    if not topology.partitions and not partitions.exchange:
+        return Finding("broken", _WHAT, f"the broker has {found}, but exchange {exchange} is missing", advice)
     if not topology.partitions:
-        advice = "set WORKER_PARTITIONS for all workers, or delete their queues and exchange: what is sent there waits"
-        return Finding("warning", _WHAT, f"the broker has {found}, but WORKER_PARTITIONS is not set", advice)
+        advice = "set WORKER_PARTITIONS for all workers, or remove them with task-activity-log partitions --to 0"
+        found_ = f"the broker has {found}, but WORKER_PARTITIONS is not set"
+        return Finding("warning", _WHAT, found_, f"{advice}: what is sent there waits")
     advice = "workers refuse it: set WORKER_PARTITIONS to the number on the broker, or change that with"
     found_ = f"the broker has {found}, but WORKER_PARTITIONS is {topology.partitions}"
     return Finding("broken", _WHAT, found_, f"{advice} task-activity-log partitions --to {topology.partitions}")
