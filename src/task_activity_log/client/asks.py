@@ -348,7 +348,7 @@ class Asks:
                 if ask := self._asks.get(upsert.message_id):
                     ask.confirmed = True
             elif fate is Fate.RETURNED:
-                sent.ended.append((upsert, self._no_queue(message.exchange)))
+                sent.ended.append((upsert, ClientError(self._routing.without_queue(message.exchange))))
             elif fate is Fate.LOST:
                 lost.append(upsert)
             else:
@@ -384,18 +384,8 @@ class Asks:
             return ClientError(f"{refusal(reason)}: see Permissions in docs/publishing.md")
         if reason.startswith("NOT_FOUND"):
             name = self._routing.named_in(reason)
-            advice = "a worker declares it when it starts"
-            if name == self._routing.partitions_exchange:
-                advice = f"the number of partitions is being changed. {_PARTITIONS}"
-            return ClientError(f"exchange '{name}' does not exist on this broker: {advice}")
+            return ClientError(self._routing.without_exchange(name))
         return None
-
-    def _no_queue(self, exchange: str) -> ClientError:
-        """Why the broker has returned an upsert."""
-        advice = "a worker declares and binds its queue when it starts"
-        if exchange == self._routing.partitions_exchange:
-            advice = f"not all partitions are declared and bound. {_PARTITIONS}"
-        return ClientError(f"exchange {exchange} routes upserts to no queue: {advice}")
 
     def _note(self, fates: Sequence[Fate]) -> None:
         """Remember why some of these were not taken."""
@@ -451,6 +441,3 @@ class Asks:
 
 
 NOT_OPEN = ClientError("the client is not open: use it within `async with`")
-
-
-_PARTITIONS = "`task-activity-log partitions` shows whether a change was interrupted, and how to finish or undo it"

@@ -74,3 +74,20 @@ class Routing:
     def named_in(self, reason: str) -> str:
         """Which of the two exchanges the broker names in the reason for which it closed a channel."""
         return self.partitions_exchange if f"'{self.partitions_exchange}'" in reason else self.exchange
+
+    def without_exchange(self, exchange: str) -> str:
+        """Why nothing can be published: there is no such exchange. No worker that runs has to declare that for partitions."""
+        advice = "a worker declares it when it starts"
+        if exchange == self.partitions_exchange:
+            advice = f"the number of partitions is being changed. {_PARTITIONS}"
+        return f"exchange '{exchange}' does not exist on this broker: {advice}"
+
+    def without_queue(self, exchange: str) -> str:
+        """Why the broker has returned an upsert."""
+        advice = "a worker declares and binds its queue when it starts"
+        if exchange == self.partitions_exchange:
+            advice = f"not all partitions are declared and bound. {_PARTITIONS}"
+        return f"exchange {exchange} routes upserts to no queue: {advice}"
+
+
+_PARTITIONS = "`task-activity-log partitions` shows whether a change was interrupted, and how to finish or undo it"
