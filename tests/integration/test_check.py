@@ -26,6 +26,7 @@ from task_activity_log.client import PoisonQueue, TaskActivityLog, TaskActivityL
 from task_activity_log.postgresql import migrations
 from task_activity_log.postgresql.store import Store
 from task_activity_log.problem import Unavailable
+from task_activity_log.rabbitmq.topology import Topology, declare
 from task_activity_log.rabbitmq.version import number
 from task_activity_log.settings import load
 from tests.asking import OLDER, OPEN_SCHEMA, Connection, grants
@@ -180,6 +181,21 @@ async def test_partitions_that_get_nothing_or_give_nothing_are_broken(
         rabbitmq.api("DELETE", f"/queues/{vhost}/{UPSERT}.1")
         found = await look(amqp_url, database_url, rabbitmq, WORKER_PARTITIONS="4")
         assert ("partitions", "some of the queues are missing") in worst(found)
+
+
+async def test_a_half_made_change_is_broken_without_the_setting(
+    rabbitmq: RabbitMQ, amqp_url: str, database_url: str
+) -> None:
+    """An exchange without queues, as a publisher finds it; and partitions of which a slot is not bound."""
+    async with await aio_pika.connect(amqp_url) as connection, connection.channel() as channel:
+        await channel.declare_exchange("task_activity_log.by-record", "direct", durable=True)
+        found = await look(amqp_url, database_url)
+        half_made = "exchange task_activity_log.by-record exists, but no queue of a partition"
+        assert worst(found) == [("partitions", half_made)]
+        await declare(connection, Topology(partitions=2))
+        await (await channel.get_queue(f"{UPSERT}.1")).unbind("task_activity_log.by-record", "ff")
+    found = await look(amqp_url, database_url, rabbitmq)
+    assert ("hash slots", "ff is bound to no partition") in worst(found)
 
 
 async def test_partitions_need_a_requests_queue_with_a_single_active_consumer(
