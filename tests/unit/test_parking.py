@@ -247,7 +247,8 @@ class TestParking:
             bench.store.probe = probe  # type: ignore[method-assign]
             refused = bench.request(subject="refused")
             bench.parking.refusals.accepted = refused.record
-            await bench.parking.reject(refused, Refused("23514"), 0)
+            assert await bench.parking.is_at_fault(refused, Refused("23514"), 0)
+            bench.parking.reject(refused, Refused("23514"))
             assert bench.store.own_tried == 1
             assert (bench.parking.messages, len(bench.parking.rejected())) == (0, 1)
             closed = bench.store.closed

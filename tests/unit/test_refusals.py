@@ -289,6 +289,34 @@ async def test_what_passes_in_another_task_says_nothing_about_a_wave_of_which_no
     assert bench.outcomes == ["inserted"]
 
 
+@pytest.mark.parametrize("evidence", ["rows of our own pass", "a parked request passes"])
+async def test_a_row_of_a_batch_that_was_refused_before_the_database_was_fixed_is_tried_again(evidence: str) -> None:
+    """What shows that not every row is refused has passed after this row was tried: that says nothing about it."""
+    bench = Bench()
+    apply = bench.store.apply
+
+    async def fixed(like: TaskActivityLog | None) -> list[Failed]:  # noqa: ARG001  # as the original
+        bench.store.refuses = set()
+        return []
+
+    async def pass_meanwhile(wave: Sequence[Request[Delivery]], patience: Patience = PATIENT) -> list[Applied]:
+        try:
+            return await apply(wave, patience)
+        finally:
+            if evidence == "a parked request passes" and bench.store.refuses:
+                bench.store.refuses = set()
+                bench.worker.parking.passed(RECORD)
+
+    bench.store.apply = pass_meanwhile  # type: ignore[method-assign]
+    bench.store.try_own_rows = fixed  # type: ignore[method-assign]
+    bench.worker.parking.refusals.passed(RECORD)
+    bench.store.refuses = {"good"}
+    async with bench.running():
+        bench.intake.put(upsert(subject="good"))
+        await bench.watch.settled(1)
+    assert (bench.outcomes, bench.dead_letters.kept) == (["inserted"], [])
+
+
 async def test_what_is_refused_while_own_rows_are_tried_waits_for_what_is_found() -> None:
     """A parked request and one of a batch are refused at the same time, after one was stored."""
     bench = Bench()

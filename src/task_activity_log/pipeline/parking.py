@@ -239,11 +239,14 @@ class Parking(Retrying[D]):
         )
         await self._prove(requests)
 
-    async def reject(self, request: Request[D], cause: Refused, passes: int) -> None:
-        """Reject a request of the current batch, or park it if the database refuses every row."""
+    def reject(self, request: Request[D], cause: Refused) -> None:
+        """Reject a request of the current batch."""
+        self._rejected.append(Rejection(request, cause, self.refusals.passes))
+
+    async def is_at_fault(self, request: Request[D], cause: Refused, passes: int) -> bool:
+        """Whether a request that was refused alone is at fault. If the database refuses every row, it is parked."""
         if (everybodys := await self._everybodys(cause.rule, passes, lasting=False)) is None:
-            self._rejected.append(Rejection(request, cause, self.refusals.passes))
-            return
+            return True
         # What was rejected since the last pass, a moment ago, was not at fault either. If a record is parked for another
         # reason, later requests of it are waiting already: an earlier one must not come behind them.
         now_passes = self.refusals.passes
@@ -252,6 +255,7 @@ class Parking(Retrying[D]):
         ]
         self._rejected = [one for one in self._rejected if one not in waiting]
         await self.park([*(one.request for one in waiting), request], everybodys, passes)
+        return False
 
     def begin(self) -> None:
         """A batch begins. What was rejected of one that was given up comes again."""

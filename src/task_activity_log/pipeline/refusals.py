@@ -32,6 +32,8 @@ class Refusals:
     a record that was stored lately. 0: never, a refusal is always the row's fault."""
     passes: int = field(init=False, default=0)
     """The number of statements that have stored something."""
+    findings: int = field(init=False, default=0)
+    """How often something was learned: a statement has stored something, or rows of our own were tried."""
     accepted: TaskActivityLog | None = field(init=False, default=None)
     """A record that was stored lately. A row of our own has its values: if the database refuses them now, it has changed."""
     everybodys: Failed | None = field(init=False, default=None)
@@ -49,6 +51,7 @@ class Refusals:
     def passed(self, record: TaskActivityLog) -> bool:
         """A statement has stored this record, perhaps with others. Whether this shows that not every row is refused."""
         self.passes += 1
+        self.findings += 1
         self.accepted = record
         self._counts.clear()
         ended, self.everybodys = self.everybodys is not None, None
@@ -73,6 +76,7 @@ class Refusals:
 
     def tried(self, rule: Rule, since: int, now: float, found: Sequence[Failed]) -> None:
         """Rows of our own were tried. `found` is why each of them was refused; empty if one has passed."""
+        self.findings += 1
         if since < self.passes:
             return
         otherwise = found[0] if found and self.everybodys is not None else None  # it goes on, whatever refuses them now

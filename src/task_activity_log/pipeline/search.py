@@ -60,6 +60,8 @@ class Search(Generic[D]):
         self._parking, self._timing = parking, parking.timing
         self._passes = parking.refusals.passes
         self._some_passed = False  # of this wave
+        self._known = 0  # `Refusals.findings` when the part was written that was tried last
+        self._doubted: Request[D] | None = None  # it was refused, and is tried once more
         self._parts = self._of_usual_size(wave)
         self._trials = Groups[Request[D]]()  # parts of those that have timed out; tried behind the others
         self._warned, self._slow_rows = bool(parking.records), parking.has_slow
@@ -107,7 +109,7 @@ class Search(Generic[D]):
         """Write a part, or what is left of it, and remember how long that took. Raises as `Store.apply`."""
         if self._lost is not None and self._losses >= _LOST_MAX:
             raise self._lost.with_traceback(None)  # it is raised again, and would collect tracebacks
-        started = time.monotonic()
+        started, self._known = time.monotonic(), self._parking.refusals.findings
         try:
             applied = await store.apply(part, self.patience(len(part)))
         except Failed as failed:
@@ -153,10 +155,20 @@ class Search(Generic[D]):
         elif len(part) > 1:
             self._parts += reversed(halve(part))
         else:
+            await self._refused_alone(part[0], cause)
+
+    async def _refused_alone(self, request: Request[D], cause: Refused) -> None:
+        refusals, known = self._parking.refusals, self._known
+        if request is not self._doubted:
             # What was parked before may have passed meanwhile, before the database began to refuse every row.
-            await self._parking.reject(
-                part[0], cause, self._passes if self._some_passed else self._parking.refusals.passes
-            )
+            since = self._passes if self._some_passed else refusals.passes
+            if not await self._parking.is_at_fault(request, cause, since):
+                return
+            if refusals.findings != known:  # what refused every row may have been removed since this one was tried
+                self._doubted = request
+                self._parts.append([request])
+                return
+        self._parking.reject(request, cause)
 
     async def failed(self, part: Sequence[Request[D]], cause: Failed) -> None:
         """The part failed although the database works."""
