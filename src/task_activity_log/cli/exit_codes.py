@@ -75,15 +75,32 @@ def ignoring_interrupts() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
+@contextmanager
+def holding_back_signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP take effect when this ends: an exception in between would lose what is being started."""
+    held: list[int] = []
+    before = {number: signal.signal(number, lambda number, _: held.append(number)) for number in _ending()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for number in held:
+            signal.raise_signal(number)
+
+
 def _ignore(_: int, __: object) -> None:
     pass
 
 
-def _stop_on_signals() -> list[int]:
-    """Let SIGTERM and SIGHUP end a command as Ctrl-C does; returns a list that then has the signal.
+def _ending() -> list[int]:
+    """SIGTERM and SIGHUP, as far as they end this command. Windows has no SIGHUP, and `nohup` ignores it."""
+    numbers = (getattr(signal, name, None) for name in ("SIGTERM", "SIGHUP"))
+    return [number for number in numbers if number is not None and signal.getsignal(number) is not signal.SIG_IGN]
 
-    A signal that is ignored stays so: `nohup` ignores SIGHUP.
-    """
+
+def _stop_on_signals() -> list[int]:
+    """Let SIGTERM and SIGHUP end a command as Ctrl-C does; returns a list that then has the signal."""
     stopped: list[int] = []
 
     def stop(number: int, _: object) -> None:
@@ -94,7 +111,6 @@ def _stop_on_signals() -> list[int]:
         signal.raise_signal(signal.SIGINT)  # asyncio has a handler for it
 
     if threading.current_thread() is threading.main_thread():
-        for number in (getattr(signal, name, None) for name in ("SIGTERM", "SIGHUP")):  # Windows has no SIGHUP
-            if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
-                signal.signal(number, stop)
+        for number in _ending():
+            signal.signal(number, stop)
     return stopped

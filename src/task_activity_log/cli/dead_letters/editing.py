@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from task_activity_log import wire
-from task_activity_log.cli.exit_codes import ignoring_interrupts
+from task_activity_log.cli.exit_codes import holding_back_signals, ignoring_interrupts
 from task_activity_log.cli.terminal import indented, say
 from task_activity_log.client import ClientError
 from task_activity_log.client.dead_letters import DeadLetter, judged
@@ -172,13 +172,22 @@ def _file(letter: DeadLetter, suffix: str, folder: Path) -> Path:
 
 def _run(words: Sequence[str]) -> int:
     """Run the editor and return its status. If this command is told to end meanwhile, the editor is told as well."""
-    with ignoring_interrupts(), subprocess.Popen(words) as process:  # noqa: S603 - the user's own
+    process: subprocess.Popen[bytes] | None = None
+    with ignoring_interrupts():
         try:
+            with holding_back_signals():
+                process = subprocess.Popen(words)  # noqa: S603 - the user's own
             return process.wait()
         except KeyboardInterrupt:
-            process.terminate()
-            try:
-                process.wait(_EDITOR_SECONDS)
-            except subprocess.TimeoutExpired:
-                process.kill()
+            if process is not None:
+                _end(process)
             raise
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(_EDITOR_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
