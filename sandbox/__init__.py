@@ -13,12 +13,14 @@ Modules:
 - `python -m sandbox` starts both services and keeps them, or runs a command against them.
 """
 
+import shlex
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 from sandbox import signals
@@ -34,8 +36,10 @@ __all__ = [
     "SandboxError",
     "Service",
     "close",
+    "exports",
     "in_background",
     "say_on_stderr",
+    "shell_lines",
     "signals",
     "start",
 ]
@@ -85,6 +89,17 @@ def start(*, durable: bool = True, say: Say = say_on_stderr) -> Iterator[Sandbox
         yield Sandbox(broker.result(), database.result())
     finally:
         close(*(future.result() for future in both if future.exception() is None))
+
+
+def exports(environment: Mapping[str, str]) -> list[str]:
+    """Shell lines that set these variables."""
+    return [f"export {name}={shlex.quote(value)}" for name, value in environment.items()]
+
+
+def shell_lines(environment: Mapping[str, str]) -> list[str]:
+    """Shell lines for another terminal: they activate the virtual environment, and set these variables."""
+    activate = Path(sys.executable).with_name("activate")
+    return [f". {shlex.quote(str(activate))}", *exports(environment)]
 
 
 def close(*services: Service) -> None:

@@ -2,12 +2,10 @@
 
 import argparse
 import os
-import shlex
 import signal
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
 import sandbox
 
@@ -34,15 +32,9 @@ def main() -> int:
         return 130
 
 
-def _exports(services: sandbox.Sandbox) -> list[str]:
-    """Return shell lines that point another terminal at these services."""
-    return [f"export {name}={shlex.quote(value)}" for name, value in services.environment.items()]
-
-
 def _keep(services: sandbox.Sandbox) -> int:
     sandbox.say_on_stderr("running until Ctrl-C; in another terminal, in this folder:")
-    activate = Path(sys.executable).with_name("activate")
-    for line in [f". {shlex.quote(str(activate))}", *_exports(services)]:
+    for line in sandbox.shell_lines(services.environment):
         print(line, flush=True)
     sandbox.say_on_stderr(
         "then `task-activity-log migrate` once, and `task-activity-log run` for each worker (HTTP_PORT=0 for all but one)"
@@ -56,7 +48,7 @@ def _keep(services: sandbox.Sandbox) -> int:
 
 def _run(command: list[str], services: sandbox.Sandbox) -> int:
     """Run the command to its end. The terminal sends it Ctrl-C itself, so ignore Ctrl-C here; pass SIGTERM on."""
-    for line in _exports(services):
+    for line in sandbox.exports(services.environment):
         sandbox.say_on_stderr(line)
     signal.signal(signal.SIGINT, lambda *_: None)
     try:

@@ -1,14 +1,12 @@
 """`make run`: a worker with a private RabbitMQ and PostgreSQL, until Ctrl-C."""
 
 import os
-import shlex
 import signal
 import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Mapping
-from pathlib import Path
 
 import sandbox
 from sandbox.demo import DemoError, command, finish, is_ready
@@ -97,9 +95,7 @@ def _say_when_ready(worker: subprocess.Popen[bytes], services: Mapping[str, str]
 
 def _next_steps(services: Mapping[str, str], port: int) -> str:
     """Lines for another terminal, to be copied as they are."""
-    activate = Path(sys.executable).with_name("activate")
-    exports = [f"export {name}={shlex.quote(value)}" for name, value in services.items()]
-    lines = [f". {shlex.quote(str(activate))}", *exports, "task-activity-log publish docs/examples/samples/record.json"]
+    lines = [*sandbox.shell_lines(services), "task-activity-log publish docs/examples/samples/record.json"]
     return "\n".join(
         ["", f"The worker is ready: http://127.0.0.1:{port}/readyz. Ctrl-C stops it and removes everything.",
          "In another terminal, in this folder:", "", *(f"    {line}" for line in lines), ""]

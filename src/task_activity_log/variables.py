@@ -9,7 +9,7 @@ from pydantic_core import ErrorDetails
 
 def unknown(name: str, known: Iterable[str]) -> str:
     """What is wrong with a variable that is no setting."""
-    close = difflib.get_close_matches(name, known, n=1)
+    close = difflib.get_close_matches(name.upper(), known, n=1)
     return f"{name} is not a setting" + (f"; did you mean {close[0]}?" if close else "")
 
 

@@ -486,6 +486,13 @@ async def test_replies_behind_a_poison_reply_are_not_counted_with_it(amqp_url: s
         assert queue.declaration_result.message_count == 1
 
 
+async def fail_at_once(url: str) -> None:
+    """Subscribe, and raise an exception for the first reply, which is moved to the queue `poison`."""
+    async with subscribe(url, on_poison=PoisonQueue("poison", tries=1)) as replies:
+        async for _ in replies:
+            raise ValueError("mine")
+
+
 async def test_a_poison_reply_stays_if_its_queue_takes_nothing(amqp_url: str) -> None:
     """Then it is delivered again, and the exception has a note that says why."""
     async with no_worker(amqp_url) as channel:
@@ -494,13 +501,8 @@ async def test_a_poison_reply_stays_if_its_queue_takes_nothing(amqp_url: str) ->
         await channel.default_exchange.publish(aio_pika.Message(b"fills it"), full.name)
         await publish_reply(channel, "a", id_=uuid4(), second=1)
 
-        async def run() -> None:
-            async with subscribe(amqp_url, on_poison=PoisonQueue("poison", tries=1)) as replies:
-                async for _ in replies:
-                    raise ValueError("mine")
-
         with pytest.raises(ValueError, match="mine") as raised:
-            await run()
+            await fail_at_once(amqp_url)
         assert raised.value.__notes__ == [
             "The reply could not be moved to queue poison, and is delivered again: refused"
         ]
@@ -514,13 +516,8 @@ async def test_a_reply_is_moved_to_the_poison_queue_alone(amqp_url: str) -> None
         exchange = await channel.get_exchange(TOPOLOGY.replies_exchange, ensure=False)
         await exchange.publish(aio_pika.Message(b"{}", headers={"CC": ["other"], "mine": "stays"}), "stored.updated")
 
-        async def run() -> None:
-            async with subscribe(amqp_url, on_poison=PoisonQueue("poison", tries=1)) as replies:
-                async for _ in replies:
-                    raise ValueError("mine")
-
         with pytest.raises(ValueError, match="mine") as raised:
-            await run()
+            await fail_at_once(amqp_url)
         assert raised.value.__notes__ == ["After 1 delivery the reply was moved to queue poison."]
         moved = await (await channel.get_queue("poison")).get(no_ack=True)
         assert (moved.headers["mine"], "CC" in moved.headers) == ("stays", False)

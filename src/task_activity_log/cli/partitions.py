@@ -49,11 +49,8 @@ async def _show_or_change(settings: Settings, to: int | None, *, yes: bool) -> i
 
 
 def _start(to: int) -> str:
-    return f"Start the workers {_with(to)}, then the publishers."
-
-
-def _with(to: int) -> str:
-    return f"with WORKER_PARTITIONS={to}" if to else "without WORKER_PARTITIONS"
+    setting = f"with WORKER_PARTITIONS={to}" if to else "without WORKER_PARTITIONS"
+    return f"Start the workers {setting}, then the publishers."
 
 
 def _show(partitions: Partitions, topology: Topology) -> None:
@@ -77,7 +74,7 @@ def _show(partitions: Partitions, topology: Topology) -> None:
 
 def plan(partitions: Partitions, wanted: Topology) -> str:
     """What there is, and the steps of the change to `wanted.partitions`: only those that apply."""
-    to, requests = wanted.partitions, wanted.requests_queue
+    to = wanted.partitions
     now = "an unfinished change" if not partitions.whole else f"{partitions.count} partitions"
     run = ["Run this command with --yes."]
     if partitions.exchange:
@@ -87,23 +84,12 @@ def plan(partitions: Partitions, wanted: Topology) -> str:
     if to:
         run.append(f"It declares {to} queues and their exchange.")
     run.append("If it is interrupted, run it again.")
-    start = _start(to)
-    if partitions.found:
-        steps = [
-            "Stop the publishers that send by record.",
-            "Let the workers empty the queues, then stop all workers.",
-            " ".join(run),
-            start,
-        ]
-    elif to:
-        steps = [
-            "Stop the publishers.",
-            f"Let the workers empty queue {requests}, then stop all workers.",
-            " ".join(run),
-            start,
-        ]
-    else:
-        steps = [" ".join(run)]
+    steps = [" ".join(run)]
+    if partitions.found or to:
+        publishers = "the publishers that send by record" if partitions.found else "the publishers"
+        queues = "the queues" if partitions.found else f"queue {wanted.requests_queue}"
+        empty = f"Let the workers empty {queues}, then stop all workers."
+        steps = [f"Stop {publishers}.", empty, *steps, _start(to)]
     return "\n".join(
         [
             f"Now: {now}, {partitions.messages} messages, consumers on {partitions.consumed} queues. To change to {to}:",

@@ -1,6 +1,5 @@
 """`task-activity-log settings`: all settings with value, default, and where the value comes from."""
 
-import difflib
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -12,6 +11,7 @@ from task_activity_log.cli.exit_codes import DONE, WRONG_USE
 from task_activity_log.cli.terminal import say, table
 from task_activity_log.settings import PREFIX, Settings, variable
 from task_activity_log.telemetry.logs import address
+from task_activity_log.variables import unknown
 
 _LINK = re.compile(r"\[([^]]*)\]\(([^)]*)\)")
 """A link in Markdown to another document: the descriptions are in docs/settings.md too."""
@@ -28,11 +28,10 @@ def show(settings: Settings, names: Sequence[str], *, changed: bool) -> int:
     chosen |= {
         name: [known for known in fields if known.startswith(name.upper())] for name in names if not chosen[name]
     }
-    unknown = [name for name in names if not chosen[name]]
-    for name in unknown:
-        close = difflib.get_close_matches(name.upper(), fields, n=1)
-        say(f"{name} is not a setting" + (f"; did you mean {close[0]}?" if close else ""))
-    if unknown:
+    wrong = [name for name in names if not chosen[name]]
+    for name in wrong:
+        say(unknown(name, fields))
+    if wrong:
         return WRONG_USE
     if names:
         print("\n\n".join(_in_full(settings, fields[known]) for name in names for known in chosen[name]))

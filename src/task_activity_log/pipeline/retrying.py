@@ -321,7 +321,7 @@ class Retrying(Generic[D]):
             if not line.waiting:
                 return None
             first = line.waiting[0]
-            if line.passes is None:  # it has joined: what passed while others waited before it says nothing about it
+            if line.passes is None:  # it waited behind others until now: what passed meanwhile says nothing about it
                 line.passes = self.refusals.passes
             if first.outcome is None:
                 settlement = await self._settlement(line, line.passes, first.request, lane)

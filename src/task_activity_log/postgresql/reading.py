@@ -39,6 +39,6 @@ def answer(outcome: Outcome, row: Row, asked: TaskActivityLog | None = None) -> 
         return Applied(Outcome.REJECTED, None)
     if row["outcome"] == _TOO_LONG:
         return TooLong(outcome, None)
-    if row["modified_dateutc"] is None:  # no row has none: its values are left out
+    if row["modified_dateutc"] is None:  # the column is NOT NULL: read.sql has left out the values
         return Unread(outcome, None)
     return Applied(outcome, StoredTaskActivityLog.from_row(row, asked))

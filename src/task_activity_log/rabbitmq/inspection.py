@@ -10,8 +10,7 @@ from aio_pika.abc import AbstractChannel, AbstractConnection
 from aiormq.exceptions import ChannelAccessRefused, ChannelNotFoundEntity
 
 from task_activity_log.partitions import queue_of
-from task_activity_log.problem import Unavailable
-from task_activity_log.rabbitmq.link import LOST, LinkOptions, asking_the_driver, connect, describe
+from task_activity_log.rabbitmq.link import LOST, LinkOptions, asking_the_driver, connect, connect_once, describe
 from task_activity_log.rabbitmq.topology import Topology, queue_type
 from task_activity_log.rabbitmq.version import version_of
 
@@ -56,19 +55,16 @@ async def inspect_broker(options: LinkOptions, topology: Topology) -> BrokerStat
     Raises:
         Unavailable: nobody answers, or the broker refuses; the reason is one line.
     """
-    try:
-        exchanges = dict.fromkeys((*topology.exchanges(), topology.partitions_exchange))
-        async with connect(options, "check") as (connection, _):
-            next_partition = queue_of(topology.requests_queue, topology.partitions)
-            assert connection.transport is not None  # noqa: S101 - it is connected
-            return BrokerState(
-                version=version_of(connection.transport.connection) or "unknown",
-                exchanges={name: await _exchange(connection, name) for name in exchanges},
-                queues={name: await _queue(connection, name) for name in (*topology.queues(), next_partition)},
-                requests_type=await _requests_type(connection, topology.requests_queue),
-            )
-    except LOST as error:
-        raise Unavailable(describe(error).text) from None
+    exchanges = dict.fromkeys((*topology.exchanges(), topology.partitions_exchange))
+    async with connect_once(options, "check") as connection:
+        next_partition = queue_of(topology.requests_queue, topology.partitions)
+        assert connection.transport is not None  # noqa: S101 - it is connected
+        return BrokerState(
+            version=version_of(connection.transport.connection) or "unknown",
+            exchanges={name: await _exchange(connection, name) for name in exchanges},
+            queues={name: await _queue(connection, name) for name in (*topology.queues(), next_partition)},
+            requests_type=await _requests_type(connection, topology.requests_queue),
+        )
 
 
 async def queue_is_missing(options: LinkOptions, name: str) -> bool:
@@ -77,11 +73,8 @@ async def queue_is_missing(options: LinkOptions, name: str) -> bool:
     Raises:
         Unavailable: nobody answers, or the broker refuses; the reason is one line.
     """
-    try:
-        async with connect(options, "check") as (connection, _):
-            return await _queue(connection, name) is None
-    except LOST as error:
-        raise Unavailable(describe(error).text) from None
+    async with connect_once(options, "check") as connection:
+        return await _queue(connection, name) is None
 
 
 @asynccontextmanager

@@ -14,13 +14,12 @@ import structlog
 from task_activity_log.aio import Waiting, end
 from task_activity_log.message import Delivery
 from task_activity_log.pipeline.suspects import is_suspect
-from task_activity_log.problem import Unavailable
 from task_activity_log.rabbitmq.balancing import Balancing
 from task_activity_log.rabbitmq.channel import wait_closed
 from task_activity_log.rabbitmq.consumer import RabbitDelivery
 from task_activity_log.rabbitmq.cut_off import Watch, commit, count_consumers
 from task_activity_log.rabbitmq.frames import FrameReader
-from task_activity_log.rabbitmq.link import LOST, LinkOptions, connect, describe, supervise
+from task_activity_log.rabbitmq.link import LOST, LinkOptions, cannot_reach_queue, connect, describe, supervise
 from task_activity_log.rabbitmq.pace import Pace
 from task_activity_log.rabbitmq.queue_intake import QueueIntake
 from task_activity_log.rabbitmq.topology import Topology, check, consumers, declare
@@ -34,9 +33,6 @@ _OTHERS = (
     " WORKER_PARTITIONS keeps the order and lets all workers work; WORKER_SINGLE_ACTIVE_CONSUMER keeps it, too, and lets"
     " the others stand by."
 )
-
-_FAILED = "INTERNAL_ERROR"
-"""How the broker's reason begins when it closes a connection because of a queue that it cannot reach."""
 
 
 async def _at_once() -> None:
@@ -154,8 +150,7 @@ class Intake:
             except LOST as error:
                 # The queue did not register the renewed consumer, or the node cannot reach the queue, and says so. Anything
                 # else is a lost connection, or a broker that is slow.
-                failed = isinstance(error, Unavailable) or describe(error).text.startswith(_FAILED)
-                if watch.under_way and failed:
+                if watch.under_way and cannot_reach_queue(error):
                     raise watch.cut_off() from error
                 raise
 

@@ -192,6 +192,20 @@ async def _open_any(
     raise failure
 
 
+@asynccontextmanager
+async def connect_once(options: LinkOptions, purpose: str) -> AsyncIterator[aio_pika.Connection]:
+    """A connection for a command, which is not opened again.
+
+    Raises:
+        Unavailable: nobody answers, the broker refuses, or the connection is lost; the reason is one line.
+    """
+    try:
+        async with connect(options, purpose) as (connection, _):
+            yield connection
+    except LOST as error:
+        raise Unavailable(describe(error).text) from None
+
+
 async def _addresses(url: str, timeout_seconds: float) -> list[str]:
     """The addresses of a URL's host. Raises `OSError`: there is no such name, or no name server answers in time."""
     host = URL(url).host or ""
@@ -309,6 +323,14 @@ async def supervise(
         else:
             on_outage(outage)
         await asyncio.sleep(delay)
+
+
+def cannot_reach_queue(error: BaseException) -> bool:
+    """Whether one of `LOST` is a node that cannot reach a queue, as while it is cut off or the queue has no leader.
+
+    Either the queue has not answered in time, or the node has closed the connection because of it.
+    """
+    return isinstance(error, Unavailable) or describe(error).text.startswith("INTERNAL_ERROR")
 
 
 def describe(error: BaseException) -> Outage:

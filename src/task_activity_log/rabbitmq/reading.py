@@ -17,7 +17,7 @@ from task_activity_log.rabbitmq.channel import open_channel
 from task_activity_log.rabbitmq.consumer import Consumer, RabbitDelivery
 from task_activity_log.rabbitmq.cut_off import Watch, commit, count_consumers, stand_in_line, write_metadata
 from task_activity_log.rabbitmq.frames import FrameReader, Inbound
-from task_activity_log.rabbitmq.link import LOST, LinkOptions, asking_the_driver, connect, describe
+from task_activity_log.rabbitmq.link import LOST, LinkOptions, asking_the_driver, cannot_reach_queue, connect, describe
 from task_activity_log.rabbitmq.queues import Choice, Found, stream
 from task_activity_log.rabbitmq.topology import queue_type
 from task_activity_log.rabbitmq.version import number, version_of
@@ -38,10 +38,8 @@ _WATCH_AFTER_SECONDS = 15.0
 """Short commands end before, and are not watched."""
 _PRIVATE_QUIET_SECONDS = 60.0
 """A queue that is declared for a proof costs all nodes a little."""
-_NO_LEADER = "INTERNAL_ERROR"
-"""How the broker's reason begins when a queue has lost its leader, for example because the node is drained."""
 _ELECTION_SECONDS, _AGAIN_SECONDS = 10.0, 0.5
-"""For how long it is tried again then, and how often."""
+"""For how long a queue is tried again that has no leader, for example because its node is drained, and how often."""
 _UNDER_WAY = 24
 """How many commands that settle deliveries are sent before the queue's answer is waited for."""
 _NACK_COUNTS_NOT_SINCE = (4, 3)
@@ -335,8 +333,7 @@ async def looking(options: LinkOptions, purpose: str, choose: Choice) -> AsyncIt
                     stack.push_async_exit(attempt.pop_all())
                 break
             except LOST as error:
-                elects = isinstance(error, Unavailable) or describe(error).text.startswith(_NO_LEADER)
-                if time.monotonic() > until or not elects:
+                if time.monotonic() > until or not cannot_reach_queue(error):
                     raise
             await asyncio.sleep(_AGAIN_SECONDS)
         yield reader

@@ -15,8 +15,8 @@ from aio_pika.abc import AbstractChannel, AbstractConnection
 from aiormq.exceptions import ChannelAccessRefused, ChannelNotFoundEntity, ChannelPreconditionFailed
 
 from task_activity_log.partitions import PARTITIONS_MAX, is_partition_count, queue_of
-from task_activity_log.problem import Misconfigured, Unavailable
-from task_activity_log.rabbitmq.link import LOST, LinkOptions, connect, describe
+from task_activity_log.problem import Misconfigured
+from task_activity_log.rabbitmq.link import LinkOptions, connect, connect_once, describe
 from task_activity_log.rabbitmq.topology import Topology, declare, require_order
 
 _COUNT_SECONDS = 3.0
@@ -83,11 +83,8 @@ async def look_up(options: LinkOptions, topology: Topology) -> Partitions:
     Raises:
         Unavailable: nobody answers, or the broker refuses.
     """
-    try:
-        async with connect(options, "partitions") as (connection, _):
-            return await _look_up(connection, topology)
-    except LOST as error:
-        raise Unavailable(describe(error).text) from None
+    async with connect_once(options, "partitions") as connection:
+        return await _look_up(connection, topology)
 
 
 async def refuse(options: LinkOptions, topology: Topology, found: Partitions) -> None:
@@ -98,11 +95,8 @@ async def refuse(options: LinkOptions, topology: Topology, found: Partitions) ->
         Unavailable: nobody answers, or the requests queue is a stream.
         Misconfigured: the requests queue would not keep the order, or the user lacks a permission.
     """
-    try:
-        async with connect(options, "partitions") as (connection, _):
-            await _refuse(connection, topology, found)
-    except LOST as error:
-        raise Unavailable(describe(error).text) from None
+    async with connect_once(options, "partitions") as connection:
+        await _refuse(connection, topology, found)
 
 
 async def declare_missing(options: LinkOptions, topology: Topology) -> None:
@@ -113,11 +107,8 @@ async def declare_missing(options: LinkOptions, topology: Topology) -> None:
     Raises:
         Misconfigured, Unavailable: as `change`.
     """
-    try:
-        async with connect(options, "partitions") as (connection, _):
-            await declare(connection, topology)
-    except LOST as error:
-        raise Unavailable(describe(error).text) from None
+    async with connect_once(options, "partitions") as connection:
+        await declare(connection, topology)
 
 
 async def change(options: LinkOptions, topology: Topology, progress: Callable[[str], None]) -> None:
@@ -130,11 +121,8 @@ async def change(options: LinkOptions, topology: Topology, progress: Callable[[s
         Unavailable: nobody answers, or the broker refuses.
         Misconfigured: the requests queue would not keep the order, or the user lacks a permission.
     """
-    try:
-        async with connect(options, "partitions") as (connection, _):
-            await _change(options, connection, topology, progress)
-    except LOST as error:
-        raise Unavailable(describe(error).text) from None
+    async with connect_once(options, "partitions") as connection:
+        await _change(options, connection, topology, progress)
 
 
 async def _change(
@@ -231,20 +219,19 @@ async def _delete_empty(connection: AbstractConnection, queue: str) -> None:
 def _must_be_empty(partitions: Partitions, topology: Topology) -> None:
     """Raise if the order of a record could be lost.
 
-    Without partitions the requests queue keeps its messages and its consumers. If there are none yet, what waits in it would
-    be overtaken by what is sent by record.
+    Without partitions the requests queue keeps its messages and its consumers. Before the first partitions, it must be empty:
+    what is sent by record would overtake what waits in it.
     """
     requests = partitions.requests or Partition(topology.requests_queue, 0, 0)
-    consumed = sum(each.consumers > 0 for each in partitions.found.values())
-    messages = sum(each.messages for each in partitions.found.values())
-    if consumed:
+    divided = replace(partitions, requests=None)
+    if divided.consumed:
         raise NotEmpty(
-            f"workers consume {consumed} of the partitions: stop the publishers, let the workers empty"
+            f"workers consume {divided.consumed} of the partitions: stop the publishers, let the workers empty"
             " the queues, then stop all workers"
         )
-    if messages:
+    if divided.messages:
         raise NotEmpty(
-            f"{messages} messages wait in the queues {topology.requests_queue}.…: stop the publishers and let"
+            f"{divided.messages} messages wait in the queues {topology.requests_queue}.…: stop the publishers and let"
             " the workers empty the queues, then stop all workers"
         )
     if not topology.partitions:
