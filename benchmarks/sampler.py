@@ -19,15 +19,21 @@ from task_activity_log.cli import main
 _SECONDS = 0.001
 STAGES: dict[str, tuple[str, ...]] = {
     "decode": ("pipeline/request.py:decode",),
-    "store: columns": ("store.py:_arguments",),
+    "store: parameters": ("postgresql/writing.py:arguments",),
     "store: driver": ("/asyncpg/",),
     "store: rows to records": ("postgresql/store.py:apply",),
     "reply": ("pipeline/settling.py",),
-    "publish": ("rabbitmq/replies.py", "rabbitmq/publisher.py", "rabbitmq/dead_letters.py"),
+    "publish": (
+        "rabbitmq/replies.py",
+        "rabbitmq/exchange.py",
+        "rabbitmq/publisher.py",
+        "rabbitmq/confirms.py",
+        "rabbitmq/dead_letters.py",
+    ),
     "acknowledge": ("rabbitmq/intake.py:acknowledge",),
     "metrics and logs": ("/telemetry/",),
-    "take in: frames to deliveries": ("rabbitmq/frames.py",),
-    "pipeline: batches and waves": ("/pipeline/", "rabbitmq/intake.py"),
+    "take in: frames to deliveries": ("rabbitmq/frames.py", "rabbitmq/headers.py", "rabbitmq/consumer.py"),
+    "pipeline: batches and waves": ("/pipeline/", "rabbitmq/intake.py", "rabbitmq/queue_intake.py"),
     "RabbitMQ driver": ("/aiormq/", "/aio_pika/", "/pamqp/"),
     "event loop and sockets": ("asyncio/", "/uvloop/"),
 }

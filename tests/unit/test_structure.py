@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import task_activity_log
+from benchmarks import sampler
 
 SOURCE = Path(task_activity_log.__file__).parent
 MESSAGE_PATH = (
@@ -75,3 +76,11 @@ def contents(package: Path) -> Iterator[str]:
             yield f"{path.name}/"
         elif path.suffix == ".py" and not path.name.startswith("__"):
             yield path.stem
+
+
+def test_every_stage_of_the_profile_names_functions_that_exist() -> None:
+    """Otherwise their time counts for another stage."""
+    for parts in sampler.STAGES.values():
+        for name, _, function in (part.partition(":") for part in parts if ".py" in part):
+            text = (SOURCE / name).read_text(encoding="utf-8")
+            assert f"def {function}" in text, f"{name}:{function}"
