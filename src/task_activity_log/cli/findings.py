@@ -1,5 +1,7 @@
 """What `publish` has found in files before it sends anything, and the numbers that it reports of that."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -23,6 +25,13 @@ class Findings:
     """How many of these a worker would not reject."""
     sends_ignored: bool = False
     """Whether another one has a member that is not a field."""
+
+    def add(self, found: Findings) -> None:
+        """Add what was found in one more source without faults, whose records are numbered from `count`."""
+        self.count += found.count
+        self.kept_back |= found.kept_back
+        self.misspelled += found.misspelled
+        self.sends_ignored |= found.sends_ignored
 
 
 def totals(usable: Findings, unusable: Sequence[Findings], *, strict: bool) -> str:

@@ -73,19 +73,15 @@ class Publication:
     """Whether only what is wrong is printed on standard error."""
     _paths: Sequence[str] = field(default=(), init=False)
     _sources: list[Source] = field(default_factory=list, init=False)
-    _total: int = field(default=0, init=False)
-    _kept_back: set[int] = field(default_factory=set, init=False)
-    """The numbers of the records that are not sent, counted from 0."""
+    _usable: Findings = field(default_factory=Findings, init=False)
+    """What was found in the sources that can be read; its records are numbered from 0."""
+    _unusable: list[Findings] = field(default_factory=list, init=False)
+    """What was found in the files from which nothing is sent."""
     _empty: list[Path] = field(default_factory=list, init=False)
     """Files without a record."""
     _complained: int = field(default=0, init=False)
-    _misspelled: int = field(default=0, init=False)
     _ignored: Counter[str] = field(default_factory=Counter, init=False)
     """Names of members that are neither fields nor misspelled ones, and how many records have each, sent or not."""
-    _sends_ignored: bool = field(default=False, init=False)
-    """Whether a record that is sent has such a member."""
-    _unusable: list[Findings] = field(default_factory=list, init=False)
-    """What was found in the files from which nothing is sent."""
     _written: int = field(default=0, init=False)
     """How many records are in the file of the rejected."""
     _summary: Summary = field(default_factory=Summary, init=False)
@@ -100,14 +96,14 @@ class Publication:
         """Publish what the files contain, print the replies, return the exit code. Nothing is sent from an unreadable file."""
         self._paths = paths
         failed = self._read(paths)
-        if not self._total and failed == DONE:
+        if not self._usable.count and failed == DONE:
             say("no records found")
             return FAILED
-        if self._total or sum(look.count + len(look.faults) for look in self._unusable) > 1:
+        if self._usable.count or sum(look.count + len(look.faults) for look in self._unusable) > 1:
             self._report()  # otherwise there is just one error, which was named
-        if not self._total:
+        if not self._usable.count:
             return FAILED
-        code = max(SOME_REJECTED if self._kept_back else DONE, failed)
+        code = max(SOME_REJECTED if self._usable.kept_back else DONE, failed)
         if self.dry_run or not self._to_send:
             return code
         if not self._agreed(paths):
@@ -161,7 +157,7 @@ class Publication:
 
     @property
     def _to_send(self) -> int:
-        return self._total - len(self._kept_back)
+        return self._usable.count - len(self._usable.kept_back)
 
     @property
     def _shown_on(self) -> TextIO:
@@ -185,11 +181,12 @@ class Publication:
                 if source.path == STANDARD_INPUT and sys.stdin.isatty():
                     self._tell("reading records from the terminal; Ctrl-D ends them")
                 with counting(quiet=self.quiet) as progress_of_source:
-                    count = self._look(source, progress_of_source.update)
-                if count is None:
+                    look = self._look(source, progress_of_source.update)
+                if look.faults:
+                    self._unusable.append(look)
                     code = FAILED
                 else:
-                    self._total += count
+                    self._usable.add(look)
                     self._sources.append(source)
         return code
 
@@ -209,10 +206,10 @@ class Publication:
             self._tell(f"{path}: {len(found.not_files):,} skipped, {what}: {named(found.not_files)}")
         return found
 
-    def _look(self, source: Source, on_read: Callable[[int, str], None]) -> int | None:
-        """Read and judge a source; how many records it has, or None if nothing is sent from it.
+    def _look(self, source: Source, on_read: Callable[[int, str], None]) -> Findings:
+        """Read and judge a source. If it has faults, nothing is sent from it.
 
-        That is so if parts of it cannot be read, or it is changed meanwhile. Its records are judged nevertheless, so that
+        They are parts that cannot be read, or it is changed meanwhile. Its records are judged nevertheless, so that
         everything can be corrected at once.
         """
         rules = rules_of(self.settings)
@@ -224,7 +221,7 @@ class Publication:
             on_read(1, "records read")
             judgement = judged(self._merged(found), rules, strict=self.strict, to=self._shown_on)
             if judgement.complaints and (self.dry_run or not self.send_invalid):
-                look.kept_back.add(self._total + look.count)
+                look.kept_back.add(self._usable.count + look.count)
                 look.misspelled += not judgement.rejected
                 self._complain(judgement.complaints)
                 self._ignored.update(judgement.others)
@@ -239,14 +236,9 @@ class Publication:
                 look.faults.append(str(error))
         if look.faults:
             say_faults(source, look.faults, len(look.kept_back))
-            self._unusable.append(look)
-            return None
-        if not look.count:
+        elif not look.count:
             self._empty.append(Path(source.name))
-        self._kept_back |= look.kept_back
-        self._misspelled += look.misspelled
-        self._sends_ignored |= look.sends_ignored
-        return look.count
+        return look
 
     def _keep_all(self, source: Source, numbers: Collection[int], rules: Rules) -> None:
         """Write the records with these numbers, which are not sent, to the file of the rejected.
@@ -255,7 +247,7 @@ class Publication:
         """
         if not numbers or self.rejected is None:
             return
-        for number, upsert in enumerate(map(self._merged, source.upserts()), self._total):
+        for number, upsert in enumerate(map(self._merged, source.upserts()), self._usable.count):
             if number in numbers:
                 judgement = judged(upsert, rules, strict=self.strict, to=self._shown_on)
                 self._keep(upsert, [reason for _, reason in judgement.complaints])
@@ -283,27 +275,27 @@ class Publication:
             more = f" and {len(self._ignored) - FEW:,} more" if len(self._ignored) > FEW else ""
             say(f"not fields, and ignored by the worker: {names}{more}")
         if self.dry_run:
-            usable = Findings(self._total, [], self._kept_back, self._misspelled)
-            say(f"{totals(usable, self._unusable, strict=self.strict)}; nothing was sent")
-        elif self._kept_back:
-            invalid = len(self._kept_back) - self._misspelled
-            counts = [f"{invalid:,} invalid" if invalid else "", typos(self._misspelled, strict=self.strict)]
+            say(f"{totals(self._usable, self._unusable, strict=self.strict)}; nothing was sent")
+        elif self._usable.kept_back:
+            invalid = len(self._usable.kept_back) - self._usable.misspelled
+            counts = [f"{invalid:,} invalid" if invalid else "", typos(self._usable.misspelled, strict=self.strict)]
             where = f"; they are in {self.rejected}" if self.rejected else ""
             say(f"{', '.join(filter(None, counts))}: not sent{where} (--send-invalid sends them)")
 
     def _agreed(self, paths: Sequence[str]) -> bool:
         folders = [path for path in paths if Path(path).is_dir()]
         many = bool(folders) and self._to_send >= MANY
-        if self.yes or not (many or (self._sends_ignored and not self.merge)) or not sys.stdin.isatty():
+        ignored = self._usable.sends_ignored and not self.merge
+        if self.yes or not (many or ignored) or not sys.stdin.isatty():
             return True
         where = f" from {counted(len(self._sources), 'file')} in {', '.join(folders)}" if folders else ""
-        clears = "" if self.merge or not self._sends_ignored else ", and clear every field that they do not have"
+        clears = ", and clear every field that they do not have" if ignored else ""
         return agreed(f"Send {counted(self._to_send, 'record')}{where}{clears}?")
 
     def _upserts(self) -> Iterator[Upsert]:
         every = chain.from_iterable(source.upserts() for source in self._sources)
         for number, upsert in enumerate(every):
-            if number not in self._kept_back:
+            if number not in self._usable.kept_back:
                 yield self._merged(upsert)
 
     @property
