@@ -46,6 +46,7 @@ def main() -> int:
         print(f"demo: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
+        print("demo: interrupted; everything was stopped and removed", file=sys.stderr)
         return 130
     print(f"\nEverything was stopped and removed. The demo took {time.monotonic() - began:.1f} s.\n{HOW_TO_GO_ON}")
     return 0

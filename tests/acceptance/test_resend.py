@@ -170,6 +170,22 @@ async def test_what_cannot_be_sent_is_counted(world: World) -> None:
         assert (said.code, f"{unknown}: no such record\n" in said.err) == (1, True)
 
 
+async def test_a_record_that_may_be_hidden_is_not_said_to_be_missing(world: World) -> None:
+    """By `find` neither: the role of a command may see less than that of the workers."""
+    [identifier] = await stored(world, 1)
+    connection = await asyncpg.connect(world.database_url)
+    await connection.execute("ALTER TABLE task_activity_log RENAME TO base")
+    await connection.execute("CREATE VIEW task_activity_log AS SELECT * FROM base WHERE subject = 'shown'")
+    try:
+        said = await resend(world, "--id", str(identifier), "--yes")
+        assert (said.code, f"{identifier}: no such record that this role may see\n" in said.err) == (1, True)
+        said = await command("find", str(identifier), AMQP_URL=world.amqp_url, DATABASE_URL=world.database_url)
+        assert (said.code, "no row that this role may see, no dead letter" in said.err) == (1, True)
+    finally:
+        await connection.execute("DROP VIEW task_activity_log; ALTER TABLE base RENAME TO task_activity_log")
+        await connection.close()
+
+
 async def test_a_queue_that_does_not_exist_is_an_error(world: World) -> None:
     """Nothing is lost without a word, and a dry run finds it too."""
     [identifier] = await stored(world, 1)

@@ -38,6 +38,8 @@ class Found:
     rows: list[StoredTaskActivityLog] = field(default_factory=list)
     unreadable: set[UUID] = field(default_factory=set)
     """The ids of rows with a value that a reply cannot contain."""
+    rows_may_be_hidden: bool = False
+    """Whether there may be a row that this role does not see."""
     answers: Sequence[Mapping[str, Any]] = field(default_factory=list)
     """What the journal has, the oldest first."""
     no_journal: str = ""
@@ -49,16 +51,19 @@ def find(settings: Settings, name: str) -> int:
     found = asyncio.run(_look(settings, name))
     lines = list(_lines(found))
     for line in lines:
-        print(one_line(line))
+        print(line)
     if lines:
         if found.no_journal.startswith("the journal cannot be read"):
             say(found.no_journal)
         return DONE
-    say(f"{name}: no row, no dead letter and no waiting reply has this id: give the whole id")
+    row = "row that this role may see" if found.rows_may_be_hidden else "row"
+    say(f"{name}: no {row}, no dead letter and no waiting reply has this id: give the whole id")
     say(f"requests that still wait are not seen; {found.no_journal or _NOT_IN_JOURNAL}")
     return FAILED
 
 
+_VALUE_MAX = 200
+"""How many characters of a value are printed."""
 _NOT_IN_JOURNAL = "the journal has no answer: too old, or not kept (WORKER_JOURNAL)"
 
 
@@ -76,6 +81,7 @@ async def _look(settings: Settings, name: str) -> Found:
         ids = sorted(_records(found, identifier))
         found.rows = await survey.records(ids)
         found.unreadable = await survey.exist(ids) - {row.id for row in found.rows}
+        found.rows_may_be_hidden = await survey.may_hide_rows()
     except Unavailable as error:
         raise ClientError(f"the database cannot be used: {error.reason}") from None
     finally:
@@ -93,7 +99,18 @@ def _records(found: Found, identifier: UUID | None) -> set[UUID]:
 
 def _lines(found: Found) -> Iterator[str]:
     for row in found.rows:
-        yield f"row {row.id}: modified {row.modified_dateutc.isoformat()}, subject: {row.subject or '-'}"
+        yield f"row {row.id}: modified {row.modified_dateutc.isoformat()}"
+        values = row.model_dump(mode="json", exclude={"id", "modified_dateutc"}, exclude_none=True)
+        yield from (f"  {name}: {_short(one_line(str(value)))}" for name, value in values.items())
+    yield from map(one_line, _other_lines(found))
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _VALUE_MAX else f"{text[:_VALUE_MAX]}… ({len(text):,} characters)"
+
+
+def _other_lines(found: Found) -> Iterator[str]:
+    """What there is besides rows that can be read."""
     for identifier in sorted(found.unreadable):
         yield f"row {identifier}: it has a value that a reply cannot contain, such as a date outside the years 1 to 9999"
     for letter in found.letters:

@@ -104,10 +104,11 @@ class Resending:
         """Those of the ids that have a row, in order, without those that were sent before. Prints a line for each other."""
         ids = sorted({one for one in self.ids if self.after is None or one > self.after})
         present = await survey.exist(ids) if ids else set()
-        for one in ids:
-            if one not in present:
-                say(f"{one}: no such record")
-        self._absent = len(ids) - len(present)
+        absent = [one for one in ids if one not in present]
+        where = " that this role may see" if absent and await survey.may_hide_rows() else ""
+        for one in absent:
+            say(f"{one}: no such record{where}")
+        self._absent = len(absent)
         return sorted(present)
 
     def _may_send(self, total: int, where: str) -> bool:

@@ -15,7 +15,7 @@ from task_activity_log.problem import Failed, Refused, Unavailable
 from task_activity_log.record import Outcome, StoredTaskActivityLog
 
 _CHANGED, _COUNT, _JOURNAL = sql("changed"), sql("count_changed"), sql("journal_found")
-_MODIFIED = sql("modified")
+_MODIFIED, _HIDES_ROWS = sql("modified"), sql("hides_rows")
 _PAGE = 500
 FIRST = UUID(int=0)
 """The id that is before those of all records."""
@@ -87,6 +87,15 @@ class Survey:
             Unavailable: the database cannot be used, or a privilege is missing.
         """
         return {row["id"] for row in await self._ask(_MODIFIED, ids)}
+
+    async def may_hide_rows(self) -> bool:
+        """Whether there may be rows that this role does not see: row security, or a view that does not show every row.
+
+        Raises:
+            Unavailable: the database cannot be used, or a privilege is missing.
+        """
+        [row] = await self._ask(_HIDES_ROWS)
+        return bool(row["hides"])
 
     async def answers(self, name: str, record: UUID | None, most: int) -> list[Row]:
         """What the journal says about a message_id, a correlation_id or a record: the newest answers, the oldest first.

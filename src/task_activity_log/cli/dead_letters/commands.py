@@ -320,5 +320,8 @@ def export(
             print_json(exported.letter_line(letter))
     elif letters:
         listing.export(file, letters)
-        say(f"{len(letters):,} written to {file}; they are still in the queue")
+        say(
+            f"{len(letters):,} written to {file}; they are still in the queue: once corrected ones are stored,"
+            " `task-activity-log dead-letters discard --answered` removes them (it needs DATABASE_URL)"
+        )
     return selection.exit_code(letters)
