@@ -596,6 +596,29 @@ async def test_a_schema_without_the_journal_is_a_warning(
         await database.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
 
 
+@pytest.mark.parametrize(
+    ("limit", "count"),
+    [
+        ("ALTER ROLE {role} CONNECTION LIMIT 2", 2),
+        ('ALTER DATABASE "{database}" CONNECTION LIMIT 4', 4),
+        ("ALTER ROLE {role} CONNECTION LIMIT 5", None),
+    ],
+)
+async def test_too_few_connections_are_a_warning(
+    amqp_url: str, database_url: str, database: Connection, limit: str, count: int | None
+) -> None:
+    """Of the role or of the database: with two of them, a request that the database refuses would wait for a third one."""
+    role = f"worker_{secrets.token_hex(4)}"
+    await database.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'secret'; {grants(role)}")
+    await database.execute(limit.format(role=role, database=urlsplit(database_url).path[1:]))
+    try:
+        found = worst(await look(amqp_url, login(database_url, role, "secret")), "warning")
+        too_few = ("database limits", f"the role may have {count} connections, and a worker needs up to 5")
+        assert found == ([] if count is None else [too_few])
+    finally:
+        await database.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
+
+
 async def test_changes_to_the_schema_are_found(amqp_url: str, database_url: str, database: Connection) -> None:
     """A disabled trigger, and the schema of another release."""
     await database.execute("ALTER TABLE task_activity_log DISABLE TRIGGER task_activity_log_modified")
@@ -612,6 +635,11 @@ async def test_changes_to_the_schema_are_found(amqp_url: str, database_url: str,
     [
         ("DELETE FROM task_activity_log_alembic_version", "no revision"),
         ("INSERT INTO task_activity_log_alembic_version VALUES ('0000')", f"0000, {migrations.head()}"),
+        (
+            "ALTER TABLE task_activity_log_alembic_version DROP CONSTRAINT task_activity_log_alembic_version_pkc,"
+            " ALTER version_num DROP NOT NULL; UPDATE task_activity_log_alembic_version SET version_num = NULL",
+            "no revision",
+        ),
     ],
 )
 async def test_a_table_of_the_revision_without_one_row_is_named(
@@ -620,6 +648,50 @@ async def test_a_table_of_the_revision_without_one_row_is_named(
     await database.execute(statement)
     found = ("schema", f"table task_activity_log_alembic_version has {has}, and should have one row")
     assert found in worst(await look(amqp_url, database_url), "warning")
+
+
+async def test_a_table_of_the_revision_with_other_columns_is_named(
+    amqp_url: str, database_url: str, database: Connection
+) -> None:
+    """No privilege would help, so none is advised."""
+    await database.execute("ALTER TABLE task_activity_log_alembic_version RENAME version_num TO other")
+    found = [one for one in await look(amqp_url, database_url) if one.what == "schema"]
+    assert [one.verdict for one in found] == ["warning"]
+    assert found[0].found.startswith("task_activity_log_alembic_version cannot be read: schema does not fit (42703)")
+    assert found[0].advice.startswith("restore table task_activity_log_alembic_version")
+
+
+RAISES = """
+    CREATE FUNCTION raises() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'no'; END $$;
+    CREATE TRIGGER raises BEFORE {event} ON {table} EXECUTE FUNCTION raises()
+"""
+
+
+@pytest.mark.parametrize("event", ["INSERT", "DELETE"])
+async def test_a_trigger_that_keeps_trials_from_being_marked_is_broken(
+    amqp_url: str, database_url: str, database: Connection, event: str
+) -> None:
+    """A trigger on the statement, which also fires if no row is deleted."""
+    await database.execute(RAISES.format(event=event, table="task_activity_log_inbox"))
+    why = "keys cannot be inserted into task_activity_log_inbox and deleted again: refused (P0001)"
+    assert ("inbox", why) in worst(await look(amqp_url, database_url))
+
+
+@pytest.mark.parametrize(
+    ("statement", "why"),
+    [
+        (RAISES.format(event="INSERT", table="task_activity_log_journal"), "refused (P0001)"),
+        (RAISES.format(event="DELETE", table="task_activity_log_journal"), "refused (P0001)"),
+        ("ALTER TABLE task_activity_log_journal RENAME publisher TO other", "schema does not fit (42703)"),
+        ("ALTER TABLE task_activity_log_journal ADD tenant text NOT NULL", "a column that is not ours is NOT NULL"),
+    ],
+)
+async def test_a_journal_that_cannot_be_written_is_a_warning(
+    amqp_url: str, database_url: str, database: Connection, statement: str, why: str
+) -> None:
+    await database.execute(statement)
+    found = dict(worst(await look(amqp_url, database_url, WORKER_JOURNAL="true"), "warning"))
+    assert found["journal"].startswith(f"is not kept: {why}")
 
 
 def test_the_exit_code_is_that_of_the_worst_finding(

@@ -552,6 +552,22 @@ class TestKindsOfTables:
         await store.probe()
         assert outcomes(await store.apply(wave)) == ["inserted"] * 20
 
+    async def test_triggers_of_partitions_are_seen(self, store: Store, database: Connection) -> None:
+        """The table's own trigger may be on each partition instead, and a column that is not ours may be set there."""
+        await database.execute(PARTITIONED)
+        assert (await store.look())["has_triggers_of_others"] is False  # partitions have copies of the table's own
+        await database.execute("DROP TRIGGER task_activity_log_modified ON task_activity_log")
+        with pytest.raises(Unavailable, match="trigger task_activity_log_modified is missing"):
+            await store.probe()
+        for part in ("part_0", "part_1"):
+            await database.execute(f"""
+                CREATE TRIGGER task_activity_log_modified BEFORE INSERT OR UPDATE ON {part}
+                    FOR EACH ROW EXECUTE FUNCTION task_activity_log_modified();
+            """)
+        await store.probe()
+        assert (await store.look())["has_triggers_of_others"] is True
+        assert outcomes(await store.apply([ask() for _ in range(20)])) == ["inserted"] * 20
+
     async def test_a_row_whose_partition_was_detached_waits(self, store: Store, database: Connection) -> None:
         """No message can cause it, and rows of the worker's own may belong to another partition."""
         await database.execute(PARTITIONED)
@@ -874,6 +890,8 @@ _PARENTHESES = {
         "asked",
         "sent",
         "path",
+        "roots",
+        "limits",
         "more",
         "needed",
         "task_activity_log_inbox",

@@ -7,7 +7,7 @@ from task_activity_log.postgresql.session import Row
 from task_activity_log.postgresql.statements import sql
 from task_activity_log.problem import Unavailable
 
-_MARKED, _MARK, _UNMARK = sql("marked"), sql("mark"), sql("unmark")
+_MARKED, MARK, UNMARK = sql("marked"), sql("mark"), sql("unmark")
 
 
 class Marks:
@@ -23,13 +23,13 @@ class Marks:
 
     async def mark(self, marks: Sequence[UUID]) -> None:
         """Make these marks. It does no harm if they exist."""
-        await self._ask(_MARK, marks)
+        await self._ask(MARK, marks)
 
     async def unmark(self, marks: Sequence[UUID]) -> None:
         """Remove these marks, as far as they exist.
 
         A mark that stays would be taken for a trial that has crashed a worker, and in the end its message would be rejected.
         """
-        await self._ask(_UNMARK, marks)
+        await self._ask(UNMARK, marks)
         if marks and await self.marked(marks):  # a trigger or row security has prevented it, without an error
             raise Unavailable("keys cannot be deleted from task_activity_log_inbox")

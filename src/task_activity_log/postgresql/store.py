@@ -3,7 +3,7 @@
 import time
 from asyncio import gather
 from collections.abc import Awaitable, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from importlib import resources
 from typing import Any
@@ -14,12 +14,12 @@ from task_activity_log.pipeline.request import Request, UpdateMode
 from task_activity_log.postgresql import table, writing
 from task_activity_log.postgresql.connecting import Connector
 from task_activity_log.postgresql.connection import ServerConnection
-from task_activity_log.postgresql.marks import Marks
+from task_activity_log.postgresql.marks import MARK, UNMARK, Marks
 from task_activity_log.postgresql.messages import NOT_PERMITTED
 from task_activity_log.postgresql.reading import READ, TABLE, answer, explained
 from task_activity_log.postgresql.session import Fault, Row, Session, fault
 from task_activity_log.postgresql.statements import sql
-from task_activity_log.postgresql.trimming import Trimming
+from task_activity_log.postgresql.trimming import TRIM_JOURNAL, Trimming
 from task_activity_log.problem import Failed, NotMigrated, Refused, TimedOut, Unavailable
 from task_activity_log.record import (
     FIELDS,
@@ -35,6 +35,7 @@ _ANY = sql("any")
 CONFIRM = sql("confirm")
 _MODIFIED, _HIDES_ROWS = sql("modified"), sql("hides_rows")
 _LOCKED, _VERSION_KEPT = sql("locked"), sql("version_kept")
+_JOURNAL = sql("journal")
 _DIVISION_BY_ZERO = "22012"
 _SCHEMA_VERSION = sql("schema_version")
 _CHECK = (
@@ -322,6 +323,26 @@ class Store:
         failure = await self._writer.rehearse(*writes, (_VERSION_KEPT, [own, 2]), seconds=_REHEARSE_SECONDS)
         return not isinstance(failure, Refused) or failure.sqlstate != _DIVISION_BY_ZERO
 
+    async def try_mark(self) -> str:
+        """Why a mark of a trial (see `pipeline.trials`) cannot be made and removed; empty if it can. It is rolled back.
+
+        Raises:
+            Unavailable: it is not possible to connect.
+        """
+        marks = [uuid4()]
+        return _why(await self._maintenance.rehearse((MARK, [marks]), (UNMARK, [marks]), seconds=_REHEARSE_SECONDS))
+
+    async def try_journal(self) -> str:
+        """Why the journal cannot be written and trimmed; empty if it can. A row of our own is written, and rolled back.
+
+        Raises:
+            Unavailable: it is not possible to connect.
+        """
+        row = datetime.now(UTC).isoformat(), uuid4(), uuid4(), str(Outcome.UPDATED), None, None, None, None
+        write = _JOURNAL, [[value] for value in row]
+        trim = TRIM_JOURNAL, [timedelta(days=36_500), 1]
+        return _why(await self._maintenance.rehearse(write, trim, seconds=_REHEARSE_SECONDS))
+
     async def locked(self, ids: Sequence[UUID]) -> set[UUID]:
         """Those of these records whose rows are locked by another transaction now (see sql/locked.sql).
 
@@ -342,7 +363,7 @@ class Store:
             rows = await self._maintain(self._maintenance, _SCHEMA_VERSION)
         except NotMigrated:
             return None
-        return ", ".join(sorted(str(row["version_num"]) for row in rows))
+        return ", ".join(sorted(str(row["version_num"] or "") for row in rows))
 
     async def describe(self) -> Row:
         """The database as `check` needs to know it: version, role and privileges (see sql/check.sql).
@@ -412,3 +433,10 @@ class Store:
         except Refused as refused:
             outage = Unavailable(f"the query is refused ({refused.sqlstate})", session.where)
         raise outage
+
+
+def _why(failure: Refused | Unavailable | None) -> str:
+    """Why a rehearsal failed, for people; empty if it passed, or took too long: a slow server proves nothing."""
+    if failure is None or isinstance(failure, TimedOut):
+        return ""
+    return failure.reason if isinstance(failure, Unavailable) else f"refused ({failure.sqlstate})"

@@ -7,7 +7,7 @@ from task_activity_log.postgresql.session import Row
 from task_activity_log.postgresql.statements import sql
 
 _TRIM, _INBOX_AGE = sql("trim"), sql("inbox_age")
-_JOURNAL_USABLE, _TRIM_JOURNAL = sql("journal_usable"), sql("trim_journal")
+_JOURNAL_USABLE, TRIM_JOURNAL = sql("journal_usable"), sql("trim_journal")
 
 
 class Trimming:
@@ -39,7 +39,7 @@ class Trimming:
         [found] = await self._ask(_JOURNAL_USABLE)
         if not found["usable"]:
             return 0
-        [row] = await self._ask(_TRIM_JOURNAL, keep, chunk)
+        [row] = await self._ask(TRIM_JOURNAL, keep, chunk)
         return int(row["count"])
 
     async def inbox_age(self) -> float:

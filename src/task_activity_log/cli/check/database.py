@@ -4,14 +4,18 @@ import shlex
 from collections.abc import Iterator
 
 from task_activity_log.cli.check.finding import Finding
+from task_activity_log.cli.terminal import counted
 from task_activity_log.libpq import Target, is_certificate_checked
 from task_activity_log.postgresql import migrations, store, table
+from task_activity_log.postgresql.messages import NOT_PERMITTED
 from task_activity_log.postgresql.session import Row
-from task_activity_log.problem import TimedOut, Unavailable
+from task_activity_log.problem import Failed, TimedOut, Unavailable
 from task_activity_log.settings import Settings
 from task_activity_log.wiring import store_of
 
 _OLDEST = 140_000
+_CONNECTIONS = 5
+"""Those for writing, for maintenance, for parked rows, for a slow row, and for the journal."""
 _SET = "it may be set for the server, the database (ALTER DATABASE … SET) or the role (ALTER ROLE … SET): change "
 
 
@@ -31,7 +35,10 @@ async def findings(settings: Settings) -> list[Finding]:
             if revision is None and found["kind"] is not None:
                 schema = _judge_lost_revision(has_journal=row["has_journal"])
         except Unavailable as error:
-            schema = Finding("broken", "schema", error.reason, _grant(row))
+            schema = _judge_unread_revision(error, row)
+        keeps_journal = settings.journal and row["has_journal"] and not row["journal_missing"]
+        journal = await database.try_journal() if may_write and keeps_journal else ""
+        mark = await database.try_mark() if may_write and found["inbox_kind"] else ""
     except Unavailable as error:
         advice = "check that it is running and that DATABASE_URL is correct; docs/connecting.md explains each cause"
         if isinstance(error, TimedOut):
@@ -46,15 +53,14 @@ async def findings(settings: Settings) -> list[Finding]:
     )
     if found["kind"] is None:  # the schema's finding says so, unless the table is in another schema
         return [*server, *(list(_judge_table(found)) or [schema])]
-    journal = _judge_journal(row) if settings.journal else ()
-    writes = () if refusal is None else (refusal,)
     return [
         *server,
         schema,
         *_judge_rights(row),
-        *writes,
+        *([] if refusal is None else [refusal]),
+        *_judge_mark(mark),
         *_judge_table(found, keeps_versions=keeps_versions),
-        *journal,
+        *(_judge_journal(row, journal) if settings.journal else ()),
     ]
 
 
@@ -88,6 +94,10 @@ def _judge_server(row: Row, where: str) -> Iterator[Finding]:
         name, _, limit = timeout.partition(" ")
         found = f"{name} is {limit}: a batch that takes longer is divided, and tried again in parts"
         yield Finding("warning", "database limits", found, f"{_SET}{name}")
+    if (limit := row["connection_limit"]) is not None and limit < _CONNECTIONS:
+        found = f"the role may have {counted(limit, 'connection')}, and a worker needs up to {_CONNECTIONS}"
+        advice = "raise CONNECTION LIMIT of the role or the database: refused and locked rows need more of them"
+        yield Finding("warning", "database limits", found, advice)
 
 
 def judge_link(target: Target, *, encrypted: bool, has_files: bool) -> Iterator[Finding]:
@@ -122,6 +132,16 @@ def _judge_revision(revision: str | None, *, fits: bool) -> Finding:
     return Finding("warning", "schema", found, "use that release here as well")
 
 
+def _judge_unread_revision(error: Unavailable, row: Row) -> Finding:
+    if isinstance(error, TimedOut):
+        advice = f"the server is slow, or somebody has locked {migrations.VERSION_TABLE}"
+        return Finding("warning", "schema", error.reason, advice)
+    if isinstance(error, Failed) and error.sqlstate == NOT_PERMITTED:
+        return Finding("broken", "schema", error.reason, _grant(row))
+    advice = f"restore table {migrations.VERSION_TABLE}, which task-activity-log migrate made: migrate relies on it"
+    return Finding("warning", "schema", f"{migrations.VERSION_TABLE} cannot be read: {error.reason}", advice)
+
+
 def _judge_lost_revision(*, has_journal: bool) -> Finding:
     """The tables are there, and the table that says which revision they have is not."""
     revision = migrations.head() if has_journal else "0001"
@@ -151,13 +171,23 @@ def _judge_rights(row: Row) -> Iterator[Finding]:
         yield Finding("fine", role, "has the privileges that it needs, and no more")
 
 
-def _judge_journal(row: Row) -> Iterator[Finding]:
+def _judge_mark(why: str) -> Iterator[Finding]:
+    """Messages that may have crashed a worker wait until they can be marked."""
+    if why:
+        found = f"keys cannot be inserted into task_activity_log_inbox and deleted again: {why}"
+        yield Finding("broken", "inbox", found, "look for triggers of others on it; redelivered messages wait")
+
+
+def _judge_journal(row: Row, why: str) -> Iterator[Finding]:
     """With WORKER_JOURNAL. Messages are answered whatever is found here."""
     if not row["has_journal"]:
         found = "is not kept: there is no table task_activity_log_journal"
         yield Finding("warning", "journal", found, "run task-activity-log migrate")
     elif row["journal_missing"]:
         yield Finding("warning", "journal", f"is not kept: lacks {', '.join(row['journal_missing'])}", _grant(row))
+    elif why:
+        advice = "look for triggers of others on it, and compare its columns with `task-activity-log migrate --sql`"
+        yield Finding("warning", "journal", f"is not kept: {why}", advice)
     else:
         yield Finding("fine", "journal", "how messages were answered is recorded")
 

@@ -30,6 +30,15 @@ SELECT
         WHERE name OPERATOR(pg_catalog.=) ANY (ARRAY['statement_timeout', 'transaction_timeout']::pg_catalog.text[])
             AND setting::pg_catalog.int8 OPERATOR(pg_catalog.>) 0::pg_catalog.int8
             AND setting::pg_catalog.int8 OPERATOR(pg_catalog.<) 5000::pg_catalog.int8) AS short_timeouts,
+    -- How many connections the role may have to this database; null for any number. Superusers have no limit.
+    (SELECT pg_catalog.min(connections) FROM (
+        SELECT rolconnlimit FROM pg_catalog.pg_roles
+        WHERE rolname OPERATOR(pg_catalog.=) session_user AND NOT rolsuper
+        UNION ALL
+        SELECT datconnlimit FROM pg_catalog.pg_database
+        WHERE datname OPERATOR(pg_catalog.=) pg_catalog.current_database()
+            AND NOT (SELECT rolsuper FROM pg_catalog.pg_roles WHERE rolname OPERATOR(pg_catalog.=) session_user)
+    ) AS limits (connections) WHERE connections OPERATOR(pg_catalog.>=) 0) AS connection_limit,
     -- A privilege may have been granted for columns: it is enough to have it for those that our statements name.
     (SELECT pg_catalog.array_agg(pg_catalog.concat(name, lacking.some, ' on ', on_table)) FROM (VALUES
         ('SELECT', records, ARRAY[{read}, 'source_version', 'xmax']),

@@ -45,15 +45,27 @@ based AS (
     FROM bases JOIN pg_catalog.pg_type ON pg_type.oid OPERATOR(pg_catalog.=) type
     WHERE typbasetype OPERATOR(pg_catalog.=) 0::pg_catalog.oid
 ),
+-- Both tables, with their partitions.
+parts AS (
+    SELECT root, root AS part
+    FROM found, pg_catalog.unnest(ARRAY[records, inbox]::pg_catalog.oid[]) AS roots (root)
+    UNION
+    SELECT root, relid::pg_catalog.oid
+    FROM found, pg_catalog.unnest(ARRAY[records, inbox]::pg_catalog.oid[]) AS roots (root),
+        pg_catalog.pg_partition_tree(root::pg_catalog.regclass)
+),
+-- Those of partitions, too: they fire for the rows that are stored there. `own` is whether one is the table's itself.
 triggers AS (
-    SELECT tgrelid, tgname, tgenabled, tgtype::pg_catalog.int4 AS bits
-    FROM pg_catalog.pg_trigger
-    WHERE tgrelid OPERATOR(pg_catalog.=) ANY (SELECT pg_catalog.unnest(ARRAY[records, inbox]) FROM found)
-        AND NOT tgisinternal
+    SELECT
+        root, tgname, tgenabled, tgtype::pg_catalog.int4 AS bits,
+        tgrelid OPERATOR(pg_catalog.=) root AS own
+    FROM pg_catalog.pg_trigger JOIN parts ON part OPERATOR(pg_catalog.=) tgrelid
+    WHERE NOT tgisinternal
+        AND (tgrelid OPERATOR(pg_catalog.=) root OR tgparentid OPERATOR(pg_catalog.=) 0::pg_catalog.oid)
 ),
 -- Bits of tgtype: 1 for each row, 2 before, 4 insert, 16 update.
 before_insert AS (
-    SELECT tgrelid, tgname FROM triggers
+    SELECT root, tgname, own FROM triggers
     WHERE tgenabled OPERATOR(pg_catalog.<>) 'D'
         AND (bits OPERATOR(pg_catalog.&) 7) OPERATOR(pg_catalog.=) 7
 )
@@ -86,31 +98,27 @@ SELECT
     ) AS has_children,
     (
         SELECT tgenabled::pg_catalog.text FROM triggers
-        WHERE tgrelid OPERATOR(pg_catalog.=) found.records AND tgname OPERATOR(pg_catalog.=) 'task_activity_log_modified'
+        WHERE root OPERATOR(pg_catalog.=) found.records AND own AND tgname OPERATOR(pg_catalog.=) 'task_activity_log_modified'
     ) AS trigger_enabled,
     pg_catalog.current_setting('session_replication_role') AS replication_role,
     EXISTS (
         SELECT FROM before_insert
-        WHERE tgrelid OPERATOR(pg_catalog.=) found.records AND tgname OPERATOR(pg_catalog.<>) 'task_activity_log_modified'
+        WHERE root OPERATOR(pg_catalog.=) found.records
+            AND NOT (own AND tgname OPERATOR(pg_catalog.=) 'task_activity_log_modified')
     ) AS has_other_triggers,
     EXISTS (
         SELECT FROM triggers
-        WHERE tgrelid OPERATOR(pg_catalog.=) found.records
-            AND tgname OPERATOR(pg_catalog.<>) 'task_activity_log_modified' AND tgenabled OPERATOR(pg_catalog.<>) 'D'
+        WHERE root OPERATOR(pg_catalog.=) found.records AND tgenabled OPERATOR(pg_catalog.<>) 'D'
+            AND NOT (own AND tgname OPERATOR(pg_catalog.=) 'task_activity_log_modified')
     ) AS has_triggers_of_others,
-    EXISTS (SELECT FROM before_insert WHERE tgrelid OPERATOR(pg_catalog.=) found.inbox) AS inbox_has_triggers,
+    EXISTS (SELECT FROM before_insert WHERE root OPERATOR(pg_catalog.=) found.inbox) AS inbox_has_triggers,
     -- Tables, or partitions of them, that a crash of the server empties.
     ARRAY(
         SELECT root.relname::pg_catalog.text
-        FROM pg_catalog.pg_class AS root
-        JOIN LATERAL (
-            SELECT root.oid AS part
-            UNION ALL
-            SELECT relid::pg_catalog.oid FROM pg_catalog.pg_partition_tree(root.oid::pg_catalog.regclass)
-        ) AS parts ON true
+        FROM parts
+        JOIN pg_catalog.pg_class AS root ON root.oid OPERATOR(pg_catalog.=) parts.root
         JOIN pg_catalog.pg_class AS stored ON stored.oid OPERATOR(pg_catalog.=) parts.part
-        WHERE root.oid OPERATOR(pg_catalog.=) ANY (ARRAY[found.records, found.inbox]::pg_catalog.oid[])
-            AND stored.relpersistence OPERATOR(pg_catalog.=) 'u'
+        WHERE stored.relpersistence OPERATOR(pg_catalog.=) 'u'
         GROUP BY root.relname
         ORDER BY 1
     ) AS unlogged,
