@@ -101,7 +101,7 @@ async def test_a_missing_worker_is_reported_and_what_was_sent_can_be_sent_again(
         with pytest.raises(NoAnswer, match=r"no answer for 3 s \(1 upsert unanswered\): is a worker running") as nobody:
             await asking
         assert (message.message_id, message.body) == (nobody.value.upsert.message_id, nobody.value.upsert.body)
-        bulk = client.upsert_many([record(), record()], timeout=0.3)
+        bulk = client.upsert_many([record(), record()], timeout=3)
         with pytest.raises(NoAnswer, match=r"\(2 upserts unanswered\): " + WAITS):
             [answer async for answer in bulk]
         assert len(bulk.unanswered) == 2

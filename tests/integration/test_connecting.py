@@ -237,7 +237,7 @@ async def test_each_address_of_a_name_is_tried(database_url: str, monkeypatch: p
     monkeypatch.setattr(socket, "getaddrinfo", resolve)
     netloc = f"{login_of(database_url)}@db.test:{parts.port}"
     with socket.create_server(("127.0.0.2", parts.port or 0)):  # it accepts connections and never answers
-        async with connected(changed(database_url, netloc=netloc, query="connect_timeout=1")) as connection:
+        async with connected(changed(database_url, netloc=netloc, query="connect_timeout=3")) as connection:
             assert connection.place == f"db.test:{parts.port} (127.0.0.1)"
 
 

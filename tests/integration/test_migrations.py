@@ -239,7 +239,7 @@ class TestFailures:
         """The reason says that another migration holds the lock."""
         await database.execute("SELECT pg_advisory_lock($1)", int.from_bytes(b"tal-migr"))
         with pytest.raises(Unavailable, match="timeout: another migration"):
-            await asyncio.to_thread(migrations.migrate, database_url, command_timeout=0.2)
+            await asyncio.to_thread(migrations.migrate, database_url, command_timeout=3.0)
 
 
 class TestGrants:

@@ -553,6 +553,6 @@ async def test_a_blocked_publisher_keeps_its_channel(amqp_url: str, driver: Abst
             await publisher.publish([Outgoing("", queue.name, Properties(), b"not sent")])
         proxy.resume()
         publisher._frame_reader.blocked = None
-        assert await publisher.publish([Outgoing("", queue.name, Properties(), b"2")]) == [Fate.CONFIRMED]
+        assert await publisher.publish([Outgoing("", queue.name, Properties(), b"2")], 30.0) == [Fate.CONFIRMED]
     assert [message.body for message in await drain(driver, queue.name, 2)] == [b"1", b"2"]
     await end(task)

@@ -296,7 +296,7 @@ async def test_a_network_that_is_silent(database_url: str, monkeypatch: pytest.M
     async with (
         Proxy.to(database_url) as proxy,
         asyncio.timeout(60),
-        opened(Connector(proxy.url, connect_timeout=0.2), command_timeout=0.2) as store,
+        opened(Connector(proxy.url, connect_timeout=3.0), command_timeout=2.0) as store,
     ):
         await store.apply([ask()])
         proxy.hold()
