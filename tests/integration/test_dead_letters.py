@@ -14,13 +14,15 @@ from pamqp import encode
 
 from sandbox import RabbitMQ
 from sandbox.proxy import Proxy
-from task_activity_log.client import ClientError
+from task_activity_log.client import ClientError, dead_letters
 from task_activity_log.client.connections import publishing
 from task_activity_log.client.dead_letters import DeadLetter, borrow_dead_letters, may_be_newer, replay
 from task_activity_log.message import Properties
 from task_activity_log.rabbitmq import reading
 from task_activity_log.rabbitmq.link import LinkOptions
 from task_activity_log.rabbitmq.outgoing import Outgoing
+from task_activity_log.rabbitmq.queues import Choice, Found, kept_queue
+from task_activity_log.rabbitmq.reading import Reader
 from task_activity_log.rabbitmq.topology import Topology, declare
 from tests.broker_control import on_raft
 
@@ -298,6 +300,68 @@ async def test_forged_headers_keep_nobody_from_being_replayed(amqp_url: str) -> 
         assert await taken(channel, TOPOLOGY.dead_letters_queue) == []
         requests = await taken(channel, TOPOLOGY.requests_queue)
     assert [request.expiration for request in requests] == [600, None, None, None]
+
+
+@asynccontextmanager
+async def overtaken(
+    amqp_url: str, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[tuple[aio_pika.abc.AbstractConnection, list[AbstractIncomingMessage]]]:
+    """Somebody else gets all dead letters after they were counted, and before they are consumed."""
+    monkeypatch.setattr(dead_letters, "_IDLE_SECONDS", 0.5)
+    taken: list[AbstractIncomingMessage] = []
+    async with await aio_pika.connect(amqp_url) as other:
+
+        def choosing(*given: Any) -> Choice:
+            async def choose(channel: Any) -> Found:
+                found = await kept_queue(*given)(channel)
+                queue = await (await other.channel()).get_queue(TOPOLOGY.dead_letters_queue)
+                arrived: asyncio.Queue[AbstractIncomingMessage] = asyncio.Queue()
+                await queue.consume(arrived.put)
+                taken.extend([await arrived.get() for _ in range(found.messages)])
+                return found
+
+            return choose
+
+        monkeypatch.setattr(dead_letters, "kept_queue", choosing)
+        yield other, taken
+
+
+async def test_one_who_comes_first_is_counted_among_the_others(amqp_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise it would be said that there are no dead letters."""
+    async with queues(amqp_url) as channel:
+        await reject(channel, 1)
+        async with overtaken(amqp_url, monkeypatch), borrow_dead_letters(amqp_url) as loan:
+            assert [letter async for letter in loan] == []
+            assert (loan.waiting, loan.others) == (1, 1)
+
+
+async def test_what_one_who_came_first_has_just_returned_is_seen(
+    amqp_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The queue then shows neither messages nor others, although what was returned has not arrived yet."""
+    async with queues(amqp_url) as channel:
+        await reject(channel, 1)
+        async with overtaken(amqp_url, monkeypatch) as (other, _), borrow_dead_letters(amqp_url) as loan:
+
+            async def now(_: Reader) -> tuple[int, int]:
+                await other.close()
+                return 0, 1
+
+            monkeypatch.setattr(Reader, "now", now)
+            assert [letter.name async for letter in loan] == ["1"]
+
+
+async def test_what_one_who_came_first_has_removed_is_not_waited_for(
+    amqp_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is left, and nobody has it."""
+    async with queues(amqp_url) as channel:
+        await reject(channel, 1)
+        async with overtaken(amqp_url, monkeypatch) as (other, taken), borrow_dead_letters(amqp_url) as loan:
+            await taken[0].ack()
+            await other.close()
+            assert [letter async for letter in loan] == []
+            assert (loan.waiting, loan.others) == (1, 0)
 
 
 async def test_others_get_what_was_not_selected_immediately(amqp_url: str) -> None:

@@ -35,6 +35,8 @@ REPLAYED_BY, REPLAY_COUNT = "x-replayed-by", "x-replay-count"
 _MOST_REPLAYS = 10**6
 _IDLE_SECONDS = 5.0
 """If no dead letter arrives for this long although the broker counted more, another consumer has them, or they were removed."""
+_ON_THE_WAY_SECONDS = 1.0
+"""What another consumer has just returned is not in the queue any more, and arrives in this time."""
 _IDLE_TIMES = 6
 """How often this is waited for where neither is so: a busy broker is slow."""
 _ANSWERED_AFTER = timedelta(minutes=1)
@@ -270,16 +272,20 @@ class Loan:
 
     async def _arriving(self, most: int) -> Sequence[RabbitDelivery]:
         """The next deliveries; none if other consumers have the rest, or it was removed."""
+        empty = False
         for _ in range(_IDLE_TIMES):
             with suppress(TimeoutError):
-                async with asyncio.timeout(_IDLE_SECONDS):
+                async with asyncio.timeout(_ON_THE_WAY_SECONDS if empty else _IDLE_SECONDS):
                     with _explained():
                         return await self._reader.take(most)
             with _explained():
                 if await self._reader.is_stream():
                     raise ClientError(str(stream(self._reader.found.queue)))
-                if self.others or not await self._reader.waiting():
+                left, consumers = await self._reader.now()
+                self.others = max(self.others, consumers - 1)  # one may have come since the queue was found
+                if self.others or (empty and not left):
                     return ()
+                empty = not left
         seconds = _IDLE_SECONDS * _IDLE_TIMES
         raise ClientError(f"queue {self._reader.found.queue} has not delivered all of its messages in {seconds:g} s")
 

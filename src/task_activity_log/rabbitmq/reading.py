@@ -80,10 +80,11 @@ class Reader(Consumer):
         self._acknowledged.append(time.monotonic())
         await super().acknowledge(tags)
 
-    async def waiting(self) -> int:
-        """How many messages the queue has that nobody was given."""
+    async def now(self) -> tuple[int, int]:
+        """How many messages the queue has that nobody was given, and how many consumers, this one included."""
         async with asyncio.timeout(_ANSWER_SECONDS):
-            return (await self._channel.queue_declare(self.found.queue, passive=True)).message_count or 0
+            ok = await self._channel.queue_declare(self.found.queue, passive=True)
+        return ok.message_count or 0, ok.consumer_count or 0
 
     async def is_stream(self) -> bool:
         """Whether the queue is a stream, from which nothing can be removed, and which delivers only what is new."""
