@@ -1124,6 +1124,8 @@ async def test_discarding_asks_first_and_can_export_a_copy(
         await reject(channel, name, line(), "refused_by_database")
     refused = await command("dead-letters", "discard", "--all", AMQP_URL=amqp_url)
     assert (refused.code, "confirm with --yes" in refused.err) == (2, True)
+    refused = await command("dead-letters", "discard", "a", "--yes", "--export", "-", AMQP_URL=amqp_url)
+    assert (refused.code, "--export -: name a file" in refused.err) == (2, True)
     copy = tmp_path / "copy.jsonl"
     said = await command("dead-letters", "discard", "a", "--yes", "--export", str(copy), AMQP_URL=amqp_url)
     assert (said.code, json.loads(copy.read_text())["message_id"]) == (0, "a")
@@ -1293,15 +1295,21 @@ async def test_migrate_says_what_it_did(empty_database_url: str) -> None:
 async def test_message_ids_are_completed(
     channel: AbstractChannel, amqp_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By the Tab key: those that begin so, but none that a shell would execute. Without a broker there are none."""
-    for name in ("first", "fine", "f$(reboot)", "f`x`", "other"):
+    """By the Tab key: those that begin so, but no option, and none that a shell would execute. Without a broker, none."""
+    for name in ("first", "fine", "f$(reboot)", "f`x`", "other", "--all"):
         await reject(channel, name, "{}", "invalid_date")
     monkeypatch.setattr(completing, "_SECONDS", 60.0)
     commands: Any = get_command(dead_letters)
     [ids] = [each for each in commands.commands["show"].params if each.name == "ids"]
-    for url, expected in ((amqp_url, ["first", "fine"]), ("amqp://guest:guest@127.0.0.1:1/", [])):
+    closed = "amqp://guest:guest@127.0.0.1:1/"
+    for url, begins, expected in (
+        (amqp_url, "f", ["first", "fine"]),
+        (amqp_url, "", ["first", "fine", "other"]),
+        (closed, "f", []),
+    ):
         monkeypatch.setenv("AMQP_URL", url)
-        found = await asyncio.to_thread(ids.shell_complete, commands.make_context("", [], resilient_parsing=True), "f")
+        context = commands.make_context("", [], resilient_parsing=True)
+        found = await asyncio.to_thread(ids.shell_complete, context, begins)
         assert [each.value for each in found] == expected
 
 

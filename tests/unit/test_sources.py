@@ -141,6 +141,11 @@ def test_rejected_records_are_not_written_to_a_pipe_or_a_device(tmp_path: Path) 
             assert writable(path, again=again) == f"--rejected {path}: is a pipe or a device: name a file"
 
 
+def test_rejected_records_are_not_written_to_standard_output() -> None:
+    """The replies are printed there. A dash would be the name of a file."""
+    assert writable(Path("-"), again=False) == "--rejected -: name a file: the replies are printed on standard output"
+
+
 @pytest.mark.parametrize(
     ("body", "words"),
     [

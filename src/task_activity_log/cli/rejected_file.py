@@ -14,6 +14,8 @@ def writable(rejected: Path, *, again: bool, paths: Sequence[str] = ()) -> str |
     A file of an earlier run may be written again when that run is continued: its records are judged again. Not if it is
     one of the `paths` that are read: what was corrected in it would be lost.
     """
+    if str(rejected) == "-":
+        return "--rejected -: name a file: the replies are printed on standard output"
     try:
         if not rejected.exists():
             return None if rejected.parent.is_dir() else f"--rejected {rejected}: there is no folder {rejected.parent}"
@@ -28,6 +30,5 @@ def writable(rejected: Path, *, again: bool, paths: Sequence[str] = ()) -> str |
         return f"{rejected}: {error.strerror}"
     except ValueError:
         ours = False
-    if again and ours:
-        return None
-    return f"{rejected} already exists: name another file for the rejected records, or remove it"
+    taken = f"{rejected} already exists: name another file for the rejected records, or remove it"
+    return None if again and ours else taken

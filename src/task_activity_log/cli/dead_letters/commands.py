@@ -278,6 +278,8 @@ def discard(
     """
     from task_activity_log.cli.dead_letters import listing
 
+    if str(export) == "-":
+        fail("--export -: name a file: the copy has to be on disk before anything is discarded", WRONG_USE)
     letters = selection.copies()
     if dry_run:
         say(f"{len(letters):,} would be discarded; nothing was removed")

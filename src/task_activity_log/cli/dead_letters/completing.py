@@ -11,8 +11,8 @@ from task_activity_log.wiring import link_of
 _SECONDS = 2.0
 _MOST = 500
 """How many dead letters are looked at, the oldest."""
-_HARMLESS = re.compile(r"[\w.:@+-]+", re.ASCII)
-"""A shell would execute others: a publisher chooses the ids."""
+_HARMLESS = re.compile(r"[\w.:@+][\w.:@+-]*", re.ASCII)
+"""A publisher chooses the ids: a shell would execute others, and one such as `--all` would be an option."""
 
 
 def complete_id(incomplete: str) -> list[str]:
