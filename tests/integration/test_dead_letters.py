@@ -19,6 +19,7 @@ from task_activity_log.client.connections import publishing
 from task_activity_log.client.dead_letters import DeadLetter, borrow_dead_letters, may_be_newer, replay
 from task_activity_log.message import Properties
 from task_activity_log.rabbitmq import reading
+from task_activity_log.rabbitmq.frames import publish_frames, write
 from task_activity_log.rabbitmq.link import LinkOptions
 from task_activity_log.rabbitmq.outgoing import Outgoing
 from task_activity_log.rabbitmq.queues import Choice, Found, kept_queue
@@ -380,3 +381,29 @@ async def test_others_get_what_was_not_selected_immediately(amqp_url: str) -> No
             assert await loan.remove([letters[1]]) == 1
             assert sorted(letter.name for letter in await all_of(amqp_url)) == ["0", "2"]
         assert sorted(letter.name for letter in await all_of(amqp_url)) == ["0", "2"]
+
+
+async def test_properties_that_the_driver_cannot_read_keep_nothing_from_being_removed(amqp_url: str) -> None:
+    """The broker dead-letters an expired request as it is. As the first in the queue, it is the answer to `basic.get`."""
+    header = bytes.fromhex("003c 0000 0000000000000000 0080 01ff")  # a message_id of one byte
+    async with queues(amqp_url) as channel, await aio_pika.connect(amqp_url) as other:
+        underlay = await (await other.channel(publisher_confirms=False)).get_underlay_channel()
+        frames = publish_frames(
+            underlay.number,
+            "",
+            TOPOLOGY.dead_letters_queue,
+            mandatory=False,
+            header=header,
+            body=b"",
+            frame_max=131_072,
+        )
+        await write(underlay, frames)
+        while not await dead(channel):
+            await asyncio.sleep(0.05)
+        await reject(channel, 1)
+        async with borrow_dead_letters(amqp_url) as loan:
+            letters = {letter.name: letter async for letter in loan}
+            unreadable = next(letter for name, letter in letters.items() if name != "1")
+            await loan.give_back([unreadable])
+            assert await loan.remove([letters["1"]]) == 1
+        assert [letter.key for letter in await all_of(amqp_url)] == [unreadable.key]

@@ -1,6 +1,7 @@
 """Partitions on a real broker: workers share them, and the order of each record survives every hand-over."""
 
 import asyncio
+import struct
 from collections import defaultdict
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager, nullcontext
@@ -13,9 +14,10 @@ from sandbox.proxy import Proxy
 from task_activity_log.aio import end
 from task_activity_log.partitions import hash_slot, partition_of
 from task_activity_log.rabbitmq.balance import Balance, Moves
+from task_activity_log.rabbitmq.frames import publish_frames, write
 from task_activity_log.rabbitmq.intake import Intake
-from task_activity_log.rabbitmq.link import LinkOptions
-from task_activity_log.rabbitmq.members import Members
+from task_activity_log.rabbitmq.link import LinkOptions, connect
+from task_activity_log.rabbitmq.members import Members, join
 from task_activity_log.rabbitmq.queue_intake import QueueIntake
 from task_activity_log.rabbitmq.topology import Topology, declare
 
@@ -275,3 +277,27 @@ async def _in_hand(intake: Intake, count: int) -> None:
     async with asyncio.timeout(60):
         while intake.in_hand < count:
             await asyncio.sleep(0.01)
+
+
+NOT_UTF8 = struct.pack(">HHQHB", 60, 0, 0, 1 << 7, 1) + b"\xff"
+"""The payload of a content header: a message_id of one byte."""
+
+
+async def test_what_is_published_to_the_queues_of_the_workers_disconnects_none(amqp_url: str) -> None:
+    """The driver drops a connection when it gets properties that it cannot read, so it must not get these messages."""
+    queues = (TOPOLOGY.workers_queue, TOPOLOGY.short_workers_queue)
+    async with connect(LinkOptions(amqp_url), "intake") as (connection, frame_reader):
+        await declare(connection, TOPOLOGY)
+        members = await join(connection, TOPOLOGY, lambda: frame_reader.read_seconds)
+        await members.say_short(True)
+        async with await aio_pika.connect(amqp_url) as other:
+            channel = await (await other.channel(publisher_confirms=False)).get_underlay_channel()
+            for queue in queues:
+                frames = publish_frames(
+                    channel.number, "", queue, mandatory=False, header=NOT_UTF8, body=b"", frame_max=131_072
+                )
+                await write(channel, frames)
+                # The broker reads what is sent on a channel in order; then the queue has the message, or has delivered it.
+                while (await channel.queue_declare(queue, passive=True)).message_count:
+                    await asyncio.sleep(0.05)
+        assert await members.count() == (1, 1)

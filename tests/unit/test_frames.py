@@ -137,6 +137,16 @@ def test_a_delivery_is_what_the_driver_would_read() -> None:
     ]
 
 
+def test_the_driver_gets_no_properties() -> None:
+    """It drops the connection when it cannot read them. Everything else of a message that is left to it stays."""
+    got = Basic.GetOk(5, redelivered=False, exchange="", routing_key="queue", message_count=0)
+    seen = Seen()
+    for headers_of in ("id", ""):
+        seen.frame_reader.data_received(b"".join(content(OURS, b"on", b"e", method=got, headers=headers_of)))
+    assert not seen.taken
+    assert seen.handed_on == 2 * b"".join(content(OURS, b"on", b"e", method=got))
+
+
 def test_published_frames_are_what_the_driver_would_write() -> None:
     """The driver's library can read back the method, the header and a body of several frames."""
     header = headers.encode(Properties(content_type="text/json", delivery_mode=2, message_id="é"), 10)
