@@ -218,6 +218,16 @@ async def test_a_wrong_selection_is_one_line(arguments: list[str], words: str) -
     assert words in said.err
 
 
+async def test_a_missing_exchange_is_named_at_once(world: World) -> None:
+    """As by the other commands: nothing declares it while the command waits."""
+    [identifier] = await stored(world, 1)
+    services: dict[str, Any] = {"AMQP_URL": world.amqp_url, "DATABASE_URL": world.database_url}
+    services["WORKER_REPLIES_EXCHANGE"] = "nowhere"
+    said = await command("resend", "--id", str(identifier), "--yes", **services)
+    words = "exchange 'nowhere' does not exist on this broker: a worker declares it when it starts"
+    assert (said.code, said.err) == (1, f"task-activity-log: nothing was sent: {words}\n")
+
+
 async def test_a_database_that_is_away_is_one_line(world: World) -> None:
     """With exit code 1."""
     url = "postgresql://127.0.0.1:1/nobody"

@@ -4,7 +4,7 @@ import asyncio
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from uuid import UUID
 
 from task_activity_log import wire
@@ -61,7 +61,8 @@ class Resending:
 
     def _command(self, after: UUID | None) -> str:
         """The whole command that continues this run, also when some time has passed."""
-        since = () if self.ids else ("--changed-since", self.since.isoformat())
+        all_of_them = self.since == datetime.min.replace(tzinfo=UTC)
+        since = () if self.ids else ("--all",) if all_of_them else ("--changed-since", self.since.isoformat())
         chosen = (option for one in self.ids for option in ("--id", str(one)))
         queue = ("--queue", self.queue) if self.queue else ()
         rate = ("--rate", f"{self.rate:g}", *(("--xml",) if self.xml else ()), "--yes")

@@ -138,6 +138,12 @@ class _Batch:
         self._sent.unanswered = Fate.LOST in fates or Fate.UNCONFIRMED in fates
         left = [reply for reply, fate in zip(replies, fates, strict=True) if fate is not Fate.CONFIRMED]
         self._sent.count += len(replies) - len(left)
+        if Fate.LOST in fates and self._publisher.last_reason.startswith(
+            "NOT_FOUND"
+        ):  # the broker has taken none of them
+            self._sent.unanswered = False
+            advice = "a worker declares it when it starts"
+            raise self._interrupted(f"exchange '{self._target.exchange}' does not exist on this broker: {advice}")
         if Fate.RETURNED in fates:
             queue, exchange = self._target.queue, self._target.exchange
             none = f"queue {queue} does not exist" if queue else f"no queue is bound to exchange {exchange}"
