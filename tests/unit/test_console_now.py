@@ -177,7 +177,8 @@ def test_a_time_is_said_in_its_largest_unit(seconds: float, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(None, "-"), (0.0345, "34.5 ms"), (2.1, "2.1 s"), (240, "4 min"), (7200, "2 h")]
+    ("seconds", "text"),
+    [(None, "-"), (0.0345, "34.5 ms"), (0.9997, "1,000 ms"), (2.1, "2.1 s"), (240, "4 min"), (7200, "2 h")],
 )
 def test_a_duration_in_a_table_is_short(seconds: float | None, text: str) -> None:
     """With three figures at most."""

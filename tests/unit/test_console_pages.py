@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from html import unescape
 from pathlib import Path
 from urllib.parse import quote
+from uuid import uuid4
 
 import pytest
 
@@ -120,6 +121,17 @@ def test_without_the_role_bodies_no_page_shows_or_tells_anything_of_a_body(onloo
     ):  # fmt: skip
         answer = onlooker.get(path)
         assert (answer.status_code, SECRET.id in answer.text) == (403, False)
+
+
+def test_without_the_role_bodies_no_page_says_that_a_record_has_no_row(onlooker: Browser, local: Browser) -> None:
+    """It is not looked for, and the page says why."""
+    page = onlooker.get(f"/find?name={uuid4()}").text
+    assert "There is no row" not in page
+    assert "No dead letter, no reply and no answer has this message_id or correlation_id" in page
+    assert "to find what there is of a record takes the role" in page
+    page = local.get(f"/find?name={uuid4()}").text
+    assert "There is no row" in page
+    assert "takes the role" not in page
 
 
 def test_without_the_role_act_no_form_does_anything(onlooker: Browser) -> None:

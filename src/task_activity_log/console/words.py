@@ -36,8 +36,13 @@ def short(seconds: float | None) -> str:
         return "-"
     for limit, size, unit in _SHORT:
         if seconds < limit:
-            return f"{seconds / size:.3g} {unit}"
-    return f"{seconds / 86_400:.3g} d"
+            return f"{_three_digits(seconds / size)} {unit}"
+    return f"{_three_digits(seconds / 86_400)} d"
+
+
+def _three_digits(value: float) -> str:
+    """A number with three digits that count, and never with an exponent, as Python writes 999.7."""
+    return f"{value:.3g}" if value < 999.5 else f"{value:,.0f}"  # noqa: PLR2004 - what is rounded to 1,000
 
 
 def round_up(value: float) -> float:
