@@ -82,7 +82,7 @@ async def test_rejected_records_are_written_to_a_file_that_can_be_corrected_and_
     assert f"{folder}/a.jsonl:2: not sent: invalid_uuid: Send id" in said.err
     assert f"{folder}/b.xml:2: not sent: invalid_uuid: Send id" in said.err
     assert f"2 invalid: not sent; they are in {rejected} (--send-invalid sends them)" in said.err
-    assert "5 inserted" in said.err
+    assert said.err.endswith("5 inserted; not sent: 2 invalid\n")
 
     again = await command("publish", str(folder), "--rejected", str(rejected), AMQP_URL=world.amqp_url)
     assert again.code == 2
@@ -525,6 +525,35 @@ async def test_all_that_is_wrong_is_named_at_once_and_is_in_the_totals(tmp_path:
     assert (sent.code, ignored in sent.err) == (1, True)
 
 
+async def test_the_last_line_says_what_was_not_sent(world: World, tmp_path: Path) -> None:
+    """Many read it alone, after thousands of lines of outcomes."""
+    (tmp_path / "good.jsonl").write_text(line() + line(due_date="never") + line(taskId="x"))
+    (tmp_path / "broken.json").write_text("{")
+    for options, fate in (((), "1 inserted"), (("--no-wait",), "replies go to the subscribers")):
+        said = await command("publish", str(tmp_path), *options, AMQP_URL=world.amqp_url)
+        words = "not sent: 1 invalid, 1 with misspelled fields, 1 file that cannot be read"
+        assert (said.code, said.err.splitlines()[-1].partition(f"{fate}; ")[2]) == (3, words)
+
+
+async def test_records_in_a_list_in_xml_are_no_misspelled_fields(tmp_path: Path) -> None:
+    """The wrong root is what has to be corrected."""
+    (tmp_path / "list.xml").write_text(f"<records><task_activity_log><id>{uuid4()}</id></task_activity_log></records>")
+    said = await command("publish", "--dry-run", str(tmp_path))
+    assert (said.code, len(said.lines)) == (3, 1)
+    assert "list.xml: wrong_root: Send one record" in said.lines[0]
+
+
+async def test_a_publish_without_a_connection_has_sent_nothing(tmp_path: Path) -> None:
+    """It says so, and leaves no file of rejected records, so that the same command can be given again."""
+    file, rejected = tmp_path / "a.jsonl", tmp_path / "rejected.jsonl"
+    file.write_text(line() + "{}\n")
+    for _ in range(2):
+        said = await command("publish", str(file), "--rejected", str(rejected), AMQP_URL="amqp://127.0.0.1:1/")
+        last = "task-activity-log: no connection to 127.0.0.1:1: connection refused; nothing was sent"
+        assert (said.code, said.err.splitlines()[-1]) == (1, last)
+    assert not rejected.exists()
+
+
 async def test_a_publish_that_is_interrupted_while_it_reads_has_sent_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -589,7 +618,7 @@ async def test_a_file_that_is_changed_while_it_is_published_is_not_sent(
     monkeypatch.setattr(Publication, "_report", change)
     said = await command("publish", str(file), AMQP_URL=world.amqp_url)
     assert (said.code, said.lines) == (1, [])
-    assert said.err == f"task-activity-log: {file}: was changed while it was read\n"
+    assert said.err == f"task-activity-log: {file}: was changed while it was read; nothing was sent\n"
 
 
 async def test_a_file_that_is_changed_while_it_is_judged_is_not_accepted(
@@ -1355,6 +1384,12 @@ async def test_what_became_of_a_message_is_found(
     ):
         said = await command("find", name, **services)
         assert (said.code, [each.split()[0] for each in said.lines if each[0] != " "]) == (0, kinds.split())
+    said = await command("find", "another", **services | {"DATABASE_URL": "postgresql://127.0.0.1:1/nobody"})
+    assert (said.code, said.lines[0].partition(":")[0]) == (
+        1,
+        "dead letter another",
+    )  # the queues are known all the same
+    assert "row and journal are not known: the database cannot be used: connection refused" in said.err
     said = await command("find", stored, **services)
     assert said.lines[1:3] == ["  subject: a\\x1bb", f"  description: {200 * 'd'}… (300 characters)"]
     assert said.lines[3].startswith(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,7 +11,7 @@ from uuid import UUID
 
 from task_activity_log.cli.exit_codes import DONE, FAILED
 from task_activity_log.cli.terminal import say, say_unseen
-from task_activity_log.client import ClientError, Received, StoredReply
+from task_activity_log.client import Received, StoredReply
 from task_activity_log.client.dead_letters import DeadLetter, borrow_dead_letters
 from task_activity_log.client.finding import (
     ANSWERS_MAX,
@@ -44,6 +45,8 @@ class Found:
     """What the journal has, the oldest first."""
     no_journal: str = ""
     """Why the journal says nothing; empty if it was read."""
+    no_database: str = ""
+    """Why neither rows nor the journal are known; empty if they were read."""
 
 
 def find(settings: Settings, name: str) -> int:
@@ -52,6 +55,11 @@ def find(settings: Settings, name: str) -> int:
     lines = list(_lines(found))
     for line in lines:
         print(line)
+    if found.no_database:
+        say(f"row and journal are not known: the database cannot be used: {found.no_database}")
+        if not lines:
+            say(f"{name}: no dead letter and no waiting reply has this id")
+        return FAILED
     if lines:
         if found.no_journal.startswith("the journal cannot be read"):
             say(found.no_journal)
@@ -83,7 +91,7 @@ async def _look(settings: Settings, name: str) -> Found:
         found.unreadable = await survey.exist(ids) - {row.id for row in found.rows}
         found.rows_may_be_hidden = await survey.may_hide_rows()
     except Unavailable as error:
-        raise ClientError(f"the database cannot be used: {error.reason}") from None
+        found.no_database = error.reason
     finally:
         await survey.close()
     return found
@@ -101,7 +109,10 @@ def _lines(found: Found) -> Iterator[str]:
     for row in found.rows:
         yield f"row {row.id}: modified {row.modified_dateutc.isoformat()}"
         values = row.model_dump(mode="json", exclude={"id", "modified_dateutc"}, exclude_none=True)
-        yield from (f"  {name}: {_short(one_line(str(value)))}" for name, value in values.items())
+        yield from (
+            f"  {name}: {_short(one_line(value if isinstance(value, str) else json.dumps(value)))}"
+            for name, value in values.items()
+        )
     yield from map(one_line, _other_lines(found))
 
 

@@ -51,6 +51,15 @@ def totals(usable: Findings, unusable: Sequence[Findings], *, strict: bool) -> s
     return ", ".join(filter(None, counts))
 
 
+def left_out(usable: Findings, unusable: Sequence[Findings], *, strict: bool) -> str:
+    """What was not sent, for the end of the last line of a run; empty if everything was."""
+    invalid = len(usable.kept_back) - usable.misspelled
+    counts = [f"{invalid:,} invalid" if invalid else "", typos(usable.misspelled, strict=strict)]
+    counts.append(f"{counted(len(unusable), 'file')} that cannot be read" if unusable else "")
+    named = ", ".join(filter(None, counts))
+    return f"; not sent: {named}" if named else ""
+
+
 def typos(count: int, *, strict: bool) -> str:
     """How many records are not sent although a worker would not reject them; empty for none."""
     what = "members that are not fields" if strict else "misspelled fields"

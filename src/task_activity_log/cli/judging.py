@@ -32,6 +32,8 @@ class Judgement:
     """Those of them that are not among the complaints."""
 
 
+_ROOT = "task_activity_log"
+"""The element of a record in XML."""
 _NOTHING_WRONG = Judgement([])
 
 
@@ -43,7 +45,10 @@ def judged(upsert: Upsert, rules: Rules, *, strict: bool, to: TextIO) -> Judgeme
         problem = rejected.problem
         complaints = complaints_of(upsert, problem, [error.field for error in problem.errors], to=to)
         present = [error.field for error in problem.errors if error.code is not Code.MISSING_ID]
-        return _judgement(upsert, misspelled.unknown(upsert), present, complaints, strict=strict)
+        unknown = misspelled.unknown(upsert)
+        if problem.code is Code.WRONG_ROOT:  # records in a list are no misspelled fields
+            unknown = [name for name in unknown if name != _ROOT]
+        return _judgement(upsert, unknown, present, complaints, strict=strict)
     # The worker notes only some of the elements of XML that are not fields.
     if not request.ignored and not wire.is_xml(request.media_type):
         return _NOTHING_WRONG

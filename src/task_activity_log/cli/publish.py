@@ -13,7 +13,7 @@ from typing import TextIO
 
 from task_activity_log.cli.csv_records import columns
 from task_activity_log.cli.exit_codes import DONE, FAILED, SOME_REJECTED
-from task_activity_log.cli.findings import NOTHING_SENT, Findings, say_faults, totals, typos
+from task_activity_log.cli.findings import NOTHING_SENT, Findings, left_out, say_faults, totals, typos
 from task_activity_log.cli.judging import Complaints, complaints_of, judged
 from task_activity_log.cli.sources import (
     KNOWN,
@@ -117,20 +117,18 @@ class Publication:
         return max(asyncio.run(self._publish()), code)
 
     def explained(self, why: str) -> str:
-        """Why the run ended, how far it came, and how to continue."""
+        """Why the run ended, how far it came, and how to continue. If nothing was sent, the same command starts again."""
         if not (self._summary.sent or self._began):
-            return why
+            self._remove_rejected()
+            return why if "nothing was sent" in why else f"{why}; nothing was sent"
         done, what = (self._summary.answered, "answered") if self.wait else (self._confirmed, "confirmed")
         again = _REPEATS + "".join(map(_AGAIN.format, self._pipes()))
         # The command ends the line: it is copied from there.
         return f"{why}; {done:,} of {self._to_send:,} were {what}. To continue ({again}): {self._command()}"
 
     def interrupted(self) -> str:
-        """The line for Ctrl-C and signals. If nothing was sent, the same command starts again."""
-        if self._summary.sent or self._began:
-            return self.explained("interrupted")
-        self._remove_rejected()
-        return "interrupted; nothing was sent"
+        """The line for Ctrl-C and signals."""
+        return self.explained("interrupted")
 
     def _command(self) -> str:
         """The whole command that continues this run."""
@@ -341,7 +339,12 @@ class Publication:
                     self._not_sent += not answer.sent
                     self._keep(answer.upsert, exported.reasons(answer.problem))
                 self._show(answer)
-        self._tell(str(self._summary))
+        self._tell(f"{self._summary}{self._left_out}")
+
+    @property
+    def _left_out(self) -> str:
+        """What was not sent although it was named, for the last line, which many read alone."""
+        return left_out(self._usable, self._unusable, strict=self.strict)
 
     def _outcomes(self) -> str:
         return " · ".join(islice(self._summary.counts(), 5))
@@ -372,7 +375,8 @@ class Publication:
             self._summary.begin()
             await client.send_many(self._upserts(), timeout=self.timeout, on_sent=sent)
         seconds = self._summary.seconds
-        self._tell(f"{self._confirmed:,} confirmed by the broker in {seconds:.1f} s; replies go to the subscribers")
+        where = "replies go to the subscribers"
+        self._tell(f"{self._confirmed:,} confirmed by the broker in {seconds:.1f} s; {where}{self._left_out}")
 
     def _show(self, answer: Answer) -> None:
         count = self._summary.outcomes["rejected"]
