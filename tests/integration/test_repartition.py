@@ -290,7 +290,7 @@ async def test_a_requests_queue_that_would_not_keep_the_order_is_refused_before_
                 refusal = f"task-activity-log: queue {TWO.requests_queue} was declared without x-single-active-consumer"
                 assert printed.err.startswith(refusal)
                 assert printed.err.count("\n") == 1
-                assert ("Now: 0 partitions, 1 messages" in printed.out) == (not yes)
+                assert ("Now: 0 partitions, 1 message," in printed.out) == (not yes)
         await channel.queue_delete(TWO.requests_queue)
         assert await asyncio.to_thread(run_command, amqp_url, 2, yes=True) == 0
     await routed(amqp_url, TWO)

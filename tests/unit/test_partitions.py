@@ -116,11 +116,11 @@ QUEUES = {number: Partition(queue_of(REQUESTS.queue, number), 3, 0) for number i
 @pytest.mark.parametrize(
     ("there", "to", "now", "said", "unsaid"),
     [
-        (Partitions({}, False, REQUESTS), 4, "0 partitions, 1 messages, consumers on 1 queues", "4 queues", "by"),
+        (Partitions({}, False, REQUESTS), 4, "0 partitions, 1 message, consumers on 1 queue", "4 queues", "by"),
         (
             Partitions(QUEUES, True, REQUESTS),
             4,
-            "2 partitions, 7 messages, consumers on 1 queues",
+            "2 partitions, 7 messages, consumers on 1 queue",
             "by-record",
             "WORKER_PARTITIONS=2",
         ),
@@ -131,7 +131,7 @@ QUEUES = {number: Partition(queue_of(REQUESTS.queue, number), 3, 0) for number i
             "4 queues",
             "by-record",
         ),
-        (Partitions({}, True, REQUESTS), 0, "an unfinished change, 1 messages", "by-record", "Stop"),
+        (Partitions({}, True, REQUESTS), 0, "an unfinished change, 1 message", "by-record", "Stop"),
         (Partitions(QUEUES, True), 0, "2 partitions, 6 messages", "without WORKER_PARTITIONS", "It declares"),
     ],
 )

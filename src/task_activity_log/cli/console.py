@@ -13,7 +13,7 @@ from task_activity_log.cli.terminal import say
 from task_activity_log.settings import Settings, SettingsError
 
 _SHUTDOWN_SECONDS = 5
-_NOT_INSTALLED = "the console needs further packages: pip install 'task-activity-log-worker[console]'"
+_NOT_INSTALLED = "the console needs further packages: pip install '.[console]' in the folder of its source"
 
 
 def serve(settings: Settings) -> None:

@@ -4,7 +4,7 @@ import asyncio
 from dataclasses import replace
 
 from task_activity_log.cli.exit_codes import DONE, FAILED
-from task_activity_log.cli.terminal import say, table
+from task_activity_log.cli.terminal import counted, say, table
 from task_activity_log.problem import Misconfigured, Unavailable
 from task_activity_log.rabbitmq.repartition import NotEmpty, Partitions, change, declare_missing, look_up, refuse
 from task_activity_log.rabbitmq.topology import Topology
@@ -48,8 +48,14 @@ async def _show_or_change(settings: Settings, to: int | None, *, yes: bool) -> i
     return DONE
 
 
+_WITHOUT = (
+    "without WORKER_PARTITIONS, and with WORKER_SINGLE_ACTIVE_CONSUMER=true because the queue keeps its single active"
+    " consumer"
+)
+
+
 def _start(to: int) -> str:
-    setting = f"with WORKER_PARTITIONS={to}" if to else "without WORKER_PARTITIONS"
+    setting = f"with WORKER_PARTITIONS={to}" if to else _WITHOUT
     return f"Start the workers {setting}, then the publishers."
 
 
@@ -75,7 +81,8 @@ def _show(partitions: Partitions, topology: Topology) -> None:
 def plan(partitions: Partitions, wanted: Topology) -> str:
     """What there is, and the steps of the change to `wanted.partitions`: only those that apply."""
     to = wanted.partitions
-    now = "an unfinished change" if not partitions.whole else f"{partitions.count} partitions"
+    now = "an unfinished change" if not partitions.whole else counted(partitions.count or 0, "partition")
+    has = f"{counted(partitions.messages, 'message')}, consumers on {counted(partitions.consumed, 'queue')}"
     run = ["Run this command with --yes."]
     if partitions.exchange:
         run.append(f"It deletes exchange {wanted.partitions_exchange}.")
@@ -92,7 +99,7 @@ def plan(partitions: Partitions, wanted: Topology) -> str:
         steps = [f"Stop {publishers}.", empty, *steps, _start(to)]
     return "\n".join(
         [
-            f"Now: {now}, {partitions.messages} messages, consumers on {partitions.consumed} queues. To change to {to}:",
+            f"Now: {now}, {has}. To change to {to}:",
             *(f"{number}. {step}" for number, step in enumerate(steps, 1)),
             "Nothing was changed.",
         ]

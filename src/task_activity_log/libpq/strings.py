@@ -22,7 +22,7 @@ def split(text: str) -> dict[str, str]:
     if text.startswith(SCHEMES):
         return _of_url(text.partition("://")[2])
     if "://" in text.partition("=")[0] or "=" not in text:
-        raise ValueError("should begin with postgresql://")
+        raise ValueError("should begin with postgresql://, or have options such as host=… dbname=…")
     return _of_pairs(text)
 
 

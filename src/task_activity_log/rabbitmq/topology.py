@@ -354,7 +354,7 @@ _SINGLE_ACTIVE = "x-single-active-consumer"
 _DELETED = ". If queues were deleted, stop the workers and run `task-activity-log partitions --to {}`"
 _DRAIN = (
     "Arguments cannot be changed in place: stop the publishers, let the workers that run now empty the queue, stop them,"
-    " delete the queue, and start again"
+    " delete the queue, and start the workers again"
 )
 _ADVICE = (
     "It is used as it is. Arguments cannot be changed in place: set limits by policy,"

@@ -26,7 +26,7 @@ def from_environment(environment: Mapping[str, str], requests_queue: str, replie
     try:
         from task_activity_log.telemetry.spans import Tracing, make_exporter  # noqa: PLC0415 - needs the extra `otel`
     except ImportError:
-        log.warning("tracing_unavailable", advice="pip install 'task-activity-log-worker[otel]'")
+        log.warning("tracing_unavailable", advice="pip install '.[otel]' in the folder of the worker's source")
         return None
     traces = Tracing(make_exporter(environment), requests_queue, replies_exchange)
     log.info("tracing", endpoint=endpoint)

@@ -57,7 +57,7 @@ class FakeWorker:
         return self.database.rows
 
     def client(self, *, app_id: str = "task-activity-log", window: int = 2_000) -> TaskActivityLogClient:
-        """A client that publishes to this worker. The arguments are those of `TaskActivityLogClient`."""
+        """A client that publishes to this worker. The two arguments are as for `TaskActivityLogClient`; it has no others."""
         return _FakeClient(self, app_id, window)
 
     def subscribe(

@@ -162,7 +162,7 @@ def _judge_management(
         yield from judge_workers(management.rows("vhosts", vhost, "connections"))
         yield from judge_nodes(management.rows("nodes"), sight.version)
     except ManagementError as error:
-        advice = "check MANAGEMENT_URL: its user needs the tag monitoring and access to the virtual host"
+        advice = "check address and password in MANAGEMENT_URL; its user needs the tag monitoring and access to the virtual host"
         yield Finding("unknown", "management", str(error), advice)
         return
     yield _judge_permissions(management, vhost, topology, sight.version, settings)

@@ -40,7 +40,7 @@ async def findings(settings: Settings) -> list[Finding]:
         journal = await database.try_journal() if may_write and keeps_journal else ""
         mark = await database.try_mark() if may_write and found["inbox_kind"] else ""
     except Unavailable as error:
-        advice = "check that it is running and that DATABASE_URL is correct; docs/connecting.md explains each cause"
+        advice = "check that it is running, and what DATABASE_URL names; docs/connecting.md explains each cause"
         if isinstance(error, TimedOut):
             advice = f"the server is slow, or {_SET.removeprefix('it ')}statement_timeout"
         return [Finding("broken", "database", error.reason, advice)]

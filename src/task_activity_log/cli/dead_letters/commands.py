@@ -162,7 +162,9 @@ def list_(
         bool, typer.Option("--json", help="Print one line of JSON per dead letter, without its body.")
     ] = False,
 ) -> int:
-    """Count the dead letters by code, publisher and bad field, with their ages, and how many would pass now.
+    """Count the dead letters by code, publisher and bad field.
+
+    Also their ages, and how many would pass now.
 
     \b
     Examples:
