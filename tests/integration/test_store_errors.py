@@ -78,6 +78,10 @@ async def test_every_class_of_errors_is_recognized(store: Store, database: Conne
         assert error.sqlstate == sqlstate
     lasting, passing = True, False
     for sqlstate, expected, kind in (
+        ("01000", "database error (01000)", lasting),
+        ("01004", "database error (01004)", lasting),
+        ("02000", "database error (02000)", lasting),
+        ("02001", "database error (02001)", lasting),
         ("08006", "connection lost (08006)", passing),
         ("0A000", "schema does not fit (0A000)", lasting),
         ("21000", "database error (21000)", lasting),

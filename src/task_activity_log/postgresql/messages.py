@@ -30,7 +30,7 @@ def one_line(said: str) -> str:
     return " ".join("".join(letter if letter.isprintable() else " " for letter in said).split())[:_LINE]
 
 
-def shown(error: asyncpg.PostgresError) -> Iterator[str]:
+def shown(error: asyncpg.PostgresError | asyncpg.PostgresWarning) -> Iterator[str]:
     """What is known of an error: names, and no values.
 
     The text may be a trigger's own and quote the row, so it is shown only if the server cannot have put a value into it. For

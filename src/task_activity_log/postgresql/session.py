@@ -143,8 +143,12 @@ def label(sqlstate: str) -> str:
     return f"{_WORDS.get(sqlstate) or _WORDS.get(sqlstate[:2], fallback)} ({sqlstate})"
 
 
+_ServerError: TypeAlias = asyncpg.PostgresError | asyncpg.PostgresWarning
+"""An error of the server. The driver calls it a warning if its SQLSTATE begins with 01 or 02, which a trigger can raise."""
+
 DRIVER_ERRORS = (
     asyncpg.PostgresError,
+    asyncpg.PostgresWarning,
     asyncpg.InterfaceError,
     asyncpg.InternalClientError,
     OSError,
@@ -155,7 +159,7 @@ DRIVER_ERRORS = (
 
 def _judge(error: Exception, where: str) -> tuple[Fault, Refused | Unavailable]:
     """The cause of a driver's error, and what to raise for it. The error's text is dropped, because it quotes rows."""
-    if isinstance(error, asyncpg.PostgresError):
+    if isinstance(error, _ServerError):
         return _judge_server(error, where)
     if isinstance(error, ValueError | OverflowError):
         return Fault.ROW, Refused(CLIENT)
@@ -166,7 +170,7 @@ def _judge(error: Exception, where: str) -> tuple[Fault, Refused | Unavailable]:
     return Fault.DATABASE, Failed("connection lost", CONNECTION_LOST, where)
 
 
-def _judge_server(error: asyncpg.PostgresError, where: str) -> tuple[Fault, Refused | Unavailable]:
+def _judge_server(error: _ServerError, where: str) -> tuple[Fault, Refused | Unavailable]:
     sqlstate = error.sqlstate or "XX000"
     name = error.constraint_name or error.column_name or ""
     if sqlstate == _QUOTED and SKIPPED_ROW in str(error):
