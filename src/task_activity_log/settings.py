@@ -82,8 +82,7 @@ def _database_url(url: SecretStr | None, info: ValidationInfo) -> SecretStr | No
             for host in target.hosts:
                 trust.context(target, host, None)
         except OSError as error:
-            reason = (getattr(error, "reason", None) or error.strerror or "").replace("_", " ").lower()
-            raise ValueError(f"a file for TLS has not what it should have ({reason})") from None
+            raise ValueError(str(error.strerror)) from None
     return url
 
 

@@ -332,6 +332,11 @@ MISFITS = {
         "DROP TABLE task_activity_log; CREATE EXTENSION file_fdw; CREATE SERVER s FOREIGN DATA WRAPPER file_fdw;"
         "CREATE FOREIGN TABLE task_activity_log (id uuid) SERVER s OPTIONS (filename '/dev/null')"
     ): "task_activity_log is a foreign table",
+    (
+        "DROP TABLE task_activity_log_inbox; CREATE EXTENSION file_fdw; CREATE SERVER s FOREIGN DATA WRAPPER file_fdw;"
+        "CREATE FOREIGN TABLE task_activity_log_inbox (request_key uuid, processed_at timestamptz) SERVER s"
+        " OPTIONS (filename '/dev/null')"
+    ): "task_activity_log_inbox is a foreign table",
 }
 """What somebody does to the table, and what the worker says at its start, and `check`."""
 
@@ -457,6 +462,22 @@ class TestOwnRows:
         await store.apply([ask(subject="kept")])
         await database.execute(f"ALTER TABLE task_activity_log {change}")
         assert [failure.rule for failure in await store.try_own_rows(None)] == rules
+
+    @pytest.mark.parametrize("local", [True, False])
+    async def test_a_trigger_that_changes_the_session_refuses_nothing(
+        self, store: Store, database: Connection, local: bool
+    ) -> None:
+        """It changes the search path: with the transaction it ends, or with the session, which the probe then replaces."""
+        await database.execute(f"""
+            CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+                PERFORM set_config('search_path', '', {local}); RETURN NEW;
+            END $$;
+            CREATE TRIGGER f BEFORE INSERT OR UPDATE ON task_activity_log FOR EACH ROW EXECUTE FUNCTION f();
+        """)
+        for _ in range(3):
+            assert outcomes(await store.apply([ask()])) == ["inserted"]
+            await store.probe()
+        assert await store.try_own_rows(None) == []
 
     async def test_names_that_a_trigger_makes_up_are_not_compared(self, store: Store, database: Connection) -> None:
         """Otherwise each row would be refused by a rule of its own, and none of the worker's own by the same one."""

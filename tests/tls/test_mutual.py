@@ -100,15 +100,15 @@ async def test_a_worker_with_certificates_works_over_encrypted_connections_only(
         assert {row["ssl"] for row in others} == {True}
 
 
-_TURNED_AWAY = "reset|alert"
-"""With TLS 1.3 the server refuses a client after the client's handshake: it gets an alert or a reset connection."""
+_TURNED_AWAY = "reset|alert|closed"
+"""With TLS 1.3 the server refuses a client after the client's handshake: it gets an alert, or a connection that is reset or closed."""
 
 
 @pytest.mark.parametrize(
     ("files", "broker_says", "database_says"),
     [
         ({"certificate": False}, _TURNED_AWAY, "access refused"),
-        ({"files": "strange"}, _TURNED_AWAY, ""),
+        ({"files": "strange"}, _TURNED_AWAY, "TLS failed: database|connection lost"),
         ({"ca": "strange"}, "certificate verify failed", "certificate not accepted"),
     ],
 )
@@ -121,7 +121,7 @@ async def test_no_connection_is_made_without_trust_on_both_sides(
     broken = {one.what: one.found for one in found if one.verdict == "broken"}
     assert set(broken) == {"broker", "database"}
     assert re.search(broker_says, broken["broker"])
-    assert database_says in broken["database"]
+    assert re.search(database_says, broken["database"])
 
 
 async def test_a_server_whose_certificate_has_another_name_is_refused(secured: Secured) -> None:

@@ -38,6 +38,8 @@ def _of_url(rest: str) -> dict[str, str]:
     rest = rest[hosts.end() :]
     names, ports = zip(*map(_host, hosts[0].split(",")), strict=True)
     path, _, query = rest.partition("?")
+    if "@" in path:  # it may be the rest of a password, and names of databases are shown
+        raise ValueError(f"has an @ in the name of the database; {_ENCODE}, also in that name")
     found |= {"host": _decoded(",".join(names)), "dbname": _decoded(path[1:])}
     found["port"] = _decoded(",".join(ports)) if any(ports) else ""
     found = {name: value for name, value in found.items() if value}

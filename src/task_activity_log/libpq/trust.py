@@ -1,6 +1,8 @@
 """TLS as `sslmode` and its kin have it: the context for one host."""
 
 import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,7 @@ def context(target: Target, host: Host, tls: Tls | None) -> NamedContext | None:
     Whatever `tls` has takes the place of the options, and the server's certificate and name are then always checked.
 
     Raises:
-        OSError: a file cannot be read, or (`ssl.SSLError`) does not contain what it should.
+        OSError: a file cannot be read, or does not contain what it should. `strerror` names it.
     """
     options, mode = target.options, target.options["sslmode"]
     if host.socket is not None or (tls is None and mode == "disable"):
@@ -40,10 +42,12 @@ def context(target: Target, host: Host, tls: Tls | None) -> NamedContext | None:
         made.maximum_version = _version(options["ssl_max_protocol_version"])
     if ssl.HAS_ALPN:
         made.set_alpn_protocols(["postgresql"])  # sslnegotiation=direct needs it
-    if "sslkeylogfile" in options:
-        made.keylog_filename = options["sslkeylogfile"]
+    if file := options.get("sslkeylogfile"):
+        with _named(f"sslkeylogfile {file}"):
+            made.keylog_filename = file
     if tls is not None:
-        tls.fill(made)
+        with _named("WORKER_DATABASE_…_FILE"):
+            tls.fill(made)
         return made
     _trust(made, target, mode)
     _identify(made, target)
@@ -74,11 +78,13 @@ def _trust(made: ssl.SSLContext, target: Target, mode: str) -> None:
         # The system's authorities sign for everybody, so without the name a certificate proves nothing.
         made.check_hostname = True
     else:
-        made.load_verify_locations(cafile=root)
+        with _named(f"sslrootcert {root}"):
+            made.load_verify_locations(cafile=root)
         made.check_hostname = mode == "verify-full"
     revoked, directory = target.options.get("sslcrl") or _at_home(target, "root.crl"), target.options.get("sslcrldir")
     if revoked or directory:
-        made.load_verify_locations(cafile=revoked, capath=directory)
+        with _named(f"sslcrl {revoked}" if revoked else f"sslcrldir {directory}"):
+            made.load_verify_locations(cafile=revoked, capath=directory)
         made.verify_flags |= ssl.VERIFY_CRL_CHECK_CHAIN
 
 
@@ -89,7 +95,21 @@ def _identify(made: ssl.SSLContext, target: Target) -> None:
     if certificate is None or options.get("sslcertmode") == "disable":
         return
     key = options.get("sslkey") or _at_home(target, "postgresql.key")
-    made.load_cert_chain(certificate, key, password=options.get("sslpassword", ""))
+    with _named(f"sslcert {certificate}" + (f" with sslkey {key}" if key else " without sslkey")):
+        made.load_cert_chain(certificate, key, password=options.get("sslpassword", ""))
+
+
+@contextmanager
+def _named(files: str) -> Iterator[None]:
+    """An error names these files, and not a line of OpenSSL's code."""
+    try:
+        yield
+    except OSError as error:
+        reason: str | None = error.strerror
+        if isinstance(error, ssl.SSLError):
+            known = error.reason and error.reason.replace("_", " ").lower()
+            reason = known or "not PEM, or encrypted with another password"
+        raise OSError(error.errno, f"{files} cannot be used ({reason})") from None
 
 
 def _at_home(target: Target, name: str) -> str | None:

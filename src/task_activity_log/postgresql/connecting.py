@@ -236,7 +236,7 @@ class _Opener:
         try:
             context = trust.context(self.target, host, self.tls)
         except OSError as error:
-            said = self.target.unreadable_file() or str(error.strerror or error.args[0])
+            said = self.target.unreadable_file() or str(error.strerror)
             raise _NoConnection(place, "a file for TLS cannot be used", said) from None
         failure: Exception | None = None
         for attempt in self._attempts(context):
@@ -369,7 +369,8 @@ def _explained(error: Exception, place: str, host: Host, seconds: float) -> _NoC
         return _NoConnection(place, *_refused(error, host.password))
     if isinstance(error, ConnectionError) and _NO_TLS in str(error):
         return _NoConnection(place, "no TLS", "the server does not offer it")
-    if isinstance(error.__cause__, asyncpg.InterfaceError):  # GSSAPI without the package for it
+    # GSSAPI without the package for it; or TLS 1.3, where the server refuses our certificate after the handshake
+    if isinstance(error.__cause__, asyncpg.InterfaceError | ssl.SSLError):
         error = error.__cause__
     if isinstance(error, FileNotFoundError | PermissionError) and host.socket:
         return _NoConnection(place, "no socket", f"{host.socket}: {error.strerror}")

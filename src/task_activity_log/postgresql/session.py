@@ -106,6 +106,8 @@ _RAISE = "exec_stmt_raise"
 """The function of the server that executes RAISE. Such an error has the names that a trigger has put into it."""
 _NO_SUCH_TABLE = "42P01"
 CONNECTION_LOST = "08006"
+_AS_CONNECTED = "RESET ROLE; RESET ALL"
+"""Takes back what a trigger has set for the rest of the transaction, and would otherwise have set for its statement alone."""
 _LOCK_TIMEOUT = "55P03"
 _QUOTED = "22P02"  # the SQLSTATE of the errors in which `SKIPPED_ROW` and `UNSET_INSTANT` are quoted
 _NOT_NULL = "23502"
@@ -328,6 +330,8 @@ class Session:
     async def rehearse(self, *statements: tuple[str, Sequence[object]], seconds: float) -> Refused | Unavailable | None:
         """Execute statements in one transaction and roll back. What `ask` would raise for them and for a commit; None: nothing.
 
+        Each of them finds the settings as they were when the connection was opened.
+
         Raises:
             Unavailable: it is not possible to connect.
         """
@@ -340,6 +344,7 @@ class Session:
                     await transaction.start()
                     for statement, arguments in statements:
                         await connection.fetch(statement, *arguments)
+                        await connection.execute(_AS_CONNECTED)
                     await connection.execute("SET CONSTRAINTS ALL IMMEDIATE")
             except DRIVER_ERRORS as error:
                 failure = _judge(error, connection.where)[1]

@@ -230,8 +230,10 @@ class Store:
         return [*(row["missing"] or ()), *([f"EXECUTE on {row['not_executable']}"] if row["not_executable"] else ())]
 
     async def _probe(self) -> None:
-        for misfit in table.misfits(await self.look()):
-            raise Unavailable(misfit, self._writer.where)
+        if any(table.misfits(await self.look())):
+            self._writer.renew()  # a trigger may have changed the session: its search path
+            for misfit in table.misfits(await self.look()):
+                raise Unavailable(misfit, self._writer.where)
         await self._maintain(self._writer, self._statement(UpdateMode.REPLACE), *writing.nothing(UpdateMode.REPLACE))
         await self._confirm()
 

@@ -79,6 +79,8 @@ def _inbox(table: Row) -> Iterator[str]:
             yield f"column {column} of {_INBOX} is missing"
         elif types[column] not in expected:
             yield f"column {column} of {_INBOX} is {types[column]}, not {_NAMES.get(expected[0], expected[0])}"
+    if table["inbox_kind"] in _KINDS:
+        yield f"{_INBOX} is {_KINDS[table['inbox_kind']]}"
     if table["inbox_kind"] not in _TABLES:
         return
     if table["inbox_has_rules"]:
