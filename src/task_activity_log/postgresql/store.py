@@ -34,7 +34,7 @@ from task_activity_log.record import (
 _ANY = sql("any")
 CONFIRM = sql("confirm")
 _MODIFIED, _HIDES_ROWS = sql("modified"), sql("hides_rows")
-_LOCKED, _VERSION_KEPT = sql("locked"), sql("version_kept")
+_LOCKED, _VERSION_KEPT, _MARKS_GONE = sql("locked"), sql("version_kept"), sql("marks_gone")
 _JOURNAL = sql("journal")
 _DIVISION_BY_ZERO = "22012"
 _SCHEMA_VERSION = sql("schema_version")
@@ -332,7 +332,11 @@ class Store:
             Unavailable: it is not possible to connect.
         """
         marks = [uuid4()]
-        return _why(await self._maintenance.rehearse((MARK, [marks]), (UNMARK, [marks]), seconds=_REHEARSE_SECONDS))
+        statements = (MARK, [marks]), (UNMARK, [marks]), (_MARKS_GONE, [marks])
+        failure = await self._maintenance.rehearse(*statements, seconds=_REHEARSE_SECONDS)
+        if isinstance(failure, Refused) and failure.sqlstate == _DIVISION_BY_ZERO:
+            return "a trigger or a policy keeps them"
+        return _why(failure)
 
     async def try_journal(self) -> str:
         """Why the journal cannot be written and trimmed; empty if it can. A row of our own is written, and rolled back.

@@ -38,7 +38,7 @@ async def findings(settings: Settings) -> list[Finding]:
             schema = _judge_unread_revision(error, row)
         keeps_journal = settings.journal and row["has_journal"] and not row["journal_missing"]
         journal = await database.try_journal() if may_write and keeps_journal else ""
-        mark = await database.try_mark() if may_write and found["inbox_kind"] else ""
+        mark = await database.try_mark() if may_write and refusal is None and found["inbox_kind"] else ""
     except Unavailable as error:
         advice = "check that it is running, and what DATABASE_URL names; docs/connecting.md explains each cause"
         if isinstance(error, TimedOut):
