@@ -586,6 +586,11 @@ async def test_a_schema_without_the_journal_is_a_warning(
         await database.execute(f"REVOKE DELETE ON task_activity_log_journal FROM {role}")
         found = await look(amqp_url, url, WORKER_JOURNAL="true")
         assert worst(found, "warning") == [("journal", "is not kept: lacks DELETE on task_activity_log_journal")]
+        await database.execute("ALTER TABLE task_activity_log_journal RENAME TO kept")
+        found = await look(amqp_url, url, WORKER_JOURNAL="true")
+        [advice] = [one.advice for one in found if one.what == "journal"]
+        assert "migrate --sql --from 0001" in advice
+        await database.execute("ALTER TABLE kept RENAME TO task_activity_log_journal")
         await database.execute(OLDER)
         older = ("schema", f"revision 0001, and this release has {migrations.head()}")
         assert worst(await look(amqp_url, url), "broken", "warning") == [older]

@@ -6,11 +6,13 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import AsyncMock, Mock
 from urllib.parse import quote, urlsplit, urlunsplit
 
 import pytest
 
 from sandbox.service import free_port
+from task_activity_log.postgresql import connecting
 from task_activity_log.postgresql.connecting import Connector
 from task_activity_log.postgresql.connection import ServerConnection
 from task_activity_log.postgresql.store import Store
@@ -151,7 +153,10 @@ class TestCauses:
                 'option refused (22023): database {name} at {host}: invalid value for parameter "statement_timeout"',
             ),
             ({"netloc": "u:secret@", "query": "host=/nonexistent"}, "no socket: database {name} at /nonexistent:5432: /none"),
-            ({"netloc": "somebody:se/cret@127.0.0.1:1"}, "the database URL cannot be used: has a port that is not a number"),
+            (
+                {"netloc": "somebody:se/cret@127.0.0.1:1"},
+                "the database URL cannot be used: has an @ in the name of the database; encode these characters",
+            ),
         ],
     )  # fmt: skip
     async def test_one_server(self, database_url: str, change: dict[str, str], expected: str) -> None:
@@ -223,9 +228,8 @@ async def test_each_host_has_its_own_timeout(database_url: str) -> None:
                 assert connection.place == host
 
 
-async def test_each_address_of_a_name_is_tried(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each with its own timeout. The reason names the address."""
-    parts = urlsplit(database_url)
+def name_two_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the name db.test mean 127.0.0.2 and 127.0.0.1."""
     system = socket.getaddrinfo
 
     def resolve(host: Any, port: Any, *arguments: Any, **options: Any) -> Any:
@@ -235,10 +239,31 @@ async def test_each_address_of_a_name_is_tried(database_url: str, monkeypatch: p
         return [(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (one, int(port))) for one in addresses]
 
     monkeypatch.setattr(socket, "getaddrinfo", resolve)
+
+
+async def test_each_address_of_a_name_is_tried(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each with its own timeout. The reason names the address."""
+    parts = urlsplit(database_url)
+    name_two_addresses(monkeypatch)
     netloc = f"{login_of(database_url)}@db.test:{parts.port}"
     with socket.create_server(("127.0.0.2", parts.port or 0)):  # it accepts connections and never answers
         async with connected(changed(database_url, netloc=netloc, query="connect_timeout=3")) as connection:
             assert connection.place == f"db.test:{parts.port} (127.0.0.1)"
+
+
+async def test_an_old_primary_behind_a_name_does_not_hide_the_new_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both accept writes. The address of the old one comes first, and a later timeline was seen before."""
+    name_two_addresses(monkeypatch)
+
+    async def opened(_: object, __: object, address: str, place: str, **___: object) -> Mock:
+        timeline = 1 if address == "127.0.0.2" else 2
+        return Mock(place=place, writable=True, cluster=7, timeline=timeline, close=AsyncMock())
+
+    monkeypatch.setattr(connecting._Opener, "_open", opened)
+    connector = Connector("postgresql://u@db.test/d")
+    assert (await connector.connect(command_timeout=1)).timeline == 1
+    connector._timelines[7] = 2
+    assert (await connector.connect(command_timeout=1)).timeline == 2
 
 
 async def test_a_way_to_log_in_that_needs_a_package_is_named() -> None:

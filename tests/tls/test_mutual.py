@@ -101,7 +101,7 @@ async def test_a_worker_with_certificates_works_over_encrypted_connections_only(
 
 
 _TURNED_AWAY = "reset|alert|closed"
-"""With TLS 1.3 the server refuses a client after the client's handshake: it gets an alert, or a connection that is reset or closed."""
+"""With TLS 1.3 the server refuses a client after the client's handshake: it gets an alert, or the connection ends."""
 
 
 @pytest.mark.parametrize(

@@ -113,7 +113,7 @@ class Connector:
             Unavailable: it is not possible. The reason names the database, each server, and the cause.
         """
         target = self.target()
-        opener = _Opener(target, self.tls, self.connect_timeout, command_timeout, statement_cache_size)
+        opener = _Opener(target, self.tls, self.connect_timeout, command_timeout, statement_cache_size, self._timelines)
         hosts = list(target.hosts)
         if balanced := target.options.get("load_balance_hosts") == "random":
             random.shuffle(hosts)
@@ -150,9 +150,14 @@ def choose(
 
     Timelines of different clusters cannot be compared: that of the first server counts.
     """
-    fit = [each for each in opened if each.writable and each.timeline >= timelines.get(each.cluster or 0, 0)]
+    fit = [each for each in opened if _is_fit(each, timelines)]
     fit.sort(key=lambda each: each.place != last)  # it is a stable sort
     return max((each for each in fit if each.cluster == fit[0].cluster), key=lambda each: each.timeline, default=None)
+
+
+def _is_fit(connection: ServerConnection, timelines: Mapping[int, int]) -> bool:
+    """Whether the server accepts writes, and is no older than one of its cluster that was seen."""
+    return connection.writable and connection.timeline >= timelines.get(connection.cluster or 0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +169,7 @@ class _Opener:
     timeout: float
     command_timeout: float
     statement_cache_size: int
+    timelines: Mapping[int, int]
 
     async def open_all(self, hosts: Sequence[Host]) -> tuple[list[ServerConnection], list[_NoConnection]]:
         """Connections to all hosts that answer in time, in their order, and why there is none to the others."""
@@ -193,7 +199,7 @@ class _Opener:
         await _close([result for result in results if isinstance(result, ServerConnection)])
 
     async def _open_host(self, host: Host, *, alone: bool) -> ServerConnection:
-        """The first address of a host that accepts writes, or else the last one that lets us in."""
+        """The first address of a host that accepts writes and is no old primary, or else the last one that lets us in."""
         addresses = [host.socket] if host.socket else await self._addresses(host)
         compare = not alone or len(addresses) > 1
         failure: _NoConnection | None = None
@@ -208,7 +214,7 @@ class _Opener:
             if opened is not None:
                 await _close([opened])
             opened = found
-            if opened.writable:
+            if _is_fit(opened, self.timelines):
                 break
         if opened is not None:
             return opened

@@ -11,6 +11,7 @@ NOT_PERMITTED = "42501"
 
 _NAMING = (
     "aclcheck_error",  # permission denied for table base
+    "check_enable_rls",  # row_security is off, and a policy applies to the table
     "CheckCmdReplicaIdentity",  # it is published, and has no replica identity
     "ExecWithCheckOptions",  # row security
     "RewriteQuery",  # rules

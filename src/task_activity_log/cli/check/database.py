@@ -60,7 +60,7 @@ async def findings(settings: Settings) -> list[Finding]:
         *([] if refusal is None else [refusal]),
         *_judge_mark(mark),
         *_judge_table(found, keeps_versions=keeps_versions),
-        *(_judge_journal(row, journal) if settings.journal else ()),
+        *(_judge_journal(row, journal, migrated=schema.verdict == "fine") if settings.journal else ()),
     ]
 
 
@@ -178,11 +178,14 @@ def _judge_mark(why: str) -> Iterator[Finding]:
         yield Finding("broken", "inbox", found, "look for triggers of others on it; redelivered messages wait")
 
 
-def _judge_journal(row: Row, why: str) -> Iterator[Finding]:
+def _judge_journal(row: Row, why: str, *, migrated: bool) -> Iterator[Finding]:
     """With WORKER_JOURNAL. Messages are answered whatever is found here."""
     if not row["has_journal"]:
         found = "is not kept: there is no table task_activity_log_journal"
-        yield Finding("warning", "journal", found, "run task-activity-log migrate")
+        advice = "run task-activity-log migrate"
+        if migrated:  # it was dropped since, and migrate finds nothing to do
+            advice = "run the SQL that `task-activity-log migrate --sql --from 0001` prints, and grants.sql (docs/operations.md)"
+        yield Finding("warning", "journal", found, advice)
     elif row["journal_missing"]:
         yield Finding("warning", "journal", f"is not kept: lacks {', '.join(row['journal_missing'])}", _grant(row))
     elif why:
