@@ -202,6 +202,9 @@ REFUSED = {
     "ALTER TABLE task_activity_log_inbox ENABLE ROW LEVEL SECURITY": (
         'refused (42501): new row violates row-level security policy for table "task_activity_log_inbox"'
     ),
+    "ALTER TABLE task_activity_log ENABLE ROW LEVEL SECURITY; ALTER ROLE {role} SET row_security = off": (
+        'permitted (42501): query would be affected by row-level security policy for table "task_activity_log"'
+    ),
     "ALTER TABLE task_activity_log REPLICA IDENTITY NOTHING; CREATE PUBLICATION {role} FOR TABLE task_activity_log": (
         'fit state (55000): cannot update table "task_activity_log" because it does not have a replica identity'
     ),
