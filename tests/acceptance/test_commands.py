@@ -35,6 +35,7 @@ from task_activity_log.client.dead_letters import replay as replay_letters
 from task_activity_log.hosts import vhost as vhost_of
 from task_activity_log.message import Delivery, Properties
 from task_activity_log.pipeline.request import Request, Rules, decode
+from task_activity_log.postgresql.connecting import Connector
 from task_activity_log.rabbitmq import version
 from task_activity_log.rabbitmq.management import Management, delivery_limit
 from task_activity_log.rabbitmq.outgoing import Fate, Outgoing
@@ -1010,6 +1011,8 @@ async def test_an_editor_that_cannot_run_is_one_line(
     """Quotes that do not end, and a file system that cannot be written: nothing is said about the message."""
     await reject(channel, "one", '{"id": "nope"}', "invalid_uuid")
     replay = ("dead-letters", "replay", "--all", "--edit")
+    said = await command(*replay, AMQP_URL=amqp_url, EDITOR="", VISUAL="", stdin=b"")
+    assert (said.code, "there is no terminal for an editor: set EDITOR" in said.err) == (1, True)
     said = await command(*replay, AMQP_URL=amqp_url, EDITOR="vi 'x", VISUAL="")
     assert (said.code, said.lines) == (1, [])
     assert "cannot run vi 'x: its quotes do not end; set EDITOR" in said.err
@@ -1384,7 +1387,16 @@ async def test_what_became_of_a_message_is_found(
     ):
         said = await command("find", name, **services)
         assert (said.code, [each.split()[0] for each in said.lines if each[0] != " "]) == (0, kinds.split())
+    connect, tries = Connector.connect, list[Connector]()
+
+    def counted(self: Connector, **options: Any) -> Any:
+        tries.append(self)
+        return connect(self, **options)
+
+    monkeypatch.setattr(Connector, "connect", counted)
     said = await command("find", "another", **services | {"DATABASE_URL": "postgresql://127.0.0.1:1/nobody"})
+    monkeypatch.undo()
+    assert len(tries) == 1  # each takes up to ten seconds
     assert (said.code, said.lines[0].partition(":")[0]) == (
         1,
         "dead letter another",

@@ -85,6 +85,7 @@ async def _look(settings: Settings, name: str) -> Found:
         say_unseen(queue, others=seen.others, newer=seen.newer)
     survey = survey_of(settings)
     try:
+        await survey.open()  # otherwise both the journal and the table would be waited for, each for the whole timeout
         found.answers, found.no_journal = await journal_answers(survey, name, identifier)
         ids = sorted(_records(found, identifier))
         found.rows = await survey.records(ids)

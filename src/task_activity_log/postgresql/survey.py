@@ -43,6 +43,10 @@ class Survey:
         self._session = Session(connection, CONFIRM, command_timeout)
         self._read_bytes, self._record_bytes = read_bytes, record_bytes
 
+    async def open(self) -> None:
+        """Connect; otherwise the first question does. Raises `Unavailable`: it is not possible."""
+        await self._session.open()
+
     async def close(self) -> None:
         """Disconnect."""
         await self._session.close()

@@ -142,7 +142,12 @@ def _header_in_editor(letter: DeadLetter, folder: Path) -> DeadLetter | None:
 
 def _in_editor(letter: DeadLetter, content: bytes, suffix: str, folder: Path) -> bytes:
     """The content as the editor leaves it: bytes, since editors know about encodings."""
-    editor = os.environ.get("VISUAL") or os.environ.get("EDITOR") or "vi"
+    editor = os.environ.get("VISUAL") or os.environ.get("EDITOR")
+    if not editor and not sys.stdin.isatty():
+        raise ClientError(
+            "there is no terminal for an editor: set EDITOR to a program that needs none; nothing was replayed"
+        )
+    editor = editor or "vi"
     file = _file(letter, suffix, folder)
     try:
         file.write_bytes(content)
