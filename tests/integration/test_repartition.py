@@ -291,7 +291,12 @@ async def test_a_requests_queue_that_would_not_keep_the_order_is_refused_before_
                 assert printed.err.startswith(refusal)
                 assert printed.err.count("\n") == 1
                 assert ("Now: 0 partitions, 1 message," in printed.out) == (not yes)
-        await channel.queue_delete(TWO.requests_queue)
+        for missing in (False, True):
+            if missing:
+                await channel.queue_delete(TWO.requests_queue)
+            assert await asyncio.to_thread(run_command, amqp_url, None, yes=False) == 0
+            there = f"all requests go to queue {TWO.requests_queue}"
+            assert (f"{there}, which does not exist" in capsys.readouterr().out) == missing
         assert await asyncio.to_thread(run_command, amqp_url, 2, yes=True) == 0
     await routed(amqp_url, TWO)
 

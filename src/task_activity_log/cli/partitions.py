@@ -61,7 +61,8 @@ def _start(to: int) -> str:
 
 def _show(partitions: Partitions, topology: Topology) -> None:
     if not partitions.found and not partitions.exchange:
-        print(f"There are no partitions: all requests go to queue {topology.requests_queue}.")
+        missing = "" if partitions.requests else ", which does not exist: a worker declares it when it starts"
+        print(f"There are no partitions: all requests go to queue {topology.requests_queue}{missing}.")
         return
     if partitions.found:
         table(
