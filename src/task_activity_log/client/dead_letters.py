@@ -40,8 +40,7 @@ _ON_THE_WAY_SECONDS = 1.0
 _IDLE_TIMES = 6
 """How often this is waited for where neither is so: a busy broker is slow."""
 _ANSWERED_AFTER = timedelta(minutes=1)
-"""A row that is changed so soon after a rejection may have been changed by an older request: it was in hand together with the
-rejected one, and was stored later."""
+"""A row that is changed sooner after a rejection may be the work of an older request that was in hand at the same time."""
 
 _OWN = frozenset(name.encode() for name in OWN_HEADERS)
 COUNTS = frozenset((b"x-delivery-count", b"x-acquired-count"))
@@ -232,10 +231,7 @@ def may_be_newer(letter: DeadLetter, changed: datetime | None) -> str | None:
 
 
 def answered(letter: DeadLetter, changed: datetime | None) -> bool:
-    """Whether the row of its record, which was changed at this moment, was stored after it was rejected.
-
-    At least a minute after: before that, it may have been stored by an older request, which is no reason to discard this one.
-    """
+    """Whether the row of its record, which was changed at this moment, was stored at least a minute after it was rejected."""
     if changed is None or changed == UNKNOWN_INSTANT or letter.since is None:
         return False
     return changed > letter.since + _ANSWERED_AFTER
