@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -16,6 +17,7 @@ from sandbox.postgresql import PostgreSQL
 from task_activity_log.partitions import hash_slot, partition_of
 from task_activity_log.postgresql import migrations
 from task_activity_log.problem import Misconfigured
+from task_activity_log.rabbitmq.frames import publish_frames, write
 from task_activity_log.rabbitmq.topology import REQUEST_KEY, Topology, declare
 from tests import audit_trigger
 from tests.asking import Connection
@@ -149,6 +151,54 @@ async def test_what_the_broker_would_act_on_again_is_not_forwarded(
         assert await admin.fetchval("SELECT source_version FROM task_activity_log") == 7
         await until(lambda: worker.in_hand == 0)
         assert (await talk.channel.declare_queue(copies.name, passive=True)).declaration_result.message_count == 1
+
+
+def filling(name: bytes, length: int, *more: bytes) -> bytes:
+    """The payload of a content header of this length, of which one header has the most, for an empty body. No delivery mode."""
+    others = b"".join(more)
+    room = length - 14 - 4 - len(others) - 1 - len(name) - 5
+    entry = bytes((len(name),)) + name + b"S" + room.to_bytes(4, "big") + b"x" * room
+    return struct.pack(">HHQHI", 60, 0, 0, 1 << 13, length - 14 - 4) + others + entry
+
+
+VERSION_7 = b"\x09x-versionl" + (7).to_bytes(8, "big")
+
+
+@pytest.mark.parametrize(
+    ("header", "through_another"),
+    [
+        pytest.param(filling(b"large", 131_072, VERSION_7), False, id="a header"),
+        pytest.param(filling(b"MessageId", 131_072, VERSION_7), False, id="a needed header"),
+        pytest.param(filling(b"MessageId", 131_064, VERSION_7), True, id="headers of the broker"),
+    ],
+)
+async def test_headers_that_fill_a_frame_stop_nobody(
+    amqp_url: str, database_url: str, admin: Connection, header: bytes, through_another: bool
+) -> None:
+    """The broker takes eight bytes more than a frame should have, and adds headers to what it dead-letters."""
+    async with talking(amqp_url) as talk, serving(amqp_url, database_url, **PARTITIONED) as worker:
+        first = await talk.channel.declare_queue(
+            exclusive=True,
+            arguments={
+                "x-message-ttl": 0,
+                "x-dead-letter-exchange": TOPOLOGY.requests_exchange,
+                "x-dead-letter-routing-key": REQUEST_KEY,
+            },
+        )
+        to = ("", first.name) if through_another else (TOPOLOGY.requests_exchange, REQUEST_KEY)
+        body = json.dumps({"id": str(uuid4())}).encode()
+        header = header[:4] + len(body).to_bytes(8, "big") + header[12:]
+        async with await aio_pika.connect(amqp_url) as other:
+            channel = await (await other.channel(publisher_confirms=False)).get_underlay_channel()
+            await write(
+                channel,
+                publish_frames(channel.number, *to, mandatory=False, header=header, body=body, frame_max=131_072),
+            )
+            assert (await talk.answers.get()).headers["x-outcome"] == "inserted"
+        assert await admin.fetchval("SELECT source_version FROM task_activity_log") == 7
+        await talk.send(uuid4())
+        assert await talk.outcomes(1) == ["inserted"]
+        await until(lambda: worker.in_hand == 0)
 
 
 async def test_a_partition_that_takes_no_messages_stops_no_other(amqp_url: str, database_url: str) -> None:

@@ -3,14 +3,18 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from task_activity_log.message import PERSISTENT, Properties
+from task_activity_log.message import PERSISTENT, TRACE_PARENT, TRACE_STATE, UPDATE_MODE, VERSION, Properties
 from task_activity_log.partitions import hash_slot
 from task_activity_log.pipeline.request import Request
 from task_activity_log.problem import Unavailable
 from task_activity_log.rabbitmq.consumer import RabbitDelivery
-from task_activity_log.rabbitmq.headers import BROKERS_HEADERS, raw_headers
+from task_activity_log.rabbitmq.headers import BROKERS_HEADERS, encode, raw_headers
 from task_activity_log.rabbitmq.outgoing import Fate, Outgoing
 from task_activity_log.rabbitmq.publisher import Publisher
+
+_NEEDED = frozenset(name.encode() for name in (UPDATE_MODE, VERSION, "MessageId", TRACE_PARENT, TRACE_STATE))
+_OTHERS_MAX = 4_096
+"""More bytes than a content header has without its headers."""
 
 
 class Forwarder:
@@ -34,7 +38,7 @@ class Forwarder:
                 Outgoing(
                     self._exchange,
                     hash_slot(request.record.id),
-                    forwarded(request.delivery.properties),
+                    forwarded(request.delivery.properties, self._publisher.header_max),
                     request.delivery.body,
                 )
                 for request in requests
@@ -49,19 +53,32 @@ class Forwarder:
                 )
 
 
-def forwarded(original: Properties) -> Properties:
-    """The properties of a request as it is forwarded.
+def forwarded(original: Properties, header_max: int) -> Properties:
+    """The properties of a request as it is forwarded, in a content header of at most `header_max` bytes.
 
     The broker would refuse another user's user_id, would let the message expire although it was taken in time, and would
     let messages with a higher priority overtake others of their record.
+
+    It ends the connection if the content header is longer than a frame, as one can be to which it has added headers of its
+    own. Then only the headers are left that determine how the request is processed.
     """
-    entries = [entry for name, entry in raw_headers(original.table) if name not in BROKERS_HEADERS]
-    return replace(
+    entries = [(name, entry) for name, entry in raw_headers(original.table) if name not in BROKERS_HEADERS]
+    copy = replace(
         original,
         delivery_mode=PERSISTENT,
         user_id=None,
         expiration=None,
         priority=None,
-        table=b"".join(entries),
+        table=b"".join(entry for _, entry in entries),
         headers={},
     )
+    if _is_longer(copy, header_max):
+        first = {name: entry for name, entry in reversed(entries) if name in _NEEDED}
+        copy.table = b"".join(first.values())
+        if _is_longer(copy, header_max):  # a single one may fill the frame; then there is no room for one more byte
+            copy.delivery_mode = original.delivery_mode
+    return copy
+
+
+def _is_longer(properties: Properties, header_max: int) -> bool:
+    return len(properties.table) > header_max - _OTHERS_MAX and len(encode(properties, 0)) > header_max
