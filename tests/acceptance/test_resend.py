@@ -23,6 +23,7 @@ from task_activity_log.client import (
 )
 from task_activity_log.rabbitmq.outgoing import Fate, Outgoing
 from task_activity_log.rabbitmq.publisher import Publisher
+from task_activity_log.rabbitmq.topology import Topology
 from task_activity_log.testing import FakeWorker
 from tests.commands import Said, World, command, end, start
 
@@ -181,6 +182,11 @@ async def test_a_record_that_may_be_hidden_is_not_said_to_be_missing(world: Worl
         assert (said.code, f"{identifier}: no such record that this role may see\n" in said.err) == (1, True)
         said = await command("find", str(identifier), AMQP_URL=world.amqp_url, DATABASE_URL=world.database_url)
         assert (said.code, "no row that this role may see, no dead letter" in said.err) == (1, True)
+        async with await aio_pika.connect(world.amqp_url) as broker:
+            letter = aio_pika.Message(json.dumps({"id": str(identifier)}).encode(), content_type="application/json")
+            await (await broker.channel()).default_exchange.publish(letter, Topology().dead_letters_queue)
+        said = await command("find", str(identifier), AMQP_URL=world.amqp_url, DATABASE_URL=world.database_url)
+        assert (said.code, "there may be a row that this role may not see" in said.err) == (0, True)
     finally:
         await connection.execute("DROP VIEW task_activity_log; ALTER TABLE base RENAME TO task_activity_log")
         await connection.close()

@@ -63,6 +63,8 @@ def find(settings: Settings, name: str) -> int:
     if lines:
         if found.no_journal.startswith("the journal cannot be read"):
             say(found.no_journal)
+        if found.rows_may_be_hidden and not found.rows:
+            say("there may be a row that this role may not see (row security, or a view)")
         return DONE
     row = "row that this role may see" if found.rows_may_be_hidden else "row"
     say(f"{name}: no {row}, no dead letter and no waiting reply has this id: give the whole id")
