@@ -25,8 +25,8 @@ class Queue:
         await asyncio.sleep(self._after - asyncio.get_running_loop().time())
         return [Delivery(b"", Properties(message_id=str(number))) for number in range(most)]
 
-    async def waiting(self) -> int:
-        return self._waiting
+    async def now(self) -> tuple[int, int]:
+        return self._waiting, self.found.consumers + 1
 
     async def is_stream(self) -> bool:
         return self._stream
