@@ -386,6 +386,10 @@ async def test_an_idle_worker_leaves_a_host_where_its_queue_commits_nothing(
             assert await talk.outcomes(1) == ["inserted"]
             assert service.status.not_ready() == []
             assert other.connections == 0
+            # What is acknowledged while the queue is silent is delivered again, and answered as a duplicate.
+            await until(lambda: service.in_hand == 0)
+            settled = len(proofs)
+            await until(lambda: len(proofs) > settled + 1)
             with monkeypatch.context() as impatient:
                 impatient.setattr(cut_off, "_ANSWER_SECONDS", 0.5)
                 async with silenced(own_rabbitmq, own_amqp_url, MODES[mode].proof_queue):
