@@ -28,6 +28,10 @@ from task_activity_log.settings import Settings
 from task_activity_log.streams import one_line
 from task_activity_log.wiring import link_of, survey_of
 
+_VALUE_MAX = 200
+"""How many characters of a value are printed."""
+_NOT_IN_JOURNAL = "the journal has no answer: too old, or not kept (WORKER_JOURNAL)"
+
 
 @dataclass
 class Found:
@@ -40,7 +44,7 @@ class Found:
     unreadable: set[UUID] = field(default_factory=set)
     """The ids of rows with a value that a reply cannot contain."""
     rows_may_be_hidden: bool = False
-    """Whether there may be a row that this role does not see."""
+    """Whether there may be a row that this role does not see. Not asked if there is one that it sees."""
     answers: Sequence[Mapping[str, Any]] = field(default_factory=list)
     """What the journal has, the oldest first."""
     no_journal: str = ""
@@ -63,18 +67,13 @@ def find(settings: Settings, name: str) -> int:
     if lines:
         if found.no_journal.startswith("the journal cannot be read"):
             say(found.no_journal)
-        if found.rows_may_be_hidden and not found.rows:
+        if found.rows_may_be_hidden:
             say("there may be a row that this role may not see (row security, or a view)")
         return DONE
     row = "row that this role may see" if found.rows_may_be_hidden else "row"
     say(f"{name}: no {row}, no dead letter and no waiting reply has this id: give the whole id")
     say(f"requests that still wait are not seen; {found.no_journal or _NOT_IN_JOURNAL}")
     return FAILED
-
-
-_VALUE_MAX = 200
-"""How many characters of a value are printed."""
-_NOT_IN_JOURNAL = "the journal has no answer: too old, or not kept (WORKER_JOURNAL)"
 
 
 async def _look(settings: Settings, name: str) -> Found:
@@ -92,7 +91,7 @@ async def _look(settings: Settings, name: str) -> Found:
         ids = sorted(_records(found, identifier))
         found.rows = await survey.records(ids)
         found.unreadable = await survey.exist(ids) - {row.id for row in found.rows}
-        found.rows_may_be_hidden = await survey.may_hide_rows()
+        found.rows_may_be_hidden = not found.rows and await survey.may_hide_rows()
     except Unavailable as error:
         found.no_database = error.reason
     finally:

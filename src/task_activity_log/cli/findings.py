@@ -53,11 +53,16 @@ def totals(usable: Findings, unusable: Sequence[Findings], *, strict: bool) -> s
 
 def left_out(usable: Findings, unusable: Sequence[Findings], *, strict: bool) -> str:
     """What was not sent, for the end of the last line of a run; empty if everything was."""
-    invalid = len(usable.kept_back) - usable.misspelled
-    counts = [f"{invalid:,} invalid" if invalid else "", typos(usable.misspelled, strict=strict)]
-    counts.append(f"{counted(len(unusable), 'file')} that cannot be read" if unusable else "")
-    named = ", ".join(filter(None, counts))
+    files = f"{counted(len(unusable), 'file')} that cannot be read" if unusable else ""
+    named = ", ".join(filter(None, (not_sent(usable, strict=strict), files)))
     return f"; not sent: {named}" if named else ""
+
+
+def not_sent(usable: Findings, *, strict: bool) -> str:
+    """How many records of files that can be read are not sent, and why; empty for none."""
+    invalid = len(usable.kept_back) - usable.misspelled
+    counts = f"{invalid:,} invalid" if invalid else "", typos(usable.misspelled, strict=strict)
+    return ", ".join(filter(None, counts))
 
 
 def typos(count: int, *, strict: bool) -> str:

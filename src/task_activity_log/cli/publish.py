@@ -13,7 +13,7 @@ from typing import TextIO
 
 from task_activity_log.cli.csv_records import columns
 from task_activity_log.cli.exit_codes import DONE, FAILED, SOME_REJECTED
-from task_activity_log.cli.findings import NOTHING_SENT, Findings, left_out, say_faults, totals, typos
+from task_activity_log.cli.findings import NOTHING_SENT, Findings, left_out, not_sent, say_faults, totals
 from task_activity_log.cli.judging import Complaints, complaints_of, judged
 from task_activity_log.cli.sources import (
     KNOWN,
@@ -275,10 +275,8 @@ class Publication:
         if self.dry_run:
             say(f"{totals(self._usable, self._unusable, strict=self.strict)}; nothing was sent")
         elif self._usable.kept_back:
-            invalid = len(self._usable.kept_back) - self._usable.misspelled
-            counts = [f"{invalid:,} invalid" if invalid else "", typos(self._usable.misspelled, strict=self.strict)]
             where = f"; they are in {self.rejected}" if self.rejected else ""
-            say(f"{', '.join(filter(None, counts))}: not sent{where} (--send-invalid sends them)")
+            say(f"{not_sent(self._usable, strict=self.strict)}: not sent{where} (--send-invalid sends them)")
 
     def _agreed(self, paths: Sequence[str]) -> bool:
         folders = [path for path in paths if Path(path).is_dir()]

@@ -2,7 +2,6 @@
 
 import asyncio
 import sys
-from datetime import UTC, datetime
 from typing import Annotated
 from uuid import UUID
 
@@ -10,6 +9,7 @@ import typer
 
 from task_activity_log.cli.codes import CODES, complete, unknown
 from task_activity_log.cli.exit_codes import WRONG_USE, fail, guarded, settings_or_exit
+from task_activity_log.cli.times import EARLIEST
 from task_activity_log.cli.times import since as since_
 from task_activity_log.record import Outcome
 
@@ -141,7 +141,7 @@ def resend(
     try:
         if queue:
             queue_name("--queue", queue)
-        start = since_(changed_since) if changed_since else datetime.min.replace(tzinfo=UTC)
+        start = since_(changed_since) if changed_since else EARLIEST
     except ValueError as error:
         fail(str(error), WRONG_USE)
     work = Resending(settings, start, ids or [], after, queue or None, xml, rate, dry_run, yes)

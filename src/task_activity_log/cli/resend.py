@@ -4,12 +4,13 @@ import asyncio
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from uuid import UUID
 
 from task_activity_log import wire
 from task_activity_log.cli.exit_codes import DONE, FAILED, SOME_REJECTED, WRONG_USE
 from task_activity_log.cli.terminal import agreed, counted, progress, say
+from task_activity_log.cli.times import EARLIEST
 from task_activity_log.client import ClientError
 from task_activity_log.client.connections import options
 from task_activity_log.client.snapshots import Interrupted, Sent, Target, resend
@@ -61,8 +62,8 @@ class Resending:
 
     def _command(self, after: UUID | None) -> str:
         """The whole command that continues this run, also when some time has passed."""
-        all_of_them = self.since == datetime.min.replace(tzinfo=UTC)
-        since = () if self.ids else ("--all",) if all_of_them else ("--changed-since", self.since.isoformat())
+        changed = ("--all",) if self.since == EARLIEST else ("--changed-since", self.since.isoformat())
+        since = () if self.ids else changed
         chosen = (option for one in self.ids for option in ("--id", str(one)))
         queue = ("--queue", self.queue) if self.queue else ()
         rate = ("--rate", f"{self.rate:g}", *(("--xml",) if self.xml else ()), "--yes")

@@ -10,6 +10,11 @@ BY_RECORD = ".by-record"
 """The ending of the name of the exchange for requests that are sent by record."""
 
 
+def no_exchange(exchange: str, advice: str = "a worker declares it when it starts") -> str:
+    """That there is no such exchange, in words."""
+    return f"exchange '{exchange}' does not exist on this broker: {advice}"
+
+
 class Routing:
     """The exchange and the routing key of each request (contract, "By record")."""
 
@@ -77,10 +82,9 @@ class Routing:
 
     def without_exchange(self, exchange: str) -> str:
         """Why nothing can be published: there is no such exchange. No worker that runs has to declare that for partitions."""
-        advice = "a worker declares it when it starts"
         if exchange == self.partitions_exchange:
-            advice = f"the number of partitions is being changed. {_PARTITIONS}"
-        return f"exchange '{exchange}' does not exist on this broker: {advice}"
+            return no_exchange(exchange, f"the number of partitions is being changed. {_PARTITIONS}")
+        return no_exchange(exchange)
 
     def without_queue(self, exchange: str) -> str:
         """Why the broker has returned an upsert."""

@@ -9,6 +9,7 @@ from uuid import UUID
 from task_activity_log.client.connections import publishing
 from task_activity_log.client.messages import ClientError
 from task_activity_log.client.rate import Rate
+from task_activity_log.client.routing import no_exchange
 from task_activity_log.pipeline.reply import Reply, snapshot
 from task_activity_log.problem import Unavailable
 from task_activity_log.rabbitmq.exchange import routing_key
@@ -138,12 +139,9 @@ class _Batch:
         self._sent.unanswered = Fate.LOST in fates or Fate.UNCONFIRMED in fates
         left = [reply for reply, fate in zip(replies, fates, strict=True) if fate is not Fate.CONFIRMED]
         self._sent.count += len(replies) - len(left)
-        if Fate.LOST in fates and self._publisher.last_reason.startswith(
-            "NOT_FOUND"
-        ):  # the broker has taken none of them
-            self._sent.unanswered = False
-            advice = "a worker declares it when it starts"
-            raise self._interrupted(f"exchange '{self._target.exchange}' does not exist on this broker: {advice}")
+        if Fate.LOST in fates and self._publisher.last_reason.startswith("NOT_FOUND"):
+            self._sent.unanswered = False  # the broker has taken none of them
+            raise self._interrupted(no_exchange(self._target.exchange))
         if Fate.RETURNED in fates:
             queue, exchange = self._target.queue, self._target.exchange
             none = f"queue {queue} does not exist" if queue else f"no queue is bound to exchange {exchange}"

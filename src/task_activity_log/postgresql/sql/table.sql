@@ -47,12 +47,12 @@ based AS (
 ),
 -- Both tables, with their partitions.
 parts AS (
-    SELECT root, root AS part
-    FROM found, pg_catalog.unnest(ARRAY[records, inbox]::pg_catalog.oid[]) AS roots (root)
-    UNION
-    SELECT root, relid::pg_catalog.oid
-    FROM found, pg_catalog.unnest(ARRAY[records, inbox]::pg_catalog.oid[]) AS roots (root),
-        pg_catalog.pg_partition_tree(root::pg_catalog.regclass)
+    SELECT root, part
+    FROM found, pg_catalog.unnest(ARRAY[records, inbox]::pg_catalog.oid[]) AS roots (root), LATERAL (
+        SELECT root AS part
+        UNION
+        SELECT relid::pg_catalog.oid FROM pg_catalog.pg_partition_tree(root::pg_catalog.regclass)
+    ) AS tree
 ),
 -- Those of partitions, too: they fire for the rows that are stored there. `own` is whether one is the table's itself.
 triggers AS (
