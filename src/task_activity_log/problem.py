@@ -74,7 +74,7 @@ _STATUS = {
 class FieldError:
     """One invalid field: its name, the code, and what was expected. Never the value that was sent."""
 
-    field: str
+    name: str
     code: Code
     message: str
 

@@ -35,6 +35,11 @@ def xml_of(children: str, root: str = "task_activity_log", attributes: str = "")
     return delivered(body.encode(), content_type="application/xml")
 
 
+def after_odd_namespace(text: str) -> Delivery:
+    """A request whose namespace is not a URI for libxml2, and this text after the root."""
+    return delivered(f'<task_activity_log xmlns="http://x/Société"><id>{ID}</id></task_activity_log>{text}'.encode())
+
+
 def value_of(delivery: Delivery, field: str, rules: Rules | None = None) -> object:
     """The value of the field in an accepted request, or the code."""
     found = outcome(delivery, rules)
@@ -419,6 +424,10 @@ STRUCT = "<DateTime>2026-01-11T00:00:00Z</DateTime><OffsetMinutes>60</OffsetMinu
         (xml_of("<x>text</x>"), None),
         (xml_of("<x>" * 300 + "</x>" * 300), "malformed_xml"),
         (xml_of("<subject><x></subject>", attributes=' xmlns="http://x/Société"'), "malformed_xml"),
+        (after_odd_namespace("<!-- c --><?p?>\n"), None),
+        (after_odd_namespace("<task_activity_log/>"), "malformed_xml"),
+        (after_odd_namespace("text"), "malformed_xml"),
+        (after_odd_namespace("<"), "malformed_xml"),
         (xml_of("<subject><![CDATA[<!DOCTYPE a>]]></subject>"), None),
         (xml_of("<!DOCTYPE a>"), "malformed_xml"),
         (delivered(b"<!-- <!DOCTYPE a> --><?p <!DOCTYPE a> ?>" + GOOD_XML), None),
@@ -606,7 +615,7 @@ def test_a_request_with_characters_that_xml_lacks_is_rejected() -> None:
     assert wire.encode(record, "application/json").replaced == ()
     with pytest.raises(Rejected) as caught:
         wire.encode(record, "application/xml")
-    assert [(error.field, error.code) for error in caught.value.problem.errors] == [
+    assert [(error.name, error.code) for error in caught.value.problem.errors] == [
         ("subject", "invalid_string"),
         ("description", "invalid_string"),
     ]
@@ -626,7 +635,7 @@ def test_all_invalid_fields_are_named_and_the_first_determines_the_code() -> Non
         decode(bad, Rules())
     problem = caught.value.problem
     assert problem.code == "invalid_uuid"
-    assert [error.field for error in problem.errors] == ["task_id", "due_date", "is_closed"]
+    assert [error.name for error in problem.errors] == ["task_id", "due_date", "is_closed"]
     assert "secret" not in repr(problem)
 
 

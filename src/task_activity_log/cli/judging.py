@@ -43,8 +43,8 @@ def judged(upsert: Upsert, rules: Rules, *, strict: bool, to: TextIO) -> Judgeme
         request = decode(Delivery(upsert.body, _arriving(upsert)), rules)
     except Rejected as rejected:
         problem = rejected.problem
-        complaints = complaints_of(upsert, problem, [error.field for error in problem.errors], to=to)
-        present = [error.field for error in problem.errors if error.code is not Code.MISSING_ID]
+        complaints = complaints_of(upsert, problem, [error.name for error in problem.errors], to=to)
+        present = [error.name for error in problem.errors if error.code is not Code.MISSING_ID]
         unknown = misspelled.unknown(upsert)
         if problem.code is Code.WRONG_ROOT:  # records in a list are no misspelled fields
             unknown = [name for name in unknown if name != _ROOT]

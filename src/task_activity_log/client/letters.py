@@ -43,7 +43,7 @@ class Letter:
         """Judge a dead letter."""
         found, code, detail = judged(raw, rules), raw.code, raw.detail
         if isinstance(found, Problem) and found.code == code and found.errors:
-            fields = tuple(error.field for error in found.errors)
+            fields = tuple(error.name for error in found.errors)
         else:
             named = _FIELD.match(detail)
             fields = (named[1],) if named and named[1] in STORED_FIELDS else ()

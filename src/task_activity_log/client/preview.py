@@ -81,7 +81,7 @@ def verdict(body: bytes, properties: Properties, rules: Rules, row: StoredTaskAc
     except Rejected as rejected:
         problem = rejected.problem
         answer = reply.undecoded(Delivery(body, properties), problem, rules.default_media_type)
-        fields = [error.field for error in problem.errors]
+        fields = [error.name for error in problem.errors]
         marked = text_pieces(text, properties.content_type, fields)
         now = [Change(each.field, each.before, each.before) for each in changes(row, row)] if row is not None else []
         unknown = _unknown(body, properties, fields) if fields else []

@@ -93,7 +93,7 @@ class Pages:
         """One dead letter: the reason, the body, the row, and what can be done."""
         letter = await self.console.letter(request, request.query_params.get("letter", ""))
         raw, properties = letter.raw, received(letter.raw.restored(None))
-        bad = [error.field for error in letter.found.errors] if isinstance(letter.found, Problem) else letter.fields
+        bad = [error.name for error in letter.found.errors] if isinstance(letter.found, Problem) else letter.fields
         text = readable(raw.body, properties.content_type)
         judged = await self.console.judged(raw.body, properties)
         changed = judged["row"] and judged["row"].modified_dateutc

@@ -51,7 +51,7 @@ _WANTED = {
     Code.INVALID_UUID: "as a uuid such as 9652e68c-7b6d-4598-bbbd-4e933126c994",
     Code.INVALID_DATE: "as a date such as 2026-01-11T20:58:34.720383Z",
     Code.INVALID_BOOLEAN: "as true or false",
-    Code.INVALID_STRING: "as a string without U+0000, lone surrogates or elements",
+    Code.INVALID_STRING: "as a string (in JSON in quotes) without U+0000, lone surrogates or elements",
 }
 
 

@@ -24,7 +24,7 @@ def encode(problem: Problem, name: str) -> bytes:
         "status": problem.code.status,
         "detail": problem.detail,
         "code": problem.code,
-        "errors": [{"name": error.field, "code": error.code, "message": error.message} for error in problem.errors],
+        "errors": [{"name": error.name, "code": error.code, "message": error.message} for error in problem.errors],
     }
     if not is_xml(name):
         return json.dumps(members, ensure_ascii=False, separators=(",", ":")).encode(errors="replace")
