@@ -736,6 +736,15 @@ async def test_unreadable_input_is_reported_in_one_line(stdin: bytes, words: str
     assert said.err.count("\n") == 1
 
 
+async def test_an_empty_path_is_named() -> None:
+    """It is what a shell makes of `"$FILE"` if the variable is not set."""
+    said = await command("publish", "", AMQP_URL="amqp://127.0.0.1:1/")
+    assert (said.code, said.err) == (
+        2,
+        "task-activity-log: a PATH is empty: name a file, a folder, or - for standard input\n",
+    )
+
+
 # ---- replies
 
 

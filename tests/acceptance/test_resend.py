@@ -171,6 +171,31 @@ async def test_what_cannot_be_sent_is_counted(world: World) -> None:
         assert (said.code, f"{unknown}: no such record\n" in said.err) == (1, True)
 
 
+async def test_a_dry_run_counts_what_cannot_be_sent(world: World) -> None:
+    """Records that were chosen, with a value that a reply cannot contain."""
+    (one, other), queue = await stored(world, 2), await own_queue(world)
+    connection = await asyncpg.connect(world.database_url)
+    await connection.execute("UPDATE task_activity_log SET due_date = 'infinity' WHERE id = $1", one)
+    await connection.close()
+    said = await resend(world, "--id", str(one), "--id", str(other), "--queue", queue, "--dry-run")
+    assert (said.code, said.err) == (
+        3,
+        "task-activity-log: 1 record would not be sent: with values that a reply cannot contain\n"
+        f"task-activity-log: 1 record would be sent to queue {queue}; nothing was sent\n",
+    )
+    said = await resend(world, "--id", str(one), "--queue", queue, "--dry-run")
+    assert said.code == 1
+
+
+async def test_a_slow_run_says_how_long_it_takes(world: World) -> None:
+    """Before it begins, also where it asks for a confirmation that nobody can give."""
+    ids, queue = await stored(world), await own_queue(world)
+    chosen = [option for one in ids for option in ("--id", str(one))]
+    for option in (["--dry-run"], []):
+        said = await resend(world, *chosen, "--queue", queue, "--rate", "0.1", *option)
+        assert f"to queue {queue}, which takes 0:00:30 or more with --rate 0.1" in said.err
+
+
 async def test_a_record_that_may_be_hidden_is_not_said_to_be_missing(world: World) -> None:
     """By `find` neither: the role of a command may see less than that of the workers."""
     [identifier] = await stored(world, 1)

@@ -745,6 +745,17 @@ async def test_a_lost_table_of_the_revision_is_named_and_can_be_restored(amqp_ur
     assert said.out == f"Nothing to do: the schema is at revision {migrations.head()} already.\n"
 
 
+@pytest.mark.parametrize("table", ["task_activity_log", "task_activity_log_inbox"])
+async def test_migrate_names_a_table_that_was_dropped(database_url: str, table: str) -> None:
+    """It does not say that there is nothing to do."""
+    connection = await asyncpg.connect(database_url)
+    await connection.execute(f"DROP TABLE {table}")
+    await connection.close()
+    said = await command("migrate", DATABASE_URL=database_url)
+    assert (said.code, said.err.count("\n")) == (1, 1)
+    assert f"not migrated: the schema is at revision {migrations.head()}, but there is no table {table} in" in said.err
+
+
 @pytest.mark.parametrize("condition", ["", " WHERE subject <> 'hidden'"])
 async def test_a_view_that_hides_rows_is_named(amqp_url: str, database_url: str, condition: str) -> None:
     """What it hides is answered as if it were not there."""

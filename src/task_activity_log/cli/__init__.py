@@ -249,6 +249,8 @@ def publish(
       task-activity-log publish calls.csv --column "Task Id=task_id"
       psql -Atc 'SELECT row_to_json(t) FROM calls t' | task-activity-log publish -
     """
+    if "" in paths:
+        fail("a PATH is empty: name a file, a folder, or - for standard input", WRONG_USE)
     settings = settings_or_exit() if dry_run else settings_or_exit("amqp_url")
     from task_activity_log.cli.csv_records import columns
     from task_activity_log.cli.publish import Publication

@@ -1,10 +1,11 @@
 """`task-activity-log resend`: publish records as they are now, for subscribers that have missed some."""
 
 import asyncio
+import math
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from uuid import UUID
 
 from task_activity_log import wire
@@ -21,6 +22,9 @@ from task_activity_log.record import StoredTaskActivityLog
 from task_activity_log.settings import Settings
 from task_activity_log.streams import shell_command
 from task_activity_log.wiring import link_of, survey_of
+
+_SHORT_SECONDS = 10.0
+"""A run that takes less does not say beforehand how long it takes."""
 
 
 @dataclass
@@ -77,14 +81,8 @@ class Resending:
             ids = await self._present(survey)
             total = len(ids) if self.ids else await survey.count(self.since, after)
             where = f"queue {self.queue}" if self.queue else f"the subscribers of {self.settings.replies_exchange}"
-            if self.dry_run and total and await self._queue_is_missing():
-                say(
-                    f"queue {self.queue} does not exist: {counted(total, 'record')} could not be sent; nothing was sent"
-                )
-                return FAILED
             if self.dry_run or not total:
-                say(f"{counted(total, 'record')} would be sent to {where}; nothing was sent")
-                return FAILED if self._absent and not total else SOME_REJECTED if self._absent else DONE
+                return await self._rehearse(survey, ids, total, where)
             if not self.yes and not self._may_send(total, where):
                 return DONE if sys.stdin.isatty() else WRONG_USE
             with progress(total) as bar:
@@ -92,6 +90,28 @@ class Resending:
         finally:
             await survey.close()
         return self._report(total if self.ids else None)
+
+    async def _rehearse(self, survey: Survey, ids: list[UUID], total: int, where: str) -> int:
+        """Say what would be sent, and return the exit code. Only records that were chosen by id are read."""
+        if total and await self._queue_is_missing():
+            say(f"queue {self.queue} does not exist: {counted(total, 'record')} could not be sent; nothing was sent")
+            return FAILED
+        async for page in _each(ids):
+            self._unreadable += len(page) - len(await survey.records(page))
+        total -= self._unreadable
+        if self._unreadable:
+            say(f"{counted(self._unreadable, 'record')} would not be sent: with values that a reply cannot contain")
+        say(f"{counted(total, 'record')} would be sent to {where}{self._time_needed(total)}; nothing was sent")
+        if not (self._absent or self._unreadable):
+            return DONE
+        return SOME_REJECTED if total else FAILED
+
+    def _time_needed(self, total: int) -> str:
+        """How long `rate` makes this many take; empty if it is short."""
+        seconds = total / self.rate
+        if seconds < _SHORT_SECONDS:
+            return ""
+        return f", which takes {timedelta(seconds=math.ceil(seconds))} or more with --rate {self.rate:g}"
 
     async def _queue_is_missing(self) -> bool:
         """Whether the queue that was named does not exist. Raises `ClientError` if the broker cannot be asked."""
@@ -114,12 +134,11 @@ class Resending:
         return sorted(present)
 
     def _may_send(self, total: int, where: str) -> bool:
+        what = f"{counted(total, 'record')} to {where}{self._time_needed(total)}"
         if not sys.stdin.isatty():
-            say(
-                f"this would send {counted(total, 'record')} to {where}: confirm with --yes, as there is no terminal to ask on"
-            )
+            say(f"this would send {what}: confirm with --yes, as there is no terminal to ask on")
             return False
-        if agreed(f"Send {counted(total, 'record')} to {where}?"):
+        if agreed(f"Send {what}?"):
             return True
         say("nothing was sent")
         return False

@@ -40,12 +40,16 @@ _HINTS = {
 
 _UNNAMED = {"prepared_statement_cache_size": 0, "prepared_statement_name_func": lambda: ""}
 """Prepared statements without names: behind pgbouncer the next transaction may use another server connection."""
+_MISSING = """\
+SELECT name FROM pg_catalog.unnest('{task_activity_log,task_activity_log_inbox}'::pg_catalog.text[]) AS needed (name)
+WHERE pg_catalog.to_regclass(name) IS NULL"""
+"""The tables without which no worker can store anything."""
 _ONE_IN_THIS_PROCESS = threading.Lock()
 """Alembic keeps its state in a module, so one process can migrate only one database at a time."""
 
 
-class _SeveralRevisions(Exception):
-    """The table of the revision has more than one row; the text says what to do."""
+class _Unexpected(Exception):
+    """The schema is not what its revision says, or has several; the text says what to do."""
 
 
 def migrate(
@@ -84,8 +88,8 @@ def migrate(
     try:
         with _ONE_IN_THIS_PROCESS:
             asyncio.run(upgrade())
-    except _SeveralRevisions as several:
-        failure = str(several)
+    except _Unexpected as unexpected:
+        failure = str(unexpected)
     except CommandError:
         failure = "the schema has a revision that this release does not know: it was migrated by a newer one"
     except TimeoutError:
@@ -129,12 +133,17 @@ def known() -> set[str]:
 def _upgrade(connection: Connection, found: list[str | None]) -> None:
     context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
     if len(heads := context.get_current_heads()) > 1:
-        raise _SeveralRevisions(
+        raise _Unexpected(
             f"the table {VERSION_TABLE} has the revisions {', '.join(sorted(heads))}, and should have one row: delete those"
             " that are not the newest"
         )
     found.append(context.get_current_revision())
     command.upgrade(_config(attributes={"connection": connection}), "head")
+    if missing := connection.exec_driver_sql(_MISSING).scalars().all():
+        raise _Unexpected(
+            f"the schema is at revision {found[0]}, but there is no table {' and no table '.join(missing)} in the search"
+            " path: restore what was dropped from a backup, or create it as `task-activity-log migrate --sql` prints it"
+        )
 
 
 def _config(**options: Any) -> Config:
