@@ -302,7 +302,7 @@ def partitions(
 ) -> None:
     """Show the queues among which the requests are divided, or change their number while nobody publishes or consumes.
 
-    Needs AMQP_URL of a user that may configure the queues. Safe to interrupt and to run again.
+    Needs AMQP_URL; with --to of a user that may configure the queues. Safe to interrupt and to run again.
 
     \b
     Examples:
@@ -349,8 +349,13 @@ def console(
         ),
     ] = "",
     roles: Annotated[
-        str, typer.Option(metavar="ROLES", help="The roles in that line, separated by commas.")
-    ] = "look,act,bodies",
+        str,
+        typer.Option(
+            metavar="ROLES",
+            help="With --password-for: the roles in that line, separated by commas (look,act,bodies).",
+            show_default=False,
+        ),
+    ] = "",
 ) -> None:
     """Serve the web console until SIGTERM or SIGINT: what is going on, and the dead letters to correct and replay.
 
@@ -364,8 +369,10 @@ def console(
     """
     from task_activity_log.cli.console import print_password_line, serve
 
+    if roles and not password_for:
+        fail("--roles is of use only with --password-for", WRONG_USE)
     if password_for:
-        print_password_line(password_for, roles)
+        print_password_line(password_for, roles or "look,act,bodies")
     else:
         serve(settings_or_exit("amqp_url"))
 

@@ -70,7 +70,7 @@ Older = Annotated[
     str,
     typer.Option(
         metavar="TIME",
-        help="Only those first rejected more than this long ago: 30s, 15m, 2h or 7d.",
+        help="Only those rejected more than this long ago: 30s, 15m, 2h or 7d.",
         show_default=False,
     ),
 ]
@@ -78,7 +78,7 @@ Newer = Annotated[
     str,
     typer.Option(
         metavar="TIME",
-        help="Only those first rejected less than this long ago: 30s, 15m, 2h or 7d.",
+        help="Only those rejected less than this long ago: 30s, 15m, 2h or 7d.",
         show_default=False,
     ),
 ]

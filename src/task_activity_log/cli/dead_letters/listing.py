@@ -52,7 +52,7 @@ def as_json(letter: DeadLetter) -> str:
 def in_full(letter: DeadLetter, selection: Selection) -> str:
     """The reason, properties and headers, and the body."""
     lines = [f"message {letter.name}", f"  reason          {letter.code}: {letter.detail}"]
-    lines += [f"  first rejected  {letter.since:%Y-%m-%d %H:%M:%S %Z}" if letter.since else "  first rejected  unknown"]
+    lines += [f"  rejected        {letter.since:%Y-%m-%d %H:%M:%S %Z}" if letter.since else "  rejected        unknown"]
     found = judged(letter, rules_of(selection.settings))
     if isinstance(found, Problem):
         lines += [f"  if sent today   rejected: {reason}" for reason in exported.reasons(found)]

@@ -66,7 +66,7 @@ class Selection:
         return FAILED if missing else DONE
 
     def age(self, letter: DeadLetter) -> str:
-        """How long ago a dead letter was first rejected, in its largest unit."""
+        """How long ago a dead letter was last rejected, in its largest unit."""
         if letter.since is None:
             return "?"
         age = max(0.0, (self.now - letter.since).total_seconds())
