@@ -292,7 +292,10 @@ class SubscriberSuite:
 
     async def test_a_queue_that_does_not_exist_is_an_error(self, place: Place) -> None:
         """Immediately."""
-        with pytest.raises(ClientError, match=r"queue 'nowhere' does not exist on this broker: a worker declares it"):
+        expected = (
+            "queue 'nowhere' does not exist on this broker: declare it and bind it to the exchange of the replies, or"
+        )
+        with pytest.raises(ClientError, match=expected):
             await subjects(place.subscribe(queue="nowhere"))
 
     async def test_a_subscription_is_used_within_its_context(self, place: Place) -> None:

@@ -32,7 +32,7 @@ def console_table() -> str:
 def _rows(fields: Mapping[str, FieldInfo], variable: Callable[[str], str], required: Collection[str]) -> str:
     rows = ["| variable | default | meaning |", "| --- | --- | --- |"]
     for name, field in fields.items():
-        default = "(required)" if name in required else "" if field.default is None else f"`{_shown(field.default)}`"
+        default = "(required)" if name in required else _shown(field.default)
         choices = ", ".join(f"`{choice}`" for choice in get_args(field.annotation) if isinstance(choice, str))
         text = " ".join((field.description or "").split()) + (f" One of {choices}." if choices else "")
         rows.append(f"| `{variable(name)}` | {default} | {text} |")
@@ -41,8 +41,10 @@ def _rows(fields: Mapping[str, FieldInfo], variable: Callable[[str], str], requi
 
 def _shown(value: Any) -> str:
     if isinstance(value, tuple):
-        return ",".join(value)
-    return str(value).lower() if isinstance(value, bool) else str(value)
+        value = ",".join(value)
+    if value is None or value == "":
+        return ""
+    return f"`{str(value).lower() if isinstance(value, bool) else value}`"
 
 
 def main() -> int:

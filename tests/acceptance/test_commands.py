@@ -234,11 +234,24 @@ async def test_a_continued_run_is_given_as_a_whole_command(
     again = (
         f"publish '{file}' --merge --strict --no-partitioned --yes --rejected {rejected} --timeout 1.5 --run tonight"
     )
-    assert f"0 of 1 were answered. To continue{REPEATS}: task-activity-log {again}\n" in said.err
+    continued = f"{REPEATS.removesuffix(')')}; {rejected} is written again, so correct its records after that)"
+    assert f"0 of 1 were answered. To continue{continued}: task-activity-log {again}\n" in said.err
     words = shlex.split(again)
     said = await command(*words, AMQP_URL=amqp_url)  # the file of the rejected is written again
     assert (said.code, len(rejected.read_text().splitlines())) == (1, 1)
     assert len(set(await names(channel, TOPOLOGY.requests_queue))) == 1  # twice the same message_id
+
+
+@pytest.mark.parametrize("name", ["rejected", "rejected.csv", "rejected.json", "rejected.jsonl.gz"])
+async def test_a_file_of_rejected_records_has_a_name_that_publish_can_read(name: str, tmp_path: Path) -> None:
+    """Otherwise what was corrected there could not be published."""
+    (tmp_path / "a.json").write_text("{}")
+    said = await command("publish", str(tmp_path / "a.json"), "--rejected", str(tmp_path / name), AMQP_URL="amqp://h/")
+    assert (said.code, said.err) == (
+        2,
+        f"task-activity-log: {tmp_path / name}: the name should end in .jsonl or .ndjson, so that `publish` can read the file\n",
+    )
+    assert not (tmp_path / name).exists()
 
 
 @pytest.mark.usefixtures("channel")
@@ -362,10 +375,12 @@ async def test_a_line_that_cannot_be_read_does_not_end_the_look_at_its_file(tmp_
         "1 would be accepted, 1 rejected, 1 with misspelled fields, 2 lines that cannot be read, "
         "1 valid record in the same files would not be sent; nothing was sent" in said.err
     )
-    sent = await command("publish", str(broken), "--rejected", str(tmp_path / "c"), AMQP_URL="amqp://127.0.0.1:1/")
+    sent = await command(
+        "publish", str(broken), "--rejected", str(tmp_path / "c.jsonl"), AMQP_URL="amqp://127.0.0.1:1/"
+    )
     assert (sent.code, sent.lines) == (1, [])
     assert f"{broken}:3: not sent: missing_id" in sent.err
-    assert not (tmp_path / "c").exists()
+    assert not (tmp_path / "c.jsonl").exists()
 
 
 @pytest.mark.parametrize(
@@ -501,7 +516,7 @@ async def test_files_without_records_are_named(tmp_path: Path) -> None:
     (tmp_path / "c.json").write_text(line())
     said = await command("publish", "--dry-run", str(tmp_path))
     assert said.code == 0
-    assert "no records in a.csv, a.json, a.jsonl and 1 more\n" in said.err
+    assert f"no records in {tmp_path / 'a.csv'}, {tmp_path / 'a.json'}, {tmp_path / 'a.jsonl'} and 1 more\n" in said.err
     assert "1 would be accepted, 0 rejected; nothing was sent" in said.err
     assert (await command("publish", "--dry-run", str(tmp_path / "a.json"))).code == 1
 
@@ -1167,6 +1182,12 @@ async def test_discarding_asks_first_and_can_export_a_copy(
     assert (refused.code, "confirm with --yes" in refused.err) == (2, True)
     refused = await command("dead-letters", "discard", "a", "--yes", "--export", "-", AMQP_URL=amqp_url)
     assert (refused.code, "--export -: name a file" in refused.err) == (2, True)
+    for words in (("discard", "a", "--yes", "--export", "copy.csv"), ("export", "copy", "--all")):
+        refused = await command("dead-letters", *words, AMQP_URL=amqp_url)
+        assert (refused.code, "copy.csv: the name should end" in refused.err or "copy: the name" in refused.err) == (
+            2,
+            True,
+        )
     copy = tmp_path / "copy.jsonl"
     said = await command("dead-letters", "discard", "a", "--yes", "--export", str(copy), AMQP_URL=amqp_url)
     assert (said.code, json.loads(copy.read_text())["message_id"]) == (0, "a")

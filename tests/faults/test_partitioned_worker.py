@@ -232,7 +232,7 @@ async def test_a_partition_that_was_deleted_is_declared_again(amqp_url: str, dat
 async def test_a_queue_that_would_not_keep_the_order_is_refused(amqp_url: str) -> None:
     async with await aio_pika.connect(amqp_url) as connection:
         await declare(connection, Topology())
-        with pytest.raises(Misconfigured, match=r"upsert was declared without x-single-active-consumer"):
+        with pytest.raises(Misconfigured, match=r"upsert has no single active consumer"):
             await declare(connection, TOPOLOGY)
 
 

@@ -287,7 +287,7 @@ async def test_a_requests_queue_that_would_not_keep_the_order_is_refused_before_
             for yes in (False, True):
                 assert await asyncio.to_thread(run_command, amqp_url, 2, yes=yes) == 1
                 printed = capsys.readouterr()
-                refusal = f"task-activity-log: queue {TWO.requests_queue} was declared without x-single-active-consumer"
+                refusal = f"task-activity-log: queue {TWO.requests_queue} has no single active consumer"
                 assert printed.err.startswith(refusal)
                 assert printed.err.count("\n") == 1
                 assert ("Now: 0 partitions, 1 message," in printed.out) == (not yes)
@@ -381,6 +381,6 @@ async def test_the_exchange_comes_after_the_queues(amqp_url: str) -> None:
     async with await aio_pika.connect(amqp_url) as connection, connection.channel() as channel:
         await channel.declare_queue(TWO.partition_queues[0], durable=True, arguments={"x-queue-type": "quorum"})
         await channel.declare_queue(TWO.partition_queues[1], durable=True, arguments={"x-queue-type": "quorum"})
-        with pytest.raises(Misconfigured, match="declared without x-single-active-consumer"):
+        with pytest.raises(Misconfigured, match="has no single active consumer"):
             await declare(connection, TWO)
     assert not (await look_up(LinkOptions(amqp_url), TWO)).exchange

@@ -319,8 +319,10 @@ def test_what_a_worker_says_of_itself_is_shown() -> None:
         "not_ready": ["holding: timeout"],
         "parked": {"messages": 2, "records": 1, "oldest_seconds": 61.2, "some": []},
         "failing_addresses": [failing, {**failing, "reply_to": "b", "waiting": 1, "reason": None}],
+        "connections": {"intake": {"address": "broker/"}, "database": {"address": "database:5432/app"}},
+        "settings": {"requests_queue": settings().requests_queue},
     }
-    assert [(row.verdict, row.what, row.found) for row in judge_status("worker", status)] == [
+    assert [(row.verdict, row.what, row.found) for row in judge_status("worker", status, settings())] == [
         ("warning", "worker", "is not ready: holding: timeout"),
         ("warning", "worker", "requests waiting for rows: 2, the oldest for 61 s"),
         ("warning", "reply_to a", "replies waiting: 3, the oldest for 12 s: nacked"),
@@ -476,3 +478,25 @@ def test_the_workers_are_counted_by_release() -> None:
     [finding] = judge_workers(connections)
     assert (finding.verdict, finding.found) == ("fine", "3 connected: 2 of release 1.2, 1 of release unknown")
     assert [each.found for each in judge_workers([])] == ["none is connected"]
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "found"),
+    [
+        ("AMQP_URL", "amqp://user:secret@other:5672/vhost", "uses another broker: h/, and here it is other:5672/vhost"),
+        ("DATABASE_URL", "postgresql://other/app", "uses another database: h:5432/d, and here it is other:5432/app"),
+        ("WORKER_REQUESTS_QUEUE", "mine", "uses another queue: theirs, and here it is mine"),
+    ],
+)
+def test_a_worker_that_uses_something_else_is_pointed_out(variable: str, value: str, found: str) -> None:
+    """What `check` says of broker and database is not about that worker then. Passwords are not shown."""
+    status = {
+        "version": "1",
+        "not_ready": [],
+        "connections": {"intake": {"address": "h/"}, "database": {"address": "h:5432/d"}},
+        "settings": {"requests_queue": "theirs"},
+    }
+    its = {"AMQP_URL": "amqp://u:p@h/", "DATABASE_URL": "postgresql://h/d", "WORKER_REQUESTS_QUEUE": "theirs"}
+    assert [row.verdict for row in judge_status("worker", status, settings(**its))] == ["fine"]
+    rows = list(judge_status("worker", status, settings(**{**its, variable: value})))
+    assert [(row.verdict, row.found) for row in rows] == [("warning", found), ("fine", "release 1, ready")]

@@ -77,7 +77,10 @@ async def test_outages_after_the_first_connection_are_only_reported() -> None:
             refused("queue 'x' in vhost '/' in exclusive use"),
             "the broker refuses access: 403 ACCESS_REFUSED - queue 'x' in vhost '/' in exclusive use: see Permissions",
         ),
-        (away(OutageKind.NOT_FOUND, "queue 'x' does not exist"), "queue 'x' does not exist: a worker declares it when"),
+        (
+            away(OutageKind.NOT_FOUND, "exchange 'x' does not exist"),
+            "exchange 'x' does not exist: a worker declares it",
+        ),
     ],
 )
 async def test_an_outage_of_the_first_connection_is_raised(outage: Outage, text: str) -> None:

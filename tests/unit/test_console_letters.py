@@ -1,6 +1,7 @@
 """Dead letters judged, filtered and grouped for the console."""
 
 import os
+import re
 import subprocess
 from collections import Counter
 from datetime import UTC, datetime, timedelta
@@ -86,6 +87,25 @@ def test_a_filter_by_time_includes_both_ends() -> None:
     assert Filter.of({"from": "2026-01-31T14:30+02:00"}).since == datetime(2026, 1, 31, 12, 30, tzinfo=UTC)
     with pytest.raises(ValueError, match="“soon” is not a time"):
         Filter.of({"to": "soon"})
+
+
+@pytest.mark.parametrize(
+    ("query", "message"),
+    [
+        (
+            {"cod": "invalid_date"},
+            "“cod” is not a filter: there are code, field, publisher, from, to, message, id, text, now, ",
+        ),
+        ({"since": "2026-01-31T14:30"}, "“since” is not a filter"),
+        ({"now": "fail"}, "“fail” is not a value of now: it is pass or reject."),
+        ({"answered": "no"}, "“no” is not a value of answered: it is yes."),
+    ],
+)
+def test_a_filter_that_is_not_one_is_refused(query: dict[str, str], message: str) -> None:
+    """It would otherwise select everything, for a replay too."""
+    with pytest.raises(ValueError, match=re.escape(message)):
+        Filter.of(query)
+    assert Filter.of({"page": "2", "now": "", "answered": "yes"}) == Filter(answered="yes")
 
 
 def test_a_filter_by_record_finds_also_those_that_are_rejected_again() -> None:

@@ -74,6 +74,7 @@ SUBSCRIPTIONS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"prefetch": 0}, ValueError, "prefetch should be from 1 to 65535"),
     ({"prefetch": -1}, ValueError, "prefetch should be from 1 to 65535"),
     ({"prefetch": 65_536}, ValueError, "prefetch should be from 1 to 65535"),
+    ({"on_poison": "poison"}, TypeError, "should be a PoisonQueue"),
     ({"on_poison": PoisonQueue("own"), "queue": "own"}, ValueError, "should name another queue"),
     ({"on_poison": PoisonQueue("task_activity_log.replies")}, ValueError, "should name another queue"),
     ({"on_poison": PoisonQueue("poison"), "routing_keys": ["#"]}, ValueError, "needs a queue that keeps the reply"),

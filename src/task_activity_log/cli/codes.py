@@ -14,7 +14,11 @@ DEAD_LETTER_CODES = CODES | {"delivery_limit", "expired", "maxlen", "rejected", 
 def unknown(codes: Collection[str], known: Collection[str]) -> list[str]:
     """A line for each code that is not known, with the one that is probably meant."""
     found = {code: get_close_matches(code, known, n=1) for code in sorted(set(codes).difference(known))}
-    return [f"{code}: no such code" + (f"; did you mean {close[0]}?" if close else "") for code, close in found.items()]
+    return [
+        f"{code}: no such code; "
+        + (f"did you mean {close[0]}?" if close else f"the codes are {', '.join(sorted(known))}")
+        for code, close in found.items()
+    ]
 
 
 def complete(incomplete: str) -> list[str]:

@@ -97,6 +97,9 @@ def plan(partitions: Partitions, wanted: Topology) -> str:
         publishers = "the publishers that send by record" if partitions.found else "the publishers"
         queues = "the queues" if partitions.found else f"queue {wanted.requests_queue}"
         empty = f"Let the workers empty {queues}, then stop all workers."
+        if partitions.requests and not partitions.found:
+            condition = f"If it is said below that queue {wanted.requests_queue} has no single active consumer"
+            steps.insert(0, f"{condition}, delete the queue. It is declared again in the next step.")
         steps = [f"Stop {publishers}.", empty, *steps, _start(to)]
     return "\n".join(
         [

@@ -22,7 +22,7 @@ from task_activity_log.cli.sources import (
     Source,
     Unreadable,
     expand,
-    named,
+    listed,
 )
 from task_activity_log.cli.terminal import FEW, agreed, counted, counting, print_data, progress, readable, say
 from task_activity_log.client import (
@@ -77,7 +77,7 @@ class Publication:
     """What was found in the sources that can be read; its records are numbered from 0."""
     _unusable: list[Findings] = field(default_factory=list, init=False)
     """What was found in the files from which nothing is sent."""
-    _empty: list[Path] = field(default_factory=list, init=False)
+    _empty: list[str] = field(default_factory=list, init=False)
     """Files without a record."""
     _complained: int = field(default=0, init=False)
     _ignored: Counter[str] = field(default_factory=Counter, init=False)
@@ -123,6 +123,8 @@ class Publication:
             return why if "nothing was sent" in why else f"{why}; nothing was sent"
         done, what = (self._summary.answered, "answered") if self.wait else (self._confirmed, "confirmed")
         again = _REPEATS + "".join(map(_AGAIN.format, self._pipes()))
+        if self._written:
+            again += f"; {self.rejected} is written again, so correct its records after that"
         # The command ends the line: it is copied from there.
         return f"{why}; {done:,} of {self._to_send:,} were {what}. To continue ({again}): {self._command()}"
 
@@ -198,10 +200,10 @@ class Publication:
             return None
         if found.skipped and found.sources:
             kinds = ", ".join(KNOWN)
-            self._tell(f"{path}: {counted(len(found.skipped), 'file')} skipped, not {kinds}: {named(found.skipped)}")
+            self._tell(f"{path}: {counted(len(found.skipped), 'file')} skipped, not {kinds}: {listed(found.skipped)}")
         if found.not_files:
             what = "not files: links to folders or to nothing, pipes or devices"
-            self._tell(f"{path}: {len(found.not_files):,} skipped, {what}: {named(found.not_files)}")
+            self._tell(f"{path}: {len(found.not_files):,} skipped, {what}: {listed(found.not_files)}")
         return found
 
     def _look(self, source: Source, on_read: Callable[[int, str], None]) -> Findings:
@@ -235,7 +237,7 @@ class Publication:
         if look.faults:
             say_faults(source, look.faults, len(look.kept_back))
         elif not look.count:
-            self._empty.append(Path(source.name))
+            self._empty.append(source.name)
         return look
 
     def _keep_all(self, source: Source, numbers: Collection[int], rules: Rules) -> None:
@@ -267,7 +269,7 @@ class Publication:
     def _report(self) -> None:
         """Say what is not sent, and which members are ignored, before anything is sent."""
         if self._empty:
-            self._tell(f"no records in {named(self._empty)}")
+            self._tell(f"no records in {listed(self._empty)}")
         if self._ignored:
             names = ", ".join(f"{name} ({count:,})" for name, count in self._ignored.most_common(FEW))
             more = f" and {len(self._ignored) - FEW:,} more" if len(self._ignored) > FEW else ""

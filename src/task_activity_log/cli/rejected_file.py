@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from task_activity_log.cli.sources import is_same
+from task_activity_log.cli.sources import is_same, not_for_lines
 from task_activity_log.client import exported
 
 
@@ -18,7 +18,8 @@ def writable(rejected: Path, *, again: bool, paths: Sequence[str] = ()) -> str |
         return "--rejected -: name a file: the replies are printed on standard output"
     try:
         if not rejected.exists():
-            return None if rejected.parent.is_dir() else f"--rejected {rejected}: there is no folder {rejected.parent}"
+            missing = f"--rejected {rejected}: there is no folder {rejected.parent}"
+            return not_for_lines(rejected) if rejected.parent.is_dir() else missing
         if not (rejected.is_file() or rejected.is_dir()):
             return f"--rejected {rejected}: is a pipe or a device: name a file"
         if any(is_same(Path(path), rejected) for path in paths):

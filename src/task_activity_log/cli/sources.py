@@ -252,10 +252,17 @@ def is_same(one: Path, other: Path) -> bool:
         return False
 
 
-def named(files: Sequence[Path], most: int = 3) -> str:
-    """The names of some files, for a message."""
+def listed(files: Sequence[str | Path], most: int = 3) -> str:
+    """Some files, for a message: a text as it is, and a path by its last part."""
     more = f" and {len(files) - most:,} more" if len(files) > most else ""
-    return ", ".join(file.name for file in files[:most]) + more
+    return ", ".join(file.name if isinstance(file, Path) else file for file in files[:most]) + more
+
+
+def not_for_lines(file: Path) -> str | None:
+    """Why `publish` would not read lines of JSON from a file of this name; None if it would."""
+    if file.suffix.lower() in _LINES:
+        return None
+    return f"{file}: the name should end in {' or '.join(_LINES)}, so that `publish` can read the file"
 
 
 def _state(file: IO[bytes]) -> tuple[int, ...]:

@@ -26,6 +26,10 @@ for _driver in ("aiormq", "aio_pika"):
     logging.getLogger(_driver).addHandler(logging.NullHandler())
 
 
+WORKER_DECLARES = "a worker declares it when it starts"
+"""Says of what the broker does not have how it comes to exist."""
+
+
 class Connections:
     """Tasks that each keep one connection, from the first attempt until `close`.
 
@@ -136,11 +140,17 @@ def options(broker: str | LinkOptions, on_outage: Callable[[Outage], None] | Non
 
 
 def no_connection(
-    given: LinkOptions, outage: Outage, documents: str = "docs/publishing.md and docs/subscribing.md"
+    given: LinkOptions,
+    outage: Outage,
+    documents: str = "docs/publishing.md and docs/subscribing.md",
+    missing: str = WORKER_DECLARES,
 ) -> ClientError:
-    """What to raise when the first connection fails; `documents` say which permissions are needed."""
+    """What to raise when the first connection fails; `documents` say which permissions are needed.
+
+    `missing` says of what the broker does not have how it comes to exist.
+    """
     if outage.kind is OutageKind.NOT_FOUND:
-        return ClientError(f"{outage.text}: a worker declares it when it starts")
+        return ClientError(f"{outage.text}: {missing}")
     if outage.kind is OutageKind.ACCESS_REFUSED:
         return ClientError(f"{refusal(outage.text)}: see Permissions in {documents}")
     return ClientError(f"no connection to {' or '.join(addresses(given.url))}: {outage.text}")

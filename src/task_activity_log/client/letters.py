@@ -120,6 +120,7 @@ def groups(letters: Iterable[Letter]) -> list[Group]:
 
 
 _TIMES = {"since": "from", "until": "to"}
+_CHOICES = {"now": ("pass", "reject"), "answered": ("yes",)}
 """Members whose name is a reserved word of Python or of SQL, and their names in a URL."""
 
 
@@ -141,12 +142,21 @@ class Filter:
     now: str = ""
     """`pass` for those that the contract accepts now, `reject` for the others."""
     answered: str = ""
-    """Anything: only those whose row was stored since they were rejected. Whoever can read rows finds these out."""
+    """`yes` for only those whose row was stored since they were rejected. Whoever can read rows finds these out."""
 
     @classmethod
     def of(cls, query: Mapping[str, str]) -> Self:
-        """The filter in a query. Raises `ValueError` for a time that is not one; its text is a sentence."""
-        given = {name: query.get(_TIMES.get(name, name), "").strip() for name in cls.__slots__}
+        """The filter in a query, which may also have a `page`.
+
+        Raises `ValueError` if it has another name, or a value that is not one of this name; its text is a sentence.
+        """
+        names = {name: _TIMES.get(name, name) for name in cls.__slots__}
+        if unknown := sorted(set(query).difference(names.values(), ("page",))):
+            raise ValueError(f"“{unknown[0][:40]}” is not a filter: there are {', '.join(names.values())}.")
+        given = {name: query.get(shown, "").strip() for name, shown in names.items()}
+        for name, values in _CHOICES.items():
+            if given[name] not in ("", *values):
+                raise ValueError(f"“{given[name][:40]}” is not a value of {name}: it is {' or '.join(values)}.")
         return cls(**{name: _time(text) if name in _TIMES else text for name, text in given.items()})  # type: ignore[arg-type]
 
     @property

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Generic, Protocol, Self, TypeVar
 
 from task_activity_log.aio import Backoff
-from task_activity_log.client.connections import no_connection, options, publishing
+from task_activity_log.client.connections import WORKER_DECLARES, no_connection, options, publishing
 from task_activity_log.client.messages import SHORT_MAX, ClientError, Received, is_short, received_reply
 from task_activity_log.client.names import exchange_name, queue_name
 from task_activity_log.client.news import News
@@ -275,8 +275,11 @@ class Subscription(Generic[D]):
 def check_queues(queue: str | None, routing_keys: Sequence[str], on_poison: PoisonQueue | None, *, shared: str) -> None:
     """Check arguments of `subscribe` that would otherwise fail later, or wait for replies that cannot come.
 
-    Raises `ValueError`, or `TypeError` if `routing_keys` is one text: its letters would be bound as keys.
+    Raises `ValueError`, or `TypeError` if `routing_keys` is one text, as its letters would be bound as keys, or if `on_poison`
+    is not a `PoisonQueue`.
     """
+    if on_poison is not None and not isinstance(on_poison, PoisonQueue):
+        raise TypeError("on_poison should be a PoisonQueue: write PoisonQueue(name)")
     if queue is not None:
         queue_name("queue", queue)
     if isinstance(routing_keys, str):
@@ -289,13 +292,25 @@ def check_queues(queue: str | None, routing_keys: Sequence[str], on_poison: Pois
         raise ValueError("on_poison should name another queue than the one that is read")
 
 
+def how_to_declare(queue: str | None, routing_keys: Sequence[str], *, shared: str) -> str:
+    """Says of a queue or an exchange that does not exist how it comes to exist."""
+    if queue in (None, shared) or routing_keys:
+        return WORKER_DECLARES
+    return (
+        "declare it and bind it to the exchange of the replies, or pass routing_keys too, and it is declared and bound"
+    )
+
+
 class _Broker:
     """Replies from a queue of a broker."""
 
-    def __init__(self, link: LinkOptions, choice: Callable[[int], Choice], poison: PoisonQueue | None) -> None:
+    def __init__(
+        self, link: LinkOptions, choice: Callable[[int], Choice], poison: PoisonQueue | None, missing: str
+    ) -> None:
         self._link = link
         self._choice = choice
         self._poison = poison
+        self._missing = missing
         self._counts: bool | None = None  # whether the queue counts deliveries; None: not known yet
 
     @asynccontextmanager
@@ -338,7 +353,7 @@ class _Broker:
 
     def failed(self, error: BaseException) -> ClientError:
         """The reason, without secrets."""
-        return no_connection(self._link, describe(error))
+        return no_connection(self._link, describe(error), missing=self._missing)
 
 
 def subscribe(
@@ -400,7 +415,7 @@ def subscribe(
         )
 
     return Subscription(
-        _Broker(link, choice, on_poison),
+        _Broker(link, choice, on_poison, how_to_declare(queue, routing_keys, shared=SHARED)),
         everything=everything,
         prefetch=prefetch,
         remember=remember,

@@ -221,7 +221,7 @@ async def require_order(connection: AbstractConnection, topology: Topology, queu
         argument = different.get("argument", "")
         if argument == _SINGLE_ACTIVE:
             raise Misconfigured(
-                f"queue {queue} was declared without {_SINGLE_ACTIVE}, which partitions need. {_DRAIN}"
+                f"queue {queue} has no single active consumer ({_SINGLE_ACTIVE}), which partitions need. {_DRAIN}"
             ) from None
         if argument not in arguments or argument in named:  # the broker words it differently: `declare` decides
             return

@@ -10,7 +10,7 @@ from uuid import uuid4
 
 from task_activity_log.client.connections import no_connection
 from task_activity_log.client.messages import ClientError
-from task_activity_log.client.subscription import PoisonQueue
+from task_activity_log.client.subscription import PoisonQueue, how_to_declare
 from task_activity_log.message import Delivery, Properties
 from task_activity_log.rabbitmq.link import LinkOptions, Missing, describe
 
@@ -151,4 +151,5 @@ class MemorySource:
 
     def failed(self, error: BaseException) -> ClientError:
         """What to raise if the first connection fails."""
-        return no_connection(LinkOptions("amqp://memory/"), describe(error))
+        missing = how_to_declare(self._name, self._keys, shared=self._queues.shared)
+        return no_connection(LinkOptions("amqp://memory/"), describe(error), missing=missing)

@@ -83,9 +83,10 @@ def judge_requests(what: str, limits: Limits, settings: Settings) -> Iterator[Fi
         yield Finding("broken", "order per record", found, _DECLARE_AGAIN)
     if limits.get("single-active-consumer") and not is_single_active:
         found = "the queue has a single active consumer, but WORKER_SINGLE_ACTIVE_CONSUMER is not set"
-        yield Finding(
-            "warning", "order per record", found, "set it for all workers, or a hand-over may reorder updates"
+        advice = (
+            "set it for all workers, or WORKER_PARTITIONS if they share partitions: a hand-over may reorder updates"
         )
+        yield Finding("warning", "order per record", found, advice)
     yield from _order(limits)
     yield _consumer_timeout(limits, settings)
 

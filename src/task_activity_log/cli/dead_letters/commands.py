@@ -282,6 +282,7 @@ def discard(
 
     if str(export) == "-":
         fail("--export -: name a file: the copy has to be on disk before anything is discarded", WRONG_USE)
+    _refuse_unreadable(export)
     letters = selection.copies()
     if dry_run:
         say(f"{len(letters):,} would be discarded; nothing was removed")
@@ -302,6 +303,14 @@ def discard(
     return selection.exit_code(letters)
 
 
+def _refuse_unreadable(file: Path | None) -> None:
+    """End with an error if this is a file from whose name `publish` would not know that it has lines of JSON."""
+    from task_activity_log.cli.sources import not_for_lines
+
+    if file is not None and str(file) != "-" and not file.exists() and (why := not_for_lines(file)):
+        fail(why, WRONG_USE)
+
+
 @app.command(short_help="Write dead letters to a file that `publish` accepts.")
 @_selecting()
 def export(
@@ -318,6 +327,7 @@ def export(
     from task_activity_log.cli.dead_letters import listing
     from task_activity_log.client import exported
 
+    _refuse_unreadable(file)
     letters = selection.copies()
     if str(file) == "-":
         for letter in letters:

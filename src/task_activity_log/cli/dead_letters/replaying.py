@@ -74,7 +74,8 @@ def _explain(kept: Sequence[tuple[str, str]]) -> None:
 
 
 def _why_kept(kept: Replay) -> str:
-    return kept.why if kept.record is None else f"{kept.why}; use --over-newer to replay it anyway"
+    advice = "`replay --edit` opens it to correct it" if kept.record is None else "use --over-newer to replay it anyway"
+    return f"{kept.why}; {advice}"
 
 
 @asynccontextmanager
