@@ -213,6 +213,23 @@ def test_a_receiver_that_does_not_respond_delays_nothing_and_is_logged_once(monk
     assert [event["event"] for event in events].count("traces_not_exported") == 1
 
 
+def test_a_bad_header_of_a_message_is_not_logged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenTelemetry would quote it, and the event would say that traces are not exported."""
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
+    delivery = upsert()
+    delivery.properties.headers = {"traceparent": PARENT, "tracestate": "Secret=a\x01b,c=d,c=e"}
+    with structlog.testing.capture_logs() as events:
+        traces = tracing.from_environment(os.environ, "q", "x")
+        assert traces is not None
+        traces.begin(delivery)
+        assert [event["event"] for event in events] == ["tracing"]
+        traces.end_all()
+        traces.close()
+        for thread in threading.enumerate():
+            if thread.name.startswith(("traces", "Otel")):
+                thread.join(60)  # a thread that still runs would disturb later tests
+
+
 def test_without_the_packages_the_worker_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     """If traces are configured, one line of the log says what to install."""
     monkeypatch.delitem(sys.modules, "task_activity_log.telemetry.spans")  # so that it is imported again

@@ -44,6 +44,7 @@ def make_exporter(environment: Mapping[str, str]) -> TracerProvider:
     """A provider whose spans are exported as OpenTelemetry's environment variables say."""
     complaints = logging.getLogger("opentelemetry")
     complaints.handlers, complaints.propagate = [_Complaints()], False
+    logging.getLogger("opentelemetry.trace").setLevel(logging.CRITICAL)  # it quotes the headers of messages
     provider = make_provider(environment)
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     return provider
