@@ -339,6 +339,18 @@ class SubscriberSuite:
                         break
         assert await subjects(place.subscribe(**mine, most=2)) == ["b", "c"]
 
+    async def test_what_the_body_was_not_through_with_comes_again_when_it_is_opened_again(self, place: Place) -> None:
+        """It is not taken for a repeat, which would be acknowledged without being yielded."""
+        replies = place.subscribe(**own())
+        async with place.client() as client:
+            async with replies:
+                await client.send_many([record(subject) for subject in "ab"])
+                async for reply in replies:
+                    assert told(reply) == "a"
+                    break
+            async with replies:
+                assert [told(await anext(replies)) for _ in "ab"] == ["a", "b"]
+
     async def test_a_repeated_reply_is_yielded_once(self, place: Place) -> None:
         """Unless everything is asked for."""
         mine, other = own(), own()

@@ -11,7 +11,7 @@ from task_activity_log.client.messages import Received, StoredReply
 
 
 class News:
-    """Recognizes what was yielded before, by message_id and by record. Remembers the latest `most` of each."""
+    """Recognizes what was processed before, by message_id and by record. Remembers the latest `most` of each."""
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -19,18 +19,21 @@ class News:
         self._newest: OrderedDict[UUID, _State] = OrderedDict()
 
     def is_news(self, reply: Received) -> bool:
-        """Whether it is new; it is remembered then. Without a readable record, only its message_id counts."""
+        """Whether it is new. Without a readable record, only its message_id counts."""
         if reply.message_id in self._seen:
             return False
+        if not isinstance(reply, StoredReply):
+            return True
+        last = self._newest.get(reply.record.id)
+        return last is None or _State.of(reply).may_follow(last)
+
+    def remember(self, reply: Received) -> None:
+        """Remember one that was new. Not before it is processed: otherwise its next delivery would not be new."""
         if isinstance(reply, StoredReply):
-            state = _State.of(reply)
-            last = self._newest.get(reply.record.id)
-            if last is not None and not state.may_follow(last):
-                return False
+            state, last = _State.of(reply), self._newest.get(reply.record.id)
             self._remember(self._newest, reply.record.id, state if last is None else state.after(last))
         if reply.message_id is not None:
             self._remember(self._seen, reply.message_id, None)
-        return True
 
     def _remember(self, known: OrderedDict[Any, Any], key: object, value: object) -> None:
         known[key] = value

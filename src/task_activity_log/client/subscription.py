@@ -123,6 +123,9 @@ class Subscription(Generic[D]):
         self._taken: deque[D] = deque()
         self._under_way: D | None = None  # what the body of the loop has
         self._finished = False  # whether the body is through with it
+        self._new: Received | None = (
+            None  # the reply that the body has, to be remembered once the body is through with it
+        )
 
     async def __aenter__(self) -> Self:
         """Connect.
@@ -137,6 +140,7 @@ class Subscription(Generic[D]):
             self._taken.clear()
             self._connection = AsyncExitStack()
         self._open = self._next_under_way = False
+        self._new = None  # the body was not through with it
         self._left = self._most
         try:
             with asking_the_driver():
@@ -190,6 +194,9 @@ class Subscription(Generic[D]):
         if self._next_under_way:
             raise ClientError("another task waits for the next reply: each needs a subscription of its own")
         self._next_under_way = self._finished = True
+        if self._new is not None:
+            self._news.remember(self._new)
+            self._new = None
         try:
             return await self._next_of_any_connection()
         finally:
@@ -218,6 +225,7 @@ class Subscription(Generic[D]):
             if self._everything or self._news.is_news(reply):
                 self._left = self._left and self._left - 1
                 self._under_way, self._finished = delivery, False
+                self._new = None if self._everything else reply
                 return reply
             await self._acknowledge(feed, delivery)
         raise StopAsyncIteration
