@@ -13,6 +13,7 @@ import aio_pika
 import asyncpg
 import pytest
 
+from sandbox import RabbitMQ
 from task_activity_log.client import (
     Received,
     StoredReply,
@@ -26,6 +27,7 @@ from task_activity_log.rabbitmq.publisher import Publisher
 from task_activity_log.rabbitmq.topology import Topology
 from task_activity_log.testing import FakeWorker
 from tests.commands import Said, World, command, end, start
+from tests.users import user_who_may
 
 
 async def stored(world: World, count: int = 3) -> list[UUID]:
@@ -257,6 +259,18 @@ async def test_a_missing_exchange_is_named_at_once(world: World) -> None:
     said = await command("resend", "--id", str(identifier), "--yes", **services)
     words = "exchange 'nowhere' does not exist on this broker: a worker declares it when it starts"
     assert (said.code, said.err) == (1, f"task-activity-log: nothing was sent: {words}\n")
+
+
+@pytest.mark.parametrize("queue", [(), ("--queue", "task_activity_log.replies")])
+async def test_a_missing_permission_is_named_at_once(world: World, rabbitmq: RabbitMQ, queue: Sequence[str]) -> None:
+    """The broker would refuse each further attempt as well."""
+    [identifier] = await stored(world, 1)
+    with user_who_may(rabbitmq, world.amqp_url, read=".*") as url:
+        services: dict[str, Any] = {"AMQP_URL": url, "DATABASE_URL": world.database_url}
+        said = await command("resend", "--id", str(identifier), *queue, "--yes", **services)
+    name = "exchange 'amq.default'" if queue else "exchange 'task_activity_log.replies'"
+    words = rf"nothing was sent: user '\w+' may not write to {name}: see Permissions in docs/subscribing.md"
+    assert (said.code, bool(re.fullmatch(f"task-activity-log: {words}\n", said.err))) == (1, True), said.err
 
 
 async def test_a_database_that_is_away_is_one_line(world: World) -> None:

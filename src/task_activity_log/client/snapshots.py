@@ -6,7 +6,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
-from task_activity_log.client.connections import publishing
+from task_activity_log.client.connections import publishing, refusal
 from task_activity_log.client.messages import ClientError
 from task_activity_log.client.rate import Rate
 from task_activity_log.client.routing import no_exchange
@@ -139,14 +139,21 @@ class _Batch:
         self._sent.unanswered = Fate.LOST in fates or Fate.UNCONFIRMED in fates
         left = [reply for reply, fate in zip(replies, fates, strict=True) if fate is not Fate.CONFIRMED]
         self._sent.count += len(replies) - len(left)
-        if Fate.LOST in fates and self._publisher.last_reason.startswith("NOT_FOUND"):
+        if Fate.LOST in fates and (why := self._no_way()):
             self._sent.unanswered = False  # the broker has taken none of them
-            raise self._interrupted(no_exchange(self._target.exchange))
+            raise self._interrupted(why)
         if Fate.RETURNED in fates:
             queue, exchange = self._target.queue, self._target.exchange
             none = f"queue {queue} does not exist" if queue else f"no queue is bound to exchange {exchange}"
             raise self._interrupted(none)
         return left, self._publisher.last_reason if Fate.LOST in fates else "the broker refuses them: is a queue full?"
+
+    def _no_way(self) -> str:
+        """Why nothing at all can be published, if that is why the last channel was closed; otherwise empty."""
+        reason = self._publisher.last_reason
+        if reason.startswith("ACCESS_REFUSED"):
+            return f"{refusal(reason)}: see Permissions in docs/subscribing.md"
+        return no_exchange(self._target.exchange) if reason.startswith("NOT_FOUND") else ""
 
     def _fitting(self, replies: Sequence[Reply]) -> Sequence[Reply]:
         """Those that the broker's limit allows, as far as it is known: it says so when it closes a channel."""
