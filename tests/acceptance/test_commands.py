@@ -1481,6 +1481,28 @@ async def test_exact_copies_are_corrected_one_by_one(channel: AbstractChannel, a
     assert not await names(channel, TOPOLOGY.dead_letters_queue)
 
 
+async def test_the_edits_of_what_is_kept_are_kept(
+    channel: AbstractChannel, amqp_url: str, database_url: str, tmp_path: Path
+) -> None:
+    """Also after a rehearsal. Nobody should have to correct a dead letter twice because its row has changed."""
+    body = line(due_date="tomorrow")
+    connection = await asyncpg.connect(database_url)
+    await connection.execute("INSERT INTO task_activity_log (id) VALUES ($1)", json.loads(body)["id"])
+    await connection.close()
+    await reject(channel, "one", body, "invalid_date")
+    replay = ("dead-letters", "replay", "--all", "--edit")
+    services = {"AMQP_URL": amqp_url, "DATABASE_URL": database_url, "EDITOR": "sed -i s/tomorrow/2026-01-01/"}
+    found: set[Path] = set()
+    for options, code, files in (((), 3, 1), (("--over-newer", "--dry-run"), 0, 2), (("--over-newer",), 0, 2)):
+        said = await end(await start(*replay, *options, **services, VISUAL="", TMPDIR=str(tmp_path)))
+        new = set(await asyncio.to_thread(lambda: [*tmp_path.rglob("one.*.json")])) - found
+        found |= new
+        assert (said.code, len(found)) == (code, files), said.err
+        for file in new:
+            assert "2026-01-01" in file.read_text()
+            assert f"your edits are in {file.parent}" in said.err
+
+
 async def test_discard_counts_first(channel: AbstractChannel, amqp_url: str, tmp_path: Path) -> None:
     """--dry-run removes nothing, writes no file and asks nothing."""
     await reject(channel, "a", line(), "refused_by_database")

@@ -249,11 +249,14 @@ def replay(
         say("nothing was replayed")
         return DONE
     unchanged = [(letter.key, letter) for letter in letters]
-    with editing.edited(letters, selection.settings) if edit else nullcontext(unchanged) as requests:
-        if edit and not requests:
+    with editing.edited(letters, selection.settings) if edit else nullcontext(editing.Edits(unchanged)) as edits:
+        if edit and not edits.requests:
             say("nothing was replayed")
             return FAILED if selection.names else DONE
-        return asyncio.run(replaying.replay(selection, requests, dry_run=dry_run, rate=rate, over_newer=over_newer))
+        replaying_ = replaying.replay(selection, edits.requests, dry_run=dry_run, rate=rate, over_newer=over_newer)
+        code = asyncio.run(replaying_)
+        edits.replayed = code == DONE and not dry_run
+        return code
 
 
 @app.command()

@@ -9,7 +9,7 @@ import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from task_activity_log import wire
@@ -37,12 +37,22 @@ _EDITOR_SECONDS = 5.0
 """How long an editor that is told to end may take."""
 
 
-@contextmanager
-def edited(letters: Iterable[DeadLetter], settings: Settings) -> Iterator[list[tuple[str, DeadLetter]]]:
-    """Open each dead letter in the editor: those that the contract accepts now, each with the key of the rejected one.
+@dataclass
+class Edits:
+    """What somebody has corrected."""
 
-    The files are kept if something fails afterwards, or the command is told to end meanwhile. Raises `ClientError` if the
-    editor does not run, or fails.
+    requests: list[tuple[str, DeadLetter]] = field(default_factory=list)
+    """Those that the contract accepts now, each with the key of the rejected one."""
+    replayed: bool = False
+    """Whether all of them were replayed, so that the files are needed no more."""
+
+
+@contextmanager
+def edited(letters: Iterable[DeadLetter], settings: Settings) -> Iterator[Edits]:
+    """Open each dead letter in the editor.
+
+    The files are kept unless all that was corrected is `replayed`, also if the command is told to end meanwhile. Raises
+    `ClientError` if the editor does not run, or fails.
     """
     try:
         folder = Path(tempfile.mkdtemp(prefix="dead-letters-"))  # readable by its owner only
@@ -50,19 +60,17 @@ def edited(letters: Iterable[DeadLetter], settings: Settings) -> Iterator[list[t
         raise ClientError(
             f"no folder for a file to edit: {error.strerror}; set TMPDIR to one that can be written"
         ) from None
-    requests: list[tuple[str, DeadLetter]] = []
-    keep, interrupted = True, False
+    edits, interrupted = Edits(), False
     try:
         for letter in letters:
             request = _edited(letter, rules_of(settings), folder)
-            requests += [] if request is None else [(letter.key, request)]
-        yield requests
-        keep = False
+            edits.requests += [] if request is None else [(letter.key, request)]
+        yield edits
     except KeyboardInterrupt:
         interrupted = True
         raise
     finally:
-        if (requests and keep) or (interrupted and any(folder.iterdir())):
+        if (edits.requests and not edits.replayed) or (interrupted and any(folder.iterdir())):
             say(f"your edits are in {folder}")
         else:
             shutil.rmtree(folder, ignore_errors=True)
