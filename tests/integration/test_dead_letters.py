@@ -1,11 +1,12 @@
 """Dead letters borrowed, replayed and removed, on a real broker without a worker."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
+from uuid import UUID
 
 import aio_pika
 import pytest
@@ -21,7 +22,8 @@ from task_activity_log.message import Properties
 from task_activity_log.rabbitmq import reading
 from task_activity_log.rabbitmq.frames import publish_frames, write
 from task_activity_log.rabbitmq.link import LinkOptions
-from task_activity_log.rabbitmq.outgoing import Outgoing
+from task_activity_log.rabbitmq.outgoing import Fate, Outgoing
+from task_activity_log.rabbitmq.publisher import Publisher
 from task_activity_log.rabbitmq.queues import Choice, Found, kept_queue
 from task_activity_log.rabbitmq.reading import Reader
 from task_activity_log.rabbitmq.topology import Topology, declare
@@ -187,6 +189,26 @@ async def test_what_the_broker_refuses_stays(amqp_url: str) -> None:
             async with borrow_dead_letters(amqp_url) as loan:
                 await replay(loan, [(letter, letter) async for letter in loan], amqp_url)
         assert len(await taken(channel, TOPOLOGY.dead_letters_queue)) == 1
+
+
+async def test_no_letter_goes_before_an_older_one_of_its_record(amqp_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A queue that is full refuses one and takes what follows. The older one would later be stored over the newer one."""
+    real = Publisher.publish
+
+    async def refusing_the_first(self: Publisher, messages: Sequence[Outgoing], *_: Any) -> list[Fate]:
+        return [Fate.NACKED, *await real(self, messages[1:])]
+
+    async with queues(amqp_url) as channel:
+        for letter_id, record in (("old", UUID(int=1)), ("other", UUID(int=2)), ("new", UUID(int=1))):
+            body = f'{{"id": "{record}"}}'.encode()
+            message = aio_pika.Message(body, content_type="application/json", message_id=letter_id)
+            await channel.default_exchange.publish(message, TOPOLOGY.dead_letters_queue)
+        monkeypatch.setattr(Publisher, "publish", refusing_the_first)
+        with pytest.raises(ClientError, match="1 replayed, then the broker took no more; the others are in the queue"):
+            async with borrow_dead_letters(amqp_url) as loan:
+                await replay(loan, [(letter, letter) async for letter in loan], amqp_url)
+        assert [message.message_id for message in await taken(channel, TOPOLOGY.requests_queue)] == ["other"]
+        assert [message.message_id for message in await taken(channel, TOPOLOGY.dead_letters_queue)] == ["old", "new"]
 
 
 @pytest.mark.parametrize("how", ["cancelled", "cut"])

@@ -15,7 +15,9 @@ from urllib.parse import unquote, urlsplit
 
 from task_activity_log.client.connections import no_connection, options, publishing
 from task_activity_log.client.messages import ClientError
+from task_activity_log.client.order import waves_of
 from task_activity_log.client.rate import Rate
+from task_activity_log.client.record_id import record_id
 from task_activity_log.client.routing import Routing
 from task_activity_log.message import VERSION, Properties
 from task_activity_log.pipeline.request import Rules, judge
@@ -409,7 +411,7 @@ async def replay(
             try:
                 if still_due is not None:
                     chunk = await still_due(chunk)
-                fates = await _publish(publisher, routing, [(sent.restored(user), sent.body) for _, sent in chunk])
+                fates = await _publish_in_order(publisher, routing, [sent for _, sent in chunk], user)
             except Unavailable as error:
                 raise ClientError(f"{count} replayed, then: {error.reason}; the others are in the queue") from error
             done = [letter for (letter, _), fate in zip(chunk, fates, strict=True) if fate is Fate.CONFIRMED]
@@ -426,7 +428,32 @@ async def replay(
     return count
 
 
-def _why_not(fates: Sequence[Fate], publisher: Publisher) -> str:
+async def _publish_in_order(
+    publisher: Publisher, routing: Routing, letters: Sequence[DeadLetter], user: str | None
+) -> list[Fate | None]:
+    """Publish these, and of each record a later one only when all before are confirmed; None for what was not published.
+
+    A queue that is full refuses some of what is published together and takes what follows. The older dead letter would be
+    left, and a later replay would store it over the newer one.
+    """
+    fates: list[Fate | None] = [None] * len(letters)
+    records = (record_id(letter.body, letter.restored(None).content_type) or letter.key for letter in letters)
+    for wave in waves_of(range(len(letters)), records):
+        requests = [(letters[number].restored(user), letters[number].body) for number in wave]
+        try:
+            published = await _publish(publisher, routing, requests)
+        except Unavailable:
+            if not any(fates):
+                raise
+            break
+        for number, fate in zip(wave, published, strict=True):
+            fates[number] = fate
+        if any(fate is not Fate.CONFIRMED for fate in published):
+            break
+    return fates
+
+
+def _why_not(fates: Sequence[Fate | None], publisher: Publisher) -> str:
     """Why some were not replayed, and where they are."""
     unknown = sum(fate in (Fate.LOST, Fate.UNCONFIRMED) for fate in fates)
     if not unknown:

@@ -5,6 +5,7 @@ behind later upserts of its record, and an older state would be stored over a ne
 """
 
 from collections.abc import Hashable, Iterable, Sequence
+from typing import TypeVar
 from uuid import UUID
 
 from pydantic_core import SchemaValidator, ValidationError
@@ -12,6 +13,8 @@ from pydantic_core import core_schema as cs
 
 from task_activity_log import wire
 from task_activity_log.client.messages import Upsert
+
+Item = TypeVar("Item")
 
 
 class Order:
@@ -50,16 +53,18 @@ class Order:
 
 def waves(upserts: Sequence[Upsert]) -> list[list[Upsert]]:
     """Split upserts into waves. Each has a record once, and those of one record keep their order."""
-    if len(upserts) == 1:
-        return [[*upserts]]
-    split: list[list[Upsert]] = []
+    return [[*upserts]] if len(upserts) == 1 else waves_of(upserts, map(_record, upserts))
+
+
+def waves_of(items: Iterable[Item], records: Iterable[Hashable]) -> list[list[Item]]:
+    """As `waves`, of anything; `records` says for each which record it is about."""
+    split: list[list[Item]] = []
     earlier: dict[Hashable, int] = {}
-    for upsert in upserts:
-        record = _record(upsert)
+    for item, record in zip(items, records, strict=True):
         index = earlier[record] = earlier.get(record, -1) + 1
         if index == len(split):
             split.append([])
-        split[index].append(upsert)
+        split[index].append(item)
     return split
 
 
