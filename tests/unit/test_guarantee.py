@@ -680,7 +680,7 @@ def check_order(world: World, *, unkeyed: bool = True) -> None:
     assert keyed == [request.key for request in expected.writes if request.record.id == UUID(int=1)]
 
 
-lots = settings(max_examples=examples(300), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+lots = settings(max_examples=examples(200), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 OVERTAKEN = Schedule(

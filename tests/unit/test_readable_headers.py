@@ -53,14 +53,14 @@ def here(entry: bytes) -> bool:
     return readable_headers(entry) == [(entry[1 : 1 + entry[0]], entry)]
 
 
-@settings(max_examples=examples(300))
+@settings(max_examples=examples(150))
 @given(entries)
 def test_a_well_formed_header_is_kept_exactly_if_the_library_can_read_it(entry: bytes) -> None:
     """Names that are not UTF-8 and instants that are out of range, at any depth, are what it cannot read."""
     assert here(entry) is by_the_library(entry)
 
 
-@settings(max_examples=examples(300))
+@settings(max_examples=examples(150))
 @given(cut_or_changed)
 @example((b"\1aA\0\0\0\3\2ab", []))
 def test_the_library_can_read_whatever_is_kept(made: tuple[bytes, list[tuple[int, int]]]) -> None:
