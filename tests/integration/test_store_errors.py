@@ -2,6 +2,7 @@
 
 import asyncio
 import secrets
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -86,12 +87,13 @@ async def test_every_class_of_errors_is_recognized(store: Store, database: Conne
         ("0A000", "schema does not fit (0A000)", lasting),
         ("21000", "database error (21000)", lasting),
         ("25006", "read-only (25006)", passing),
-        ("26000", "database error (26000)", passing),
+        ("26000", "prepared statement lost (26000)", passing),
         ("38000", "database error (38000)", lasting),
         ("40001", "conflict (40001)", passing),
         ("42501", "not permitted (42501)", lasting),
         ("42703", "schema does not fit (42703)", lasting),
         ("42P01", "not migrated yet (42P01)", lasting),
+        ("42P05", "prepared statement lost (42P05)", passing),
         ("53100", "disk full (53100)", passing),
         ("53200", "out of resources (53200)", passing),
         ("55006", "not in a fit state (55006)", passing),
@@ -112,7 +114,7 @@ async def test_every_class_of_errors_is_recognized(store: Store, database: Conne
     assert outcomes(await store.apply([ask()])) == ["inserted"]
 
 
-@pytest.mark.parametrize(("sqlstate", "passes"), [("40001", 3), ("40P01", 3), ("42883", 1), ("26000", 1)])
+@pytest.mark.parametrize(("sqlstate", "passes"), [("40001", 3), ("40P01", 3), ("42883", 1), ("26000", 1), ("42P05", 1)])
 async def test_errors_that_may_pass_are_retried(store: Store, database: Connection, sqlstate: str, passes: int) -> None:
     """A conflict is retried three times, an outdated schema once. One more failure is raised."""
     await raise_subject(database)
@@ -320,6 +322,31 @@ async def test_a_connection_that_was_idle_for_long_is_replaced(store: Store, mon
     monkeypatch.setattr(Session, "_IDLE_SECONDS", 0.0)
     await store.apply([ask()])
     assert store._writer._connection is not old
+
+
+_NAMES = """
+import asyncio, sys
+from task_activity_log.postgresql.store import Store
+async def main():
+    store = Store(sys.argv[1])
+    await store.probe()
+    print(*[row["name"] for row in await store._writer._connection.fetch("SELECT name FROM pg_prepared_statements")])
+    await store.close()
+asyncio.run(main())
+"""
+
+
+async def test_two_processes_never_have_a_prepared_statement_of_the_same_name(database_url: str) -> None:
+    """Behind a pooler that assigns connections per transaction, one would execute what the other has prepared."""
+    names = list[str]()
+    for _ in range(2):
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", _NAMES, database_url, stdout=asyncio.subprocess.PIPE
+        )
+        written, _ = await process.communicate()
+        names += written.decode().split()
+    assert len(names) > 2
+    assert len(set(names)) == len(names)
 
 
 async def test_nothing_remains_after_a_transaction(database_url: str, database: Connection) -> None:

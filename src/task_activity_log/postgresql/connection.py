@@ -1,5 +1,6 @@
 """A PostgreSQL connection that knows its server."""
 
+import secrets
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
@@ -18,6 +19,8 @@ _ARRAYS = [
     for oid, element_oid, element in ((1000, 16, "bool"), (1016, 20, "int8"), (2951, 2950, "uuid"))
 ]  # fmt: skip
 """The types of our arrays that the driver does not know by itself, as its lookup in the catalog would return them."""
+_PROCESS = secrets.token_hex(8)
+"""In the names of this process's prepared statements."""
 
 
 class ServerConnection(_Connection):
@@ -51,6 +54,14 @@ class ServerConnection(_Connection):
     def end_statement(self) -> None:
         """Ask the server to cancel the statement under way. The statement then fails (57014), or has been faster."""
         self._cancel_current_command(self._loop.create_future())  # type: ignore[attr-defined]  # no public name for it
+
+    def _get_unique_id(self, prefix: str) -> str:
+        """A name for a prepared statement that no other process uses.
+
+        The driver counts, in each process from 1. Behind a pooler that assigns connections per transaction two workers then have
+        the same name for different statements, and one would execute that of the other.
+        """
+        return f"{super()._get_unique_id(prefix)}{_PROCESS}"  # type: ignore[misc]  # the driver has no public name for it
 
     def know_arrays(self) -> None:
         """Tell the driver the array types of our statements.

@@ -60,6 +60,7 @@ _FAULTS = {
     "3D": Fault.DATABASE,  # no such database
     "40": Fault.CONFLICT,  # deadlock, serialization
     "42": Fault.SCHEMA,  # no such table or column: ours, or one that a trigger names
+    "42P05": Fault.STATEMENT,  # its name is in use: a pooler has assigned another connection
     "42501": Fault.LASTING,  # no privilege: for the table, or row security that refuses one row
     "44": Fault.ROW,  # WITH CHECK OPTION
     "53": Fault.PASSING,  # memory
@@ -81,11 +82,13 @@ _WORDS = {
     "25006": "read-only",
     "25P03": "idle_in_transaction_session_timeout",
     "25P04": "transaction_timeout",
+    "26": "prepared statement lost",
     "28": "access refused",
     "3D": "no such database",
     "40": "conflict",
     "42501": "not permitted",
     "42P01": "not migrated yet",
+    "42P05": "prepared statement lost",
     "53": "out of resources",
     "53100": "disk full",
     "53300": "too many connections",
