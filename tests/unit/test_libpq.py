@@ -61,6 +61,11 @@ def test_each_form_of_psql_is_taken(
     assert (",".join(map(str, found.hosts)), found.user, found.database) == (hosts, user, database)
 
 
+def test_a_backslash_before_the_end_of_a_line_in_pairs() -> None:
+    """As in libpq, the character behind it is meant, whatever it is."""
+    assert target("host=a dbname='a\\\nb' user=x\\\ny").database == "a\nb"
+
+
 def test_all_options_of_neon_and_of_asyncpg_are_taken() -> None:
     """What hosting services and other programs put into a URL."""
     found = target(

@@ -76,7 +76,9 @@ def _of_pairs(text: str) -> dict[str, str]:
         if pair is None:
             raise ValueError("should be a postgresql:// URL, or pairs of the form name=value or name='a value'")
         name = pair[1]
-        found[Unquotable(name) if before == "password" else name] = re.sub(r"\\(.)", r"\1", pair[2] or pair[3] or "")
+        found[Unquotable(name) if before == "password" else name] = re.sub(
+            r"(?s)\\(.)", r"\1", pair[2] or pair[3] or ""
+        )
         before, at = name, pair.end()
     return found
 
