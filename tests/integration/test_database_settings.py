@@ -249,6 +249,15 @@ async def test_why_no_row_can_be_stored_is_named(database: Connection, role: str
     assert reason in line
 
 
+async def test_a_publication_that_refuses_updates_is_named(database: Connection, role_url: str) -> None:
+    """The server's message is only that the table cannot be updated; its detail says why."""
+    if database.get_server_version().major < 15:
+        pytest.skip("publications have no column lists")
+    await database.execute("CREATE PUBLICATION some_columns FOR TABLE task_activity_log (subject)")
+    [line] = [line for verdict, line in await said(role_url) if verdict == "broken"]
+    assert 'cannot update table "task_activity_log", Column list used by the publication does not cover' in line
+
+
 async def test_a_role_that_may_not_connect_is_named(database: Connection, role_url: str) -> None:
     """Access is refused; it is no option of the connection string."""
     name = await database.fetchval("SELECT quote_ident(current_database())")
@@ -297,3 +306,21 @@ async def test_tables_of_others_in_which_a_column_is_missing_or_that_others_inhe
     ]
     await database.execute("DROP TABLE child; ALTER TABLE task_activity_log DROP contact_id")
     assert [line.partition(";")[0] for _, line in await said(role_url)] == ["column contact_id is missing"]
+
+
+async def test_row_security_that_hides_the_revision(database: Connection, role_url: str) -> None:
+    """Somebody may enable it on each new table, by an event trigger. Then the row is there, and is not to be restored."""
+    await database.execute("ALTER TABLE task_activity_log_alembic_version ENABLE ROW LEVEL SECURITY")
+    hidden = "row security is enabled on task_activity_log_alembic_version, and hides its row from the workers"
+    assert [line.partition(";")[0] for _, line in await said(role_url)] == [hidden]
+    await database.execute("CREATE POLICY all_may ON task_activity_log_alembic_version USING (true)")
+    assert await said(role_url) == []
+
+
+async def test_an_inbox_whose_keys_would_never_be_deleted(database: Connection, role_url: str) -> None:
+    await database.execute("""
+        ALTER TABLE task_activity_log_inbox ALTER processed_at DROP DEFAULT, ALTER processed_at DROP NOT NULL
+    """)
+    assert [line.partition(";")[0] for _, line in await said(role_url)] == [
+        "column processed_at of task_activity_log_inbox has no default"
+    ]

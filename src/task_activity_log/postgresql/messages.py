@@ -9,10 +9,11 @@ import asyncpg
 
 NOT_PERMITTED = "42501"
 
+_PUBLISHED = "CheckCmdReplicaIdentity"
 _NAMING = (
     "aclcheck_error",  # permission denied for table base
     "check_enable_rls",  # row_security is off, and a policy applies to the table
-    "CheckCmdReplicaIdentity",  # it is published, and has no replica identity
+    _PUBLISHED,  # it is published, and has no replica identity
     "ExecWithCheckOptions",  # row security
     "RewriteQuery",  # rules
     "error_view_not_updatable",
@@ -39,6 +40,8 @@ def shown(error: asyncpg.PostgresError | asyncpg.PostgresWarning) -> Iterator[st
     """
     if error.server_source_function in _NAMING:
         yield one_line(str(error.args[0]))
+        if error.server_source_function == _PUBLISHED and error.detail:
+            yield one_line(error.detail)  # "Column list used by the publication does not cover the replica identity."
     elif error.sqlstate == NOT_PERMITTED:
         yield from dict.fromkeys(word for word in re.findall(r"\w+", str(error)) if word in _used())
 

@@ -161,8 +161,7 @@ def oddities(table: Row) -> Iterator[tuple[str, str]]:
         yield "row security is enabled", "rows that a policy hides are answered as if they were not there"
     if table["is_filtered"]:
         yield f"{_RECORDS} is a view that may hide rows", "rows that it hides are answered as if they were not there"
-    if table["inbox_has_row_security"]:
-        yield f"row security is enabled on {_INBOX}", "its policies must permit the workers to see and insert each key"
+    yield from _inbox_oddities(table)
     if table["has_children"]:
         yield (
             f"other tables inherit from {_RECORDS}",
@@ -182,4 +181,14 @@ def oddities(table: Row) -> Iterator[tuple[str, str]]:
         yield (
             f"everybody may create objects in the schema {schema}, which is in the search path",
             f"REVOKE CREATE ON SCHEMA {schema} FROM PUBLIC",
+        )
+
+
+def _inbox_oddities(table: Row) -> Iterator[tuple[str, str]]:
+    if table["inbox_has_row_security"]:
+        yield f"row security is enabled on {_INBOX}", "its policies must permit the workers to see and insert each key"
+    if table["inbox_kind"] in _TABLES and not table["inbox_has_triggers"] and table["inbox_has_instants"] is False:
+        yield (
+            f"column processed_at of {_INBOX} has no default",
+            f"keys without it are never deleted: ALTER TABLE {_INBOX} ALTER processed_at SET DEFAULT now()",
         )

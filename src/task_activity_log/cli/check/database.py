@@ -18,6 +18,14 @@ _CONNECTIONS = 5
 """Those for writing, for maintenance, for parked rows, for a slow row, and for the journal."""
 _SET = "it may be set for the server, the database (ALTER DATABASE … SET) or the role (ALTER ROLE … SET): change "
 
+_HIDDEN_REVISION = Finding(
+    "warning",
+    "schema",
+    f"row security is enabled on {migrations.VERSION_TABLE}, and hides its row from the workers",
+    "disable it there, or add a policy that lets the workers read the row",
+)
+"""If somebody enables it on each new table, by an event trigger, no table is as the migrations made it."""
+
 
 async def findings(settings: Settings) -> list[Finding]:
     """Connect, ask, and judge what the database answers."""
@@ -34,6 +42,8 @@ async def findings(settings: Settings) -> list[Finding]:
             schema = _judge_revision(revision, fits=not any(table.misfits(found)))
             if revision is None and found["kind"] is not None:
                 schema = _judge_lost_revision(has_journal=row["has_journal"])
+            elif not revision and row["revision_may_be_hidden"]:
+                schema = _HIDDEN_REVISION
         except Unavailable as error:
             schema = _judge_unread_revision(error, row)
         keeps_journal = settings.journal and row["has_journal"] and not row["journal_missing"]

@@ -64,6 +64,9 @@ SELECT
     journal IS NOT NULL AS has_journal,
     (SELECT pg_catalog.array_agg(pg_catalog.concat(name, ' on ', journal)) FROM (VALUES ('SELECT'), ('INSERT'), ('DELETE'))
         AS needed (name) WHERE NOT pg_catalog.has_table_privilege(journal, name)) AS journal_missing,
+    coalesce(pg_catalog.row_security_active(
+        pg_catalog.to_regclass('task_activity_log_alembic_version')::pg_catalog.oid
+    ), false) AS revision_may_be_hidden,
     -- Everybody may execute it by default; in hardened databases that is revoked. See confirm.sql.
     (SELECT pg_catalog.min(emit.oid::pg_catalog.regprocedure::pg_catalog.text) FROM pg_catalog.pg_proc AS emit
         WHERE emit.pronamespace OPERATOR(pg_catalog.=) 'pg_catalog'::pg_catalog.regnamespace

@@ -140,6 +140,9 @@ SELECT
     ARRAY(SELECT attname::pg_catalog.text FROM inbox_columns WHERE attnotnull AND NOT filled ORDER BY attname)
         AS inbox_required,
     (
+        SELECT filled FROM inbox_columns WHERE attname OPERATOR(pg_catalog.=) 'processed_at'
+    ) AS inbox_has_instants,
+    (
         SELECT usable FROM unique_indexes
         WHERE attrelid OPERATOR(pg_catalog.=) found.inbox AND attname OPERATOR(pg_catalog.=) 'request_key'
     ) AS key_is_unique,
