@@ -17,7 +17,7 @@ from sandbox import RabbitMQ
 from sandbox.proxy import Proxy
 from task_activity_log.client import ClientError, dead_letters
 from task_activity_log.client.connections import publishing
-from task_activity_log.client.dead_letters import DeadLetter, borrow_dead_letters, may_be_newer, replay
+from task_activity_log.client.dead_letters import EXPIRATION_MAX, DeadLetter, borrow_dead_letters, may_be_newer, replay
 from task_activity_log.message import Properties
 from task_activity_log.rabbitmq import reading
 from task_activity_log.rabbitmq.frames import publish_frames, write
@@ -315,14 +315,15 @@ async def test_what_fifty_at_a_time_say_to_be_removed_is_removed(amqp_url: str) 
 async def test_forged_headers_keep_nobody_from_being_replayed(amqp_url: str) -> None:
     """An expiration that the broker refuses would end the channel for all; 300 bytes do not even fit a property."""
     async with queues(amqp_url) as channel:
-        for number, expiration in enumerate(["600000", "abc", "-1", "9" * 300]):
+        ten_years = str(EXPIRATION_MAX)
+        for number, expiration in enumerate(["600000", "abc", "-1", "9" * 300, str(EXPIRATION_MAX + 1), ten_years]):
             await reject(channel, number, **{"x-original-expiration": expiration})
         async with borrow_dead_letters(amqp_url) as loan:
             letters = [(letter, letter) async for letter in loan]
-            assert await replay(loan, letters, amqp_url) == 4
+            assert await replay(loan, letters, amqp_url) == 6
         assert await taken(channel, TOPOLOGY.dead_letters_queue) == []
         requests = await taken(channel, TOPOLOGY.requests_queue)
-    assert [request.expiration for request in requests] == [600, None, None, None]
+    assert [request.expiration for request in requests] == [600, None, None, None, None, EXPIRATION_MAX / 1000]
 
 
 @asynccontextmanager

@@ -100,6 +100,13 @@ def test_an_exported_request_can_be_given_another_priority() -> None:
     assert (changed.priority, changed.app_id) == (2, "crm")
 
 
+def test_the_longest_expiration_is_exported_and_published() -> None:
+    """A file that `export` has written is one that `publish` takes."""
+    original = Properties(message_id="m", expiration="315360000000")
+    upsert = exported.upsert(json.loads(exported.line(b"{}", original)), "unused", "here")
+    assert upsert.properties(None, "new").expiration == original.expiration
+
+
 def test_a_line_that_is_not_exact_is_a_new_request() -> None:
     """As in the file of `publish --rejected`: whoever sends it sets the time and the publisher."""
     properties = Properties(
@@ -115,7 +122,7 @@ def test_a_line_that_is_not_exact_is_a_new_request() -> None:
     ("members", "words"),
     [
         ({"properties": {"expiration": "abc"}}, "expiration should be"),
-        ({"properties": {"expiration": "4294967296"}}, "expiration should be"),
+        ({"properties": {"expiration": "315360000001"}}, "expiration should be"),
         ({"properties": {"priority": 256}}, "priority should be"),
         ({"properties": {"user_id": "me"}}, "user_id is not one of"),
         ({"properties": {"reply_to": 7}}, "reply_to should be a string"),

@@ -52,9 +52,9 @@ _BEHIND_OTHERS = ("expired", "maxlen")
 """Why the broker dead-letters a message that nobody has had: requests behind it were not stored before."""
 _CLOCKS_DIFFER = timedelta(seconds=10)
 """How far the clocks of a worker, the broker, a publisher and the database may be apart."""
-_MILLISECONDS = re.compile("[0-9]{1,10}")
-_EXPIRATION_MAX = 2**32 - 1
-"""The longest time in milliseconds that the broker takes."""
+_MILLISECONDS = re.compile(r"\+?[0-9]{1,12}")
+EXPIRATION_MAX = 315_360_000_000
+"""The longest time in milliseconds that the broker takes: ten years (RabbitMQ 3.10 to 4.3)."""
 
 
 @dataclass(frozen=True)
@@ -174,9 +174,7 @@ class DeadLetter:
     def _expiration(self) -> str | None:
         """The request's own, if the broker takes it."""
         found = self._death.get("original-expiration") if self._death else self._text("x-original-expiration")
-        if not isinstance(found, str) or not _MILLISECONDS.fullmatch(found):
-            return None
-        return found if int(found) <= _EXPIRATION_MAX else None
+        return found if isinstance(found, str) and is_expiration(found) else None
 
     @cached_property
     def _death(self) -> Mapping[str, object]:
@@ -202,6 +200,11 @@ class DeadLetter:
             seen = datetime.fromisoformat(self._text(header) or "")
             return (seen if seen.tzinfo else seen.replace(tzinfo=UTC)).astimezone(UTC)
         return None
+
+
+def is_expiration(text: str) -> bool:
+    """Whether the broker takes this `expiration`."""
+    return _MILLISECONDS.fullmatch(text) is not None and int(text) <= EXPIRATION_MAX
 
 
 def _instant(seconds: float | None) -> datetime | None:

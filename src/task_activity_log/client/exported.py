@@ -9,14 +9,13 @@ headers and the record are not changed. `problems` and all other members are for
 
 import base64
 import json
-import re
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from task_activity_log import wire
-from task_activity_log.client.dead_letters import REPLAY_COUNT, REPLAYED_BY, DeadLetter
+from task_activity_log.client.dead_letters import EXPIRATION_MAX, REPLAY_COUNT, REPLAYED_BY, DeadLetter, is_expiration
 from task_activity_log.client.messages import SHORT_MAX, Upsert, UpsertRejected, is_short
 from task_activity_log.message import PERSISTENT, Properties, Timestamp
 from task_activity_log.problem import Problem, Rejected
@@ -29,7 +28,6 @@ _OTHERS = ("correlation_id", "reply_to", "expiration", "priority", "timestamp", 
 """The properties in `properties`. A user_id is not sent again: the broker refuses that of another user."""
 _NUMBERS = {"priority": 255, "timestamp": 2**64 - 1}
 _NAME_LENGTH = 128
-_MILLISECONDS = re.compile("[0-9]{1,9}|[1-3][0-9]{9}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,8 +205,8 @@ def _others(parsed: dict[str, Any]) -> dict[str, Any]:
             raise ValueError(f"{name} should be a string")
         elif not is_short(value):
             raise ValueError(f"{name} should be text of at most {SHORT_MAX} bytes")
-    if not _MILLISECONDS.fullmatch(found.get("expiration", "0")):
-        raise ValueError("expiration should be a string of milliseconds, at most ten digits")
+    if not is_expiration(found.get("expiration", "0")):
+        raise ValueError(f"expiration should be a string of milliseconds, from 0 to {EXPIRATION_MAX}")
     return found
 
 
