@@ -126,6 +126,13 @@ async def test_the_owner_of_the_tables_migrates(database: Connection, role: Role
     assert "upgraded" in (await run(0, "migrate", DATABASE_URL=role.url)).out
 
 
+async def test_who_may_create_tables_but_does_not_own_them_is_told_so(database: Connection, role: Role) -> None:
+    """CREATE on the schema, which the role has, is not what is missing."""
+    await database.execute(OLDER)
+    await database.execute(f"GRANT CREATE ON SCHEMA public TO {role.name}")
+    assert "connect as the role that owns the tables" in (await run(1, "migrate", DATABASE_URL=role.url)).err
+
+
 async def test_partitions_are_changed_by_whoever_may_declare(
     rabbitmq: RabbitMQ, amqp_url: str, database_url: str
 ) -> None:

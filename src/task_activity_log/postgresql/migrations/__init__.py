@@ -30,7 +30,8 @@ VERSION_TABLE = "task_activity_log_alembic_version"
 """Where Alembic records the revision. Another application in the same database may use Alembic's default name."""
 
 _HINTS = {
-    "42501": "connect as a role that may create tables here (since PostgreSQL 15 only the database's owner may)",
+    "42501": "connect as the role that owns the tables, or, if there are none yet, as one that may create tables here (since"
+    " PostgreSQL 15 only the database's owner may)",
     "25006": "connect to the primary; or default_transaction_read_only is set for the database or the role",
     "3F000": "the search_path, which may be set for the database or the role, names no schema that exists",
     "57014": "statement_timeout, which may be set for the database or the role, is too short",
