@@ -105,15 +105,20 @@ _TURNED_AWAY = "reset|alert|closed"
 
 
 @pytest.mark.parametrize(
-    ("files", "broker_says", "database_says"),
+    ("files", "broker_says", "advice", "database_says"),
     [
-        ({"certificate": False}, _TURNED_AWAY, "access refused"),
-        ({"files": "strange"}, _TURNED_AWAY, "TLS failed: database|connection lost"),
-        ({"ca": "strange"}, "certificate verify failed", "certificate not accepted"),
+        ({"certificate": False}, _TURNED_AWAY, "requires client certificates", "access refused"),
+        (
+            {"files": "strange"},
+            _TURNED_AWAY,
+            "requires client certificates",
+            "TLS failed: database|connection lost",
+        ),
+        ({"ca": "strange"}, "certificate verify failed", "WORKER_AMQP_CA_FILE", "certificate not accepted"),
     ],
 )
 async def test_no_connection_is_made_without_trust_on_both_sides(
-    secured: Secured, files: dict[str, str], broker_says: str, database_says: str
+    secured: Secured, files: dict[str, str], broker_says: str, advice: str, database_says: str
 ) -> None:
     """The servers refuse a worker without a trusted certificate, and the worker refuses servers without one."""
     urls = {"AMQP_URL": secured.broker.tls_url, "DATABASE_URL": secured.database_url}
@@ -121,6 +126,7 @@ async def test_no_connection_is_made_without_trust_on_both_sides(
     broken = {one.what: one.found for one in found if one.verdict == "broken"}
     assert set(broken) == {"broker", "database"}
     assert re.search(broker_says, broken["broker"])
+    assert [advice in one.advice for one in found if one.what == "broker"] == [True]
     assert re.search(database_says, broken["database"])
 
 

@@ -65,7 +65,12 @@ async def findings(settings: Settings, *, patient: bool) -> list[Finding]:
         advice = "check that it is running and that AMQP_URL is correct"
         if error.reason.startswith("the broker "):  # it has answered
             advice = "correct AMQP_URL, or the user and the permissions in RabbitMQ"
-        if url.startswith("amqps:"):
+        if "CERTIFICATE_VERIFY_FAILED" in error.reason:
+            advice = (
+                "name the authority that signed the broker's certificate in WORKER_AMQP_CA_FILE, unless the system trusts it;"
+                " the certificate must be for the host in AMQP_URL, and still be valid"
+            )
+        elif url.startswith("amqps:"):
             advice += "; a broker that requires client certificates resets connections without one that it trusts"
         return [Finding("broken", "broker", f"{where}: {error.reason}", advice)]
     shown = [*_judge_sight(sight, settings, where), *of_partitions]
