@@ -27,6 +27,12 @@ class Authority:
         )
         self.certificate = _pem(own.sign(self._key, hashes.SHA256()))
 
+    def revocations(self) -> str:
+        """Its list of revoked certificates, which is empty, as PEM."""
+        now = datetime.now(UTC)
+        built = x509.CertificateRevocationListBuilder(self._name, now, now + timedelta(days=1))
+        return built.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM).decode()
+
     def issue(self, name: str) -> tuple[str, str]:
         """Issue a certificate for a host or a client; return it and its key, both as PEM."""
         key = ec.generate_private_key(ec.SECP256R1())

@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from task_activity_log.cli.check.certificates import findings, judge
+from task_activity_log.libpq import Target, read, trust
 from task_activity_log.settings import load
 from task_activity_log.status import _expires
 from task_activity_log.tls import Tls, expires
@@ -78,6 +79,25 @@ async def test_a_renewed_certificate_is_used_from_the_next_connection_on(tmp_pat
     assert await shake_hands(files.context(), tmp_path, authority) == "worker"
     issued(authority, tmp_path, "ours", common="renewed")
     assert await shake_hands(files.context(), tmp_path, authority) == "renewed"
+
+
+async def test_a_list_of_revoked_certificates_counts_with_files_of_the_settings_too(tmp_path: Path) -> None:
+    """OpenSSL then wants a list of each authority, so that of a stranger proves that it is looked at."""
+    authority = Authority("ours")
+    files, list_of = issued(authority, tmp_path, "ours"), tmp_path / "revoked.pem"
+    target = read(f"postgresql://u@localhost/d?sslcrl={list_of}", {})
+    list_of.write_text(authority.revocations())
+    assert await shake_hands(_context(target, files), tmp_path, authority) == "worker"
+    list_of.write_text(Authority("a stranger's").revocations())
+    with pytest.raises(ssl.SSLCertVerificationError, match="unable to get certificate CRL"):
+        await shake_hands(_context(target, files), tmp_path, authority)
+
+
+def _context(target: Target, files: Tls) -> ssl.SSLContext:
+    context = trust.context(target, target.hosts[0], files)
+    assert context is not None
+    context.set_alpn_protocols([])
+    return context
 
 
 def test_an_encrypted_key_is_refused_without_asking(tmp_path: Path) -> None:

@@ -27,7 +27,8 @@ class NamedContext(ssl.SSLContext):
 def context(target: Target, host: Host, tls: Tls | None) -> NamedContext | None:
     """The context for a connection to this host; None: without TLS, as over a socket of this machine.
 
-    Whatever `tls` has takes the place of the options, and the server's certificate and name are then always checked.
+    Whatever `tls` has takes the place of the options, and the server's certificate and name are then always checked. Lists of
+    revoked certificates, which only the options can have, count in both cases.
 
     Raises:
         OSError: a file cannot be read, or does not contain what it should. `strerror` names it.
@@ -48,6 +49,7 @@ def context(target: Target, host: Host, tls: Tls | None) -> NamedContext | None:
     if tls is not None:
         with _named("WORKER_DATABASE_…_FILE"):
             tls.fill(made)
+        _revoke(made, options.get("sslcrl"), options.get("sslcrldir"))
         return made
     _trust(made, target, mode)
     _identify(made, target)
@@ -81,7 +83,11 @@ def _trust(made: ssl.SSLContext, target: Target, mode: str) -> None:
         with _named(f"sslrootcert {root}"):
             made.load_verify_locations(cafile=root)
         made.check_hostname = mode == "verify-full"
-    revoked, directory = target.options.get("sslcrl") or _at_home(target, "root.crl"), target.options.get("sslcrldir")
+    _revoke(made, target.options.get("sslcrl") or _at_home(target, "root.crl"), target.options.get("sslcrldir"))
+
+
+def _revoke(made: ssl.SSLContext, revoked: str | None, directory: str | None) -> None:
+    """Which certificates are no longer accepted: those in a file, in a directory, or in both."""
     if revoked or directory:
         with _named(f"sslcrl {revoked}" if revoked else f"sslcrldir {directory}"):
             made.load_verify_locations(cafile=revoked, capath=directory)
