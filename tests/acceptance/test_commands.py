@@ -1341,6 +1341,27 @@ async def test_settings_are_listed_with_their_origin_and_without_secrets(tmp_pat
     assert (await command("settings", WORKER_BATCH_MAX="none")).code == 2
 
 
+async def test_a_migration_that_waits_says_so_and_ends_when_it_is_told(database_url: str) -> None:
+    """Without a handler, process 1 of a container would ignore SIGTERM."""
+    connection = await asyncpg.connect(database_url)
+    try:
+        async with connection.transaction():
+            await connection.execute("LOCK TABLE task_activity_log_alembic_version")
+            before = signal.signal(
+                signal.SIGTERM, signal.SIG_DFL
+            )  # see `test_a_terminated_publish_says_how_to_continue`
+            process = await start("migrate", DATABASE_URL=database_url)
+            signal.signal(signal.SIGTERM, before)
+            assert process.stderr is not None
+            waiting = (await process.stderr.readline()).decode()
+            process.send_signal(signal.SIGTERM)
+            said = await end(process)
+    finally:
+        await connection.close()
+    assert "not done yet: another migration, or a transaction with a lock on the tables, may have to end" in waiting
+    assert (said.code, said.err, said.out) == (143, "task-activity-log: interrupted\n", "")
+
+
 async def test_migrate_says_what_it_did(empty_database_url: str) -> None:
     """It made the schema, or there was nothing to do."""
     first = await command("migrate", DATABASE_URL=empty_database_url)

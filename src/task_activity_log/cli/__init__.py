@@ -29,6 +29,7 @@ import errno
 import os
 import signal
 import sys
+import threading
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Final, Literal
@@ -38,7 +39,7 @@ import typer
 
 from task_activity_log import __version__, streams
 from task_activity_log.cli.dead_letters.commands import app as dead_letters_app
-from task_activity_log.cli.exit_codes import INTERRUPTED, WRONG_USE, fail, guarded, output_lost, settings_or_exit
+from task_activity_log.cli.exit_codes import DONE, INTERRUPTED, WRONG_USE, fail, guarded, output_lost, settings_or_exit
 from task_activity_log.cli.help_pages import HELP_OPTIONS, Group
 from task_activity_log.cli.lookups import find, settings_
 from task_activity_log.cli.reply_commands import replies, resend
@@ -52,6 +53,9 @@ CONTRACT_FILES: Final = {
     "xsd-problem": "problem.xsd",
 }
 """What `contract` prints, and the files in `contract/` that have it."""
+
+_LOCK_SECONDS = 5.0
+"""How long a migration may take without a word."""
 
 app = typer.Typer(
     help="Consumes task_activity_log upserts from RabbitMQ, stores them in PostgreSQL and answers with the stored record."
@@ -148,15 +152,29 @@ def migrate(
         print_data(migrations.as_sql(since or None), end=b"")
         return
     settings = settings_or_exit("database_url")
-    try:
-        revision = migrations.migrate(connector_of(settings), on_found=before.append)
-    except Unavailable as error:
-        fail(f"not migrated: {error.reason}")
-    if before == [revision]:
-        print(f"Nothing to do: the schema is at revision {revision} already.")
-    else:
-        made = f"upgraded from revision {before[0]}" if before and before[0] else "created"
-        print(f"The schema was {made}. It is at revision {revision}.")
+    waiting = threading.Timer(
+        _LOCK_SECONDS,
+        say,
+        ["not done yet: another migration, or a transaction with a lock on the tables, may have to end"],
+    )
+    waiting.daemon = True
+
+    def carry_out() -> int:
+        waiting.start()
+        try:
+            revision = migrations.migrate(connector_of(settings), on_found=before.append)
+        except Unavailable as error:
+            fail(f"not migrated: {error.reason}")
+        finally:
+            waiting.cancel()
+        if before == [revision]:
+            print(f"Nothing to do: the schema is at revision {revision} already.")
+        else:
+            made = f"upgraded from revision {before[0]}" if before and before[0] else "created"
+            print(f"The schema was {made}. It is at revision {revision}.")
+        return DONE
+
+    sys.exit(guarded(carry_out))
 
 
 @app.command(short_help="Publish records from files and print the replies.")
