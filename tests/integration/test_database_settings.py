@@ -249,6 +249,25 @@ async def test_why_no_row_can_be_stored_is_named(database: Connection, role: str
     assert reason in line
 
 
+async def test_constraints_that_only_the_workers_own_rows_break(database: Connection, role_url: str) -> None:
+    """NOT NULL refuses the one without values, and a foreign key the one with all: this says nothing about messages."""
+    user = uuid4()
+    await database.execute("""
+        CREATE TABLE users (id uuid PRIMARY KEY);
+        ALTER TABLE task_activity_log ALTER user_id SET NOT NULL, ADD FOREIGN KEY (user_id) REFERENCES users;
+        ALTER TABLE task_activity_log ADD UNIQUE (user_id);
+    """)
+    await database.execute("INSERT INTO users VALUES ($1)", user)
+    unknown = "rows of the worker's own are refused, each for another reason (23502, 23503)"
+    assert [(verdict, line.partition(";")[0]) for verdict, line in await said(role_url)] == [("warning", unknown)]
+    await database.execute("INSERT INTO task_activity_log (id, user_id) VALUES (gen_random_uuid(), $1)", user)
+    copied = unknown.replace("23502", "23505, 23502")
+    assert [(verdict, line.partition(";")[0]) for verdict, line in await said(role_url)] == [("warning", copied)]
+    await database.execute("ALTER TABLE task_activity_log ADD CONSTRAINT never CHECK (user_id IS NULL) NOT VALID")
+    [(verdict, line)] = await said(role_url)
+    assert (verdict, line.partition(":")[0]) == ("broken", "every row is refused (23514)")
+
+
 async def test_a_publication_that_refuses_updates_is_named(database: Connection, role_url: str) -> None:
     """The server's message is only that the table cannot be updated; its detail says why."""
     if database.get_server_version().major < 15:

@@ -19,7 +19,7 @@ from task_activity_log.record import TaskActivityLog
 
 TRY_AGAIN_SECONDS = 3.0
 """How often rows of our own are tried again while the database refuses every row: soon after it was fixed, work goes on."""
-_OF_COPIES = ("23505", "23P01")
+OF_COPIES = ("23505", "23P01")
 """Unique and exclusion constraints. They refuse a copy of a record because it is one."""
 
 
@@ -71,7 +71,7 @@ class Refusals:
         if self.everybodys is not None:
             return now - self._tried >= TRY_AGAIN_SECONDS
         self._counts[rule] += 1
-        quickly = self.accepted is not None and rule.sqlstate not in _OF_COPIES and self._counts[rule] == 1
+        quickly = self.accepted is not None and rule.sqlstate not in OF_COPIES and self._counts[rule] == 1
         return lasting or quickly or self._counts[rule] % self.most == 0
 
     def tried(self, rule: Rule, since: int, now: float, found: Sequence[Failed]) -> None:

@@ -1,14 +1,15 @@
 """PostgreSQL, as `check` sees it: server, schema, privileges."""
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from task_activity_log.cli.check.finding import Finding
 from task_activity_log.cli.terminal import counted
 from task_activity_log.libpq import Target, is_certificate_checked
+from task_activity_log.pipeline.refusals import OF_COPIES
 from task_activity_log.postgresql import migrations, store, table
 from task_activity_log.postgresql.messages import NOT_PERMITTED
-from task_activity_log.postgresql.session import Row
+from task_activity_log.postgresql.session import Fault, Row, fault
 from task_activity_log.problem import Failed, TimedOut, Unavailable
 from task_activity_log.settings import Settings
 from task_activity_log.wiring import store_of
@@ -48,7 +49,8 @@ async def findings(settings: Settings) -> list[Finding]:
             schema = _judge_unread_revision(error, row)
         keeps_journal = settings.journal and row["has_journal"] and not row["journal_missing"]
         journal = await database.try_journal() if may_write and keeps_journal else ""
-        mark = await database.try_mark() if may_write and refusal is None and found["inbox_kind"] else ""
+        may_mark = may_write and (refusal is None or refusal.verdict == "warning")
+        mark = await database.try_mark() if may_mark and found["inbox_kind"] else ""
     except Unavailable as error:
         advice = "check that it is running, and what DATABASE_URL names; docs/connecting.md explains each cause"
         if isinstance(error, TimedOut):
@@ -85,7 +87,27 @@ async def _refusal(database: store.Store) -> Finding | None:
         return Finding("broken", "table", outage.reason, advice)
     if not refused or any(isinstance(each, TimedOut) for each in refused):  # a slow server proves nothing
         return None
+    if _may_take_others(refused):
+        reasons = ", ".join(dict.fromkeys(each.sqlstate for each in refused))
+        found = f"rows of the worker's own are refused, each for another reason ({reasons})"
+        advice = "messages that satisfy your constraints are stored: send one to be sure"
+        return Finding("warning", "table", found, advice)
     return Finding("broken", "table", refused[0].reason, advice)
+
+
+def _may_take_others(refused: Sequence[Failed]) -> bool:
+    """Whether rows of others may pass although all of the worker's own are refused.
+
+    The one without values is refused by another rule than the one with all of them, such as NOT NULL and a foreign key. One with
+    the values of a stored record is not refused, except because it is a copy.
+    """
+    *stored, bare, full = refused
+    rules = {bare.rule, full.rule}
+    return (
+        len(rules) > 1
+        and all(fault(rule.sqlstate) is Fault.ROW for rule in rules)
+        and all(each.sqlstate in OF_COPIES for each in stored)
+    )
 
 
 def _judge_server(row: Row, where: str) -> Iterator[Finding]:
