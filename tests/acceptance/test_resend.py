@@ -207,6 +207,8 @@ async def test_a_record_that_may_be_hidden_is_not_said_to_be_missing(world: Worl
     try:
         said = await resend(world, "--id", str(identifier), "--yes")
         assert (said.code, f"{identifier}: no such record that this role may see\n" in said.err) == (1, True)
+        said = await resend(world, "--all", "--dry-run")
+        assert (said.code, "there may be records that this role may not see" in said.err) == (0, True)
         said = await command("find", str(identifier), AMQP_URL=world.amqp_url, DATABASE_URL=world.database_url)
         assert (said.code, "no row that this role may see, no dead letter" in said.err) == (1, True)
         async with await aio_pika.connect(world.amqp_url) as broker:

@@ -80,6 +80,8 @@ class Resending:
             after = self.after or FIRST
             ids = await self._present(survey)
             total = len(ids) if self.ids else await survey.count(self.since, after)
+            if not self.ids and await survey.may_hide_rows():
+                say("there may be records that this role may not see (row security, or a view): they are not sent")
             where = f"queue {self.queue}" if self.queue else f"the subscribers of {self.settings.replies_exchange}"
             if self.dry_run or not total:
                 return await self._rehearse(survey, ids, total, where)
