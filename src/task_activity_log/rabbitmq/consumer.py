@@ -168,7 +168,7 @@ class Consumer:
         await self._answered_in(_ANSWER_SECONDS, self._channel.basic_qos(prefetch_count=prefetch))
         try:
             # A queue without a leader answers after 65 s, one without a majority does not answer. If the leader's process
-            # does not exist, the broker ends the connection.
+            # does not exist, the broker ends the connection. It does so as well if the first message cannot be delivered.
             ok = await self._answered_in(_ANSWER_SECONDS, self._channel.basic_consume(self._queue, _not_called))
         except (TimeoutError, ConnectionInternalError) as error:
             raise Unavailable(f"queue {self._queue} takes no consumer: it has no leader, or no majority") from error

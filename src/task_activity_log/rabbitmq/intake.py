@@ -35,6 +35,10 @@ _OTHERS = (
 )
 
 
+_FAST_AFTER_FAILURES = 100
+"""More than the delivery limit (20), because several messages that the broker cannot deliver may follow each other."""
+
+
 async def _at_once() -> None:
     pass
 
@@ -125,7 +129,7 @@ class Intake:
 
     async def run(self) -> None:
         """Keep consuming until cancelled."""
-        await supervise("intake", self._explained_session, self._on_lost)
+        await supervise("intake", self._explained_session, self._on_lost, fast_after_failures=_FAST_AFTER_FAILURES)
 
     async def _explained_session(self, established: Callable[[], None]) -> None:
         try:

@@ -22,6 +22,7 @@ from aiormq.exceptions import (
     AMQPError,
     ChannelAccessRefused,
     ChannelNotFoundEntity,
+    ConnectionInternalError,
     ConnectionNotAllowed,
     ProbableAuthenticationError,
 )
@@ -43,6 +44,9 @@ LOST = (AMQPError, OSError, TimeoutError, Unavailable, aio_pika.exceptions.AMQPE
 _CLOSE_SECONDS = 2.0
 _AGAIN_SECONDS = 60.0
 """How often an outage with the same reason is logged."""
+_INTERNAL_ERROR = "INTERNAL_ERROR"
+_SHORT_SESSION_SECONDS = 3.0
+"""A session that lasted longer was not ended by what ended the one before."""
 
 
 class OutageKind(Enum):
@@ -288,6 +292,8 @@ async def supervise(
     session: Callable[[Callable[[], None]], Awaitable[None]],
     lost: Callable[[], None],
     on_outage: Callable[[Outage], None] | None = None,
+    *,
+    fast_after_failures: int = 0,
 ) -> None:
     """Run `session` again and again, with jittered pauses, until cancelled.
 
@@ -296,9 +302,12 @@ async def supervise(
         session: connects, calls its argument once it is established, and ends when the connection is lost.
         lost: called after each session that was established and has ended.
         on_outage: called with the reason when a session ends; nothing is logged then.
+        fast_after_failures: how many times in a row the pause is short after the broker itself has failed (INTERNAL_ERROR).
+            It may have been a message that the broker cannot deliver, which everybody waits for until its delivery limit.
     """
-    backoff, logged = Backoff(first=0.5, most=10.0), _Log(purpose)
-    established = False
+    backoff, short = Backoff(first=0.5, most=10.0), Backoff(first=0.05, most=0.05)
+    logged = _Log(purpose)
+    established, failures = False, 0
 
     def on_established() -> None:
         nonlocal established
@@ -308,16 +317,19 @@ async def supervise(
             logged.connected()
 
     while True:
-        established = False
+        established, failed = False, False
+        began = asyncio.get_running_loop().time()
         try:
             with asking_the_driver():
                 await session(on_established)
             outage = Outage(OutageKind.LOST, OutageKind.LOST.value)
         except LOST as error:
-            outage = describe(error)
+            outage, failed = describe(error), _has_failed(error)
         if established:
             lost()
-        delay = backoff.delay()
+        lasted = asyncio.get_running_loop().time() - began
+        failures = (failures if lasted < _SHORT_SESSION_SECONDS else 0) + 1 if failed else 0
+        delay = (short if 0 < failures <= fast_after_failures else backoff).delay()
         if on_outage is None:
             logged.unavailable(outage, delay)
         else:
@@ -325,12 +337,17 @@ async def supervise(
         await asyncio.sleep(delay)
 
 
+def _has_failed(error: BaseException) -> bool:
+    """Whether the broker has closed the connection because of an error of its own."""
+    return isinstance(error.__cause__, ConnectionInternalError) or describe(error).text.startswith(_INTERNAL_ERROR)
+
+
 def cannot_reach_queue(error: BaseException) -> bool:
     """Whether one of `LOST` is a node that cannot reach a queue, as while it is cut off or the queue has no leader.
 
     Either the queue has not answered in time, or the node has closed the connection because of it.
     """
-    return isinstance(error, Unavailable) or describe(error).text.startswith("INTERNAL_ERROR")
+    return isinstance(error, Unavailable) or describe(error).text.startswith(_INTERNAL_ERROR)
 
 
 def describe(error: BaseException) -> Outage:
