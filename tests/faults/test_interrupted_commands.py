@@ -7,6 +7,7 @@ finishes the work.
 
 import asyncio
 import json
+import signal
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -291,3 +292,18 @@ async def test_a_broker_that_restarts_in_the_middle_loses_nothing(
         sent = await names(channel, TOPOLOGY.requests_queue)
         assert set(sent) == {str(number) for number in range(30)}
         assert set((await sent_records(channel, "mine")).values()) <= {1, 2}
+
+
+async def test_a_second_signal_is_no_traceback(amqp_url: str) -> None:
+    """As of somebody who presses Ctrl-C twice: the connections are left as they are, and the driver has tasks for each."""
+    async with await aio_pika.connect(amqp_url) as connection:
+        await declare(connection, Topology(partitions=2))
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)  # see `test_a_terminated_publish_says_how_to_continue`
+    process = await start("partitions", "--to", "4", "--yes", AMQP_URL=amqp_url)
+    signal.signal(signal.SIGTERM, before)
+    assert process.stderr is not None
+    assert b"deleting exchange" in await process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGTERM)
+    said = await end(process)
+    assert (said.code, said.err) == (143, "task-activity-log: interrupted\n")

@@ -167,6 +167,18 @@ async def test_the_deleted_second_of_two_partitions_is_declared_again_by_the_com
     await routed(amqp_url, TWO)
 
 
+async def test_only_one_change_is_under_way_at_a_time(amqp_url: str) -> None:
+    """Two at once would bind a slot to queues of both, and each request would go to two queues."""
+    options, going = await declared(amqp_url, EIGHT), asyncio.Event()
+    first = asyncio.create_task(change(options, replace(EIGHT, partitions=4), lambda _: going.set()))
+    await going.wait()
+    with pytest.raises(NotEmpty, match="another command is changing the partitions"):
+        await change(options, TWO, lambda _: None)
+    await first
+    await change(options, TWO, lambda _: None)
+    await routed(amqp_url, TWO)
+
+
 async def test_publishers_are_refused_during_a_change(amqp_url: str) -> None:
     """Their messages are not lost: the broker closes the channel, and confirms nothing."""
     options = await declared(amqp_url, TWO)

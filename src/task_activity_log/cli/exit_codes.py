@@ -3,6 +3,7 @@
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NoReturn
@@ -47,6 +48,7 @@ def guarded(command: Callable[[], int], interrupted: Callable[[], str] | None = 
         say(str(error))
         return FAILED
     except KeyboardInterrupt:
+        _leave_the_rest()
         say(interrupted() if interrupted else "interrupted")
         return 128 + stopped[0] if stopped else INTERRUPTED
     except OutputLost as lost:
@@ -89,6 +91,12 @@ def holding_back_signals() -> Iterator[None]:
             signal.raise_signal(number)
 
 
+def _leave_the_rest() -> None:
+    """Print nothing about what is left of the tasks: a second signal ends the event loop in the middle of their end."""
+    if threading.current_thread() is threading.main_thread():
+        sys.unraisablehook = lambda _: None
+
+
 def _ignore(_: int, __: object) -> None:
     pass
 
@@ -111,6 +119,7 @@ def _stop_on_signals() -> list[int]:
         signal.raise_signal(signal.SIGINT)  # asyncio has a handler for it
 
     if threading.current_thread() is threading.main_thread():
+        warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)  # see `_leave_the_rest`
         for number in _ending():
             signal.signal(number, stop)
     return stopped

@@ -8,11 +8,17 @@ Before anything is changed, the broker is asked for all that would refuse the ch
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
 from aio_pika.abc import AbstractChannel, AbstractConnection
-from aiormq.exceptions import ChannelAccessRefused, ChannelNotFoundEntity, ChannelPreconditionFailed
+from aiormq.exceptions import (
+    ChannelAccessRefused,
+    ChannelLockedResource,
+    ChannelNotFoundEntity,
+    ChannelPreconditionFailed,
+)
 
 from task_activity_log.partitions import PARTITIONS_MAX, is_partition_count, queue_of
 from task_activity_log.problem import Misconfigured
@@ -74,7 +80,10 @@ class Partitions:
 
 
 class NotEmpty(Exception):
-    """There are messages or consumers, so nothing was changed, or all was put back. The text says what to do."""
+    """There are messages or consumers, or another change is under way. Nothing was changed, or all was put back.
+
+    The text says what to do.
+    """
 
 
 async def look_up(options: LinkOptions, topology: Topology) -> Partitions:
@@ -107,7 +116,7 @@ async def declare_missing(options: LinkOptions, topology: Topology) -> None:
     Raises:
         Misconfigured, Unavailable: as `change`.
     """
-    async with connect_once(options, "partitions") as connection:
+    async with connect_once(options, "partitions") as connection, _alone(connection, topology):
         await declare(connection, topology)
 
 
@@ -121,7 +130,7 @@ async def change(options: LinkOptions, topology: Topology, progress: Callable[[s
         Unavailable: nobody answers, or the broker refuses.
         Misconfigured: the requests queue would not keep the order, or the user lacks a permission.
     """
-    async with connect_once(options, "partitions") as connection:
+    async with connect_once(options, "partitions") as connection, _alone(connection, topology):
         await _change(options, connection, topology, progress)
 
 
@@ -152,6 +161,27 @@ async def _change(
     if topology.partitions:
         progress(f"declaring {topology.partitions} queues")
         await declare(connection, topology)
+
+
+@asynccontextmanager
+async def _alone(connection: AbstractConnection, topology: Topology) -> AsyncIterator[None]:
+    """Keep other changes away: two at once would bind a slot to queues of both.
+
+    The lock is an exclusive queue, which ends with its connection at the latest. Raises `NotEmpty` if another has it.
+    """
+    lock = queue_of(topology.requests_queue, PARTITIONS_MAX + 1)
+    channel = await connection.channel()
+    try:
+        await channel.declare_queue(lock, exclusive=True, auto_delete=True)
+    except ChannelLockedResource:
+        raise NotEmpty(
+            "another command is changing the partitions: nothing was changed; wait for it, then run the same command again"
+        ) from None
+    except ChannelAccessRefused:
+        yield  # `_refuse` says what is missing
+        return
+    yield
+    await channel.queue_delete(lock)
 
 
 async def _refuse(connection: AbstractConnection, topology: Topology, found: Partitions) -> None:
