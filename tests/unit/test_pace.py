@@ -22,6 +22,7 @@ from task_activity_log.rabbitmq.pace import Pace, State
 FULL, BATCH_MAX = 4, 2
 HARMLESS, SUSPECT = Delivery(b"", attempts=SUSPECT_FROM - 1), Delivery(b"", attempts=SUSPECT_FROM)
 MARKED = Delivery(b"", attempts=2, suspect=True)
+FRESH = Delivery(b"")
 
 Event = Callable[[Pace], object]
 
@@ -203,6 +204,39 @@ def test_a_single_active_consumer_always_has_the_full_prefetch() -> None:
     for closed in ("two are returned", "lost"):
         pace = after("opened", closed, "opened", single_active=True)
         assert (pace.state, pace.wanted) == (PROVED, FULL)
+
+
+@pytest.mark.parametrize("single_active", [True, False])
+def test_after_a_failure_of_the_broker_what_was_returned_comes_one_by_one(single_active: bool) -> None:
+    """It may fail whenever it is to deliver one of these, and then all of them would reach the delivery limit."""
+    pace = after("opened", "a harmless message is settled", single_active=single_active)
+    pace.failed()
+    pace.closed()
+    pace.opened()
+    for _ in range(FULL):
+        assert (pace.state, pace.wanted) == (UNPROVED, 1)
+        pace.settled([HARMLESS])
+    pace.settled([])
+    assert (pace.state, pace.wanted) == (UNPROVED, 1)
+    pace.closed()  # it has failed again
+    pace.opened()
+    pace.settled([FRESH])
+    assert (pace.state, pace.wanted) == (PROVED, FULL)
+
+
+@pytest.mark.parametrize(("single_active", "wanted"), [(False, FULL), (True, 1)])
+def test_after_a_failure_of_the_broker_a_parked_message_does_not_hold_up_others(
+    single_active: bool, wanted: int
+) -> None:
+    """Unless there is an order to keep: to get the full prefetch, the queue would be left to the next consumer first."""
+    pace = after("opened", single_active=single_active)
+    pace.failed()
+    pace.closed()
+    pace.opened()
+    pace.proved([])
+    assert pace.wanted == 1
+    pace.proved([HARMLESS])
+    assert pace.wanted == wanted
 
 
 def test_attempts_do_not_divide_the_batches_of_a_single_active_consumer() -> None:

@@ -14,12 +14,21 @@ import structlog
 from task_activity_log.aio import Waiting, end
 from task_activity_log.message import Delivery
 from task_activity_log.pipeline.suspects import is_suspect
+from task_activity_log.problem import Unavailable
 from task_activity_log.rabbitmq.balancing import Balancing
 from task_activity_log.rabbitmq.channel import wait_closed
 from task_activity_log.rabbitmq.consumer import RabbitDelivery
 from task_activity_log.rabbitmq.cut_off import Watch, commit, count_consumers
 from task_activity_log.rabbitmq.frames import FrameReader
-from task_activity_log.rabbitmq.link import LOST, LinkOptions, cannot_reach_queue, connect, describe, supervise
+from task_activity_log.rabbitmq.link import (
+    LOST,
+    LinkOptions,
+    broker_failed,
+    cannot_reach_queue,
+    connect,
+    describe,
+    supervise,
+)
 from task_activity_log.rabbitmq.pace import Pace
 from task_activity_log.rabbitmq.queue_intake import QueueIntake
 from task_activity_log.rabbitmq.topology import Topology, check, consumers, declare
@@ -152,6 +161,9 @@ class Intake:
             try:
                 await _all(working, self._disconnected)
             except LOST as error:
+                if broker_failed(error) and not isinstance(error, Unavailable):  # that is a queue without a leader
+                    for queue in self._queues:
+                        queue.pace.failed()
                 # The queue did not register the renewed consumer, or the node cannot reach the queue, and says so. Anything
                 # else is a lost connection, or a broker that is slow.
                 if watch.under_way and cannot_reach_queue(error):

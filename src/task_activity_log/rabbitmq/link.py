@@ -324,7 +324,7 @@ async def supervise(
                 await session(on_established)
             outage = Outage(OutageKind.LOST, OutageKind.LOST.value)
         except LOST as error:
-            outage, failed = describe(error), _has_failed(error)
+            outage, failed = describe(error), broker_failed(error)
         if established:
             lost()
         lasted = asyncio.get_running_loop().time() - began
@@ -337,7 +337,7 @@ async def supervise(
         await asyncio.sleep(delay)
 
 
-def _has_failed(error: BaseException) -> bool:
+def broker_failed(error: BaseException) -> bool:
     """Whether the broker has closed the connection because of an error of its own."""
     return isinstance(error.__cause__, ConnectionInternalError) or describe(error).text.startswith(_INTERNAL_ERROR)
 
