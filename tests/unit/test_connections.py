@@ -1,9 +1,10 @@
 """The client's first connection and later ones, without a broker."""
 
 import asyncio
+import ssl
 
 import pytest
-from aiormq.exceptions import ChannelAccessRefused
+from aiormq.exceptions import AMQPConnectionError, ChannelAccessRefused
 
 from task_activity_log.client import ClientError
 from task_activity_log.client.connections import Connections
@@ -20,6 +21,15 @@ def away(kind: OutageKind = OutageKind.LOST, text: str = "away") -> Outage:
 def refused(text: str) -> Outage:
     """What the driver says of a permission that is missing. Before RabbitMQ 3.13 the broker does not name it."""
     return describe(ChannelAccessRefused(403, f"ACCESS_REFUSED - {text}"))
+
+
+def test_a_failure_of_tls_is_only_its_text() -> None:
+    """Without the number before it, which says nothing. The driver wraps it, with the same arguments."""
+    text = "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: self-signed certificate (_ssl.c:1000)"
+    failure = ssl.SSLCertVerificationError(1, text)
+    wrapped = AMQPConnectionError(*failure.args)
+    wrapped.__cause__ = failure
+    assert (describe(failure).text, describe(wrapped).text) == (text, text)
 
 
 def report(connections: Connections, outage: Outage) -> None:

@@ -7,6 +7,7 @@ opened again from the start has no half-restored state.
 import asyncio
 import errno
 import socket
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -359,7 +360,8 @@ def describe(error: BaseException) -> Outage:
         return Outage(OutageKind.LOST, "the broker permits too few channels for a connection: raise its channel_max")
     if kind in _OWN_WORDS:
         return Outage(kind, kind.value)  # the driver's own text says less, or too much
-    text = " ".join(str(argument) for argument in error.args if argument)[:200]
+    is_tls = isinstance(error, ssl.SSLError) or isinstance(error.__cause__, ssl.SSLError)  # the driver raises its own
+    text = " ".join(str(part) for part in (error.args[1:] if is_tls else error.args) if part)[:200]  # 1 is OpenSSL's
     if closed := _closed(text):
         return Outage(kind, closed)
     if kind is OutageKind.UNUSABLE:
