@@ -9,6 +9,7 @@ from task_activity_log.console.access import Access, Denied, basic_credentials, 
 from task_activity_log.console.settings import load
 from task_activity_log.console.users import ALL, PasswordFile, PasswordFileError, Role, User, password_line
 from task_activity_log.settings import SettingsError
+from tests.consoles import password_file
 
 PROXY = Access(
     load(
@@ -87,6 +88,15 @@ def test_a_password_file_that_cannot_be_used_is_refused_at_start(text: str, tmp_
         PasswordFile.read(tmp_path / "passwords")
     assert "AA==" not in str(error.value)
     assert "secret" not in str(error.value)
+
+
+def test_two_lines_for_one_user_are_refused_at_start(tmp_path: Path) -> None:
+    """Which of them counts would otherwise depend on their order."""
+    lines = [password_line("anna", "one", ALL), password_line("bob", "two", ALL), password_line("anna", "three", ALL)]
+    with pytest.raises(
+        SettingsError, match="CONSOLE_PASSWORD_FILE: line 3 is a second line for the user of line 1: remove"
+    ):
+        load({"CONSOLE_PASSWORD_FILE": password_file(tmp_path, *lines)})
 
 
 @pytest.mark.parametrize("name", ["", "an:na", " anna", "an\nna", "an\x1bna"])

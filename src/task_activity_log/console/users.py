@@ -69,14 +69,19 @@ class PasswordFile:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise PasswordFileError(f"cannot be read ({getattr(error, 'strerror', None) or 'not UTF-8'})") from None
-        users = {}
+        users, numbers = dict[str, Password](), dict[str, int]()
         for number, line in enumerate(text.splitlines(), 1):
             if line.strip() and not line.startswith("#"):
                 try:
-                    name, users[name] = _parsed(line.strip())
+                    name, password = _parsed(line.strip())
                 except ValueError:
                     advice = "make one with `task-activity-log console --password-for NAME`"
                     raise PasswordFileError(f"line {number} is not one of a password file: {advice}") from None
+                if name in users:
+                    raise PasswordFileError(
+                        f"line {number} is a second line for the user of line {numbers[name]}: remove one"
+                    )
+                users[name], numbers[name] = password, number
         if not users:
             raise PasswordFileError("has no users")
         return cls(users)
