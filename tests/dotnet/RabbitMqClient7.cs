@@ -109,6 +109,10 @@ namespace RabbitMQ.Client.Events {
 namespace RabbitMQ.Client.Exceptions {
   public class BrokerUnreachableException : Exception {}
 
+  public class PossibleAuthenticationFailureException : Exception {}
+
+  public class AuthenticationFailureException : PossibleAuthenticationFailureException {}
+
   public class PublishException : Exception {}
 
   public class OperationInterruptedException : Exception {

@@ -35,6 +35,7 @@ namespace TaskActivityLogs
         /// twice: the answer is then the record as it is stored now.
         /// </summary>
         /// <exception cref="PublishException">The broker refuses an upsert, or has no queue for it.</exception>
+        /// <exception cref="BrokerUnreachableException">The user or the password is wrong.</exception>
         public async Task<IDictionary<string, Answer>> PublishAsync(IDictionary<string, TaskActivityLog> upserts)
         {
             var answers = new ConcurrentDictionary<string, Answer>();
@@ -45,6 +46,10 @@ namespace TaskActivityLogs
                 {
                     await ExchangeAsync(upserts.Where(upsert => !answers.ContainsKey(upsert.Key)).ToList(), answers);
                     return answers;
+                }
+                catch (BrokerUnreachableException error) when (error.InnerException is AuthenticationFailureException)
+                {
+                    throw; // the user or the password is wrong: trying again does not help
                 }
                 catch (Exception error) when (error is BrokerUnreachableException || error is OperationInterruptedException)
                 {
