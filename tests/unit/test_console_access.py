@@ -7,7 +7,15 @@ import pytest
 
 from task_activity_log.console.access import Access, Denied, basic_credentials, require_local_name
 from task_activity_log.console.settings import load
-from task_activity_log.console.users import ALL, PasswordFile, PasswordFileError, Role, User, password_line
+from task_activity_log.console.users import (
+    ALL,
+    CurrentPasswordFile,
+    PasswordFile,
+    PasswordFileError,
+    Role,
+    User,
+    password_line,
+)
 from task_activity_log.settings import SettingsError
 from tests.consoles import password_file
 
@@ -97,6 +105,34 @@ def test_two_lines_for_one_user_are_refused_at_start(tmp_path: Path) -> None:
         SettingsError, match="CONSOLE_PASSWORD_FILE: line 3 is a second line for the user of line 1: remove"
     ):
         load({"CONSOLE_PASSWORD_FILE": password_file(tmp_path, *lines)})
+
+
+def test_a_changed_password_file_counts_and_is_not_read_for_each_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In place or by another file, as Kubernetes does it with links. What was remembered of passwords is forgotten."""
+    anna, bob = password_line("anna", "one", ALL), password_line("bob", "two", [Role.LOOK])
+    path = Path(password_file(tmp_path, anna, bob))
+    reads, read = list[Path](), PasswordFile.read
+
+    def counted(path: Path) -> PasswordFile:
+        reads.append(path)
+        return read(path)
+
+    monkeypatch.setattr(PasswordFile, "read", counted)
+    file = CurrentPasswordFile(path)
+    for _ in range(3):
+        assert file.users().user("anna", "one") == User("anna", ALL)
+    assert len(reads) == 1
+    path.write_text(f"{bob}\n", encoding="utf-8")
+    assert file.users().user("anna", "one") is None
+    (tmp_path / "new").mkdir()
+    other = password_file(tmp_path / "new", password_line("bob", "two", ALL), password_line("eve", "three", ALL))
+    (tmp_path / "link").symlink_to(other)
+    (tmp_path / "link").rename(path)
+    assert file.users().user("bob", "two") == User("bob", ALL)
+    assert file.users().user("eve", "three") is not None
+    assert len(reads) == 3
 
 
 @pytest.mark.parametrize("name", ["", "an:na", " anna", "an\nna", "an\x1bna"])

@@ -73,6 +73,35 @@ def test_every_route_but_the_probe_and_the_files_asks_who_it_is(tmp_path: Path) 
         assert "anna" in answer.text
 
 
+def test_a_changed_password_file_lets_in_whom_it_names_and_nobody_if_it_is_wrong(tmp_path: Path) -> None:
+    """A user who was removed is refused at once; and if the file cannot be used, so is everybody, with the reason."""
+    anna, bob = password_line("anna", "one"), password_line("bob", "two", [Role.LOOK])
+    console = console_of(CONSOLE_PASSWORD_FILE=password_file(tmp_path, anna))
+    seen(console, [SECRET])
+    with browser(console) as found:
+
+        def answers(path: str = "/contract") -> list[int]:
+            credentials = (basic("anna", "one"), basic("bob", "two"))
+            return [found.get(path, authorization=each).status_code for each in credentials]
+
+        assert answers() == [200, 401]
+        password_file(tmp_path, bob)
+        assert answers() == [401, 200]
+        assert answers("/edit?letter=" + SECRET.id) == [401, 403]
+        password_file(tmp_path, bob.replace(":look:", ":look,act,bodies:"))
+        assert answers("/edit?letter=" + SECRET.id) == [401, 200]
+        password_file(tmp_path, bob, "anna:secret")
+        assert answers() == [503, 503]
+        page = found.get("/contract").text
+        assert "line 2 is not one of a password file" in page
+        assert "secret" not in page
+        (tmp_path / "passwords").unlink()
+        assert answers() == [503, 503]
+        assert "cannot be read (No such file or directory)" in found.get("/contract").text
+        password_file(tmp_path, anna)
+        assert answers() == [200, 401]
+
+
 def test_a_foreign_name_of_this_machine_is_refused_without_authentication(local: Browser) -> None:
     """A web site whose name has the address 127.0.0.1 reads nothing."""
     answer = local.get("/dead-letters", host="evil.example")

@@ -10,7 +10,7 @@ from ipaddress import ip_address
 from starlette.requests import Request
 
 from task_activity_log.console.settings import ConsoleSettings
-from task_activity_log.console.users import ALL, PasswordFile, Role, User
+from task_activity_log.console.users import ALL, CurrentPasswordFile, PasswordFileError, Role, User
 
 _LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
 
@@ -34,7 +34,7 @@ class Access:
 
     def __init__(self, own: ConsoleSettings) -> None:
         self._own = own
-        self._passwords = PasswordFile.read(own.password_file) if own.password_file else None
+        self._passwords = CurrentPasswordFile(own.password_file) if own.password_file else None
         self._groups = {Role.LOOK: own.look_groups, Role.ACT: own.act_groups, Role.BODIES: own.bodies_groups}
         self._hashing = asyncio.Semaphore(2)  # more passwords at a time would take the CPU from the pages
         self._secret = secrets.token_bytes(32)
@@ -78,7 +78,13 @@ class Access:
         mapped = getattr(address, "ipv4_mapped", None)  # as a socket for both versions shows an address of IPv4
         return any((mapped or address) in network for network in self._own.proxy_addresses)
 
-    async def _by_password(self, passwords: PasswordFile, header: str | None) -> User:
+    async def _by_password(self, file: CurrentPasswordFile, header: str | None) -> User:
+        try:
+            passwords = await asyncio.to_thread(file.users)
+        except PasswordFileError as error:
+            raise Denied(
+                f"CONSOLE_PASSWORD_FILE was changed and {error}. Until it is correct, nobody is let in.", 503
+            ) from None
         credentials = basic_credentials(header)
         if credentials is None:
             raise Denied("The console asks for a user and a password.", 401)

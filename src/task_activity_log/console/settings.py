@@ -62,7 +62,8 @@ class ConsoleSettings(BaseModel):
     workers: _Workers = ("http://localhost:8080",)
     """URLs of the workers' HTTP ports, separated by commas. Each address of a name, as of a headless Service, is a worker."""
     password_file: Annotated[Path, AfterValidator(_password_file)] | None = None
-    """File with the users for basic authentication, a line each: `task-activity-log console --password-for NAME` prints one."""
+    """File with the users for basic authentication, a line each, as `task-activity-log console --password-for NAME` prints it.
+    It is read again when it has changed."""
     proxy_addresses: _Networks = ()
     """Addresses or networks, separated by commas, of the proxies that authenticate users. Only their headers are trusted."""
     proxy_user_header: str = "X-Forwarded-User"

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Final, Self
+from typing import Final, Self, TypeAlias
 
 
 class Role(StrEnum):
@@ -95,6 +95,44 @@ class PasswordFile:
                 return None
             self._known[credentials] = name  # no more than there are users: a wrong password is not remembered
         return User(name, self._users[name].roles)
+
+
+class CurrentPasswordFile:
+    """A password file as it is now: it is read again when it has changed."""
+
+    def __init__(self, path: Path) -> None:
+        """Read it. Raises `PasswordFileError`."""
+        self._path = path
+        self._read: tuple[_Version, PasswordFile | PasswordFileError] = _version(path), PasswordFile.read(path)
+        """In one piece: two threads may read it at once, and then what was read last may be the older of the two."""
+
+    def users(self) -> PasswordFile:
+        """Its users. Raises `PasswordFileError`: it was changed, and cannot be used. Then nobody is known, not even before.
+
+        It may wait for a disk: call it in a thread.
+        """
+        version, (known, found) = _version(self._path), self._read
+        if version != known:
+            try:
+                found = PasswordFile.read(self._path)
+            except PasswordFileError as error:
+                found = error
+            self._read = version, found
+        if isinstance(found, PasswordFileError):
+            raise PasswordFileError(str(found))
+        return found
+
+
+_Version: TypeAlias = tuple[int, ...]
+
+
+def _version(path: Path) -> _Version:
+    """What differs when a file was written, replaced, or given to somebody else; empty if there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return ()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def password_line(name: str, password: str, roles: Iterable[Role] = Role) -> str:
