@@ -14,7 +14,7 @@ from sandbox.letters import HOSTILE
 from task_activity_log.console.app import routes
 from task_activity_log.console.pages import Pages
 from task_activity_log.console.rendering import path_of, templates
-from task_activity_log.console.users import Role, password_line
+from task_activity_log.console.users import ALL, Role, User, password_line
 from task_activity_log.message import Properties
 from task_activity_log.telemetry.asking import Worker
 from task_activity_log.telemetry.history import Depth
@@ -199,9 +199,35 @@ def test_a_form_of_another_site_does_nothing(local: Browser, headers: dict[str, 
 
 def test_a_form_without_its_token_does_nothing(local: Browser) -> None:
     """Or with that of an earlier process."""
-    for path in ("/act", "/edit", "/snapshot", "/try", "/verdict", "/dead-letters", "/actions/x/stop"):
+    for path in ("/act", "/snapshot", "/verdict", "/dead-letters", "/actions/x/stop"):
         answer = local.post(path, {"token": "0" * 64, "letter": SECRET.id, "why": "x"})
         assert (answer.status_code, "Load it again" in answer.text) == (403, True)
+
+
+@pytest.mark.parametrize("path", ["/edit", "/try"])
+def test_a_text_that_was_sent_after_a_restart_is_shown_again(local: Browser, path: str) -> None:
+    """Nothing is done with it, and the form has a new token. From another site nothing is shown."""
+    text = f'{{"id": "{ID}", "subject": "</textarea><b>corrected</b>", "due_date": null}}'
+    members = {
+        "token": "0" * 64,
+        "letter": SECRET.id,
+        "body": text,
+        "why": 'a "typo"',
+        "content_type": "application/json",
+    }
+    for do in ("replay", "send"):
+        answer = local.post(path, members | {"do": do})
+        assert answer.status_code == 403
+        assert "older than the console's last start: nothing was done" in unescape(answer.text)
+        assert "<b>corrected" not in answer.text
+        area = re.search(r'<textarea name="body"[^>]*>\n(.*?)</textarea>', answer.text, re.DOTALL)
+        assert area is not None
+        assert unescape(area[1]) == text
+        assert 'value="a &#34;typo&#34;"' in answer.text
+        assert token_of(answer.text) == local.console.access.token(User("local", ALL))
+    assert list(local.console.actions.all) == []
+    answer = local.post(path, members, sec_fetch_site="cross-site")
+    assert (answer.status_code, "corrected" in answer.text) == (403, False)
 
 
 @pytest.mark.parametrize("body", [b"\xff", b"a=%zz&&&", b"x" * 9_000_000, b"&".join(b"a=b" for _ in range(100))])

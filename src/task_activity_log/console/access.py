@@ -23,6 +23,10 @@ class Denied(Exception):
         self.status = status
 
 
+class OldPage(Denied):
+    """A form was made before the console's last start, or for another user. It can be shown again, with a new token."""
+
+
 def require(allowed: bool, sentence: str, status: int = 403) -> None:
     """Raise `Denied` with this sentence unless it is allowed."""
     if not allowed:
@@ -99,14 +103,14 @@ class Access:
         return hmac.digest(self._secret, user.name.encode("utf-8", "replace"), "sha256").hex()
 
     def check_form(self, user: User, token: str, peer: str, headers: Mapping[str, str]) -> None:
-        """Raise `Denied` unless a form was sent by one of our own pages, for this user."""
+        """Raise `Denied` unless a form was sent by one of our own pages, for this user; `OldPage` if it was one of ours."""
         own_hosts = {headers.get("host", ""), headers.get("x-forwarded-host", "") if self._is_proxy(peer) else ""}
         site, origin = headers.get("sec-fetch-site"), headers.get("origin")
         if site is None:  # an old browser
             site = "same-origin" if origin is None or origin.partition("://")[2] in own_hosts - {""} else "cross-site"
         require(site == "same-origin", "This form was sent by another web site: nothing was done.")
-        is_fresh = hmac.compare_digest(token.encode(), self.token(user).encode())
-        require(is_fresh, "This page is older than the console's last start: nothing was done. Load it again.")
+        if not hmac.compare_digest(token.encode(), self.token(user).encode()):
+            raise OldPage("This page is older than the console's last start: nothing was done. Load it again.")
 
 
 def basic_credentials(header: str | None) -> tuple[str, str] | None:

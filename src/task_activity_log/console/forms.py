@@ -17,7 +17,7 @@ from task_activity_log.client.letters import Letter
 from task_activity_log.client.marking import difference, readable
 from task_activity_log.client.replays import Replay
 from task_activity_log.client.snapshots import Target, resend_one
-from task_activity_log.console.access import Denied, require
+from task_activity_log.console.access import Denied, OldPage, require
 from task_activity_log.console.actions import LONGEST_SECONDS, unchanged
 from task_activity_log.console.pages import action_of
 from task_activity_log.console.parts import Console
@@ -34,6 +34,10 @@ _RATES = (0.1, 10_000.0)
 _ANSWER_SECONDS = 15.0
 _APP_ID = "task-activity-log console"
 _TAKES_ACT = "may look and not act: that takes the role act. Nothing was"
+_OLD = (
+    "The form that you sent is older than the console's last start: nothing was done. This one has what you have written:"
+    " press the button again."
+)
 
 Members = dict[str, str]
 
@@ -80,12 +84,13 @@ class Forms:
 
     async def edit(self, request: Request) -> Response:
         """Show the body and the headers of a dead letter, judge how they were corrected, or replay them."""
-        user, members = request.state.user, Members({"letter": request.query_params.get("letter", "")})
+        user, members, old = request.state.user, Members({"letter": request.query_params.get("letter", "")}), ""
         if request.method == "POST":
-            user, members = await self._form(request)
+            members, old = await self._written(request)
         require(user.acts and user.sees_bodies, "Editing takes the roles act and bodies.")
         letter = await self._letter(request, members)
         found, context = await self._edited(letter, members)
+        context["problem"] = old or context["problem"]
         if members.get("do") == "replay" and not context["problem"]:
             obstacles = {
                 "It would be rejected again": not context["verdict"].passes,
@@ -98,7 +103,7 @@ class Forms:
                 over_newer = "over_newer" in members
                 return await self._begun("replay", user, context["why"], [entry], edited=True, over_newer=over_newer)
             context["problem"] = applying[0]
-        return page(request, "edit.html", f"Edit {letter.name}", 422 if context["problem"] else 200, **context)
+        return page(request, "edit.html", f"Edit {letter.name}", _status(old, context["problem"]), **context)
 
     async def _edited(self, letter: Letter, members: Members) -> tuple[DeadLetter, dict[str, Any]]:
         """The dead letter as it was corrected, and what its page shows of it."""
@@ -138,10 +143,11 @@ class Forms:
 
     async def try_(self, request: Request) -> Response:
         """A form for a message; what a worker would say of it; or the answer to it."""
-        user, members, sent = request.state.user, Members(), None
+        user, members, old, sent = request.state.user, Members(), "", None
         if request.method == "POST":
-            user, members = await self._form(request, acts=False)
+            members, old = await self._written(request, acts=False)
         upsert, context = await self._tried(user, members)
+        context["problem"] = old or context["problem"]
         if members.get("do") == "send" and not context["problem"]:
             require(user.acts, f"{user.name} {_TAKES_ACT} sent.")
             why = _why(members)
@@ -153,7 +159,7 @@ class Forms:
             "topology": self.console.topology,
             "asked": request.method == "POST",
         }
-        return page(request, "try.html", "Try a message", 422 if context["problem"] else 200, **context)
+        return page(request, "try.html", "Try a message", _status(old, context["problem"]), **context)
 
     async def verdict(self, request: Request) -> Response:
         """What a worker would say of what is in a form of the pages `edit` and `try`, while somebody types."""
@@ -193,20 +199,42 @@ class Forms:
 
     async def _form(self, request: Request, *, acts: bool = True) -> tuple[User, Members]:
         """The members of a form. Raises `Denied`: it is not one of ours, or its sender may not act."""
-        user, body = request.state.user, bytearray()
-        async for chunk in request.stream():
-            body += chunk
-            require(len(body) <= _FORM_BYTES, "This form is too long.", 413)
+        members = await _members(request)
+        self._check(request, members, acts=acts)
+        return request.state.user, members
+
+    async def _written(self, request: Request, *, acts: bool = True) -> tuple[Members, str]:
+        """The members of a form that somebody has written a text in, and why it is only shown again, with a new token.
+
+        The sentence is empty if the form may do what it asks for. Raises `Denied` as `_form`.
+        """
+        members = await _members(request)
         try:
-            members = dict(
-                parse_qsl(body.decode(), keep_blank_values=True, strict_parsing=bool(body), max_num_fields=50)
-            )
-        except ValueError:
-            raise Denied("This is not a form of the console.", 400) from None
-        peer = request.client.host if request.client else ""
+            self._check(request, members, acts=acts)
+        except OldPage:
+            return members, _OLD
+        return members, ""
+
+    def _check(self, request: Request, members: Members, *, acts: bool) -> None:
+        user, peer = request.state.user, request.client.host if request.client else ""
         self.console.access.check_form(user, members.get("token", ""), peer, request.headers)
         require(user.acts or not acts, f"{user.name} {_TAKES_ACT} done.")
-        return user, members
+
+
+async def _members(request: Request) -> Members:
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        require(len(body) <= _FORM_BYTES, "This form is too long.", 413)
+    try:
+        return dict(parse_qsl(body.decode(), keep_blank_values=True, strict_parsing=bool(body), max_num_fields=50))
+    except ValueError:
+        raise Denied("This is not a form of the console.", 400) from None
+
+
+def _status(old: str, problem: str) -> int:
+    """The status of a page with a form: 403 if its token was an old one, 422 if it cannot be done."""
+    return 403 if old else 422 if problem else 200
 
 
 def _see(path: str) -> Response:
