@@ -406,6 +406,8 @@ async def test_a_message_is_tried_and_sent(world: World, viewer: Viewer) -> None
         "/try", 200, body=record(one).decode(), content_type="application/json", do="send", why="a test"
     )
     assert "inserted" in page
+    [sent] = re.findall(r"<tr>.*?Send a message.*?</tr>", await viewer.page("/actions"), re.DOTALL)
+    assert all(text in sent for text in ("local", "a test", "inserted"))
     assert await row(world.database_url, one) is not None
     page = await viewer.press(
         "/try", 200, body=record(one, subject="x").decode(), content_type="application/json", do="check"
@@ -497,6 +499,10 @@ async def test_a_record_is_found_and_its_row_is_sent_again(world: World, viewer:
     await viewer.until(f"/replies?id={one}&outcome=snapshot", "found")
     [sent] = [event for event in logs if event["event"] == "console_snapshot_sent"]
     assert (sent["user"], sent["why"], sent["record"], sent["count"]) == ("local", "a subscriber lost it", str(one), 1)
+    [listed] = re.findall(r"<tr>\s*<th[^>]*>Send a row again.*?</tr>", await viewer.page("/actions"), re.DOTALL)
+    assert all(
+        text in listed for text in (f"/find?name={one}", "local", "a subscriber lost it", "sent to its subscribers")
+    )
     assert "There is no row to send" in await viewer.press("/snapshot", 410, record=str(uuid4()), why="x")
 
 

@@ -11,6 +11,7 @@ from uuid import uuid4
 import pytest
 
 from sandbox.letters import HOSTILE
+from task_activity_log.console.actions import Sending
 from task_activity_log.console.app import routes
 from task_activity_log.console.pages import Pages
 from task_activity_log.console.rendering import path_of, templates
@@ -202,6 +203,27 @@ def test_a_form_without_its_token_does_nothing(local: Browser) -> None:
     for path in ("/act", "/snapshot", "/verdict", "/dead-letters", "/actions/x/stop"):
         answer = local.post(path, {"token": "0" * 64, "letter": SECRET.id, "why": "x"})
         assert (answer.status_code, "Load it again" in answer.text) == (403, True)
+
+
+def test_what_was_sent_is_listed_with_the_actions(tmp_path: Path) -> None:
+    """Who, why, and what became of it; without the role bodies not of which record."""
+    lines = [password_line("anna", "one"), password_line("eve", "two", [Role.LOOK])]
+    console = console_of(CONSOLE_PASSWORD_FILE=password_file(tmp_path, *lines))
+    with browser(console) as found:
+        anna, eve = basic("anna", "one"), basic("eve", "two")
+        assert "Nothing was done since" in found.get("/actions", authorization=anna).text
+        token = token_of(found.get("/try", authorization=anna).text)
+        members = {"token": token, "do": "send", "body": "{}", "why": "a <b>test</b>", "message_id": "a/b"}
+        found.post("/try", members, authorization=anna)
+        console.actions.sendings.append(Sending("row", "anna", "it was lost", ID, "sent to its subscribers"))
+        listed = unescape(found.get("/actions", authorization=anna).text)
+        assert all(
+            text in listed for text in ("/find?name=a/b", "It was not sent: ", f"/find?name={ID}", "it was lost")
+        )
+        assert listed.index("Send a row again") < listed.index("Send a message")
+        listed = found.get("/actions", authorization=eve).text
+        assert all(text in listed for text in ("a &lt;b&gt;test", "Send a row again", "sent to its subscribers"))
+        assert ID not in listed
 
 
 @pytest.mark.parametrize("path", ["/edit", "/try"])

@@ -1,7 +1,7 @@
 """What users have dead letters do: replay and discard, one or many, with progress, a stop, and what became of each."""
 
 import asyncio
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, deque
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -68,6 +68,20 @@ class Action:
         return [entry for entry in self.entries if entry.state == "sent" and not entry.answer]
 
 
+@dataclass
+class Sending:
+    """A message or a row that a user has sent, as the list of actions shows it."""
+
+    kind: str
+    """`message`, or `row`: to its subscribers again."""
+    user: str
+    why: str
+    name: str
+    """The message_id, or the id of the record."""
+    result: str = "not known yet"
+    at: datetime = field(default_factory=lambda: datetime.now(UTC))
+
+
 class Actions:
     """Carries out actions in the background, and remembers the latest."""
 
@@ -75,6 +89,7 @@ class Actions:
         self._settings, self._looks, self._store = settings, looks, store
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self.all: OrderedDict[str, Action] = OrderedDict()
+        self.sendings: deque[Sending] = deque(maxlen=_REMEMBERED)
 
     def begin(self, kind: str, user: User, why: str, entries: Sequence[Replay], **options: Any) -> Action:
         """Begin to replay or discard dead letters, the oldest first.
@@ -96,6 +111,10 @@ class Actions:
             if entry := action.by_correlation.pop(reply.correlation_id or "", None):
                 entry.answer, entry.code = reply.outcome, reply.code or ""
                 return
+
+    def latest(self) -> list[Action | Sending]:
+        """Everything that is remembered, the latest first."""
+        return sorted([*self.all.values(), *self.sendings], key=lambda each: each.at, reverse=True)
 
     async def wait(self, action: Action) -> None:
         """Return when an action has ended, or after some seconds."""

@@ -18,7 +18,7 @@ from task_activity_log.client.marking import difference, readable
 from task_activity_log.client.replays import Replay
 from task_activity_log.client.snapshots import Target, resend_one
 from task_activity_log.console.access import Denied, OldPage, require
-from task_activity_log.console.actions import LONGEST_SECONDS, unchanged
+from task_activity_log.console.actions import LONGEST_SECONDS, Sending, unchanged
 from task_activity_log.console.pages import action_of
 from task_activity_log.console.parts import Console
 from task_activity_log.console.rendering import page, part
@@ -139,6 +139,7 @@ class Forms:
         target = Target(console.topology.replies_exchange, nulls=console.settings.nulls)
         count = await resend_one(link_of(console.settings), row, target)
         log.info("console_snapshot_sent", user=user.name, why=why, record=str(row.id), count=count)
+        console.actions.sendings.append(Sending("row", user.name, why, str(row.id), "sent to its subscribers"))
         return _see(f"/find?name={row.id}&sent={count}")
 
     async def try_(self, request: Request) -> Response:
@@ -152,7 +153,9 @@ class Forms:
             require(user.acts, f"{user.name} {_TAKES_ACT} sent.")
             why = _why(members)
             log.info("console_message_sent", user=user.name, why=why, message_id=upsert.message_id)
+            self.console.actions.sendings.append(sending := Sending("message", user.name, why, upsert.message_id))
             sent = await self._send(upsert)
+            sending.result = sent if isinstance(sent, str) else f"{sent.outcome} {sent.code or ''}".strip()
         context |= {
             "sent": sent,
             "upsert": upsert,

@@ -168,7 +168,7 @@ class Pages:
 
     async def actions(self, request: Request) -> Response:
         """What was done, the latest first."""
-        return page(request, "actions.html", "Actions", actions=list(reversed(self.console.actions.all.values())))
+        return page(request, "actions.html", "Actions", actions=self.console.actions.latest())
 
     async def action(self, request: Request) -> Response:
         """What became of each dead letter of an action."""
