@@ -8,6 +8,7 @@ import os
 import signal
 from contextlib import suppress
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -24,6 +25,7 @@ from task_activity_log.rabbitmq.forwarder import Forwarder
 from task_activity_log.rabbitmq.intake import Intake
 from task_activity_log.rabbitmq.publisher import MessageMax, Publisher
 from task_activity_log.rabbitmq.replies import Replies
+from task_activity_log.rabbitmq.topology import declare
 from task_activity_log.rabbitmq.weight import Bounds
 from task_activity_log.settings import BATCHES_IN_HAND, Settings
 from task_activity_log.status import Status
@@ -89,12 +91,14 @@ class Service:
         if self._journal is not None:
             self._watch.on_answered = self._journal.add
         message_max = MessageMax()
+        restore = partial(declare, topology=topology) if settings.topology == "declare" else None
         self._publisher = Publisher(
             link,
             confirm_timeout_seconds=settings.confirm_timeout_seconds,
             on_lost=count["task_activity_log_connections_lost_total"].labels("replies").inc,
             message_max=message_max,
             also_leave=("reply-to", "retries", "forwards"),
+            restore=restore,
         )
         self._addressed = Publisher(
             link,
@@ -106,6 +110,7 @@ class Service:
             link,
             purpose="forwards",
             on_lost=count["task_activity_log_connections_lost_total"].labels("forwards").inc,
+            restore=restore,
         )
         self._intake = Intake(
             link,

@@ -110,6 +110,31 @@ async def test_a_full_queue_does_not_reorder_the_upserts_of_a_record(queue: Full
         ]
 
 
+async def test_nor_when_the_queue_of_the_answers_is_lost_meanwhile(
+    queue: FullQueue, asks: Asks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is unanswered is sent again from the first one on: the rest of what was being sent must not come before it."""
+    upserts = [A1, B1, A2, B2, A3]
+    publish, queue.refusals = queue.publish, 1
+
+    async def lost_at_the_second(messages: Sequence[Outgoing]) -> list[Fate]:
+        if queue.taken == ["2.1"]:  # as `_listen` does on a new connection
+            asks._order = Order()
+            for one in upserts:
+                asks._outbox.put(one)
+        return await publish(messages)
+
+    monkeypatch.setattr(queue, "publish", lost_at_the_second)
+    asks._listening.set()
+    for one in upserts:
+        asks.ask(one, lambda _: None)
+    sending = asyncio.create_task(asks._send_all())
+    while queue.taken[-1:] != ["1.3"] or "1.1" not in queue.taken:
+        await asyncio.sleep(0)
+    sending.cancel()
+    assert [name for name in queue.taken if (name or "").startswith("1.")] == ["1.1", "1.2", "1.3"]
+
+
 async def test_nor_when_no_answers_are_asked_for(queue: FullQueue, asks: Asks) -> None:
     """`send_many` and `publish --no-wait`."""
     upserts = [upsert(number % 3 + 1, number) for number in range(30)]

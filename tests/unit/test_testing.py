@@ -1,6 +1,8 @@
 """The fake worker: the suite of the client, and what only a fake can do."""
 
 import asyncio
+from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 from uuid import uuid4
 
@@ -65,6 +67,28 @@ async def test_a_stopped_worker_answers_when_it_is_started() -> None:
         worker.start()
         assert (await waiting).outcome == "inserted"
         assert len(worker.rows) == 2
+
+
+async def test_what_is_unanswered_and_the_rest_of_an_iterator_are_all_that_is_left() -> None:
+    """After a bulk that ended with an error no record is in neither, also if the next one could not be sent yet."""
+    records = [TaskActivityLog(id=uuid4()) for _ in range(8)]
+    same = [Upsert.of(records[2], message_id="same")] * 2
+    coming: Iterator[TaskActivityLog | Upsert] = iter([*records[:2], *same, *records[3:]])
+    worker = FakeWorker()
+    async with worker.client(window=3) as client:
+        left: list[Upsert] = []
+        for taken in (3, 4):  # the window is full; then its last one is sent alone, and waits for the one before
+            worker.stop()
+            bulk = client.upsert_many(chain(left, coming), timeout=0.01)
+            with pytest.raises(NoAnswer):
+                [answer async for answer in bulk]
+            left = bulk.unanswered
+            assert len(left) == taken
+            client.window = 4
+        worker.start()
+        answers = [answer async for answer in client.upsert_many(chain(left, coming))]
+    assert len(answers) == 9
+    assert worker.rows.keys() == {record.id for record in records}
 
 
 async def test_what_is_rejected_is_a_dead_letter() -> None:

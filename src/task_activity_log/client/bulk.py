@@ -70,6 +70,7 @@ class Bulk:
         self._window = window
         self._timeout = timeout
         self._unanswered: dict[str, Ask] = {}
+        self._next_one: Upsert | None = None  # taken from the records, and not sent yet
         self._arrived: Waiting[Answer | ClientError | None] = Waiting()
         self._answered = asyncio.Event()
         self._begun = False
@@ -78,8 +79,12 @@ class Bulk:
 
     @property
     def unanswered(self) -> list[Upsert]:
-        """The upserts without an answer. After an error, send these again: nothing is applied twice."""
-        return [ask.upsert for ask in self._unanswered.values()]
+        """The upserts without an answer, as far as they were taken from the records. After an error, send these again.
+
+        Nothing is applied twice. An iterator of records has the others.
+        """
+        unanswered = [ask.upsert for ask in self._unanswered.values()]
+        return unanswered if self._next_one is None else [*unanswered, self._next_one]
 
     async def __aiter__(self) -> AsyncIterator[Answer]:
         """Send and yield. A bulk can be iterated over once.
@@ -144,17 +149,24 @@ class Bulk:
                 if isinstance(upsert, Answer):
                     self._arrived.put(upsert)
                     continue
+                self._next_one = upsert
                 # An answer does not say which of two upserts with one message_id it belongs to.
-                while len(self._unanswered) >= self._window or upsert.message_id in self._unanswered:
-                    self._answered.clear()
-                    await self._answered.wait()
+                while upsert.message_id in self._unanswered:
+                    await self._next_answer()
                 self._unanswered[upsert.message_id] = self._asks.ask(upsert, self._arrived.put)
+                self._next_one = None
                 self.summary.sent += 1
                 if len(self._unanswered) == 1:
                     self._arrived.put(None)  # the waiter must wait with a timeout from now on
+                while len(self._unanswered) >= self._window:  # before another one is taken from the records
+                    await self._next_answer()
         finally:
             # Scheduled for after this task ends, so that the waiter sees `feeding.done()`.
             asyncio.get_running_loop().call_soon(self._arrived.put, None)
+
+    async def _next_answer(self) -> None:
+        self._answered.clear()
+        await self._answered.wait()
 
 
 def _counted(count: int, outcome: str) -> str:

@@ -5,13 +5,13 @@ The connection is separate because a broker that blocks publishers must not bloc
 
 import asyncio
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import suppress
 from math import inf
 
 import aio_pika
 
-from task_activity_log.problem import Unavailable
+from task_activity_log.problem import Misconfigured, Unavailable
 from task_activity_log.rabbitmq.channel import wait_closed
 from task_activity_log.rabbitmq.confirms import FRAME_MAX, Batch, ConfirmChannel, Late, open_confirming
 from task_activity_log.rabbitmq.frames import FrameReader
@@ -24,6 +24,7 @@ _OPEN_SECONDS = 2.0
 """A broker that takes longer to open a channel on a connection in use reads nothing from that connection."""
 _RECONNECT_SECONDS = 1.0
 """How long `publish` waits for a channel: opening the next one takes less if the broker is there."""
+_RESTORE_SECONDS = 10.0
 _SLOW_SECONDS = 2.5
 _LINGERING_MAX = 8
 _LEARNED_SECONDS = 600.0
@@ -65,6 +66,7 @@ class Publisher:
         message_max: MessageMax | None = None,
         also_leave: Collection[str] = (),
         refused_seconds: float = inf,
+        restore: Callable[[aio_pika.Connection], Awaitable[object]] | None = None,
     ) -> None:
         """Do not connect yet.
 
@@ -78,8 +80,9 @@ class Publisher:
             also_leave: the purposes of the connections that leave a host together with this one, because it confirms nothing.
             refused_seconds: for how long everything to one address may be refused before the connection is replaced. A channel
                 that was opened while a queue had no leader may be refused for ever, and others not (RabbitMQ 3.10).
+            restore: declares the exchanges again if one of them is missing; None: somebody else has to.
         """
-        self._options, self._purpose = options, purpose
+        self._options, self._purpose, self._restore = options, purpose, restore
         self._confirm_timeout, self._refused_seconds = confirm_timeout_seconds, refused_seconds
         self._refused_from: dict[tuple[str, str], float] = {}  # by exchange and routing key: since when all is refused
         self._on_connected, self._on_lost = on_connected, on_lost
@@ -214,6 +217,10 @@ class Publisher:
                     channel.lose()
             if channel.message_max is not None:
                 self._message_max.learn(channel.message_max)
+            if self._restore is not None and reason.startswith("NOT_FOUND"):
+                with suppress(*LOST, Misconfigured):  # the next message that is published tries again
+                    async with asyncio.timeout(_RESTORE_SECONDS):
+                        await self._restore(connection)
             if channel.broken.is_set() and channel not in self._lingering:
                 return None
 
