@@ -17,7 +17,14 @@ from sandbox import RabbitMQ
 from sandbox.proxy import Proxy
 from task_activity_log.client import ClientError, dead_letters
 from task_activity_log.client.connections import publishing
-from task_activity_log.client.dead_letters import EXPIRATION_MAX, DeadLetter, borrow_dead_letters, may_be_newer, replay
+from task_activity_log.client.dead_letters import (
+    EXPIRATION_MAX,
+    DeadLetter,
+    Part,
+    borrow_dead_letters,
+    may_be_newer,
+    replay,
+)
 from task_activity_log.message import Properties
 from task_activity_log.rabbitmq import reading
 from task_activity_log.rabbitmq.frames import publish_frames, write
@@ -28,6 +35,7 @@ from task_activity_log.rabbitmq.queues import Choice, Found, kept_queue
 from task_activity_log.rabbitmq.reading import Reader
 from task_activity_log.rabbitmq.topology import Topology, declare
 from tests.broker_control import on_raft
+from tests.users import user_who_may
 
 TOPOLOGY = Topology()
 
@@ -209,6 +217,46 @@ async def test_no_letter_goes_before_an_older_one_of_its_record(amqp_url: str, m
                 await replay(loan, [(letter, letter) async for letter in loan], amqp_url)
         assert [message.message_id for message in await taken(channel, TOPOLOGY.requests_queue)] == ["other"]
         assert [message.message_id for message in await taken(channel, TOPOLOGY.dead_letters_queue)] == ["old", "new"]
+
+
+async def test_letters_of_one_record_are_in_one_part(amqp_url: str) -> None:
+    """Otherwise nobody could tell a row that the first of them has changed from one that a newer request has changed."""
+    records = [1, 2, 1, 3, *[4] * 150, 1, 4]
+    parts: list[list[str | None]] = []
+
+    async def still_due(part: Part) -> Part:
+        parts.append([letter.properties.message_id for letter, _ in part])
+        return part
+
+    async with queues(amqp_url) as channel:
+        for number, record in enumerate(records):
+            body = f'{{"id": "{UUID(int=record)}"}}'.encode()
+            message = aio_pika.Message(body, content_type="application/json", message_id=str(number))
+            await channel.default_exchange.publish(message, TOPOLOGY.dead_letters_queue)
+        async with borrow_dead_letters(amqp_url) as loan:
+            letters = [(letter, letter) async for letter in loan]
+            assert await replay(loan, letters, amqp_url, rate=1_000, still_due=still_due) == len(records)
+        sent = [str(one.message_id) for one in await taken(channel, TOPOLOGY.requests_queue)]
+    fours = [str(number) for number, record in enumerate(records) if record == 4]
+    assert parts == [["0", "2", "154", "1", "3", *fours[:100]], fours[100:]]
+    for record in range(1, 5):
+        of_one = [str(number) for number, each in enumerate(records) if each == record]
+        assert [name for name in sent if name in of_one] == of_one
+
+
+async def test_what_a_user_may_not_send_is_not_said_to_be_sent(rabbitmq: RabbitMQ, amqp_url: str) -> None:
+    """The broker closes the channel, as if the connection was lost: but it has taken none of them."""
+    async with queues(amqp_url) as channel:
+        await reject(channel, 1)
+        with (
+            user_who_may(rabbitmq, amqp_url, read=".*") as url,
+            pytest.raises(
+                ClientError, match=r"then the broker refuses them \(ACCESS_REFUSED .*; the others are in the queue$"
+            ),
+        ):
+            async with borrow_dead_letters(url) as loan:
+                await replay(loan, [(letter, letter) async for letter in loan], url)
+        assert await dead(channel) == 1
 
 
 @pytest.mark.parametrize("how", ["cancelled", "cut"])

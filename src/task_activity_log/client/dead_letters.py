@@ -3,7 +3,7 @@
 import asyncio
 import re
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -13,6 +13,7 @@ from math import inf
 from typing import TypeAlias
 from urllib.parse import unquote, urlsplit
 
+from task_activity_log.aio import Slices
 from task_activity_log.client.connections import no_connection, options, publishing
 from task_activity_log.client.messages import ClientError
 from task_activity_log.client.order import waves_of
@@ -41,6 +42,8 @@ _ON_THE_WAY_SECONDS = 1.0
 """What another consumer has just returned is not in the queue any more, and arrives in this time."""
 _IDLE_TIMES = 6
 """How often this is waited for where neither is so: a busy broker is slow."""
+_TOGETHER = 100
+"""How many letters of one record are sent together, whatever the rate."""
 _ANSWERED_AFTER = timedelta(minutes=1)
 """A row that is changed sooner after a rejection may be the work of an older request that was in hand at the same time."""
 
@@ -388,6 +391,9 @@ async def replay(
     queue. `still_due` gets each part directly before it is sent, and returns what of it is to be sent: a long replay must
     not overwrite a row that was changed after it began. Returns how many were replayed.
 
+    Up to a hundred letters of one record are sent together, in their order, also if that is faster than `rate` for a moment:
+    once the first is stored, nobody can tell whether the row was changed by that one or by a newer request.
+
     Where workers share partitions, each is sent to the partition of its record, and one without a readable record to
     `exchange`. `partitioned` and `partitions_exchange` are those of `TaskActivityLogClient`.
 
@@ -406,14 +412,12 @@ async def replay(
         except LOST as error:
             raise no_connection(options(broker), describe(error), "docs/dead-letters.md") from error
         count = 0
-        for start in range(0, len(letters), size):
-            await pace.wait(min(size, len(letters) - start))
+        for part in await _parts(letters, size):
+            await pace.wait(len(part))
             if not go_on():
                 return count
-            chunk = letters[start : start + size]
             try:
-                if still_due is not None:
-                    chunk = await still_due(chunk)
+                chunk = part if still_due is None else await still_due(part)
                 fates = await _publish_in_order(publisher, routing, [sent for _, sent in chunk], user)
             except Unavailable as error:
                 raise ClientError(f"{count} replayed, then: {error.reason}; the others are in the queue") from error
@@ -427,8 +431,35 @@ async def replay(
             for letter in done:
                 on_replayed(letter)
             if len(done) < len(chunk):
-                raise ClientError(f"{count} replayed, then {_why_not(fates, publisher)}")
+                raise ClientError(f"{count} replayed, then {_why_not(chunk, fates, routing, publisher)}")
     return count
+
+
+async def _parts(letters: Part, size: int) -> list[Part]:
+    """Parts of `size` or more. What there is of one record is in the part of its first letter, as far as that is permitted."""
+    groups: list[Part] = []
+    unfinished: dict[Hashable, list[tuple[DeadLetter, DeadLetter]]] = {}
+    slices = Slices()
+    for pair in letters:
+        record = _record(pair[1])
+        group = unfinished.get(record)
+        if group is None or len(group) == _TOGETHER:
+            group = unfinished[record] = []
+            groups.append(group)
+        group.append(pair)
+        if slices.over(len(pair[1].body)):
+            await slices.next()
+    parts: list[list[tuple[DeadLetter, DeadLetter]]] = []
+    for letters_of_one in groups:
+        if not parts or len(parts[-1]) >= size:
+            parts.append([])
+        parts[-1] += letters_of_one
+    return list[Part](parts)
+
+
+def _record(letter: DeadLetter) -> Hashable:
+    """The id of the record, or something that only exact copies have in common if there is none that can be read."""
+    return record_id(letter.body, letter.restored(None).content_type) or letter.key
 
 
 async def _publish_in_order(
@@ -440,8 +471,7 @@ async def _publish_in_order(
     left, and a later replay would store it over the newer one.
     """
     fates: list[Fate | None] = [None] * len(letters)
-    records = (record_id(letter.body, letter.restored(None).content_type) or letter.key for letter in letters)
-    for wave in waves_of(range(len(letters)), records):
+    for wave in waves_of(range(len(letters)), map(_record, letters)):
         requests = [(letters[number].restored(user), letters[number].body) for number in wave]
         try:
             published = await _publish(publisher, routing, requests)
@@ -456,14 +486,25 @@ async def _publish_in_order(
     return fates
 
 
-def _why_not(fates: Sequence[Fate | None], publisher: Publisher) -> str:
+def _why_not(part: Part, fates: Sequence[Fate | None], routing: Routing, publisher: Publisher) -> str:
     """Why some were not replayed, and where they are."""
-    unknown = sum(fate in (Fate.LOST, Fate.UNCONFIRMED) for fate in fates)
-    if not unknown:
-        return "the broker took no more; the others are in the queue"
-    lost = f"the connection was lost ({publisher.last_reason})"
-    why = lost if Fate.LOST in fates else "the broker did not answer in time"
-    return f"{why}; the others are in the queue, and up to {unknown} of them may have been sent as well"
+    reason = publisher.last_reason
+    refusing = routing.named_in(reason) if reason.startswith("ACCESS_REFUSED") else None
+    unknown = sum(
+        fate is Fate.UNCONFIRMED or (fate is Fate.LOST and _exchange(letter, routing) != refusing)
+        for (_, letter), fate in zip(part, fates, strict=True)
+    )
+    if Fate.LOST in fates:
+        why = f"the connection was lost ({reason})" if refusing is None else f"the broker refuses them ({reason})"
+    else:
+        why = "the broker did not answer in time" if unknown else "the broker took no more"
+    doubt = f", and up to {unknown} of them may have been sent as well" if unknown else ""
+    return f"{why}; the others are in the queue{doubt}"
+
+
+def _exchange(letter: DeadLetter, routing: Routing) -> str:
+    """The exchange to which it is sent."""
+    return routing.address(letter.body, letter.restored(None).content_type)[0]
 
 
 async def _publish(publisher: Publisher, routing: Routing, requests: Sequence[tuple[Properties, bytes]]) -> list[Fate]:

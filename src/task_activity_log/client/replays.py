@@ -58,7 +58,8 @@ async def sort_out(replays: Iterable[Replay], changed: Changed | None) -> None:
 class StillDue:
     """Keeps replays, directly before they are sent, whose row has changed since they were sorted out: a replay can take long.
 
-    Of a record of which an earlier dead letter was sent in this replay, the row has changed because of that one.
+    So are those kept of whose record earlier ones were sent in another part (see `dead_letters.replay`), as soon as the row
+    has changed: it is not known whether these or a newer request have changed it.
     """
 
     def __init__(self, replays: Iterable[Replay], changed: Changed | None) -> None:
@@ -70,7 +71,10 @@ class StillDue:
     async def __call__(self, part: Part) -> Part:
         """What of this part of the replays is to be sent. Raises what `changed` raises."""
         replays = [self._replays[id(letter)] for letter, _ in part]
-        await sort_out([each for each in replays if each.record not in self._sent], self._changed)
+        await sort_out(replays, self._changed)
+        for each in replays:
+            if each.state == "kept" and each.record in self._sent:
+                each.why += "; this may be due to an earlier dead letter of the record, which was sent in this replay"
         going = [each for each in replays if each.state == "waiting"]
         self._sent.update(each.record for each in going)
         return [(each.letter, each.request) for each in going]
