@@ -102,9 +102,9 @@ POISON = Problem(
     Code.POISON_MESSAGE,
     "This message was delivered several times and never settled; it may have crashed a worker. It was not tried again.",
 )
-CLIENT, SKIPPED, UNSET = "client", "skipped", "unset"
+CLIENT, SKIPPED, UNSET, UNKEPT = "client", "skipped", "unset", "unkept"
 """What takes the place of an SQLSTATE if the driver could not read a result, if a trigger or a rule did not let a row be
-written, and if no trigger has set modified_dateutc."""
+written, if no trigger has set modified_dateutc, and if the inbox has not kept a request key."""
 _NOT_STORED = Problem(
     Code.REFUSED_BY_DATABASE,
     "The database did not store this record as it should, without an error: a trigger or a rule interfered. Ask the people"
@@ -141,7 +141,7 @@ class Refused(Exception):
     """The database refuses a value in this wave: halve the wave until the row at fault is alone.
 
     Attributes:
-        sqlstate: PostgreSQL's five characters, or one of `CLIENT`, `SKIPPED` and `UNSET`.
+        sqlstate: PostgreSQL's five characters, or one of `CLIENT`, `SKIPPED`, `UNSET` and `UNKEPT`.
         rule: what refuses it.
     """
 
@@ -155,7 +155,7 @@ class Refused(Exception):
         """The problem for the publisher. It has the SQLSTATE but not the database's message, which quotes rows."""
         if self.sqlstate == CLIENT:
             return UNREADABLE
-        if self.sqlstate in (SKIPPED, UNSET):
+        if self.sqlstate in (SKIPPED, UNSET, UNKEPT):
             return _NOT_STORED
         detail = (
             f"The database refuses this record (SQLSTATE {self.sqlstate}). Correct it, or ask the people who run the"
@@ -186,7 +186,7 @@ class Failed(Unavailable):
     If a probe fails too, it is an outage. If the probe passes, a row is at fault: halve the wave until it is alone.
 
     Attributes:
-        sqlstate: PostgreSQL's five characters, or `UNSET`.
+        sqlstate: PostgreSQL's five characters, or one of `UNSET` and `UNKEPT`.
         rule: what refuses the row.
         lasting: whether the row has little hope to pass later (a trigger that does not fit the schema, corrupt data). It
             is then refused, unless the database refuses every row. Any other row is tried again until it passes.

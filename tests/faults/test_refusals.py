@@ -205,7 +205,7 @@ BROKEN: dict[str, tuple[str, str, str]] = {
     "a trigger of the inbox that skips every key": (
         "CREATE TRIGGER skips BEFORE INSERT ON task_activity_log_inbox FOR EACH ROW EXECUTE FUNCTION skipping()",
         "DROP TRIGGER skips ON task_activity_log_inbox",
-        "a trigger or a rule skips every row",
+        "task_activity_log_inbox does not keep the keys: trigger skips, ",
     ),
     "a constraint of the inbox": (
         "ALTER TABLE task_activity_log_inbox ADD CONSTRAINT never CHECK (false) NOT VALID",
@@ -248,6 +248,24 @@ async def test_what_refuses_every_row_makes_no_dead_letters(
         await admin.execute(fixed)
         assert await talk.outcomes(40, seconds=60) == ["inserted"] * 20 + ["updated"] * 20
         await until(lambda: not service.status.not_ready(), 30)
+        assert await talk.kept() == []
+
+
+async def test_a_trigger_of_the_inbox_that_changes_keys_holds_a_worker_that_has_stored_nothing(
+    amqp_url: str, database_url: str, admin: Connection
+) -> None:
+    """The first message is not at fault: no key can be the cause."""
+    await admin.execute("""
+        CREATE FUNCTION changing() RETURNS trigger LANGUAGE plpgsql AS
+            $$ BEGIN NEW.request_key := gen_random_uuid(); RETURN NEW; END $$;
+        CREATE TRIGGER changes BEFORE INSERT ON task_activity_log_inbox FOR EACH ROW EXECUTE FUNCTION changing();
+    """)
+    async with conversing(amqp_url) as talk, serving(amqp_url, database_url) as service:
+        await talk.send()
+        await until(lambda: holding(service, "task_activity_log_inbox does not keep the keys: trigger changes, "), 30)
+        assert await talk.kept() == []
+        await admin.execute("DROP TRIGGER changes ON task_activity_log_inbox")
+        assert await talk.outcomes(1) == ["inserted"]
         assert await talk.kept() == []
 
 

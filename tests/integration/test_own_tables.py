@@ -26,7 +26,7 @@ from task_activity_log.postgresql.session import SKIPPED_ROW
 from task_activity_log.postgresql.statements import sql
 from task_activity_log.postgresql.store import Store
 from task_activity_log.postgresql.survey import Survey
-from task_activity_log.problem import SKIPPED, Code, Failed, Problem, Refused, Rule, Unavailable
+from task_activity_log.problem import SKIPPED, UNKEPT, Code, Failed, Problem, Refused, Rule, Unavailable
 from task_activity_log.record import UNKNOWN_INSTANT, Outcome
 from tests.asking import Connection, ask, merge, outcomes, subjects
 from tests.fakes import delivered
@@ -160,8 +160,12 @@ class TestSkippedKeys:
         """)
         new, changed = ask(**options), ask(old.record.id, subject="after", **options)
         for wave in ([new], [changed], [changed, ask(key=False, mode=options.get("mode", UpdateMode.REPLACE))]):
-            assert (await refusal(store, *wave)).sqlstate == SKIPPED
-        assert {failure.rule.sqlstate for failure in await store.try_own_rows(None)} == {SKIPPED}
+            with pytest.raises(Failed) as caught:
+                await store.apply(wave)
+            assert (caught.value.sqlstate, caught.value.lasting) == (UNKEPT, True)
+        found = await store.try_own_rows(None)
+        assert {failure.rule.sqlstate for failure in found} == {UNKEPT}
+        assert found[0].reason.startswith("task_activity_log_inbox does not keep the keys: trigger key, ")
         assert await database.fetchval("SELECT count(*) FROM task_activity_log_inbox") == 2
         assert (
             await database.fetchval("SELECT string_agg(subject, ' ' ORDER BY subject) FROM task_activity_log")
@@ -288,6 +292,10 @@ MISFITS = {
     "ALTER TABLE task_activity_log DROP CONSTRAINT task_activity_log_pkey": (
         "task_activity_log has no unique index on id alone"
     ),
+    (
+        "ALTER TABLE task_activity_log_inbox DROP request_key,"
+        " ADD request_key uuid GENERATED ALWAYS AS ('00000000-0000-0000-0000-000000000001') STORED PRIMARY KEY"
+    ): "column request_key of task_activity_log_inbox is generated",
     (
         "ALTER TABLE task_activity_log DROP CONSTRAINT task_activity_log_pkey, ADD PRIMARY KEY (id, modified_dateutc);"
         "CREATE UNIQUE INDEX ON task_activity_log (id) WHERE is_closed"

@@ -11,13 +11,24 @@ import asyncpg
 
 from task_activity_log.postgresql.connection import ServerConnection
 from task_activity_log.postgresql.messages import shown
-from task_activity_log.problem import CLIENT, SKIPPED, UNSET, Failed, NotMigrated, Refused, TimedOut, Unavailable
+from task_activity_log.problem import (
+    CLIENT,
+    SKIPPED,
+    UNKEPT,
+    UNSET,
+    Failed,
+    NotMigrated,
+    Refused,
+    TimedOut,
+    Unavailable,
+)
 from task_activity_log.record import FIELDS
 
 Row: TypeAlias = Mapping[str, Any]
 """Values by column name."""
 
 SKIPPED_ROW = "task_activity_log: a trigger or a rule skipped the row"
+UNKEPT_KEY = "task_activity_log: the inbox has not kept the request key"
 UNSET_INSTANT = "task_activity_log: no trigger has set modified_dateutc"
 """What write.sql has PostgreSQL quote in an error (`invalid input syntax for type boolean: "…"`), in whatever language."""
 
@@ -42,7 +53,7 @@ class Fault(Enum):
     """A prepared statement is gone: try once more on a new connection, then as `PASSING`."""
     SKIPPED = auto()
     """The row was not written, although no error was raised: try once more, because another transaction may have stored a
-    higher version meanwhile, then as `ROW`."""
+    higher version meanwhile, then as `ROW`; or the key was not remembered, which is then `LASTING`."""
     DATABASE = auto()
     """The database or its connection. A row for which it is raised, while others pass, may be the cause too: a trigger asks
     another server, or the row crashes this one. So it is handled as `PASSING`, and outside a statement it is an outage."""
@@ -112,7 +123,7 @@ CONNECTION_LOST = "08006"
 _AS_CONNECTED = "RESET ROLE; RESET ALL"
 """Takes back what a trigger has set for the rest of the transaction, and would otherwise have set for its statement alone."""
 _LOCK_TIMEOUT = "55P03"
-_QUOTED = "22P02"  # the SQLSTATE of the errors in which `SKIPPED_ROW` and `UNSET_INSTANT` are quoted
+_QUOTED = "22P02"  # the SQLSTATE of the errors in which `SKIPPED_ROW`, `UNKEPT_KEY` and `UNSET_INSTANT` are quoted
 _NOT_NULL = "23502"
 _RETRIES = {Fault.CONFLICT: 3, Fault.SCHEMA: 1, Fault.STATEMENT: 1, Fault.SKIPPED: 1}
 _NEW_SECONDS = 10.0
@@ -178,10 +189,8 @@ def _judge(error: Exception, where: str) -> tuple[Fault, Refused | Unavailable]:
 def _judge_server(error: _ServerError, where: str) -> tuple[Fault, Refused | Unavailable]:
     sqlstate = error.sqlstate or "XX000"
     name = error.constraint_name or error.column_name or ""
-    if sqlstate == _QUOTED and SKIPPED_ROW in str(error):
-        return Fault.SKIPPED, Refused(SKIPPED)
-    if sqlstate == _QUOTED and UNSET_INSTANT in str(error):
-        return Fault.LASTING, Failed("modified_dateutc is not set", UNSET, where, lasting=True)
+    if sqlstate == _QUOTED and (ours := _judge_ours(str(error), where)) is not None:
+        return ours
     # Without the name of a column it is a domain that is NOT NULL, perhaps that of a field.
     if sqlstate == _NOT_NULL and name and name not in FIELDS:
         return Fault.LASTING, Failed("a column that is not ours is NOT NULL", sqlstate, where, name=name, lasting=True)
@@ -194,6 +203,17 @@ def _judge_server(error: _ServerError, where: str) -> tuple[Fault, Refused | Una
     if kind is Fault.DATABASE:
         return kind, Failed(label(sqlstate), sqlstate, where)
     return kind, Refused(sqlstate, name) if kind is Fault.ROW else outage(sqlstate, where)
+
+
+def _judge_ours(text: str, where: str) -> tuple[Fault, Refused | Unavailable] | None:
+    """As `_judge` for the errors that write.sql raises; None for others with their SQLSTATE."""
+    if SKIPPED_ROW in text:
+        return Fault.SKIPPED, Refused(SKIPPED)
+    if UNKEPT_KEY in text:
+        return Fault.SKIPPED, Failed("the inbox does not keep the key", UNKEPT, where, lasting=True)
+    if UNSET_INSTANT in text:
+        return Fault.LASTING, Failed("modified_dateutc is not set", UNSET, where, lasting=True)
+    return None
 
 
 class Session:

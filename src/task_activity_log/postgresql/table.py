@@ -6,7 +6,7 @@ Pure: sql/table.sql asks the catalog.
 from collections.abc import Iterator
 
 from task_activity_log.postgresql.session import Row
-from task_activity_log.problem import SKIPPED, UNSET, Rule
+from task_activity_log.problem import SKIPPED, UNKEPT, UNSET, Rule
 from task_activity_log.record import FIELDS, STORED_FIELDS
 from task_activity_log.wire.fields import STORED_KINDS, Kind
 
@@ -83,10 +83,12 @@ def _inbox(table: Row) -> Iterator[str]:
         yield f"{_INBOX} is {_KINDS[table['inbox_kind']]}"
     if table["inbox_kind"] not in _TABLES:
         return
+    if table["key_is_generated"]:
+        yield f"column request_key of {_INBOX} is generated"
     if table["inbox_has_rules"]:
         yield f"{_INBOX} has rules, which ON CONFLICT does not permit"
     yield from _unique(_INBOX, "request_key", usable=table["key_is_unique"])
-    if not table["inbox_has_triggers"]:
+    if not table["inbox_triggers"]:
         yield from _inbox_required(table)
 
 
@@ -117,15 +119,23 @@ def everybodys(rule: Rule, table: Row) -> tuple[str, str]:
         return f"column {rule.name} is NOT NULL and not ours", ""
     if rule.sqlstate == UNSET or rule.name == "modified_dateutc":
         return next(named(table), "modified_dateutc is not set"), ""
-    if rule.name and rule.name not in table["required"] and rule.name in table["inbox_required"]:
-        return next(
-            (text for text in _inbox_required(table) if f" {rule.name} " in text), "the inbox refuses every key"
-        ), ""
+    if (found := _inboxes(rule, table)) is not None:
+        return found
     if rule.sqlstate == SKIPPED:
         return "a trigger or a rule skips every row", ""
     if rule.sqlstate == _CHECK and not rule.name and table["kind"] == "p":
         return f"{_RECORDS} has no partition for the rows", ""
     return f"every row is refused ({rule.sqlstate})", f"constraint {rule.name}" * (rule.name in table["constraints"])
+
+
+def _inboxes(rule: Rule, table: Row) -> tuple[str, str] | None:
+    """Why the inbox refuses every key, as `everybodys`; None if it does not."""
+    if rule.sqlstate == UNKEPT:
+        return f"{_INBOX} does not keep the keys", ", ".join(f"trigger {name}" for name in table["inbox_triggers"])
+    if rule.name and rule.name not in table["required"] and rule.name in table["inbox_required"]:
+        texts = (text for text in _inbox_required(table) if f" {rule.name} " in text)
+        return next(texts, "the inbox refuses every key"), ""
+    return None
 
 
 def _columns(table: Row) -> Iterator[str]:
@@ -187,7 +197,7 @@ def oddities(table: Row) -> Iterator[tuple[str, str]]:
 def _inbox_oddities(table: Row) -> Iterator[tuple[str, str]]:
     if table["inbox_has_row_security"]:
         yield f"row security is enabled on {_INBOX}", "its policies must permit the workers to see and insert each key"
-    if table["inbox_kind"] in _TABLES and not table["inbox_has_triggers"] and table["inbox_has_instants"] is False:
+    if table["inbox_kind"] in _TABLES and not table["inbox_triggers"] and table["inbox_has_instants"] is False:
         yield (
             f"column processed_at of {_INBOX} has no default",
             f"keys without it are never deleted: ALTER TABLE {_INBOX} ALTER processed_at SET DEFAULT now()",

@@ -19,7 +19,7 @@ columns AS (
     WHERE attrelid OPERATOR(pg_catalog.=) (SELECT records FROM found)
 ),
 inbox_columns AS (
-    SELECT attname, attnotnull, filled FROM both_columns
+    SELECT attname, attnotnull, filled, generated FROM both_columns
     WHERE attrelid OPERATOR(pg_catalog.=) (SELECT inbox FROM found)
 ),
 -- The unique indexes on one column that ON CONFLICT can use, and whether it is permitted: one that is deferrable is found, and
@@ -111,7 +111,10 @@ SELECT
         WHERE root OPERATOR(pg_catalog.=) found.records AND tgenabled OPERATOR(pg_catalog.<>) 'D'
             AND NOT (own AND tgname OPERATOR(pg_catalog.=) 'task_activity_log_modified')
     ) AS has_triggers_of_others,
-    EXISTS (SELECT FROM before_insert WHERE root OPERATOR(pg_catalog.=) found.inbox) AS inbox_has_triggers,
+    ARRAY(
+        SELECT tgname::pg_catalog.text FROM before_insert WHERE root OPERATOR(pg_catalog.=) found.inbox
+        GROUP BY tgname ORDER BY tgname
+    ) AS inbox_triggers,
     -- Tables, or partitions of them, that a crash of the server empties.
     ARRAY(
         SELECT root.relname::pg_catalog.text
@@ -139,6 +142,7 @@ SELECT
     ) AS inbox_types,
     ARRAY(SELECT attname::pg_catalog.text FROM inbox_columns WHERE attnotnull AND NOT filled ORDER BY attname)
         AS inbox_required,
+    EXISTS (SELECT FROM inbox_columns WHERE attname OPERATOR(pg_catalog.=) 'request_key' AND generated) AS key_is_generated,
     (
         SELECT filled FROM inbox_columns WHERE attname OPERATOR(pg_catalog.=) 'processed_at'
     ) AS inbox_has_instants,

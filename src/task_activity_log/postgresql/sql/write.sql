@@ -120,7 +120,8 @@ UNION ALL
 -- worker has stored such a version since this statement began. Then the statement fails with {skipped} in its error, so that
 -- the key is not remembered, and is tried once more: by then the other worker's version can be seen.
 -- Not taken, and the key is not in the inbox either: a trigger has skipped or changed the key, so that every request would
--- be a duplicate; or another worker has stored it since this statement began. The statement fails in the same way.
+-- be a duplicate; or another worker has stored it since this statement began. The statement fails in the same way, with
+-- {unkept} in its error.
 -- The subquery for the version looks up one row for each of these; as an EXISTS it might be hashed, which reads the whole
 -- table. That for the keys is evaluated once, and only if there is a duplicate.
 SELECT
@@ -130,7 +131,10 @@ SELECT
             SELECT kept.source_version FROM task_activity_log AS kept WHERE kept.id OPERATOR(pg_catalog.=) asked.id
         ) OPERATOR(pg_catalog.>=) asked.version THEN 'stale'
         ELSE
-            ('{skipped}' OPERATOR(pg_catalog.||) pg_catalog.left(id::pg_catalog.text, 0))::pg_catalog.bool::pg_catalog.text
+            (
+                CASE WHEN taken THEN '{skipped}' ELSE '{unkept}' END
+                    OPERATOR(pg_catalog.||) pg_catalog.left(id::pg_catalog.text, 0)
+            )::pg_catalog.bool::pg_catalog.text
     END
 FROM (
     SELECT
