@@ -6,8 +6,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from starlette.responses import StreamingResponse
 
-from task_activity_log.console.rendering import templates
+from task_activity_log.console.rendering import live, templates
 from task_activity_log.console.sampling import Sampler
 from task_activity_log.console.words import advice, short, span
 from task_activity_log.rabbitmq.inspection import Queue
@@ -16,6 +17,7 @@ from task_activity_log.rabbitmq.management import Management, ManagementError
 from task_activity_log.telemetry.asking import Worker, figures
 from task_activity_log.telemetry.history import Depth, History
 from task_activity_log.telemetry.metrics import Metrics
+from tests import virtual_time
 
 NOW = datetime(2026, 11, 26, 12, tzinfo=UTC)
 CONSUMING: dict[str, Any] = {"consuming": True, "not_ready": [], "holds": []}
@@ -252,3 +254,17 @@ def test_an_answer_that_is_no_list_of_queues_is_an_error() -> None:
 
     with pytest.raises(ManagementError, match="no queues of this virtual host"):
         Api("http://127.0.0.1:1", None).queues("/")
+
+
+def test_a_page_that_is_followed_asks_again_after_some_minutes_who_looks() -> None:
+    """Its stream ends, and the browser opens another one, which somebody who was removed does not get."""
+
+    async def main() -> None:
+        time = asyncio.get_running_loop().time
+        answer = live(lambda: "as it is", asyncio.Event().wait, lambda: time() > 3600)
+        assert isinstance(answer, StreamingResponse)
+        parts = [str(part) async for part in answer.body_iterator]
+        assert parts[:2] == ["retry: 1000\n\n", 'data: "as it is"\n\n']
+        assert 300 <= time() <= 315
+
+    virtual_time.run(main())

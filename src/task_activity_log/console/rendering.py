@@ -18,6 +18,10 @@ from task_activity_log.console import words
 from task_activity_log.streams import printable, shell_word
 
 _KEEP_ALIVE_SECONDS = 15.0
+_FOLLOWED_SECONDS = 300.0
+"""Then the browser asks again, so that somebody who may not look any more sees no more."""
+_RETRY = "retry: 1000\n\n"
+"""After how many milliseconds it does."""
 
 Context: TypeAlias = Callable[[], dict[str, Any]]
 Changed: TypeAlias = Callable[[], Awaitable[object]]
@@ -72,7 +76,9 @@ def live(rendered: Callable[[], str], changed: Changed, ends: Callable[[], bool]
     async def events() -> AsyncIterator[str]:
         last, silent = "", 0.0
         clock = asyncio.get_running_loop().time
-        while not ends():
+        began = clock()
+        yield _RETRY
+        while not ends() and clock() - began < _FOLLOWED_SECONDS:
             if (html := rendered()) != last or clock() - silent > _KEEP_ALIVE_SECONDS:
                 yield f"data: {json.dumps(html)}\n\n"
                 last, silent = html, clock()
