@@ -258,7 +258,10 @@ class Asks:
     async def _send_all(self) -> None:
         while batch := await self._outbox.take(BATCH):
             await self._listening.wait()
-            for wave in self._order.waves(filter(None, batch)):
+            order = self._order
+            for wave in order.waves(filter(None, batch)):
+                if self._order is not order:  # all that is unanswered is in the outbox again, in the order given
+                    break
                 waiting = [upsert for upsert in self._order.admit(wave) if upsert.message_id in self._asks]
                 sent = await self._publish(waiting, self._reply_to)
                 for upsert, end in sent.ended:
