@@ -5,7 +5,6 @@ import errno
 import socket
 from collections.abc import Callable
 from contextlib import suppress
-from itertools import pairwise
 
 import pytest
 import structlog
@@ -14,7 +13,6 @@ from aiormq.exceptions import (
     ChannelAccessRefused,
     ChannelNotFoundEntity,
     ConnectionClosed,
-    ConnectionInternalError,
     ConnectionNotAllowed,
     InvalidFrameError,
     ProbableAuthenticationError,
@@ -156,38 +154,6 @@ def test_an_outage_is_logged_once_for_each_reason_and_again_after_a_minute() -> 
     told = [event["reason"] for event in events]
     assert told[:2] == ["a", "b"]
     assert 3 <= len(told) <= 6
-
-
-@pytest.mark.parametrize(
-    "failure",
-    [
-        ConnectionError("INTERNAL_ERROR"),
-        Unavailable("queue takes no consumer"),
-    ],
-    ids=["as a message is delivered", "as the consumer is registered"],
-)
-def test_a_connection_is_opened_again_at_once_while_the_broker_fails_to_deliver_a_message(failure: Exception) -> None:
-    """The message comes again until the delivery limit of 20, and everybody waits for that."""
-    if isinstance(failure, Unavailable):
-        failure.__cause__ = ConnectionInternalError(541, "INTERNAL_ERROR")
-    began: list[float] = []
-
-    async def session(established: Callable[[], None]) -> None:
-        began.append(asyncio.get_running_loop().time())
-        if began[-1] > 10:
-            established()
-            await asyncio.sleep(100)
-        raise failure
-
-    async def supervised() -> None:
-        with suppress(TimeoutError):
-            async with asyncio.timeout(130):
-                await supervise("intake", session, lambda: None, fast_after_failures=30)
-
-    virtual_time.run(supervised())
-    assert began[29] < 1.5
-    assert all(later - earlier >= 0.25 for earlier, later in pairwise(began[30:]))  # not for ever
-    assert began[-1] - began[-2] < 100.1  # fast again after a session that lasted
 
 
 def test_too_few_channels_are_not_said_to_be_a_wrong_virtual_host() -> None:

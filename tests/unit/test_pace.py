@@ -207,10 +207,10 @@ def test_a_single_active_consumer_always_has_the_full_prefetch() -> None:
 
 
 @pytest.mark.parametrize("single_active", [True, False])
-def test_after_a_failure_of_the_broker_what_was_returned_comes_one_by_one(single_active: bool) -> None:
+def test_from_an_isolated_queue_what_was_returned_comes_one_by_one(single_active: bool) -> None:
     """It may fail whenever it is to deliver one of these, and then all of them would reach the delivery limit."""
     pace = after("opened", "a harmless message is settled", single_active=single_active)
-    pace.failed()
+    pace.isolate()
     pace.closed()
     pace.opened()
     for _ in range(FULL):
@@ -225,12 +225,10 @@ def test_after_a_failure_of_the_broker_what_was_returned_comes_one_by_one(single
 
 
 @pytest.mark.parametrize(("single_active", "wanted"), [(False, FULL), (True, 1)])
-def test_after_a_failure_of_the_broker_a_parked_message_does_not_hold_up_others(
-    single_active: bool, wanted: int
-) -> None:
+def test_a_parked_message_of_an_isolated_queue_does_not_hold_up_others(single_active: bool, wanted: int) -> None:
     """Unless there is an order to keep: to get the full prefetch, the queue would be left to the next consumer first."""
     pace = after("opened", single_active=single_active)
-    pace.failed()
+    pace.isolate()
     pace.closed()
     pace.opened()
     pace.proved([])

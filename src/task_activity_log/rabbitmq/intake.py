@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextlib import nullcontext
 from functools import partial
+from math import inf
 from typing import Any
 
 import aio_pika
@@ -14,7 +16,6 @@ import structlog
 from task_activity_log.aio import Waiting, end
 from task_activity_log.message import Delivery
 from task_activity_log.pipeline.suspects import is_suspect
-from task_activity_log.problem import Unavailable
 from task_activity_log.rabbitmq.balancing import Balancing
 from task_activity_log.rabbitmq.channel import wait_closed
 from task_activity_log.rabbitmq.consumer import RabbitDelivery
@@ -30,22 +31,19 @@ from task_activity_log.rabbitmq.link import (
     supervise,
 )
 from task_activity_log.rabbitmq.pace import Pace
-from task_activity_log.rabbitmq.queue_intake import QueueIntake
+from task_activity_log.rabbitmq.queue_intake import Connected, QueueIntake
 from task_activity_log.rabbitmq.topology import Topology, check, consumers, declare
 from task_activity_log.rabbitmq.weight import UNBOUNDED, Bounds, Budget
 
 log = structlog.get_logger(__name__)
 
-
+_SOON_SECONDS = 10.0
+"""If the broker fails while this worker has a consumer, and again within this time, it fails at a delivery."""
 _OTHERS = (
     "Across workers a later message for a record may be applied before an earlier one, unless publishers send x-version."
     " WORKER_PARTITIONS keeps the order and lets all workers work; WORKER_SINGLE_ACTIVE_CONSUMER keeps it, too, and lets"
     " the others stand by."
 )
-
-
-_FAST_AFTER_FAILURES = 100
-"""More than the delivery limit (20), because several messages that the broker cannot deliver may follow each other."""
 
 
 async def _at_once() -> None:
@@ -66,6 +64,8 @@ class Intake:
     _finish_until: float | None = None  # set by `stop`: when nothing more is taken (`time.monotonic`)
     _seen_others = False  # set at the first connection
     _suspects = False  # whether the last batch was a suspect; set by `take`
+    _failed_at = -inf  # when the broker last failed while it delivered (`time.monotonic`). Set by `_explained_session`
+    _isolating = False  # whether each queue has a connection of its own. Set by `_explained_session`
 
     def __init__(
         self,
@@ -138,14 +138,24 @@ class Intake:
 
     async def run(self) -> None:
         """Keep consuming until cancelled."""
-        await supervise("intake", self._explained_session, self._on_lost, fast_after_failures=_FAST_AFTER_FAILURES)
+        await supervise("intake", self._explained_session, self._on_lost)
 
     async def _explained_session(self, established: Callable[[], None]) -> None:
+        registered = self._registrations
         try:
             await self._session(established)
         except LOST as error:
             self._outage = describe(error).text
+            failed, now = broker_failed(error), time.monotonic()
+            self._isolating = failed and now - self._failed_at < _SOON_SECONDS
+            # Before it had a consumer it may be a queue without a leader.
+            delivered = failed and (self._isolating or self._registrations > registered)
+            self._failed_at = now if delivered else -inf
             raise
+
+    @property
+    def _registrations(self) -> int:
+        return sum(queue.registrations for queue in self._queues)
 
     async def _session(self, established: Callable[[], None]) -> None:
         # The publishers have to be at the same node. Only the intake finds out that its node is cut off from the others, and
@@ -161,9 +171,6 @@ class Intake:
             try:
                 await _all(working, self._disconnected)
             except LOST as error:
-                if broker_failed(error) and not isinstance(error, Unavailable):  # that is a queue without a leader
-                    for queue in self._queues:
-                        queue.pace.failed()
                 # The queue did not register the renewed consumer, or the node cannot reach the queue, and says so. Anything
                 # else is a lost connection, or a broker that is slow.
                 if watch.under_way and cannot_reach_queue(error):
@@ -201,15 +208,28 @@ class Intake:
                     self._outage = None
                     established()
 
-        if self.balancing is None:
+        if self.balancing is None and not self._isolating:
             queue = self._queues[0]
             await queue.consume(connection, frame_reader, partial(tried, queue))
-        else:
-            restore = partial(self._prepare, connection, self._topology)
-            working = [
-                queue.keep_consuming(connection, frame_reader, partial(tried, queue), restore) for queue in self._queues
-            ]
-            await _all([*working, self.balancing.run(connection, self._may_balance, lambda: frame_reader.read_seconds)])
+            return
+        restore = partial(self._prepare, connection, self._topology)
+        working = [
+            queue.keep_consuming(
+                self._connected(queue, connection, frame_reader), partial(tried, queue), restore, alone=self._isolating
+            )
+            for queue in self._queues
+        ]
+        if self.balancing is not None:
+            working.append(self.balancing.run(connection, self._may_balance, lambda: frame_reader.read_seconds))
+        await _all(working)
+
+    def _connected(self, queue: QueueIntake, connection: aio_pika.Connection, frame_reader: FrameReader) -> Connected:
+        """The connection for a queue: the shared one, or its own if the broker has failed twice while it delivered."""
+        if not self._isolating:
+            return lambda: nullcontext((connection, frame_reader))
+        queue.pace.isolate()
+        log.warning("queue_isolated", queue=queue.queue)
+        return partial(connect, self._options, f"intake of {queue.queue}")
 
     def _may_balance(self) -> bool:
         return not self._paused_by and self._finish_until is None

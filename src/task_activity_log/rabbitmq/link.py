@@ -46,8 +46,6 @@ _CLOSE_SECONDS = 2.0
 _AGAIN_SECONDS = 60.0
 """How often an outage with the same reason is logged."""
 _INTERNAL_ERROR = "INTERNAL_ERROR"
-_SHORT_SESSION_SECONDS = 3.0
-"""A session that lasted longer was not ended by what ended the one before."""
 
 
 class OutageKind(Enum):
@@ -293,8 +291,6 @@ async def supervise(
     session: Callable[[Callable[[], None]], Awaitable[None]],
     lost: Callable[[], None],
     on_outage: Callable[[Outage], None] | None = None,
-    *,
-    fast_after_failures: int = 0,
 ) -> None:
     """Run `session` again and again, with jittered pauses, until cancelled.
 
@@ -303,12 +299,9 @@ async def supervise(
         session: connects, calls its argument once it is established, and ends when the connection is lost.
         lost: called after each session that was established and has ended.
         on_outage: called with the reason when a session ends; nothing is logged then.
-        fast_after_failures: how many times in a row the pause is short after the broker itself has failed (INTERNAL_ERROR).
-            It may have been a message that the broker cannot deliver, which everybody waits for until its delivery limit.
     """
-    backoff, short = Backoff(first=0.5, most=10.0), Backoff(first=0.05, most=0.05)
-    logged = _Log(purpose)
-    established, failures = False, 0
+    backoff, logged = Backoff(first=0.5, most=10.0), _Log(purpose)
+    established = False
 
     def on_established() -> None:
         nonlocal established
@@ -318,19 +311,16 @@ async def supervise(
             logged.connected()
 
     while True:
-        established, failed = False, False
-        began = asyncio.get_running_loop().time()
+        established = False
         try:
             with asking_the_driver():
                 await session(on_established)
             outage = Outage(OutageKind.LOST, OutageKind.LOST.value)
         except LOST as error:
-            outage, failed = describe(error), broker_failed(error)
+            outage = describe(error)
         if established:
             lost()
-        lasted = asyncio.get_running_loop().time() - began
-        failures = (failures if lasted < _SHORT_SESSION_SECONDS else 0) + 1 if failed else 0
-        delay = (short if 0 < failures <= fast_after_failures else backoff).delay()
+        delay = backoff.delay()
         if on_outage is None:
             logged.unavailable(outage, delay)
         else:
@@ -339,7 +329,11 @@ async def supervise(
 
 
 def broker_failed(error: BaseException) -> bool:
-    """Whether the broker has closed the connection because of an error of its own."""
+    """Whether the broker has closed the connection because of an error of its own.
+
+    It may be a message that it cannot deliver. RabbitMQ 4 takes what AMQP 1.0 permits, and fails if that has no form in
+    AMQP 0-9-1, such as a content_type of more than 255 bytes.
+    """
     return isinstance(error.__cause__, ConnectionInternalError) or describe(error).text.startswith(_INTERNAL_ERROR)
 
 

@@ -3,7 +3,7 @@
 A quorum queue appends what is returned to those that were returned before, and delivers these first. So the order is kept
 only if whoever has a part of what was returned has all of it when the next return happens. What a consumer returns is
 never more than its prefetch: a consumer that always has the same, full prefetch keeps the order through any interruption.
-That is the pace of a single active consumer, except after the broker has failed, perhaps to deliver a message (`Pace.failed`).
+That is the pace of a single active consumer, except after the broker has failed to deliver a message (`Pace.isolate`).
 
 Without a single active consumer order is promised for one consumer and one interruption at a time. There, a message that
 crashes the process must not take others with it again and again, whose attempts would grow with its own: it may come to any
@@ -14,7 +14,7 @@ come one by one. Most are found by their marks (`pipeline.trials`), after they w
     state      broker may send      ends when
     CLOSED     nothing              a prefetch is wanted, and a channel consumes
     UNPROVED   one at a time        a harmless message is processed, and none is to come one by one
-                                    (after a failure of the broker: one that was not returned)
+                                    (if it is isolated: one that was not returned)
     PROVED     the full prefetch    the channel is closed: a pause, the stop, suspects, a lost connection
     CLOSING    what the prefetch    the channel is closed, or everybody who paused has resumed
                leaves room for
@@ -70,7 +70,7 @@ class Pace:
         self._proved = single_active
         self._one_by_one = 0  # how many of the returned messages are still to come one by one
         self._apart = 0  # how many of those that are to be returned are to come one by one
-        self._failed = False  # whether what was in hand when the broker failed may still be coming
+        self._isolated = False  # whether what was in hand when the broker failed may still be coming
         self._open = False
         self.returning = False
         """Whether the channel must be closed because a suspect has come with others in hand."""
@@ -93,7 +93,7 @@ class Pace:
         """The prefetch to consume with; 0 if nothing is to be consumed."""
         if self.stopping or self.paused_by:
             return 0
-        return self._full if self._proved and not self._one_by_one and not self._failed else 1
+        return self._full if self._proved and not self._one_by_one and not self._isolated else 1
 
     def opened(self) -> None:
         """A new channel consumes."""
@@ -111,27 +111,27 @@ class Pace:
             self._one_by_one = min(returned, self._apart)
             self.returning = False
 
-    def failed(self) -> None:
-        """The broker has ended the connection, perhaps because it cannot deliver a message.
+    def isolate(self) -> None:
+        """The broker has ended the connection because it cannot deliver a message of this queue.
 
-        Then that message comes again until its delivery limit, and with the full prefetch all others in hand would reach
+        That message comes again until its delivery limit, and with the full prefetch all others in hand would reach
         theirs with it. So what was returned comes one by one, until something comes that was not.
         """
-        self._failed = True
+        self._isolated = True
 
     def settled(self, handled: Sequence[Delivery]) -> None:
         """`handled` were processed, and are about to be acknowledged."""
         self._one_by_one = max(0, self._one_by_one - len(handled))
-        failed = self._failed and all(each.attempts for each in handled)
+        isolated = self._isolated and all(each.attempts for each in handled)
         self.proved(handled)
-        self._failed = failed
+        self._isolated = isolated
 
     def proved(self, handled: Sequence[Delivery]) -> None:
         """`handled` were processed safely, whether they can be acknowledged already or not."""
         if self.state is State.UNPROVED and not all(map(is_suspect, handled)):
             self._proved = True
             # What cannot be acknowledged yet must not hold up the others, unless these could go to the next consumer before it.
-            self._failed = self._failed and self.single_active
+            self._isolated = self._isolated and self.single_active
 
     def batch(self, waiting: Sequence[Delivery], in_hand: int) -> int:
         """How many of the messages that wait, from the first one on, make up the next batch.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
+from typing import TypeAlias
 
 import aio_pika
 import structlog
@@ -13,7 +14,7 @@ from task_activity_log.aio import Backoff, Waiting
 from task_activity_log.rabbitmq.channel import open_channel
 from task_activity_log.rabbitmq.consumer import Consumer, RabbitDelivery
 from task_activity_log.rabbitmq.frames import FrameReader, Inbound
-from task_activity_log.rabbitmq.link import LOST, OutageKind, asking_the_driver, describe
+from task_activity_log.rabbitmq.link import LOST, OutageKind, asking_the_driver, broker_failed, describe
 from task_activity_log.rabbitmq.pace import Pace, State
 from task_activity_log.rabbitmq.weight import Budget
 
@@ -22,6 +23,13 @@ log = structlog.get_logger(__name__)
 _HAND_OVER = "hand-over"
 _CONNECTION_LOST_SECONDS = 0.2
 """A lost connection ends all its consumers. That is noticed within this time and logged once, not for each queue."""
+_DELIVERED_AGAIN_SECONDS = 0.02
+"""How long after a failed delivery the next one is tried. What is behind it waits until the delivery limit is reached."""
+_DELIVERED_AGAIN = 200
+"""How often, if nothing else is delivered: the broker dead-letters ten such messages by then (`x-delivery-limit`: 20)."""
+
+Connected: TypeAlias = Callable[[], AbstractAsyncContextManager[tuple[aio_pika.Connection, FrameReader]]]
+"""A connection, for as long as the context lasts."""
 
 
 class QueueIntake:
@@ -118,17 +126,24 @@ class QueueIntake:
 
     async def keep_consuming(
         self,
-        connection: aio_pika.Connection,
-        frame_reader: FrameReader,
+        connected: Connected,
         established: Callable[[], None],
         restore: Callable[[], Awaitable[object]],
+        *,
+        alone: bool = False,
     ) -> None:
         """As `consume`, but a queue that takes no consumer is tried again, and does not disturb others; never return.
 
-        `established` is called after each attempt, also after one that failed: others need not wait for a queue without a
-        leader. `restore` is awaited if the queue does not exist.
+        Args:
+            connected: the connection that queues share, or opens one for this queue alone.
+            alone: which of them it is. If the broker ends one for this queue alone by an error of its own, it fails when it
+                delivers a message of this queue, which is isolated then.
+            established: called after each attempt, also after one that failed: others need not wait for a queue without a
+                leader.
+            restore: awaited if the queue does not exist.
         """
         backoff = Backoff(first=1.0, most=30.0)
+        failed_deliveries = 0
 
         def began() -> None:
             self.outage = None
@@ -141,13 +156,19 @@ class QueueIntake:
                 with asking_the_driver():
                     if missing:
                         await restore()
-                    await self.consume(connection, frame_reader, began)
+                    async with connected() as (connection, frame_reader):
+                        await self.consume(connection, frame_reader, began)
             except LOST as error:
-                outage = describe(error)
+                outage, failed_delivery = describe(error), broker_failed(error)
             self.outage, missing = outage.text, outage.kind is OutageKind.NOT_FOUND
+            failed_deliveries = 0 if self.active else failed_deliveries + failed_delivery
             self._waiting.remove(lambda delivery: delivery.consumer is self.consumer)
             self.forget()
             established()
+            if alone and failed_delivery and failed_deliveries < _DELIVERED_AGAIN:
+                self.pace.isolate()
+                await asyncio.sleep(_DELIVERED_AGAIN_SECONDS)
+                continue
             await asyncio.sleep(_CONNECTION_LOST_SECONDS)
             delay = backoff.delay()
             log.warning("partition_unavailable", queue=self.queue, reason=outage.text, retry_in_seconds=round(delay, 1))

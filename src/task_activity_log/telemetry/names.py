@@ -235,6 +235,12 @@ EVENTS = {
         "This worker had more than its share of the partitions and has left one to another worker.",
         ("queue", "given_back", "workers"),
     ),
+    "queue_isolated": Event(
+        "warning",
+        "RabbitMQ has failed twice when it delivered a message (`INTERNAL_ERROR`). Its messages are taken one at a time over a"
+        " connection of its own, until RabbitMQ has dead-lettered the message that it cannot deliver.",
+        ("queue",),
+    ),
     "partition_unavailable": Event(
         "warning",
         "A partition takes no consumer, for example because its queue has no leader. Others are not affected; it is tried again.",
