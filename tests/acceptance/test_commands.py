@@ -31,7 +31,7 @@ from task_activity_log.cli.dead_letters.commands import app as dead_letters
 from task_activity_log.cli.lookups import complete_setting
 from task_activity_log.cli.publish import Publication
 from task_activity_log.client.connections import publishing
-from task_activity_log.client.dead_letters import replay as replay_letters
+from task_activity_log.client.replaying import replay as replay_letters
 from task_activity_log.hosts import vhost as vhost_of
 from task_activity_log.message import Delivery, Properties
 from task_activity_log.pipeline.request import Request, Rules, decode

@@ -229,6 +229,15 @@ async def test_a_partition_that_was_deleted_is_declared_again(amqp_url: str, dat
         assert await talk.outcomes(1) == ["inserted"]
 
 
+@pytest.mark.parametrize("exchange", [TOPOLOGY.replies_exchange, TOPOLOGY.partitions_exchange])
+async def test_an_exchange_that_was_deleted_is_declared_again(amqp_url: str, database_url: str, exchange: str) -> None:
+    """As a queue is, with its bindings: nothing could be answered, or forwarded, until a worker was started again."""
+    async with talking(amqp_url) as talk, serving(amqp_url, database_url, **PARTITIONED):
+        await talk.channel.exchange_delete(exchange)
+        await talk.send(uuid4())
+        assert await talk.outcomes(1) == ["inserted"]
+
+
 async def test_a_queue_that_would_not_keep_the_order_is_refused(amqp_url: str) -> None:
     async with await aio_pika.connect(amqp_url) as connection:
         await declare(connection, Topology())

@@ -20,11 +20,10 @@ from task_activity_log.client.connections import publishing
 from task_activity_log.client.dead_letters import (
     EXPIRATION_MAX,
     DeadLetter,
-    Part,
     borrow_dead_letters,
     may_be_newer,
-    replay,
 )
+from task_activity_log.client.replaying import Part, replay
 from task_activity_log.message import Properties
 from task_activity_log.rabbitmq import reading
 from task_activity_log.rabbitmq.frames import publish_frames, write

@@ -18,7 +18,8 @@ from task_activity_log.client import (
     Upsert,
     UpsertRejected,
 )
-from task_activity_log.client.dead_letters import borrow_dead_letters, replay
+from task_activity_log.client.dead_letters import borrow_dead_letters
+from task_activity_log.client.replaying import replay
 from task_activity_log.client.routing import Routing
 from task_activity_log.partitions import hash_slot
 from task_activity_log.rabbitmq.topology import REQUEST_KEY, Topology, declare

@@ -33,7 +33,8 @@ following      the latest replies, for a program that shows them to several peop
 news           which replies a subscriber has not seen yet
 order          a later upsert of a record is published after the earlier ones are confirmed
 routing        by record to partitions, or all to one queue
-dead_letters   borrow the dead letters, replay and remove them
+dead_letters   borrow the dead letters, and remove them
+replaying      send them again, in the order of each record
 replays        which dead letters are sent again, which are kept, and what becomes of each
 letters        dead letters judged by today's contract, grouped, and filtered                pure
 looks          one look at the dead letters for everybody, for a program that shows them to several people

@@ -6,7 +6,8 @@ from datetime import datetime
 from typing import Literal, TypeAlias
 from uuid import UUID
 
-from task_activity_log.client.dead_letters import DeadLetter, Part, may_be_newer
+from task_activity_log.client.dead_letters import DeadLetter, may_be_newer
+from task_activity_log.client.replaying import Part
 from task_activity_log.problem import Problem
 from task_activity_log.record import TaskActivityLog
 

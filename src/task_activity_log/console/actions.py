@@ -13,10 +13,10 @@ import structlog
 
 from task_activity_log.client import ClientError, Reply
 from task_activity_log.client.dead_letters import DeadLetter, Loan
-from task_activity_log.client.dead_letters import replay as replay_letters
 from task_activity_log.client.exported import stamped
 from task_activity_log.client.letters import Letter
 from task_activity_log.client.looks import Look, Looks
+from task_activity_log.client.replaying import replay as replay_letters
 from task_activity_log.client.replays import Replay, StillDue, present, sort_out
 from task_activity_log.console.users import User
 from task_activity_log.postgresql.store import Store

@@ -55,6 +55,9 @@ class MessageMax:
 class Publisher:
     """Publishes batches and waits for the broker's answer to every message."""
 
+    last_reason = "closed"
+    """Why the last channel ended. Set by `_keep_open`."""
+
     def __init__(
         self,
         options: LinkOptions,
@@ -72,28 +75,25 @@ class Publisher:
 
         Args:
             options: how to reach the broker.
-            purpose: the connection's name in logs and in the broker's management.
+            purpose: the connection's name in logs and in management.
             confirm_timeout_seconds: how long `publish` waits for confirms by default.
             on_connected: called when a connection can publish.
-            on_lost: called when a connection that could publish is lost.
-            message_max: told what the broker says about its largest message.
+            on_lost: called when it is lost then.
+            message_max: is told what the broker says about its largest message.
             also_leave: the purposes of the connections that leave a host together with this one, because it confirms nothing.
-            refused_seconds: for how long everything to one address may be refused before the connection is replaced. A channel
-                that was opened while a queue had no leader may be refused for ever, and others not (RabbitMQ 3.10).
-            restore: declares the exchanges again if one of them is missing; None: somebody else has to.
+            refused_seconds: for how long all to one address may be refused before the connection is replaced. RabbitMQ 3.10 may
+                refuse a channel for ever that was opened while a queue had no leader, and not others.
+            restore: declares the exchanges again if one is missing; None: somebody else has to.
         """
         self._options, self._purpose, self._restore = options, purpose, restore
         self._confirm_timeout, self._refused_seconds = confirm_timeout_seconds, refused_seconds
         self._refused_from: dict[tuple[str, str], float] = {}  # by exchange and routing key: since when all is refused
-        self._on_connected, self._on_lost = on_connected, on_lost
-        self._message_max, self._also_leave = message_max or MessageMax(), also_leave
-        self._channel: ConfirmChannel | None = None  # this and the next two are set by `_keep_open`
+        self._on_connected, self._on_lost, self._also_leave = on_connected, on_lost, also_leave
+        self._message_max = message_max or MessageMax()
+        self._channel: ConfirmChannel | None = None  # this and the next one are set by `_keep_open`
         self._frame_reader: FrameReader | None = None
-        self._connected = asyncio.Event()
-        self._answered_at = 0.0  # on channels before the present one
+        self._connected, self._answered_at = asyncio.Event(), 0.0  # the latter on channels before the present one
         self._waiting_from: float | None = None  # since when `publish` waits for the broker
-        self.last_reason = "closed"
-        """Why the last channel ended."""
         self._lingering: list[ConfirmChannel] = []  # those of the present connection that still wait for answers
         self._silent_since: float | None = None  # when the oldest message was sent of those since the last answer
         self._silent = False  # whether the next connection must be to another host. Both are set by `_linger`

@@ -14,7 +14,7 @@ from task_activity_log.aio import Backoff, Waiting
 from task_activity_log.rabbitmq.channel import open_channel
 from task_activity_log.rabbitmq.consumer import Consumer, RabbitDelivery
 from task_activity_log.rabbitmq.frames import FrameReader, Inbound
-from task_activity_log.rabbitmq.link import LOST, OutageKind, asking_the_driver, broker_failed, describe
+from task_activity_log.rabbitmq.link import LOST, Outage, OutageKind, asking_the_driver, broker_failed, describe
 from task_activity_log.rabbitmq.pace import Pace, State
 from task_activity_log.rabbitmq.weight import Budget
 
@@ -136,36 +136,27 @@ class QueueIntake:
 
         Args:
             connected: the connection that queues share, or opens one for this queue alone.
-            alone: which of them it is. If the broker ends one for this queue alone by an error of its own, it fails when it
-                delivers a message of this queue, which is isolated then.
-            established: called after each attempt, also after one that failed: others need not wait for a queue without a
-                leader.
+            alone: which of them it is. If the broker ends one for this queue alone by an error of its own, it has failed to
+                deliver a message of this queue, which is isolated then.
+            established: called after each attempt, also a failed one: others need not wait for a queue without a leader.
             restore: awaited if the queue does not exist.
         """
-        backoff = Backoff(first=1.0, most=30.0)
-        failed_deliveries = 0
+        backoff, failed_deliveries = Backoff(first=1.0, most=30.0), 0
 
         def began() -> None:
             self.outage = None
             backoff.reset()
             established()
 
-        missing = False
+        outage: Outage | None = None
         while True:
-            try:
-                with asking_the_driver():
-                    if missing:
-                        await restore()
-                    async with connected() as (connection, frame_reader):
-                        await self.consume(connection, frame_reader, began)
-            except LOST as error:
-                outage, failed_delivery = describe(error), broker_failed(error)
-            self.outage, missing = outage.text, outage.kind is OutageKind.NOT_FOUND
+            missing = outage is not None and outage.kind is OutageKind.NOT_FOUND
+            error = await self._consume_until_lost(connected, began, restore if missing else None)
+            outage, failed_delivery = describe(error), alone and broker_failed(error)
             failed_deliveries = 0 if self.active else failed_deliveries + failed_delivery
-            self._waiting.remove(lambda delivery: delivery.consumer is self.consumer)
-            self.forget()
+            self._lost(outage)
             established()
-            if alone and failed_delivery and failed_deliveries < _DELIVERED_AGAIN:
+            if failed_delivery and failed_deliveries < _DELIVERED_AGAIN:
                 self.pace.isolate()
                 await asyncio.sleep(_DELIVERED_AGAIN_SECONDS)
                 continue
@@ -173,6 +164,25 @@ class QueueIntake:
             delay = backoff.delay()
             log.warning("partition_unavailable", queue=self.queue, reason=outage.text, retry_in_seconds=round(delay, 1))
             await asyncio.sleep(delay)
+
+    async def _consume_until_lost(
+        self, connected: Connected, established: Callable[[], None], restore: Callable[[], Awaitable[object]] | None
+    ) -> BaseException:
+        try:
+            with asking_the_driver():
+                if restore is not None:
+                    await restore()
+                async with connected() as (connection, frame_reader):
+                    await self.consume(connection, frame_reader, established)
+        except LOST as error:
+            return error
+        raise AssertionError("`consume` has returned")
+
+    def _lost(self, outage: Outage) -> None:
+        """This queue has no consumer any more: what it has in hand comes again, and is not processed."""
+        self.outage = outage.text
+        self._waiting.remove(lambda delivery: delivery.consumer is self.consumer)
+        self.forget()
 
     async def _register(self, connection: aio_pika.Connection, frame_reader: FrameReader) -> Consumer | None:
         """Open a channel and consume on it with the prefetch that is wanted; None if nothing is to be consumed."""

@@ -12,7 +12,7 @@ from task_activity_log.cli.exit_codes import DONE, SOME_REJECTED
 from task_activity_log.cli.terminal import FEW, progress, say
 from task_activity_log.client import ClientError
 from task_activity_log.client.dead_letters import DeadLetter, judged
-from task_activity_log.client.dead_letters import replay as replay_letters
+from task_activity_log.client.replaying import replay as replay_letters
 from task_activity_log.client.replays import Changed, Replay, StillDue, sort_out
 from task_activity_log.problem import Unavailable
 from task_activity_log.settings import Settings
