@@ -175,15 +175,22 @@ async def test_a_misspelled_field_is_named_before_it_clears_the_field(
 async def test_strict_sends_no_record_with_a_member_that_is_not_a_field(
     channel: AbstractChannel, amqp_url: str, tmp_path: Path
 ) -> None:
-    """Also if it is no misspelled field."""
-    file = tmp_path / "a.jsonl"
+    """Also if it is no misspelled field. Once corrected, it is sent with the priority of the others, and cannot overtake them."""
+    file, kept = tmp_path / "a.jsonl", tmp_path / "kept.jsonl"
     file.write_text(line(note="1") + line(subject="2"))
-    said = await command("publish", str(file), "--no-wait", "--strict", "--priority", "2", AMQP_URL=amqp_url)
+    options = ("--no-wait", "--strict", "--priority", "2", "--rejected", str(kept))
+    said = await command("publish", str(file), *options, AMQP_URL=amqp_url)
     assert said.code == 3
     assert f"{file}:1: not sent: note is not a field\n" in said.err
-    message = await (await channel.get_queue(TOPOLOGY.requests_queue)).get(no_ack=True)
+    queue = await channel.get_queue(TOPOLOGY.requests_queue)
+    message = await queue.get(no_ack=True)
     assert (json.loads(message.body)["subject"], message.priority) == ("2", 2)
     assert await names(channel, TOPOLOGY.requests_queue) == []
+    kept.write_text(kept.read_text().replace('"note"', '"subject"'))
+    for others, priority in (((), 2), (("--priority", "1"), 1)):
+        assert (await command("publish", str(kept), "--no-wait", *others, AMQP_URL=amqp_url)).code == 0
+        message = await queue.get(no_ack=True)
+        assert (json.loads(message.body)["subject"], message.priority) == ("1", priority)
 
 
 async def test_bad_values_are_shown_on_a_terminal_and_nowhere_else(tmp_path: Path) -> None:
@@ -1480,8 +1487,11 @@ async def test_what_became_of_a_message_is_found(
     assert (said.code, said.err) == (2, "task-activity-log: ID should be text in UTF-8\n")
     nothing = await command("find", "nobody", **services)
     assert (nothing.code, nothing.lines) == (1, [])
-    assert "nobody: no row, no dead letter and no waiting reply has this id" in nothing.err
+    assert "nobody: no row, no dead letter and no waiting reply has this id: give the whole id\n" in nothing.err
     assert max(map(len, nothing.err.splitlines())) < 130
+    whole = str(uuid4())
+    nothing = await command("find", whole, **services)
+    assert f"{whole}: no row, no dead letter and no waiting reply has this id\n" in nothing.err
     assert sorted(map(str, await names(channel, TOPOLOGY.dead_letters_queue))) == ["another", "mine"]
 
 

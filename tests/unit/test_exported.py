@@ -118,12 +118,23 @@ def test_a_line_that_is_not_exact_is_a_new_request() -> None:
     assert sent.timestamp != 7
 
 
+@pytest.mark.parametrize("priority", [None, 0, 2])
+def test_a_line_that_is_not_exact_keeps_the_priority(priority: int | None) -> None:
+    """Of the file of `publish --priority 2 --rejected`. With another one it would overtake earlier requests of its record."""
+    written = exported.line(b"{}", Properties(message_id="m", priority=priority), exact=False)
+    upsert = exported.upsert(json.loads(written), "unused", "here")
+    assert (upsert.priority, upsert.properties(None, "new").priority) == (priority, priority)
+
+
 @pytest.mark.parametrize(
     ("members", "words"),
     [
         ({"properties": {"expiration": "abc"}}, "expiration should be"),
         ({"properties": {"expiration": "315360000001"}}, "expiration should be"),
         ({"properties": {"priority": 256}}, "priority should be"),
+        ({"priority": 256}, "priority should be"),
+        ({"priority": "2"}, "priority should be"),
+        ({"priority": True}, "priority should be"),
         ({"properties": {"user_id": "me"}}, "user_id is not one of"),
         ({"properties": {"reply_to": 7}}, "reply_to should be a string"),
         ({"properties": {"app_id": "x" * 256}}, "app_id should be text of at most 255 bytes"),

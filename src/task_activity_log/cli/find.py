@@ -71,7 +71,8 @@ def find(settings: Settings, name: str) -> int:
             say("there may be a row that this role may not see (row security, or a view)")
         return DONE
     row = "row that this role may see" if found.rows_may_be_hidden else "row"
-    say(f"{name}: no {row}, no dead letter and no waiting reply has this id: give the whole id")
+    hint = "" if uuid_of(name) else ": give the whole id"
+    say(f"{name}: no {row}, no dead letter and no waiting reply has this id{hint}")
     say(f"requests that still wait are not seen; {found.no_journal or _NOT_IN_JOURNAL}")
     return FAILED
 

@@ -74,6 +74,8 @@ def line(body: bytes, properties: Properties, *, exact: bool = True, **more: obj
         members["properties"] = {
             name: getattr(properties, name) for name in _OTHERS if getattr(properties, name) is not None
         }
+    elif properties.priority is not None:  # another one would reorder the requests of a record
+        members["priority"] = properties.priority
     arrived = received(properties)
     if headers := plain_headers(arrived):
         members["headers"] = headers
@@ -121,7 +123,7 @@ def upsert(parsed: dict[str, Any], message_id: str, source: str) -> Upsert:
         headers=headers,
         content_encoding=parsed.get("content_encoding"),
         source=source,
-        priority=original.priority,
+        priority=_priority(parsed) if original.priority is None else original.priority,
     )
     if "properties" not in parsed and "headers_base64" not in parsed:
         return request
@@ -199,8 +201,7 @@ def _others(parsed: dict[str, Any]) -> dict[str, Any]:
         if name not in _OTHERS:
             raise ValueError(f"{name} is not one of the properties {', '.join(_OTHERS)}")
         if name in _NUMBERS:
-            if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= _NUMBERS[name]:
-                raise ValueError(f"{name} should be an integer from 0 to {_NUMBERS[name]}")
+            _check_number(name, value)
         elif not isinstance(value, str):
             raise ValueError(f"{name} should be a string")
         elif not is_short(value):
@@ -208,6 +209,19 @@ def _others(parsed: dict[str, Any]) -> dict[str, Any]:
     if not is_expiration(found.get("expiration", "0")):
         raise ValueError(f"expiration should be a string of milliseconds, from 0 to {EXPIRATION_MAX}")
     return found
+
+
+def _priority(parsed: dict[str, Any]) -> int | None:
+    """The priority of a line that has no `properties`."""
+    found: int | None = parsed.get("priority")
+    if found is not None:
+        _check_number("priority", found)
+    return found
+
+
+def _check_number(name: str, value: object) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= _NUMBERS[name]:
+        raise ValueError(f"{name} should be an integer from 0 to {_NUMBERS[name]}")
 
 
 def plain_headers(arrived: Properties) -> dict[str, object]:
