@@ -46,6 +46,21 @@ def test_a_version_is_an_integer(version: Any) -> None:
         Upsert.of(TaskActivityLog(id=uuid4()), version=version)
 
 
+@pytest.mark.parametrize("version", [-(2**63) - 1, 2**63])
+def test_a_version_that_no_worker_takes_is_named(version: int) -> None:
+    """It would be rejected as `invalid_version`."""
+    with pytest.raises(
+        ValueError, match="version should be an integer from -9223372036854775808 to 9223372036854775807"
+    ):
+        Upsert.of(TaskActivityLog(id=uuid4()), version=version)
+
+
+@pytest.mark.parametrize("version", [-(2**63), 2**63 - 1])
+def test_the_extreme_versions_can_be_sent(version: int) -> None:
+    """They are the limits of a 64-bit integer."""
+    assert Upsert.of(TaskActivityLog(id=uuid4()), version=version).headers == {"x-version": version}
+
+
 LONG, NO_TEXT = "x" * 256, "\ud800"
 
 

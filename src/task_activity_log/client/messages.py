@@ -41,6 +41,7 @@ _TYPES: dict[str, type | UnionType] = {
 _USUAL = (bytes, str, str, dict)
 _SURELY_SHORT = 60
 _PRIORITY_MAX = 255
+_VERSION_MAX = 2**63 - 1
 _HEADER_MAX = 100_000
 """Bytes that fit one frame, with what the broker adds."""
 
@@ -151,6 +152,8 @@ class Upsert:
     ) -> Self:
         """The request for a record: the fields that were set.
 
+        Raises `ValueError` for a record that cannot be encoded, and for an option that does not fit AMQP's limits.
+
         Args:
             record: what to store.
             message_id: that of an earlier attempt; None makes a new one.
@@ -164,6 +167,8 @@ class Upsert:
             version = clock_version()
         if version is not None and (isinstance(version, bool) or not isinstance(version, int)):
             raise TypeError(f"version should be an integer, not {type(version).__name__}, or 'clock'")
+        if version is not None and not -_VERSION_MAX - 1 <= version <= _VERSION_MAX:
+            raise ValueError(f"version should be an integer from {-_VERSION_MAX - 1} to {_VERSION_MAX}")
         headers = {name: value for name, value in ((VERSION, version), (UPDATE_MODE, mode)) if value is not None}
         return cls(
             wire.encode(record, wire.JSON).body,
