@@ -1,6 +1,7 @@
 """Another number of partitions: what must be so before, and what is so afterwards."""
 
 import asyncio
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -22,6 +23,7 @@ from task_activity_log.rabbitmq.link import LinkOptions
 from task_activity_log.rabbitmq.repartition import NotEmpty, change, look_up
 from task_activity_log.rabbitmq.topology import Topology, _bind, declare
 from task_activity_log.settings import load
+from tests.commands import COMMAND, environment
 from tests.users import user_who_may
 
 EIGHT = Topology(partitions=8)
@@ -303,6 +305,16 @@ async def test_a_requests_queue_that_would_not_keep_the_order_is_refused_before_
                 assert printed.err.startswith(refusal)
                 assert printed.err.count("\n") == 1
                 assert ("Now: 0 partitions, 1 message," in printed.out) == (not yes)
+            both = await asyncio.to_thread(
+                subprocess.run,
+                (COMMAND, "partitions", "--to", "2"),
+                env=environment(AMQP_URL=amqp_url),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            assert both.stdout.startswith("Now: 0 partitions, 1 message,")  # the steps name what is said below them
+            assert refusal in both.stdout
         for missing in (False, True):
             if missing:
                 await channel.queue_delete(TWO.requests_queue)

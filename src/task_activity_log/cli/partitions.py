@@ -37,7 +37,7 @@ async def _show_or_change(settings: Settings, to: int | None, *, yes: bool) -> i
         say(f"the requests are divided among {to} partitions already" if to else "there are no partitions already")
         return DONE
     if not yes:
-        print(plan(partitions, wanted))
+        print(plan(partitions, wanted), flush=True)  # what follows on standard error belongs below it
         await refuse(options, wanted, partitions)
         return DONE
     await change(options, wanted, say)
