@@ -34,6 +34,7 @@ from task_activity_log.rabbitmq.queues import Choice, Found, kept_queue
 from task_activity_log.rabbitmq.reading import Reader
 from task_activity_log.rabbitmq.topology import Topology, declare
 from tests.broker_control import on_raft
+from tests.undeliverable import FailingBroker
 from tests.users import user_who_may
 
 TOPOLOGY = Topology()
@@ -477,3 +478,14 @@ async def test_properties_that_the_driver_cannot_read_keep_nothing_from_being_re
             await loan.give_back([unreadable])
             assert await loan.remove([letters["1"]]) == 1
         assert [letter.key for letter in await all_of(amqp_url)] == [unreadable.key]
+
+
+async def test_a_dead_letter_that_the_broker_cannot_deliver_is_said_to_be_one(amqp_url: str) -> None:
+    """It is not said that the connection was lost, and that the command is to be run again."""
+    async with queues(amqp_url) as channel:
+        await reject(channel, 1, note="cannot be delivered")
+        broker = FailingBroker(amqp_url, b"cannot be delivered")
+        async with broker.running():
+            with pytest.raises(ClientError, match=r"RabbitMQ has failed, probably to deliver one .* docs/runbook.md"):
+                await all_of(broker.url)
+        assert len(await all_of(amqp_url)) == 1

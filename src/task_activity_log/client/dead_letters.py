@@ -19,7 +19,7 @@ from task_activity_log.problem import Problem
 from task_activity_log.rabbitmq.consumer import RabbitDelivery
 from task_activity_log.rabbitmq.dead_letters import OWN_HEADERS
 from task_activity_log.rabbitmq.headers import encode, latest_death, raw_headers, received
-from task_activity_log.rabbitmq.link import LOST, LinkOptions, asking_the_driver, describe
+from task_activity_log.rabbitmq.link import LOST, LinkOptions, asking_the_driver, broker_failed, describe
 from task_activity_log.rabbitmq.queues import Unsuitable, kept_queue, stream
 from task_activity_log.rabbitmq.reading import PREFETCH_MAX, Reader, looking
 from task_activity_log.record import UNKNOWN_INSTANT, TaskActivityLog
@@ -349,6 +349,10 @@ def _explained() -> Iterator[None]:
         with asking_the_driver():
             yield
     except LOST as error:
-        raise ClientError(
-            f"connection lost ({describe(error).text}): dead letters that were not removed are in the queue; run it again"
-        ) from error
+        why, advice = f"connection lost ({describe(error).text})", "run it again"
+        if broker_failed(error):
+            why = "RabbitMQ has failed, probably to deliver one of the dead letters (INTERNAL_ERROR)"
+            advice = (
+                "if that is so again, see TaskActivityLogLinkUnstable in docs/runbook.md: it can be moved elsewhere"
+            )
+        raise ClientError(f"{why}: dead letters that were not removed are in the queue; {advice}") from error
