@@ -582,7 +582,9 @@ async def test_a_schema_without_the_journal_is_a_warning(
     url = login(database_url, role, "secret")
     try:
         found = await look(amqp_url, url, WORKER_JOURNAL="true")
-        assert ("journal", "how messages were answered is recorded") in worst(found, "fine")
+        assert ("journal", "can be written: workers with WORKER_JOURNAL=true record how they answer") in worst(
+            found, "fine"
+        )
         await database.execute(f"REVOKE DELETE ON task_activity_log_journal FROM {role}")
         found = await look(amqp_url, url, WORKER_JOURNAL="true")
         assert worst(found, "warning") == [("journal", "is not kept: lacks DELETE on task_activity_log_journal")]

@@ -224,7 +224,7 @@ def _judge_journal(row: Row, why: str, *, migrated: bool) -> Iterator[Finding]:
         advice = "look for triggers of others on it, and compare its columns with `task-activity-log migrate --sql`"
         yield Finding("warning", "journal", f"is not kept: {why}", advice)
     else:
-        yield Finding("fine", "journal", "how messages were answered is recorded")
+        yield Finding("fine", "journal", "can be written: workers with WORKER_JOURNAL=true record how they answer")
 
 
 def _judge_table(found: Row, *, keeps_versions: bool = True) -> Iterator[Finding]:
