@@ -28,10 +28,10 @@ SMALL: dict[str, Any] = {"WORKER_BATCH_MAX": "20"}
 ORDERED: dict[str, Any] = {"WORKER_SINGLE_ACTIVE_CONSUMER": "true"}
 """What is parked keeps its order when it is returned; see docs/guarantees.md for the other way to consume."""
 
-PASSING = ("25006", "25P02", "26000", "40001", "40P01", "53200", "53300", "55000", "57014", "57P01")
+PASSING = ("25006", "25P02", "26000", "40001", "40P01", "42P05", "53200", "53300", "55000", "57014", "57P01")
 """Read-only, transaction failed, no such statement, conflict, deadlock, out of memory, too many connections, not in the state for
 it, cancelled, shutting down: it may work later."""
-LASTING = ("0A000", "42703", "42883", "42P01", "42P05", "58030", "58P01", "XX000", "XX001")
+LASTING = ("0A000", "42703", "42883", "42P01", "58030", "58P01", "XX000", "XX001")
 """Not supported, no such column, no such function, no such table, statement exists, I/O error, no such file, internal error,
 corrupt data."""
 

@@ -227,12 +227,13 @@ class TestFailures:
     async def test_a_role_without_create_is_told_what_to_do(
         self, database_url: str, database: Connection, role: str
     ) -> None:
-        """The reason says that the role must be allowed to create tables."""
+        """The reason says whom to connect as."""
         await database.execute("DROP TABLE task_activity_log_alembic_version")
         await database.execute("REVOKE CREATE ON SCHEMA public FROM PUBLIC")  # the default since PostgreSQL 15
         reason = await failure(as_role(database_url, role))
         assert reason.startswith(
-            "permission denied for schema public (42501); connect as a role that may create tables"
+            "permission denied for schema public (42501); connect as the role that owns the tables, or, if there are none yet,"
+            " as one that may create tables here"
         )
 
     async def test_a_lock_that_is_held_too_long_is_a_timeout(self, database_url: str, database: Connection) -> None:
