@@ -1,8 +1,9 @@
 """What an error means, and how an outage is labelled."""
 
+import asyncpg
 import pytest
 
-from task_activity_log.postgresql.session import Fault, fault, outage
+from task_activity_log.postgresql.session import Fault, _judge, fault, outage
 from task_activity_log.postgresql.store import Store
 from task_activity_log.problem import Failed, NotMigrated, Refused, TimedOut, Unavailable
 
@@ -106,3 +107,24 @@ async def test_a_query_that_belongs_to_no_message_is_refused_by_its_sqlstate(
     with pytest.raises(Unavailable) as outage:
         await store.schema_version()
     assert outage.value.reason == f"the query is refused ({sqlstate})"
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ({"C": "08P01", "M": "query_wait_timeout"}, "connection lost (08P01): query_wait_timeout, database app"),
+        (
+            {"C": "57P01", "M": "terminating connection", "R": "ProcessInterrupts"},
+            "connection lost (57P01): terminating connection, database app",
+        ),
+        ({"C": "08006", "M": "the subject", "R": "exec_stmt_raise"}, "connection lost (08006): database app"),
+        ({"C": "23505", "M": "the subject"}, "connection lost (23505): database app"),
+    ],
+)
+def test_what_was_said_before_the_connection_was_closed_is_shown(said: dict[str, str], expected: str) -> None:
+    """Not if it may quote a row. A pooler names no function of the server."""
+    error = asyncpg.ConnectionDoesNotExistError(f"connection was closed in the middle of operation: {said['M']}")
+    error.__cause__ = asyncpg.PostgresError.new({"S": "FATAL", **said})
+    kind, failure = _judge(error, "database app")
+    assert isinstance(failure, Failed)
+    assert (kind, failure.reason, failure.lost_connection) == (Fault.DATABASE, expected, True)

@@ -17,7 +17,7 @@ import asyncpg
 
 from task_activity_log.libpq import Host, Target, read, trust
 from task_activity_log.postgresql.connection import ServerConnection
-from task_activity_log.postgresql.messages import one_line
+from task_activity_log.postgresql.messages import closing, one_line
 from task_activity_log.postgresql.session import DRIVER_ERRORS, label
 from task_activity_log.problem import Unavailable
 from task_activity_log.tls import Tls
@@ -371,6 +371,7 @@ _LABELS = {
 
 def _explained(error: Exception, place: str, host: Host, seconds: float) -> _NoConnection:
     """Why a server cannot be used. A driver's text is not shown; a server's is, without the password."""
+    error = closing(error) or error
     if isinstance(error, asyncpg.PostgresError) and not isinstance(error, asyncpg.ConnectionDoesNotExistError):
         return _NoConnection(place, *_refused(error, host.password))
     if isinstance(error, ConnectionError) and _NO_TLS in str(error):

@@ -18,11 +18,15 @@ _NAMING = (
     "RewriteQuery",  # rules
     "error_view_not_updatable",
     "infer_arbiter_indexes",  # no unique index for ON CONFLICT
+    "ProcessInterrupts",  # terminating connection due to administrator command
     "nextval_internal",  # reached maximum value of sequence
+    "quickdie",  # the same, because another process of the server has crashed
     "rewriteTargetView",  # views, up to PostgreSQL 16
 )
 """Functions of the server whose errors have names of tables, views, policies and sequences that exist, and no values. Other
 texts are not shown, because they may quote a row."""
+_OF_A_POOLER = ("08", "57")
+"""The classes of what a pooler says of its own, such as `query_wait_timeout`: it names no function, and reads no rows."""
 _LINE = 200
 """How many characters of a server's message are shown."""
 
@@ -38,12 +42,20 @@ def shown(error: asyncpg.PostgresError | asyncpg.PostgresWarning) -> Iterator[st
     The text may be a trigger's own and quote the row, so it is shown only if the server cannot have put a value into it. For
     a missing privilege it is otherwise the names in it that are in our statements, too.
     """
-    if error.server_source_function in _NAMING:
+    of_a_pooler = error.server_source_function is None and (error.sqlstate or "")[:2] in _OF_A_POOLER
+    if of_a_pooler or error.server_source_function in _NAMING:
         yield one_line(str(error.args[0]))
         if error.server_source_function == _PUBLISHED and error.detail:
             yield one_line(error.detail)  # "Column list used by the publication does not cover the replica identity."
     elif error.sqlstate == NOT_PERMITTED:
         yield from dict.fromkeys(word for word in re.findall(r"\w+", str(error)) if word in _used())
+
+
+def closing(error: Exception) -> asyncpg.PostgresError | None:
+    """What the server or a pooler said before it closed the connection during a statement; None if it said nothing."""
+    if isinstance(error, asyncpg.ConnectionDoesNotExistError) and isinstance(error.__cause__, asyncpg.PostgresError):
+        return error.__cause__
+    return None
 
 
 @cache

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias, cast
 import asyncpg
 
 from task_activity_log.postgresql.connection import ServerConnection
-from task_activity_log.postgresql.messages import shown
+from task_activity_log.postgresql.messages import closing, shown
 from task_activity_log.problem import (
     CLIENT,
     SKIPPED,
@@ -175,6 +175,9 @@ DRIVER_ERRORS = (
 
 def _judge(error: Exception, where: str) -> tuple[Fault, Refused | Unavailable]:
     """The cause of a driver's error, and what to raise for it. The error's text is dropped, because it quotes rows."""
+    if (said := closing(error)) is not None:
+        known = ", ".join([*shown(said), where])
+        return Fault.DATABASE, Failed(f"connection lost ({said.sqlstate})", CONNECTION_LOST, known)
     if isinstance(error, _ServerError):
         return _judge_server(error, where)
     if isinstance(error, ValueError | OverflowError):
