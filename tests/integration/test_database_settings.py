@@ -11,13 +11,18 @@ import asyncpg
 import pytest
 
 from task_activity_log.cli.check import database as check
+from task_activity_log.client.finding import journal_answers
 from task_activity_log.message import Delivery
 from task_activity_log.pipeline.request import Request
 from task_activity_log.postgresql import migrations
+from task_activity_log.postgresql.connecting import Connector
 from task_activity_log.postgresql.store import Store
+from task_activity_log.postgresql.survey import Survey
 from task_activity_log.problem import Refused, Unavailable
 from task_activity_log.settings import load
 from tests.asking import OPEN_SCHEMA, Connection, ask, grants, merge, outcomes, subjects
+from tests.commands import command
+from tests.faults.conversation import conversing
 
 TEXT = "grüße ☃ 😀 \\' \\\\ $1"
 INSTANT = datetime(2026, 1, 2, 3, 4, 5, 678901, UTC)
@@ -343,3 +348,31 @@ async def test_an_inbox_whose_keys_would_never_be_deleted(database: Connection, 
     assert [line.partition(";")[0] for _, line in await said(role_url)] == [
         "column processed_at of task_activity_log_inbox has no default"
     ]
+
+
+async def test_a_journal_that_row_security_hides_is_named(
+    amqp_url: str, database: Connection, role: str, role_url: str
+) -> None:
+    """Its answers may be neither too old nor missing. This is said with a row and without one."""
+    record, nobody = uuid4(), uuid4()
+    await database.execute("INSERT INTO task_activity_log (id, subject) VALUES ($1, 'kept')", record)
+    await database.execute(
+        "INSERT INTO task_activity_log_journal (answered_at, record_id, reply_id, outcome)"
+        " VALUES (now(), $1, $1, 'inserted')",
+        record,
+    )
+    await database.execute(f"GRANT SELECT ON task_activity_log, task_activity_log_journal TO {role}")
+    hidden = "the journal has no answer that this role may see (row security)"
+    async with conversing(amqp_url):
+        for change, expected in (("SELECT 1", False), ("ENABLE ROW LEVEL SECURITY", True)):
+            if expected:
+                await database.execute(f"ALTER TABLE task_activity_log_journal {change}")
+            for name, code in ((record, 0), (nobody, 1)):
+                said = await command("find", str(name), AMQP_URL=amqp_url, DATABASE_URL=role_url)
+                assert (said.code, hidden in said.err) == (code, expected), said.err
+                assert ("too old, or not kept" in said.err) == (name == nobody and not expected)
+    survey = Survey(Connector(role_url))
+    try:
+        assert await journal_answers(survey, str(record), record) == ([], hidden)
+    finally:
+        await survey.close()

@@ -15,6 +15,7 @@ from task_activity_log.client import Received, StoredReply
 from task_activity_log.client.dead_letters import DeadLetter, borrow_dead_letters
 from task_activity_log.client.finding import (
     ANSWERS_MAX,
+    HIDDEN_ANSWERS,
     is_letter_of,
     is_reply_of,
     journal_answers,
@@ -48,7 +49,7 @@ class Found:
     answers: Sequence[Mapping[str, Any]] = field(default_factory=list)
     """What the journal has, the oldest first."""
     no_journal: str = ""
-    """Why the journal says nothing; empty if it was read."""
+    """Why the journal says nothing; empty if it was read, and hides nothing."""
     no_database: str = ""
     """Why neither rows nor the journal are known; empty if they were read."""
 
@@ -65,7 +66,7 @@ def find(settings: Settings, name: str) -> int:
             say(f"{name}: no dead letter and no waiting reply has this id")
         return FAILED
     if lines:
-        if found.no_journal.startswith("the journal cannot be read"):
+        if found.no_journal.startswith(("the journal cannot be read", HIDDEN_ANSWERS)):
             say(found.no_journal)
         if found.rows_may_be_hidden:
             say("there may be a row that this role may not see (row security, or a view)")

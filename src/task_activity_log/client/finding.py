@@ -15,6 +15,9 @@ from task_activity_log.rabbitmq.link import LinkOptions
 ANSWERS_MAX = 50
 """How many answers are shown. A record can have many more."""
 
+HIDDEN_ANSWERS = "the journal has no answer that this role may see (row security)"
+"""Why the journal says nothing although it may have answers."""
+
 _NOT_PERMITTED = "42501"
 
 
@@ -74,15 +77,19 @@ class Journal(Protocol):
     async def answers(self, name: str, record: UUID | None, most: int, /) -> Sequence[Mapping[str, Any]]:
         """The newest answers to a message_id, a correlation_id or about a record, the oldest first."""
 
+    async def may_hide_answers(self) -> bool:
+        """Whether there may be answers that this role does not see."""
+
 
 async def journal_answers(journal: Journal, name: str, record: UUID | None) -> tuple[Sequence[Mapping[str, Any]], str]:
-    """What the journal has, and why it says nothing if it cannot be read; empty if it was read.
+    """What the journal has, and why it says nothing if it cannot be read or may hide its answers; empty otherwise.
 
     Raises:
         Unavailable: the database cannot be used.
     """
     try:
-        return await journal.answers(name, record, ANSWERS_MAX), ""
+        answers = await journal.answers(name, record, ANSWERS_MAX)
+        return answers, HIDDEN_ANSWERS if not answers and await journal.may_hide_answers() else ""
     except NotMigrated:
         return [], "there is no journal: run task-activity-log migrate, and set WORKER_JOURNAL for the workers"
     except Failed as failed:

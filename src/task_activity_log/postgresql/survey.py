@@ -15,7 +15,7 @@ from task_activity_log.problem import Failed, Refused, Unavailable
 from task_activity_log.record import Outcome, StoredTaskActivityLog
 
 _CHANGED, _COUNT, _JOURNAL = sql("changed"), sql("count_changed"), sql("journal_found")
-_MODIFIED, _HIDES_ROWS = sql("modified"), sql("hides_rows")
+_MODIFIED, _HIDES_ROWS, _JOURNAL_HIDES_ROWS = sql("modified"), sql("hides_rows"), sql("journal_hides_rows")
 _PAGE = 500
 FIRST = UUID(int=0)
 """The id that is before those of all records."""
@@ -109,6 +109,15 @@ class Survey:
             Unavailable: the database cannot be used, or a privilege is missing.
         """
         return (await self._ask_plainly(_JOURNAL, name, record, most))[::-1]
+
+    async def may_hide_answers(self) -> bool:
+        """Whether there may be rows of the journal that this role does not see, because of row security.
+
+        Raises:
+            Unavailable: the database cannot be used.
+        """
+        [row] = await self._ask_plainly(_JOURNAL_HIDES_ROWS)
+        return bool(row["hides"])
 
     async def _read(self, ids: Sequence[UUID]) -> dict[UUID, StoredTaskActivityLog]:
         try:
