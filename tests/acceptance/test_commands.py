@@ -1512,6 +1512,25 @@ async def test_exact_copies_are_corrected_one_by_one(channel: AbstractChannel, a
     assert not await names(channel, TOPOLOGY.dead_letters_queue)
 
 
+async def test_the_edits_of_exact_copies_are_kept_in_a_file_each(
+    channel: AbstractChannel, amqp_url: str, tmp_path: Path
+) -> None:
+    """The edit of the second one is not written over that of the first."""
+    body = line(due_date="tomorrow")
+    for _ in range(2):
+        await reject(channel, "copy", body, "invalid_date")
+    editor, kept = tmp_path / "editor", tmp_path / "kept"
+    kept.mkdir()
+    editor.write_text('#!/bin/sh\necho >> "$0.times"\nsed -i s/tomorrow/202$(wc -l < "$0.times")-01-01/ "$1"\n')
+    editor.chmod(0o755)
+    replay = ("dead-letters", "replay", "--all", "--edit", "--dry-run")
+    said = await end(await start(*replay, AMQP_URL=amqp_url, EDITOR=str(editor), VISUAL="", TMPDIR=str(kept)))
+    assert (said.code, "your edits are in" in said.err) == (0, True), said.err
+    files = await asyncio.to_thread(lambda: [*kept.rglob("copy.*.json")])
+    dates = sorted(date for file in files for date in ("2021-01-01", "2022-01-01") if date in file.read_text())
+    assert dates == ["2021-01-01", "2022-01-01"]
+
+
 async def test_the_edits_of_what_is_kept_are_kept(
     channel: AbstractChannel, amqp_url: str, database_url: str, tmp_path: Path
 ) -> None:

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -61,9 +62,11 @@ def edited(letters: Iterable[DeadLetter], settings: Settings) -> Iterator[Edits]
             f"no folder for a file to edit: {error.strerror}; set TMPDIR to one that can be written"
         ) from None
     edits, interrupted = Edits(), False
+    copies: Counter[str] = Counter()
     try:
         for letter in letters:
-            request = _edited(letter, rules_of(settings), folder)
+            copies[letter.key] += 1
+            request = _edited(letter, rules_of(settings), _place(letter, copies[letter.key], folder))
             edits.requests += [] if request is None else [(letter.key, request)]
         yield edits
     except KeyboardInterrupt:
@@ -76,7 +79,7 @@ def edited(letters: Iterable[DeadLetter], settings: Settings) -> Iterator[Edits]
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _edited(letter: DeadLetter, rules: Rules, folder: Path) -> DeadLetter | None:
+def _edited(letter: DeadLetter, rules: Rules, place: Path) -> DeadLetter | None:
     """The dead letter once it would be accepted; None if the user leaves it as it is or gives up."""
     found = judged(letter, rules)
     notes = reasons(found) if isinstance(found, Problem) else [f"{letter.code}: {letter.detail}"]
@@ -85,7 +88,7 @@ def _edited(letter: DeadLetter, rules: Rules, folder: Path) -> DeadLetter | None
     while True:
         of_the_header = isinstance(found, Problem) and found.code in _OF_THE_HEADER
         try:
-            changed = _header_in_editor(letter, folder) if of_the_header else _body_in_editor(letter, notes, folder)
+            changed = _header_in_editor(letter, place) if of_the_header else _body_in_editor(letter, notes, place)
         except ValueError as error:
             say(f"{letter.name}: cannot be sent: {error}")
         else:
@@ -112,14 +115,14 @@ def _again() -> bool:
     return answer.strip().lower() not in ("n", "no") if answer else False
 
 
-def _body_in_editor(letter: DeadLetter, reasons: Sequence[str], folder: Path) -> DeadLetter | None:
+def _body_in_editor(letter: DeadLetter, reasons: Sequence[str], place: Path) -> DeadLetter | None:
     is_xml = wire.is_xml((letter.properties.content_type or "").partition(";")[0].strip())
     shown = letter.body if is_xml else indented(letter.body)
     notes = [f"# {letter.name}: {reason}".replace("\n", " ").encode() for reason in reasons]
     notes = (
         [*notes, b"# These lines are removed. A body that is not changed is not sent.", b""] if _is_text(shown) else []
     )
-    edited = _in_editor(letter, b"\n".join([*notes, shown]), ".xml" if is_xml else ".json", folder)
+    edited = _in_editor(b"\n".join([*notes, shown]), place.with_name(place.name + (".xml" if is_xml else ".json")))
     lines = edited.split(b"\n")
     while lines and lines[0].rstrip(b"\r") in notes:
         del lines[0]
@@ -135,11 +138,11 @@ def _is_text(body: bytes) -> bool:
         return False
 
 
-def _header_in_editor(letter: DeadLetter, folder: Path) -> DeadLetter | None:
+def _header_in_editor(letter: DeadLetter, place: Path) -> DeadLetter | None:
     """Correct content type, content encoding and headers, as JSON. Raises `ValueError` if they cannot be sent."""
     request = letter.restored(None)
     before = header_text(request).encode()
-    after = _in_editor(letter, before, ".header.json", folder)
+    after = _in_editor(before, place.with_name(f"{place.name}.header.json"))
     if after == before:
         return None
     try:
@@ -148,7 +151,7 @@ def _header_in_editor(letter: DeadLetter, folder: Path) -> DeadLetter | None:
         raise ValueError("it is nested too deeply") from None
 
 
-def _in_editor(letter: DeadLetter, content: bytes, suffix: str, folder: Path) -> bytes:
+def _in_editor(content: bytes, file: Path) -> bytes:
     """The content as the editor leaves it: bytes, since editors know about encodings."""
     editor = os.environ.get("VISUAL") or os.environ.get("EDITOR")
     if not editor and not sys.stdin.isatty():
@@ -156,7 +159,6 @@ def _in_editor(letter: DeadLetter, content: bytes, suffix: str, folder: Path) ->
             "there is no terminal for an editor: set EDITOR to a program that needs none; nothing was replayed"
         )
     editor = editor or "vi"
-    file = _file(letter, suffix, folder)
     try:
         file.write_bytes(content)
     except OSError as error:
@@ -176,11 +178,11 @@ def _in_editor(letter: DeadLetter, content: bytes, suffix: str, folder: Path) ->
     return changed if content.endswith(b"\n") else changed.removesuffix(b"\n")  # which editors add
 
 
-def _file(letter: DeadLetter, suffix: str, folder: Path) -> Path:
-    """The file to edit it in. Another letter with the same name has another one, so that all edits are kept."""
+def _place(letter: DeadLetter, copy: int, folder: Path) -> Path:
+    """The file to edit it in, without its suffix. Each letter has its own, also an exact copy, so that all edits are kept."""
     name = re.sub("[^A-Za-z0-9-]", "_", letter.name)[:100]
     digest = letter.key.rpartition(" ")[2][:8]
-    return folder / f"{name}.{digest}{suffix}"
+    return folder / (f"{name}.{digest}" if copy == 1 else f"{name}.{digest}.{copy}")
 
 
 def _run(words: Sequence[str]) -> int:
