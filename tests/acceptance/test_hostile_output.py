@@ -217,6 +217,20 @@ async def test_publishing_whose_replies_nobody_reads_says_how_to_continue(world:
     assert "Traceback" not in said
 
 
+async def test_check_fails_also_if_its_reader_has_read_enough() -> None:
+    """`check | head -1`: the exit code is that of what was found."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    url = "amqp://127.0.0.1:1/"
+    variables = environment(AMQP_URL=url, DATABASE_URL="postgresql://127.0.0.1:1/x")
+    process = await asyncio.create_subprocess_exec(
+        COMMAND, "check", env=variables, stdout=writing, stderr=asyncio.subprocess.PIPE
+    )
+    os.close(writing)
+    assert process.stderr is not None
+    assert (await process.stderr.read(), await process.wait()) == (b"", 1)
+
+
 async def test_a_list_whose_reader_has_read_enough_is_no_failure(channel: AbstractChannel, amqp_url: str) -> None:
     """`dead-letters list --json | head -1`: without a word, and everything is still in the queue."""
     await channel.default_exchange.publish(hostile("x" * 200_000, "", {}), TOPOLOGY.dead_letters_queue)

@@ -187,6 +187,8 @@ async def test_a_dry_run_counts_what_cannot_be_sent(world: World) -> None:
     )
     said = await resend(world, "--id", str(one), "--queue", queue, "--dry-run")
     assert said.code == 1
+    said = await resend(world, "--id", str(one), "--id", str(other), "--queue", queue, "--yes")
+    assert "1 was deleted meanwhile, or has values that a reply cannot contain: not sent\n" in said.err
 
 
 async def test_a_slow_run_says_how_long_it_takes(world: World) -> None:
@@ -311,7 +313,7 @@ async def test_a_record_that_is_longer_than_the_broker_takes_does_not_stop_the_o
     monkeypatch.setattr(MessageMax, "known", 900)
     said = await resend(world, "--id", str(ids[0]), "--id", str(ids[1]), "--queue", queue, "--yes")
     assert said.code == 3
-    assert "1 are longer than the broker takes (max_message_size): not sent" in said.err
+    assert "1 is longer than the broker takes (max_message_size): not sent" in said.err
     assert ids_of(await read(world, queue, 1)) == ids[1:]
 
 

@@ -172,9 +172,13 @@ class Resending:
     def _report(self, asked: int | None) -> int:
         say(f"{counted(self._sent.count, 'record')} sent")
         if self._sent.too_large:
-            say(f"{self._sent.too_large:,} are longer than the broker takes (max_message_size): not sent")
+            are = "is" if self._sent.too_large == 1 else "are"
+            say(f"{self._sent.too_large:,} {are} longer than the broker takes (max_message_size): not sent")
         if self._unreadable:
-            say(f"{self._unreadable:,} were deleted meanwhile, or have values that a reply cannot contain: not sent")
+            were, have = ("was", "has") if self._unreadable == 1 else ("were", "have")
+            say(
+                f"{self._unreadable:,} {were} deleted meanwhile, or {have} values that a reply cannot contain: not sent"
+            )
         if asked is not None and not self._sent.count:
             return FAILED
         return SOME_REJECTED if self._sent.too_large or self._unreadable or self._absent else DONE
