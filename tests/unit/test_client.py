@@ -9,6 +9,7 @@ from uuid import uuid4
 import pytest
 
 from task_activity_log.client import (
+    Answer,
     ClientError,
     PoisonQueue,
     Subscription,
@@ -16,12 +17,12 @@ from task_activity_log.client import (
     TaskActivityLogClient,
     Upsert,
 )
-from task_activity_log.client.asks import Asks
+from task_activity_log.client.asks import BATCH, Asks
 from task_activity_log.client.bulk import Summary
 from task_activity_log.client.connections import Connections
 from task_activity_log.client.routing import Routing
 from task_activity_log.message import Delivery, Properties
-from task_activity_log.problem import Unavailable
+from task_activity_log.problem import Code, Problem, Unavailable
 from task_activity_log.rabbitmq.outgoing import Fate, Outgoing
 from task_activity_log.rabbitmq.publisher import Publisher
 from task_activity_log.testing import FakeWorker
@@ -50,12 +51,11 @@ def test_a_bulk_that_is_confirmed_slowly_is_no_outage() -> None:
     """The time limit is that without any confirmation, not that of all."""
     client = TaskActivityLogClient(NOBODY)
 
-    async def send(upserts: Sequence[Upsert], on_sent: Callable[[int], None]) -> list[Any]:
+    async def send(upserts: Sequence[Upsert], on_sent: Callable[[int], None], _: object) -> None:
         for _ in upserts:
             await asyncio.sleep(0.9)
             on_sent(1)
         await asyncio.sleep(silent)
-        return []
 
     cast("Any", client._asks).send = send
     silent = 0.0
@@ -63,6 +63,37 @@ def test_a_bulk_that_is_confirmed_slowly_is_no_outage() -> None:
     silent = 1.1
     with pytest.raises(ClientError, match="the broker confirmed nothing for 1 s"):
         run(client.send_many([record()], timeout=1.0))
+
+
+@pytest.mark.parametrize("failure", ["silence", "an error"])
+@pytest.mark.parametrize("first", [["bad", "last"], ["bad", *["good"] * BATCH, "last"]])
+def test_what_was_refused_before_a_failure_is_in_the_error(failure: str, first: list[str]) -> None:
+    """Also if the failure comes in the same batch."""
+    client = TaskActivityLogClient(NOBODY)
+    asks = cast("Any", client._asks)
+    why = ClientError("no queue takes it")
+
+    async def publish(upserts: Sequence[Upsert], _: object, sent: Any) -> list[Upsert]:
+        for upsert in upserts:
+            if upsert.source == "bad":
+                sent.ended.append((upsert, Answer.not_sent(upsert, Problem(Code.BODY_TOO_LARGE, "Send less."))))
+            elif upsert.source == "last" and failure == "silence":
+                await asyncio.Event().wait()
+            elif upsert.source == "last":
+                sent.ended.append((upsert, why))
+            else:
+                sent.confirmed += 1
+        return []
+
+    asks._check_open = lambda: None
+    asks._publish_once = publish
+    upserts = [Upsert(b"%d" % number, source=source) for number, source in enumerate(first)]
+    counts: list[int] = []
+    words = "the broker confirmed nothing for 1 s: .*" if failure == "silence" else "no queue takes it"
+    with pytest.raises(ClientError, match=f"^{words}; before that, 1 upsert not sent: bad: body_too_large: ") as raised:
+        run(client.send_many(upserts, timeout=1.0, on_sent=counts.append))
+    assert [answer.upsert for answer in raised.value.refused] == upserts[:1]
+    assert (sum(counts), why.refused) == (first.count("good"), ())
 
 
 async def test_a_summary_counts_no_seconds_before_it_begins_and_after_it_has_ended() -> None:

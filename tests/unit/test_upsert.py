@@ -27,6 +27,14 @@ def test_a_value_of_another_type_is_named(name: str, value: object) -> None:
         Upsert(**given)
 
 
+def test_an_empty_message_id_is_refused() -> None:
+    """The worker would take it for none, and apply the upsert each time that it is sent."""
+    with pytest.raises(ValueError, match="message_id should not be empty"):
+        Upsert(b"{}", message_id="")
+    with pytest.raises(ValueError, match="message_id should not be empty"):
+        Upsert.of(TaskActivityLog(id=uuid4()), message_id="")
+
+
 def test_a_window_in_which_nothing_could_be_sent_is_refused() -> None:
     with pytest.raises(ValueError, match="window should be at least 1"):
         TaskActivityLogClient("amqp://localhost", window=0)

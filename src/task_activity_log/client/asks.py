@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol, TypeAlias
 
-from task_activity_log.aio import Waiting, meanwhile
+from task_activity_log.aio import Waiting, end, meanwhile
 from task_activity_log.client.connections import Connections, refusal
 from task_activity_log.client.messages import Answer, ClientError, NoAnswer, Upsert, no_answer
 from task_activity_log.client.notices import Notices
@@ -73,8 +73,10 @@ class Sending(Protocol):
     def forget(self, ask: Ask) -> None:
         """Stop waiting for an answer."""
 
-    async def send(self, upserts: Sequence[Upsert], on_sent: Callable[[int], None]) -> list[Answer]:
-        """Send without asking for answers; returns those that are refused."""
+    async def send(
+        self, upserts: Sequence[Upsert], on_sent: Callable[[int], None], on_refused: Callable[[Answer], None]
+    ) -> None:
+        """Send without asking for answers."""
 
     def no_answer(self, timeout: float | None, unanswered: Sequence[Upsert]) -> NoAnswer:
         """What to raise when no answer has come in time."""
@@ -190,22 +192,25 @@ class Asks:
         if self._asks.get(ask.upsert.message_id) is ask:
             del self._asks[ask.upsert.message_id]
 
-    async def send(self, upserts: Sequence[Upsert], on_sent: Callable[[int], None]) -> list[Answer]:
-        """Send without asking for answers, until the broker has confirmed all that it takes; returns the refused ones.
+    async def send(
+        self, upserts: Sequence[Upsert], on_sent: Callable[[int], None], on_refused: Callable[[Answer], None]
+    ) -> None:
+        """Send without asking for answers, until the broker has confirmed all that it takes.
 
-        `on_sent` is called with how many more are confirmed. Raises `ClientError` if no queue takes them, or the client ends.
+        `on_sent` is called with how many more are confirmed, and `on_refused` with each that it does not take. Raises
+        `ClientError` if no queue takes them, or the client ends.
         """
         self._check_open()
-        sending = asyncio.ensure_future(self._send(upserts, on_sent))
+        sending = asyncio.ensure_future(self._send(upserts, on_sent, on_refused))
         ending = asyncio.ensure_future(self._ends.wait())
         try:
             await asyncio.wait({sending, ending}, return_when=asyncio.FIRST_COMPLETED)
             if not sending.done():
                 self._check_open()
-            return await sending
+            await sending
         finally:
-            sending.cancel()
             ending.cancel()
+            await end(sending)  # it tells what became of its upserts
 
     def no_answer(self, timeout: float | None, unanswered: Sequence[Upsert]) -> NoAnswer:
         """What to raise when no answer to these has come for `timeout` seconds."""
@@ -263,10 +268,11 @@ class Asks:
                 if self._order is not order:  # all that is unanswered is in the outbox again, in the order given
                     break
                 waiting = [upsert for upsert in self._order.admit(wave) if upsert.message_id in self._asks]
-                sent = await self._publish(waiting, self._reply_to)
-                for upsert, end in sent.ended:
+                sent = _Sent()
+                await self._publish(waiting, self._reply_to, sent)
+                for upsert, outcome in sent.ended:
                     if ask := self._asks.pop(upsert.message_id, None):
-                        ask.done(end)
+                        ask.done(outcome)
                 if sent.again:
                     records = self._order.refused(sent.again)
                     asyncio.get_running_loop().call_later(_AGAIN_SECONDS, self._send_again, records)
@@ -275,30 +281,34 @@ class Asks:
         self._order.due(records)
         self._outbox.put(None)  # wakes the task that takes from it
 
-    async def _send(self, upserts: Sequence[Upsert], on_sent: Callable[[int], None]) -> list[Answer]:
-        refused: list[Answer] = []
+    async def _send(
+        self, upserts: Sequence[Upsert], on_sent: Callable[[int], None], on_refused: Callable[[Answer], None]
+    ) -> None:
         for wave in waves(upserts):
             left = wave
             while left:
-                sent = await self._publish(left, None)
-                if sent.confirmed:
-                    on_sent(sent.confirmed)
-                for _, end in sent.ended:
-                    if isinstance(end, ClientError):
-                        raise end
-                    refused.append(end)
+                sent = _Sent()
+                try:
+                    await self._publish(left, None, sent)
+                finally:  # also if the time is over
+                    for _, outcome in sent.ended:
+                        if isinstance(outcome, Answer):
+                            on_refused(outcome)
+                    if sent.confirmed:
+                        on_sent(sent.confirmed)
+                for _, outcome in sent.ended:
+                    if isinstance(outcome, ClientError):
+                        raise outcome
                 left = sent.again
                 if left:
                     await asyncio.sleep(_AGAIN_SECONDS)
-        return refused
 
-    async def _publish(self, upserts: Sequence[Upsert], reply_to: str | None) -> _Sent:
+    async def _publish(self, upserts: Sequence[Upsert], reply_to: str | None, sent: _Sent) -> None:
         """Publish, on each new connection again, until each was answered by the broker.
 
         The broker closes the channel, or the connection, at a message that it does not take, and everything behind it is
         lost. So what is lost is published again in halves, until such a message is alone.
         """
-        sent = _Sent()
         pieces = [list(upserts)]
         lost_alone = 0
         while pieces:
@@ -321,7 +331,6 @@ class Asks:
                 lost_alone = 0
                 detail = f"The broker refuses this message: {self._publisher.last_reason}"
                 sent.ended += [(lost[0], Answer.not_sent(lost[0], Problem(Code.INVALID_PROPERTIES, detail)))]
-        return sent
 
     async def _publish_once(self, upserts: Sequence[Upsert], reply_to: str | None, sent: _Sent) -> list[Upsert]:
         """Publish once there is a connection; returns those that were lost with it."""

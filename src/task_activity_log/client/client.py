@@ -8,7 +8,18 @@ from typing import Literal, Self, TypeAlias
 from task_activity_log.client.asks import BATCH, Asks, Sending
 from task_activity_log.client.bulk import Bulk
 from task_activity_log.client.connections import PROGRAM
-from task_activity_log.client.messages import SHORT_MAX, Answer, NotSent, Options, Record, Upsert, is_short, request_of
+from task_activity_log.client.messages import (
+    SHORT_MAX,
+    Answer,
+    ClientError,
+    NotSent,
+    Options,
+    Record,
+    Upsert,
+    failed_after,
+    is_short,
+    request_of,
+)
 from task_activity_log.client.names import exchange_name
 from task_activity_log.client.routing import BY_RECORD, Routing
 from task_activity_log.rabbitmq.link import LinkOptions
@@ -157,7 +168,8 @@ class TaskActivityLogClient:
 
         Raises:
             NotSent: the broker does not take some of them, such as one that is too large. All others were sent.
-            ClientError: no queue takes upserts, or nothing was confirmed in time. Those before were.
+            ClientError: no queue takes upserts, or nothing was confirmed in time. Those before were,
+                except those in its `refused`.
         """
         count = 0
         refused: list[Answer] = []
@@ -177,9 +189,14 @@ class TaskActivityLogClient:
             upserts = [upsert for upsert in batch if isinstance(upsert, Upsert)]
             try:
                 async with asyncio.timeout(timeout) as limit:
-                    refused += await self._asks.send(upserts, confirmed)
+                    await self._asks.send(upserts, confirmed, refused.append)
             except TimeoutError:
-                raise self._asks.not_confirmed(timeout) from None
+                error = self._asks.not_confirmed(timeout)
+                raise (failed_after(error, refused) if refused else error) from None
+            except ClientError as error:
+                if refused:
+                    raise failed_after(error, refused) from error
+                raise
         if refused:
             raise NotSent(refused)
         return count

@@ -49,6 +49,9 @@ _HEADER_MAX = 100_000
 class ClientError(Exception):
     """The broker is away or refuses, or what it delivered cannot be read. The text is one line and says what to do."""
 
+    refused: "tuple[Answer, ...]" = ()
+    """What `send_many` could not send before it failed, and why. The text names it too. See also `NotSent.answers`."""
+
 
 class NoAnswer(ClientError):
     """No answer came in time. What was sent is waiting in the worker's queue, or was applied.
@@ -69,6 +72,13 @@ class NotSent(ClientError):
         others = f"; and {len(answers) - _NAMED:,} more" if len(answers) > _NAMED else ""
         super().__init__(f"{len(answers):,} upsert{'' if len(answers) == 1 else 's'} not sent: {named}{others}")
         self.answers = tuple(answers)
+
+
+def failed_after(error: ClientError, refused: "Sequence[Answer]") -> ClientError:
+    """The error with what could not be sent before. It is a copy, as others may get the same error."""
+    failure = ClientError(f"{error}; before that, {NotSent(refused)}")
+    failure.refused = tuple(refused)
+    return failure
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,14 +123,17 @@ class Upsert:
     def __post_init__(self) -> None:
         """Check what would otherwise fail where it is sent, together with the upserts of others.
 
-        Raises `ValueError` for what AMQP cannot represent: texts that are too long or no text, a number that is too big; and
-        `TypeError` for a value of another type: it would be sent as text.
+        Raises `ValueError` for what AMQP cannot represent: texts that are too long or no text, a number that is too big; for an
+        empty message_id, with which it would be applied each time; and `TypeError` for a value of another type: it would be
+        sent as text.
         """
         # The exact types first: asking for abstract ones takes a microsecond.
         if (type(self.body), type(self.content_type), type(self.message_id), type(self.headers)) != _USUAL:
             _check_types(self, ("body", "content_type", "message_id", "headers"))
         if self.content_encoding is not None or self.priority is not None:
             _check_types(self, ("content_encoding", "priority"))
+        if not self.message_id:
+            raise ValueError("message_id should not be empty")
         for name, value in self.headers.items():
             if not isinstance(value, str | int):
                 raise TypeError(f"header {name} should not be a value of type {type(value).__name__}")
@@ -172,7 +185,7 @@ class Upsert:
         headers = {name: value for name, value in ((VERSION, version), (UPDATE_MODE, mode)) if value is not None}
         return cls(
             wire.encode(record, wire.JSON).body,
-            message_id=message_id or str(uuid4()),
+            message_id=str(uuid4()) if message_id is None else message_id,
             headers=headers,
             priority=priority,
         )

@@ -180,7 +180,12 @@ class _FakeAsks:
         if self._asks.get(ask.upsert.message_id) is ask:
             del self._asks[ask.upsert.message_id]
 
-    async def send(self, upserts: Sequence[Upsert], on_sent: Callable[[int], None]) -> list[Answer]:
+    async def send(
+        self,
+        upserts: Sequence[Upsert],
+        on_sent: Callable[[int], None],
+        on_refused: Callable[[Answer], None],  # noqa: ARG002 - this broker takes everything
+    ) -> None:
         self._check_open()
         for upsert in upserts:
             self._worker.request(upsert, None, self._app_id, lambda _: None)
@@ -188,7 +193,6 @@ class _FakeAsks:
         self._check_open()
         if upserts:
             on_sent(len(upserts))
-        return []
 
     def no_answer(self, timeout: float | None, unanswered: Sequence[Upsert]) -> NoAnswer:
         return no_answer(timeout, unanswered, "is a worker running? What was sent is in its queue")
