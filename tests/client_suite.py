@@ -248,6 +248,18 @@ class SubscriberSuite:
                     assert "cannot be read" in str(error)
                     assert reply is seen[2]
 
+    @pytest.mark.parametrize("poison", [None, PoisonQueue("amq.mine")])
+    async def test_a_name_that_is_reserved_for_the_broker_is_refused(
+        self, place: Place, poison: PoisonQueue | None
+    ) -> None:
+        """For a queue that would be declared."""
+        options = {"queue": "amq.mine"} if poison is None else own()
+        with pytest.raises(
+            ClientError, match=r"the broker refuses access: .*'amq.mine' contains reserved prefix 'amq\.\*'"
+        ):
+            async with place.subscribe(**options | {"routing_keys": ["#"]}, on_poison=poison):
+                pass
+
     async def test_answers_do_not_go_to_subscribers(self, place: Place) -> None:
         """Those who ask get the answer, and nobody else."""
         async with place.subscribe(routing_keys=["#"], most=1) as replies, place.client() as client:

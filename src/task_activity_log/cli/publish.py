@@ -89,6 +89,7 @@ class Publication:
     """How many answers say that the client or the broker took no such message: the worker has not seen it."""
     _confirmed: int = field(default=0, init=False)
     _began: bool = field(default=False, init=False)
+    _addressed: int = field(default=0, init=False)
     """Whether records may have been sent without waiting: the broker may have some that it has not confirmed."""
     _outage: str = field(default="", init=False)
 
@@ -296,6 +297,12 @@ class Publication:
             if number not in self._usable.kept_back:
                 yield self._merged(upsert)
 
+    def _noted(self) -> Iterator[Upsert]:
+        """The upserts; those whose answers go to a reply_to that they were exported with are counted."""
+        for upsert in self._upserts():
+            self._addressed += bool(upsert.properties(None, "").reply_to)
+            yield upsert
+
     @property
     def _few(self) -> bool:
         return self._to_send <= FEW
@@ -373,9 +380,12 @@ class Publication:
 
             self._began = True
             self._summary.begin()
-            await client.send_many(self._upserts(), timeout=self.timeout, on_sent=sent)
+            await client.send_many(self._noted(), timeout=self.timeout, on_sent=sent)
         seconds = self._summary.seconds
         where = "replies go to the subscribers"
+        if self._addressed:
+            have = "has" if self._addressed == 1 else "have"
+            where = f"replies go to the reply_to, which {self._addressed:,} {have}, or to the subscribers"
         self._tell(f"{self._confirmed:,} confirmed by the broker in {seconds:.1f} s; {where}{self._left_out}")
 
     def _show(self, answer: Answer) -> None:

@@ -12,7 +12,11 @@ from task_activity_log.client.connections import no_connection
 from task_activity_log.client.messages import ClientError
 from task_activity_log.client.subscription import PoisonQueue, how_to_declare
 from task_activity_log.message import Delivery, Properties
-from task_activity_log.rabbitmq.link import LinkOptions, Missing, describe
+from task_activity_log.rabbitmq.link import LinkOptions, Missing, Outage, OutageKind, describe
+
+_LINK = LinkOptions("amqp://memory/")
+_RESERVED = "amq."
+"""How the names begin that the broker gives."""
 
 
 @dataclass(eq=False)
@@ -62,7 +66,23 @@ class Queues:
                 queue.put(body, properties)
 
     def declare(self, name: str, keys: Iterable[str] = ()) -> Queue:
-        """The queue with this name, which is declared if it does not exist, and bound by these keys as well."""
+        """The queue with this name, which is declared if it does not exist, and bound by these keys as well.
+
+        Raises:
+            ClientError: it does not exist, and such names are the broker's own, as in RabbitMQ.
+        """
+        if name.startswith(_RESERVED) and name not in self._by_name:
+            text = f"ACCESS_REFUSED - queue name '{name}' contains reserved prefix '{_RESERVED}*'"
+            raise no_connection(_LINK, Outage(OutageKind.ACCESS_REFUSED, text))
+        return self._add(name, keys)
+
+    def declare_private(self, keys: Iterable[str]) -> str:
+        """Declare a new queue that is bound by these keys; returns the name that the broker gives it."""
+        name = f"{_RESERVED}gen-{uuid4()}"
+        self._add(name, keys)
+        return name
+
+    def _add(self, name: str, keys: Iterable[str]) -> Queue:
         queue = self._by_name.setdefault(name, Queue())
         queue.keys.update(keys)
         return queue
@@ -131,8 +151,10 @@ class MemorySource:
         if self._poison is not None:
             self._queues.declare(self._poison.name)
         private = self._keys and self._name is None
-        name = f"amq.gen-{uuid4()}" if private else self._name or self._queues.shared
-        loan = Loan(self._queues.declare(name, self._keys) if self._keys else self._queues[name], prefetch)
+        name = self._queues.declare_private(self._keys) if private else self._name or self._queues.shared
+        if self._keys and not private:
+            self._queues.declare(name, self._keys)
+        loan = Loan(self._queues[name], prefetch)
         try:
             yield loan
         finally:
@@ -152,4 +174,4 @@ class MemorySource:
     def failed(self, error: BaseException) -> ClientError:
         """What to raise if the first connection fails."""
         missing = how_to_declare(self._name, self._keys, shared=self._queues.shared)
-        return no_connection(LinkOptions("amqp://memory/"), describe(error), missing=missing)
+        return no_connection(_LINK, describe(error), missing=missing)
