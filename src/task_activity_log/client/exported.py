@@ -162,7 +162,7 @@ def corrected(request: Properties, content: bytes) -> Properties:
     if not is_object:
         raise ValueError("it should be an object")
     line = {"content_type": None, "body": "", "headers_base64": "", **parsed}
-    found = upsert(line, "", "")
+    found = upsert(line, "-", "")  # the request keeps its own message_id
     return replace(
         request,
         content_type=parsed.get("content_type"),
