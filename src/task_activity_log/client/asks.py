@@ -32,6 +32,8 @@ _GUILTY = ("PRECONDITION_FAILED", "FRAME_ERROR", "SYNTAX_ERROR", "NOT_ALLOWED", 
 """How the broker's reasons begin for what a message itself can be the cause of."""
 
 Done: TypeAlias = Callable[[Answer | ClientError], None]
+OnSent: TypeAlias = Callable[[int], None]
+OnRefused: TypeAlias = Callable[[Answer], None]
 
 
 @dataclass(eq=False, slots=True)
@@ -73,9 +75,7 @@ class Sending(Protocol):
     def forget(self, ask: Ask) -> None:
         """Stop waiting for an answer."""
 
-    async def send(
-        self, upserts: Sequence[Upsert], on_sent: Callable[[int], None], on_refused: Callable[[Answer], None]
-    ) -> None:
+    async def send(self, upserts: Sequence[Upsert], on_sent: OnSent, on_refused: OnRefused) -> None:
         """Send without asking for answers."""
 
     def no_answer(self, timeout: float | None, unanswered: Sequence[Upsert]) -> NoAnswer:
@@ -192,9 +192,7 @@ class Asks:
         if self._asks.get(ask.upsert.message_id) is ask:
             del self._asks[ask.upsert.message_id]
 
-    async def send(
-        self, upserts: Sequence[Upsert], on_sent: Callable[[int], None], on_refused: Callable[[Answer], None]
-    ) -> None:
+    async def send(self, upserts: Sequence[Upsert], on_sent: OnSent, on_refused: OnRefused) -> None:
         """Send without asking for answers, until the broker has confirmed all that it takes.
 
         `on_sent` is called with how many more are confirmed, and `on_refused` with each that it does not take. Raises
@@ -281,9 +279,7 @@ class Asks:
         self._order.due(records)
         self._outbox.put(None)  # wakes the task that takes from it
 
-    async def _send(
-        self, upserts: Sequence[Upsert], on_sent: Callable[[int], None], on_refused: Callable[[Answer], None]
-    ) -> None:
+    async def _send(self, upserts: Sequence[Upsert], on_sent: OnSent, on_refused: OnRefused) -> None:
         for wave in waves(upserts):
             left = wave
             while left:
@@ -291,9 +287,8 @@ class Asks:
                 try:
                     await self._publish(left, None, sent)
                 finally:  # also if the time is over
-                    for _, outcome in sent.ended:
-                        if isinstance(outcome, Answer):
-                            on_refused(outcome)
+                    for answer in (one for _, one in sent.ended if isinstance(one, Answer)):
+                        on_refused(answer)
                     if sent.confirmed:
                         on_sent(sent.confirmed)
                 for _, outcome in sent.ended:
