@@ -234,7 +234,9 @@ async def test_sending_needs_permission_to_write_to_the_exchange_alone(rabbitmq:
 @pytest.mark.parametrize("write", ["^nothing$", "^task_activity_log.replies$"])
 async def test_a_user_who_may_not_write_is_told_at_once(rabbitmq: RabbitMQ, amqp_url: str, write: str) -> None:
     """Instead of waiting for a broker that is not away, and in plain words."""
-    refused = r"^user '\w+' may not (use|write to) exchange 'task_activity_log': see Permissions in docs/publishing.md$"
+    refused = (
+        r"^user '\w+' may not (use|write to) exchange 'task_activity_log': see Permissions in docs/publishing.md\b"
+    )
     async with no_worker(amqp_url):
         with user_who_may(rabbitmq, amqp_url, write=write) as url, pytest.raises(ClientError, match=refused):
             async with TaskActivityLogClient(url) as client:

@@ -10,10 +10,13 @@ from uuid import UUID
 import pytest
 from aiormq.exceptions import ChannelNotFoundEntity
 
+from task_activity_log.cli import partitions
 from task_activity_log.cli.partitions import plan
 from task_activity_log.partitions import hash_slot, is_partition_count, partition_of, queue_of, slots_of
+from task_activity_log.problem import Unavailable
 from task_activity_log.rabbitmq.repartition import Partition, Partitions, _look_up
 from task_activity_log.rabbitmq.topology import Topology
+from task_activity_log.settings import load
 
 
 def test_the_example_in_the_contract_is_right() -> None:
@@ -142,3 +145,24 @@ def test_the_steps_are_those_that_apply(there: Partitions, to: int, now: str, sa
     assert said in steps
     assert unsaid not in steps
     assert steps.endswith("\nNothing was changed.")
+
+
+@pytest.mark.parametrize(
+    ("reason", "advice"),
+    [
+        ("connection refused", "run the same command again"),
+        ("ACCESS_REFUSED - configure access to queue 'a' refused", "use a user with the permissions of a worker"),
+    ],
+)
+def test_what_to_do_about_a_broker_that_does_not_answer_or_refuses(
+    reason: str, advice: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """To try again helps nobody who lacks a permission."""
+
+    async def fail(*_: object) -> None:
+        raise Unavailable(reason)
+
+    monkeypatch.setattr(partitions, "look_up", fail)
+    settings = load({"AMQP_URL": "amqp://broker/", "DATABASE_URL": "postgresql://database/app"})
+    assert partitions.show_or_change(settings, None, yes=False) == 1
+    assert f"broker broker/: {reason}; {advice}" in capsys.readouterr().err

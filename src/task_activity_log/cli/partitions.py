@@ -20,7 +20,10 @@ def show_or_change(settings: Settings, to: int | None, *, yes: bool) -> int:
     except (NotEmpty, Misconfigured) as error:
         say(str(error))
     except Unavailable as outage:
-        say(f"broker {address(settings.required_amqp_url)}: {outage.reason}; run the same command again")
+        advice = "run the same command again"
+        if "ACCESS_REFUSED" in outage.reason:
+            advice = "use a user with the permissions of a worker (docs/operations.md, Permissions in RabbitMQ)"
+        say(f"broker {address(settings.required_amqp_url)}: {outage.reason}; {advice}")
     return FAILED
 
 

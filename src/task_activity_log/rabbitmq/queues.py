@@ -189,8 +189,15 @@ async def _ensure(channel: aiormq.abc.AbstractChannel, queue: str) -> None:
 
 @asynccontextmanager
 async def must_exist(what: str) -> AsyncIterator[None]:
-    """Raises `Missing`, which says `what` does not exist, where the broker says that something does not."""
+    """Raises `Missing`, which says `what` does not exist, where the broker says that something does not.
+
+    To ask takes any one permission (since RabbitMQ 4.3.1). Without one, the broker names that to configure: its name is
+    removed from the error, because it is not the one that is needed.
+    """
     try:
         yield
     except ChannelNotFoundEntity:
         raise Missing(f"{what} does not exist on this broker") from None
+    except ChannelAccessRefused as error:
+        arguments = (arg.replace("configure access", "access") if isinstance(arg, str) else arg for arg in error.args)
+        raise ChannelAccessRefused(*arguments) from None
