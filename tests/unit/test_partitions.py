@@ -10,8 +10,7 @@ from uuid import UUID
 import pytest
 from aiormq.exceptions import ChannelNotFoundEntity
 
-from task_activity_log.cli import partitions
-from task_activity_log.cli.partitions import plan
+from task_activity_log.cli.partitions import plan, show_or_change
 from task_activity_log.partitions import hash_slot, is_partition_count, partition_of, queue_of, slots_of
 from task_activity_log.problem import Unavailable
 from task_activity_log.rabbitmq.repartition import Partition, Partitions, _look_up
@@ -162,7 +161,7 @@ def test_what_to_do_about_a_broker_that_does_not_answer_or_refuses(
     async def fail(*_: object) -> None:
         raise Unavailable(reason)
 
-    monkeypatch.setattr(partitions, "look_up", fail)
+    monkeypatch.setattr("task_activity_log.cli.partitions.look_up", fail)
     settings = load({"AMQP_URL": "amqp://broker/", "DATABASE_URL": "postgresql://database/app"})
-    assert partitions.show_or_change(settings, None, yes=False) == 1
+    assert show_or_change(settings, None, yes=False) == 1
     assert f"broker broker/: {reason}; {advice}" in capsys.readouterr().err
