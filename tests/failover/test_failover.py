@@ -193,6 +193,19 @@ async def test_an_old_primary_that_comes_back_is_not_used(cluster: Cluster, monk
     await old.close()
 
 
+async def test_a_newer_primary_that_does_not_answer_is_named(cluster: Cluster) -> None:
+    """It is waited for as long as any server, although the old primary has answered: the old one cannot be used."""
+    connector = Connector(cluster.url(), connect_timeout=2)
+    await asyncio.to_thread(cluster.primary.kill)
+    await asyncio.to_thread(cluster.standby.promote)
+    await asyncio.to_thread(cluster.primary.start)
+    assert await server_of(connector) == host_of(cluster.standby)
+    await asyncio.to_thread(cluster.standby.pause)
+    with pytest.raises(Unavailable, match=f"{host_of(cluster.standby)}: connect timeout, no answer") as caught:
+        await connector.connect(command_timeout=10)
+    assert f"{host_of(cluster.primary)}: an old primary, on timeline 1" in caught.value.reason
+
+
 async def test_a_process_that_starts_during_a_split_takes_the_newer_primary(cluster: Cluster) -> None:
     """It has seen nothing before, and the old primary is the first in its connection string."""
     await asyncio.to_thread(cluster.primary.kill)

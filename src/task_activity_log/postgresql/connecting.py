@@ -26,7 +26,7 @@ APPLICATION_NAME = "task-activity-log-worker"
 """What pg_stat_activity shows, unless the connection string has another name."""
 
 _OTHERS_SECONDS = 1.0
-"""How long the other hosts may take to answer when one that accepts writes has answered."""
+"""How long the other hosts may take to answer when one that accepts writes, and is no old primary, has answered."""
 _CLOSE_SECONDS = 1.0
 
 
@@ -139,7 +139,8 @@ class Connector:
         if not connection.writable:
             return _NoConnection(connection.place, "read-only")
         seen = self._timelines.get(connection.cluster or 0, 0)
-        said = f"on timeline {connection.timeline}, after timeline {seen} was seen; restart the worker to use it"
+        advice = "restart the worker to use it, if the newer one is gone for good"
+        said = f"on timeline {connection.timeline}, after timeline {seen} was seen; {advice}"
         return _NoConnection(connection.place, "an old primary", said)
 
 
@@ -175,7 +176,7 @@ class _Opener:
         """Connections to all hosts that answer in time, in their order, and why there is none to the others."""
         tasks = [asyncio.create_task(self._open_host(host, alone=len(hosts) == 1)) for host in hosts]
         try:
-            await _wait(tasks)
+            await self._wait(tasks)
         except BaseException:
             await self._discard(tasks)
             raise
@@ -191,6 +192,18 @@ class _Opener:
             except _NoConnection as failure:
                 failures.append(failure)
         return opened, failures
+
+    async def _wait(self, tasks: Sequence[asyncio.Task[ServerConnection]]) -> None:
+        """Wait until all have ended, or for some more time after one has found a server that can be used."""
+        loop = asyncio.get_running_loop()
+        pending, until = set(tasks), float("inf")
+        while pending and loop.time() < until:
+            limit = None if until == float("inf") else until - loop.time()
+            done, pending = await asyncio.wait(pending, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
+            if until == float("inf") and any(
+                task.exception() is None and _is_fit(task.result(), self.timelines) for task in done
+            ):
+                until = loop.time() + _OTHERS_SECONDS
 
     async def _discard(self, tasks: Sequence[asyncio.Task[ServerConnection]]) -> None:
         for task in tasks:
@@ -324,17 +337,6 @@ SELECT pg_catalog.current_setting('transaction_read_only')::pg_catalog.bool AS r
     CASE WHEN NOT pg_catalog.pg_is_in_recovery()
         THEN pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 1, 8)
     END AS timeline"""
-
-
-async def _wait(tasks: Sequence[asyncio.Task[ServerConnection]]) -> None:
-    """Wait until all have ended, or for some more time after one has found a server that accepts writes."""
-    loop = asyncio.get_running_loop()
-    pending, until = set(tasks), float("inf")
-    while pending and loop.time() < until:
-        limit = None if until == float("inf") else until - loop.time()
-        done, pending = await asyncio.wait(pending, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
-        if until == float("inf") and any(task.exception() is None and task.result().writable for task in done):
-            until = loop.time() + _OTHERS_SECONDS
 
 
 async def _close(connections: Sequence[ServerConnection]) -> None:
