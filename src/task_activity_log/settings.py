@@ -38,6 +38,7 @@ from task_activity_log.tls import Tls
 from task_activity_log.variables import explained, unknown
 
 PREFIX = "WORKER_"
+_SECRET_MAX = 65_536
 BATCHES_IN_HAND = 4
 """With two, each stage waits for the other one most of the time (measured in docs/performance.md)."""
 _BATCHES_OF_A_PARTITION = 2
@@ -426,13 +427,16 @@ def _required(url: SecretStr | None, name: str) -> str:
 
 def _secret(name: str, path: str, errors: list[str]) -> str:
     """What the file that `name` names contains; if that is nothing, or cannot be read, an error is added."""
+    content, wrong = "", ""
     try:
-        content = Path(path).read_text(encoding="utf-8").strip()
+        with Path(path).open(encoding="utf-8") as file:
+            content = file.read(_SECRET_MAX + 1).strip()
     except (OSError, UnicodeDecodeError) as error:
-        errors.append(f"{name}: cannot be read ({getattr(error, 'strerror', None) or 'not UTF-8'})")
-        return ""
-    if not content:
-        errors.append(f"{name}: is empty")
+        wrong = f"cannot be read ({getattr(error, 'strerror', None) or 'not UTF-8'})"
+    if len(content) > _SECRET_MAX:  # such as /dev/zero, which does not end
+        content, wrong = "", f"is longer than {_SECRET_MAX:,} characters"
+    if wrong or not content:
+        errors.append(f"{name}: {wrong or 'is empty'}")
     return content
 
 

@@ -142,6 +142,7 @@ def test_an_unreadable_secret_file_is_one_line() -> None:
         ("/no", "cannot be read (No such file or directory)"),
         ("/", "cannot be read (Is a directory)"),
         ("/dev/null", "is empty"),
+        ("/dev/zero", "is longer than 65,536 characters"),
     ):
         assert errors_of({**url, "AMQP_URL_FILE": path}) == [f"AMQP_URL_FILE: {reason}"]
 

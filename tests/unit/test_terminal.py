@@ -168,3 +168,8 @@ def test_a_reply_of_the_end_of_time_is_printed(monkeypatch: pytest.MonkeyPatch, 
     finally:
         monkeypatch.undo()
         time.tzset()
+
+
+def test_a_reply_without_a_time_has_none() -> None:
+    """It is not that of the present: it may be old."""
+    assert _line(received_reply(Delivery(b"", Properties()))).startswith("-\tunknown\t-\t")

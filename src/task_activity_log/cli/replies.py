@@ -6,7 +6,7 @@ import sys
 from collections.abc import AsyncIterable, AsyncIterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -143,17 +143,18 @@ def _line(reply: Received) -> str:
             named, told = _message(reply), "; ".join(exported.reasons(problem))
         case UnreadableReply(error):
             named, told = _message(reply), str(error)
-    published = reply.published or datetime.now(UTC)
-    with suppress(OverflowError):  # a publisher can send the end of the year 9999, which is later elsewhere
-        published = published.astimezone()
-    time = f"{published:%Y-%m-%d %H:%M:%S%z}"
+    time = "-"  # such as of a reply that no worker has published
+    if published := reply.published:
+        with suppress(OverflowError):  # a publisher can send the end of the year 9999, which is later elsewhere
+            published = published.astimezone()
+        time = f"{published:%Y-%m-%d %H:%M:%S%z}"
     outcome, named, told = map(one_line, (reply.outcome, named, told))
     if not sys.stdout.isatty():
         return f"{time}\t{outcome}\t{named}\t{told}"
     shown = f"{outcome:9}"
     if has_colours(sys.stdout):
         shown = f"\033[{_COLOURS.get(outcome, '0')}m{shown}\033[0m"
-    return f"{time}  {shown}  {named:36}  {told}"
+    return f"{time:24}  {shown}  {named:36}  {told}"
 
 
 def _message(reply: Received) -> str:
