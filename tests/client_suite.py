@@ -414,11 +414,13 @@ class SubscriberSuite:
 
     async def test_the_end_of_a_subscription_counts_as_a_delivery(self, place: Place) -> None:
         """Of all that was delivered: only closing the channel keeps the order. What the body does not fail with is not moved."""
-        mine, poison = own(), PoisonQueue(f"poison.{uuid4()}", tries=3)
+        mine, other, poison = own(), own(), PoisonQueue(f"poison.{uuid4()}", tries=3)
         async with place.client() as client:
-            async with place.subscribe(**mine):
-                pass
+            for queue in (mine, other):
+                async with place.subscribe(**queue):
+                    pass
             await client.send_many([record(subject) for subject in "abc"])
+        assert await subjects(place.subscribe(**other, most=3)) == ["a", "b", "c"]  # now all three are there
         for _ in range(2):
             async with place.subscribe(**mine) as replies:
                 async for _ in replies:
