@@ -260,6 +260,15 @@ class SubscriberSuite:
             async with place.subscribe(**options | {"routing_keys": ["#"]}, on_poison=poison):
                 pass
 
+    @pytest.mark.parametrize("name", ["upsert", "upsert.7", "dead-letters"])
+    async def test_a_queue_of_the_worker_that_holds_no_replies_is_refused(self, place: Place, name: str) -> None:
+        """A subscription would acknowledge what is in it; a reply that is moved to it would be a request."""
+        queue = f"task_activity_log.{name}"
+        with pytest.raises(ValueError, match=f"queue should name another queue: {queue} is for the worker"):
+            place.subscribe(queue=queue)
+        with pytest.raises(ValueError, match=f"on_poison should name another queue: {queue} is for the worker"):
+            place.subscribe(**own(), on_poison=PoisonQueue(queue))
+
     async def test_answers_do_not_go_to_subscribers(self, place: Place) -> None:
         """Those who ask get the answer, and nobody else."""
         async with place.subscribe(routing_keys=["#"], most=1) as replies, place.client() as client:

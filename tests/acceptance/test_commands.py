@@ -33,7 +33,7 @@ from task_activity_log.cli.publish import Publication
 from task_activity_log.client.connections import publishing
 from task_activity_log.client.replaying import replay as replay_letters
 from task_activity_log.hosts import vhost as vhost_of
-from task_activity_log.message import Delivery, Properties
+from task_activity_log.message import STORED, Delivery, Properties
 from task_activity_log.pipeline.request import Request, Rules, decode
 from task_activity_log.postgresql.connecting import Connector
 from task_activity_log.rabbitmq import version
@@ -1141,6 +1141,16 @@ async def test_a_replay_over_a_newer_row_needs_a_flag(
     over = ("dead-letters", "replay", "--all", "--over-newer")
     said = await command(*over, AMQP_URL=amqp_url, DATABASE_URL=database_url)
     assert (said.code, await names(channel, TOPOLOGY.requests_queue)) == (0, ["plain"])
+
+
+async def test_a_dead_letter_that_is_a_reply_is_kept_and_not_edited(channel: AbstractChannel, amqp_url: str) -> None:
+    """It would be rejected again however it is edited, because the type of a message stays."""
+    reply = aio_pika.Message(b"{}", message_id="r", type=STORED, headers={"x-error-code": "reply_as_request"})
+    await channel.default_exchange.publish(reply, TOPOLOGY.dead_letters_queue)
+    said = await command("dead-letters", "replay", "--all", AMQP_URL=amqp_url)
+    assert (said.code, await names(channel, TOPOLOGY.requests_queue)) == (3, [])
+    assert "find out which program sends it, then discard it" in said.err
+    assert "--edit" not in said.err
 
 
 async def test_a_row_that_is_changed_during_a_replay_is_not_overwritten(

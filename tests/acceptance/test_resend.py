@@ -246,6 +246,8 @@ async def test_a_queue_that_does_not_exist_is_an_error(world: World) -> None:
         (["--all", "--changed-since", "2h"], "select records with one of"),
         (["--changed-since", "yesterday"], "invalid time yesterday: use 15m, 2h or 7d, or a date such as"),
         (["--changed-since", "999999999d"], "invalid time 999999999d"),
+        (["--all", "--queue", "task_activity_log.upsert"], "task_activity_log.upsert is for the worker, and not for"),
+        (["--all", "--queue", "task_activity_log.dead-letters", "--dry-run"], "--queue should name another queue"),
     ],
 )
 async def test_a_wrong_selection_is_one_line(arguments: list[str], words: str) -> None:

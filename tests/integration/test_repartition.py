@@ -304,6 +304,10 @@ async def test_a_requests_queue_that_would_not_keep_the_order_is_refused_before_
                 refusal = f"task-activity-log: queue {TWO.requests_queue} has no single active consumer"
                 assert printed.err.startswith(refusal)
                 assert printed.err.count("\n") == 1
+                assert (
+                    "`task-activity-log partitions --to 2 --yes` and workers with WORKER_PARTITIONS=2 declare"
+                    in printed.err
+                )
                 assert ("Now: 0 partitions, 1 message," in printed.out) == (not yes)
             both = await asyncio.to_thread(
                 subprocess.run,

@@ -360,7 +360,7 @@ def test_the_download_is_what_publish_takes(local: Browser) -> None:
         ({"body": f'{{"id": "{ID}", "subjct": "x"}}'}, "did you mean <code>subject</code>?"),
         ({"body": f'{{"id": "{ID}"}}', "headers": '{"x-version": "x"}'}, "Send x-version as a 64-bit integer"),
         ({"body": f'{{"id": "{ID}"}}', "headers": "[]"}, "headers should be an object"),
-        ({"body": f'{{"id": "{ID}"}}', "headers": "{"}, "It cannot be sent: Expecting property name"),
+        ({"body": f'{{"id": "{ID}"}}', "headers": "{"}, "sent: the headers are not JSON: Expecting"),
         ({"body": f'{{"id": "{ID}"}}', "message_id": "é" * 300}, "It cannot be sent"),
         ({"body": "<task_activity_log/>", "content_type": "application/xml"}, "Send id as a uuid"),
         ({"body": ""}, "Send the record in the body"),
@@ -387,7 +387,7 @@ def test_the_edit_page_needs_a_change_and_a_reason_and_a_valid_message(local: Br
         if said:
             members["header"] = header_of(local)
         answer = local.post("/edit", members)
-        assert (answer.status_code, (said or "The headers cannot be sent") in answer.text) == (422, True)
+        assert (answer.status_code, (said or "headers cannot be sent: it is not JSON") in answer.text) == (422, True)
         assert body in unescape(answer.text)
     assert list(local.console.actions.all) == []
 

@@ -137,7 +137,10 @@ def resend(
     settings = settings_or_exit("amqp_url", "database_url")
     from task_activity_log.cli.resend import Resending
     from task_activity_log.client.names import queue_name
+    from task_activity_log.wiring import topology_of
 
+    if queue in topology_of(settings).not_for_replies:
+        fail(f"--queue should name another queue: {queue} is for the worker, and not for replies", WRONG_USE)
     try:
         if queue:
             queue_name("--queue", queue)

@@ -157,7 +157,10 @@ def corrected(request: Properties, content: bytes) -> Properties:
 
     Headers that JSON cannot express stay. A `ValueError` says what cannot be sent.
     """
-    parsed = json.loads(content)
+    try:
+        parsed = json.loads(content)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"it is not JSON: {error}") from None
     is_object = isinstance(parsed, dict)
     if not is_object:
         raise ValueError("it should be an object")

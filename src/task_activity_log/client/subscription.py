@@ -22,9 +22,12 @@ from task_activity_log.rabbitmq.link import LOST, LinkOptions, asking_the_driver
 from task_activity_log.rabbitmq.outgoing import Fate, Outgoing
 from task_activity_log.rabbitmq.queues import Choice, durable_queue, ensure_queue, existing_queue, own_queue
 from task_activity_log.rabbitmq.reading import PREFETCH_MAX, Reader, reading
+from task_activity_log.rabbitmq.topology import Topology
 
 SHARED = "task_activity_log.replies"
 """The default name of the queue that subscribers share, and of its exchange."""
+_NOT_FOR_REPLIES = Topology().not_for_replies
+"""A subscription acknowledges what it reads: requests and dead letters would be lost. Moved there, a reply would be a request."""
 _COUNTED = frozenset((b"x-delivery-count", b"x-acquired-count"))
 """Headers that the broker sets at each delivery."""
 _NOT_MOVED = _COUNTED | {b"CC", b"BCC"}
@@ -298,6 +301,9 @@ def check_queues(queue: str | None, routing_keys: Sequence[str], on_poison: Pois
         raise ValueError("on_poison needs a queue that keeps the reply: name a durable one with queue")
     if on_poison is not None and on_poison.name == (queue or shared):
         raise ValueError("on_poison should name another queue than the one that is read")
+    for argument, name in (("queue", queue), ("on_poison", on_poison and on_poison.name)):
+        if name in _NOT_FOR_REPLIES:
+            raise ValueError(f"{argument} should name another queue: {name} is for the worker, and not for replies")
 
 
 def how_to_declare(queue: str | None, routing_keys: Sequence[str], *, shared: str) -> str:
@@ -406,8 +412,8 @@ def subscribe(
 
     Raises:
         ClientError: the URL is not that of a broker.
-        ValueError: a name is one that cannot be sent; `prefetch` is not from 1 to 65,535; or `on_poison` cannot work, because
-            the queue is private, or is the poison queue itself.
+        ValueError: a name is one that cannot be sent; `prefetch` is not from 1 to 65,535; `on_poison` cannot work, because the
+            queue is private, or is the poison queue itself; or one of the two is the worker's queue of requests or dead letters.
     """
     link = options(broker)
     exchange_name("exchange", exchange)

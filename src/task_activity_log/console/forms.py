@@ -278,6 +278,8 @@ def _upsert(members: Members) -> tuple[Upsert, str]:
         return exported.upsert({**line, "headers": json.loads(text or "{}")}, message, ""), ""
     except RecursionError:
         problem = "The headers are nested too deeply."
+    except json.JSONDecodeError as error:
+        problem = f"It cannot be sent: the headers are not JSON: {error}."
     except ValueError as error:
         problem = f"It cannot be sent: {error}."
     return exported.upsert(line, str(uuid4()), ""), problem

@@ -4,7 +4,7 @@ import asyncio
 import re
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import structlog
@@ -17,7 +17,7 @@ from aiormq.exceptions import (
 )
 from pamqp.common import Arguments
 
-from task_activity_log.partitions import queue_of, slots_of
+from task_activity_log.partitions import PARTITIONS_MAX, queue_of, slots_of
 from task_activity_log.problem import Misconfigured, Unavailable
 from task_activity_log.rabbitmq.queues import KEPT
 
@@ -73,6 +73,11 @@ class Topology:
     def own_queues(self) -> frozenset[str]:
         """Queues that a `reply_to` must not name: it would be a loop, or a forged reply."""
         return frozenset(self.queues())
+
+    @property
+    def not_for_replies(self) -> frozenset[str]:
+        """The queues that replies must be neither read from nor written to, with those of as many partitions as there can be."""
+        return replace(self, partitions=PARTITIONS_MAX).own_queues - {self.replies_queue}
 
     def queues(self) -> dict[str, Arguments]:
         """Each queue with its arguments. Limits that operators change (length, age) are policies, never arguments."""
@@ -221,7 +226,8 @@ async def require_order(connection: AbstractConnection, topology: Topology, queu
         argument = different.get("argument", "")
         if argument == _SINGLE_ACTIVE:
             raise Misconfigured(
-                f"queue {queue} has no single active consumer ({_SINGLE_ACTIVE}), which partitions need. {_DRAIN}"
+                f"queue {queue} has no single active consumer ({_SINGLE_ACTIVE}), which partitions need."
+                f" {_DRAIN.format(topology.partitions)}"
             ) from None
         if argument not in arguments or argument in named:  # the broker words it differently: `declare` decides
             return
@@ -354,7 +360,7 @@ _SINGLE_ACTIVE = "x-single-active-consumer"
 _DELETED = ". If queues were deleted, stop the workers and run `task-activity-log partitions --to {}`"
 _DRAIN = (
     "Arguments cannot be changed in place: stop the publishers, let the workers that run now empty the queue, stop them,"
-    " delete the queue, and start the workers again"
+    " and delete the queue. `task-activity-log partitions --to {0} --yes` and workers with WORKER_PARTITIONS={0} declare it again"
 )
 _ADVICE = (
     "It is used as it is. Arguments cannot be changed in place: set limits by policy,"

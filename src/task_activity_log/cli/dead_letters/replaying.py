@@ -14,7 +14,7 @@ from task_activity_log.client import ClientError
 from task_activity_log.client.dead_letters import DeadLetter, judged
 from task_activity_log.client.replaying import replay as replay_letters
 from task_activity_log.client.replays import Changed, Replay, StillDue, sort_out
-from task_activity_log.problem import Unavailable
+from task_activity_log.problem import Code, Problem, Unavailable
 from task_activity_log.settings import Settings
 from task_activity_log.wiring import link_of, rules_of, sending_of, store_of
 
@@ -74,7 +74,13 @@ def _explain(kept: Sequence[tuple[str, str]]) -> None:
 
 
 def _why_kept(kept: Replay) -> str:
-    advice = "`replay --edit` opens it to correct it" if kept.record is None else "use --over-newer to replay it anyway"
+    match kept.found:
+        case Problem(code=Code.REPLY_AS_REQUEST):  # no edit changes the type of a message
+            advice = "find out which program sends it, then discard it"
+        case Problem():
+            advice = "`replay --edit` opens it to correct it"
+        case _:
+            advice = "use --over-newer to replay it anyway"
     return f"{kept.why}; {advice}"
 
 
