@@ -214,6 +214,26 @@ async def test_the_schema_is_where_the_search_path_says(empty_database_url: str,
     await store.close()
 
 
+async def test_the_search_path_changes_no_type_and_no_function(empty_database_url: str, empty: Connection) -> None:
+    """Somebody else may own a schema of the search path, even one before pg_catalog."""
+    await empty.execute("""
+        CREATE SCHEMA app; CREATE SCHEMA evil;
+        CREATE FUNCTION evil.now() RETURNS pg_catalog.timestamptz LANGUAGE sql AS 'SELECT pg_catalog.now()';
+        CREATE DOMAIN evil.uuid AS pg_catalog.text; CREATE DOMAIN evil.timestamptz AS pg_catalog.text;
+        CREATE DOMAIN evil.text AS pg_catalog.varchar
+    """)
+    await migrate(empty_database_url + ("&" if "?" in empty_database_url else "?") + "search_path=app,evil,pg_catalog")
+    used = """
+        SELECT count(*) FROM pg_depend
+        WHERE (refclassid, refobjid) IN (
+            SELECT 'pg_type'::regclass, oid FROM pg_type WHERE typnamespace = 'evil'::regnamespace
+            UNION SELECT 'pg_proc'::regclass, oid FROM pg_proc WHERE pronamespace = 'evil'::regnamespace
+        ) AND classid IN ('pg_class'::regclass, 'pg_attrdef'::regclass)
+    """
+    assert await empty.fetchval(used) == 0
+    assert await empty.fetchval("SELECT count(*) FROM pg_tables WHERE schemaname = 'app'") == 4
+
+
 class TestFailures:
     """A failed migration is reported in one line without secrets."""
 

@@ -10,22 +10,23 @@ down_revision = None
 
 def upgrade() -> None:
     """Create the tables (contract, sections 1 and 7)."""
+    # Types and functions have their schema: the search path of whoever migrates may name another one first.
     # Most updates change no indexed column. With free space in each page, the new row version fits in the same page and
     # the index needs no new entry (a HOT update).
     _execute("""
         CREATE TABLE task_activity_log (
-            id uuid PRIMARY KEY,
-            task_id uuid,
-            task_activity_id uuid,
-            user_id uuid,
-            contact_id uuid,
-            subject text,
-            description text,
-            due_date timestamptz,
+            id pg_catalog.uuid PRIMARY KEY,
+            task_id pg_catalog.uuid,
+            task_activity_id pg_catalog.uuid,
+            user_id pg_catalog.uuid,
+            contact_id pg_catalog.uuid,
+            subject pg_catalog.text,
+            description pg_catalog.text,
+            due_date pg_catalog.timestamptz,
             is_closed boolean,
-            date_closed timestamptz,
-            reference_back_office text,
-            modified_dateutc timestamptz NOT NULL,
+            date_closed pg_catalog.timestamptz,
+            reference_back_office pg_catalog.text,
+            modified_dateutc pg_catalog.timestamptz NOT NULL,
             source_version bigint
         ) WITH (fillfactor = 85)
     """)
@@ -59,8 +60,8 @@ def upgrade() -> None:
     """)
     _execute("""
         CREATE TABLE task_activity_log_inbox (
-            request_key uuid PRIMARY KEY,
-            processed_at timestamptz NOT NULL DEFAULT now()
+            request_key pg_catalog.uuid PRIMARY KEY,
+            processed_at pg_catalog.timestamptz NOT NULL DEFAULT pg_catalog.now()
         )
     """)
     _execute("""

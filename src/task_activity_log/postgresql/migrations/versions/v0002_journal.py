@@ -15,14 +15,14 @@ def upgrade() -> None:
     _execute("""
         CREATE TABLE task_activity_log_journal (
             number bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-            answered_at timestamptz NOT NULL,
-            record_id uuid,
-            reply_id uuid NOT NULL,
-            outcome text NOT NULL,
-            code text,
-            message_id text,
-            correlation_id text,
-            publisher text
+            answered_at pg_catalog.timestamptz NOT NULL,
+            record_id pg_catalog.uuid,
+            reply_id pg_catalog.uuid NOT NULL,
+            outcome pg_catalog.text NOT NULL,
+            code pg_catalog.text,
+            message_id pg_catalog.text,
+            correlation_id pg_catalog.text,
+            publisher pg_catalog.text
         )
     """)
     _execute("""
