@@ -39,9 +39,9 @@ def judge_number(partitions: Partitions, topology: Topology) -> Finding:
     if not topology.partitions and not partitions.exchange:
         return Finding("broken", _WHAT, f"the broker has {found}, but exchange {exchange} is missing", advice)
     if not topology.partitions:
-        advice = "set WORKER_PARTITIONS for all workers, or remove them with task-activity-log partitions --to 0"
+        advice = f"all workers need it: set WORKER_PARTITIONS={found}, or remove the partitions with"
         found_ = f"the broker has {found}, but WORKER_PARTITIONS is not set"
-        return Finding("warning", _WHAT, found_, f"{advice}: what is sent there waits")
+        return Finding("broken", _WHAT, found_, f"{advice} task-activity-log partitions --to 0")
     advice = "workers refuse it: set WORKER_PARTITIONS to the number on the broker, or change that with"
     found_ = f"the broker has {found}, but WORKER_PARTITIONS is {topology.partitions}"
     return Finding("broken", _WHAT, found_, f"{advice} task-activity-log partitions --to {topology.partitions}")
