@@ -49,7 +49,7 @@ def test_a_value_that_is_not_a_boolean_is_left_to_the_worker() -> None:
         (
             "ID,Task Id,Subjekt\n",
             {},
-            "Task Id is not a field: if task_id is meant; Subjekt is not a field: if subject is meant, "
+            "Task Id and Subjekt are not fields: if task_id and subject are meant, "
             "add --column 'Task Id=task_id' --column Subjekt=subject",
         ),
         ("Nummer\n", {}, "has no column id: name it with --column HEADER=id"),

@@ -3,7 +3,7 @@
 import csv
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import IO
 
 from task_activity_log.cli.terminal import counted
@@ -121,12 +121,19 @@ def _names(line: str, delimiter: str, fields: Mapping[str, str]) -> list[str]:
         wrong_ones.append("has no column id: name it with --column HEADER=id")
     meant = {name: misspelled.meant(name, folded) for name in folded if name and name not in FIELDS}
     if wrong := {name: field for name, field in meant.items() if field}:
-        names_of = "; ".join(f"{name} is not a field: if {field} is meant" for name, field in wrong.items())
+        no_fields = f"{_all_of(wrong)} {'is not a field' if len(wrong) == 1 else 'are not fields'}"
+        are_meant = f"{_all_of(wrong.values())} {'is' if len(wrong) == 1 else 'are'} meant"
         added = (word for name, field in wrong.items() for word in ("--column", f"{name}={field}"))
-        wrong_ones.append(f"{names_of}, add {shell_command(added)}")  # last: it is copied from there
+        wrong_ones.append(f"{no_fields}: if {are_meant}, add {shell_command(added)}")  # last: it is copied from there
     if wrong_ones:
         raise BadCsv(1, "; ".join(wrong_ones))
     return folded
+
+
+def _all_of(names: Iterable[str]) -> str:
+    """The names, the last one after `and`."""
+    *first, last = names
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def _body(names: list[str], cells: list[str]) -> bytes:
