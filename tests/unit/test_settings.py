@@ -8,6 +8,7 @@ import certifi
 import pytest
 from pamqp.commands import Exchange, Queue
 
+from task_activity_log.cli.exit_codes import WRONG_USE
 from task_activity_log.cli.settings_list import misspelled, show
 from task_activity_log.settings import Settings, SettingsError, load, variable
 
@@ -284,6 +285,11 @@ def test_a_url_from_a_file_is_read_again(tmp_path: Path) -> None:
     file.unlink()
     with pytest.raises(SettingsError, match=r"AMQP_URL_FILE: cannot be read \(No such file or directory\)"):
         settings.read_again("amqp_url")
+
+
+def test_a_setting_of_the_console_is_named_with_its_document(capsys: pytest.CaptureFixture[str]) -> None:
+    assert show(load({}, needed=()), ["console_port"], changed=False) == WRONG_USE
+    assert "console_port: docs/console.md has the settings of the console" in capsys.readouterr().err
 
 
 def test_a_link_in_a_description_is_printed_as_the_path_of_its_document(capsys: pytest.CaptureFixture[str]) -> None:

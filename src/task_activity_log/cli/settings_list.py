@@ -30,7 +30,8 @@ def show(settings: Settings, names: Sequence[str], *, changed: bool) -> int:
     }
     wrong = [name for name in names if not chosen[name]]
     for name in wrong:
-        say(unknown(name, fields))
+        of_console = name.upper().startswith("CONSOLE")
+        say(f"{name}: docs/console.md has the settings of the console" if of_console else unknown(name, fields))
     if wrong:
         return WRONG_USE
     if names:
