@@ -973,7 +973,8 @@ async def test_only_dead_letters_that_would_be_accepted_are_replayed(
     await reject(channel, "bad", '{"id": "nope"}', "invalid_uuid")
     dry = await command("dead-letters", "replay", "--all", "--dry-run", AMQP_URL=amqp_url)
     assert dry.code == 3
-    assert "bad: kept, as it would be rejected again: invalid_uuid" in dry.err
+    assert "bad: kept, as it would be rejected again: invalid_uuid: " in dry.err
+    assert "9652e68c-7b6d-4598-bbbd-4e933126c994; `replay --edit` opens it to correct it" in dry.err
     assert "1 would be replayed, 1 kept; nothing was sent" in dry.err
     assert "DATABASE_URL is not set" in dry.err
     real = await command("dead-letters", "replay", "--publisher", "crm", AMQP_URL=amqp_url)

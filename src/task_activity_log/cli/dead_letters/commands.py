@@ -338,7 +338,8 @@ def export(
     elif letters:
         listing.export(file, letters)
         say(
-            f"{len(letters):,} written to {file}; they are still in the queue: once corrected ones are stored,"
-            " `task-activity-log dead-letters discard --answered` removes them (it needs DATABASE_URL)"
+            f"{len(letters):,} written to {file}; they are still in the queue: `task-activity-log dead-letters discard"
+            " --answered` removes those whose corrected record is stored a minute or more after they were rejected"
+            " (it needs DATABASE_URL)"
         )
     return selection.exit_code(letters)

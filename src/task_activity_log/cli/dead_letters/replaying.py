@@ -81,7 +81,7 @@ def _why_kept(kept: Replay) -> str:
             advice = "`replay --edit` opens it to correct it"
         case _:
             advice = "use --over-newer to replay it anyway"
-    return f"{kept.why}; {advice}"
+    return f"{kept.why.removesuffix('.')}; {advice}"
 
 
 @asynccontextmanager
