@@ -12,13 +12,15 @@ from uuid import UUID, uuid4
 
 import aio_pika
 import pytest
+from aiormq.exceptions import ChannelAccessRefused
 
 from sandbox.postgresql import PostgreSQL
 from task_activity_log.partitions import hash_slot, partition_of
 from task_activity_log.postgresql import migrations
 from task_activity_log.problem import Misconfigured
+from task_activity_log.rabbitmq import topology
 from task_activity_log.rabbitmq.frames import publish_frames, write
-from task_activity_log.rabbitmq.topology import REQUEST_KEY, Topology, declare
+from task_activity_log.rabbitmq.topology import REQUEST_KEY, Topology, check, declare
 from tests import audit_trigger
 from tests.asking import Connection
 from tests.faults.conversation import Conversation, conversing, until
@@ -266,9 +268,22 @@ async def test_a_worker_without_partitions_is_refused_where_there_are_some(
         await declare(connection, without)
         await declare(connection, replace(without, single_active_consumer=True, requests_queue="other"))
         await declare(connection, replace(TOPOLOGY, requests_queue="other"))
-        with pytest.raises(Misconfigured, match=r"divided among partitions: queue other\.0 exists"):
-            await declare(connection, replace(without, requests_queue="other"))
-        await declare(connection, without)
+        for look in (declare, check):
+            with pytest.raises(Misconfigured, match=r"divided among partitions: queue other\.0 exists"):
+                await look(connection, replace(without, requests_queue="other"))
+            await look(connection, without)
+
+
+async def test_a_worker_that_may_not_look_for_partitions_works(amqp_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From RabbitMQ 4.3.1 on that takes a permission on their queues, which a worker without partitions need not have."""
+
+    async def refused(*_: object) -> bool:
+        raise ChannelAccessRefused("403 ACCESS_REFUSED")
+
+    async with await aio_pika.connect(amqp_url) as connection:
+        await declare(connection, Topology())
+        monkeypatch.setattr(topology, "_exists", refused)
+        await check(connection, Topology())
 
 
 async def test_each_database_has_a_range_of_the_slots(

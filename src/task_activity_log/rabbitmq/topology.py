@@ -3,7 +3,7 @@
 import asyncio
 import re
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -182,10 +182,16 @@ async def check(connection: AbstractConnection, topology: Topology) -> None:
     """Check that the queues and exchanges exist, and declare nothing.
 
     Raises:
-        Misconfigured: the requests are divided among another number of partitions.
+        Misconfigured: the requests are divided among another number of partitions, or among some although this worker has
+            none.
         Unavailable: one does not exist, the user has no permission on one, or the requests queue is a stream.
     """
     await _check_partition_count(connection, topology)
+    if not topology.is_single_active:
+        with suppress(
+            ChannelAccessRefused
+        ):  # from RabbitMQ 4.3.1 on: not known then, and no permission that must be there
+            await _refuse_partitions(connection, topology)
     for exchange in topology.exchanges():
         async with _own_channel(connection, f"exchange {exchange}", passive=True) as channel:
             await channel.get_exchange(exchange)
@@ -313,8 +319,8 @@ async def _check_partition_count(connection: AbstractConnection, topology: Topol
 async def _refuse_partitions(connection: AbstractConnection, topology: Topology) -> None:
     """Raise `Misconfigured` if there are partitions: this worker has none, and would store what the others forward to them.
 
-    It is asked only where the requests queue has a single active consumer, as partitions need it. The broker logs an error
-    when it is asked for a queue that does not exist.
+    It is asked only where the requests queue has a single active consumer, as partitions need it, and where this is not
+    known, because operators declare the queues. The broker logs an error when it is asked for a queue that does not exist.
     """
     first = queue_of(topology.requests_queue, 0)
     if await _exists(connection, first):
