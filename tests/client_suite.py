@@ -5,6 +5,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing
 from typing import Any, Protocol
 from uuid import UUID, uuid4
 
@@ -223,6 +224,29 @@ class PublisherSuite:
             outcomes = [answer.outcome async for answer in again]
             assert len(outcomes) == len(bulk.unanswered)
             assert set(outcomes) <= {"inserted", "duplicate"}
+
+    async def test_a_bulk_that_is_closed_takes_no_more_records(self, place: Place) -> None:
+        """What was taken is answered or unanswered, and can be sent again at once. A bulk that has not begun can be closed."""
+        taken = list[TaskActivityLog]()
+
+        def records() -> Iterator[TaskActivityLog]:
+            for _ in range(5000):
+                taken.append(record())
+                yield taken[-1]
+
+        async with place.client() as client:
+            async with aclosing(client.upsert_many(records())) as bulk:
+                async for _ in bulk:
+                    break
+            count = len(taken)
+            again = client.upsert_many(bulk.unanswered)
+            outcomes = [answer.outcome async for answer in again]
+            assert set(outcomes) <= {"inserted", "duplicate"}
+            assert len(taken) == count == bulk.summary.answered + len(outcomes)
+            await (unused := client.upsert_many(records())).aclose()
+            with pytest.raises(ClientError, match="iterated over once"):
+                await anext(aiter(unused))
+            assert len(taken) == count
 
 
 class SubscriberSuite:

@@ -74,6 +74,7 @@ class Bulk:
         self._arrived: Waiting[Answer | ClientError | None] = Waiting()
         self._answered = asyncio.Event()
         self._begun = False
+        self._feeding: asyncio.Task[None] | None = None  # takes the records; None before and after
         self._waited = 0.0  # seconds of the timeout that are over, because there was no connection for the answers
         self.summary = Summary()
 
@@ -101,7 +102,7 @@ class Bulk:
         await asyncio.sleep(
             0
         )  # where another bulk was left with `break`, it ends now, and its upserts may be asked again
-        feeding = asyncio.create_task(self._feed())
+        self._feeding = feeding = asyncio.create_task(self._feed())
         try:
             while not feeding.done() or self._unanswered:
                 for answer in await self._next():
@@ -115,11 +116,26 @@ class Bulk:
                     yield answer
             await feeding
         finally:
-            self.summary.end()
-            feeding.cancel()
-            feeding.add_done_callback(_read)
-            for ask in self._unanswered.values():
-                self._asks.forget(ask)
+            self._end()
+
+    async def aclose(self) -> None:
+        """Take no more records, for `contextlib.aclosing`: asyncio ends a bulk that was left with `break` only later."""
+        self._begun = True
+        feeding = self._feeding
+        self._end()
+        if feeding is not None:
+            await asyncio.wait({feeding})
+
+    def _end(self) -> None:
+        """Take no more records, and expect no more answers. It is called twice where `aclose` is."""
+        if self._feeding is None:
+            return
+        self.summary.end()
+        self._feeding.cancel()
+        self._feeding.add_done_callback(_read)
+        self._feeding = None
+        for ask in self._unanswered.values():
+            self._asks.forget(ask)
 
     async def _listen(self) -> None:
         began = time.monotonic()
