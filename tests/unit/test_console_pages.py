@@ -267,6 +267,9 @@ def test_groups_say_why_and_how_many_would_pass(local: Browser) -> None:
     assert "crm-brussels was told: Send due_date as a date such as" in page
     assert "39 of them would pass now" in page
     assert "1 would be rejected again" in page
+    assert "Replay or discard these 40…" in page
+    one = unescape(local.get("/dead-letters?code=invalid_date&field=due_date&publisher=crm-brussels&now=reject").text)
+    assert "Replay or discard it…" in one
 
 
 def test_a_filter_is_kept_from_page_to_page(local: Browser) -> None:
