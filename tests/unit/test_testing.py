@@ -18,8 +18,7 @@ from task_activity_log.client import (
     Upsert,
 )
 from task_activity_log.message import Properties
-from task_activity_log.pipeline.request import Rules
-from task_activity_log.testing import FakeWorker
+from task_activity_log.testing import FakeWorker, Rules, UpdateMode
 from task_activity_log.testing.broker import matches
 from tests.client_suite import PublisherSuite, SubscriberSuite, subjects
 
@@ -98,6 +97,16 @@ async def test_what_is_rejected_is_a_dead_letter() -> None:
         await client.send_many([Upsert(b" " * 101, source="long")])
     [(upsert, problem)] = worker.dead_letters
     assert (upsert.source, problem.code) == ("long", "body_too_large")
+
+
+async def test_the_update_mode_is_the_one_that_the_test_chooses() -> None:
+    """As with WORKER_UPDATE_MODE. A request can still have another one."""
+    worker = FakeWorker(Rules(update_mode=UpdateMode.MERGE))
+    one = uuid4()
+    async with worker.client() as client:
+        await client.upsert(TaskActivityLog(id=one, subject="kept"))
+        assert (await client.upsert(TaskActivityLog(id=one))).record.subject == "kept"
+        assert (await client.upsert(TaskActivityLog(id=one), merge=False)).record.subject is None
 
 
 async def test_a_test_may_change_the_rows() -> None:

@@ -15,7 +15,8 @@ broker     queues, and the exchange of the replies
 """
 
 from task_activity_log.message import Properties
+from task_activity_log.pipeline.request import Rules, UpdateMode
 from task_activity_log.testing.database import FakeDatabase
 from task_activity_log.testing.worker import FakeWorker
 
-__all__ = ["FakeDatabase", "FakeWorker", "Properties"]
+__all__ = ["FakeDatabase", "FakeWorker", "Properties", "Rules", "UpdateMode"]
