@@ -193,6 +193,27 @@ async def test_strict_sends_no_record_with_a_member_that_is_not_a_field(
         assert (json.loads(message.body)["subject"], message.priority) == ("1", priority)
 
 
+async def test_what_is_longer_than_the_broker_takes_is_kept_without_waiting(
+    channel: AbstractChannel, amqp_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """All others were sent, so there is nothing to continue: the same command would find the same."""
+    from task_activity_log.rabbitmq.publisher import MessageMax  # noqa: PLC0415 - patched
+
+    file, kept = tmp_path / "a.jsonl", tmp_path / "kept.jsonl"
+    file.write_text(line() + line(subject="x" * 1_000) + line())
+    with monkeypatch.context() as patch:
+        patch.setattr(MessageMax, "known", 900)
+        said = await command("publish", str(file), "--no-wait", "--rejected", str(kept), AMQP_URL=amqp_url)
+    assert (said.code, said.lines) == (3, [])
+    assert f"{file}:2: not sent: body_too_large: " in said.err
+    assert "2 confirmed by the broker" in said.err
+    assert "1 of the rejected could not be sent: they are not dead letters" in said.err
+    assert "To continue" not in said.err
+    assert len(await names(channel, TOPOLOGY.requests_queue)) == 2
+    assert (await command("publish", str(kept), "--no-wait", AMQP_URL=amqp_url)).code == 0
+    assert len(await names(channel, TOPOLOGY.requests_queue)) == 1
+
+
 async def test_bad_values_are_shown_on_a_terminal_and_nowhere_else(tmp_path: Path) -> None:
     """Shortened and escaped. A log may be read by others."""
     file = tmp_path / "a.jsonl"
@@ -1563,6 +1584,34 @@ async def test_the_edits_of_what_is_kept_are_kept(
         for file in new:
             assert "2026-01-01" in file.read_text()
             assert f"your edits are in {file.parent}" in said.err
+
+
+async def test_the_edits_of_what_is_still_rejected_are_kept(
+    channel: AbstractChannel, amqp_url: str, tmp_path: Path
+) -> None:
+    """So they are if the editor fails after it has saved them. A file in which nothing was changed is not kept."""
+    await reject(channel, "one", line(due_date="tomorrow"), "invalid_date")
+    replay = ("dead-letters", "replay", "one", "--edit")
+    for number, (commands, kept) in enumerate(
+        (
+            ('sed -i s/tomorrow/soon/ "$1"', True),
+            ('sed -i s/tomorrow/2026-01-01/ "$1"; exit 3', True),
+            ('echo >> "$1"', False),  # an editor that ends the last line
+            ("exit 3", False),
+            ('rm "$1"', False),
+        )
+    ):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        editor = folder / "editor"
+        editor.write_text(f"#!/bin/sh\n{commands}\n")
+        editor.chmod(0o755)
+        said = await end(await start(*replay, AMQP_URL=amqp_url, EDITOR=str(editor), VISUAL="", TMPDIR=str(folder)))
+        assert (said.code, said.lines) == (1, []), said.err
+        files = await asyncio.to_thread(list, folder.rglob("one.*.json"))
+        assert ([f"your edits are in {file.parent}" in said.err for file in files]) == [True] * kept, said.err
+        assert all("tomorrow" not in file.read_text() for file in files)
+    assert await names(channel, TOPOLOGY.dead_letters_queue) == ["one"]
 
 
 async def test_discard_counts_first(channel: AbstractChannel, amqp_url: str, tmp_path: Path) -> None:

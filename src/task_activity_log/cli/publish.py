@@ -28,6 +28,7 @@ from task_activity_log.cli.terminal import FEW, agreed, counted, counting, print
 from task_activity_log.client import (
     Answer,
     ClientError,
+    NotSent,
     Summary,
     TaskActivityLogClient,
     Upsert,
@@ -380,7 +381,11 @@ class Publication:
 
             self._began = True
             self._summary.begin()
-            await client.send_many(self._noted(), timeout=self.timeout, on_sent=sent)
+            try:
+                await client.send_many(self._noted(), timeout=self.timeout, on_sent=sent)
+            except NotSent as error:  # all others were sent: this run is complete
+                for answer in error.answers:
+                    self._refused(answer)
         seconds = self._summary.seconds
         where = "replies go to the subscribers"
         if self._addressed:
@@ -388,16 +393,27 @@ class Publication:
             where = f"replies go to the reply_to, which {self._addressed:,} {have}, or to the subscribers"
         self._tell(f"{self._confirmed:,} confirmed by the broker in {seconds:.1f} s; {where}{self._left_out}")
 
-    def _show(self, answer: Answer) -> None:
+    def _refused(self, answer: Answer) -> None:
+        """Note one that could not be sent, where no answers are waited for."""
+        self._summary.outcomes[answer.outcome] += 1
+        self._not_sent += 1
+        self._keep(answer.upsert, exported.reasons(answer.problem))
+        self._show_rejection(answer)
+
+    def _show_rejection(self, answer: Answer) -> None:
         count = self._summary.outcomes["rejected"]
-        if answer.rejected and count <= FEW:
+        if count <= FEW:
             problem = answer.problem
             for place, reason in complaints_of(
                 answer.upsert, problem, [error.name for error in problem.errors], to=sys.stderr
             ):
                 say(f"{place}: {'rejected' if answer.sent else 'not sent'}: {reason}")
-        elif answer.rejected and count == FEW + 1:
+        elif count == FEW + 1:
             say("further rejections are not shown")
+
+    def _show(self, answer: Answer) -> None:
+        if answer.rejected:
+            self._show_rejection(answer)
         elif self._few:
             self._tell(f"{answer.upsert.source}: {answer.outcome}")
         if not sys.stdout.isatty():

@@ -45,14 +45,23 @@ class Edits:
     requests: list[tuple[str, DeadLetter]] = field(default_factory=list)
     """Those that the contract accepts now, each with the key of the rejected one."""
     replayed: bool = False
-    """Whether all of them were replayed, so that the files are needed no more."""
+    """Whether all of them were replayed, so that their files are needed no more."""
+    opened: dict[Path, bytes] = field(default_factory=dict)
+    """The files of the letters that are not among `requests`, and what was in each before it was edited."""
+
+    @property
+    def needed(self) -> bool:
+        """Whether a file has something that somebody has written and that was not replayed."""
+        return (bool(self.requests) and not self.replayed) or any(
+            file.exists() and _saved(file, before) != before for file, before in self.opened.items()
+        )
 
 
 @contextmanager
 def edited(letters: Iterable[DeadLetter], settings: Settings) -> Iterator[Edits]:
     """Open each dead letter in the editor.
 
-    The files are kept unless all that was corrected is `replayed`, also if the command is told to end meanwhile. Raises
+    The files are kept unless all that was changed is `replayed`, also if the command is told to end meanwhile. Raises
     `ClientError` if the editor does not run, or fails.
     """
     try:
@@ -66,36 +75,44 @@ def edited(letters: Iterable[DeadLetter], settings: Settings) -> Iterator[Edits]
     try:
         for letter in letters:
             copies[letter.key] += 1
-            request = _edited(letter, rules_of(settings), _place(letter, copies[letter.key], folder))
-            edits.requests += [] if request is None else [(letter.key, request)]
+            before = dict(edits.opened)
+            request = _edited(letter, rules_of(settings), _place(letter, copies[letter.key], folder), edits.opened)
+            if request is not None:
+                edits.requests.append((letter.key, request))
+                edits.opened = before
         yield edits
     except KeyboardInterrupt:
         interrupted = True
         raise
     finally:
-        if (edits.requests and not edits.replayed) or (interrupted and any(folder.iterdir())):
+        if edits.needed or (interrupted and any(folder.iterdir())):
             say(f"your edits are in {folder}")
         else:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _edited(letter: DeadLetter, rules: Rules, place: Path) -> DeadLetter | None:
+def _edited(letter: DeadLetter, rules: Rules, place: Path, opened: dict[Path, bytes]) -> DeadLetter | None:
     """The dead letter once it would be accepted; None if the user leaves it as it is or gives up."""
-    found = judged(letter, rules)
+    found, again, draft = judged(letter, rules), "", None
     notes = reasons(found) if isinstance(found, Problem) else [f"{letter.code}: {letter.detail}"]
     for reason in notes:
         say(f"{letter.name}: rejected before the edit: {reason}")
     while True:
         of_the_header = isinstance(found, Problem) and found.code in _OF_THE_HEADER
         try:
-            changed = _header_in_editor(letter, place) if of_the_header else _body_in_editor(letter, notes, place)
-        except ValueError as error:
+            changed = (
+                _header_in_editor(letter, place, opened, draft)
+                if of_the_header
+                else _body_in_editor(letter, notes, place, opened)
+            )
+        except _NotSendable as error:
             say(f"{letter.name}: cannot be sent: {error}")
+            draft = error.text
         else:
             if changed is None:
-                say(f"{letter.name}: kept, as it was not changed")
+                say(f"{letter.name}: kept, as it was not changed{again}")
                 return None
-            letter = changed
+            letter, draft, again = changed, None, " again"
             found = judged(letter, rules)
             if not isinstance(found, Problem):
                 return letter
@@ -115,14 +132,25 @@ def _again() -> bool:
     return answer.strip().lower() not in ("n", "no") if answer else False
 
 
-def _body_in_editor(letter: DeadLetter, reasons: Sequence[str], place: Path) -> DeadLetter | None:
+class _NotSendable(ValueError):
+    """Headers, as somebody has written them, that cannot be sent."""
+
+    def __init__(self, why: str, text: bytes) -> None:
+        super().__init__(why)
+        self.text = text
+
+
+def _body_in_editor(
+    letter: DeadLetter, reasons: Sequence[str], place: Path, opened: dict[Path, bytes]
+) -> DeadLetter | None:
     is_xml = wire.is_xml((letter.properties.content_type or "").partition(";")[0].strip())
     shown = letter.body if is_xml else indented(letter.body)
     notes = [f"# {letter.name}: {reason}".replace("\n", " ").encode() for reason in reasons]
     notes = (
         [*notes, b"# These lines are removed. A body that is not changed is not sent.", b""] if _is_text(shown) else []
     )
-    edited = _in_editor(b"\n".join([*notes, shown]), place.with_name(place.name + (".xml" if is_xml else ".json")))
+    file = place.with_name(place.name + (".xml" if is_xml else ".json"))
+    edited = _in_editor(b"\n".join([*notes, shown]), file, opened)
     lines = edited.split(b"\n")
     while lines and lines[0].rstrip(b"\r") in notes:
         del lines[0]
@@ -138,21 +166,28 @@ def _is_text(body: bytes) -> bool:
         return False
 
 
-def _header_in_editor(letter: DeadLetter, place: Path) -> DeadLetter | None:
-    """Correct content type, content encoding and headers, as JSON. Raises `ValueError` if they cannot be sent."""
+def _header_in_editor(
+    letter: DeadLetter, place: Path, opened: dict[Path, bytes], draft: bytes | None
+) -> DeadLetter | None:
+    """Correct content type, content encoding and headers, as JSON, or go on with a `draft` of it.
+
+    Raises `_NotSendable` if they cannot be sent.
+    """
     request = letter.restored(None)
     before = header_text(request).encode()
-    after = _in_editor(before, place.with_name(f"{place.name}.header.json"))
+    after = _in_editor(before if draft is None else draft, place.with_name(f"{place.name}.header.json"), opened)
     if after == before:
         return None
     try:
         return replace(letter, corrected=corrected(request, after))
     except RecursionError:
-        raise ValueError("it is nested too deeply") from None
+        raise _NotSendable("it is nested too deeply", after) from None
+    except ValueError as error:
+        raise _NotSendable(str(error), after) from None
 
 
-def _in_editor(content: bytes, file: Path) -> bytes:
-    """The content as the editor leaves it: bytes, since editors know about encodings."""
+def _in_editor(content: bytes, file: Path, opened: dict[Path, bytes]) -> bytes:
+    """The content as the editor leaves it: bytes, since editors know about encodings. `opened` gets the file."""
     editor = os.environ.get("VISUAL") or os.environ.get("EDITOR")
     if not editor and not sys.stdin.isatty():
         raise ClientError(
@@ -163,6 +198,7 @@ def _in_editor(content: bytes, file: Path) -> bytes:
         file.write_bytes(content)
     except OSError as error:
         raise ClientError(f"{file}: {error.strerror}; nothing was replayed") from None
+    opened.setdefault(file, content)
     try:
         status = _run([*shlex.split(editor), str(file)])
     except OSError as error:
@@ -172,10 +208,15 @@ def _in_editor(content: bytes, file: Path) -> bytes:
     if status != 0:
         raise ClientError(f"{editor} exited with status {status}; nothing was replayed")
     try:
-        changed = file.read_bytes()
+        return _saved(file, content)
     except OSError as error:
         raise ClientError(f"{file}: {error.strerror} after {editor}; nothing was replayed") from None
-    return changed if content.endswith(b"\n") else changed.removesuffix(b"\n")  # which editors add
+
+
+def _saved(file: Path, before: bytes) -> bytes:
+    """What an editor has left in a file, without the line feed at its end that editors add."""
+    saved = file.read_bytes()
+    return saved if before.endswith(b"\n") else saved.removesuffix(b"\n")
 
 
 def _place(letter: DeadLetter, copy: int, folder: Path) -> Path:
