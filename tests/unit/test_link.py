@@ -11,6 +11,7 @@ import structlog
 from aiormq.exceptions import (
     AMQPConnectionError,
     ChannelAccessRefused,
+    ChannelInvalidStateError,
     ChannelNotFoundEntity,
     ConnectionClosed,
     ConnectionNotAllowed,
@@ -86,6 +87,11 @@ async def test_what_has_ended_is_left_alone() -> None:
         ),
         (
             AMQPConnectionError("Server connection unexpectedly closed. Read 0 bytes but 1 bytes expected"),
+            OutageKind.LOST,
+            "the server closed the connection",
+        ),
+        (
+            ChannelInvalidStateError('<Channel: "1" at 0x7f0f4fea9c20> closed'),
             OutageKind.LOST,
             "the server closed the connection",
         ),

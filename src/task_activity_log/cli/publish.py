@@ -1,11 +1,9 @@
 """`task-activity-log publish`: sends records from files, and prints the replies."""
 
 import asyncio
-import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
@@ -15,6 +13,7 @@ from task_activity_log.cli.csv_records import columns
 from task_activity_log.cli.exit_codes import DONE, FAILED, SOME_REJECTED
 from task_activity_log.cli.findings import NOTHING_SENT, Findings, left_out, not_sent, say_faults, totals
 from task_activity_log.cli.judging import Complaints, complaints_of, judged
+from task_activity_log.cli.rejected_file import add_line
 from task_activity_log.cli.sources import (
     KNOWN,
     STANDARD_INPUT,
@@ -430,19 +429,7 @@ class Publication:
         properties = upsert.properties(None, "")
         exact = isinstance(upsert, exported.Exported)
         line = exported.line(upsert.body, properties, exact=exact, source=upsert.source, problems=problems)
-        try:
-            size = self.rejected.stat().st_size if self._written else 0
-            try:
-                # A file's name that is no text in UTF-8 is written as an escape of JSON.
-                mode = "a" if self._written else "w"
-                with self.rejected.open(mode, encoding="utf-8", errors="backslashreplace") as file:
-                    file.write(f"{line}\n")
-            except OSError:
-                with suppress(OSError):
-                    os.truncate(self.rejected, size)  # part of a line could not be published
-                raise
-        except OSError as error:
-            raise ClientError(f"{self.rejected}: {error.strerror}") from None
+        add_line(self.rejected, line, first=not self._written)
         self._written += 1
 
     def _remove_rejected(self) -> None:

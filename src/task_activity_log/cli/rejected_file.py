@@ -1,11 +1,13 @@
-"""The file to which `publish` writes what was rejected: whether it can be written."""
+"""The file to which `publish` writes what was rejected."""
 
 import json
+import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from task_activity_log.cli.sources import is_same, not_for_lines
-from task_activity_log.client import exported
+from task_activity_log.client import ClientError, exported
 
 
 def writable(rejected: Path, *, again: bool, paths: Sequence[str] = ()) -> str | None:
@@ -33,3 +35,20 @@ def writable(rejected: Path, *, again: bool, paths: Sequence[str] = ()) -> str |
         ours = False
     taken = f"{rejected} already exists: name another file for the rejected records, or remove it"
     return None if again and ours else taken
+
+
+def add_line(rejected: Path, line: str, *, first: bool) -> None:
+    """Add a line to the file, which the first one creates. Raises `ClientError`: no part of the line is in the file then."""
+    try:
+        size = 0 if first else rejected.stat().st_size
+        try:
+            # A file's name that is no text in UTF-8 is written as an escape of JSON.
+            mode = "w" if first else "a"
+            with rejected.open(mode, encoding="utf-8", errors="backslashreplace") as file:
+                file.write(f"{line}\n")
+        except OSError:
+            with suppress(OSError):
+                os.truncate(rejected, size)  # part of a line could not be published
+            raise
+    except OSError as error:
+        raise ClientError(f"{rejected}: {error.strerror}") from None

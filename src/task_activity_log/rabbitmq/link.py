@@ -367,7 +367,12 @@ def _closed(text: str) -> str:
     """Plain words for what the driver says when the other side closes the connection; empty if it says something else."""
     if any(
         sign in text
-        for sign in ("async generator raised StopAsyncIteration", "Read 0 bytes but", "Connection reset by peer")
+        for sign in (
+            "async generator raised StopAsyncIteration",
+            "Read 0 bytes but",
+            "Connection reset by peer",
+            "> closed",  # a channel of the driver, as Python shows it
+        )
     ):
         return "the server closed the connection"
     return "the server is not an AMQP broker, or it closed the connection" if "bytes expected" in text else ""
