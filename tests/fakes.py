@@ -104,6 +104,9 @@ class FakeIntake:
     async def prove(self, deliveries: Sequence[Delivery]) -> None:
         self.proved += deliveries
 
+    def holds_up(self, delivery: Delivery) -> bool:  # noqa: ARG002
+        return False
+
     async def pause(self, by: str) -> None:
         self.paused_by.add(by)
 

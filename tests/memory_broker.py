@@ -286,6 +286,9 @@ class MemoryIntake:
         self._pace.proved([loan for loan in deliveries if self.has(loan)])
         self._settle(())
 
+    def holds_up(self, loan: Loan) -> bool:
+        return self.has(loan) and self._pace.holds_up
+
     def _settle(self, finished: Sequence[Loan]) -> None:
         for loan in finished:
             del self.unsettled[loan.tag]

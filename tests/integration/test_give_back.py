@@ -124,6 +124,47 @@ async def test_closing_acknowledges_what_was_kept_back(amqp_url: str, caplog: py
             assert again == [4, 5, *range(7, 30)]
 
 
+async def test_an_acknowledgement_ends_although_the_connection_is_lost_before_it_is_written(amqp_url: str) -> None:
+    """The driver's writer ends then, with many frames before it: whoever waited for room would wait for ever."""
+    async with await aio_pika.connect(amqp_url) as publisher, consuming(amqp_url) as (consumer, waiting, channel):
+        await consumer.register(60)
+        await publish(await publisher.channel(), *range(60))
+        deliveries: list[RabbitDelivery] = []
+        while len(deliveries) < 60:
+            deliveries += await waiting.take(60)
+        acknowledging = asyncio.create_task(consumer.acknowledge([each.tag for each in deliveries[1::2]]))
+        await asyncio.sleep(0)  # it has begun to write
+        for task in asyncio.all_tasks():
+            if "__writer" in str(task.get_coro()):
+                task.cancel()  # as the driver does when the broker ends the connection
+        async with asyncio.timeout(20):
+            await acknowledging
+            await asyncio.wait({channel.closing})
+
+
+async def test_closing_gets_nothing_in_place_of_what_is_finished(amqp_url: str) -> None:
+    """It would be returned behind everything that was returned before, which is not in hand with a prefetch of one."""
+    async with await aio_pika.connect(amqp_url) as publisher:
+        async with consuming(amqp_url) as (first, waiting, _):
+            await first.register(25)
+            await publish(await publisher.channel(), *range(25))
+            while first.in_hand < 25:
+                await waiting.take(25)
+            assert await first.close() == 25
+        assert await waiting_count(publisher) == 25
+        async with consuming(amqp_url) as (second, waiting, _):
+            await second.register(1)
+            [delivery] = await waiting.take(1)
+            second.keep([delivery.tag])
+            assert await second.close() == 0
+        async with consuming(amqp_url) as (third, waiting, _):
+            await third.register(24)
+            again: list[int] = []
+            while len(again) < 24:
+                again += [int(delivery.body) for delivery in await waiting.take(24)]
+            assert again == [*range(1, 25)]
+
+
 async def waiting_count(connection: aio_pika.abc.AbstractConnection) -> int:
     """How many messages are in the queue, once the broker has requeued what it was given back."""
     channel = await connection.channel()

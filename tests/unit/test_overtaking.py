@@ -23,9 +23,11 @@ def acknowledged(
     placed: Sequence[bool],
     *,
     in_hand: bool = True,
+    holds_up: bool = False,
 ) -> list[str]:
     """The names of what is acknowledged."""
-    return [delivery.body.decode() for delivery in overtaking.acknowledged(batch, placed, lambda _: in_hand)]
+    now = overtaking.acknowledged(batch, placed, lambda _: in_hand, lambda _: holds_up)
+    return [delivery.body.decode() for delivery in now]
 
 
 @pytest.mark.parametrize(
@@ -65,3 +67,13 @@ def test_what_is_not_in_hand_any_more_is_forgotten() -> None:
     acknowledged(overtaking, [first], [False])
     assert acknowledged(overtaking, [stored("later")], [True], in_hand=False) == ["later"]
     assert not first.acknowledged
+
+
+@pytest.mark.parametrize("protected", [False, True])
+def test_what_holds_up_its_queue_is_acknowledged_although_its_reply_waits(protected: bool) -> None:
+    """With those before it, of its record."""
+    overtaking, first, next_ = Overtaking[Delivery](), stored("first"), stored("next", protected=protected)
+    assert acknowledged(overtaking, [first], [False]) == []
+    assert acknowledged(overtaking, [next_], [False], holds_up=True) == ["first", "next"]
+    assert first.acknowledged
+    assert next_.acknowledged

@@ -1,11 +1,13 @@
 """The pace of the intake: every state with every event, and what holds after any sequence of events."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from task_activity_log.aio import Waiting
 from task_activity_log.message import Delivery
 from task_activity_log.pipeline.suspects import (
     ALONE,
@@ -18,6 +20,7 @@ from task_activity_log.pipeline.suspects import (
     is_doubtful,
 )
 from task_activity_log.rabbitmq.pace import Pace, State
+from task_activity_log.rabbitmq.queue_intake import QueueIntake
 
 FULL, BATCH_MAX = 4, 2
 HARMLESS, SUSPECT = Delivery(b"", attempts=SUSPECT_FROM - 1), Delivery(b"", attempts=SUSPECT_FROM)
@@ -222,6 +225,16 @@ def test_from_an_isolated_queue_what_was_returned_comes_one_by_one(single_active
     pace.opened()
     pace.settled([FRESH])
     assert (pace.state, pace.wanted) == (PROVED, FULL)
+
+
+async def test_an_isolated_queue_is_not_handed_over() -> None:
+    """What arrives meanwhile would be returned behind what was returned before, with a prefetch of one."""
+    pace = after("opened", single_active=True)
+    queue = QueueIntake("queue", pace, Waiting())
+    pace.isolate()
+    assert await queue.hand_over(nullcontext, 0.1) is None
+    pace.settled([FRESH])
+    assert await queue.hand_over(nullcontext, 0.1) == 0
 
 
 @pytest.mark.parametrize(("single_active", "wanted"), [(False, FULL), (True, 1)])

@@ -110,7 +110,8 @@ class Answering(Stage[D]):
         done = list(compress(batch, placed))
         if len(done) < len(batch):
             await self.intake.prove([each.delivery for each, is_done in zip(batch, placed, strict=True) if not is_done])
-        await self.intake.acknowledge(self.overtaking.acknowledged(batch, placed, self.intake.has))
+        now = self.overtaking.acknowledged(batch, placed, self.intake.has, self.intake.holds_up)
+        await self.intake.acknowledge(now)
         self.watch.took("reply", time.perf_counter() - started)
         self.watch.answered(done)
 

@@ -98,6 +98,9 @@ class Intake(Protocol[D]):
         A consumer that delivers one message at a time at first must go on to its full prefetch.
         """
 
+    def holds_up(self, delivery: D) -> bool:
+        """Whether this delivery is unsettled, and its queue delivers nothing more before it is settled."""
+
     async def pause(self, by: str) -> None:
         """Take nothing more until `resume` is called with the same name."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 from itertools import takewhile
 from math import inf
@@ -175,15 +174,15 @@ class Consumer:
         self._registered_as = ok.consumer_tag
         self.prefetch = prefetch
 
-    async def cancel(self) -> None:
+    async def cancel(self, seconds: float | None = None) -> None:
         """Let the broker send nothing more. What is in hand stays there.
 
         This is no hand-over: other consumers may be given later messages before what is in hand is finished. It is for
-        queues in which order does not matter, and for `widen`.
+        queues in which order does not matter, for `widen`, and for `close` when nothing is unfinished.
         """
         if self._registered_as is not None:
             tag, self._registered_as = self._registered_as, None
-            await self._answered_in(_ANSWER_SECONDS, self._channel.basic_cancel(tag))
+            await self._answered_in(seconds or _ANSWER_SECONDS, self._channel.basic_cancel(tag))
 
     async def widen(self, prefetch: int, finished: Iterable[int]) -> None:
         """Consume with a larger prefetch from now on, and acknowledge what is finished.
@@ -239,17 +238,10 @@ class Consumer:
     async def acknowledge(self, tags: Iterable[int]) -> None:
         """Acknowledge those that are not settled, and those that were kept back.
 
-        One frame is enough where all older ones are settled; the others need a frame each. The driver takes a few frames at a
-        time. What it has not taken when this is cancelled is kept back, and is sent with the next acknowledgement or by `close`.
+        One frame is enough where all older ones are settled; the others need a frame each.
         """
-        unsent = deque(self._settlements(tags))
-        try:
-            while unsent:
-                tag, multiple = unsent[0]
-                await self._channel.basic_ack(tag, multiple=multiple, wait=False)
-                unsent.popleft()
-        finally:
-            self._kept.update(tag for tag, _ in unsent)
+        for tag, multiple in self._settlements(tags):
+            await self._channel.basic_ack(tag, multiple=multiple, wait=False)
 
     async def reject(self, tag: int) -> None:
         """Let the broker dead-letter a delivery, as the arguments of its queue say, unless it is settled."""
@@ -313,32 +305,40 @@ class Consumer:
         activates the next consumer of a queue with a single active one. A `basic.cancel` before, between or after them
         breaks the order: the next consumer starts on later messages while earlier ones are still in hand here.
 
+        With a prefetch of one, which an isolated queue has, it is different: the acknowledgement would let the broker send one
+        more, and return it behind everything that was returned before. So if the one in hand is finished, the consumer is
+        cancelled first. Nothing comes between that and the acknowledgement, and nothing unfinished is in hand.
+
         Each way of closing counts as a failed delivery of what is returned. A broker that is slow to apply
         acknowledgements drops some when the channel closes. Those messages come again in order.
 
         Raises:
             One of `link.LOST`: the connection is lost, or the broker does not answer in time. Everything comes again.
         """
+        is_one_finished = not self._unsettled and len(self._kept) == self.prefetch == 1
         done = self._settlements(())
         count = len(self._unsettled)
         self.abandon()
         self._closing = True
-        commands = [*(Basic.Ack(tag, multiple) for tag, multiple in done), Channel.Close(200, "", 0, 0)]
-        closed = self._channel.closing
         try:
-            if self._hung_up:
-                # An acknowledgement behind the driver's close would make the broker end the connection.
-                await self._answered_in(_CLOSE_SECONDS, asyncio.wait({closed}))
-                return count
-            # The driver's own close would be a second write. It takes our close for its own: it frees the channel
-            # when the broker answers. A future for this write would be rejected by that answer.
-            async with asyncio.timeout(_CLOSE_SECONDS):
-                await self._channel.connection.write_queue.put(ChannelFrame.marshall(self._channel.number, commands))
-            await self._answered_in(_CLOSE_SECONDS, asyncio.wait({closed}))
+            if is_one_finished:
+                await self.cancel(_CLOSE_SECONDS)
+            await self._close_channel(done)
         except TimeoutError:
             self.give_up("the broker did not close a channel in time")
             raise
         return count
+
+    async def _close_channel(self, done: Iterable[tuple[int, bool]]) -> None:
+        commands = [*(Basic.Ack(tag, multiple) for tag, multiple in done), Channel.Close(200, "", 0, 0)]
+        closed = self._channel.closing
+        # An acknowledgement behind the driver's close would make the broker end the connection.
+        if not self._hung_up:
+            # The driver's own close would be a second write. It takes our close for its own: it frees the channel
+            # when the broker answers. A future for this write would be rejected by that answer.
+            async with asyncio.timeout(_CLOSE_SECONDS):
+                await self._channel.connection.write_queue.put(ChannelFrame.marshall(self._channel.number, commands))
+        await self._answered_in(_CLOSE_SECONDS, asyncio.wait({closed}))
 
     def abandon(self) -> None:
         """Forget what is in hand and ignore what still arrives: the channel ends, and all of it comes again."""

@@ -306,6 +306,10 @@ class Intake:
         """Whether this delivery is not settled yet, neither here nor by a channel that was closed or lost."""
         return delivery.consumer.has(delivery.tag)
 
+    def holds_up(self, delivery: RabbitDelivery) -> bool:
+        """Whether this delivery is not settled, and its queue is isolated and delivers nothing more before it is."""
+        return delivery.consumer.has(delivery.tag) and self._queue_of(delivery).pace.holds_up
+
     async def acknowledge(self, deliveries: Sequence[RabbitDelivery]) -> None:
         """Acknowledge `deliveries`, or keep the acknowledgements back while their consumer is being closed.
 

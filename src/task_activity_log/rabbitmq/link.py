@@ -217,6 +217,16 @@ async def _addresses(url: str, timeout_seconds: float) -> list[str]:
     return list(dict.fromkeys(str(address[4][0]) for address in found))
 
 
+class _Driver(aiormq.Connection):
+    """The driver's connection, with room for any number of frames that are not written yet.
+
+    Whoever waits for room when the connection is lost waits for ever: the driver ends its writer and leaves the frames. What
+    is written is bounded otherwise, by what is in hand and by the confirms that are waited for.
+    """
+
+    FRAME_BUFFER_SIZE = 0
+
+
 class _Underlay(UnderlayConnection):
     """The driver's connection, to the virtual host that the URL means.
 
@@ -228,7 +238,7 @@ class _Underlay(UnderlayConnection):
         cls, url: URL, timeout: float | None = None, **kwargs: Any
     ) -> aiormq.abc.AbstractConnection:
         virtual_host = kwargs.pop("vhost")
-        connection = aiormq.Connection(url, **kwargs)
+        connection = _Driver(url, **kwargs)
         connection.vhost = virtual_host
         await asyncio.wait_for(connection.connect(), timeout)
         await connection.ready()

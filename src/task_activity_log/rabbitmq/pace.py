@@ -95,6 +95,16 @@ class Pace:
             return 0
         return self._full if self._proved and not self._one_by_one and not self._isolated else 1
 
+    @property
+    def isolated(self) -> bool:
+        """Whether what was in hand when the broker failed to deliver may still be coming, one by one."""
+        return self._isolated
+
+    @property
+    def holds_up(self) -> bool:
+        """Whether a message that cannot be acknowledged holds up all others; see `proved`."""
+        return self._isolated and self.single_active
+
     def opened(self) -> None:
         """A new channel consumes."""
         self._open = True

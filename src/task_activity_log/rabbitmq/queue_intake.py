@@ -295,13 +295,14 @@ class QueueIntake:
     async def close(self, *, unless_active: bool = False, unless_in_hand: bool = False) -> int:
         """Return everything in hand to the queue, in order; how many messages. It is consumed again if the pace says so.
 
-        With `unless_active` nothing happens if a message has arrived: it may be under way. With `unless_in_hand` nothing
-        happens if something is in hand; and if nothing arrives meanwhile, the next consumer begins with the same prefetch.
+        With `unless_active` nothing happens if a message has arrived, because it may be under way, or if the queue is isolated
+        (see `hand_over`). With `unless_in_hand` nothing happens if something is in hand; and if nothing arrives meanwhile, the
+        next consumer begins with the same prefetch.
         """
         count = 0
         with suppress(*LOST), asking_the_driver():
             async with self._pacing:
-                if (unless_active and self.active) or (unless_in_hand and self.in_hand):
+                if (unless_active and (self.active or self.pace.isolated)) or (unless_in_hand and self.in_hand):
                     return 0
                 consumer, self.consumer = self.consumer, None
                 if consumer is not None:
@@ -317,7 +318,8 @@ class QueueIntake:
         """Leave the queue to the next consumer in line, in order, and stand at the end of the line.
 
         What is returned counts as a failed delivery. If something in hand was returned several times before, and cannot be
-        finished now, the queue is kept. What waits of it is taken before what waits of other queues.
+        finished now, the queue is kept. So is one that is isolated: what arrives meanwhile would be returned behind the others
+        that were returned. What waits of it is taken before what waits of other queues.
 
         Args:
             alone: held while everything that is not finished is returned.
@@ -326,6 +328,8 @@ class QueueIntake:
         Returns:
             How many messages were returned; None if the queue is kept.
         """
+        if self.pace.isolated:
+            return None
         self.pace.pause(_HAND_OVER)
         self.repaced()
         try:

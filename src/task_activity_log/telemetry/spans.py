@@ -173,7 +173,7 @@ class _TracedIntake(Generic[D]):
         self._intake = intake
         self._tracing = tracing
         self.prove, self.pause, self.resume = intake.prove, intake.pause, intake.resume
-        self.coming = intake.coming
+        self.coming, self.holds_up = intake.coming, intake.holds_up
 
     @property
     def in_hand(self) -> int:
