@@ -35,12 +35,11 @@ class Proxy:
         self.connections = 0
         """How many connections have been accepted so far."""
         self._listener: socket.socket | None = None
-        self._accepting: asyncio.Task[None] | None = None
         self._links: dict[asyncio.Task[None], set[socket.socket]] = {}
         self._flowing = asyncio.Event()
         self._flowing.set()
         self._held_back = asyncio.Event()
-        self._accepted = asyncio.Condition()
+        self._accepted = asyncio.Event()  # set by each connection
         self._delay = 0.0
         self._marker = b""
         self._markers_left = 0
@@ -70,12 +69,7 @@ class Proxy:
 
     def refuse(self) -> None:
         """Refuse new connections. Existing ones stay."""
-        if self._accepting is not None:
-            self._accepting.cancel()
-            self._accepting = None
         if self._listener is not None:
-            # The accepting task ends later. The next socket may get the same file descriptor, and if this reader were
-            # still registered, the selector would confuse the two: "[Errno 2] No such file or directory".
             asyncio.get_running_loop().remove_reader(self._listener)
             self._listener.close()
             self._listener = None
@@ -85,7 +79,7 @@ class Proxy:
         if self._listener is None:
             self._listener = socket.create_server(("127.0.0.1", self.port))
             self._listener.setblocking(False)
-            self._accepting = asyncio.create_task(self._accept_all(self._listener))
+            asyncio.get_running_loop().add_reader(self._listener, self._accept_from, self._listener)
 
     def hold(self) -> None:
         """Forward nothing in either direction, not even the end of a connection: the connections are half-open."""
@@ -124,8 +118,9 @@ class Proxy:
 
     async def connected(self, count: int = 1) -> None:
         """Wait until at least `count` connections have been accepted since the start."""
-        async with self._accepted:
-            await self._accepted.wait_for(lambda: self.connections >= count)
+        while self.connections < count:
+            self._accepted.clear()
+            await self._accepted.wait()
 
     async def __aenter__(self) -> Self:
         """Start listening."""
@@ -140,34 +135,34 @@ class Proxy:
         self.cut()
         await asyncio.gather(*self._links, return_exceptions=True)
 
-    async def _accept_all(self, listener: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            client, _ = await loop.sock_accept(listener)
-            task = asyncio.create_task(self._link(client))
-            self._links[task] = {client}
-            task.add_done_callback(self._links.pop)
-            async with self._accepted:
-                self.connections += 1
-                self._accepted.notify_all()
+    def _accept_from(self, listener: socket.socket) -> None:
+        try:
+            client, _ = listener.accept()
+        except OSError:  # it has gone already
+            return
+        server = socket.socket()
+        task = asyncio.create_task(self._link(client, server))
+        self._links[task] = {client, server}
+        task.add_done_callback(self._ended)
+        self.connections += 1
+        self._accepted.set()
 
-    async def _link(self, client: socket.socket) -> None:
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        # Not in the task, which may be cancelled before it begins.
+        for side in self._links.pop(task):
+            side.close()
+
+    async def _link(self, client: socket.socket, server: socket.socket) -> None:
         """Serve one connection until either side resets it, both sides have ended it, or `cut` is called."""
         flowing = self._flowing
-        server = socket.socket()
-        try:
-            self._links[_current_task()].add(server)
-            for side in (client, server):
-                side.setblocking(False)
-                side.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            with suppress(OSError, ExceptionGroup):
-                await asyncio.get_running_loop().sock_connect(server, self._target)
-                async with asyncio.TaskGroup() as group:
-                    group.create_task(self._pass_on(client, server, flowing, from_client=True))
-                    group.create_task(self._pass_on(server, client, flowing))
-        finally:
-            client.close()
-            server.close()
+        for side in (client, server):
+            side.setblocking(False)
+            side.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        with suppress(OSError, ExceptionGroup):
+            await asyncio.get_running_loop().sock_connect(server, self._target)
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._pass_on(client, server, flowing, from_client=True))
+                group.create_task(self._pass_on(server, client, flowing))
 
     async def _pass_on(
         self, source: socket.socket, sink: socket.socket, flowing: asyncio.Event, *, from_client: bool = False
@@ -244,10 +239,3 @@ class Proxies:
         """Close everything."""
         for proxy in self.of:
             await proxy.__aexit__(kind, error, trace)
-
-
-def _current_task() -> asyncio.Task[None]:
-    task = asyncio.current_task()
-    if task is None:  # impossible: only coroutines call this
-        raise RuntimeError("not in a task")
-    return task
