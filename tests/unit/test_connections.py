@@ -24,12 +24,13 @@ def refused(text: str) -> Outage:
 
 
 def test_a_failure_of_tls_is_only_its_text() -> None:
-    """Without the number before it, which says nothing. The driver wraps it, with the same arguments."""
+    """Without the number before it, which says nothing. The driver wraps it: with the same arguments, or in a text of its own."""
     text = "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: self-signed certificate (_ssl.c:1000)"
     failure = ssl.SSLCertVerificationError(1, text)
-    wrapped = AMQPConnectionError(*failure.args)
-    wrapped.__cause__ = failure
-    assert (describe(failure).text, describe(wrapped).text) == (text, text)
+    wrapped = AMQPConnectionError(*failure.args), AMQPConnectionError(f"Server communication error: {failure!r}")
+    for each in wrapped:
+        each.__cause__ = failure
+    assert [describe(each).text for each in (failure, *wrapped)] == [text] * 3
 
 
 def report(connections: Connections, outage: Outage) -> None:

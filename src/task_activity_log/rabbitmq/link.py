@@ -364,8 +364,9 @@ def describe(error: BaseException) -> Outage:
         return Outage(OutageKind.LOST, "the broker permits too few channels for a connection: raise its channel_max")
     if kind in _OWN_WORDS:
         return Outage(kind, kind.value)  # the driver's own text says less, or too much
-    is_tls = isinstance(error, ssl.SSLError) or isinstance(error.__cause__, ssl.SSLError)  # the driver raises its own
-    text = " ".join(str(part) for part in (error.args[1:] if is_tls else error.args) if part)[:200]  # 1 is OpenSSL's
+    said = error.__cause__ if isinstance(error.__cause__, ssl.SSLError) else error  # the driver raises its own
+    parts = said.args[1:] if isinstance(said, ssl.SSLError) else said.args  # the first one is OpenSSL's number
+    text = " ".join(str(part) for part in parts if part)[:200]
     if closed := _closed(text):
         return Outage(kind, closed)
     if kind is OutageKind.UNUSABLE:
