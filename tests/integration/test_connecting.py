@@ -228,15 +228,15 @@ async def test_each_host_has_its_own_timeout(database_url: str) -> None:
                 assert connection.place == host
 
 
-def name_two_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have the name db.test mean 127.0.0.2 and 127.0.0.1."""
+def name_two_addresses(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> None:
+    """Have the name db.test mean these addresses; 127.0.0.2 and 127.0.0.1 if none are given."""
     system = socket.getaddrinfo
 
     def resolve(host: Any, port: Any, *arguments: Any, **options: Any) -> Any:
         if host not in ("db.test", b"db.test"):
             return system(host, port, *arguments, **options)
-        addresses = ("127.0.0.2", "127.0.0.1")
-        return [(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (one, int(port))) for one in addresses]
+        found = addresses or ("127.0.0.2", "127.0.0.1")
+        return [(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (one, int(port))) for one in found]
 
     monkeypatch.setattr(socket, "getaddrinfo", resolve)
 
@@ -249,6 +249,20 @@ async def test_each_address_of_a_name_is_tried(database_url: str, monkeypatch: p
     with socket.create_server(("127.0.0.2", parts.port or 0)):  # it accepts connections and never answers
         async with connected(changed(database_url, netloc=netloc, query="connect_timeout=3")) as connection:
             assert connection.place == f"db.test:{parts.port} (127.0.0.1)"
+
+
+@pytest.mark.parametrize("first", ["127.0.0.1", "127.0.0.2"])
+async def test_an_address_that_nobody_answers_does_not_hide_why_another_one_refuses(
+    monkeypatch: pytest.MonkeyPatch, first: str
+) -> None:
+    """In either order: names often have an IPv6 address too that is not reachable. The same cause is named once."""
+    name_two_addresses(monkeypatch, first, "127.0.0.2" if first == "127.0.0.1" else "127.0.0.1")
+    fields = b"SFATAL\0VFATAL\0C28P01\0Mno\0\0"
+    with answering(b"E" + (len(fields) + 4).to_bytes(4, "big") + fields) as port:
+        reason = (await failure(f"postgresql://u:secret@db.test:{port}/d?sslmode=disable")).reason
+        assert f"db.test:{port} (127.0.0.1): wrong password (28P01)" in reason
+        assert f"db.test:{port} (127.0.0.2): connection refused" in reason
+    assert (await failure(f"postgresql://u@db.test:{port}/d")).reason.count("connection refused") == 1
 
 
 async def test_an_old_primary_behind_a_name_does_not_hide_the_new_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,6 +42,14 @@ class _NoConnection(Exception):
         return f"{self.label}, {self.said}" if self.said else self.label
 
 
+class _NoAddress(Exception):
+    """No address of a host can be used: the failures, each cause once."""
+
+    def __init__(self, failures: Sequence[_NoConnection]) -> None:
+        super().__init__("; ".join(map(str, failures)))
+        self.failures = failures
+
+
 _KEEPALIVE = (
     ("keepalives_idle", "TCP_KEEPIDLE"),
     ("keepalives_interval", "TCP_KEEPINTVL"),
@@ -191,6 +199,8 @@ class _Opener:
                 opened.append(task.result())
             except _NoConnection as failure:
                 failures.append(failure)
+            except _NoAddress as host:
+                failures += host.failures
         return opened, failures
 
     async def _wait(self, tasks: Sequence[asyncio.Task[ServerConnection]]) -> None:
@@ -215,14 +225,14 @@ class _Opener:
         """The first address of a host that accepts writes and is no old primary, or else the last one that lets us in."""
         addresses = [host.socket] if host.socket else await self._addresses(host)
         compare = not alone or len(addresses) > 1
-        failure: _NoConnection | None = None
+        failures: dict[str, _NoConnection] = {}  # by cause: that of the last address may say less than that of another
         opened: ServerConnection | None = None
         for address in addresses:
             place = str(host) if address in (host.name, host.socket) else f"{host} ({address})"
             try:
                 found = await self._open(host, address, place, compare=compare)
             except _NoConnection as error:
-                failure = error
+                failures[str(error)] = error
                 continue
             if opened is not None:
                 await _close([opened])
@@ -231,8 +241,7 @@ class _Opener:
                 break
         if opened is not None:
             return opened
-        assert failure is not None  # noqa: S101 - there is at least one address, and it has failed
-        raise failure
+        raise _NoAddress(list(failures.values()))
 
     @property
     def _seconds(self) -> float:
