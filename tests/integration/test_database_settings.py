@@ -210,6 +210,10 @@ REFUSED = {
     "ALTER TABLE task_activity_log ENABLE ROW LEVEL SECURITY; ALTER ROLE {role} SET row_security = off": (
         'permitted (42501): query would be affected by row-level security policy for table "task_activity_log"'
     ),
+    "CREATE FUNCTION clear() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN NEW.processed_at := NULL; RETURN NEW; END';"
+    " CREATE TRIGGER clear BEFORE INSERT ON task_activity_log_inbox FOR EACH ROW EXECUTE FUNCTION clear()": (
+        "refused (23502): column processed_at of task_activity_log_inbox"
+    ),
     "ALTER TABLE task_activity_log REPLICA IDENTITY NOTHING; CREATE PUBLICATION {role} FOR TABLE task_activity_log": (
         'fit state (55000): cannot update table "task_activity_log" because it does not have a replica identity'
     ),

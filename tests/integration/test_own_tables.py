@@ -245,6 +245,17 @@ class TestEverybodysFault:
         )
         assert (await refusal(store, ask())).sqlstate == "23502"
 
+    async def test_a_column_of_the_inbox_that_a_trigger_clears(self, store: Store, database: Connection) -> None:
+        """It is one of ours, and is named."""
+        await database.execute("""
+            CREATE FUNCTION clear() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN NEW.processed_at := NULL; RETURN NEW; END';
+            CREATE TRIGGER clear BEFORE INSERT ON task_activity_log_inbox FOR EACH ROW EXECUTE FUNCTION clear();
+        """)
+        with pytest.raises(
+            Failed, match="a column of the inbox is NOT NULL: column processed_at of task_activity_log_inbox"
+        ):
+            await store.apply([ask()])
+
     async def test_a_domain_that_is_not_null(self, store: Store, database: Connection) -> None:
         """PostgreSQL names no column. It is the type of one of ours, whose value a message can set."""
         await database.execute(

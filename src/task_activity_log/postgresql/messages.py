@@ -8,6 +8,8 @@ from importlib import resources
 import asyncpg
 
 NOT_PERMITTED = "42501"
+RAISE = "exec_stmt_raise"
+"""The function of the server that executes RAISE. Such an error has the names that a trigger has put into it."""
 
 _PUBLISHED = "CheckCmdReplicaIdentity"
 _NAMING = (
@@ -49,6 +51,13 @@ def shown(error: asyncpg.PostgresError | asyncpg.PostgresWarning) -> Iterator[st
             yield one_line(error.detail)  # "Column list used by the publication does not cover the replica identity."
     elif error.sqlstate == NOT_PERMITTED:
         yield from dict.fromkeys(word for word in re.findall(r"\w+", str(error)) if word in _used())
+
+
+def column(error: asyncpg.PostgresError | asyncpg.PostgresWarning) -> str:
+    """The column that an error names, with its table; empty if it names none, or a trigger has chosen the names."""
+    if error.server_source_function == RAISE or not error.column_name:
+        return ""
+    return one_line(f"column {error.column_name} of {error.table_name}")
 
 
 def closing(error: Exception) -> asyncpg.PostgresError | None:

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias, cast
 import asyncpg
 
 from task_activity_log.postgresql.connection import ServerConnection
-from task_activity_log.postgresql.messages import closing, shown
+from task_activity_log.postgresql.messages import RAISE, closing, column, shown
 from task_activity_log.problem import (
     CLIENT,
     SKIPPED,
@@ -116,8 +116,6 @@ _NOBODYS = {
 }
 """Functions of the server whose errors have an SQLSTATE of `Fault.ROW`, and that no value in a row can cause. Rows of the
 worker's own do not show it: they may belong to another partition, and they are not committed."""
-_RAISE = "exec_stmt_raise"
-"""The function of the server that executes RAISE. Such an error has the names that a trigger has put into it."""
 _NO_SUCH_TABLE = "42P01"
 CONNECTION_LOST = "08006"
 _AS_CONNECTED = "RESET ROLE; RESET ALL"
@@ -125,6 +123,7 @@ _AS_CONNECTED = "RESET ROLE; RESET ALL"
 _LOCK_TIMEOUT = "55P03"
 _QUOTED = "22P02"  # the SQLSTATE of the errors in which `SKIPPED_ROW`, `UNKEPT_KEY` and `UNSET_INSTANT` are quoted
 _NOT_NULL = "23502"
+_INBOX = " of task_activity_log_inbox"
 _RETRIES = {Fault.CONFLICT: 3, Fault.SCHEMA: 1, Fault.STATEMENT: 1, Fault.SKIPPED: 1}
 _NEW_SECONDS = 10.0
 """For how long a connection counts as new that was opened because of `Fault.SCHEMA`."""
@@ -196,10 +195,15 @@ def _judge_server(error: _ServerError, where: str) -> tuple[Fault, Refused | Una
         return ours
     # Without the name of a column it is a domain that is NOT NULL, perhaps that of a field.
     if sqlstate == _NOT_NULL and name and name not in FIELDS:
-        return Fault.LASTING, Failed("a column that is not ours is NOT NULL", sqlstate, where, name=name, lasting=True)
+        found = column(error)
+        what = (
+            "a column of the inbox is NOT NULL" if found.endswith(_INBOX) else "a column that is not ours is NOT NULL"
+        )
+        where = f"{found}, {where}" if found else where
+        return Fault.LASTING, Failed(what, sqlstate, where, name=name, lasting=True)
     if (why := _NOBODYS.get(error.server_source_function or "")) is not None:
         return Fault.LASTING, Failed(f"{why} ({sqlstate})", sqlstate, where)  # it passes; the connection can be used
-    if error.server_source_function == _RAISE:
+    if error.server_source_function == RAISE:
         name = ""  # it may be another one for each row, and they would seem to be refused by different rules
     where = ", ".join([*shown(error), where])
     kind = fault(sqlstate)
