@@ -3,8 +3,8 @@
 import asyncio
 import errno
 import socket
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 
 import pytest
 import structlog
@@ -21,6 +21,7 @@ from aiormq.exceptions import (
 
 from task_activity_log.aio import end
 from task_activity_log.problem import Unavailable
+from task_activity_log.rabbitmq import link
 from task_activity_log.rabbitmq.link import LOST, LinkOptions, Missing, OutageKind, connect, describe, supervise
 from tests import virtual_time
 
@@ -170,3 +171,20 @@ def test_too_few_channels_are_not_said_to_be_a_wrong_virtual_host() -> None:
     outage = describe(refused)
     assert outage.kind is OutageKind.LOST
     assert outage.text == "the broker permits too few channels for a connection: raise its channel_max"
+
+
+async def test_a_command_whose_call_the_driver_cancels_has_lost_its_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The driver cancels calls itself if no heartbeat comes. It would be a traceback. Its caller can still cancel it."""
+
+    @asynccontextmanager
+    async def connected(*_: object) -> AsyncIterator[tuple[None, None]]:
+        yield None, None
+
+    monkeypatch.setattr(link, "connect", connected)
+    options = LinkOptions("amqp://localhost/")
+    with pytest.raises(Unavailable, match="connection lost"):
+        async with link.connect_once(options, "test"):
+            raise asyncio.CancelledError
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0), link.connect_once(options, "test"):
+            await asyncio.Event().wait()

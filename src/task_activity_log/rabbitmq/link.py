@@ -203,8 +203,9 @@ async def connect_once(options: LinkOptions, purpose: str) -> AsyncIterator[aio_
         Unavailable: nobody answers, the broker refuses, or the connection is lost; the reason is one line.
     """
     try:
-        async with connect(options, purpose) as (connection, _):
-            yield connection
+        with asking_the_driver():
+            async with connect(options, purpose) as (connection, _):
+                yield connection
     except LOST as error:
         raise Unavailable(describe(error).text) from None
 
