@@ -165,6 +165,35 @@ async def test_closing_gets_nothing_in_place_of_what_is_finished(amqp_url: str) 
             assert again == [*range(1, 25)]
 
 
+async def test_a_worker_that_stops_finishes_what_an_isolated_queue_is_sending(amqp_url: str) -> None:
+    """With a prefetch of one it would be returned behind everything that was returned before."""
+    async with await aio_pika.connect(amqp_url) as publisher:
+        async with consuming(amqp_url) as (first, waiting, _):
+            await first.register(25)
+            await publish(await publisher.channel(), *range(25))
+            while first.in_hand < 25:
+                await waiting.take(25)
+            assert await first.close() == 25
+        assert await waiting_count(publisher) == 25
+        intake = Intake(LinkOptions(amqp_url), TOPOLOGY, prefetch=25, batch_max=25)
+        intake._queues[0].pace.isolate()
+        running = asyncio.create_task(intake.run())
+        await intake.acknowledge(await intake.take(25) or [])
+        await intake.stop(30)
+        finished = 1
+        while (taken := await intake.take(25)) is not None:
+            await intake.acknowledge(taken)
+            finished += len(taken)
+        assert await intake.requeue() == 0
+        await end(running)
+        async with consuming(amqp_url) as (second, waiting, _):
+            await second.register(25)
+            again: list[int] = []
+            while len(again) < 25 - finished:
+                again += [int(delivery.body) for delivery in await waiting.take(25)]
+            assert again == [*range(finished, 25)]
+
+
 async def waiting_count(connection: aio_pika.abc.AbstractConnection) -> int:
     """How many messages are in the queue, once the broker has requeued what it was given back."""
     channel = await connection.channel()

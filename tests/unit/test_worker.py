@@ -218,6 +218,17 @@ async def test_draining_finishes_the_current_batch_and_leaves_the_rest() -> None
     assert len(bench.store.rows) == 1
 
 
+async def test_draining_finishes_a_message_that_was_taken_alone_and_returned_before() -> None:
+    """Nothing is behind it in its batch that could take its place."""
+    bench = Bench()
+    returned = replace(upsert(), attempts=10)
+    bench.intake.batches = [[returned]]
+    bench.worker.drain()
+    async with bench.running():
+        pass
+    assert bench.intake.acknowledged == [returned]
+
+
 @pytest.mark.parametrize("part", ["store", "replies", "dead_letters"])
 async def test_draining_in_an_outage_gives_up_after_one_more_try(part: str) -> None:
     """The worker tries exactly once more, fails, and ends. Nothing is acknowledged, so the broker delivers it again."""

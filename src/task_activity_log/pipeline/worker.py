@@ -167,7 +167,7 @@ class Storing(Stage[D]):
         until_done = partial(self.until_done, repeatable=False)
         async with aclosing(self.trials.parts(batch, until_done, self.parts.stored.join)) as parts:
             async for part in parts:
-                if part is not batch and self.hold.draining:
+                if len(part) < len(batch) and self.hold.draining:
                     raise Abandoned  # what is not begun is returned, and nothing behind it may be stored
                 await (self._store_all(part) if part else self._renew())
 

@@ -124,6 +124,11 @@ class Consumer:
         return sum(1 for each in self._unsettled if each <= tag)
 
     @property
+    def is_empty(self) -> bool:
+        """Whether the broker may send as much as the prefetch: nothing is in hand, and no acknowledgement is kept back."""
+        return not self._unsettled and not self._kept
+
+    @property
     def weight(self) -> int:
         """What these weigh; 0 while it is not registered: then the broker's answers are waited for, or nothing more comes."""
         return sum(self._unsettled.values()) if self._registered_as is not None else 0

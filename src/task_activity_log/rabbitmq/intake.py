@@ -349,10 +349,12 @@ class Intake:
 
     async def stop(self, finish_seconds: float = 0.0) -> None:
         """Let nothing more come, and take what is in hand for that long. What was taken may still be settled."""
-        self._finish_until = time.monotonic() + finish_seconds
         for queue in self._queues:
             queue.pace.stop()
             queue.repaced()
+        await asyncio.gather(*(queue.next_arrives() for queue in self._queues))
+        self._finish_until = time.monotonic() + finish_seconds
+        self._waiting.wake()
 
     async def requeue(self) -> int:
         """Return everything in hand to the queues, in order; returns how many messages.

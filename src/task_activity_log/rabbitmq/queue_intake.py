@@ -23,6 +23,7 @@ log = structlog.get_logger(__name__)
 _HAND_OVER = "hand-over"
 _CONNECTION_LOST_SECONDS = 0.2
 """A lost connection ends all its consumers. That is noticed within this time and logged once, not for each queue."""
+_ARRIVES_SECONDS = 0.2
 _DELIVERED_AGAIN_SECONDS = 0.02
 """How long after a failed delivery the next one is tried. What is behind it waits until the delivery limit is reached."""
 _DELIVERED_AGAIN = 200
@@ -313,6 +314,17 @@ class QueueIntake:
                         self.pace.closed(count, still_proved=unless_in_hand and not count)
         self.repaced()
         return count
+
+    async def next_arrives(self) -> None:
+        """Wait a moment for the next message if the queue is isolated and nothing of it is in hand.
+
+        The broker may have sent it already. If it arrives after the last one was taken, it is returned behind all others
+        that were returned before.
+        """
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_ARRIVES_SECONDS):
+                while self.pace.isolated and self.consumer is not None and self.consumer.is_empty:
+                    await self._waiting.changed()
 
     async def hand_over(self, alone: Callable[[], AbstractAsyncContextManager[object]], seconds: float) -> int | None:
         """Leave the queue to the next consumer in line, in order, and stand at the end of the line.
