@@ -16,7 +16,11 @@ from tests.faults.conversation import TOPOLOGY, conversing, until
 from tests.serving import serving
 
 QUEUE = TOPOLOGY.requests_queue
-NO_CONSUMER = f"not consuming: queue {QUEUE} takes no consumer: it has no leader, or no majority"
+NO_MAJORITY = f"not consuming: queue {QUEUE} takes no consumer: it has no leader, or no majority"
+FAILED = (
+    f"not consuming: queue {QUEUE} takes no consumer (INTERNAL_ERROR): it has no leader, or RabbitMQ cannot deliver its first"
+    " message"
+)
 
 
 async def broken(amqp_url: str, database_url: str, broker: RabbitMQ) -> list[tuple[str, str]]:
@@ -38,7 +42,7 @@ async def test_a_requests_queue_without_a_leader_is_named(
         await on_raft(own_rabbitmq, own_amqp_url, QUEUE, "ra:stop_server(quorum_queues, Raft)")
         assert (f"queue {QUEUE}", "has no leader") in await broken(own_amqp_url, database_url, own_rabbitmq)
         async with serving(own_amqp_url, database_url, consuming=False) as service:
-            await until(lambda: NO_CONSUMER in service.status.not_ready())
+            await until(lambda: FAILED in service.status.not_ready())
             await on_raft(own_rabbitmq, own_amqp_url, QUEUE, "ra:restart_server(quorum_queues, Raft)")
             await service.wait_consuming()
             assert service.status.not_ready() == []
@@ -54,7 +58,7 @@ async def test_a_requests_queue_that_does_not_answer_is_named(
     async with conversing(own_amqp_url) as talk:
         async with silenced(own_rabbitmq, own_amqp_url, QUEUE):
             async with asyncio.timeout(60), serving(own_amqp_url, database_url, consuming=False) as service:
-                await until(lambda: NO_CONSUMER in service.status.not_ready())
+                await until(lambda: NO_MAJORITY in service.status.not_ready())
         async with serving(own_amqp_url, database_url):
             await talk.send()
             assert await talk.outcomes(1) == ["inserted"]

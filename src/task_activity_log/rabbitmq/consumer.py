@@ -174,8 +174,13 @@ class Consumer:
             # A queue without a leader answers after 65 s, one without a majority does not answer. If the leader's process
             # does not exist, the broker ends the connection. It does so as well if the first message cannot be delivered.
             ok = await self._answered_in(_ANSWER_SECONDS, self._channel.basic_consume(self._queue, _not_called))
-        except (TimeoutError, ConnectionInternalError) as error:
+        except TimeoutError as error:
             raise Unavailable(f"queue {self._queue} takes no consumer: it has no leader, or no majority") from error
+        except ConnectionInternalError as error:
+            raise Unavailable(
+                f"queue {self._queue} takes no consumer (INTERNAL_ERROR): it has no leader, or RabbitMQ cannot deliver its first"
+                " message"
+            ) from error
         self._registered_as = ok.consumer_tag
         self.prefetch = prefetch
 
