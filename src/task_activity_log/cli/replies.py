@@ -105,11 +105,12 @@ async def _waiting(settings: Settings, since: datetime) -> list[Received]:
 
 async def _chained(waiting: Sequence[Received], following: AsyncIterable[Received]) -> AsyncIterator[Received]:
     """Those that are waiting, then those that follow and were not among them."""
-    seen = {reply.message_id for reply in waiting}
+    seen = {(reply.message_id, reply.published) for reply in waiting if reply.message_id is not None}
     for reply in waiting:
         yield reply
     async for reply in following:
-        if reply.message_id is None or reply.message_id not in seen:
+        # A reply that is published again, such as a snapshot, has the same message_id and another time.
+        if (reply.message_id, reply.published) not in seen:
             yield reply
 
 
