@@ -194,6 +194,29 @@ async def test_a_worker_that_stops_finishes_what_an_isolated_queue_is_sending(am
             assert again == [*range(finished, 25)]
 
 
+async def test_an_isolated_queue_with_nothing_in_hand_is_consumed_as_before(
+    amqp_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is parked then holds up its own record alone."""
+    monkeypatch.setattr("task_activity_log.rabbitmq.intake._LOOK_SECONDS", 0.01)
+    monkeypatch.setattr("task_activity_log.rabbitmq.queue_intake._ISOLATED_SECONDS", 0.1)
+    async with await aio_pika.connect(amqp_url) as publisher:
+        await declare(publisher, TOPOLOGY)
+        intake = Intake(LinkOptions(amqp_url), TOPOLOGY, prefetch=25, batch_max=25)
+        intake._isolating = True  # as after two failed deliveries
+        [queue] = intake._queues
+        running = asyncio.create_task(intake.run())
+        await intake.wait_consuming()
+        assert queue.pace.isolated
+        async with asyncio.timeout(30):
+            while queue.consumer is None or queue.consumer.prefetch != 25:
+                await asyncio.sleep(0.01)
+        await publish(await publisher.channel(), *range(25))
+        while queue.in_hand < 25:
+            await intake.take(25)
+        await end(running)
+
+
 async def waiting_count(connection: aio_pika.abc.AbstractConnection) -> int:
     """How many messages are in the queue, once the broker has requeued what it was given back."""
     channel = await connection.channel()

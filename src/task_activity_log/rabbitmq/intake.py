@@ -39,6 +39,8 @@ log = structlog.get_logger(__name__)
 
 _SOON_SECONDS = 10.0
 """If the broker fails while this worker has a consumer, and again within this time, it fails at a delivery."""
+_LOOK_SECONDS = 1.0
+"""How often it is looked whether queues that are isolated have nothing in hand."""
 _OTHERS = (
     "Across workers a later message for a record may be applied before an earlier one, unless publishers send x-version."
     " WORKER_PARTITIONS keeps the order and lets all workers work; WORKER_SINGLE_ACTIVE_CONSUMER keeps it, too, and lets"
@@ -196,7 +198,8 @@ class Intake:
         self, connection: aio_pika.Connection, frame_reader: FrameReader, established: Callable[[], None]
     ) -> None:
         """Consume all queues, and balance the partitions."""
-        await self._prepare(connection, self._topology)
+        if not self._isolating:  # everything was there a moment ago, and declaring many partitions takes seconds
+            await self._prepare(connection, self._topology)
         await self._warn_of_others(connection)
         await self._before_consuming()
         missing = set(self._queues)
@@ -219,6 +222,8 @@ class Intake:
             )
             for queue in self._queues
         ]
+        if self._isolating:
+            working.append(self._leave_isolation())
         if self.balancing is not None:
             working.append(self.balancing.run(connection, self._may_balance, lambda: frame_reader.read_seconds))
         await _all(working)
@@ -227,9 +232,14 @@ class Intake:
         """The connection for a queue: the shared one, or its own if the broker has failed twice while it delivered."""
         if not self._isolating:
             return lambda: nullcontext((connection, frame_reader))
-        queue.pace.isolate()
+        queue.isolate()
         log.warning("queue_isolated", queue=queue.queue)
         return partial(connect, self._options, f"intake of {queue.queue}")
+
+    async def _leave_isolation(self) -> None:
+        while True:
+            await asyncio.sleep(_LOOK_SECONDS)
+            await asyncio.gather(*(queue.leave_isolation() for queue in self._queues))
 
     def _may_balance(self) -> bool:
         return not self._paused_by and self._finish_until is None

@@ -129,6 +129,10 @@ class Pace:
         """
         self._isolated = True
 
+    def leave_isolation(self) -> None:
+        """Nothing of this queue is in hand, and the broker has not failed for a while."""
+        self._isolated = False
+
     def settled(self, handled: Sequence[Delivery]) -> None:
         """`handled` were processed, and are about to be acknowledged."""
         self._one_by_one = max(0, self._one_by_one - len(handled))

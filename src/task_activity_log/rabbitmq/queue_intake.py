@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
+from math import inf
 from typing import TypeAlias
 
 import aio_pika
@@ -24,6 +26,8 @@ _HAND_OVER = "hand-over"
 _CONNECTION_LOST_SECONDS = 0.2
 """A lost connection ends all its consumers. That is noticed within this time and logged once, not for each queue."""
 _ARRIVES_SECONDS = 0.2
+_ISOLATED_SECONDS = 5.0
+"""For how long a queue is isolated at least if nothing of it is in hand."""
 _DELIVERED_AGAIN_SECONDS = 0.02
 """How long after a failed delivery the next one is tried. What is behind it waits until the delivery limit is reached."""
 _DELIVERED_AGAIN = 200
@@ -46,6 +50,7 @@ class QueueIntake:
     """The present one. Set by `_register`, reset by `close` and `forget`."""
     registrations = 0
     """How often a consumer was registered. Set by `_register`."""
+    _isolated_at = -inf  # when it was isolated (`time.monotonic`); set by `isolate`
     _ready = False  # whether the present connection may consume; set by `consume`
 
     def __init__(
@@ -158,7 +163,7 @@ class QueueIntake:
             self._lost(outage)
             established()
             if failed_delivery and failed_deliveries < _DELIVERED_AGAIN:
-                self.pace.isolate()
+                self.isolate()
                 await asyncio.sleep(_DELIVERED_AGAIN_SECONDS)
                 continue
             await asyncio.sleep(_CONNECTION_LOST_SECONDS)
@@ -314,6 +319,22 @@ class QueueIntake:
                         self.pace.closed(count, still_proved=unless_in_hand and not count)
         self.repaced()
         return count
+
+    def isolate(self) -> None:
+        """Consume one message at a time from the next registration on; see `Pace.isolate`."""
+        self.pace.isolate()
+        self._isolated_at = time.monotonic()
+
+    async def leave_isolation(self) -> None:
+        """Consume with the full prefetch again if nothing is in hand: then nothing that was returned before is still to come.
+
+        Most queues were isolated because of another one. A message that has to wait must not hold them up for long.
+        """
+        if time.monotonic() - self._isolated_at < _ISOLATED_SECONDS:
+            return
+        if self.pace.isolated and self.consumer is not None and self.consumer.is_empty:
+            self.pace.leave_isolation()
+            await self.close(unless_in_hand=True)
 
     async def next_arrives(self) -> None:
         """Wait a moment for the next message if the queue is isolated and nothing of it is in hand.
