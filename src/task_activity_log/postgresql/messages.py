@@ -7,6 +7,8 @@ from importlib import resources
 
 import asyncpg
 
+from task_activity_log.record import FIELDS
+
 NOT_PERMITTED = "42501"
 RAISE = "exec_stmt_raise"
 """The function of the server that executes RAISE. Such an error has the names that a trigger has put into it."""
@@ -58,6 +60,17 @@ def column(error: asyncpg.PostgresError | asyncpg.PostgresWarning) -> str:
     if error.server_source_function == RAISE or not error.column_name:
         return ""
     return one_line(f"column {error.column_name} of {error.table_name}")
+
+
+def is_about_fields(error: asyncpg.PostgresError | asyncpg.PostgresWarning) -> bool:
+    """Whether a unique index that refuses a row may have a column that messages set; True if it is not known.
+
+    The detail has the columns, and then the values: `Key (n)=(5) already exists.` It is not there without SELECT on them.
+    """
+    if error.server_source_function != "_bt_check_unique" or not error.detail:
+        return True
+    columns, _, _ = error.detail.partition(")=(")
+    return not {"source_version", *FIELDS}.isdisjoint(re.findall(r"\w+", columns))
 
 
 def closing(error: Exception) -> asyncpg.PostgresError | None:

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias, cast
 import asyncpg
 
 from task_activity_log.postgresql.connection import ServerConnection
-from task_activity_log.postgresql.messages import RAISE, closing, column, shown
+from task_activity_log.postgresql.messages import RAISE, closing, column, is_about_fields, shown
 from task_activity_log.problem import (
     CLIENT,
     SKIPPED,
@@ -200,6 +200,9 @@ def _judge_server(error: _ServerError, where: str) -> tuple[Fault, Refused | Una
             "a column of the inbox is NOT NULL" if found.endswith(_INBOX) else "a column that is not ours is NOT NULL"
         )
         where = f"{found}, {where}" if found else where
+        return Fault.LASTING, Failed(what, sqlstate, where, name=name, lasting=True)
+    if not is_about_fields(error):  # a sequence that was set back, or a table of others
+        what, where = "a value that no message sets is not unique", f"constraint {name}, {where}"
         return Fault.LASTING, Failed(what, sqlstate, where, name=name, lasting=True)
     if (why := _NOBODYS.get(error.server_source_function or "")) is not None:
         return Fault.LASTING, Failed(f"{why} ({sqlstate})", sqlstate, where)  # it passes; the connection can be used
