@@ -1016,6 +1016,23 @@ async def test_only_dead_letters_that_would_be_accepted_are_replayed(
     assert await names(channel, TOPOLOGY.dead_letters_queue) == []
 
 
+async def test_a_letter_that_stays_is_in_the_exit_code_of_those_that_were_edited(
+    channel: AbstractChannel, amqp_url: str, tmp_path: Path
+) -> None:
+    """And an editor that a signal has ended is said to be."""
+    for name in ("first", "second"):
+        await reject(channel, name, '{"id": "nope"}', "invalid_uuid")
+    editor = tmp_path / "editor"
+    editor.write_text(f'case "$1" in *first*) sed -i "s/nope/{uuid4()}/" "$1";; esac')
+    replay = ("dead-letters", "replay", "--all", "--edit")
+    said = await end(await start(*replay, AMQP_URL=amqp_url, EDITOR=f"sh {editor}"))
+    assert (said.code, await names(channel, TOPOLOGY.requests_queue)) == (3, ["first"])
+    assert "second: kept, as it was not changed" in said.err
+    editor.write_text("kill -KILL $$")
+    said = await end(await start(*replay, AMQP_URL=amqp_url, EDITOR=f"sh {editor}"))
+    assert (said.code, "was ended by signal 9; nothing was replayed" in said.err) == (1, True)
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 async def test_a_command_that_is_terminated_while_its_editor_is_open_sends_nothing(
     channel: AbstractChannel, amqp_url: str, tmp_path: Path, number: int, code: int
@@ -1500,7 +1517,7 @@ async def test_what_became_of_a_message_is_found(
         "dead letter mine: invalid_date since 2026-01-01T00:00:00+00:00, from crm: Why not."
     )
     assert "waiting reply r: inserted" in said.lines[4]
-    assert "answers message earlier" in said.lines[4]
+    assert "correlation_id earlier" in said.lines[4]
     odd = str(uuid4())
     connection = await asyncpg.connect(database_url)
     await connection.execute("INSERT INTO task_activity_log (id, due_date) VALUES ($1, 'infinity')", odd)

@@ -708,6 +708,11 @@ async def test_a_trigger_that_keeps_marks_is_broken(amqp_url: str, database_url:
         (RAISES.format(event="DELETE", table="task_activity_log_journal"), "refused (P0001)"),
         ("ALTER TABLE task_activity_log_journal RENAME publisher TO other", "schema does not fit (42703)"),
         ("ALTER TABLE task_activity_log_journal ADD tenant text NOT NULL", "a column that is not ours is NOT NULL"),
+        (
+            "INSERT INTO task_activity_log_journal (answered_at, reply_id, outcome) VALUES (now(), gen_random_uuid(), '');"
+            " ALTER TABLE task_activity_log_journal ALTER number RESTART",
+            "a value that no message sets is not unique: constraint task_activity_log_journal_pkey",
+        ),
     ],
 )
 async def test_a_journal_that_cannot_be_written_is_a_warning(

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Iterator
 from itertools import chain
-from typing import Any
+from typing import Any, cast
 from uuid import uuid4
 
 import pytest
@@ -170,3 +170,12 @@ async def test_the_shared_queue_keeps_replies() -> None:
 def test_a_binding_matches_as_that_of_a_topic_exchange(pattern: str, key: str, *, expected: bool) -> None:
     """RabbitMQ: a star is one word, a hash is any number."""
     assert matches(pattern, key) is expected
+
+
+def test_other_rules_than_rules_are_refused_at_once() -> None:
+    """Not when the first message comes, which nobody would answer."""
+    with pytest.raises(TypeError, match="rules should be Rules, and not str"):
+        FakeWorker(cast("Rules", "merge"))
+    assert Rules(update_mode=cast("UpdateMode", "merge")).update_mode is UpdateMode.MERGE
+    with pytest.raises(ValueError, match="'keep' is not a valid UpdateMode"):
+        Rules(update_mode=cast("UpdateMode", "keep"))

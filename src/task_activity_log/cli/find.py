@@ -137,7 +137,7 @@ def _other_lines(found: Found) -> Iterator[str]:
         yield _answer(answer)
     for reply in found.replies:
         published = reply.published.isoformat() if reply.published else "at an unknown time"
-        answers = f", answers message {reply.correlation_id}" if reply.correlation_id else ""
+        answers = f", correlation_id {reply.correlation_id}" if reply.correlation_id else ""
         outcome = f"{reply.outcome} {reply.code}" if reply.code else reply.outcome
         yield f"waiting reply {reply.message_id}: {outcome}, published {published}{answers}"
 

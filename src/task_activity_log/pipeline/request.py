@@ -60,6 +60,10 @@ class Rules:
     poison_from: int = 10
     """Number of earlier attempts from which on a message that has crashed workers is rejected without being decoded."""
 
+    def __post_init__(self) -> None:
+        """Take the name of an update mode as well. Raises `ValueError` for another name."""
+        object.__setattr__(self, "update_mode", UpdateMode(self.update_mode))
+
 
 def decode(delivery: D, rules: Rules) -> Request[D]:
     """Decode a delivery.

@@ -42,7 +42,12 @@ class FakeWorker:
         Args:
             rules: the settings of the worker that apply to requests; None: the defaults.
             shared_queue: the queue of the replies that subscribers share.
+
+        Raises:
+            TypeError: `rules` are something else.
         """
+        if not isinstance(rules, Rules | None):
+            raise TypeError(f"rules should be Rules, and not {type(rules).__name__}")
         self.database = FakeDatabase()
         self.dead_letters: list[tuple[Upsert, Problem]] = []
         """What was rejected, and why."""

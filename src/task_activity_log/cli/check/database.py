@@ -222,6 +222,8 @@ def _judge_journal(row: Row, why: str, *, migrated: bool) -> Iterator[Finding]:
         yield Finding("warning", "journal", f"is not kept: lacks {', '.join(row['journal_missing'])}", _grant(row))
     elif why:
         advice = "look for triggers of others on it, and compare its columns with `task-activity-log migrate --sql`"
+        if "not unique" in why:  # after a restore, or a move by logical replication
+            advice = "let its numbers begin behind the highest: ALTER TABLE task_activity_log_journal ALTER number RESTART WITH …"
         yield Finding("warning", "journal", f"is not kept: {why}", advice)
     else:
         yield Finding("fine", "journal", "can be written: workers with WORKER_JOURNAL=true record how they answer")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from task_activity_log.cli.codes import complete
-from task_activity_log.cli.exit_codes import DONE, FAILED, WRONG_USE, fail, guarded, settings_or_exit
+from task_activity_log.cli.exit_codes import DONE, FAILED, SOME_REJECTED, WRONG_USE, fail, guarded, settings_or_exit
 from task_activity_log.cli.help_pages import HELP_OPTIONS, Group
 from task_activity_log.cli.terminal import agreed, counted, print_json, say
 
@@ -256,7 +256,7 @@ def replay(
         replaying_ = replaying.replay(selection, edits.requests, dry_run=dry_run, rate=rate, over_newer=over_newer)
         code = asyncio.run(replaying_)
         edits.replayed = code == DONE and not dry_run
-        return code
+        return code or (SOME_REJECTED if len(edits.requests) < len(letters) else DONE)
 
 
 @app.command()

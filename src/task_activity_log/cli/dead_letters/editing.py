@@ -206,7 +206,8 @@ def _in_editor(content: bytes, file: Path, opened: dict[Path, bytes]) -> bytes:
     except ValueError:
         raise ClientError(f"cannot run {editor}: its quotes do not end; set EDITOR") from None
     if status != 0:
-        raise ClientError(f"{editor} exited with status {status}; nothing was replayed")
+        how = f"exited with status {status}" if status > 0 else f"was ended by signal {-status}"
+        raise ClientError(f"{editor} {how}; nothing was replayed")
     try:
         return _saved(file, content)
     except OSError as error:

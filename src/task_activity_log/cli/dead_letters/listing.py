@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from task_activity_log.cli.dead_letters.selection import Selection
@@ -88,8 +89,19 @@ def export(file: Path, letters: Sequence[DeadLetter]) -> None:
             written.writelines(f"{exported.letter_line(letter)}\n" for letter in letters)
             written.flush()
             os.fsync(written.fileno())
+        _sync(file.parent)
     except BaseException as error:
         file.unlink(missing_ok=True)  # part of a copy would pass for one
         if isinstance(error, OSError):
             raise ClientError(f"{file}: {error.strerror}; nothing was written") from None
         raise
+
+
+def _sync(folder: Path) -> None:
+    """Let the name of a file in it survive a power failure, as far as the system can do that for folders."""
+    with suppress(OSError):
+        opened = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(opened)
+        finally:
+            os.close(opened)
