@@ -197,9 +197,10 @@ async def test_a_worker_that_stops_finishes_what_an_isolated_queue_is_sending(am
 async def test_an_isolated_queue_with_nothing_in_hand_is_consumed_as_before(
     amqp_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever is parked then holds up its own record alone."""
+    """Whatever is parked then holds up its own record alone. Later all queues share a connection again."""
     monkeypatch.setattr("task_activity_log.rabbitmq.intake._LOOK_SECONDS", 0.01)
     monkeypatch.setattr("task_activity_log.rabbitmq.queue_intake._ISOLATED_SECONDS", 0.1)
+    monkeypatch.setattr("task_activity_log.rabbitmq.queue_intake._APART_SECONDS", 1.0)
     async with await aio_pika.connect(amqp_url) as publisher:
         await declare(publisher, TOPOLOGY)
         intake = Intake(LinkOptions(amqp_url), TOPOLOGY, prefetch=25, batch_max=25)
@@ -211,6 +212,10 @@ async def test_an_isolated_queue_with_nothing_in_hand_is_consumed_as_before(
         async with asyncio.timeout(30):
             while queue.consumer is None or queue.consumer.prefetch != 25:
                 await asyncio.sleep(0.01)
+            while intake._isolating:
+                await asyncio.sleep(0.01)
+        await intake.wait_consuming()
+        assert intake.outage is None
         await publish(await publisher.channel(), *range(25))
         while queue.in_hand < 25:
             await intake.take(25)

@@ -5,11 +5,13 @@ import struct
 from collections import defaultdict
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager, nullcontext
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 import aio_pika
 import pytest
 
+from sandbox import RabbitMQ
 from sandbox.proxy import Proxy
 from task_activity_log.aio import end
 from task_activity_log.partitions import hash_slot, partition_of
@@ -20,6 +22,7 @@ from task_activity_log.rabbitmq.link import LinkOptions, connect
 from task_activity_log.rabbitmq.members import Members, join
 from task_activity_log.rabbitmq.queue_intake import QueueIntake
 from task_activity_log.rabbitmq.topology import Topology, declare
+from tests.users import user_who_may
 
 TOPOLOGY = Topology(partitions=8)
 RECORDS = [uuid4() for _ in range(64)]
@@ -301,3 +304,21 @@ async def test_what_is_published_to_the_queues_of_the_workers_disconnects_none(a
                 while (await channel.queue_declare(queue, passive=True)).message_count:
                     await asyncio.sleep(0.05)
         assert await members.count() == (1, 1)
+
+
+async def test_isolated_queues_share_a_connection_where_no_more_are_permitted(
+    amqp_url: str, rabbitmq: RabbitMQ
+) -> None:
+    """Otherwise those for which none is left would have no consumer until the worker is restarted."""
+    with user_who_may(rabbitmq, amqp_url, configure=".*", write=".*", read=".*") as url:
+        name = urlsplit(url).username
+        rabbitmq.api("PUT", f"/user-limits/{name}/max-connections", {"value": 3})
+        async with await aio_pika.connect(amqp_url) as connection:
+            await declare(connection, TOPOLOGY)
+        intake = Intake(LinkOptions(url), TOPOLOGY, prefetch=40, batch_max=50)
+        intake._isolating = True  # as after two failed deliveries
+        running = asyncio.create_task(intake.run())
+        async with asyncio.timeout(60):
+            await intake.wait_consuming()
+        assert intake.consuming
+        await end(running)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from contextlib import nullcontext
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext, suppress
 from functools import partial
 from math import inf
 from typing import Any
@@ -146,6 +146,9 @@ class Intake:
         registered = self._registrations
         try:
             await self._session(established)
+            while self._isolating:  # it has ended because isolation is over
+                self._isolating = False
+                await self._session(established)
         except LOST as error:
             self._outage = describe(error).text
             failed, now = broker_failed(error), time.monotonic()
@@ -234,10 +237,22 @@ class Intake:
             return lambda: nullcontext((connection, frame_reader))
         queue.isolate()
         log.warning("queue_isolated", queue=queue.queue)
-        return partial(connect, self._options, f"intake of {queue.queue}")
+        return partial(self._own_connection, queue, (connection, frame_reader))
+
+    @asynccontextmanager
+    async def _own_connection(
+        self, queue: QueueIntake, shared: tuple[aio_pika.Connection, FrameReader]
+    ) -> AsyncIterator[tuple[aio_pika.Connection, FrameReader]]:
+        """A connection for this queue alone; the shared one if the broker permits no more connections."""
+        async with AsyncExitStack() as stack:
+            opened = shared
+            with suppress(*LOST):
+                opened = await stack.enter_async_context(connect(self._options, f"intake of {queue.queue}"))
+            yield opened
 
     async def _leave_isolation(self) -> None:
-        while True:
+        """Let queues leave isolation; return when none has been isolated for a while, to have one connection again."""
+        while any(queue.was_isolated for queue in self._queues):
             await asyncio.sleep(_LOOK_SECONDS)
             await asyncio.gather(*(queue.leave_isolation() for queue in self._queues))
 

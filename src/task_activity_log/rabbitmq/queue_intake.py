@@ -28,6 +28,8 @@ _CONNECTION_LOST_SECONDS = 0.2
 _ARRIVES_SECONDS = 0.2
 _ISOLATED_SECONDS = 5.0
 """For how long a queue is isolated at least if nothing of it is in hand."""
+_APART_SECONDS = 30.0
+"""How long a queue keeps its own connection after it was isolated: there may be more such messages."""
 _DELIVERED_AGAIN_SECONDS = 0.02
 """How long after a failed delivery the next one is tried. What is behind it waits until the delivery limit is reached."""
 _DELIVERED_AGAIN = 200
@@ -324,6 +326,11 @@ class QueueIntake:
         """Consume one message at a time from the next registration on; see `Pace.isolate`."""
         self.pace.isolate()
         self._isolated_at = time.monotonic()
+
+    @property
+    def was_isolated(self) -> bool:
+        """Whether it is isolated, or was a short while ago."""
+        return self.pace.isolated or time.monotonic() - self._isolated_at < _APART_SECONDS
 
     async def leave_isolation(self) -> None:
         """Consume with the full prefetch again if nothing is in hand: then nothing that was returned before is still to come.
