@@ -301,6 +301,20 @@ def test_a_broker_that_answers_nobody_has_three_seconds_before_replies_are_given
     assert [waiting.item for waiting, _ in bench.addresses.finished[2:]] == ["1"]
 
 
+def test_an_address_is_not_at_fault_before_the_broker_has_answered_somebody_else() -> None:
+    """The broker has just answered, and is frozen. The address is only the first to notice, however many replies wait."""
+    bench = Bench(count_max=8)
+    answered = bench.now
+    for one in bench.join("first", *"123456"):
+        bench.addresses.opened(one, bench.now)
+    bench.now += 1  # the clock of the answered time then stands still
+    bench.addresses.tidy(bench.now, wanted, answered=answered)
+    assert bench.addresses.finished == []
+    bench.now += 0.3
+    bench.addresses.tidy(bench.now, wanted, answered=bench.now)
+    assert [waiting.item for waiting, _ in bench.addresses.finished] == ["1", "2"]
+
+
 def test_what_was_requeued_is_forgotten() -> None:
     """Its message is delivered again, and answered then."""
     bench = Bench()

@@ -131,6 +131,56 @@ def test_while_nothing_is_published_to_others_the_broker_is_asked_whether_it_ans
     virtual_time.run(main())
 
 
+def test_a_silent_address_that_has_the_whole_prefetch_is_found_within_a_second() -> None:
+    """Nothing is published to others then, so only the broker's answers to questions tell that it is not frozen."""
+    given_up: list[str | None] = []
+    addresses: Addresses[str] = Addresses(give_up_seconds=GIVE_UP, count_max=8, size_max=10_000)
+
+    async def main() -> None:
+        began = asyncio.get_running_loop().time()
+        calls = callbacks(given_up, lambda: asyncio.sleep(0.01, result=True))
+        object.__setattr__(calls, "answered_at", lambda: began)
+        retries = Retries(LinkOptions("amqp://nowhere/"), addresses, calls)
+        running = asyncio.create_task(retries.run())
+        await asyncio.sleep(1.5)
+        for number in range(20):
+            addresses.opened(addresses.join("silent", str(number), 1, retries.clock()), retries.clock())
+        retries.wake()
+        await asyncio.sleep(1.1)
+        assert given_up == ["too_many"] * 16
+        running.cancel()
+        await asyncio.wait({running})
+
+    virtual_time.run(main())
+
+
+def test_a_frozen_broker_is_no_reason_to_give_replies_up_as_too_many() -> None:
+    """It answered until a moment ago. Once it answers others again, the address that does not is at fault."""
+    given_up: list[str | None] = []
+    addresses: Addresses[str] = Addresses(give_up_seconds=GIVE_UP, count_max=8, size_max=10_000)
+
+    async def main() -> None:
+        answers, began = asyncio.Event(), asyncio.get_running_loop().time()
+        calls = callbacks(given_up, answers.wait)
+        object.__setattr__(calls, "answered_at", lambda: began)
+        retries = Retries(LinkOptions("amqp://nowhere/"), addresses, calls)
+        running = asyncio.create_task(retries.run())
+        await asyncio.sleep(1.5)
+        for number in range(20):
+            addresses.opened(addresses.join("slow", str(number), 1, retries.clock()), retries.clock())
+        retries.wake()
+        await asyncio.sleep(60)
+        assert given_up == []
+        answers.set()
+        object.__setattr__(calls, "answered_at", asyncio.get_running_loop().time)
+        await asyncio.sleep(1)
+        assert given_up == ["too_many"] * 16
+        running.cancel()
+        await asyncio.wait({running})
+
+    virtual_time.run(main())
+
+
 def callbacks(given_up: list[str | None], ask: Callable[[], Coroutine[Any, Any, bool]]) -> Callbacks[str]:
     """Of a broker that answers nothing but `ask`. Notes why replies are given up."""
 

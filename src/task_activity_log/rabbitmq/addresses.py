@@ -43,6 +43,8 @@ _PREEMPTED_AFTER_SECONDS = 5.0
 _PREEMPTED_FOR_SECONDS = 30.0
 _UNTRIED_SECONDS = 30.0
 _SLOW_SECONDS = 3.0
+_CERTAIN_SECONDS = 0.25
+"""If the broker answers this long after an address has begun to be silent, the address is at fault, and not the broker."""
 _UNTRIED_FREE_SECONDS = 2.0
 """After this long, the replies of addresses that could not be tried yet count among those that must not be too many."""
 _FLOODED_FREE_SECONDS = 0.5
@@ -272,14 +274,18 @@ class Addresses(Generic[T]):
 
     # the end
 
-    def tidy(self, now: float, still: Callable[[T], bool], *, answering: bool = True) -> None:
+    def tidy(
+        self, now: float, still: Callable[[T], bool], *, answering: bool = True, answered: float | None = None
+    ) -> None:
         """Give up what has waited too long or is too much, and forget what is not `still` wanted.
 
         A reply is given up when it has waited for the limit at an address that fails, whether or not others were taken
         meanwhile. If too many wait at addresses that fail, the oldest of the address with the most go first.
 
-        `answering` says whether the broker has answered anything lately. If not, it may be slow for everybody, and an
-        address that is silent does not lose its replies for the first seconds.
+        `answering` says whether the broker has answered a publish lately. If not, it may be slow for everybody, and an
+        address that is silent does not lose its replies for the first seconds. `answered` is when it last answered
+        anything, by default now: an address that has begun to be silent since may only be the first to notice that the
+        broker is.
         """
         for line in list(self._lines.values()):
             for waiting in [waiting for waiting in line.waiting.values() if not still(waiting.item)]:
@@ -297,7 +303,7 @@ class Addresses(Generic[T]):
             if line.open and now - line.opened > _OPEN_MAX_SECONDS:
                 line.open.clear()
             self._drop_if_empty(line, now)
-        self._make_room(now, answering)
+        self._make_room(now, answering, now if answered is None else answered)
         empty = [line for line in self._lines.values() if not line.waiting]
         for line in sorted(empty, key=lambda line: line.emptied)[: max(0, len(empty) - _REMEMBERED_MAX)]:
             del self._lines[line.address]
@@ -314,8 +320,9 @@ class Addresses(Generic[T]):
         """Whether an answer from this address is waited for."""
         return address in self._lines and bool(self._lines[address].open)
 
-    def _make_room(self, now: float, answering: bool) -> None:
-        limited = [line for line in self._lines.values() if line.waiting and self._is_limited(line, now, answering)]
+    def _make_room(self, now: float, answering: bool, answered: float) -> None:
+        lines = [line for line in self._lines.values() if line.waiting]
+        limited = [line for line in lines if self._is_limited(line, now, answering, answered)]
         most = self._count_max - self._count_max // 2
         for line in limited:
             while line.fate is not None and len(line.waiting) > most:
@@ -339,14 +346,16 @@ class Addresses(Generic[T]):
         for line in limited:
             self._drop_if_empty(line, now)
 
-    def _is_limited(self, line: Line[T], now: float, answering: bool) -> bool:
+    def _is_limited(self, line: Line[T], now: float, answering: bool, answered: float) -> bool:
         """Whether the replies of this line are among those that must not be too many."""
         if line.fate is None:
             # It was not tried in all that time, because too many others are tried.
             flooded = self._flooded_at is not None and now - self._flooded_at < _FLOODED_SECONDS
             free_seconds = _FLOODED_FREE_SECONDS if flooded else _UNTRIED_FREE_SECONDS
             return answering and not (line.took or line.open) and now - _oldest(line).since > free_seconds
-        return answering or line.fate is not Fate.UNCONFIRMED or now - line.failing_from > _SLOW_SECONDS
+        if line.fate is not Fate.UNCONFIRMED or now - line.failing_from > _SLOW_SECONDS:
+            return True
+        return answering and answered - line.failing_from > _CERTAIN_SECONDS
 
     def preempted(self, now: float) -> Line[T] | None:
         """The line that has waited longest for an answer: another one needs its channel. It is tried again much later."""

@@ -3,7 +3,8 @@
 ASK_SECONDS = 0.5
 """After this long without any answer the broker is asked something. Otherwise an address that is silent could not be told
 from a broker that is, while nothing is published to others."""
-_SILENT_SECONDS = 1.0
+SILENT_SECONDS = 1.0
+"""How long the clock goes on after an answer."""
 
 
 class AnsweredTime:
@@ -27,10 +28,10 @@ class AnsweredTime:
             answered_at: when it last answered.
         """
         if reachable:
-            before_ends = self._answered_at + _SILENT_SECONDS
+            before_ends = self._answered_at + SILENT_SECONDS
             self._seconds += max(0.0, min(now, before_ends) - self._read_at)
             if answered_at > self._answered_at:
                 begins = max(self._read_at, answered_at, before_ends)
-                self._seconds += max(0.0, min(now, answered_at + _SILENT_SECONDS) - begins)
+                self._seconds += max(0.0, min(now, answered_at + SILENT_SECONDS) - begins)
         self._read_at, self._answered_at = now, max(answered_at, self._answered_at)
         return self._seconds

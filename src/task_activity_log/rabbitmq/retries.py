@@ -18,7 +18,7 @@ import aio_pika
 import structlog
 
 from task_activity_log.rabbitmq.addresses import AGAIN_SECONDS, PATIENCE_SECONDS, Addresses, Line, Waiting
-from task_activity_log.rabbitmq.answered_time import ASK_SECONDS, AnsweredTime
+from task_activity_log.rabbitmq.answered_time import ASK_SECONDS, SILENT_SECONDS, AnsweredTime
 from task_activity_log.rabbitmq.confirms import ConfirmChannel, open_confirming
 from task_activity_log.rabbitmq.frames import FrameReader
 from task_activity_log.rabbitmq.link import LOST, LinkOptions, asking_the_driver, connect, supervise
@@ -38,7 +38,8 @@ _TICK_SECONDS = 0.25
 _PAUSE = 3
 """The pause between two looks at all addresses, in times of what the first one took."""
 _OPEN_SECONDS = 2.0
-_LATELY_SECONDS = 2.0
+_LATELY_SECONDS = 3.0
+"""Longer than it takes to ask the broker twice after the first reply was not confirmed: see `Addresses.tidy`."""
 _SHOWN_MAX = 20
 
 
@@ -131,10 +132,13 @@ class Retries(Generic[T]):
         """Give up, report, and start what is due. It does not wait."""
         now, addresses = self.clock(), self._addresses
         silent_since, time = self._published_at, asyncio.get_running_loop().time()
-        if addresses.busy and not self._asking and time - max(silent_since, self._asked_at) > ASK_SECONDS:
+        silent_for = time - max(silent_since, self._asked_at)
+        if addresses.busy and not self._asking and silent_for > ASK_SECONDS:
             self._asking = True
             self._spawn(self._ask())
-        addresses.tidy(now, self._callbacks.still, answering=time - silent_since < _LATELY_SECONDS)
+        answered = now - min(silent_for, SILENT_SECONDS)  # then the clock stood still
+        answering = time - silent_since < _LATELY_SECONDS
+        addresses.tidy(now, self._callbacks.still, answering=answering, answered=answered)
         self._report(now)
         for address, channel in list(self._channels.items()):
             if address not in addresses or not (channel.settled or addresses.is_open(address)):
