@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any
+from urllib.parse import urlsplit
 from uuid import UUID, uuid4
 
 import aio_pika
@@ -128,6 +129,26 @@ async def test_a_journal_that_cannot_be_read_hides_nothing_else(
             said = await command("find", str(record), AMQP_URL=amqp_url, DATABASE_URL=database_url)
             assert (said.code, said.lines[0].startswith(f"row {record}")) == (0, True)
             assert words in said.out + said.err
+
+
+async def test_a_role_that_may_not_read_the_journal_is_told_so_next_to_the_row(
+    amqp_url: str, database_url: str, database: Connection
+) -> None:
+    """Otherwise it looks as if the record had never been answered."""
+    record = uuid4()
+    await database.execute("INSERT INTO task_activity_log (id, subject) VALUES ($1, 'kept')", record)
+    name = f"role_{uuid4().hex}"
+    await database.execute(f"CREATE ROLE {name} LOGIN PASSWORD '{name}'")
+    try:
+        await database.execute(f"GRANT SELECT ON task_activity_log TO {name}")
+        parts = urlsplit(database_url)
+        url = parts._replace(netloc=f"{name}:{name}@{parts.hostname}:{parts.port}").geturl()
+        async with conversing(amqp_url):
+            said = await command("find", str(record), AMQP_URL=amqp_url, DATABASE_URL=url)
+    finally:
+        await database.execute(f"DROP OWNED BY {name}; DROP ROLE {name}")
+    assert (said.code, said.lines[0].startswith(f"row {record}")) == (0, True)
+    assert "this role may not read the journal: it needs SELECT on task_activity_log_journal" in said.err
 
 
 async def test_without_the_setting_nothing_is_recorded(amqp_url: str, database_url: str, database: Connection) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import socket
+import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 
@@ -90,6 +91,11 @@ async def test_what_has_ended_is_left_alone() -> None:
             AMQPConnectionError("Server connection unexpectedly closed. Read 0 bytes but 1 bytes expected"),
             OutageKind.LOST,
             "the server closed the connection",
+        ),
+        (
+            ssl.SSLError(1, "[SSL: WRONG_VERSION_NUMBER] wrong version number (_ssl.c:1006)"),
+            OutageKind.LOST,
+            "the server does not speak TLS at this port: use its port for TLS, usually 5671, or amqp://",
         ),
         (
             ChannelInvalidStateError('<Channel: "1" at 0x7f0f4fea9c20> closed'),

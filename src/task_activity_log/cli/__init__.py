@@ -370,7 +370,7 @@ def console(
         str,
         typer.Option(
             metavar="ROLES",
-            help="With --password-for: the roles in that line, separated by commas (look,act,bodies).",
+            help="With --password-for: the roles in that line, separated by commas: all of look,act,bodies by default.",
             show_default=False,
         ),
     ] = "",

@@ -16,6 +16,7 @@ from task_activity_log.client.dead_letters import DeadLetter, borrow_dead_letter
 from task_activity_log.client.finding import (
     ANSWERS_MAX,
     HIDDEN_ANSWERS,
+    UNREAD_JOURNAL,
     is_letter_of,
     is_reply_of,
     journal_answers,
@@ -66,7 +67,7 @@ def find(settings: Settings, name: str) -> int:
             say(f"{name}: no dead letter and no waiting reply has this id")
         return FAILED
     if lines:
-        if found.no_journal.startswith(("the journal cannot be read", HIDDEN_ANSWERS)):
+        if found.no_journal.startswith(("the journal cannot be read", UNREAD_JOURNAL, HIDDEN_ANSWERS)):
             say(found.no_journal)
         if found.rows_may_be_hidden:
             say("there may be a row that this role may not see (row security, or a view)")

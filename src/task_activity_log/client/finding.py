@@ -15,6 +15,7 @@ from task_activity_log.rabbitmq.link import LinkOptions
 ANSWERS_MAX = 50
 """How many answers are shown. A record can have many more."""
 
+UNREAD_JOURNAL = "this role may not read the journal: it needs SELECT on task_activity_log_journal"
 HIDDEN_ANSWERS = "the journal has no answer that this role may see (row security)"
 """Why the journal says nothing although it may have answers."""
 
@@ -97,6 +98,6 @@ async def journal_answers(journal: Journal, name: str, record: UUID | None) -> t
             raise
         if failed.sqlstate != _NOT_PERMITTED:
             return [], f"the journal cannot be read: {failed.reason}"
-        return [], "this role may not read the journal: it needs SELECT on task_activity_log_journal"
+        return [], UNREAD_JOURNAL
     except Unavailable as refused:  # its connection works
         return [], f"the journal cannot be read: {refused.reason}"

@@ -368,15 +368,17 @@ def describe(error: BaseException) -> Outage:
     said = error.__cause__ if isinstance(error.__cause__, ssl.SSLError) else error  # the driver raises its own
     parts = said.args[1:] if isinstance(said, ssl.SSLError) else said.args  # the first one is OpenSSL's number
     text = " ".join(str(part) for part in parts if part)[:200]
-    if closed := _closed(text):
-        return Outage(kind, closed)
+    if plain := _in_plain_words(text):
+        return Outage(kind, plain)
     if kind is OutageKind.UNUSABLE:
         text = f"{kind.value}: {text}"
     return Outage(kind, text or type(error).__name__)
 
 
-def _closed(text: str) -> str:
-    """Plain words for what the driver says when the other side closes the connection; empty if it says something else."""
+def _in_plain_words(text: str) -> str:
+    """Plain words for what the driver says of a server that is not what the URL says; empty if it says something else."""
+    if "WRONG_VERSION_NUMBER" in text:
+        return "the server does not speak TLS at this port: use its port for TLS, usually 5671, or amqp://"
     if any(
         sign in text
         for sign in (
