@@ -337,22 +337,34 @@ class QueueIntake:
 
         Most queues were isolated because of another one. A message that has to wait must not hold them up for long.
         """
-        if time.monotonic() - self._isolated_at < _ISOLATED_SECONDS:
+        if time.monotonic() - self._isolated_at < _ISOLATED_SECONDS or not self.pace.isolated:
             return
-        if self.pace.isolated and self.consumer is not None and self.consumer.is_empty:
+        if await self._cancelled_while_empty():
             self.pace.leave_isolation()
-            await self.close(unless_in_hand=True)
+            await self.close(unless_in_hand=True)  # if something has arrived: once that is finished
+
+    async def _cancelled_while_empty(self) -> bool:
+        """Let the broker send nothing more if nothing is in hand. Otherwise the close would return what is on its way."""
+        with suppress(*LOST), asking_the_driver():
+            async with self._pacing:
+                if self.consumer is not None and self.consumer.is_empty:
+                    await self.consumer.cancel()
+                    return True
+        return False
 
     async def next_arrives(self) -> None:
-        """Wait a moment for the next message if the queue is isolated and nothing of it is in hand.
+        """Wait a moment for the next message if the queue is isolated and nothing of it is in hand; then let none come.
 
         The broker may have sent it already. If it arrives after the last one was taken, it is returned behind all others
         that were returned before.
         """
+        if not self.pace.isolated:
+            return
         with suppress(TimeoutError):
             async with asyncio.timeout(_ARRIVES_SECONDS):
-                while self.pace.isolated and self.consumer is not None and self.consumer.is_empty:
+                while self.consumer is not None and self.consumer.is_empty:
                     await self._waiting.changed()
+        await self._cancelled_while_empty()
 
     async def hand_over(self, alone: Callable[[], AbstractAsyncContextManager[object]], seconds: float) -> int | None:
         """Leave the queue to the next consumer in line, in order, and stand at the end of the line.
