@@ -222,6 +222,31 @@ async def test_an_isolated_queue_with_nothing_in_hand_is_consumed_as_before(
         await end(running)
 
 
+async def test_an_isolated_queue_stays_isolated_while_it_delivers(amqp_url: str) -> None:
+    """Nothing is in hand after each acknowledgement. What is on its way then would be returned behind all others."""
+    async with await aio_pika.connect(amqp_url) as publisher:
+        async with consuming(amqp_url) as (first, waiting, _):
+            await first.register(25)
+            await publish(await publisher.channel(), *range(25))
+            while first.in_hand < 25:
+                await waiting.take(25)
+            assert await first.close() == 25
+        assert await waiting_count(publisher) == 25
+        intake = Intake(LinkOptions(amqp_url), TOPOLOGY, prefetch=25, batch_max=25)
+        [queue] = intake._queues
+        queue.pace.isolate()  # a long time ago
+        running = asyncio.create_task(intake.run())
+        again: list[int] = []
+        while len(again) < 25:
+            taken = await intake.take(25) or []
+            again += [int(delivery.body) for delivery in taken]
+            await intake.acknowledge(taken)
+            await queue.leave_isolation()
+        assert again == [*range(25)]
+        assert (queue.registrations, queue.pace.isolated) == (1, True)
+        await end(running)
+
+
 async def waiting_count(connection: aio_pika.abc.AbstractConnection) -> int:
     """How many messages are in the queue, once the broker has requeued what it was given back."""
     channel = await connection.channel()

@@ -25,9 +25,10 @@ log = structlog.get_logger(__name__)
 _HAND_OVER = "hand-over"
 _CONNECTION_LOST_SECONDS = 0.2
 """A lost connection ends all its consumers. That is noticed within this time and logged once, not for each queue."""
-_ARRIVES_SECONDS = 0.2
+_ARRIVES_SECONDS = 1.0
+"""How long a stop waits for the next message of an isolated queue. It comes in milliseconds if there is one."""
 _ISOLATED_SECONDS = 5.0
-"""For how long a queue is isolated at least if nothing of it is in hand."""
+"""For how long nothing must have been in hand before a queue that is isolated is consumed as before."""
 _APART_SECONDS = 30.0
 """How long a queue keeps its own connection after it was isolated: there may be more such messages."""
 _DELIVERED_AGAIN_SECONDS = 0.02
@@ -52,7 +53,9 @@ class QueueIntake:
     """The present one. Set by `_register`, reset by `close` and `forget`."""
     registrations = 0
     """How often a consumer was registered. Set by `_register`."""
-    _isolated_at = -inf  # when it was isolated (`time.monotonic`); set by `isolate`
+    _isolated_at = -inf  # when it was last isolated (`time.monotonic`); set by `isolate`
+    _quiet_since = -inf  # since when nothing has happened (`time.monotonic`); set by `isolate` and `leave_isolation`
+    _seen = (0, 0, 0)  # `seen` at the last look; set by `leave_isolation`
     _ready = False  # whether the present connection may consume; set by `consume`
 
     def __init__(
@@ -325,7 +328,7 @@ class QueueIntake:
     def isolate(self) -> None:
         """Consume one message at a time from the next registration on; see `Pace.isolate`."""
         self.pace.isolate()
-        self._isolated_at = time.monotonic()
+        self._isolated_at = self._quiet_since = time.monotonic()
 
     @property
     def was_isolated(self) -> bool:
@@ -337,7 +340,10 @@ class QueueIntake:
 
         Most queues were isolated because of another one. A message that has to wait must not hold them up for long.
         """
-        if time.monotonic() - self._isolated_at < _ISOLATED_SECONDS or not self.pace.isolated:
+        if self._seen != self.seen:
+            # After each acknowledgement nothing is in hand until the next message arrives, which may be on its way.
+            self._seen, self._quiet_since = self.seen, time.monotonic()
+        if time.monotonic() - self._quiet_since < _ISOLATED_SECONDS or not self.pace.isolated:
             return
         if await self._cancelled_while_empty():
             self.pace.leave_isolation()
