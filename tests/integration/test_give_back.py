@@ -17,8 +17,15 @@ from task_activity_log.rabbitmq.frames import Inbound
 from task_activity_log.rabbitmq.intake import Intake
 from task_activity_log.rabbitmq.link import LinkOptions, connect
 from task_activity_log.rabbitmq.topology import Topology, declare
+from task_activity_log.rabbitmq.weight import Budget
 
 TOPOLOGY = Topology(single_active_consumer=True)
+
+
+class Weighing:
+    """Somebody else who has something in hand."""
+
+    weight = 0
 
 
 async def publish(channel: aio_pika.abc.AbstractChannel, *bodies: int) -> None:
@@ -245,6 +252,26 @@ async def test_an_isolated_queue_stays_isolated_while_it_delivers(amqp_url: str)
         assert again == [*range(25)]
         assert (queue.registrations, queue.pace.isolated) == (1, True)
         await end(running)
+
+
+async def test_the_answers_to_a_consumer_need_no_room(amqp_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Isolated queues have connections of their own. What others have in hand may only be settled after this one."""
+    monkeypatch.setattr("task_activity_log.rabbitmq.frames._READ_SOME_SECONDS", 3600.0)
+    budget, others, waiting = Budget(10), Weighing(), Waiting[RabbitDelivery]()
+    budget.join(others)
+    async with connect(LinkOptions(amqp_url), "test") as (connection, frame_reader):
+        await declare(connection, TOPOLOGY)
+        channel = await open_channel(connection)
+        consumer = Consumer(channel, TOPOLOGY.requests_queue, waiting, single_active=True, budget=budget)
+        frame_reader.channels[channel.number] = Inbound(deliver=consumer.deliver, full=consumer.full)
+        async with asyncio.timeout(30):
+            await consumer.register(1)
+            others.weight = 100
+            budget.take(100)
+            assert consumer.full(1)
+            await consumer.widen(25, [])
+            await consumer.close()
+        assert not consumer.full(1)
 
 
 async def waiting_count(connection: aio_pika.abc.AbstractConnection) -> int:

@@ -160,8 +160,12 @@ class Consumer:
             self._untaken.add(tag)
 
     def full(self, arriving: int) -> bool:
-        """Whether there is no room for bodies of `arriving` bytes, whoever takes it. Called by the frame reader."""
-        return self._budget.full(arriving)
+        """Whether there is no room for bodies of `arriving` bytes, whoever takes it. Called by the frame reader.
+
+        There is room while nothing is delivered: before it is registered, and once it ends. Then the broker's answer is
+        waited for, and it must not wait for others that may only be settled after it.
+        """
+        return self._registered_as is not None and not self._abandoned and self._budget.full(arriving)
 
     async def register(self, prefetch: int) -> None:
         """Consume with this prefetch.
