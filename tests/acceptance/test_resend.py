@@ -333,6 +333,7 @@ async def test_a_full_queue_is_waited_for_and_then_named(world: World, monkeypat
     assert said.code == 1
     assert "2 sent, then: the broker refuses them: is a queue full?; to continue: task-activity-log resend" in said.err
     assert f"--after {ids[1]}" in said.err
+    assert said.err.count("task-activity-log: waiting: the broker refuses them: is a queue full?\n") == 1
 
 
 def test_the_time_since_is_ago_or_an_instant() -> None:

@@ -13,6 +13,7 @@ from aiormq.exceptions import ChannelNotFoundEntity
 from task_activity_log.cli.partitions import plan, show_or_change
 from task_activity_log.partitions import hash_slot, is_partition_count, partition_of, queue_of, slots_of
 from task_activity_log.problem import Unavailable
+from task_activity_log.rabbitmq.link import OutageKind
 from task_activity_log.rabbitmq.repartition import Partition, Partitions, _look_up
 from task_activity_log.rabbitmq.topology import Topology
 from task_activity_log.settings import load
@@ -151,6 +152,7 @@ def test_the_steps_are_those_that_apply(there: Partitions, to: int, now: str, sa
     [
         ("connection refused", "run the same command again"),
         ("ACCESS_REFUSED - configure access to queue 'a' refused", "use a user with the permissions of a worker"),
+        (OutageKind.VHOST_REFUSED.value, "correct AMQP_URL"),
     ],
 )
 def test_what_to_do_about_a_broker_that_does_not_answer_or_refuses(

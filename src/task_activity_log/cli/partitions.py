@@ -6,11 +6,15 @@ from dataclasses import replace
 from task_activity_log.cli.exit_codes import DONE, FAILED
 from task_activity_log.cli.terminal import counted, say, table
 from task_activity_log.problem import Misconfigured, Unavailable
+from task_activity_log.rabbitmq.link import OutageKind
 from task_activity_log.rabbitmq.repartition import NotEmpty, Partitions, change, declare_missing, look_up, refuse
 from task_activity_log.rabbitmq.topology import Topology
 from task_activity_log.settings import Settings
 from task_activity_log.telemetry.logs import address
 from task_activity_log.wiring import link_of, topology_of
+
+_OF_THE_URL = (OutageKind.LOGIN_REFUSED, OutageKind.VHOST_REFUSED, OutageKind.NO_SUCH_HOST)
+"""Outages that do not pass."""
 
 
 def show_or_change(settings: Settings, to: int | None, *, yes: bool) -> int:
@@ -23,6 +27,8 @@ def show_or_change(settings: Settings, to: int | None, *, yes: bool) -> int:
         advice = "run the same command again"
         if "ACCESS_REFUSED" in outage.reason:
             advice = "use a user with the permissions of a worker (docs/operations.md, Permissions in RabbitMQ)"
+        elif any(kind.value in outage.reason for kind in _OF_THE_URL):
+            advice = "correct AMQP_URL"
         say(f"broker {address(settings.required_amqp_url)}: {outage.reason}; {advice}")
     return FAILED
 

@@ -157,6 +157,7 @@ class Resending:
                 rate=self.rate,
                 sent=self._sent,
                 on_sent=on_sent,
+                on_waiting=lambda why: say(f"waiting: {why}"),
             )
         except Interrupted as error:
             raise ClientError(self.explained(str(error))) from error

@@ -72,11 +72,13 @@ async def resend(
     rate: float = 500.0,
     sent: Sent,
     on_sent: Callable[[int], None] = lambda _: None,
+    on_waiting: Callable[[str], None] = lambda _: None,
 ) -> None:
     """Publish these records in their order, at most `rate` per second, each confirmed by the broker.
 
     A record has the same message_id each time it is sent, until it is changed. What the broker refuses, or what is lost with a
     connection, is sent again for a minute. `sent` is kept up to date, and `on_sent` is called with how many more were sent.
+    `on_waiting` is called with the reason when nothing is taken.
 
     Raises:
         Interrupted: no queue takes them, or the broker is away or refuses.
@@ -90,7 +92,7 @@ async def resend(
                 batch = page[start : start + size]
                 await pace.wait(len(batch))
                 replies = [snapshot(record, target.media_type, target.nulls) for record in batch]
-                await _Batch(publisher, limit, target, sent).publish(replies)
+                await _Batch(publisher, limit, target, sent, on_waiting).publish(replies)
                 sent.after = batch[-1].id
                 on_sent(len(batch))
 
@@ -109,15 +111,17 @@ async def resend_one(broker: str | LinkOptions, record: StoredTaskActivityLog, t
 class _Batch:
     """Publishes some records until the broker has all of them."""
 
-    def __init__(self, publisher: Publisher, limit: MessageMax, target: Target, sent: Sent) -> None:
-        self._publisher = publisher
+    def __init__(
+        self, publisher: Publisher, limit: MessageMax, target: Target, sent: Sent, on_waiting: Callable[[str], None]
+    ) -> None:
+        self._on_waiting, self._publisher = on_waiting, publisher
         self._limit = limit
         self._target = target
         self._sent = sent
 
     async def publish(self, replies: Sequence[Reply]) -> None:
         """Raises `Interrupted` if the broker has taken none of them for a while."""
-        until = time.monotonic() + _TIMEOUT_SECONDS
+        until, told = time.monotonic() + _TIMEOUT_SECONDS, ""
         while replies:
             replies, before = self._fitting(replies), len(replies)
             left, reason = await self._once(replies)
@@ -125,6 +129,8 @@ class _Batch:
                 until = time.monotonic() + _TIMEOUT_SECONDS
             elif time.monotonic() > until:
                 raise self._interrupted(reason)
+            elif reason != told:
+                self._on_waiting(told := reason)
             replies = left
             if left:
                 await asyncio.sleep(_AGAIN_SECONDS)

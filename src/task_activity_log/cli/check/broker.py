@@ -104,7 +104,7 @@ def _judge_sight(sight: BrokerState, settings: Settings, where: str) -> Iterator
         if name not in topology.partition_queues:
             yield judge_waiting(name, queue, settings)
         if name == settings.requests_queue and queue.consumers > 1 and not topology.is_single_active:
-            advice = "updates may be reordered: send x-version, run one worker, or set WORKER_SINGLE_ACTIVE_CONSUMER"
+            advice = "updates may be reordered: send x-version, run one worker, or see docs/scaling.md"
             yield Finding("warning", "order per record", f"{queue.consumers} consumers", advice)
     yield from judge_consumers(sight.queues, topology)
     if settings.management_url is None and sight.requests_type not in ("quorum", None):
