@@ -12,7 +12,7 @@ from task_activity_log.message import Properties
 from task_activity_log.problem import Code, Problem, Unavailable
 from task_activity_log.rabbitmq.consumer import RabbitDelivery
 from task_activity_log.rabbitmq.dead_letters import OWN_HEADERS, DeadLetters, copied
-from task_activity_log.rabbitmq.headers import decode, encode
+from task_activity_log.rabbitmq.headers import TABLE_TOO_LONG, decode, encode
 from task_activity_log.rabbitmq.outgoing import Fate, Outgoing
 from task_activity_log.rabbitmq.publisher import Publisher
 
@@ -109,6 +109,13 @@ def test_headers_that_would_not_fit_are_left_out(header_max: int) -> None:
         assert ("a" in copy.headers) is fits
         assert copy.headers["x-first-seen"] == "earlier"
         assert copy.headers["x-error-code"] == "empty_body"
+
+
+def test_headers_that_were_too_long_to_be_read_are_said_to_be_left_out() -> None:
+    """A publisher of AMQP 1.0 can send more than a worker reads."""
+    copy = copied(Properties(unreadable=TABLE_TOO_LONG), PROBLEM, FRAME, TAKEN)
+    assert copy.headers["x-headers-dropped"] is True
+    assert copy.headers["x-first-seen"] == copy.headers["x-last-seen"]
 
 
 def test_a_forged_first_rejection_that_fills_the_frame_is_replaced() -> None:

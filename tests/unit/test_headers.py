@@ -13,6 +13,7 @@ from pamqp.header import ContentHeader
 from task_activity_log.message import OUTCOME, TRACE_PARENT, Properties, Timestamp
 from task_activity_log.pipeline.reply import Reply
 from task_activity_log.rabbitmq.headers import (
+    TABLE_MAX,
     Template,
     Templated,
     decode,
@@ -298,6 +299,19 @@ def test_deep_nesting_costs_nothing() -> None:
         if len(nested) > 100_000:
             break
     assert set(decode(table(nested)).headers) == {"a"}
+
+
+def test_a_table_that_is_too_long_is_left_out_and_named() -> None:
+    """RabbitMQ 4 delivers 16 MiB of headers of an AMQP 1.0 publisher in one frame. The properties around them are read."""
+    entries = [b"\x05%05xt\x01" % number for number in range(TABLE_MAX // 8)]
+    longest, longer = b"".join(entries)[: TABLE_MAX - 8], b"".join(entries)
+    assert len(decode(header_of(1 << 13, len(longest).to_bytes(4, "big") + longest)).headers) == TABLE_MAX // 8 - 1
+    found = decode(
+        header_of(1 << 15 | 1 << 13 | 1 << 7, b"\x01c" + len(longer).to_bytes(4, "big") + longer + b"\x03abc")
+    )
+    assert (found.headers, found.table) == ({}, b"")
+    assert (found.content_type, found.message_id) == ("c", "abc")
+    assert found.unreadable == "the headers have more than 262,144 bytes together"
 
 
 def test_raw_entries_are_the_bytes_as_sent() -> None:

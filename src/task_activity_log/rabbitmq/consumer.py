@@ -49,7 +49,7 @@ class RabbitDelivery(Delivery):
         self.properties = headers.decode(header)
         # At the first delivery a header of this name is the publisher's own.
         count = self.properties.headers.get("x-delivery-count") if redelivered else None
-        self.attempts = count if isinstance(count, int) else 0
+        self.attempts = count if isinstance(count, int) else int(redelivered)  # its headers may be too long to be read
         self.slot = consumer.slot
         self.crashed = False
         self.suspect = False

@@ -12,7 +12,7 @@ from task_activity_log.aio import Slices
 from task_activity_log.message import PERSISTENT, Properties
 from task_activity_log.problem import Problem, Unavailable
 from task_activity_log.rabbitmq.consumer import RabbitDelivery
-from task_activity_log.rabbitmq.headers import BROKERS_HEADERS, encode, readable_headers
+from task_activity_log.rabbitmq.headers import BROKERS_HEADERS, TABLE_TOO_LONG, encode, readable_headers
 from task_activity_log.rabbitmq.link import LOST, asking_the_driver
 from task_activity_log.rabbitmq.outgoing import Fate, Outgoing
 from task_activity_log.rabbitmq.publisher import MessageMax, Publisher
@@ -115,7 +115,8 @@ def copied(
         headers=headers,
         unreadable=None,
     )
-    if len(encode(copy, 0)) > header_max - _BROKERS_BYTES:
+    too_long = original.unreadable is not None and TABLE_TOO_LONG in original.unreadable
+    if too_long or len(encode(copy, 0)) > header_max - _BROKERS_BYTES:
         headers["x-headers-dropped"] = True
         seen = (entry for name, entry in entries if name == b"x-first-seen" and len(entry) <= _FIRST_SEEN_BYTES)
         copy.table = next(seen, b"")

@@ -23,6 +23,13 @@ BROKERS_HEADERS = frozenset((b"CC", b"BCC", b"x-death", b"x-delivery-count", b"x
 """Headers that a message must not have when it is published again: the first two would send it to more queues, and the
 broker sets the others itself."""
 
+TABLE_MAX = 2**18
+"""The longest header table that is read, in bytes. A publisher of AMQP 0-9-1 cannot send one that is longer than a frame, which
+has 131,072 bytes by default. RabbitMQ 4 delivers what publishers of AMQP 1.0 send in one frame of whatever length, up to 16 MiB:
+two million headers, which would take seconds and hundreds of MiB."""
+TABLE_TOO_LONG = f"the headers have more than {TABLE_MAX:,} bytes together"
+"""The reason in `unreadable` if they do. Then none of them is in `table` or `headers`."""
+
 _LATEST_MILLISECOND = 253_402_300_799_999
 """The last instant of the year 9999. Publishers send seconds or milliseconds; any larger number is out of range."""
 
@@ -68,8 +75,11 @@ def decode(payload: bytes) -> Properties:
                 offset = end
             elif kind == _TABLE:
                 end = offset + 4 + int.from_bytes(payload[offset : offset + 4], "big")
-                found.table = payload[offset + 4 : end]
-                found.headers = _headers(found.table, unreadable)
+                if end - offset > TABLE_MAX:
+                    unreadable[TABLE_TOO_LONG] = None
+                else:
+                    found.table = payload[offset + 4 : end]
+                    found.headers = _headers(found.table, unreadable)
                 offset = end
             elif kind == _OCTET:
                 setattr(found, name, payload[offset])
