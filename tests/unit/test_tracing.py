@@ -20,8 +20,10 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind, StatusCode
 
 from task_activity_log.message import Delivery
+from task_activity_log.pipeline.reply import undecoded
 from task_activity_log.pipeline.request import Rules
 from task_activity_log.pipeline.worker import Worker
+from task_activity_log.problem import Code, Problem
 from task_activity_log.telemetry import tracing
 from task_activity_log.telemetry.spans import Tracing, make_provider
 from tests.fakes import FakeDeadLetters, FakeIntake, FakeReplies, FakeStore, FakeWatch, delivered, upsert
@@ -98,6 +100,14 @@ async def test_a_trace_goes_from_the_publisher_through_the_worker_to_the_reply()
     [reply] = traced.replies.published
     assert reply.headers["traceparent"] == f"00-{TRACE}-{id_of(span)}-01"
     assert reply.headers["tracestate"] == "vendor=1"
+
+
+@pytest.mark.parametrize("parent", [1, "x" * 513, None], ids=["number", "too_long", "absent"])
+def test_a_state_without_a_parent_is_not_copied(parent: object) -> None:
+    """W3C: without a valid parent, the state is ignored."""
+    delivery = upsert()
+    delivery.properties.headers = {"tracestate": "vendor=1"} | ({} if parent is None else {"traceparent": parent})
+    assert set(undecoded(delivery, Problem(Code.EMPTY_BODY, "")).headers) == {"x-outcome", "x-error-code"}
 
 
 async def test_the_spans_are_those_in_the_documentation() -> None:

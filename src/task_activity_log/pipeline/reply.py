@@ -181,11 +181,12 @@ def _message_id(seed: bytes | None, kind: str) -> str:
 
 
 def _trace_context(headers: Mapping[str, object]) -> dict[str, str]:
-    """The W3C trace context of the request, unchanged: the reply belongs to the same trace."""
+    """The W3C trace context of the request, unchanged: the reply belongs to the same trace. The state alone says nothing."""
     context = {name: headers.get(name) for name in (TRACE_PARENT, TRACE_STATE)}
-    return {
+    found = {
         name: value for name, value in context.items() if isinstance(value, str) and len(value) <= _TRACE_CONTEXT_MAX
     }
+    return found if TRACE_PARENT in found else {}
 
 
 def _uuid_text(raw: bytes) -> str:

@@ -16,6 +16,7 @@ from decimal import Decimal
 from functools import lru_cache
 from operator import attrgetter
 from typing import Any
+from uuid import uuid4
 
 from task_activity_log.message import Properties, Timestamp
 
@@ -367,8 +368,8 @@ class Templated:
         self.message_id = message_id
 
 
-_MARK = "\0\1 the id of a message \1\0"
-"""No other property of a templated message may contain it: `Template` would raise ValueError."""
+_MARK = f"\0\1 the id of a message {uuid4()} \1\0"
+"""No other property of a templated message may contain it: `Template` would raise ValueError. So nobody can know it."""
 _CLASS = bytes((0, 60, 0, 0))
 _FLAGS_AT = 12  # behind class, weight and body size
 _SHORT_STRING_MAX = 255
