@@ -148,6 +148,8 @@ class Status:
         show("task_activity_log_connected", lambda: intake.connected_since is not None, "intake")
         for name, publisher in self._publishers.items():
             show("task_activity_log_connected", partial(_is_connected, publisher), name.replace("_", "-"))
+        if self.forwards is None:
+            metrics.without("task_activity_log_connected", "forwards")
         show("task_activity_log_connected", lambda: self.store.connected, "database")
         show(
             "task_activity_log_publisher_blocked",

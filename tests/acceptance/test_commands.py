@@ -48,6 +48,7 @@ from tests.terminals import on_a_terminal
 
 TOPOLOGY = Topology()
 REPEATS = " (records that were applied are not applied again)"
+SAME_INPUT = f"{REPEATS[:-1]}; give the same records on standard input)"
 
 
 @pytest.fixture
@@ -367,7 +368,7 @@ async def test_a_terminated_publish_says_how_to_continue(
     assert said.code == code
     assert "sending 30 records as run " in first
     again = f"task-activity-log publish - --stdin jsonl --run {first.split()[-1]}"
-    assert f"interrupted; 0 of 30 were answered. To continue{REPEATS}: {again}\n" in said.err
+    assert f"interrupted; 0 of 30 were answered. To continue{SAME_INPUT}: {again}\n" in said.err
 
 
 async def test_a_dry_run_validates_without_a_broker(tmp_path: Path) -> None:
@@ -712,7 +713,7 @@ async def test_publish_interrupted_while_no_worker_answers_says_how_to_continue(
     process.send_signal(signal.SIGINT)
     said = await end(process)
     assert said.code == 130
-    assert said.err.startswith(f"task-activity-log: interrupted; 0 of 1 were answered. To continue{REPEATS}: task-")
+    assert said.err.startswith(f"task-activity-log: interrupted; 0 of 1 were answered. To continue{SAME_INPUT}: task-")
     assert said.err.count("\n") == 1
 
 

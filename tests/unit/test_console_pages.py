@@ -11,7 +11,7 @@ from uuid import uuid4
 import pytest
 
 from sandbox.letters import HOSTILE
-from task_activity_log.console.actions import Sending
+from task_activity_log.console.actions import Action, Sending
 from task_activity_log.console.app import routes
 from task_activity_log.console.pages import Pages
 from task_activity_log.console.rendering import path_of, templates
@@ -340,7 +340,7 @@ def test_a_dead_letter_that_is_gone_is_one_sentence(local: Browser) -> None:
         "/dead-letters/no-such-name",
     ):
         answer = local.get(path)
-        assert (answer.status_code, "is not in the queue any more" in answer.text) == (410, True)
+        assert (answer.status_code, "is not in the queue" in answer.text) == (410, True)
 
 
 def test_a_dead_letter_is_found_by_its_name_alone(local: Browser) -> None:
@@ -461,8 +461,25 @@ def test_an_empty_queue_is_good_news() -> None:
     console = console_of()
     seen(console, [])
     with browser(console) as found:
-        assert "There are no dead letters." in found.get("/dead-letters").text
+        page = found.get("/dead-letters").text
+        assert "There are no dead letters." in page
+        assert "Every request was stored and answered." in page
         assert found.get("/bulk").status_code == 200
+
+
+def test_a_queue_of_which_a_running_replay_has_all_is_not_called_empty() -> None:
+    """The page names the replay, and does not say that there are no dead letters."""
+    console = console_of()
+    seen(console, [])
+    action = Action("replay", "anna", "corrected", [])
+    console.actions.all[action.id] = action
+    with browser(console) as found:
+        page = found.get("/dead-letters").text
+        assert f'<a href="/actions/{action.id}">A replay</a> of 0 dead letters is running' in page
+        assert "There are no other dead letters." in page
+        assert "Every request was stored" not in page
+        action.runs = False
+        assert "is running" not in found.get("/dead-letters").text
 
 
 def test_files_and_pages_that_do_not_exist_are_one_sentence(local: Browser) -> None:

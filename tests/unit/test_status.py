@@ -89,6 +89,18 @@ async def test_status_shows_connections_holds_and_settings() -> None:
     assert worker.status.report()["holds"] == []
 
 
+async def test_a_connection_that_a_worker_does_not_have_has_no_metric() -> None:
+    """Without partitions nothing is forwarded: a 0 would be counted as a missing connection."""
+    metrics = Metrics()
+    Worker().status.show_gauges(metrics)
+    lines = [
+        line for line in metrics.exposition().decode().splitlines() if line.startswith("task_activity_log_connected{")
+    ]
+    assert sorted(lines) == [
+        f'task_activity_log_connected{{link="{link}"}} 0.0' for link in ("database", "intake", "replies", "reply-to")
+    ]
+
+
 async def test_status_hides_the_settings_that_contain_a_password() -> None:
     """None of the URLs is shown with its password."""
     worker = Worker(MANAGEMENT_URL="http://me:hunter2hunter2@broker")

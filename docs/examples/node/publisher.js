@@ -35,6 +35,7 @@ async function publish() {
     persistent: true,
     mandatory: true,
     messageId,
+    timestamp: Math.floor(Date.now() / 1000), // seconds, not milliseconds
     replyTo: replies,
   });
   const [, answer] = await Promise.all([channel.waitForConfirms(), answered]);

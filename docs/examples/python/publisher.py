@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import os
+import time
 import uuid
 
 import aio_pika
@@ -34,6 +35,7 @@ async def main() -> None:
                 message_id=message_id,
                 priority=4,  # the same as that of publishers that set none; aio-pika would set 0
                 reply_to=replies.name,
+                timestamp=time.time(),
             ),
             # Where workers share partitions: exchange "task_activity_log.by-record", and as routing key
             # hashlib.sha256(record["id"].encode()).hexdigest()[:2] (the id in lower case).

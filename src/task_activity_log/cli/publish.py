@@ -40,6 +40,7 @@ from task_activity_log.wiring import link_of, rules_of, sending_of
 
 _REPEATS = "records that were applied are not applied again"
 _AGAIN = "; {} was a pipe: give the same records again in its place"
+_SAME_INPUT = "; give the same records on standard input"
 _SILENT_SECONDS = 5.0
 """How long no answer is waited for without a word."""
 TIMEOUT_SECONDS = 60.0
@@ -124,6 +125,8 @@ class Publication:
             return why if "nothing was sent" in why else f"{why}; nothing was sent"
         done, what = (self._summary.answered, "answered") if self.wait else (self._confirmed, "confirmed")
         again = _REPEATS + "".join(map(_AGAIN.format, self._pipes()))
+        if STANDARD_INPUT in self._paths:
+            again += _SAME_INPUT
         if self._written:
             again += f"; {self.rejected} is written again, so correct its records after that"
         # The command ends the line: it is copied from there.

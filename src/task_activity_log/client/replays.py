@@ -97,5 +97,5 @@ def present(replays: Iterable[Replay], on_loan: Iterable[DeadLetter]) -> list[Re
     for left in waiting.values():
         for each in left:
             each.state = "gone"
-            each.why = "it was not in the queue any more: somebody else has replayed, discarded or taken it"
+            each.why = "it was not in the queue: somebody else has replayed, discarded or taken it, or another replay has it now"
     return sorted(found, key=lambda each: each.letter.rejected_at)

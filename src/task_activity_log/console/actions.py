@@ -112,6 +112,10 @@ class Actions:
                 entry.answer, entry.code = reply.outcome, reply.code or ""
                 return
 
+    def running(self) -> list[Action]:
+        """Those that have dead letters on loan, so that nobody else sees these in the queue."""
+        return [action for action in self.all.values() if action.runs]
+
     def latest(self) -> list[Action | Sending]:
         """Everything that is remembered, the latest first."""
         return sorted([*self.all.values(), *self.sendings], key=lambda each: each.at, reverse=True)

@@ -87,6 +87,7 @@ class Pages:
             groups=found[:_GROUPS], more_groups=max(0, len(found) - _GROUPS), problem=self.console.looks.problem,
             first=min(times, default=None), last=max(times, default=None), has_rows=self.console.store is not None,
             details=Counter(letter.detail for letter in letters).most_common(3) if len(found) == 1 else [],
+            running=self.console.actions.running(),
         )  # fmt: skip
 
     async def dead_letter(self, request: Request) -> Response:

@@ -26,7 +26,10 @@ from task_activity_log.settings import Settings
 from task_activity_log.wiring import link_of, management_of, rules_of, store_of, survey_of, topology_of
 
 _PLANS = 50
-_GONE = "This dead letter is not in the queue any more: somebody has replayed, discarded or taken it. Nothing was done."
+_GONE = (
+    "This dead letter is not in the queue: somebody has replayed, discarded or taken it, or a replay that is running has it."
+    " Nothing was done."
+)
 
 _NOT_READABLE = (
     "it has a value that a reply cannot contain, such as a date after the year 9999, or row security may hide it"

@@ -54,6 +54,10 @@ class Metrics:
         gauge = self._gauges[name]
         (gauge.labels(*labels) if labels else gauge).set_function(read)
 
+    def without(self, name: str, *labels: str) -> None:
+        """Do not show a gauge with these labels: there is nothing that it could measure."""
+        self._gauges[name].remove(*labels)
+
     def answered(self, settlements: Sequence[Settlement[D]]) -> None:
         """A batch was answered and settled."""
         self.histograms["task_activity_log_batch_size"].observe(len(settlements))

@@ -94,7 +94,9 @@ METRICS = {
     # state
     "task_activity_log_consuming": Metric("gauge", "1 while a consumer is registered."),
     "task_activity_log_connected": Metric(
-        "gauge", "1 while the connection is open.", {"link": ("intake", "replies", "reply-to", "forwards", "database")}
+        "gauge",
+        "1 while the connection is open. `forwards` only with partitions.",
+        {"link": ("intake", "replies", "reply-to", "forwards", "database")},
     ),
     "task_activity_log_publisher_blocked": Metric(
         "gauge", "1 while the broker blocks publishers because it is short of memory or disk space."
