@@ -455,6 +455,7 @@ async def test_find_does_not_wait_for_a_long_queue_of_replies(
             ).declaration_result.message_count
             page = await viewer.page(f"/find?name={quote(str(each))}")
             assert f"{waiting} replies wait for their subscriber. They were not looked at" in page
+        assert "no dead letter and no other reply of it. A reply that was not looked at may be its own." in page
         page = await viewer.page(f"/find?name={quote(name)}&all=1")
         assert (">first<" in page, ">last<" in page, "look at all" in page) == (True, True, False)
 

@@ -157,7 +157,7 @@ def test_without_the_role_bodies_no_page_says_that_a_record_has_no_row(onlooker:
     """It is not looked for, and the page says why."""
     page = onlooker.get(f"/find?name={uuid4()}").text
     assert "There is no row" not in page
-    assert "No dead letter, no reply and no answer has this message_id or correlation_id" in page
+    assert "No dead letter, no other reply and no answer has this message_id or correlation_id" in page  # no broker
     assert "to find what there is of a record takes the role" in page
     page = local.get(f"/find?name={uuid4()}").text
     assert "There is no row" in page
