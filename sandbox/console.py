@@ -14,7 +14,7 @@ from uuid import UUID, uuid4
 import sandbox
 from sandbox import letters
 from sandbox.demo import DemoError, command, finish, wait_until_ready
-from sandbox.processes import Processes
+from sandbox.processes import Processes, how_ended
 from sandbox.service import free_port
 from task_activity_log.client import ClientError, TaskActivityLog, TaskActivityLogClient, Upsert
 
@@ -56,23 +56,32 @@ def _show(environment: Mapping[str, str], services: sandbox.Sandbox, stack: Exit
     console.start()
     print(f"\n  The console is at http://127.0.0.1:{port}/\n  Ctrl-C stops and removes everything.\n", flush=True)
     with suppress(KeyboardInterrupt):
-        asyncio.run(_load(services.rabbitmq.url, [console, worker]))
+        asyncio.run(_load(services.rabbitmq.url, {"console": console, "worker": worker}))
 
 
-async def _load(broker: str, watched: list[Processes]) -> None:
+async def _load(broker: str, watched: Mapping[str, Processes]) -> None:
     """Publish records until one of the processes ends."""
     chance = random.Random(3)  # noqa: S311 - the same each time
     ids = [uuid4() for _ in range(_RECORDS)]
     began, sent = time.monotonic(), 0
     async with TaskActivityLogClient(broker, app_id="crm-ghent") as client:
-        while not any(process.ended() for process in watched):
+        while (gone := _gone(watched)) is None:
             due = int((time.monotonic() - began) * _RATE) - sent
             records = [_record(chance, ids, sent + number) for number in range(due)]
             with suppress(ClientError):
                 await client.send_many(records)
             sent += due
             await asyncio.sleep(0.25)
-    raise DemoError("\n".join(process.log_tail() for process in watched if process.ended()))
+    raise DemoError(gone)
+
+
+def _gone(watched: Mapping[str, Processes]) -> str | None:
+    """Which of the processes has ended and how, with the last lines of its log; None while all run."""
+    for name, process in watched.items():
+        if (status := process.status()) is not None:
+            why = f"the {name} {how_ended(status)}, so everything is stopped and removed"
+            return f"{why}; its log ended with\n{process.log_tail()}"
+    return None
 
 
 def _record(chance: random.Random, ids: list[UUID], number: int) -> TaskActivityLog | Upsert:

@@ -24,6 +24,13 @@ _CLOSE_LIMIT_SECONDS = 60.0
 _GONE = "the reaper process of this service has ended, and the service with it"
 
 
+def how_ended(status: int) -> str:
+    """What a process has done that has this status, negative for a signal: the rest of a sentence about it."""
+    if status >= 0:
+        return f"ended with exit status {status}"
+    return f"was ended by signal {-status} ({signal.Signals(-status).name})"
+
+
 def unprivileged_user(*preferred: str) -> str | None:
     """Return the account that services run as when this process is root, else None: they run as the current user."""
     if os.geteuid() != 0:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 import sandbox
 from sandbox.demo import DemoError, command, finish, is_ready
+from sandbox.processes import how_ended
 from sandbox.service import free_port
 
 _PORT = 8080
@@ -25,7 +26,7 @@ def main() -> int:
         with sandbox.start() as services:
             status, asked = _run(services.environment, port)
         if not asked:
-            print(f"run: the worker {_ended(status)}, {_REMOVED}", file=sys.stderr)
+            print(f"run: the worker {how_ended(status)}, {_REMOVED}", file=sys.stderr)
         return status if status >= 0 else 128 - status
     except (DemoError, sandbox.SandboxError) as error:
         print(f"run: {error}", file=sys.stderr)
@@ -49,12 +50,6 @@ def _port() -> int:
                 ) from None
             return free_port()
     return port
-
-
-def _ended(status: int) -> str:
-    if status >= 0:
-        return f"ended with exit status {status}"
-    return f"was ended by signal {-status} ({signal.Signals(-status).name})"
 
 
 def _run(services: Mapping[str, str], port: int) -> tuple[int, bool]:

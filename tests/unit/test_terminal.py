@@ -152,8 +152,9 @@ def test_the_command_that_continues_a_run_is_the_same_command(paths: list[str], 
     publication._paths = paths
     publication._began = True
     said = one_line(publication.explained("interrupted"))
+    same = "; give the same records on standard input" if paths == ["-"] else ""
     assert said.endswith(
-        f"To continue (records that were applied are not applied again): task-activity-log publish {words}"
+        f"To continue (records that were applied are not applied again{same}): task-activity-log publish {words}"
     )
 
 

@@ -124,9 +124,7 @@ class Publication:
             self._remove_rejected()
             return why if "nothing was sent" in why else f"{why}; nothing was sent"
         done, what = (self._summary.answered, "answered") if self.wait else (self._confirmed, "confirmed")
-        again = _REPEATS + "".join(map(_AGAIN.format, self._pipes()))
-        if STANDARD_INPUT in self._paths:
-            again += _SAME_INPUT
+        again = _REPEATS + "".join(map(_AGAIN.format, self._pipes())) + _SAME_INPUT * (STANDARD_INPUT in self._paths)
         if self._written:
             again += f"; {self.rejected} is written again, so correct its records after that"
         # The command ends the line: it is copied from there.
