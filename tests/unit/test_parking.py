@@ -340,6 +340,31 @@ class TestParking:
 
         run(act)
 
+    def test_a_slow_statement_is_ended_when_others_time_out(self) -> None:
+        """They may wait for a lock that it holds. It is tried again, and not so soon that it stops them most of the time."""
+
+        async def act(bench: Bench) -> None:
+            begun, ended = list[float](), list[float]()
+            now = asyncio.get_running_loop().time
+
+            async def slowly(_: Sequence[Request[Delivery]], __: Patience = PATIENT) -> list[Applied]:
+                begun.append(now())
+                try:
+                    return await asyncio.Future()
+                finally:
+                    ended.append(now())
+
+            bench.store.delays = {"slow"}
+            bench.slow_store.apply = slowly  # type: ignore[method-assign]
+            await bench.parking.park([bench.request(subject="slow")], TimedOut(), 0)
+            await bench.until(10)
+            for _ in range(5):
+                bench.parking.others_wait()
+                await bench.until(now() + 40)
+            assert [round(again - end) for again, end in zip(begun[1:], ended, strict=False)] == [4, 8, 16, 30, 30]
+
+        run(act)
+
     def test_a_record_with_many_requests_does_not_keep_others_waiting(self) -> None:
         """After its share of a second, others are tried."""
 

@@ -35,8 +35,8 @@ log = structlog.get_logger(__name__)
 _RETRY_SECONDS = 1.0
 """How often a record is tried again."""
 _REFUSED_SECONDS = 30.0
-"""How often a record is tried again, in the end, while the database refuses every row; and how often one is with which the
-connection is lost each time, because it may crash the server."""
+"""How often a record is tried again, in the end, while the database refuses every row; how often one is with which the
+connection is lost each time, because it may crash the server; and one whose statement was ended because others waited."""
 CRASHES_MAX = 3
 """A row with which the database server has crashed this often in a row, while it was tried alone and after rows of the worker's
 own had passed, is given up. Otherwise it would crash the server for ever."""
@@ -78,6 +78,7 @@ class Retrying(Generic[D]):
         self._untried = Groups[Line[D]]()  # those that are tried together
         self._quick = Lane[D](self.store, Parts(self.stored, self.part_bytes), slow=False)
         self._slow = Lane[D](self.slow_store, Parts(self.stored, self.part_bytes), slow=True)
+        self._others = asyncio.Event()  # set by `others_wait`
         self._judging = asyncio.Lock()  # who is refused while rows of our own are tried waits for what is found
         self._stopping = False
         self._task: asyncio.Task[None] | None = None
@@ -118,6 +119,13 @@ class Retrying(Generic[D]):
                 return await store.locked([request.record.id for request in requests])
         except Unavailable:
             return set()
+
+    def others_wait(self) -> None:
+        """A statement with other records took too long. It may wait for a lock that a slow statement holds: end that one.
+
+        A trigger may lock something for every row, such as a counter. Then a row that is slow would stop all others.
+        """
+        self._others.set()
 
     async def stop(self) -> None:
         """Try nothing more. What is parked stays unsettled, and is returned to the queue with everything else."""
@@ -206,7 +214,8 @@ class Retrying(Generic[D]):
         line.tries += 1
         if isinstance(outage, TimedOut):
             line.rounds = 0 if outage.locked else lane.exceeded(line.rounds)
-        if outage is self.refusals.everybodys or (isinstance(outage, Failed) and outage.lost_connection):
+        ended = lane.slow and self._others.is_set()
+        if ended or outage is self.refusals.everybodys or (isinstance(outage, Failed) and outage.lost_connection):
             return min(2.0**line.tries, _REFUSED_SECONDS)
         return min(TRIAL_SECONDS * 2.0**line.rounds, _RETRY_SECONDS) if line.rounds else _RETRY_SECONDS
 
@@ -388,13 +397,18 @@ class Retrying(Generic[D]):
         records = 1 + len(lane.lines(self._lines))
         if not lane.slow:
             return await lane.store.apply([request], quick(records, self.timing.limit(1, least=0.0), rounds))
+        self._others.clear()
         statement = asyncio.ensure_future(lane.store.apply([request], slow(records, rounds)))
         wanted = asyncio.ensure_future(self.writes.wanted.wait())
+        others = asyncio.ensure_future(self._others.wait())
         try:
-            await asyncio.wait({statement, wanted}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({statement, wanted, others}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             wanted.cancel()
-            if not statement.done():  # everything is requeued, or the worker stops: nobody waits for a slow statement
+            others.cancel()
+            if (
+                not statement.done()
+            ):  # everything is requeued, others wait, or the worker stops: nobody waits for a slow statement
                 await end(statement)
                 _ = statement.cancelled() or statement.exception()  # read, or asyncio reports it
                 await lane.store.close()  # returns when the server has cancelled it
