@@ -150,7 +150,7 @@ def without_second(header: bytes) -> Properties:
     return found
 
 
-def test_no_text_of_a_publisher_is_taken_for_the_place_of_an_id() -> None:
+def test_no_text_of_a_publisher_can_be_the_place_of_an_id() -> None:
     """A reply has the trace context of its request. The mark was a constant once, and a request that had it ended the worker."""
     headers: dict[str, object] = {"tracestate": "\x19\0\1 the id of a message \1\0"}
     properties = Properties(headers=headers, correlation_id="c", message_id="m")

@@ -347,7 +347,7 @@ class TestParking:
             begun, ended = list[float](), list[float]()
             now = asyncio.get_running_loop().time
 
-            async def slowly(_: Sequence[Request[Delivery]], __: Patience = PATIENT) -> list[Applied]:
+            async def slowly(wave: Sequence[Request[Delivery]], patience: Patience = PATIENT) -> list[Applied]:  # noqa: ARG001
                 begun.append(now())
                 try:
                     return await asyncio.Future()

@@ -406,9 +406,7 @@ class Retrying(Generic[D]):
         finally:
             wanted.cancel()
             others.cancel()
-            if (
-                not statement.done()
-            ):  # everything is requeued, others wait, or the worker stops: nobody waits for a slow statement
+            if not statement.done():  # everything is requeued, others wait, or the worker stops
                 await end(statement)
                 _ = statement.cancelled() or statement.exception()  # read, or asyncio reports it
                 await lane.store.close()  # returns when the server has cancelled it
