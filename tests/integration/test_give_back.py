@@ -149,16 +149,21 @@ async def test_an_acknowledgement_ends_although_the_connection_is_lost_before_it
             await asyncio.wait({channel.closing})
 
 
+async def return_25(amqp_url: str, publisher: aio_pika.abc.AbstractConnection) -> None:
+    """Publish 25 messages, deliver them, and return them to the queue in one close."""
+    async with consuming(amqp_url) as (consumer, waiting, _):
+        await consumer.register(25)
+        await publish(await publisher.channel(), *range(25))
+        while consumer.in_hand < 25:
+            await waiting.take(25)
+        assert await consumer.close() == 25
+    assert await waiting_count(publisher) == 25
+
+
 async def test_closing_gets_nothing_in_place_of_what_is_finished(amqp_url: str) -> None:
     """It would be returned behind everything that was returned before, which is not in hand with a prefetch of one."""
     async with await aio_pika.connect(amqp_url) as publisher:
-        async with consuming(amqp_url) as (first, waiting, _):
-            await first.register(25)
-            await publish(await publisher.channel(), *range(25))
-            while first.in_hand < 25:
-                await waiting.take(25)
-            assert await first.close() == 25
-        assert await waiting_count(publisher) == 25
+        await return_25(amqp_url, publisher)
         async with consuming(amqp_url) as (second, waiting, _):
             await second.register(1)
             [delivery] = await waiting.take(1)
@@ -175,13 +180,7 @@ async def test_closing_gets_nothing_in_place_of_what_is_finished(amqp_url: str) 
 async def test_a_worker_that_stops_finishes_what_an_isolated_queue_is_sending(amqp_url: str) -> None:
     """With a prefetch of one it would be returned behind everything that was returned before."""
     async with await aio_pika.connect(amqp_url) as publisher:
-        async with consuming(amqp_url) as (first, waiting, _):
-            await first.register(25)
-            await publish(await publisher.channel(), *range(25))
-            while first.in_hand < 25:
-                await waiting.take(25)
-            assert await first.close() == 25
-        assert await waiting_count(publisher) == 25
+        await return_25(amqp_url, publisher)
         intake = Intake(LinkOptions(amqp_url), TOPOLOGY, prefetch=25, batch_max=25)
         intake._queues[0].pace.isolate()
         running = asyncio.create_task(intake.run())
@@ -232,13 +231,7 @@ async def test_an_isolated_queue_with_nothing_in_hand_is_consumed_as_before(
 async def test_an_isolated_queue_stays_isolated_while_it_delivers(amqp_url: str) -> None:
     """Nothing is in hand after each acknowledgement. What is on its way then would be returned behind all others."""
     async with await aio_pika.connect(amqp_url) as publisher:
-        async with consuming(amqp_url) as (first, waiting, _):
-            await first.register(25)
-            await publish(await publisher.channel(), *range(25))
-            while first.in_hand < 25:
-                await waiting.take(25)
-            assert await first.close() == 25
-        assert await waiting_count(publisher) == 25
+        await return_25(amqp_url, publisher)
         intake = Intake(LinkOptions(amqp_url), TOPOLOGY, prefetch=25, batch_max=25)
         [queue] = intake._queues
         queue.pace.isolate()  # a long time ago

@@ -1,7 +1,8 @@
 """The time that counts for replies that wait: that in which the broker answers somebody."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -116,17 +117,13 @@ def test_while_nothing_is_published_to_others_the_broker_is_asked_whether_it_ans
 
     async def main() -> None:
         answers = asyncio.Event()
-        retries = Retries(LinkOptions("amqp://nowhere/"), addresses, callbacks(given_up, answers.wait))
-        running = asyncio.create_task(retries.run())
-        addresses.opened(addresses.join("silent", "reply", 1, retries.clock()), retries.clock())
-        retries.wake()
-        await asyncio.sleep(60)
-        assert given_up == []
-        answers.set()
-        await asyncio.sleep(GIVE_UP + 2)
-        assert given_up == ["unconfirmed"]
-        running.cancel()
-        await asyncio.wait({running})
+        async with trying(addresses, callbacks(given_up, answers.wait)) as wait:
+            wait("silent", 1)
+            await asyncio.sleep(60)
+            assert given_up == []
+            answers.set()
+            await asyncio.sleep(GIVE_UP + 2)
+            assert given_up == ["unconfirmed"]
 
     virtual_time.run(main())
 
@@ -138,18 +135,12 @@ def test_a_silent_address_that_has_the_whole_prefetch_is_found_within_a_second()
 
     async def main() -> None:
         began = asyncio.get_running_loop().time()
-        calls = callbacks(given_up, lambda: asyncio.sleep(0.01, result=True))
-        object.__setattr__(calls, "answered_at", lambda: began)
-        retries = Retries(LinkOptions("amqp://nowhere/"), addresses, calls)
-        running = asyncio.create_task(retries.run())
-        await asyncio.sleep(1.5)
-        for number in range(20):
-            addresses.opened(addresses.join("silent", str(number), 1, retries.clock()), retries.clock())
-        retries.wake()
-        await asyncio.sleep(1.1)
-        assert given_up == ["too_many"] * 16
-        running.cancel()
-        await asyncio.wait({running})
+        calls = callbacks(given_up, lambda: asyncio.sleep(0.01, result=True), lambda: began)
+        async with trying(addresses, calls) as wait:
+            await asyncio.sleep(1.5)
+            wait("silent", 20)
+            await asyncio.sleep(1.1)
+            assert given_up == ["too_many"] * 16
 
     virtual_time.run(main())
 
@@ -160,29 +151,45 @@ def test_a_frozen_broker_is_no_reason_to_give_replies_up_as_too_many() -> None:
     addresses: Addresses[str] = Addresses(give_up_seconds=GIVE_UP, count_max=8, size_max=10_000)
 
     async def main() -> None:
-        answers, began = asyncio.Event(), asyncio.get_running_loop().time()
-        calls = callbacks(given_up, answers.wait)
-        object.__setattr__(calls, "answered_at", lambda: began)
-        retries = Retries(LinkOptions("amqp://nowhere/"), addresses, calls)
-        running = asyncio.create_task(retries.run())
-        await asyncio.sleep(1.5)
-        for number in range(20):
-            addresses.opened(addresses.join("slow", str(number), 1, retries.clock()), retries.clock())
-        retries.wake()
-        await asyncio.sleep(60)
-        assert given_up == []
-        answers.set()
-        object.__setattr__(calls, "answered_at", asyncio.get_running_loop().time)
-        await asyncio.sleep(1)
-        assert given_up == ["too_many"] * 16
-        running.cancel()
-        await asyncio.wait({running})
+        answers, now = asyncio.Event(), asyncio.get_running_loop().time
+        began = now()
+        calls = callbacks(given_up, answers.wait, lambda: now() if answers.is_set() else began)
+        async with trying(addresses, calls) as wait:
+            await asyncio.sleep(1.5)
+            wait("slow", 20)
+            await asyncio.sleep(60)
+            assert given_up == []
+            answers.set()
+            await asyncio.sleep(1)
+            assert given_up == ["too_many"] * 16
 
     virtual_time.run(main())
 
 
-def callbacks(given_up: list[str | None], ask: Callable[[], Coroutine[Any, Any, bool]]) -> Callbacks[str]:
-    """Of a broker that answers nothing but `ask`. Notes why replies are given up."""
+@asynccontextmanager
+async def trying(addresses: Addresses[str], calls: Callbacks[str]) -> AsyncIterator[Callable[[str, int], None]]:
+    """Try replies again meanwhile. What it yields lets that many replies wait at a silent address."""
+    retries = Retries(LinkOptions("amqp://nowhere/"), addresses, calls)
+
+    def wait(address: str, count: int) -> None:
+        for number in range(count):
+            addresses.opened(addresses.join(address, str(number), 1, retries.clock()), retries.clock())
+        retries.wake()
+
+    running = asyncio.create_task(retries.run())
+    try:
+        yield wait
+    finally:
+        running.cancel()
+        await asyncio.wait({running})
+
+
+def callbacks(
+    given_up: list[str | None],
+    ask: Callable[[], Coroutine[Any, Any, bool]],
+    answered_at: Callable[[], float] = lambda: 0.0,
+) -> Callbacks[str]:
+    """Of a broker that answers `ask`, and last answered a publish at `answered_at`. Notes why replies are given up."""
 
     def nothing(address: str, reply: str) -> Outgoing:
         raise AssertionError((address, reply))
@@ -192,7 +199,7 @@ def callbacks(given_up: list[str | None], ask: Callable[[], Coroutine[Any, Any, 
         finished=lambda finished: given_up.extend(why for _, why in finished),
         still=lambda _: True,
         reachable=lambda: True,
-        answered_at=lambda: 0.0,
+        answered_at=answered_at,
         ask=ask,
         message_max=lambda _: None,
     )

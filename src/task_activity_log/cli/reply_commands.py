@@ -139,11 +139,10 @@ def resend(
     from task_activity_log.client.names import queue_name
     from task_activity_log.wiring import topology_of
 
-    if queue in topology_of(settings).not_for_replies:
-        fail(f"--queue should name another queue: {queue} is for the worker, and not for replies", WRONG_USE)
     try:
         if queue:
             queue_name("--queue", queue)
+        topology_of(settings).check_reply_queue("--queue", queue)
         start = since_(changed_since) if changed_since else EARLIEST
     except ValueError as error:
         fail(str(error), WRONG_USE)

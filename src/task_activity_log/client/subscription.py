@@ -26,8 +26,6 @@ from task_activity_log.rabbitmq.topology import Topology
 
 SHARED = "task_activity_log.replies"
 """The default name of the queue that subscribers share, and of its exchange."""
-_NOT_FOR_REPLIES = Topology().not_for_replies
-"""A subscription acknowledges what it reads: requests and dead letters would be lost. Moved there, a reply would be a request."""
 _COUNTED = frozenset((b"x-delivery-count", b"x-acquired-count"))
 """Headers that the broker sets at each delivery."""
 _NOT_MOVED = _COUNTED | {b"CC", b"BCC"}
@@ -301,9 +299,8 @@ def check_queues(queue: str | None, routing_keys: Sequence[str], on_poison: Pois
         raise ValueError("on_poison needs a queue that keeps the reply: name a durable one with queue")
     if on_poison is not None and on_poison.name == (queue or shared):
         raise ValueError("on_poison should name another queue than the one that is read")
-    for argument, name in (("queue", queue), ("on_poison", on_poison and on_poison.name)):
-        if name in _NOT_FOR_REPLIES:
-            raise ValueError(f"{argument} should name another queue: {name} is for the worker, and not for replies")
+    Topology().check_reply_queue("queue", queue)
+    Topology().check_reply_queue("on_poison", on_poison.name if on_poison is not None else None)
 
 
 def how_to_declare(queue: str | None, routing_keys: Sequence[str], *, shared: str) -> str:

@@ -74,10 +74,13 @@ class Topology:
         """Queues that a `reply_to` must not name: it would be a loop, or a forged reply."""
         return frozenset(self.queues())
 
-    @property
-    def not_for_replies(self) -> frozenset[str]:
-        """The queues that replies must be neither read from nor written to, with those of as many partitions as there can be."""
-        return replace(self, partitions=PARTITIONS_MAX).own_queues - {self.replies_queue}
+    def check_reply_queue(self, argument: str, queue: str | None) -> None:
+        """Raise `ValueError` if replies must be neither read from nor written to this queue, however many partitions there are.
+
+        A subscription acknowledges what it reads: requests and dead letters would be lost. A reply there would be a request.
+        """
+        if queue in replace(self, partitions=PARTITIONS_MAX).own_queues - {self.replies_queue}:
+            raise ValueError(f"{argument} should name another queue: {queue} is for the worker, and not for replies")
 
     def queues(self) -> dict[str, Arguments]:
         """Each queue with its arguments. Limits that operators change (length, age) are policies, never arguments."""
@@ -188,9 +191,8 @@ async def check(connection: AbstractConnection, topology: Topology) -> None:
     """
     await _check_partition_count(connection, topology)
     if not topology.is_single_active:
-        with suppress(
-            ChannelAccessRefused
-        ):  # from RabbitMQ 4.3.1 on: not known then, and no permission that must be there
+        # From RabbitMQ 4.3.1 on it may be refused: it is not known then, and not a permission that must be there.
+        with suppress(ChannelAccessRefused):
             await _refuse_partitions(connection, topology)
     for exchange in topology.exchanges():
         async with _own_channel(connection, f"exchange {exchange}", passive=True) as channel:
