@@ -340,14 +340,16 @@ class TestParking:
 
         run(act)
 
-    def test_a_slow_statement_is_ended_when_others_time_out(self) -> None:
-        """They may wait for a lock that it holds. It is tried again, and not so soon that it stops them most of the time."""
+    def test_a_slow_statement_is_ended_when_others_wait_for_a_lock_on_no_row_of_theirs(self) -> None:
+        """It may hold that lock. It is tried again, and not so soon that it stops them most of the time."""
 
         async def act(bench: Bench) -> None:
             begun, ended = list[float](), list[float]()
             now = asyncio.get_running_loop().time
 
-            async def slowly(wave: Sequence[Request[Delivery]], patience: Patience = PATIENT) -> list[Applied]:  # noqa: ARG001
+            async def slowly(wave: Sequence[Request[Delivery]], patience: Patience = PATIENT) -> list[Applied]:
+                assert [one.record.subject for one in wave] == ["slow"]
+                assert patience.seconds is None
                 begun.append(now())
                 try:
                     return await asyncio.Future()
@@ -359,7 +361,7 @@ class TestParking:
             await bench.parking.park([bench.request(subject="slow")], TimedOut(), 0)
             await bench.until(10)
             for _ in range(5):
-                bench.parking.others_wait()
+                await bench.parking.locked([bench.request()])
                 await bench.until(now() + 40)
             assert [round(again - end) for again, end in zip(begun[1:], ended, strict=False)] == [4, 8, 16, 30, 30]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from math import inf
 from typing import Final, Generic, NamedTuple
@@ -15,11 +15,13 @@ from task_activity_log.pipeline.batches import Parts
 from task_activity_log.pipeline.groups import TRIAL_SECONDS
 from task_activity_log.pipeline.ports import D, Patience, Store
 from task_activity_log.pipeline.request import Request
-from task_activity_log.problem import Failed
+from task_activity_log.problem import Failed, TimedOut
 from task_activity_log.record import Outcome
 
 _QUICK_LEAST_SECONDS = 0.05
 _ROUND_SECONDS = 1.0
+_ASKED_SECONDS = 0.25
+"""How long the database may take to answer after others have timed out before a slow statement is ended."""
 _QUICK_ROUNDS = 5
 """A row that has exceeded its limit more often is not tried in the quick lane. The last limit there is 0.32 seconds."""
 _SLOW_ROUNDS = 6
@@ -94,6 +96,24 @@ class Lines(dict[UUID, Line[D]], Generic[D]):
     def some(self, most: int) -> list[dict[str, str]]:
         """The first records and the reasons, for /status."""
         return [{"id": str(line.record), "reason": line.cause.reason} for line in list(self.values())[:most]]
+
+
+class Others(asyncio.Event):
+    """Set when others may wait for what a slow statement has locked. It is ended then."""
+
+    @contextmanager
+    def asking(self, cause: Failed) -> Iterator[None]:
+        """The database is asked in this block why others have failed. If they have timed out and this takes long, set it.
+
+        A slow statement may have locked a whole table.
+        """
+        timer = asyncio.get_running_loop().call_later(_ASKED_SECONDS, self.set)
+        if not isinstance(cause, TimedOut):
+            timer.cancel()
+        try:
+            yield
+        finally:
+            timer.cancel()
 
 
 class Lane(Generic[D]):

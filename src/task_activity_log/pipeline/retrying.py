@@ -20,7 +20,7 @@ from task_activity_log.aio import SharedLock, end
 from task_activity_log.pipeline import settling
 from task_activity_log.pipeline.batches import Parts
 from task_activity_log.pipeline.groups import TRIAL_SECONDS, Groups
-from task_activity_log.pipeline.lines import Lane, Limits, Line, Lines, quick, slow
+from task_activity_log.pipeline.lines import Lane, Limits, Line, Lines, Others, quick, slow
 from task_activity_log.pipeline.ports import D, Intake, Patience, Settlement, Store, Stored
 from task_activity_log.pipeline.refusals import TRY_AGAIN_SECONDS, Refusals
 from task_activity_log.pipeline.request import Request
@@ -78,7 +78,7 @@ class Retrying(Generic[D]):
         self._untried = Groups[Line[D]]()  # those that are tried together
         self._quick = Lane[D](self.store, Parts(self.stored, self.part_bytes), slow=False)
         self._slow = Lane[D](self.slow_store, Parts(self.stored, self.part_bytes), slow=True)
-        self._others = asyncio.Event()  # set by `others_wait`
+        self.others = Others()
         self._judging = asyncio.Lock()  # who is refused while rows of our own are tried waits for what is found
         self._stopping = False
         self._task: asyncio.Task[None] | None = None
@@ -112,20 +112,19 @@ class Retrying(Generic[D]):
                 self.refusals.tried(rule, since, time.monotonic(), found)
             return self.refusals.everybodys
 
-    async def locked(self, requests: Sequence[Request[D]]) -> set[UUID]:
-        """The records whose rows are locked now, as far as the database tells."""
-        try:
-            async with self._quick.use() as store:
-                return await store.locked([request.record.id for request in requests])
-        except Unavailable:
-            return set()
+    async def locked(self, requests: Sequence[Request[D]], *, waited: bool = True) -> set[UUID]:
+        """The records whose rows are locked now, as far as the database tells.
 
-    def others_wait(self) -> None:
-        """A statement with other records took too long. It may wait for a lock that a slow statement holds: end that one.
-
-        A trigger may lock something for every row, such as a counter. Then a row that is slow would stop all others.
+        If their statement has `waited` for a lock that is on none of these rows, a slow statement may hold it, and is ended: a
+        trigger may lock something for every row, such as a counter.
         """
-        self._others.set()
+        found = set[UUID]()
+        with self.others.asking(TimedOut()), suppress(Unavailable):
+            async with self._quick.use() as store:
+                found = await store.locked([request.record.id for request in requests])
+        if waited and not found:
+            self.others.set()
+        return found
 
     async def stop(self) -> None:
         """Try nothing more. What is parked stays unsettled, and is returned to the queue with everything else."""
@@ -214,7 +213,7 @@ class Retrying(Generic[D]):
         line.tries += 1
         if isinstance(outage, TimedOut):
             line.rounds = 0 if outage.locked else lane.exceeded(line.rounds)
-        ended = lane.slow and self._others.is_set()
+        ended = lane.slow and self.others.is_set()
         if ended or outage is self.refusals.everybodys or (isinstance(outage, Failed) and outage.lost_connection):
             return min(2.0**line.tries, _REFUSED_SECONDS)
         return min(TRIAL_SECONDS * 2.0**line.rounds, _RETRY_SECONDS) if line.rounds else _RETRY_SECONDS
@@ -397,10 +396,10 @@ class Retrying(Generic[D]):
         records = 1 + len(lane.lines(self._lines))
         if not lane.slow:
             return await lane.store.apply([request], quick(records, self.timing.limit(1, least=0.0), rounds))
-        self._others.clear()
+        self.others.clear()
         statement = asyncio.ensure_future(lane.store.apply([request], slow(records, rounds)))
         wanted = asyncio.ensure_future(self.writes.wanted.wait())
-        others = asyncio.ensure_future(self._others.wait())
+        others = asyncio.ensure_future(self.others.wait())
         try:
             await asyncio.wait({statement, wanted, others}, return_when=asyncio.FIRST_COMPLETED)
         finally:

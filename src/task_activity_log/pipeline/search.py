@@ -186,7 +186,7 @@ class Search(Generic[D]):
             return
         if not failed:
             self._until = time.monotonic() + _SEARCH_SECONDS
-        if timed_out and (locked := await self._parking.locked(part)):
+        if isinstance(cause, TimedOut) and (locked := await self._parking.locked(part, waited=cause.locked)):
             await self._parking.park([request for request in part if request.record.id in locked], cause, self._passes)
             self._trials.add([request for request in part if request.record.id not in locked])
         elif step is Step.PARK:

@@ -40,7 +40,7 @@ from task_activity_log.pipeline.stage import Stage
 from task_activity_log.pipeline.timing import Timing
 from task_activity_log.pipeline.trials import Trials
 from task_activity_log.pipeline.waves import waves
-from task_activity_log.problem import Failed, Refused, TimedOut, Unavailable
+from task_activity_log.problem import Failed, Refused, Unavailable
 from task_activity_log.record import Applied, Outcome, Unread
 
 log = structlog.get_logger(__name__)
@@ -231,7 +231,6 @@ class Storing(Stage[D]):
                 ):
                     return list(zip(here, await search.write(self.store, here), strict=True)) if here else []
         except Failed as failed:
-            if isinstance(failed, TimedOut):
-                self.parking.others_wait()
-            await search.probe(self.store, failed)  # if this fails too, the database is unavailable
+            with self.parking.others.asking(failed):
+                await search.probe(self.store, failed)  # if this fails too, the database is unavailable
             raise PartFailed(failed) from failed
