@@ -6,7 +6,7 @@ import asyncio
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from task_activity_log.cli.exit_codes import DONE, FAILED
@@ -20,6 +20,7 @@ from task_activity_log.client.finding import (
     is_letter_of,
     is_reply_of,
     journal_answers,
+    names_of_replies,
     uuid_of,
     waiting_replies,
 )
@@ -29,6 +30,9 @@ from task_activity_log.record import StoredTaskActivityLog
 from task_activity_log.settings import Settings
 from task_activity_log.streams import one_line
 from task_activity_log.wiring import link_of, survey_of
+
+if TYPE_CHECKING:
+    from task_activity_log.postgresql.survey import Survey  # asyncpg is loaded when it is needed
 
 _VALUE_MAX = 200
 """How many characters of a value are printed."""
@@ -81,25 +85,41 @@ def find(settings: Settings, name: str) -> int:
 
 async def _look(settings: Settings, name: str) -> Found:
     found, identifier, link = Found(), uuid_of(name), link_of(settings)
-    async with borrow_dead_letters(link, settings.dead_letters_queue) as loan:
-        found.letters = [letter async for letter in loan if is_letter_of(letter, name, identifier)]
-    waiting = await waiting_replies(link, settings.replies_queue, lambda reply: is_reply_of(reply, name, identifier))
-    found.replies = waiting.replies
-    for queue, seen in ((settings.dead_letters_queue, loan), (settings.replies_queue, waiting)):
-        say_unseen(queue, others=seen.others, newer=seen.newer)
     survey = survey_of(settings)
+    try:
+        await _look_in_journal(found, survey, name, identifier)
+        async with borrow_dead_letters(link, settings.dead_letters_queue) as loan:
+            found.letters = [letter async for letter in loan if is_letter_of(letter, name, identifier)]
+        names = names_of_replies(name, found.letters, found.answers)
+        waiting = await waiting_replies(
+            link, settings.replies_queue, lambda reply: is_reply_of(reply, names, identifier)
+        )
+        found.replies = waiting.replies
+        for queue, seen in ((settings.dead_letters_queue, loan), (settings.replies_queue, waiting)):
+            say_unseen(queue, others=seen.others, newer=seen.newer)
+        if not found.no_database:
+            await _look_in_table(found, survey, identifier)
+    finally:
+        await survey.close()
+    return found
+
+
+async def _look_in_journal(found: Found, survey: Survey, name: str, identifier: UUID | None) -> None:
     try:
         await survey.open()  # otherwise both the journal and the table would be waited for, each for the whole timeout
         found.answers, found.no_journal = await journal_answers(survey, name, identifier)
+    except Unavailable as error:
+        found.no_database = error.reason
+
+
+async def _look_in_table(found: Found, survey: Survey, identifier: UUID | None) -> None:
+    try:
         ids = sorted(_records(found, identifier))
         found.rows = await survey.records(ids)
         found.unreadable = await survey.exist(ids) - {row.id for row in found.rows}
         found.rows_may_be_hidden = not found.rows and await survey.may_hide_rows()
     except Unavailable as error:
         found.no_database = error.reason
-    finally:
-        await survey.close()
-    return found
 
 
 def _records(found: Found, identifier: UUID | None) -> set[UUID]:

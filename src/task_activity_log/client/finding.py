@@ -1,6 +1,6 @@
 """What belongs to a message or a record: dead letters, replies that wait for their subscriber, and rows of the journal."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 from typing import Any, Protocol
@@ -37,10 +37,23 @@ def is_letter_of(letter: DeadLetter, name: str, record: UUID | None) -> bool:
     )
 
 
-def is_reply_of(reply: Received, name: str, record: UUID | None) -> bool:
-    """Whether a reply has this message_id, answers this message, or is about this record."""
-    return name in (reply.message_id, reply.correlation_id) or (
-        isinstance(reply, StoredReply) and reply.record.id == record
+def names_of_replies(
+    name: str, letters: Iterable[DeadLetter], answers: Iterable[Mapping[str, Any]]
+) -> frozenset[str]:
+    """What a reply to this message can have as its message_id or correlation_id.
+
+    A reply to a message with a correlation_id has nothing of the message_id: its dead letter or the journal must tell.
+    """
+    correlated = (letter.properties.correlation_id for letter in letters if letter.name == name)
+    return frozenset((name, *filter(None, correlated), *(str(answer["reply_id"]) for answer in answers)))
+
+
+def is_reply_of(reply: Received, names: Container[str | None], record: UUID | None) -> bool:
+    """Whether a reply has one of these names (see `names_of_replies`), or is about this record."""
+    return (
+        reply.message_id in names
+        or reply.correlation_id in names
+        or (isinstance(reply, StoredReply) and reply.record.id == record)
     )
 
 

@@ -14,7 +14,7 @@ from starlette.responses import Response
 
 from task_activity_log.client import exported
 from task_activity_log.client.dead_letters import may_be_newer
-from task_activity_log.client.finding import Waiting, is_letter_of, is_reply_of, uuid_of, waiting_replies
+from task_activity_log.client.finding import Waiting, is_letter_of, is_reply_of, names_of_replies, uuid_of, waiting_replies
 from task_activity_log.client.letters import PARTS, Filter, groups
 from task_activity_log.client.marking import readable, text_pieces
 from task_activity_log.client.messages import ClientError, Received
@@ -140,11 +140,12 @@ class Pages:
         everything = "all" in request.query_params
         context: dict[str, Any] = {"name": name, "letters": [], "heard": [], "waiting": Waiting([], 0, 0)}
         if name:
-            wanted = partial(is_reply_of, name=name, record=record)
             every = (await console.looks.current()).letters
             found = await asyncio.to_thread(lambda: [each for each in every if is_letter_of(each.raw, name, record)])
-            heard = [heard for heard in console.replies.latest if wanted(heard.reply)]
             answers, no_journal = await console.answers(name, record)
+            names = names_of_replies(name, (each.raw for each in found), answers)
+            wanted = partial(is_reply_of, names=names, record=record)
+            heard = [heard for heard in console.replies.latest if wanted(heard.reply)]
             waiting, unread = await self._waiting_replies(wanted, everything=everything)
             context |= {"letters": found, "heard": heard, "waiting": waiting, "unread": unread}
             context |= {"answers": answers, "no_journal": no_journal, "everything": everything}
