@@ -4,7 +4,7 @@ import asyncio
 import secrets
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 from typing import Any
 from urllib.parse import quote, urlsplit, urlunsplit
@@ -400,6 +400,27 @@ async def test_a_session_that_a_trigger_has_changed_is_replaced(store: Store, da
     with pytest.raises(Unavailable, match="not permitted"):
         await store.probe()
     assert outcomes(await store.apply([ask()])) == ["inserted"]
+
+
+@pytest.mark.parametrize("encoding", ["LATIN2", "SQL_ASCII", "EUC_TW"])
+async def test_a_session_whose_encoding_a_trigger_has_changed_is_replaced(
+    store: Store, database: Connection, encoding: str
+) -> None:
+    """Otherwise rows of others would be refused for their characters. Python does not know all encodings that PostgreSQL knows."""
+    await database.execute(f"""
+        CREATE FUNCTION change() RETURNS trigger LANGUAGE plpgsql AS $$
+            BEGIN
+                PERFORM set_config('client_encoding', '{encoding}', false);
+                RETURN NEW;
+            END $$;
+        CREATE TRIGGER change BEFORE INSERT ON task_activity_log FOR EACH ROW
+            WHEN (NEW.subject = 'change') EXECUTE FUNCTION change();
+    """)
+    changing = ask(subject="change")
+    with suppress(Unavailable):
+        await store.apply([changing])
+    assert outcomes(await store.apply([ask(subject="é€😀")])) == ["inserted"]
+    assert outcomes(await store.apply([changing])) == ["duplicate"]
 
 
 async def test_whether_the_connection_survives(store: Store, database: Connection) -> None:

@@ -46,6 +46,11 @@ class ServerConnection(_Connection):
             self.unreplicated = True
 
     @property
+    def is_utf8(self) -> bool:
+        """Whether texts are sent in UTF-8, which has every character. A trigger can choose another encoding for the session."""
+        return bool(self.get_settings().get_text_codec().name == "utf-8")
+
+    @property
     def socket(self) -> Any:
         """The socket, to set its options."""
         transport: Any = self._transport  # type: ignore[attr-defined]  # the driver has no public name for it

@@ -169,7 +169,9 @@ DRIVER_ERRORS = (
     OSError,
     ValueError,
     OverflowError,
+    LookupError,
 )
+"""What the driver raises. `LookupError`: a trigger has chosen an encoding for the session that Python does not know."""
 
 
 def _judge(error: Exception, where: str) -> tuple[Fault, Refused | Unavailable]:
@@ -182,9 +184,7 @@ def _judge(error: Exception, where: str) -> tuple[Fault, Refused | Unavailable]:
     if isinstance(error, ValueError | OverflowError):
         return Fault.ROW, Refused(CLIENT)
     if isinstance(error, TimeoutError):
-        return Fault.DATABASE, TimedOut(
-            where
-        )  # the server may still execute it, so the connection cannot be used any more
+        return Fault.DATABASE, TimedOut(where)  # the server may still execute it, so the connection cannot be used
     return Fault.DATABASE, Failed("connection lost", CONNECTION_LOST, where)
 
 
@@ -229,9 +229,8 @@ def _judge_ours(text: str, where: str) -> tuple[Fault, Refused | Unavailable] | 
 class Session:
     """One connection, for one statement at a time. It is opened when it is needed and replaced after a failure."""
 
-    _IDLE_SECONDS = (
-        120.0  # a firewall may have dropped a connection that was idle for longer (the strictest: 4 minutes)
-    )
+    _IDLE_SECONDS = 120.0
+    """A firewall may have dropped a connection that was idle for longer (the strictest: 4 minutes)."""
     _CLOSE_SECONDS = 5.0
     _END_SECONDS = 1.0
     """How long the server may take to cancel a statement. If it does not, the connection is closed."""
@@ -292,13 +291,15 @@ class Session:
                     rows = await self._fetch(connection, statement, arguments, seconds, end_after)
                 except DRIVER_ERRORS as error:
                     kind, failure = _judge(error, connection.where)
-                    if not self._can_be_used(kind):
+                    if not (self._can_be_used(kind) and connection.is_utf8):
                         self._abandon()
                 except BaseException:
                     self._abandon()
                     raise
                 else:
                     self._used = time.monotonic()
+                    if not connection.is_utf8:
+                        self._abandon()  # it would refuse characters in the rows of others
                     if connection.unreplicated:
                         connection.unreplicated = False
                         await self._replicate(connection.where)
