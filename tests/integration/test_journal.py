@@ -94,7 +94,9 @@ async def test_what_was_answered_is_found_when_nothing_else_is_left(
     first = f"inserted, message m-1, correlation_id c-1, record {stored}, from crm, reply {answer.message_id}"
     assert await found("m-1") == [first, first.replace("inserted", "duplicate")] == await found("c-1")
     said = await command("find", "m-1", **services)  # the reply has the correlation_id alone: the journal knows its id
-    assert [line.partition(":")[0] for line in said.lines if "waiting" in line] == [f"waiting reply {answer.message_id}"]
+    assert [line.partition(":")[0] for line in said.lines if "waiting" in line] == [
+        f"waiting reply {answer.message_id}"
+    ]
     assert [line.split(",")[0] for line in await found(str(stored))] == ["inserted", "duplicate", "updated"]
     [line] = await found(str(refused))
     assert line.startswith(f"rejected (refused_by_database), message m-2, record {refused}, reply ")

@@ -406,7 +406,7 @@ async def test_a_session_that_a_trigger_has_changed_is_replaced(store: Store, da
 async def test_a_session_whose_encoding_a_trigger_has_changed_is_replaced(
     store: Store, database: Connection, encoding: str
 ) -> None:
-    """Otherwise rows of others would be refused for their characters. Python does not know all encodings that PostgreSQL knows."""
+    """Otherwise rows of others would be refused for their characters. Python does not know all encodings of PostgreSQL."""
     await database.execute(f"""
         CREATE FUNCTION change() RETURNS trigger LANGUAGE plpgsql AS $$
             BEGIN

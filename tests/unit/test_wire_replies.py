@@ -15,7 +15,7 @@ from task_activity_log import wire
 from task_activity_log.message import Delivery
 from task_activity_log.pipeline import reply
 from task_activity_log.pipeline.reply import Reply
-from task_activity_log.pipeline.request import Request, Rules, decode
+from task_activity_log.pipeline.request import MESSAGE_ID_MAX, Request, Rules, decode
 from task_activity_log.problem import Code, FieldError, Problem, Rejected
 from task_activity_log.rabbitmq.exchange import routing_key
 from task_activity_log.record import Applied, Outcome, StoredTaskActivityLog, TaskActivityLog
@@ -86,6 +86,15 @@ def test_the_header_messageid_stands_in() -> None:
         for message_id in (None, ""):
             assert request(delivered(BODY, message_id=message_id, headers=headers)).key == UUID(KEYED[0].values[1])  # type: ignore[arg-type]
     assert request(delivered(BODY, message_id="m-1", headers={"MessageId": "other"})).key == UUID(KEYED[0].values[1])  # type: ignore[arg-type]
+
+
+def test_a_header_with_a_very_long_id_is_rejected() -> None:
+    """A content header with it may be longer than a frame. The property, which counts before it, cannot be so long."""
+    longest = "\u00e9" * MESSAGE_ID_MAX
+    assert request(delivered(BODY, headers={"MessageId": longest})).key is not None
+    too_long = {"MessageId": longest + "x"}
+    assert request(delivered(BODY, message_id="m-1", headers=too_long)).key is not None
+    assert rejection(delivered(BODY, headers=too_long)).headers["x-error-code"] == Code.INVALID_PROPERTIES
 
 
 @pytest.mark.parametrize(

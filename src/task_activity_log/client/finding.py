@@ -37,9 +37,7 @@ def is_letter_of(letter: DeadLetter, name: str, record: UUID | None) -> bool:
     )
 
 
-def names_of_replies(
-    name: str, letters: Iterable[DeadLetter], answers: Iterable[Mapping[str, Any]]
-) -> frozenset[str]:
+def names_of_replies(name: str, letters: Iterable[DeadLetter], answers: Iterable[Mapping[str, Any]]) -> frozenset[str]:
     """What a reply to this message can have as its message_id or correlation_id.
 
     A reply to a message with a correlation_id has nothing of the message_id: its dead letter or the journal must tell.

@@ -14,7 +14,14 @@ from starlette.responses import Response
 
 from task_activity_log.client import exported
 from task_activity_log.client.dead_letters import may_be_newer
-from task_activity_log.client.finding import Waiting, is_letter_of, is_reply_of, names_of_replies, uuid_of, waiting_replies
+from task_activity_log.client.finding import (
+    Waiting,
+    is_letter_of,
+    is_reply_of,
+    names_of_replies,
+    uuid_of,
+    waiting_replies,
+)
 from task_activity_log.client.letters import PARTS, Filter, groups
 from task_activity_log.client.marking import readable, text_pieces
 from task_activity_log.client.messages import ClientError, Received

@@ -24,6 +24,9 @@ class UpdateMode(StrEnum):
     MERGE = "merge"
 
 
+MESSAGE_ID_MAX: Final = 1_024
+"""The most characters of a header `MessageId`. RabbitMQ 4 takes 16 MiB from AMQP 1.0, and the request could not be forwarded."""
+
 D = TypeVar("D", bound=Delivery)
 D_co = TypeVar("D_co", bound=Delivery, covariant=True)
 
@@ -77,11 +80,8 @@ def decode(delivery: D, rules: Rules) -> Request[D]:
         raise Rejected(REPLY_AS_REQUEST)
     if delivery.attempts >= rules.poison_from and delivery.crashed:
         raise Rejected(POISON)
-    if delivery.properties.unreadable is not None:
-        _reject(
-            Code.INVALID_PROPERTIES,
-            f"Send properties and headers that are valid in AMQP: {delivery.properties.unreadable}.",
-        )
+    message = message_id(delivery)
+    _check_properties(delivery.properties, message)
     media = wire.media_type(delivery.properties.content_type, rules.default_media_type)
     body = delivery.body
     if len(body) > rules.body_limit:
@@ -101,7 +101,6 @@ def decode(delivery: D, rules: Rules) -> Request[D]:
     mode, version = _directives(delivery.properties.headers, rules)
     if delivery.slot is not None and delivery.slot != (slot := hash_slot(record.id)):
         _reject(Code.MISROUTED, _MISROUTED.format(slot))
-    message = message_id(delivery)
     key = None if message is None or _is_record_id(message, record.id) else _key(message, mode, version, body)
     return Request(delivery, record, media.name, mode, version, key, ignored)
 
@@ -112,6 +111,17 @@ def judge(body: bytes, properties: Properties, rules: Rules) -> TaskActivityLog 
         return decode(Delivery(body, properties), rules).record
     except Rejected as rejected:
         return rejected.problem
+
+
+def _check_properties(properties: Properties, message: str | None) -> None:
+    """Raise `Rejected` if they cannot be decoded, or the message_id is too long."""
+    if properties.unreadable is not None:
+        _reject(
+            Code.INVALID_PROPERTIES,
+            f"Send properties and headers that are valid in AMQP: {properties.unreadable}.",
+        )
+    if message is not None and len(message) > MESSAGE_ID_MAX:
+        _reject(Code.INVALID_PROPERTIES, f"Send a MessageId of at most {MESSAGE_ID_MAX:,} characters.")
 
 
 def message_id(delivery: Delivery) -> str | None:

@@ -12,7 +12,9 @@ from task_activity_log.rabbitmq.headers import BROKERS_HEADERS, encode, raw_head
 from task_activity_log.rabbitmq.outgoing import Fate, Outgoing
 from task_activity_log.rabbitmq.publisher import Publisher
 
-_NEEDED = frozenset(name.encode() for name in (UPDATE_MODE, VERSION, "MessageId", TRACE_PARENT, TRACE_STATE))
+_NEEDED = frozenset(name.encode() for name in (UPDATE_MODE, VERSION, "MessageId"))
+"""What determines how a request is processed. None of them is long: the request would have been rejected."""
+_TRACE = frozenset((TRACE_PARENT.encode(), TRACE_STATE.encode()))
 _OTHERS_MAX = 4_096
 """More bytes than a content header has without its headers."""
 
@@ -60,7 +62,8 @@ def forwarded(original: Properties, header_max: int) -> Properties:
     let messages with a higher priority overtake others of their record.
 
     It ends the connection if the content header is longer than a frame, as one can be to which it has added headers of its
-    own. Then only the headers are left that determine how the request is processed.
+    own, or that a publisher of AMQP 1.0 has sent. Then only the headers are left that determine how the request is processed,
+    and the trace context if there is room for it.
     """
     entries = [(name, entry) for name, entry in raw_headers(original.table) if name not in BROKERS_HEADERS]
     copy = replace(
@@ -72,11 +75,11 @@ def forwarded(original: Properties, header_max: int) -> Properties:
         table=b"".join(entry for _, entry in entries),
         headers={},
     )
-    if _is_longer(copy, header_max):
-        first = {name: entry for name, entry in reversed(entries) if name in _NEEDED}
-        copy.table = b"".join(first.values())
-        if _is_longer(copy, header_max):  # a single one may fill the frame; then there is no room for one more byte
-            copy.delivery_mode = original.delivery_mode
+    first = dict(reversed(entries))
+    needed = _NEEDED - {b"MessageId"} if original.message_id else _NEEDED
+    for kept in (needed | _TRACE, needed):
+        if _is_longer(copy, header_max):
+            copy.table = b"".join(entry for name, entry in first.items() if name in kept)
     return copy
 
 
