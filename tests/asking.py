@@ -9,7 +9,7 @@ import asyncpg
 
 from task_activity_log.message import Delivery
 from task_activity_log.pipeline.request import Request, UpdateMode
-from task_activity_log.postgresql.store import GRANTS
+from task_activity_log.postgresql.statements import GRANTS
 from task_activity_log.record import Applied, TaskActivityLog
 from tests.fakes import delivered
 

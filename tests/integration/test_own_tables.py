@@ -21,8 +21,8 @@ from task_activity_log.pipeline.request import Request, UpdateMode
 from task_activity_log.postgresql import migrations, writing
 from task_activity_log.postgresql import store as postgresql_store
 from task_activity_log.postgresql.connecting import Connector
+from task_activity_log.postgresql.faults import SKIPPED_ROW
 from task_activity_log.postgresql.journal import Journal
-from task_activity_log.postgresql.session import SKIPPED_ROW
 from task_activity_log.postgresql.statements import sql
 from task_activity_log.postgresql.store import Store
 from task_activity_log.postgresql.survey import Survey

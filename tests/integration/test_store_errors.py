@@ -383,17 +383,23 @@ async def test_a_result_that_the_driver_cannot_read(store: Store) -> None:
     assert store._writer._connection is connection
 
 
-async def test_a_session_that_a_trigger_has_changed_is_replaced(store: Store, database: Connection) -> None:
-    """A row may pass and leave another role behind. Then nothing more passes on that connection, and the probe says so."""
-    await database.execute("""
+async def change_the_session(database: Connection, setting: str, value: str) -> None:
+    """Let a trigger change a setting of the session if the subject is `change`."""
+    await database.execute(f"""
         CREATE FUNCTION change() RETURNS trigger LANGUAGE plpgsql AS $$
             BEGIN
-                PERFORM set_config('role', 'pg_monitor', false);
+                PERFORM set_config('{setting}', '{value}', false);
                 RETURN NEW;
             END $$;
         CREATE TRIGGER change BEFORE INSERT ON task_activity_log FOR EACH ROW
             WHEN (NEW.subject = 'change') EXECUTE FUNCTION change();
     """)
+
+
+async def test_a_session_that_a_new_trigger_has_changed_is_replaced(store: Store, database: Connection) -> None:
+    """A row may pass and leave another role behind. Then nothing more passes on that connection, and the probe says so."""
+    await store.apply([ask()])
+    await change_the_session(database, "role", "pg_monitor")
     assert outcomes(await store.apply([ask(subject="change")])) == ["inserted"]
     with pytest.raises(Unavailable, match="not permitted"):
         await store.apply([ask()])
@@ -402,20 +408,51 @@ async def test_a_session_that_a_trigger_has_changed_is_replaced(store: Store, da
     assert outcomes(await store.apply([ask()])) == ["inserted"]
 
 
+@pytest.mark.parametrize(
+    ("setting", "value"), [("role", "pg_monitor"), ("search_path", "other, public"), ("synchronous_commit", "off")]
+)
+async def test_what_a_known_trigger_changes_in_the_session_is_taken_back(
+    store: Store, database: Connection, setting: str, value: str
+) -> None:
+    """Otherwise rows of others would be refused, be written into another schema, or be lost in a crash of the server."""
+    await database.execute("""
+        CREATE SCHEMA other;
+        CREATE TABLE other.task_activity_log (LIKE public.task_activity_log INCLUDING ALL);
+        CREATE TABLE other.task_activity_log_inbox (LIKE public.task_activity_log_inbox INCLUDING ALL);
+    """)
+    await change_the_session(database, setting, value)
+    await store.apply([ask()])
+    before = await setting_of(store, setting)
+    assert outcomes(await store.apply([ask(subject="change"), ask()])) == ["inserted", "inserted"]
+    assert await setting_of(store, setting) == before
+    assert outcomes(await store.apply([ask()])) == ["inserted"]
+    assert await database.fetchval("SELECT count(*) FROM task_activity_log") == 4
+
+
+async def setting_of(store: Store, name: str) -> str:
+    """A setting of the session that writes."""
+    [row] = await store._writer.ask(f"SHOW {name}")
+    return str(row[name])
+
+
+async def test_a_trigger_that_somebody_adds_is_known_after_some_time(
+    store: Store, database: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without an error that makes the store look at the table again."""
+    await store.apply([ask()])
+    await change_the_session(database, "search_path", "pg_catalog, public")
+    monkeypatch.setattr(store, "_look_again", 0.0)  # stands for a minute
+    await store.apply([ask(subject="change")])
+    assert await setting_of(store, "search_path") != "pg_catalog, public"
+
+
 @pytest.mark.parametrize("encoding", ["LATIN2", "SQL_ASCII", "EUC_TW"])
 async def test_a_session_whose_encoding_a_trigger_has_changed_is_replaced(
     store: Store, database: Connection, encoding: str
 ) -> None:
     """Otherwise rows of others would be refused for their characters. Python does not know all encodings of PostgreSQL."""
-    await database.execute(f"""
-        CREATE FUNCTION change() RETURNS trigger LANGUAGE plpgsql AS $$
-            BEGIN
-                PERFORM set_config('client_encoding', '{encoding}', false);
-                RETURN NEW;
-            END $$;
-        CREATE TRIGGER change BEFORE INSERT ON task_activity_log FOR EACH ROW
-            WHEN (NEW.subject = 'change') EXECUTE FUNCTION change();
-    """)
+    await store.apply([ask()])
+    await change_the_session(database, "client_encoding", encoding)
     changing = ask(subject="change")
     with suppress(Unavailable):
         await store.apply([changing])

@@ -6,6 +6,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from task_activity_log.postgresql import session as driver
+from task_activity_log.postgresql.faults import Fault
 from task_activity_log.postgresql.store import Store
 from task_activity_log.record import Outcome
 from tests.asking import Connection, ask, merge, outcomes, subjects, until_blocked
@@ -95,7 +96,7 @@ async def test_opposite_orders_do_not_deadlock(
     store: Store, other_store: Store, monkeypatch: pytest.MonkeyPatch, *, keyed: bool
 ) -> None:
     """Two workers write the same records, in opposite orders; a deadlock would surface, as it is not tried again."""
-    monkeypatch.setitem(driver._RETRIES, driver.Fault.CONFLICT, 0)
+    monkeypatch.setitem(driver._RETRIES, Fault.CONFLICT, 0)
     ids = [uuid4() for _ in range(300)]
 
     async def apply(store: Store, ids: list[UUID]) -> None:

@@ -8,7 +8,8 @@ trimming     what the workers delete
 journal      how messages were answered, for the people who look for one
 messages     what may be shown of the server's messages
 connection   a connection that knows its server
-session      a connection that is replaced when it fails, and what errors mean
+session      a connection that is replaced when it fails
+faults       what errors mean
 reading      reading records, and why they cannot be read
 table        what does not fit in somebody's own table
 connecting   opens connections: to which server, and why it is not possible

@@ -17,8 +17,8 @@ import asyncpg
 
 from task_activity_log.libpq import Host, Target, read, trust
 from task_activity_log.postgresql.connection import ServerConnection
+from task_activity_log.postgresql.faults import DRIVER_ERRORS, label
 from task_activity_log.postgresql.messages import closing, one_line
-from task_activity_log.postgresql.session import DRIVER_ERRORS, label
 from task_activity_log.problem import Unavailable
 from task_activity_log.tls import Tls
 

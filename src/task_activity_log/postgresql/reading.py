@@ -3,7 +3,8 @@
 from contextlib import suppress
 
 from task_activity_log.postgresql import table, writing
-from task_activity_log.postgresql.session import Fault, Row, Session, fault
+from task_activity_log.postgresql.faults import Fault, fault
+from task_activity_log.postgresql.session import Row, Session
 from task_activity_log.postgresql.statements import sql
 from task_activity_log.problem import Failed, Refused, Unavailable
 from task_activity_log.record import Applied, Outcome, StoredTaskActivityLog, TaskActivityLog, TooLong, Unread

@@ -1,229 +1,24 @@
-"""PostgreSQL connections: what their errors mean (`Fault`), and a connection that is replaced when it fails (`Session`)."""
+"""A PostgreSQL connection that is replaced when it fails."""
 
 import asyncio
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from enum import Enum, auto
 from typing import Any, TypeAlias, cast
 
-import asyncpg
-
 from task_activity_log.postgresql.connection import ServerConnection
-from task_activity_log.postgresql.messages import RAISE, closing, column, is_about_fields, shown
-from task_activity_log.problem import (
-    CLIENT,
-    SKIPPED,
-    UNKEPT,
-    UNSET,
-    Failed,
-    NotMigrated,
-    Refused,
-    TimedOut,
-    Unavailable,
-)
-from task_activity_log.record import FIELDS
+from task_activity_log.postgresql.faults import DRIVER_ERRORS, Fault, judge
+from task_activity_log.problem import Refused, TimedOut, Unavailable
 
 Row: TypeAlias = Mapping[str, Any]
 """Values by column name."""
 
-SKIPPED_ROW = "task_activity_log: a trigger or a rule skipped the row"
-UNKEPT_KEY = "task_activity_log: the inbox has not kept the request key"
-UNSET_INSTANT = "task_activity_log: no trigger has set modified_dateutc"
-"""What write.sql has PostgreSQL quote in an error (`invalid input syntax for type boolean: "…"`), in whatever language."""
-
-
-class Fault(Enum):
-    """What caused an error, and so how it is handled."""
-
-    ROW = auto()
-    """The row: halve the wave until the row is alone, then reject it."""
-    LASTING = auto()
-    """The row or the database. A row for which it is raised, while others pass, has little hope to pass later."""
-    PASSING = auto()
-    """The row or the database. A row for which it is raised, while others pass, may pass later."""
-    TIMEOUT = auto()
-    """The row or the database, as `PASSING`: the server gave up waiting. The connection can still be used."""
-    CONFLICT = auto()
-    """Another transaction: try again at once, up to three times, then as `PASSING`."""
-    SCHEMA = auto()
-    """The statement and the schema do not match: try once more on a new connection, which has no cached plans, then as
-    `LASTING`. On a connection that is new for this reason it is not tried again: a trigger raises such errors for one row."""
-    STATEMENT = auto()
-    """A prepared statement is gone: try once more on a new connection, then as `PASSING`."""
-    SKIPPED = auto()
-    """The row was not written, although no error was raised: try once more, because another transaction may have stored a
-    higher version meanwhile, then as `ROW`; or the key was not remembered, which is then `LASTING`."""
-    DATABASE = auto()
-    """The database or its connection. A row for which it is raised, while others pass, may be the cause too: a trigger asks
-    another server, or the row crashes this one. So it is handled as `PASSING`, and outside a statement it is an outage."""
-
-
-_FAULTS = {
-    "08": Fault.DATABASE,  # connection
-    "0A": Fault.SCHEMA,  # not supported; the result of a cached plan has changed
-    "22": Fault.ROW,  # data
-    "2200H": Fault.LASTING,  # a sequence has no more numbers, for an identity column of others
-    "23": Fault.ROW,  # constraint
-    "25": Fault.PASSING,  # read-only, or a limit for transactions
-    "26": Fault.STATEMENT,  # a prepared statement no longer exists
-    "28": Fault.DATABASE,  # authentication
-    "3D": Fault.DATABASE,  # no such database
-    "40": Fault.CONFLICT,  # deadlock, serialization
-    "42": Fault.SCHEMA,  # no such table or column: ours, or one that a trigger names
-    "42P05": Fault.STATEMENT,  # its name is in use: a pooler has assigned another connection
-    "42501": Fault.LASTING,  # no privilege: for the table, or row security that refuses one row
-    "44": Fault.ROW,  # WITH CHECK OPTION
-    "53": Fault.PASSING,  # memory
-    "53100": Fault.DATABASE,  # disk full. A probe that writes nothing passes
-    "53300": Fault.DATABASE,  # connections
-    "54": Fault.ROW,  # program limits
-    "55": Fault.PASSING,  # not in the required state
-    "55P03": Fault.TIMEOUT,  # lock_timeout
-    "57": Fault.PASSING,  # operator intervention
-    "57014": Fault.TIMEOUT,  # statement_timeout, or an administrator's pg_cancel_backend
-    "58": Fault.LASTING,  # system
-    "P0001": Fault.ROW,  # RAISE EXCEPTION in a trigger
-    "XX": Fault.LASTING,  # internal, corrupt data
-}
-"""By SQLSTATE or by its first two characters, which are its class. All others are `LASTING`."""
-
-_WORDS = {
-    "08": "connection lost",
-    "25006": "read-only",
-    "25P03": "idle_in_transaction_session_timeout",
-    "25P04": "transaction_timeout",
-    "26": "prepared statement lost",
-    "28": "access refused",
-    "3D": "no such database",
-    "40": "conflict",
-    "42501": "not permitted",
-    "42P01": "not migrated yet",
-    "42P05": "prepared statement lost",
-    "53": "out of resources",
-    "53100": "disk full",
-    "53300": "too many connections",
-    "55": "not in a fit state",
-    "57": "shutting down or starting up",
-    "57P04": "the database was dropped",
-    "57P05": "idle_session_timeout",
-}
-_NOBODYS = {
-    "ExecFindPartition": "no partition for the row",
-    "GetNewMultiXactId": "no more transaction ids",
-    "GetNewTransactionId": "no more transaction ids",
-    "PreCommit_Notify": "the queue of notifications is full",
-}
-"""Functions of the server whose errors have an SQLSTATE of `Fault.ROW`, and that no value in a row can cause. Rows of the
-worker's own do not show it: they may belong to another partition, and they are not committed."""
-_NO_SUCH_TABLE = "42P01"
-CONNECTION_LOST = "08006"
 _AS_CONNECTED = "RESET ROLE; RESET ALL"
-"""Takes back what a trigger has set for the rest of the transaction, and would otherwise have set for its statement alone."""
-_LOCK_TIMEOUT = "55P03"
-_QUOTED = "22P02"  # the SQLSTATE of the errors in which `SKIPPED_ROW`, `UNKEPT_KEY` and `UNSET_INSTANT` are quoted
-_NOT_NULL = "23502"
-_INBOX = " of task_activity_log_inbox"
+"""Takes back what a trigger has set for longer than its statement."""
 _RETRIES = {Fault.CONFLICT: 3, Fault.SCHEMA: 1, Fault.STATEMENT: 1, Fault.SKIPPED: 1}
 _NEW_SECONDS = 10.0
 """For how long a connection counts as new that was opened because of `Fault.SCHEMA`."""
 _HARMLESS = (Fault.ROW, Fault.LASTING, Fault.TIMEOUT, Fault.CONFLICT, Fault.SKIPPED)  # the connection can still be used
-
-
-def fault(sqlstate: str) -> Fault:
-    """What caused an error with this SQLSTATE."""
-    return _FAULTS.get(sqlstate) or _FAULTS.get(sqlstate[:2], Fault.LASTING)
-
-
-def outage(sqlstate: str, where: str = "") -> Unavailable:
-    """What to raise for an error that is not certainly a row's. Its label is short, such as `disk full (53100)`.
-
-    For an error of `Fault.DATABASE`, it is what to raise if no statement was under way.
-
-    `where` is the database and its server.
-    """
-    match fault(sqlstate):
-        case Fault.TIMEOUT:
-            return TimedOut(where, locked=sqlstate == _LOCK_TIMEOUT)
-        case Fault.DATABASE:
-            return Unavailable(label(sqlstate), where)
-        case kind:
-            failed = NotMigrated if sqlstate == _NO_SUCH_TABLE else Failed
-            return failed(label(sqlstate), sqlstate, where, lasting=kind in (Fault.LASTING, Fault.SCHEMA))
-
-
-def label(sqlstate: str) -> str:
-    """A few words for an SQLSTATE, such as `disk full (53100)`."""
-    fallback = "schema does not fit" if fault(sqlstate) is Fault.SCHEMA else "database error"
-    return f"{_WORDS.get(sqlstate) or _WORDS.get(sqlstate[:2], fallback)} ({sqlstate})"
-
-
-_ServerError: TypeAlias = asyncpg.PostgresError | asyncpg.PostgresWarning
-"""An error of the server. The driver calls it a warning if its SQLSTATE begins with 01 or 02, which a trigger can raise."""
-
-DRIVER_ERRORS = (
-    asyncpg.PostgresError,
-    asyncpg.PostgresWarning,
-    asyncpg.InterfaceError,
-    asyncpg.InternalClientError,
-    OSError,
-    ValueError,
-    OverflowError,
-    LookupError,
-)
-"""What the driver raises. `LookupError`: a trigger has chosen an encoding for the session that Python does not know."""
-
-
-def _judge(error: Exception, where: str) -> tuple[Fault, Refused | Unavailable]:
-    """The cause of a driver's error, and what to raise for it. The error's text is dropped, because it quotes rows."""
-    if (said := closing(error)) is not None:
-        known = ", ".join([*shown(said), where])
-        return Fault.DATABASE, Failed(f"connection lost ({said.sqlstate})", CONNECTION_LOST, known)
-    if isinstance(error, _ServerError):
-        return _judge_server(error, where)
-    if isinstance(error, ValueError | OverflowError):
-        return Fault.ROW, Refused(CLIENT)
-    if isinstance(error, TimeoutError):
-        return Fault.DATABASE, TimedOut(where)  # the server may still execute it, so the connection cannot be used
-    return Fault.DATABASE, Failed("connection lost", CONNECTION_LOST, where)
-
-
-def _judge_server(error: _ServerError, where: str) -> tuple[Fault, Refused | Unavailable]:
-    sqlstate = error.sqlstate or "XX000"
-    name = error.constraint_name or error.column_name or ""
-    if sqlstate == _QUOTED and (ours := _judge_ours(str(error), where)) is not None:
-        return ours
-    # Without the name of a column it is a domain that is NOT NULL, perhaps that of a field.
-    if sqlstate == _NOT_NULL and name and name not in FIELDS:
-        found = column(error)
-        what = (
-            "a column of the inbox is NOT NULL" if found.endswith(_INBOX) else "a column that is not ours is NOT NULL"
-        )
-        where = f"{found}, {where}" if found else where
-        return Fault.LASTING, Failed(what, sqlstate, where, name=name, lasting=True)
-    if not is_about_fields(error):  # a sequence that was set back, or a table of others
-        what, where = "a value that no message sets is not unique", f"constraint {name}, {where}"
-        return Fault.LASTING, Failed(what, sqlstate, where, name=name, lasting=True)
-    if (why := _NOBODYS.get(error.server_source_function or "")) is not None:
-        return Fault.LASTING, Failed(f"{why} ({sqlstate})", sqlstate, where)  # it passes; the connection can be used
-    if error.server_source_function == RAISE:
-        name = ""  # it may be another one for each row, and they would seem to be refused by different rules
-    where = ", ".join([*shown(error), where])
-    kind = fault(sqlstate)
-    if kind is Fault.DATABASE:
-        return kind, Failed(label(sqlstate), sqlstate, where)
-    return kind, Refused(sqlstate, name) if kind is Fault.ROW else outage(sqlstate, where)
-
-
-def _judge_ours(text: str, where: str) -> tuple[Fault, Refused | Unavailable] | None:
-    """As `_judge` for the errors that write.sql raises; None for others with their SQLSTATE."""
-    if SKIPPED_ROW in text:
-        return Fault.SKIPPED, Refused(SKIPPED)
-    if UNKEPT_KEY in text:
-        return Fault.SKIPPED, Failed("the inbox does not keep the key", UNKEPT, where, lasting=True)
-    if UNSET_INSTANT in text:
-        return Fault.LASTING, Failed("modified_dateutc is not set", UNSET, where, lasting=True)
-    return None
 
 
 class Session:
@@ -268,7 +63,12 @@ class Session:
             await self._open()
 
     async def ask(
-        self, statement: str, *arguments: object, seconds: float | None = None, end_after: float | None = None
+        self,
+        statement: str,
+        *arguments: object,
+        seconds: float | None = None,
+        end_after: float | None = None,
+        restore: bool = False,
     ) -> list[Row]:
         """Execute one statement in its own transaction and return its rows.
 
@@ -277,6 +77,8 @@ class Session:
 
         `seconds` replaces the timeout of the statement, after which its connection is closed. After `end_after` seconds the
         server is asked to cancel the statement, and its answer is waited for: so it is known whether it was committed.
+
+        With `restore` what triggers have set is taken back, which takes one more round trip.
 
         Raises:
             Refused: the database or the driver refuses a value.
@@ -290,23 +92,40 @@ class Session:
                 try:
                     rows = await self._fetch(connection, statement, arguments, seconds, end_after)
                 except DRIVER_ERRORS as error:
-                    kind, failure = _judge(error, connection.where)
-                    if not (self._can_be_used(kind) and connection.is_utf8):
-                        self._abandon()
+                    kind, failure = self._failed(connection, error)
                 except BaseException:
                     self._abandon()
                     raise
                 else:
-                    self._used = time.monotonic()
-                    if not connection.is_utf8:
-                        self._abandon()  # it would refuse characters in the rows of others
-                    if connection.unreplicated:
-                        connection.unreplicated = False
-                        await self._replicate(connection.where)
+                    await self._executed(connection, restore=restore)
                     return cast("list[Row]", rows)  # each Record is read once, so making a dict of it would be slower
                 tried[kind] += 1
                 if (self.connected and kind is Fault.SCHEMA) or tried[kind] > _RETRIES.get(kind, 0):
                     raise failure  # not chained to the driver's error, which quotes rows
+
+    def _failed(self, connection: ServerConnection, error: Exception) -> tuple[Fault, Refused | Unavailable]:
+        """After an error: what it means. The connection is replaced if it cannot be used any more."""
+        kind, failure = judge(error, connection.where)
+        if not (self._can_be_used(kind) and connection.is_utf8):
+            self._abandon()
+        return kind, failure
+
+    async def _executed(self, connection: ServerConnection, *, restore: bool) -> None:
+        """After a statement: undo what triggers may have done to the session, and wait for the standby if that is left to do.
+
+        They may have set a search path in which other tables have the names of ours.
+        """
+        self._used = time.monotonic()
+        if restore:
+            try:
+                await connection.execute(_AS_CONNECTED, timeout=self._confirm_seconds)
+            except DRIVER_ERRORS:
+                self._abandon()
+        if not connection.is_utf8:
+            self._abandon()  # it would refuse characters in the rows of others
+        if connection.unreplicated:
+            connection.unreplicated = False
+            await self._replicate(connection.where)
 
     def _can_be_used(self, kind: Fault) -> bool:
         """Whether the connection can still be used after this error."""
@@ -381,7 +200,7 @@ class Session:
                         await connection.execute(_AS_CONNECTED)
                     await connection.execute("SET CONSTRAINTS ALL IMMEDIATE")
             except DRIVER_ERRORS as error:
-                failure = _judge(error, connection.where)[1]
+                failure = judge(error, connection.where)[1]
             except BaseException:
                 self._abandon()
                 raise

@@ -3,8 +3,12 @@
 import re
 from importlib import resources
 
+_FOLDER = resources.files("task_activity_log.postgresql").joinpath("sql")
+GRANTS = _FOLDER.joinpath("grants.sql")
+"""The privileges that the role of the workers needs, for psql."""
+
 
 def sql(name: str) -> str:
     """A statement from `sql/`, without its comments, which would fill the query text in pg_stat_activity."""
-    text = resources.files("task_activity_log.postgresql").joinpath("sql", f"{name}.sql").read_text(encoding="utf-8")
+    text = _FOLDER.joinpath(f"{name}.sql").read_text(encoding="utf-8")
     return re.sub(r"(?m)^\s*--.*\n", "", text)

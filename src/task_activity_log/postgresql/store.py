@@ -5,7 +5,6 @@ from asyncio import gather
 from collections.abc import Awaitable, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from importlib import resources
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -14,10 +13,11 @@ from task_activity_log.pipeline.request import Request, UpdateMode
 from task_activity_log.postgresql import table, writing
 from task_activity_log.postgresql.connecting import Connector
 from task_activity_log.postgresql.connection import ServerConnection
+from task_activity_log.postgresql.faults import Fault, fault
 from task_activity_log.postgresql.marks import MARK, UNMARK, Marks
 from task_activity_log.postgresql.messages import NOT_PERMITTED
 from task_activity_log.postgresql.reading import READ, TABLE, answer, explained
-from task_activity_log.postgresql.session import Fault, Row, Session, fault
+from task_activity_log.postgresql.session import Row, Session
 from task_activity_log.postgresql.statements import sql
 from task_activity_log.postgresql.trimming import TRIM_JOURNAL, Trimming
 from task_activity_log.problem import Failed, NotMigrated, Refused, TimedOut, Unavailable
@@ -47,9 +47,8 @@ _CHECK = (
 _CONFIRM_SECONDS = 5.0
 """How long a commit of next to nothing may take before it is an outage: much less than a statement, so that it is seen soon."""
 
-GRANTS = resources.files("task_activity_log.postgresql").joinpath("sql", "grants.sql")
-"""The privileges that the role of the workers needs, for psql."""
-
+_LOOK_SECONDS = 60.0
+"""How long a trigger that somebody has added may be unknown."""
 _IDS_AT_A_TIME = 5_000
 _OUTCOMES = {str(outcome): outcome for outcome in Outcome}
 _BARE = TaskActivityLog.trusted(dict.fromkeys(FIELDS), set())
@@ -101,7 +100,8 @@ class Store:
         self.trim, self.trim_journal, self.inbox_age = trimming.trim, trimming.trim_journal, trimming.inbox_age
         # Both are set by `look`.
         self._has_xmax: bool | None = None  # see `table.has_xmax`; None: not known yet
-        self._has_triggers = False  # of others, which may make texts longer
+        self._has_triggers = False  # of others, which may make texts longer, and change the session
+        self._look_again = 0.0
 
     @property
     def connected(self) -> bool:
@@ -146,10 +146,7 @@ class Store:
         """
         if not wave:
             return []
-        mode = wave[0].mode
-        await self._prepare(mode, patience)
-        arguments = writing.arguments(wave, mode, patience.lock_seconds)
-        rows = await self._writer.ask(self._statement(mode), *arguments, end_after=self._ended_after(patience))
+        rows = await self._write(wave, patience)
         written = {row["id"].int: row for row in rows}  # a number is compared faster than a UUID
         applied, unwritten = list[Applied](), list[int]()
         for index, request in enumerate(wave):
@@ -167,16 +164,18 @@ class Store:
                     applied[index] = answer(applied[index].outcome, row)
         return applied
 
-    async def _prepare(self, mode: UpdateMode, patience: Patience) -> None:
-        if self._has_xmax is None:
+    async def _write(self, wave: Sequence[Request[Any]], patience: Patience) -> list[Row]:
+        mode, seconds = wave[0].mode, patience.seconds
+        if self._has_xmax is None or time.monotonic() > self._look_again:
             await self.look()
-        if patience.seconds is not None and not self._writer.connected:
+        if seconds is not None and not self._writer.connected:
             # Preparing the statement takes longer than a row, and it must not look as if the row did.
             await self._maintain(self._writer, self._statement(mode), *writing.nothing(mode))
-
-    def _ended_after(self, patience: Patience) -> float | None:
-        seconds = patience.seconds
-        return None if seconds is None or seconds >= self._command_timeout else seconds
+        arguments = writing.arguments(wave, mode, patience.lock_seconds)
+        end_after = None if seconds is None or seconds >= self._command_timeout else seconds
+        return await self._writer.ask(
+            self._statement(mode), *arguments, end_after=end_after, restore=self._has_triggers
+        )
 
     async def _current(self, ids: Sequence[UUID], *, confirm: bool) -> dict[UUID, Row]:
         """The records as they are now.
@@ -415,6 +414,7 @@ class Store:
         """
         [row] = await self._maintain(self._writer, TABLE)
         self._has_xmax, self._has_triggers = table.has_xmax(row), row["has_triggers_of_others"]
+        self._look_again = time.monotonic() + _LOOK_SECONDS
         return row
 
     async def _look_up(self, statement: str, *arguments: object) -> list[Row]:

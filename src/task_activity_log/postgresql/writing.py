@@ -11,7 +11,7 @@ from uuid import UUID, uuid4
 
 from task_activity_log.message import Delivery, Properties
 from task_activity_log.pipeline.request import Request, UpdateMode
-from task_activity_log.postgresql.session import SKIPPED_ROW, UNKEPT_KEY, UNSET_INSTANT
+from task_activity_log.postgresql.faults import SKIPPED_ROW, UNKEPT_KEY, UNSET_INSTANT
 from task_activity_log.postgresql.statements import sql
 from task_activity_log.record import FIELDS, TaskActivityLog, instant_texts, values_of
 from task_activity_log.wire.fields import KINDS, Kind

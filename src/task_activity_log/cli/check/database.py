@@ -7,9 +7,11 @@ from task_activity_log.cli.check.finding import Finding
 from task_activity_log.cli.terminal import counted
 from task_activity_log.libpq import Target, is_certificate_checked
 from task_activity_log.pipeline.refusals import OF_COPIES
-from task_activity_log.postgresql import migrations, store, table
+from task_activity_log.postgresql import migrations, statements, table
+from task_activity_log.postgresql.faults import Fault, fault
 from task_activity_log.postgresql.messages import NOT_PERMITTED
-from task_activity_log.postgresql.session import Fault, Row, fault
+from task_activity_log.postgresql.session import Row
+from task_activity_log.postgresql.store import Store
 from task_activity_log.problem import Failed, TimedOut, Unavailable
 from task_activity_log.settings import Settings
 from task_activity_log.wiring import store_of
@@ -76,7 +78,7 @@ async def findings(settings: Settings) -> list[Finding]:
     ]
 
 
-async def _refusal(database: store.Store) -> Finding | None:
+async def _refusal(database: Store) -> Finding | None:
     """Why no row can be stored, although the tables look right. Rows of our own are written, and rolled back."""
     advice = "see docs/runbook.md, TaskActivityLogHolding"
     try:
@@ -184,7 +186,7 @@ def _judge_lost_revision(*, has_journal: bool) -> Finding:
 
 def _grant(row: Row) -> str:
     """How to grant the worker's role what it needs."""
-    return f"run as the role that migrated: psql -v role={shlex.quote(row['role'])} -f {store.GRANTS}"
+    return f"run as the role that migrated: psql -v role={shlex.quote(row['role'])} -f {statements.GRANTS}"
 
 
 def _judge_rights(row: Row) -> Iterator[Finding]:

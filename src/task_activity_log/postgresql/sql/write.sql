@@ -82,7 +82,7 @@ written AS (
 -- record is written, but there is no reply with it. Without this check one such row would fail the whole wave.
 -- The casts cost nothing if a column has the type that the migrations gave it. Somebody's own table may have another one.
 -- modified_dateutc is set by a trigger. If it is not of this moment, the trigger is missing or disabled, and the statement
--- fails with {unset} in its error (see session.py). Clocks are stepped, and the column may be rounded to seconds.
+-- fails with {unset} in its error (see faults.py). Clocks are stepped, and the column may be rounded to seconds.
 -- {length} stands for the bytes of text in a row, and {too_long} for the condition that it has so much text, or the rows together
 -- have, that it must be read by itself. Its texts and modified_dateutc are then null; where a text alone is too long, it is null
 -- from the start. Of a replace all rows are returned, unless the table has triggers of others: the texts are those of the requests.

@@ -3,7 +3,7 @@
 import asyncpg
 import pytest
 
-from task_activity_log.postgresql.session import Fault, _judge, fault, outage
+from task_activity_log.postgresql.faults import Fault, fault, judge, outage
 from task_activity_log.postgresql.store import Store
 from task_activity_log.problem import Failed, NotMigrated, Refused, TimedOut, Unavailable
 
@@ -125,6 +125,6 @@ def test_what_was_said_before_the_connection_was_closed_is_shown(said: dict[str,
     """Not if it may quote a row. A pooler names no function of the server."""
     error = asyncpg.ConnectionDoesNotExistError(f"connection was closed in the middle of operation: {said['M']}")
     error.__cause__ = asyncpg.PostgresError.new({"S": "FATAL", **said})
-    kind, failure = _judge(error, "database app")
+    kind, failure = judge(error, "database app")
     assert isinstance(failure, Failed)
     assert (kind, failure.reason, failure.lost_connection) == (Fault.DATABASE, expected, True)
