@@ -195,6 +195,31 @@ def test_the_password_file_has_a_password_for_each_host(tmp_path: Path) -> None:
     assert target(text.replace(str(file), "/nonexistent")).hosts[0].password is None
 
 
+def test_a_password_file_that_does_not_count_is_named(tmp_path: Path) -> None:
+    """As psql warns. A pipe is not read: it could be waited for, for ever."""
+    file, pipe = tmp_path / "passwords", tmp_path / "pipe"
+    file.write_text("b:*:*:*:secret\n")
+    file.chmod(0o600)
+    os.mkfifo(pipe, 0o600)
+    text = f"postgresql://u@a/d?passfile={file}"
+    assert target(text).no_password.endswith(f"file {file} has none for this host, port, database and user")
+    file.chmod(0o640)
+    counts = "no password is set, and the password file {} does not count: {}"
+    assert target(text).no_password == counts.format(file, "others may use it: chmod 600")
+    for path, why in ((pipe, "it is not a plain file"), (tmp_path / "no", "No such file or directory")):
+        found = target(text.replace(str(file), str(path)))
+        assert (found.hosts[0].password, found.no_password) == (None, counts.format(path, why))
+    assert target("postgresql://u@a/d", HOME=str(tmp_path)).no_password == "no password is set"  # noqa: S105
+
+
+def test_a_line_of_the_password_file_that_is_not_utf_8_does_not_hide_the_others(tmp_path: Path) -> None:
+    """psql does not decode it."""
+    file = tmp_path / "passwords"
+    file.touch(0o600)
+    file.write_bytes("# für uns\n*:*:*:*:secret\n".encode("latin-1"))
+    assert target(f"postgresql://u@a/d?passfile={file}").hosts[0].password == "secret"  # noqa: S105
+
+
 @pytest.mark.parametrize("password", ["a\\", "\\", "a\u2028b", "a\x0cb", "a\x85b", "a\x1cb", "a\rb", " a ", "é"])
 def test_the_password_file_has_any_characters(tmp_path: Path, password: str) -> None:
     """As psql reads it: only a line feed ends a line, and a backslash at its end stands for itself."""

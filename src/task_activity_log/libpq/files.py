@@ -64,18 +64,19 @@ def _section(text: str, name: str, path: Path) -> dict[str, str] | None:
 def password(
     file: str | None, environment: Mapping[str, str], *, host: str, port: int, dbname: str, user: str
 ) -> str | None:
-    """The password for a host; None if no line is for it, or if there is no such file.
-
-    As in libpq the file does not count if others may read it: `unprotected` tells.
-    """
+    """The password for a host; None if no line is for it, or if the file does not count (see `ignored`)."""
     path = password_file(file, environment)
-    if path is None or unprotected(path):
+    if path is None or ignored(path):
         return None
     try:
-        text = path.read_bytes().decode()
-    except (OSError, UnicodeDecodeError):
+        lines = path.read_bytes().split(b"\n")  # a password may have other characters that end lines elsewhere
+    except OSError:
         return None
-    for line in text.split("\n"):  # a password may have other characters that end lines elsewhere
+    for raw in lines:
+        try:
+            line = raw.decode()
+        except UnicodeDecodeError:
+            continue  # a comment, or a password that cannot be sent
         if line.startswith("#"):
             continue
         found = re.findall(r"((?:[^\\:]|\\.|\\$)*)(?::|$)", line.rstrip("\r"))
@@ -96,12 +97,17 @@ def password_file(file: str | None, environment: Mapping[str, str]) -> Path | No
     return at_home / ".pgpass" if at_home else None
 
 
-def unprotected(path: Path) -> bool:
-    """Whether others than the owner may read the file."""
+def ignored(path: Path) -> str:
+    """Why a password file does not count, as in libpq; empty if it does."""
     try:
-        return os.name == "posix" and bool(path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO))
-    except OSError:
-        return False
+        mode = path.stat().st_mode
+    except OSError as error:
+        return _why(error)
+    if not stat.S_ISREG(mode):  # a pipe would be waited for
+        return "it is not a plain file"
+    if os.name == "posix" and mode & (stat.S_IRWXG | stat.S_IRWXO):
+        return "others may use it: chmod 600"
+    return "" if os.access(path, os.R_OK) else "it cannot be read"
 
 
 def _why(error: OSError | UnicodeDecodeError) -> str:

@@ -46,6 +46,8 @@ class Target:
     options: Mapping[str, str]
     """All other options that are set, by name."""
     home: Path | None
+    password_file: Path | None
+    """Where passwords are looked up; None if one is given."""
 
     @property
     def tls(self) -> bool:
@@ -79,6 +81,16 @@ class Target:
         names = {self.user, self.database, *(host.name for host in self.hosts)}
         return {secret for secret in found if secret} - names
 
+    @property
+    def no_password(self) -> str:
+        """Why a host has no password, for people."""
+        path = self.password_file
+        if path is None or not (path.exists() or "passfile" in self.options):
+            return "no password is set"
+        if why := files.ignored(path):
+            return f"no password is set, and the password file {path} does not count: {why}"
+        return f"no password is set, and the password file {path} has none for this host, port, database and user"
+
     def unreadable_file(self) -> str | None:
         """Which file of the options cannot be read and why, if there is one."""
         for name in _FILES:
@@ -111,7 +123,7 @@ def read(text: str, environment: Mapping[str, str]) -> Target:
     user = found.pop("user", "") or _login()
     database = found.pop("dbname", "") or user
     places = _places(found.pop("host", ""), found.pop("hostaddr", ""), found.pop("port", ""))
-    given, file = found.pop("password", None), found.pop("passfile", None)
+    given, file = found.pop("password", None), found.get("passfile")
     hosts = []
     for name, address, port in places:
         looked_up = "localhost" if name in _SOCKET_DIRECTORIES else name or address
@@ -119,7 +131,8 @@ def read(text: str, environment: Mapping[str, str]) -> Target:
         hosts.append(Host(name, address, port, password))
     if found["sslmode"] == "verify-full" and any(not host.name for host in hosts):
         raise ValueError("sslmode=verify-full needs host next to hostaddr, because it checks the host's name")
-    return Target(tuple(hosts), user, database, found, files.home(environment))
+    password_file = None if given else files.password_file(file, environment)
+    return Target(tuple(hosts), user, database, found, files.home(environment), password_file)
 
 
 def _all_options(text: str, environment: Mapping[str, str]) -> dict[str, str]:

@@ -279,7 +279,7 @@ class _Opener:
             else:
                 return connection
         assert failure is not None  # noqa: S101 - there is at least one attempt
-        raise _explained(failure, place, host, self._seconds) from None
+        raise _explained(failure, place, host, self.target, self._seconds) from None
 
     def _attempts(self, context: ssl.SSLContext | None) -> tuple[ssl.SSLContext | None, ...]:
         """With TLS, without, or one after the other."""
@@ -380,11 +380,11 @@ _LABELS = {
 """By SQLSTATE or class, where a login has other reasons than a statement."""
 
 
-def _explained(error: Exception, place: str, host: Host, seconds: float) -> _NoConnection:
+def _explained(error: Exception, place: str, host: Host, target: Target, seconds: float) -> _NoConnection:
     """Why a server cannot be used. A driver's text is not shown; a server's is, without the password."""
     error = closing(error) or error
     if isinstance(error, asyncpg.PostgresError) and not isinstance(error, asyncpg.ConnectionDoesNotExistError):
-        return _NoConnection(place, *_refused(error, host.password))
+        return _NoConnection(place, *_refused(error, host.password, target.no_password))
     if isinstance(error, ConnectionError) and _NO_TLS in str(error):
         return _NoConnection(place, "no TLS", "the server does not offer it")
     # GSSAPI without the package for it; or TLS 1.3, where the server refuses our certificate after the handshake
@@ -413,13 +413,13 @@ _CAUSES: tuple[tuple[type[Exception], str, str], ...] = (
 """The first type that matches."""
 
 
-def _refused(error: asyncpg.PostgresError, password: str | None) -> tuple[str, str]:
+def _refused(error: asyncpg.PostgresError, password: str | None, no_password: str) -> tuple[str, str]:
     """The server's reason."""
     sqlstate = error.sqlstate or "XX000"
     words = _LABELS.get(sqlstate) or _LABELS.get(sqlstate[:2])
     said = _clean(str(error.args[0]), password)
     if password is None and sqlstate.startswith("28"):
-        said += "; no password is set"
+        said += f"; {no_password}"
     return (f"{words} ({sqlstate})" if words else label(sqlstate)), said
 
 
