@@ -448,7 +448,8 @@ class TestProbe:
         """Row security, less precise instants, uuids in other columns, a schema in which everybody may create objects."""
         await database.execute("""
             ALTER TABLE task_activity_log ENABLE ROW LEVEL SECURITY;
-            ALTER TABLE task_activity_log ALTER modified_dateutc TYPE timestamptz(0), ALTER task_id TYPE varchar(36);
+            ALTER TABLE task_activity_log ALTER modified_dateutc TYPE timestamptz(0), ALTER task_id TYPE varchar(36),
+                ALTER due_date TYPE timestamptz(3);
             ALTER TABLE task_activity_log_inbox SET UNLOGGED;
             GRANT CREATE ON SCHEMA public TO PUBLIC;
         """)
@@ -457,6 +458,7 @@ class TestProbe:
             ("warning", "row security is enabled"),
             ("warning", "task_activity_log_inbox is unlogged, or a part of it"),
             ("warning", "modified_dateutc is timestamp(0) with time zone"),
+            ("warning", "due_date is timestamp(3) with time zone"),
             ("warning", "column task_id is character varying(36)"),
             ("warning", "everybody may create objects in the schema public, which is in the search path"),
         }
@@ -632,11 +634,23 @@ class TestKindsOfTables:
             with pytest.raises(Failed) as caught:
                 await store.apply([ask(row["id"])])
             assert (caught.value.label, caught.value.lasting) == ("no partition for the row (23514)", False)
+            assert caught.value.detail.startswith("table task_activity_log, database ")
         assert store._writer._connection is connection
         await database.execute(
             "ALTER TABLE task_activity_log ATTACH PARTITION part_1 FOR VALUES WITH (MODULUS 2, REMAINDER 1)"
         )
         assert outcomes(await store.apply([ask(detached[0]["id"])])) == ["updated"]
+
+    async def test_a_partition_of_the_inbox_that_is_missing_is_named(self, store: Store, database: Connection) -> None:
+        """Or of a table in which a trigger writes: the reason says which one."""
+        await database.execute("""
+            ALTER TABLE task_activity_log_inbox RENAME TO before;
+            CREATE TABLE task_activity_log_inbox (request_key uuid PRIMARY KEY, processed_at timestamptz DEFAULT now())
+                PARTITION BY HASH (request_key);
+        """)
+        with pytest.raises(Failed) as caught:
+            await store.apply([ask()])
+        assert caught.value.detail.startswith("table task_activity_log_inbox, database ")
 
     async def test_a_partition_that_is_missing_is_named(self, store: Store, database: Connection) -> None:
         """If no row has one, the reason says so."""

@@ -5,7 +5,7 @@ from typing import TypeAlias
 
 import asyncpg
 
-from task_activity_log.postgresql.messages import RAISE, closing, column, is_about_fields, shown
+from task_activity_log.postgresql.messages import RAISE, closing, column, is_about_fields, shown, table
 from task_activity_log.problem import (
     CLIENT,
     SKIPPED,
@@ -191,6 +191,7 @@ def _judge_server(error: _ServerError, where: str) -> tuple[Fault, Refused | Una
         what, where = "a value that no message sets is not unique", f"constraint {name}, {where}"
         return Fault.LASTING, Failed(what, sqlstate, where, name=name, lasting=True)
     if (why := _NOBODYS.get(error.server_source_function or "")) is not None:
+        where = ", ".join([*table(error), where])  # it may be the inbox, or one in which a trigger writes
         return Fault.LASTING, Failed(f"{why} ({sqlstate})", sqlstate, where)  # it passes; the connection can be used
     if error.server_source_function == RAISE:
         name = ""  # it may be another one for each row, and they would seem to be refused by different rules

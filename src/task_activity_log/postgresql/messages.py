@@ -62,6 +62,12 @@ def column(error: asyncpg.PostgresError | asyncpg.PostgresWarning) -> str:
     return one_line(f"column {error.column_name} of {error.table_name}")
 
 
+def table(error: asyncpg.PostgresError | asyncpg.PostgresWarning) -> Iterator[str]:
+    """The table that an error of the server names, unless a trigger has chosen the name."""
+    if error.server_source_function != RAISE and error.table_name:
+        yield one_line(f"table {error.table_name}")
+
+
 def is_about_fields(error: asyncpg.PostgresError | asyncpg.PostgresWarning) -> bool:
     """Whether a unique index that refuses a row may have a column that messages set; True if it is not known.
 

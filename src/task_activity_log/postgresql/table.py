@@ -3,7 +3,7 @@
 Pure: sql/table.sql asks the catalog.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from task_activity_log.postgresql.session import Row
 from task_activity_log.problem import SKIPPED, UNKEPT, UNSET, Rule
@@ -178,11 +178,7 @@ def oddities(table: Row) -> Iterator[tuple[str, str]]:
             "their rows can have the id of another record, which is then answered with them: use PARTITION BY",
         )
     types = dict(zip(table["names"], table["declared"], strict=True))
-    if "(" in types.get("modified_dateutc", ""):
-        yield (
-            f"modified_dateutc is {types['modified_dateutc']}",
-            "it does not increase with each write: use full precision",
-        )
+    yield from _rounded(types)
     names = dict(zip(table["names"], table["types"], strict=True))  # declared may be quoted (quote_all_identifiers)
     for column in FIELDS:
         if STORED_KINDS[column] is Kind.UUID and names.get(column, "uuid") != "uuid":
@@ -192,6 +188,17 @@ def oddities(table: Row) -> Iterator[tuple[str, str]]:
             f"everybody may create objects in the schema {schema}, which is in the search path",
             f"REVOKE CREATE ON SCHEMA {schema} FROM PUBLIC",
         )
+
+
+def _rounded(types: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Instants with less than microseconds."""
+    increases = "it does not increase with each write: use full precision"
+    last = (
+        "the last instant of 9999, sent for no date, becomes the year 10000, and is dead-lettered: use full precision"
+    )
+    for column, kind in STORED_KINDS.items():
+        if kind is Kind.INSTANT and "(" in types.get(column, ""):
+            yield f"{column} is {types[column]}", last if column in FIELDS else increases
 
 
 def _inbox_oddities(table: Row) -> Iterator[tuple[str, str]]:
