@@ -60,7 +60,7 @@ _CLOSING_SHARE = 1 / 4
 """The part of the drain limit that is left to return messages to the queue and to close the connections."""
 
 _LOOK_EVERY_SECONDS = 5.0
-"""How often an idle worker looks whether its connection to the database is still open."""
+"""How often a worker looks whether the tables still fit; and an idle one, whether its connection to the database is open."""
 _TRIM_EVERY_SECONDS = 60.0
 _TRIM_CHUNK = 5_000
 
@@ -230,6 +230,7 @@ class Service:
             asyncio.create_task(self._replies.run(), name="retries of replies"),
             asyncio.create_task(self._intake.run(), name="intake"),
             asyncio.create_task(self._watch_database(), name="watch of the database"),
+            asyncio.create_task(self._watch_tables(), name="watch of the tables"),
             asyncio.create_task(self._trim(), name="trim"),
         ]
         journal = None if self._journal is None else asyncio.create_task(self._journal.run(), name="journal")
@@ -292,18 +293,32 @@ class Service:
     async def _watch_database(self) -> None:
         """Connect again while there is nothing to store, so that an outage is known before the next message.
 
-        Only lost connections are noticed: PostgreSQL closes them when it ends, and TCP keepalives find those that are dead.
+        Only lost connections are noticed, because PostgreSQL closes them when it ends, and TCP keepalives find those that are
+        dead; and tables that do not fit any more.
         """
         while True:
             await asyncio.sleep(_LOOK_EVERY_SECONDS)
-            while self._intake.consuming and not self._store.connected and self._worker.store_hold.reason is None:
+            while self._intake.consuming and self._is_database_doubtful and self._worker.store_hold.reason is None:
                 try:
                     await self._store.open()
+                    if self._store.watch.doubtful:
+                        await self._store.probe()
                 except Unavailable as outage:
                     self._watch.held("idle", outage)
                     await self._idle_hold.wait(outage.reason)
             if self._idle_hold.reason is not None:
                 self._watch.released("idle", self._idle_hold.release())
+
+    @property
+    def _is_database_doubtful(self) -> bool:
+        return self._store.watch.doubtful or not self._store.connected
+
+    async def _watch_tables(self) -> None:
+        """Look whether the tables still fit, while rows are stored as well."""
+        while True:
+            await asyncio.sleep(_LOOK_EVERY_SECONDS)
+            with suppress(Unavailable):
+                await self._store.watch.look()
 
     async def _trim(self) -> None:
         """Forget old requests and old answers, also those of a journal that is not kept any more."""

@@ -1,6 +1,7 @@
 """Outages: the database or the broker is down, refuses or is slow. A whole worker runs against real services."""
 
 import asyncio
+from datetime import datetime
 from typing import Any
 from uuid import uuid4
 
@@ -53,6 +54,26 @@ async def test_an_idle_worker_notices_an_outage_of_the_database(
             await until(lambda: ready(service))
             await talk.send()
             assert await talk.outcomes(1) == ["inserted"]
+
+
+async def test_a_column_whose_type_changes_values_is_noticed_while_the_worker_runs(
+    amqp_url: str, database_url: str, admin: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PostgreSQL takes the rows without an error, and would store less than was sent. Messages wait, as at a start."""
+    monkeypatch.setattr(service_module, "_LOOK_EVERY_SECONDS", 0.05)
+    instant = "2026-01-11T20:58:34.720383+00:00"
+    async with conversing(amqp_url) as talk, serving(amqp_url, database_url, **QUICK) as service:
+        await talk.send()
+        assert await talk.outcomes(1) == ["inserted"]
+        await admin.execute("ALTER TABLE task_activity_log ALTER due_date TYPE date")
+        await until(lambda: any("holding: column due_date is date" in reason for reason in service.status.not_ready()))
+        await talk.send(due_date=instant)
+        await until(lambda: service._worker.store_hold.reason is not None)
+        await admin.execute("ALTER TABLE task_activity_log ALTER due_date TYPE timestamptz")
+        assert await talk.outcomes(1) == ["inserted"]
+        await until(lambda: ready(service))
+    stored = await admin.fetchval("SELECT due_date FROM task_activity_log WHERE due_date IS NOT NULL")
+    assert stored == datetime.fromisoformat(instant)
 
 
 async def test_a_database_that_does_not_answer_is_an_outage_and_not_an_error_of_a_row(

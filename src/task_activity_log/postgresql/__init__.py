@@ -12,6 +12,7 @@ session      a connection that is replaced when it fails
 faults       what errors mean
 reading      reading records, and why they cannot be read
 table        what does not fit in somebody's own table
+watch        whether the tables still fit while rows are stored
 connecting   opens connections: to which server, and why it is not possible
 statements   reads what is in sql/
 sql/         the statements

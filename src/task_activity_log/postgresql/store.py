@@ -20,6 +20,7 @@ from task_activity_log.postgresql.reading import READ, TABLE, answer, explained
 from task_activity_log.postgresql.session import Row, Session
 from task_activity_log.postgresql.statements import sql
 from task_activity_log.postgresql.trimming import TRIM_JOURNAL, Trimming
+from task_activity_log.postgresql.watch import Watch
 from task_activity_log.problem import Failed, NotMigrated, Refused, TimedOut, Unavailable
 from task_activity_log.record import (
     FIELDS,
@@ -51,14 +52,6 @@ _LOOK_SECONDS = 60.0
 """How long a trigger that somebody has added may be unknown."""
 _IDS_AT_A_TIME = 5_000
 _OUTCOMES = {str(outcome): outcome for outcome in Outcome}
-_BARE = TaskActivityLog.trusted(dict.fromkeys(FIELDS), set())
-_FULL = TaskActivityLog(
-    id=uuid4(), task_id=uuid4(), task_activity_id=uuid4(), user_id=uuid4(), contact_id=uuid4(),
-    subject="task-activity-log-worker", description="A row of the worker's own. It is rolled back.",
-    due_date=datetime(2026, 1, 1, tzinfo=UTC), is_closed=False, date_closed=datetime(2026, 1, 1, tzinfo=UTC),
-    reference_back_office="task-activity-log-worker",
-)  # fmt: skip
-"""Two of the worker's own records (see `Store.try_own_rows`): without values, and with all."""
 _REHEARSE_SECONDS = 5.0
 
 
@@ -98,6 +91,7 @@ class Store:
         self.marked, self.mark, self.unmark = marks.marked, marks.mark, marks.unmark
         trimming = Trimming(partial(self._maintain, self._maintenance))
         self.trim, self.trim_journal, self.inbox_age = trimming.trim, trimming.trim_journal, trimming.inbox_age
+        self.watch = Watch(partial(self._maintain, self._maintenance))
         # Both are set by `look`.
         self._has_xmax: bool | None = None  # see `table.has_xmax`; None: not known yet
         self._has_triggers = False  # of others, which may make texts longer, and change the session
@@ -166,6 +160,8 @@ class Store:
 
     async def _write(self, wave: Sequence[Request[Any]], patience: Patience) -> list[Row]:
         mode, seconds = wave[0].mode, patience.seconds
+        if self.watch.doubtful:
+            await self.probe()
         if self._has_xmax is None or time.monotonic() > self._look_again:
             await self.look()
         if seconds is not None and not self._writer.connected:
@@ -233,6 +229,7 @@ class Store:
             self._writer.renew()  # a trigger may have changed the session: its search path
             for misfit in table.misfits(await self.look()):
                 raise Unavailable(misfit, self._writer.where)
+        self.watch.doubtful = False
         await self._maintain(self._writer, self._statement(UpdateMode.REPLACE), *writing.nothing(UpdateMode.REPLACE))
         await self._confirm()
 
@@ -261,7 +258,7 @@ class Store:
         """
         await self.probe()
         found: list[Failed] = []
-        for record in (like or await self._any(), _BARE, _FULL):
+        for record in (like or await self._any(), writing.BARE, writing.FULL):
             failure = None if record is None else await self._rehearse(record)
             if failure is not None:
                 found.append(failure)
@@ -278,7 +275,7 @@ class Store:
             Unavailable: the database cannot be used.
         """
         started = time.monotonic()
-        await self._writer.rehearse(self._own_write(_FULL, count), seconds=OWN_ROWS_SECONDS)
+        await self._writer.rehearse(self._own_write(writing.FULL, count), seconds=OWN_ROWS_SECONDS)
         return time.monotonic() - started
 
     def _own_write(self, record: TaskActivityLog, count: int = 1) -> tuple[str, list[object]]:
@@ -320,7 +317,7 @@ class Store:
             Unavailable: it is not possible to connect.
         """
         statement, own = self._statement(UpdateMode.REPLACE), uuid4()
-        writes = [(statement, writing.own_version(_BARE, own, version)) for version in (1, 2)]
+        writes = [(statement, writing.own_version(writing.BARE, own, version)) for version in (1, 2)]
         failure = await self._writer.rehearse(*writes, (_VERSION_KEPT, [own, 2]), seconds=_REHEARSE_SECONDS)
         return not isinstance(failure, Refused) or failure.sqlstate != _DIVISION_BY_ZERO
 

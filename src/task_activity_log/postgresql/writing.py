@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from functools import cache
 from operator import attrgetter
 from typing import Any
@@ -18,6 +19,15 @@ from task_activity_log.wire.fields import KINDS, Kind
 
 _ORDER = attrgetter("record.id.int")  # the order in which PostgreSQL sorts uuids; faster than comparing UUID objects
 _INSTANTS = tuple(index for index, name in enumerate(FIELDS) if KINDS[name] is Kind.INSTANT)
+
+BARE = TaskActivityLog.trusted(dict.fromkeys(FIELDS), set())
+FULL = TaskActivityLog(
+    id=uuid4(), task_id=uuid4(), task_activity_id=uuid4(), user_id=uuid4(), contact_id=uuid4(),
+    subject="task-activity-log-worker", description="A row of the worker's own. It is rolled back.",
+    due_date=datetime(2026, 1, 1, tzinfo=UTC), is_closed=False, date_closed=datetime(2026, 1, 1, tzinfo=UTC),
+    reference_back_office="task-activity-log-worker",
+)  # fmt: skip
+"""Two of the worker's own records (see `Store.try_own_rows`): without values, and with all."""
 
 _NEW_VALUE = {
     UpdateMode.REPLACE: "excluded.{column}",

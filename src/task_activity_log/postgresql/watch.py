@@ -1,0 +1,26 @@
+"""Whether the tables still fit while rows are stored."""
+
+from collections.abc import Awaitable, Callable
+
+from task_activity_log.postgresql import table
+from task_activity_log.postgresql.reading import TABLE
+from task_activity_log.postgresql.session import Row
+
+
+class Watch:
+    """Looks at the tables again: PostgreSQL takes rows without an error after a column has got a type that changes values."""
+
+    def __init__(self, ask: Callable[[str], Awaitable[list[Row]]]) -> None:
+        """Execute statements by `ask`."""
+        self._ask = ask
+        self.doubtful = False
+        """Whether the tables did not fit. Then a probe comes before the next row, and ends it if it passes."""
+
+    async def look(self) -> None:
+        """Look at the tables.
+
+        Raises:
+            Unavailable: the database cannot be used.
+        """
+        [row] = await self._ask(TABLE)
+        self.doubtful = any(table.misfits(row))
