@@ -15,6 +15,7 @@ from task_activity_log.client.messages import received_reply
 from task_activity_log.message import Delivery, Properties
 from task_activity_log.settings import load
 from task_activity_log.streams import one_line
+from tests.terminals import HOSTILE, controls, on_a_terminal
 from tests.virtual_time import run
 
 
@@ -100,6 +101,26 @@ def test_progress_is_reported_where_there_is_no_terminal(capsys: pytest.CaptureF
         "task-activity-log: 3,000 of 3,000",
         "task-activity-log: 0 of 1; no progress for 10 s",
     ]
+
+
+_BAR = """
+from task_activity_log import streams
+from task_activity_log.cli.terminal import progress
+
+streams.protect()
+with progress(2, lambda: {text!r}) as bar:
+    bar.update(1)
+"""
+
+
+@pytest.mark.parametrize("text", [HOSTILE, "[/b][bold]x[/i]"])
+def test_a_progress_bar_shows_the_text_of_others_as_it_is(text: str) -> None:
+    """Outcomes come from replies. They do not control the terminal, and are no markup, which could be wrong."""
+    shown = on_a_terminal([sys.executable, "-c", _BAR.format(text=text)], COLUMNS="300")
+    assert one_line(text) in shown
+    assert not [one for one in controls(shown) if one not in "\x1b\r"]
+    assert "\x1b]" not in shown
+    assert "\x1b[2J" not in shown
 
 
 def test_what_publish_waits_for_is_named() -> None:

@@ -265,7 +265,7 @@ def progress(
 
     Args:
         total: how many there are.
-        describe: says more about what is done, for the end of the line.
+        describe: says more about what is done, for the end of the line. It may be the text of others.
         idle: says that for this many seconds nothing was done, where there is no bar, whose rate shows it.
     """
     if not total:
@@ -301,7 +301,7 @@ def progress(
         def get_renderables(self) -> Iterable[RenderableType]:
             speed.note(time.monotonic(), done.count)
             for task in self.task_ids:
-                self.update(task, completed=done.count, description=describe())
+                self.update(task, completed=done.count, description=one_line(describe()))
             yield from super().get_renderables()
 
     with Bar(
@@ -309,7 +309,7 @@ def progress(
         Count(),
         Rate(),
         Left(),
-        parts.TextColumn("{task.description}"),
+        parts.TextColumn("{task.description}", markup=False),
         console=Console(file=trusted(sys.stderr)),
         transient=True,
         redirect_stdout=False,  # results are not part of the bar
