@@ -43,7 +43,8 @@ def meant(name: str, present: Collection[str]) -> str | None:
     if found is None:
         close = difflib.get_close_matches(_simple(name), _SIMPLE, n=1, cutoff=_CLOSE)
         found = _SIMPLE[close[0]] if close else None
-    return None if found in present else found
+    # `present` can be a long list, and most names are not misspelled.
+    return None if found is None or found in present else found
 
 
 def _of_json(text: str) -> list[str]:
