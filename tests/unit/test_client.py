@@ -1,6 +1,9 @@
 """The client and the subscription without a broker: time limits, what is said of them, and the second use of each."""
 
 import asyncio
+import copy
+import pickle
+import traceback
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, cast
@@ -11,11 +14,14 @@ import pytest
 from task_activity_log.client import (
     Answer,
     ClientError,
+    NoAnswer,
+    NotSent,
     PoisonQueue,
     Subscription,
     TaskActivityLog,
     TaskActivityLogClient,
     Upsert,
+    UpsertRejected,
 )
 from task_activity_log.client.asks import BATCH, Asks
 from task_activity_log.client.bulk import Summary
@@ -106,6 +112,64 @@ async def test_a_summary_counts_no_seconds_before_it_begins_and_after_it_has_end
     taken = bulk.summary.seconds
     assert taken > 0
     assert bulk.summary.seconds == taken
+
+
+def pickled(error: ClientError) -> Any:
+    return pickle.loads(pickle.dumps(error))  # noqa: S301 - our own
+
+
+async def test_errors_can_be_pickled_and_copied() -> None:
+    """A pool of processes pickles the error of a job, and waits for ever for one that cannot be read again."""
+    async with FakeWorker().client() as client:
+        [answer] = [answer async for answer in client.upsert_many([Upsert(b'{"id": "no uuid"}')])]
+    errors = [answer.problem, NoAnswer("no answer", answer.upsert), NotSent([answer]), ClientError("no queue")]
+    errors[-1].refused = (answer,)
+    for error in errors:
+        error.add_note("a note")
+        for same in (pickled(error), copy.copy(error), copy.deepcopy(error)):
+            assert (type(same), str(same)) == (type(error), str(error))
+            assert vars(same).keys() == vars(error).keys()
+    rejected, unanswered, not_sent, failed = map(pickled, errors)
+    assert (rejected.code, rejected.detail, rejected.errors) == (
+        answer.problem.code,
+        answer.problem.detail,
+        answer.problem.errors,
+    )
+    assert unanswered.upsert == answer.upsert
+    assert not_sent.answers[0].upsert == failed.refused[0].upsert == answer.upsert
+    assert isinstance(not_sent.answers[0].problem, UpsertRejected)
+
+
+@pytest.mark.parametrize("client", [TaskActivityLogClient(NOBODY), FakeWorker().client()], ids=["real", "fake"])
+async def test_each_caller_gets_an_error_of_its_own(client: TaskActivityLogClient) -> None:
+    """The traceback of one object would grow with each call, and keep the records of all of them in memory."""
+    lengths = set()
+    for _ in range(3):
+        with pytest.raises(ClientError, match="the client is not open") as raised:
+            await client.upsert(record())
+        lengths.add(len(traceback.extract_tb(raised.value.__traceback__)))
+    assert len(lengths) == 1
+
+
+async def test_each_caller_gets_an_error_of_its_own_when_the_client_has_failed() -> None:
+    """Also what waited when it failed. The cause is known to each."""
+    client = TaskActivityLogClient(NOBODY)
+    failure = ClientError("on_outage has raised KeyError")
+    failure.__cause__ = KeyError("x")
+    asks = cast("Asks", client._asks)
+    asks._over, asks._has_listener = None, True
+    waiting = [asyncio.create_task(client.upsert(record())) for _ in range(3)]
+    while len(asks._asks) < len(waiting):
+        await asyncio.sleep(0)
+    asks._fail(failure)
+    errors = [
+        *await asyncio.gather(*waiting, return_exceptions=True),
+        *await asyncio.gather(client.upsert(record()), client.send_many([record()]), return_exceptions=True),
+    ]
+    assert {str(error) for error in errors} == {str(failure)}
+    assert {type(cast("Exception", error).__cause__) for error in errors} == {KeyError}
+    assert len({*map(id, errors), id(failure)}) == len(errors) + 1
+    assert failure.__traceback__ is None
 
 
 class Blocking:

@@ -48,6 +48,7 @@ notices        what the caller is told of the connections
 opener         the process and the event loop that have opened something
 connections    the first connection succeeds or fails at once; later ones are opened again
 messages       what is sent and what is received
+copying        errors that are pickled, copied, and raised again                             pure
 names          names of queues and exchanges that can be sent                                  pure
 exported       messages as lines of JSON, which `publish` reads again
 misspelled     members that are not fields, and which field was meant

@@ -8,6 +8,7 @@ from typing import Protocol, TypeAlias
 
 from task_activity_log.aio import Waiting, end, meanwhile
 from task_activity_log.client.connections import Connections, refusal
+from task_activity_log.client.copying import again
 from task_activity_log.client.messages import Answer, ClientError, NoAnswer, Upsert, no_answer
 from task_activity_log.client.notices import Notices
 from task_activity_log.client.opener import Opener
@@ -111,8 +112,7 @@ class Asks:
         self._asks: dict[str, Ask] = {}  # by message_id, in the order given
         self._reason = ""  # of the latest outage or nack
         self._over: ClientError | None = NOT_OPEN  # why nothing can be sent
-        self._opener = Opener("client")
-        self._opening = False
+        self._opener, self._opening = Opener("client"), False
         self._begin()
 
     def _begin(self) -> None:
@@ -146,7 +146,7 @@ class Asks:
         try:
             await self._connections.open(self._publisher.run(), self._send_all(), ready=self._can_publish())
             if self._over is not NOT_OPEN:  # it has failed meanwhile
-                raise self._over
+                raise again(self._over)
             self._over = None
         finally:
             self._opening = False
@@ -248,7 +248,7 @@ class Asks:
 
     def _check_open(self) -> None:
         if self._over is not None:
-            raise self._over
+            raise again(self._over)
         self._opener.check()
 
     def _end(self, why: ClientError) -> None:

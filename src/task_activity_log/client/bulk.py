@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from task_activity_log.aio import Waiting
 from task_activity_log.client.asks import BATCH, Ask, Sending
+from task_activity_log.client.copying import again
 from task_activity_log.client.messages import Answer, ClientError, Options, Record, Upsert, request_of
 from task_activity_log.record import Outcome
 
@@ -109,7 +110,7 @@ class Bulk:
                     if answer is None:
                         continue  # only a wake-up: what is waited for may have changed
                     if isinstance(answer, ClientError):
-                        raise answer
+                        raise again(answer)  # others get the same error
                     self._unanswered.pop(answer.upsert.message_id, None)  # it is not there if it was never sent
                     self._answered.set()
                     self.summary.outcomes[answer.outcome] += 1

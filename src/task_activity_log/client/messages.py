@@ -13,6 +13,7 @@ from typing import Any, Literal, Self, TypeAlias
 from uuid import uuid4
 
 from task_activity_log import wire
+from task_activity_log.client.copying import remade
 from task_activity_log.message import (
     ERROR_CODE,
     IGNORED,
@@ -51,6 +52,10 @@ class ClientError(Exception):
 
     refused: "tuple[Answer, ...]" = ()
     """What `send_many` could not send before it failed, and why. The text names it too. See also `NotSent.answers`."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For `pickle` and `copy`. They would pass the text alone to `__init__`, and a pool of processes would wait for ever."""
+        return remade, (type(self), self.args), self.__dict__
 
 
 class NoAnswer(ClientError):

@@ -18,6 +18,7 @@ from task_activity_log.client import (
     Upsert,
 )
 from task_activity_log.client.asks import NOT_OPEN, Ask, Done
+from task_activity_log.client.copying import again
 from task_activity_log.client.messages import no_answer
 from task_activity_log.client.subscription import check_queues
 from task_activity_log.message import Delivery, Properties
@@ -207,4 +208,4 @@ class _FakeAsks:
 
     def _check_open(self) -> None:
         if not self._open:
-            raise NOT_OPEN
+            raise again(NOT_OPEN)
