@@ -203,7 +203,7 @@ def publish(
         str,
         typer.Option(
             metavar="NAME",
-            help="Name of this run. Publishing again under the same name applies nothing twice.",
+            help="Name of this run. Publishing the same files again under the same name applies nothing twice.",
             show_default=False,
         ),
     ] = "",
