@@ -4,8 +4,9 @@ import asyncio
 import copy
 import pickle
 import traceback
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
+from itertools import chain
 from typing import Any, cast
 from uuid import uuid4
 
@@ -112,6 +113,26 @@ async def test_a_summary_counts_no_seconds_before_it_begins_and_after_it_has_end
     taken = bulk.summary.seconds
     assert taken > 0
     assert bulk.summary.seconds == taken
+
+
+async def test_what_was_taken_before_the_source_fails_is_sent() -> None:
+    """Also in the middle of a batch. Nobody else has it."""
+    worker, counts = FakeWorker(), list[int]()
+
+    def failing() -> Iterator[TaskActivityLog]:
+        for _ in range(BATCH + 2):
+            yield record()
+        raise KeyError("the source")
+
+    async with worker.client() as client:
+        with pytest.raises(KeyError, match="the source"):
+            await client.send_many(failing(), on_sent=counts.append)
+        with pytest.raises(KeyError, match="the source"):
+            _ = [answer async for answer in client.upsert_many(failing())]
+        with pytest.raises(KeyError) as raised:
+            await client.send_many(chain([record().model_copy(update={"subject": "\ud800"})], failing()))
+    assert (sum(counts), len(worker.rows)) == (BATCH + 2, 3 * (BATCH + 2))
+    assert raised.value.__notes__[0].startswith("1 upsert not sent: record ")
 
 
 def pickled(error: ClientError) -> Any:

@@ -1,7 +1,7 @@
 """The publisher's client: sends upserts, and receives the answer to each."""
 
 import asyncio
-from collections.abc import AsyncIterable, Callable, Iterable
+from collections.abc import AsyncIterable, Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Literal, Self, TypeAlias
 
@@ -170,6 +170,7 @@ class TaskActivityLogClient:
             NotSent: the broker does not take some of them, such as one that is too large. All others were sent.
             ClientError: no queue takes upserts, or nothing was confirmed in time. Those before were,
                 except those in its `refused`.
+            What `records` raises, once those before are sent. A note names those of them that the broker does not take.
         """
         count = 0
         refused: list[Answer] = []
@@ -184,7 +185,8 @@ class TaskActivityLogClient:
 
         options = Options(None, version, merge, priority)
         coming = (request_of(record, options) for record in records)
-        while batch := list(islice(coming, BATCH)):
+        failures: list[Exception] = []
+        while batch := _taken(coming, failures):
             refused += [answer for answer in batch if isinstance(answer, Answer)]
             upserts = [upsert for upsert in batch if isinstance(upsert, Upsert)]
             try:
@@ -197,9 +199,29 @@ class TaskActivityLogClient:
                 if refused:
                     raise failed_after(error, refused) from error
                 raise
-        if refused:
-            raise NotSent(refused)
+        if failures or refused:
+            raise _end(failures, refused)
         return count
+
+
+def _taken(coming: Iterator[Upsert | Answer], failures: list[Exception]) -> list[Upsert | Answer]:
+    """The next ones of the caller's. What their source raises is added to `failures`; those before it are sent all the same."""
+    taken: list[Upsert | Answer] = []
+    try:
+        for one in islice(coming, BATCH):
+            taken.append(one)  # noqa: PERF402 - those before an exception are kept
+    except Exception as error:  # noqa: BLE001 - it is raised once these are sent
+        failures.append(error)
+    return taken
+
+
+def _end(failures: Sequence[Exception], refused: Sequence[Answer]) -> Exception:
+    """What to raise when all that was taken is sent, except the refused."""
+    if not failures:
+        return NotSent(refused)
+    if refused:
+        failures[0].add_note(str(NotSent(refused)))
+    return failures[0]
 
 
 def _later(seconds: float | None) -> float | None:
