@@ -267,6 +267,7 @@ def test_the_file_of_rejected_records_has_whole_lines_on_a_full_disk(tmp_path: P
     try:
         for most, lines in ((100, 0), (500, 1)):
             resource.setrlimit(resource.RLIMIT_FSIZE, (most, hard))
+            work._new = not rejected.exists()  # the run is continued
             for _ in range(lines):
                 work._keep(Upsert(b"x" * 200), ["why"])
             with pytest.raises(ClientError, match=r"rejected\.jsonl: File too large"):

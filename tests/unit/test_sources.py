@@ -12,9 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from task_activity_log.cli.exit_codes import SOME_REJECTED
+from task_activity_log.cli.judging import Judgement, judged
+from task_activity_log.cli.publish import Publication
 from task_activity_log.cli.rejected_file import writable
 from task_activity_log.cli.sources import Unreadable, expand, is_record, named_uuid, syntax_error
-from task_activity_log.client import Upsert, exported
+from task_activity_log.client import ClientError, Upsert, exported
+from task_activity_log.settings import load
 
 RECORD = {
     "id": str(uuid4()),
@@ -130,6 +134,34 @@ def test_the_file_of_rejected_records_is_not_read(tmp_path: Path) -> None:
         why = writable(rejected, again=True, paths=[str(tmp_path / "a.jsonl"), str(path)])
         assert why == f"--rejected {rejected}: its records are read: name another file for the rejected records"
     assert writable(rejected, again=True, paths=[str(tmp_path)]) is None
+
+
+@pytest.mark.parametrize("existed", [False, True], ids=["new", "continued"])
+def test_the_rejected_records_of_another_run_are_not_overwritten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, existed: bool
+) -> None:
+    """Two runs that begin together find no file, and both would say that their records are in it."""
+    read, rejected = tmp_path / "read.jsonl", tmp_path / "rejected.jsonl"
+    read.write_text('{"id": "no uuid"}\n')
+    if existed:
+        rejected.write_text("of this run")
+
+    def judged_late(*given: Any, **options: Any) -> Judgement:
+        if not existed:
+            rejected.write_text("of another run")
+        return judged(*given, **options)
+
+    monkeypatch.setattr("task_activity_log.cli.publish.judged", judged_late)
+    run = Publication(load({}, needed=()), 60.0, False, True, False, rejected, "run", "jsonl")
+    if existed:
+        assert run.carry_out([str(read)]) == SOME_REJECTED
+        assert "no uuid" in rejected.read_text()
+    else:
+        with pytest.raises(
+            ClientError, match=r"rejected\.jsonl was created by another program meanwhile: name another"
+        ):
+            run.carry_out([str(read)])
+        assert rejected.read_text() == "of another run"
 
 
 def test_rejected_records_are_not_written_to_a_pipe_or_a_device(tmp_path: Path) -> None:

@@ -83,6 +83,7 @@ class Publication:
     _complained: int = field(default=0, init=False)
     _ignored: Counter[str] = field(default_factory=Counter, init=False)
     """Names of members that are neither fields nor misspelled ones, and how many records have each, sent or not."""
+    _new: bool = field(default=True, init=False)  # whether the file of the rejected did not exist
     _written: int = field(default=0, init=False)
     """How many records are in the file of the rejected."""
     _summary: Summary = field(default_factory=Summary, init=False)
@@ -96,7 +97,7 @@ class Publication:
 
     def carry_out(self, paths: Sequence[str]) -> int:
         """Publish what the files contain, print the replies, return the exit code. Nothing is sent from an unreadable file."""
-        self._paths = paths
+        self._paths, self._new = paths, self.rejected is None or not self.rejected.exists()
         failed = self._read(paths)
         if not self._usable.count and failed == DONE:
             say("no records found")
@@ -430,7 +431,7 @@ class Publication:
         properties = upsert.properties(None, "")
         exact = isinstance(upsert, exported.Exported)
         line = exported.line(upsert.body, properties, exact=exact, source=upsert.source, problems=problems)
-        add_line(self.rejected, line, first=not self._written)
+        add_line(self.rejected, line, first=not self._written, new=self._new)
         self._written += 1
 
     def _remove_rejected(self) -> None:

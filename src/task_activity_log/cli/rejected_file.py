@@ -37,15 +37,20 @@ def writable(rejected: Path, *, again: bool, paths: Sequence[str] = ()) -> str |
     return None if again and ours else taken
 
 
-def add_line(rejected: Path, line: str, *, first: bool) -> None:
-    """Add a line to the file, which the first one creates. Raises `ClientError`: no part of the line is in the file then."""
+def add_line(rejected: Path, line: str, *, first: bool, new: bool) -> None:
+    """Add a line to the file. The first one creates it, or writes it again unless it is `new`.
+
+    Raises `ClientError`: no part of the line is in the file then; or another program has created the file meanwhile.
+    """
     try:
         size = 0 if first else rejected.stat().st_size
         try:
             # A file's name that is no text in UTF-8 is written as an escape of JSON.
-            mode = "w" if first else "a"
+            mode = "a" if not first else "x" if new else "w"
             with rejected.open(mode, encoding="utf-8", errors="backslashreplace") as file:
                 file.write(f"{line}\n")
+        except FileExistsError:
+            raise ClientError(f"{rejected} was created by another program meanwhile: name another file") from None
         except OSError:
             with suppress(OSError):
                 os.truncate(rejected, size)  # part of a line could not be published
