@@ -322,18 +322,30 @@ class Service:
 
     async def _trim(self) -> None:
         """Forget old requests and old answers, also those of a journal that is not kept any more."""
-        keep = timedelta(seconds=self._settings.inbox_keep_seconds)
+        keep, said = timedelta(seconds=self._settings.inbox_keep_seconds), ""
         while True:
             with suppress(Unavailable):
-                trimmed = _TRIM_CHUNK
-                while trimmed == _TRIM_CHUNK:
-                    trimmed = await self._store.trim(keep, _TRIM_CHUNK)
-                    self.metrics.counters["task_activity_log_inbox_trimmed_total"].inc(trimmed)
+                failure = await self._trim_inbox(keep)
                 self._inbox_age = await self._store.inbox_age()
+                # The database can be used, so this is no outage.
+                if failure is not None and failure.reason != said:
+                    log.warning("trim_failing", reason=failure.reason)
+                said = "" if failure is None else failure.reason
             with suppress(Unavailable):
                 while await self._store.trim_journal(keep, _TRIM_CHUNK) == _TRIM_CHUNK:
                     pass
             await asyncio.sleep(_TRIM_EVERY_SECONDS)
+
+    async def _trim_inbox(self, keep: timedelta) -> Unavailable | None:
+        """Forget old requests. Why it is not possible; None if it is."""
+        trimmed = _TRIM_CHUNK
+        try:
+            while trimmed == _TRIM_CHUNK:
+                trimmed = await self._store.trim(keep, _TRIM_CHUNK)
+                self.metrics.counters["task_activity_log_inbox_trimmed_total"].inc(trimmed)
+        except Unavailable as failure:
+            return failure
+        return None
 
 
 def run(settings: Settings) -> None:

@@ -7,7 +7,9 @@ from urllib.parse import urlsplit, urlunsplit
 from uuid import uuid4
 
 import pytest
+from structlog.testing import capture_logs
 
+from task_activity_log import service as service_module
 from task_activity_log.service import Service
 from tests.asking import Connection
 from tests.commands import command
@@ -322,3 +324,25 @@ async def test_a_refused_request_is_not_replayed_over_the_good_one_behind_it(
         assert await admin.fetchval("SELECT count(*) FROM task_activity_log WHERE subject = 'good'") == 20
         assert (await command(*replay, "--over-newer", **services)).code == 0
         assert await talk.outcomes(20) == ["updated"] * 20
+
+
+async def test_an_inbox_that_cannot_be_trimmed_is_seen(
+    amqp_url: str, database_url: str, admin: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its age is known although nothing can be deleted, and it is logged once why. Messages are stored meanwhile."""
+    monkeypatch.setattr(service_module, "_TRIM_EVERY_SECONDS", 0.01)
+    await admin.execute("""
+        INSERT INTO task_activity_log_inbox SELECT gen_random_uuid(), now() - interval '60 days';
+        CREATE TABLE others (key uuid REFERENCES task_activity_log_inbox);
+        INSERT INTO others SELECT request_key FROM task_activity_log_inbox;
+    """)
+    with capture_logs() as events:
+        async with conversing(amqp_url) as talk, serving(amqp_url, database_url) as service:
+            await until(lambda: service._inbox_age > 59 * 86_400)
+            await until(lambda: any(event["event"] == "trim_failing" for event in events))
+            await talk.send()
+            assert await talk.outcomes(1) == ["inserted"]
+            await admin.execute("DELETE FROM others")
+            await until(lambda: service._inbox_age < 86_400)
+    [failing] = [event for event in events if event["event"] == "trim_failing"]
+    assert failing["reason"].startswith("the query is refused (23503)")

@@ -282,6 +282,9 @@ EVENTS = {
         "warning", "The journal cannot be written. It is tried again; messages are answered meanwhile.", ("reason",)
     ),
     "journal_recovered": Event("info", "The journal is written again."),
+    "trim_failing": Event(
+        "warning", "Old requests cannot be deleted from the inbox, although the database answers.", ("reason",)
+    ),
     # the console
     "console_action_begun": Event(
         "info",
