@@ -379,6 +379,24 @@ async def test_a_stream_is_not_consumed(rabbitmq: RabbitMQ, amqp_url: str, datab
 
 
 @pytest.mark.parametrize("topology", ["declare", "check"])
+async def test_a_stream_for_dead_letters_is_refused(
+    rabbitmq: RabbitMQ, amqp_url: str, database_url: str, topology: str
+) -> None:
+    """RabbitMQ 4 fails to convert some messages for it, and their dead letters would stop everything."""
+    name = "task_activity_log.dead-letters"
+    async with serving(amqp_url, database_url):
+        pass
+    vhost = urlsplit(amqp_url).path[1:]
+    rabbitmq.api("DELETE", f"/queues/{vhost}/{name}")
+    rabbitmq.api("PUT", f"/queues/{vhost}/{name}", {"durable": True, "arguments": {"x-queue-type": "stream"}})
+    found = await look(amqp_url, database_url, rabbitmq, WORKER_TOPOLOGY=topology)
+    assert worst(found) == [(f"queue {name}", "is a stream")]
+    async with serving(amqp_url, database_url, consuming=False, WORKER_TOPOLOGY=topology) as service:
+        reason = f"not consuming: queue {name} is a stream: name a quorum queue in WORKER_DEAD_LETTERS_QUEUE"
+        await until(lambda: reason in service.status.not_ready())
+
+
+@pytest.mark.parametrize("topology", ["declare", "check"])
 async def test_a_classic_queue_is_consumed_with_a_warning(
     rabbitmq: RabbitMQ, amqp_url: str, database_url: str, topology: str
 ) -> None:

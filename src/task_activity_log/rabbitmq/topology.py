@@ -129,7 +129,7 @@ async def declare(connection: AbstractConnection, topology: Topology) -> None:
         Misconfigured: the requests are divided among another number of partitions, or among some although this worker has
             none; or a request queue that exists would not keep the order.
         aiormq.exceptions.AMQPError: the broker refuses (403: no permission to configure) or is gone.
-        Unavailable: the requests queue is a stream.
+        Unavailable: the queue of the requests or of the dead letters is a stream.
     """
     await _check_partition_count(connection, topology)
     await _declare_exchanges(connection, topology, by_record=False)
@@ -143,6 +143,8 @@ async def declare(connection: AbstractConnection, topology: Topology) -> None:
                     await require_order(connection, topology, queue)
                 elif queue in topology.request_queues:
                     _refuse_stream(queue, await queue_type(connection, queue))
+                elif queue == topology.dead_letters_queue:
+                    await _refuse_stream_of_dead_letters(connection, queue)
                 if queue == topology.requests_queue and not topology.is_single_active and _SINGLE_ACTIVE in str(error):
                     await _refuse_partitions(connection, topology)
                 raise
@@ -187,7 +189,8 @@ async def check(connection: AbstractConnection, topology: Topology) -> None:
     Raises:
         Misconfigured: the requests are divided among another number of partitions, or among some although this worker has
             none.
-        Unavailable: one does not exist, the user has no permission on one, or the requests queue is a stream.
+        Unavailable: one does not exist, the user has no permission on one, or that of the requests or of the dead letters is a
+            stream.
     """
     await _check_partition_count(connection, topology)
     if not topology.is_single_active:
@@ -200,6 +203,7 @@ async def check(connection: AbstractConnection, topology: Topology) -> None:
     for queue in topology.queues():
         async with _own_channel(connection, f"queue {queue}", passive=True) as channel:
             await channel.get_queue(queue)
+    await _refuse_stream_of_dead_letters(connection, topology.dead_letters_queue)
     requests = topology.requests_queue
     found = await queue_type(connection, requests)
     _refuse_stream(requests, found)
@@ -282,6 +286,17 @@ def _refuse_stream(queue: str, found: str | None) -> None:
     """
     if found == "stream":
         raise Unavailable(f"queue {queue} is a stream: name a quorum queue in WORKER_REQUESTS_QUEUE")
+
+
+async def _refuse_stream_of_dead_letters(connection: AbstractConnection, queue: str) -> None:
+    """Raise `Unavailable` if the queue is a stream. If the user may not read it, that is not known.
+
+    RabbitMQ converts what is published to a stream to AMQP 1.0, and ends the connection with an internal error if a header of the
+    publisher is a decimal, for example. The same dead letter would be published again and again.
+    """
+    with suppress(ChannelAccessRefused):
+        if await queue_type(connection, queue) == "stream":
+            raise Unavailable(f"queue {queue} is a stream: name a quorum queue in WORKER_DEAD_LETTERS_QUEUE")
 
 
 async def consumers(connection: AbstractConnection, topology: Topology) -> int:

@@ -91,12 +91,15 @@ def judge_requests(what: str, limits: Limits, settings: Settings) -> Iterator[Fi
     yield _consumer_timeout(limits, settings)
 
 
-def judge_kept(what: str, limits: Limits, _settings: Settings) -> Iterator[Finding]:
+def judge_kept(what: str, limits: Limits, settings: Settings) -> Iterator[Finding]:
     """A queue of replies or dead letters, which people inspect."""
     limit = limits.delivery_limit_in_force
     if limits.kind == "quorum" and limit is not None and limits.is_soon_reached(limit.limit):
         advice = f"each inspection can count, and beyond the limit the broker deletes: {limit.remedy}"
         yield Finding("warning", what, f"delivery limit {limit.limit}", advice)
+    elif limits.kind == "stream" and what == f"queue {settings.dead_letters_queue}":
+        advice = "RabbitMQ fails to store some messages in it: name a quorum queue in WORKER_DEAD_LETTERS_QUEUE"
+        yield Finding("broken", what, "is a stream", advice)
     elif limits.kind == "stream":
         advice = "the commands that inspect it need a quorum queue"
         yield Finding("warning", what, "is a stream", advice)
