@@ -6,6 +6,7 @@ import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from decimal import Decimal
 from hashlib import sha256
 from typing import Any
 from uuid import UUID, uuid4
@@ -202,6 +203,27 @@ async def test_headers_that_fill_a_frame_stop_nobody(
         assert await admin.fetchval("SELECT source_version FROM task_activity_log") == expected
         await talk.send(uuid4())
         assert await talk.outcomes(1) == ["inserted"]
+        await until(lambda: worker.in_hand == 0)
+
+
+async def test_a_stream_that_somebody_else_has_bound_stops_nobody(
+    amqp_url: str, database_url: str, admin: Connection
+) -> None:
+    """RabbitMQ ends the connection that publishes a header of some types to a stream. A request is forwarded without it then."""
+    async with talking(amqp_url) as talk, serving(amqp_url, database_url, **PARTITIONED) as worker:
+        stream = await talk.channel.declare_queue("tap", durable=True, arguments={"x-queue-type": "stream"})
+        exchange = await talk.channel.get_exchange(TOPOLOGY.requests_exchange, ensure=False)
+        records = [uuid4() for _ in range(20)]
+        for each in records:
+            await stream.bind(TOPOLOGY.partitions_exchange, hash_slot(each))
+            headers: Any = {"price": Decimal("12.34"), "x-version": 7}
+            message = aio_pika.Message(json.dumps({"id": str(each)}).encode(), message_id=str(uuid4()), headers=headers)
+            await exchange.publish(message, REQUEST_KEY)
+        answered = set[str]()
+        async with asyncio.timeout(60):
+            while len(answered) < len(records):  # some may be forwarded twice
+                answered.add(json.loads((await talk.answers.get()).body)["id"])
+        assert await admin.fetchval("SELECT count(*) FROM task_activity_log WHERE source_version = 7") == len(records)
         await until(lambda: worker.in_hand == 0)
 
 

@@ -321,6 +321,13 @@ def test_a_table_that_is_too_long_is_left_out_and_named() -> None:
     assert found.unreadable == "the headers have more than 262,144 bytes together"
 
 
+def test_the_name_of_direct_reply_to_is_no_address() -> None:
+    """RabbitMQ 4 hands it on from publishers of AMQP 1.0, and closes the channel that publishes a copy with it."""
+    direct = "amq.rabbitmq.reply-to"
+    assert decode(encode(Properties(reply_to=direct, message_id="m"), 0)) == Properties(message_id="m")
+    assert decode(encode(Properties(reply_to=f"{direct}.g1.x"), 0)).reply_to == f"{direct}.g1.x"
+
+
 def test_raw_entries_are_the_bytes_as_sent() -> None:
     """A dead-letter copy has the original headers byte for byte, with their types."""
     entries = (b"\x01as\0\x01", b"\x02bbS\0\0\0\x01x")

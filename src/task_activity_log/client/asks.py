@@ -17,7 +17,7 @@ from task_activity_log.client.routing import Routing
 from task_activity_log.problem import Code, Problem, Unavailable
 from task_activity_log.rabbitmq.link import LOST, LinkOptions, Outage, asking_the_driver, describe, supervise
 from task_activity_log.rabbitmq.outgoing import Fate, Outgoing
-from task_activity_log.rabbitmq.publisher import MessageMax, Publisher
+from task_activity_log.rabbitmq.publisher import OF_A_MESSAGE, MessageMax, Publisher
 from task_activity_log.rabbitmq.queues import own_queue
 from task_activity_log.rabbitmq.reading import reading
 
@@ -29,9 +29,6 @@ _CONFIRM_SECONDS, _REFUSED_SECONDS = 10.0, 10.0
 """How long nothing may be confirmed, or everything be refused, before another connection is tried: a caller waits for 30 s."""
 _ALONE_TIMES = 3
 """How often the broker must close the channel because of an upsert that is sent alone, before it is not sent again."""
-_GUILTY = ("PRECONDITION_FAILED", "FRAME_ERROR", "SYNTAX_ERROR", "NOT_ALLOWED", "INTERNAL_ERROR", "NOT_IMPLEMENTED")
-"""How the broker's reasons begin for what a message itself can be the cause of."""
-
 Done: TypeAlias = Callable[[Answer | ClientError], None]
 OnSent: TypeAlias = Callable[[int], None]
 OnRefused: TypeAlias = Callable[[Answer], None]
@@ -320,7 +317,9 @@ class Asks:
             elif len(piece) > 1:
                 half = (len(lost) + 1) // 2
                 pieces += [lost[half:], lost[:half]]
-            elif (lost_alone := lost_alone + 1) < _ALONE_TIMES or not self._publisher.last_reason.startswith(_GUILTY):
+            elif (lost_alone := lost_alone + 1) < _ALONE_TIMES or not self._publisher.last_reason.startswith(
+                OF_A_MESSAGE
+            ):
                 pieces.append(lost)
             else:
                 lost_alone = 0

@@ -10,7 +10,7 @@ from task_activity_log.problem import Unavailable
 from task_activity_log.rabbitmq.consumer import RabbitDelivery
 from task_activity_log.rabbitmq.headers import BROKERS_HEADERS, encode, raw_headers
 from task_activity_log.rabbitmq.outgoing import Fate, Outgoing
-from task_activity_log.rabbitmq.publisher import Publisher
+from task_activity_log.rabbitmq.publisher import OF_A_MESSAGE, Publisher
 
 _NEEDED = frozenset(name.encode() for name in (UPDATE_MODE, VERSION, "MessageId"))
 """What determines how a request is processed. None of them is long: the request would have been rejected."""
@@ -25,6 +25,8 @@ class Forwarder:
     def __init__(self, publisher: Publisher, exchange: str) -> None:
         self._publisher = publisher
         self._exchange = exchange
+        self._bare = False
+        """Whether only the needed headers are sent, because the broker has ended the connection."""
 
     async def forward(self, requests: Sequence[Request[RabbitDelivery]]) -> None:
         """Publish these, each to the hash slot of its record, and return when all are confirmed.
@@ -40,7 +42,7 @@ class Forwarder:
                 Outgoing(
                     self._exchange,
                     hash_slot(request.record.id),
-                    forwarded(request.delivery.properties, self._publisher.header_max),
+                    forwarded(request.delivery.properties, self._publisher.header_max, bare=self._bare),
                     request.delivery.body,
                 )
                 for request in requests
@@ -48,6 +50,7 @@ class Forwarder:
         )
         if Fate.NACKED in fates:
             self._publisher.renew()
+        self._bare = Fate.LOST in fates and (self._bare or self._publisher.last_reason.startswith(OF_A_MESSAGE))
         for fate in fates:
             if fate is not Fate.CONFIRMED:
                 raise Unavailable(
@@ -55,7 +58,7 @@ class Forwarder:
                 )
 
 
-def forwarded(original: Properties, header_max: int) -> Properties:
+def forwarded(original: Properties, header_max: int, *, bare: bool = False) -> Properties:
     """The properties of a request as it is forwarded, in a content header of at most `header_max` bytes.
 
     The broker would refuse another user's user_id, would let the message expire although it was taken in time, and would
@@ -64,6 +67,9 @@ def forwarded(original: Properties, header_max: int) -> Properties:
     It ends the connection if the content header is longer than a frame, as one can be to which it has added headers of its
     own, or that a publisher of AMQP 1.0 has sent. Then only the headers are left that determine how the request is processed,
     and the trace context if there is room for it.
+
+    So it is if `bare`, and without a type. RabbitMQ 4 ends the connection that publishes some types of headers to a stream, and
+    somebody else may have bound one to the exchange.
     """
     entries = [(name, entry) for name, entry in raw_headers(original.table) if name not in BROKERS_HEADERS]
     copy = replace(
@@ -78,8 +84,10 @@ def forwarded(original: Properties, header_max: int) -> Properties:
     first = dict(reversed(entries))
     needed = _NEEDED - {b"MessageId"} if original.message_id else _NEEDED
     for kept in (needed | _TRACE, needed):
-        if _is_longer(copy, header_max):
+        if bare or _is_longer(copy, header_max):
             copy.table = b"".join(entry for name, entry in first.items() if name in kept)
+    if bare:
+        copy.type = None
     return copy
 
 

@@ -19,6 +19,7 @@ from typing import Any
 from uuid import uuid4
 
 from task_activity_log.message import Properties, Timestamp
+from task_activity_log.rabbitmq.reply_to import DIRECT
 
 BROKERS_HEADERS = frozenset((b"CC", b"BCC", b"x-death", b"x-delivery-count", b"x-acquired-count"))
 """Headers that a message must not have when it is published again: the first two would send it to more queues, and the
@@ -96,6 +97,9 @@ def decode(payload: bytes) -> Properties:
         unreadable["the content header is cut short"] = None
     if unreadable:
         found.unreadable = "; ".join(unreadable)
+    if found.reply_to == DIRECT:
+        # No address: RabbitMQ replaces it, but not for publishers of AMQP 1.0. A copy that has it would end its channel.
+        found.reply_to = None
     return found
 
 

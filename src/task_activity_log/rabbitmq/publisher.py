@@ -28,6 +28,15 @@ _RESTORE_SECONDS = 10.0
 _SLOW_SECONDS = 2.5
 _LINGERING_MAX = 8
 _LEARNED_SECONDS = 600.0
+OF_A_MESSAGE = (
+    "PRECONDITION_FAILED",
+    "FRAME_ERROR",
+    "SYNTAX_ERROR",
+    "NOT_ALLOWED",
+    "INTERNAL_ERROR",
+    "NOT_IMPLEMENTED",
+)
+"""How the broker's reasons begin for what a message itself can be the cause of."""
 
 
 class MessageMax:
