@@ -85,6 +85,7 @@ class Service:
         self._store = store_of(settings, connector)
         self._parked_store = store_of(settings, connector)  # connects only while something is parked,
         self._slow_store = store_of(settings, connector)  # and this one only while a slow row is
+        self._parked_store.watch = self._slow_store.watch = self._store.watch
         self._journal = journal_of(
             settings, connector, on_dropped=count["task_activity_log_journal_rows_lost_total"].inc
         )

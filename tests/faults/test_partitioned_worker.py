@@ -211,7 +211,7 @@ async def test_a_stream_that_somebody_else_has_bound_stops_nobody(
 ) -> None:
     """RabbitMQ ends the connection that publishes a header of some types to a stream. A request is forwarded without it then."""
     async with talking(amqp_url) as talk, serving(amqp_url, database_url, **PARTITIONED) as worker:
-        stream = await talk.channel.declare_queue("tap", durable=True, arguments={"x-queue-type": "stream"})
+        stream = await talk.channel.declare_queue("history", durable=True, arguments={"x-queue-type": "stream"})
         exchange = await talk.channel.get_exchange(TOPOLOGY.requests_exchange, ensure=False)
         records = [uuid4() for _ in range(20)]
         for each in records:

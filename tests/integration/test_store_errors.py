@@ -435,13 +435,11 @@ async def setting_of(store: Store, name: str) -> str:
     return str(row[name])
 
 
-async def test_a_trigger_that_somebody_adds_is_known_after_some_time(
-    store: Store, database: Connection, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_trigger_that_somebody_adds_is_noticed(store: Store, database: Connection) -> None:
     """Without an error that makes the store look at the table again."""
     await store.apply([ask()])
     await change_the_session(database, "search_path", "pg_catalog, public")
-    monkeypatch.setattr(store, "_look_again", 0.0)  # stands for a minute
+    await store.watch.look()
     await store.apply([ask(subject="change")])
     assert await setting_of(store, "search_path") != "pg_catalog, public"
 

@@ -48,8 +48,6 @@ _CHECK = (
 _CONFIRM_SECONDS = 5.0
 """How long a commit of next to nothing may take before it is an outage: much less than a statement, so that it is seen soon."""
 
-_LOOK_SECONDS = 60.0
-"""How long a trigger that somebody has added may be unknown."""
 _IDS_AT_A_TIME = 5_000
 _OUTCOMES = {str(outcome): outcome for outcome in Outcome}
 _REHEARSE_SECONDS = 5.0
@@ -92,10 +90,7 @@ class Store:
         trimming = Trimming(partial(self._maintain, self._maintenance))
         self.trim, self.trim_journal, self.inbox_age = trimming.trim, trimming.trim_journal, trimming.inbox_age
         self.watch = Watch(partial(self._maintain, self._maintenance))
-        # Both are set by `look`.
-        self._has_xmax: bool | None = None  # see `table.has_xmax`; None: not known yet
-        self._has_triggers = False  # of others, which may make texts longer, and change the session
-        self._look_again = 0.0
+        self._has_xmax: bool | None = None  # see `table.has_xmax`; None: not known yet. It is set by `look`
 
     @property
     def connected(self) -> bool:
@@ -162,7 +157,7 @@ class Store:
         mode, seconds = wave[0].mode, patience.seconds
         if self.watch.doubtful:
             await self.probe()
-        if self._has_xmax is None or time.monotonic() > self._look_again:
+        if self._has_xmax is None:
             await self.look()
         if seconds is not None and not self._writer.connected:
             # Preparing the statement takes longer than a row, and it must not look as if the row did.
@@ -170,7 +165,7 @@ class Store:
         arguments = writing.arguments(wave, mode, patience.lock_seconds)
         end_after = None if seconds is None or seconds >= self._command_timeout else seconds
         return await self._writer.ask(
-            self._statement(mode), *arguments, end_after=end_after, restore=self._has_triggers
+            self._statement(mode), *arguments, end_after=end_after, restore=self.watch.has_triggers
         )
 
     async def _current(self, ids: Sequence[UUID], *, confirm: bool) -> dict[UUID, Row]:
@@ -410,8 +405,7 @@ class Store:
             Unavailable: the database cannot be used.
         """
         [row] = await self._maintain(self._writer, TABLE)
-        self._has_xmax, self._has_triggers = table.has_xmax(row), row["has_triggers_of_others"]
-        self._look_again = time.monotonic() + _LOOK_SECONDS
+        self._has_xmax, self.watch.has_triggers = table.has_xmax(row), row["has_triggers_of_others"]
         return row
 
     async def _look_up(self, statement: str, *arguments: object) -> list[Row]:
@@ -424,7 +418,7 @@ class Store:
 
     def _statement(self, mode: UpdateMode) -> str:
         return writing.statement(
-            mode, self._read_bytes, has_xmax=self._has_xmax is not False, has_triggers=self._has_triggers
+            mode, self._read_bytes, has_xmax=self._has_xmax is not False, has_triggers=self.watch.has_triggers
         )
 
     async def _maintain(

@@ -1,4 +1,4 @@
-"""Whether the tables still fit while rows are stored."""
+"""What somebody has changed about the tables while rows are stored."""
 
 from collections.abc import Awaitable, Callable
 
@@ -15,6 +15,8 @@ class Watch:
         self._ask = ask
         self.doubtful = False
         """Whether the tables did not fit. Then a probe comes before the next row, and ends it if it passes."""
+        self.has_triggers = False
+        """Whether the records have triggers of others. They may make texts longer, and change the session."""
 
     async def look(self) -> None:
         """Look at the tables.
@@ -23,4 +25,4 @@ class Watch:
             Unavailable: the database cannot be used.
         """
         [row] = await self._ask(TABLE)
-        self.doubtful = any(table.misfits(row))
+        self.doubtful, self.has_triggers = any(table.misfits(row)), row["has_triggers_of_others"]

@@ -97,10 +97,17 @@ def decode(payload: bytes) -> Properties:
         unreadable["the content header is cut short"] = None
     if unreadable:
         found.unreadable = "; ".join(unreadable)
-    if found.reply_to == DIRECT:
-        # No address: RabbitMQ replaces it, but not for publishers of AMQP 1.0. A copy that has it would end its channel.
-        found.reply_to = None
-    return found
+    return _without_direct(found)
+
+
+def _without_direct(properties: Properties) -> Properties:
+    """Leave out a `reply_to` that is no address. RabbitMQ replaces this name, but not for publishers of AMQP 1.0.
+
+    The broker closes the channel on which a copy with it is published.
+    """
+    if properties.reply_to == DIRECT:
+        properties.reply_to = None
+    return properties
 
 
 def _headers(table: bytes, unreadable: dict[str, None]) -> dict[str, object]:
