@@ -540,6 +540,42 @@ async def test_a_role_that_lacks_privileges_is_broken_until_they_are_granted(
         await database.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
 
 
+async def test_what_the_console_does_not_need_is_no_fault(
+    rabbitmq: RabbitMQ, user: User, amqp_url: str, database_url: str, database: Connection
+) -> None:
+    """Its user and its role may do less than the workers': nobody is told to grant them more."""
+    role = f"console_{secrets.token_hex(4)}"
+    await database.execute(
+        f"CREATE ROLE {role} LOGIN PASSWORD 'secret' CONNECTION LIMIT 4; GRANT SELECT ON task_activity_log TO {role}"
+    )
+    user.may(**documented("console.md", "looking and discarding"))
+    urls = {"AMQP_URL": user.url, "DATABASE_URL": login(database_url, role, "secret")}
+    settings = load({**urls, "MANAGEMENT_URL": rabbitmq.management_url, "HTTP_PORT": "0", "WORKER_JOURNAL": "true"})
+    try:
+        async with serving(amqp_url, database_url):
+            found = await findings(settings, patient=False, as_worker=False)
+        assert not worst(found, "broken", "warning")
+        unknown = worst(found, "unknown")
+        assert (f"user {user.name}", "has fewer permissions than a worker needs") in unknown
+        assert (f"role {role}", "has fewer privileges than a worker needs") in unknown
+        assert ("schema", "its revision is not shown to this role") in unknown
+        assert not [one for one in found if "grants.sql" in one.advice]
+        assert {what for what, _ in worst(await findings(settings, patient=False))} >= {
+            f"user {user.name}",
+            f"role {role}",
+        }
+    finally:
+        await database.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
+
+
+async def test_the_console_without_a_database_is_told_what_the_broker_shows(amqp_url: str) -> None:
+    """DATABASE_URL is optional there."""
+    settings = load({"AMQP_URL": amqp_url, "HTTP_PORT": "0"}, needed=("amqp_url",))
+    found = await findings(settings, patient=False, as_worker=False)
+    assert ("database", "is not looked at") in worst(found, "unknown")
+    assert "broker" in [what for what, _ in worst(found, "fine")]
+
+
 async def refusal(database_url: str) -> str:
     """Why a worker waits at its start."""
     store = Store(database_url)

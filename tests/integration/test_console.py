@@ -31,7 +31,7 @@ from task_activity_log.rabbitmq.topology import Topology, declare
 from task_activity_log.telemetry.history import Depth
 from tests.asking import Connection
 from tests.commands import World
-from tests.consoles import console_of
+from tests.consoles import console_of, console_process
 from tests.users import user_who_may
 
 QUEUE = Topology().dead_letters_queue
@@ -535,6 +535,17 @@ async def test_the_first_page_knows_the_queues_and_the_worker(viewer: Viewer) ->
             await viewer.console.sampler.next()
     page = await viewer.until("/", "no answer")  # the first check takes a while
     assert "Nothing waits. No dead letters." in page
+
+
+async def test_without_a_database_the_first_page_shows_what_is_found_at_the_broker(
+    amqp_url: str, tmp_path: Path
+) -> None:
+    """The findings of a console as it is started: it needs no DATABASE_URL."""
+    with console_process(tmp_path, AMQP_URL=amqp_url) as url:
+        async with asyncio.timeout(60), httpx2.AsyncClient() as client:
+            while "set DATABASE_URL to check it" not in (page := (await client.get(url)).text):
+                await asyncio.sleep(0.05)  # the page has no event when the findings are there
+    assert "RabbitMQ" in page
 
 
 async def test_a_broker_that_goes_away_in_the_middle_loses_nothing(amqp_url: str, database_url: str) -> None:

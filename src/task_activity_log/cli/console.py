@@ -41,7 +41,9 @@ def serve(settings: Settings) -> None:
         file: resources.files("task_activity_log.cli").joinpath("contract", file).read_bytes()
         for file in CONTRACT_FILES.values()
     }
-    console = Console(settings, own, check=lambda: findings(settings, patient=False), contract=contract)
+    console = Console(
+        settings, own, check=lambda: findings(settings, patient=False, as_worker=False), contract=contract
+    )
     # uvicorn ends at a signal and then raises it again, which would kill the process.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit())

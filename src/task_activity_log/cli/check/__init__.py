@@ -72,11 +72,17 @@ def table(findings: Sequence[Finding]) -> Iterator[str]:
     yield ", ".join(bad) or "all fine"
 
 
-async def findings(settings: Settings, *, patient: bool = True) -> list[Finding]:
-    """What is found, the broker first. If `patient`, wait some seconds for the figures of queues that are new."""
+async def findings(settings: Settings, *, patient: bool = True, as_worker: bool = True) -> list[Finding]:
+    """What is found, the broker first.
+
+    Args:
+        settings: the environment.
+        patient: whether to wait some seconds for the figures of queues that are new.
+        as_worker: whether the user and the role are those of the workers. Otherwise what they lack is no fault.
+    """
     of_database, of_broker, of_worker = await asyncio.gather(
-        database.findings(settings),
-        broker.findings(settings, patient=patient),
+        database.findings(settings, as_worker=as_worker),
+        broker.findings(settings, patient=patient, as_worker=as_worker),
         asyncio.to_thread(worker.findings, settings),
     )
     odd = [

@@ -48,8 +48,11 @@ _REPLY_FACTOR = 15
 by one, and in XML `&` takes five bytes."""
 
 
-async def findings(settings: Settings, *, patient: bool) -> list[Finding]:
-    """Connect, ask, and judge what the broker answers. If `patient`, wait for the figures of new queues."""
+async def findings(settings: Settings, *, patient: bool, as_worker: bool = True) -> list[Finding]:
+    """Connect, ask, and judge what the broker answers.
+
+    If `patient`, wait for the figures of new queues. `as_worker`: whether the user is that of the workers.
+    """
     url = settings.required_amqp_url
     where = address(url)
     topology = topology_of(settings)
@@ -73,17 +76,17 @@ async def findings(settings: Settings, *, patient: bool) -> list[Finding]:
         elif url.startswith("amqps:"):
             advice += "; a broker that requires client certificates resets connections without one that it trusts"
         return [Finding("broken", "broker", f"{where}: {error.reason}", advice)]
-    shown = [*_judge_sight(sight, settings, where), *of_partitions]
+    shown = [*_judge_sight(sight, settings, where, as_worker=as_worker), *of_partitions]
     management = management_of(settings)
     if management is None:
         advice = "set MANAGEMENT_URL to check them, for example http://user:password@host:15672"
         return [*shown, Finding("unknown", "limits and permissions", "not visible over AMQP", advice)]
     return shown + await asyncio.to_thread(
-        lambda: list(_judge_management(management, sight, settings, count, patient=patient))
+        lambda: list(_judge_management(management, sight, settings, count, patient=patient, as_worker=as_worker))
     )
 
 
-def _judge_sight(sight: BrokerState, settings: Settings, where: str) -> Iterator[Finding]:
+def _judge_sight(sight: BrokerState, settings: Settings, where: str, *, as_worker: bool) -> Iterator[Finding]:
     """What AMQP shows."""
     advice = "use RabbitMQ 3.10 or newer" if number(sight.version) < _OLDEST else ""
     yield Finding("broken" if advice else "fine", "broker", f"RabbitMQ {sight.version} at {where}", advice)
@@ -93,13 +96,13 @@ def _judge_sight(sight: BrokerState, settings: Settings, where: str) -> Iterator
     for exchange in topology.exchanges():
         exists, what = sight.exchanges[exchange], f"exchange {exchange}"
         if isinstance(exists, Hidden):
-            yield _hidden(what)
+            yield _hidden(what, as_worker=as_worker)
         else:
             yield Finding("fine", what, "exists") if exists else _missing(what, settings)
     for name in topology.queues():
         queue, what = sight.queues[name], f"queue {name}"
         if queue is None or isinstance(queue, Hidden):
-            yield _missing(what, settings) if queue is None else _hidden(what)
+            yield _missing(what, settings) if queue is None else _hidden(what, as_worker=as_worker)
             continue
         if name not in topology.partition_queues:
             yield judge_waiting(name, queue, settings)
@@ -145,13 +148,21 @@ def judge_sizes(version: str, settings: Settings) -> Iterator[Finding]:
         yield Finding("warning", "message size", found, advice)
 
 
-def _hidden(what: str) -> Finding:
+def _hidden(what: str, *, as_worker: bool) -> Finding:
     advice = "grant the user one of configure, write and read on it: a worker has to ask whether it exists"
-    return Finding("broken", what, "the user has no permission on it", advice)
+    if not as_worker:
+        advice = "to show it, grant the user one of configure, write and read on it"
+    return Finding("broken" if as_worker else "unknown", what, "the user has no permission on it", advice)
 
 
 def _judge_management(
-    management: Management, sight: BrokerState, settings: Settings, partitions: int, *, patient: bool
+    management: Management,
+    sight: BrokerState,
+    settings: Settings,
+    partitions: int,
+    *,
+    patient: bool,
+    as_worker: bool,
 ) -> Iterator[Finding]:
     """What only the management API shows. `partitions`: their number by the settings, or else on the broker."""
     topology = topology_of(settings)
@@ -170,7 +181,7 @@ def _judge_management(
         advice = "check address and password in MANAGEMENT_URL; its user needs the tag monitoring and access to the virtual host"
         yield Finding("unknown", "management", str(error), advice)
         return
-    yield _judge_permissions(management, vhost, topology, sight.version, settings)
+    yield _judge_permissions(management, vhost, topology, sight.version, settings, as_worker=as_worker)
 
 
 _Members = list[dict[str, Any]]
@@ -286,7 +297,7 @@ def _missing(what: str, settings: Settings, remedy: str = "create it") -> Findin
 
 
 def _judge_permissions(
-    management: Management, vhost: str, topology: Topology, version: str, settings: Settings
+    management: Management, vhost: str, topology: Topology, version: str, settings: Settings, *, as_worker: bool
 ) -> Finding:
     """Whether the user of AMQP_URL has what is needed."""
     user = unquote(urlsplit(settings.required_amqp_url).username or "guest")
@@ -297,6 +308,9 @@ def _judge_permissions(
         advice = "only the MANAGEMENT_URL of an administrator shows them; docs/operations.md lists the ones needed"
         return Finding("unknown", what, "its permissions are not shown", advice)
     missing = list(lacking(granted, topology, version, declare=settings.topology == "declare"))
+    if missing and not as_worker:
+        advice = "docs/console.md lists what the console needs; for the workers' user, run check with their AMQP_URL"
+        return Finding("unknown", what, "has fewer permissions than a worker needs", advice)
     if missing:
         advice = "docs/operations.md lists the permissions of a worker"
         return Finding("broken", what, f"lacks {', '.join(missing)}", advice)

@@ -30,12 +30,15 @@ _HIDDEN_REVISION = Finding(
 """If somebody enables it on each new table, by an event trigger, no table is as the migrations made it."""
 
 
-async def findings(settings: Settings) -> list[Finding]:
-    """Connect, ask, and judge what the database answers."""
+async def findings(settings: Settings, *, as_worker: bool = True) -> list[Finding]:
+    """Connect, ask, and judge what the database answers. `as_worker`: whether the role is that of the workers."""
+    if not as_worker and settings.database_url is None:
+        return [Finding("unknown", "database", "is not looked at", "set DATABASE_URL to check it")]
     target = settings.database_target
     database = store_of(settings)
     try:
         row, found = await database.describe(), await database.look()
+        is_another = not as_worker and bool(row["missing"] or row["not_executable"])
         may_write = not row["missing"] and not row["read_only"] and not any(table.misfits(found))
         refusal = await _refusal(database) if may_write and found["kind"] and not row["not_executable"] else None
         tries = may_write and refusal is None and found["has_triggers_of_others"]
@@ -48,7 +51,7 @@ async def findings(settings: Settings) -> list[Finding]:
             elif not revision and row["revision_may_be_hidden"]:
                 schema = _HIDDEN_REVISION
         except Unavailable as error:
-            schema = _judge_unread_revision(error, row)
+            schema = _judge_unread_revision(error, row, is_another=is_another)
         keeps_journal = settings.journal and row["has_journal"] and not row["journal_missing"]
         journal = await database.try_journal() if may_write and keeps_journal else ""
         may_mark = may_write and (refusal is None or refusal.verdict == "warning")
@@ -61,7 +64,7 @@ async def findings(settings: Settings) -> list[Finding]:
     finally:
         await database.close()
     server = (
-        *_judge_server(row, target.addresses),
+        *_judge_server(row, target.addresses, is_another=is_another),
         *judge_link(target, encrypted=row["encrypted"], has_files=settings.database_tls is not None),
         *_judge_standbys(row),
     )
@@ -70,11 +73,15 @@ async def findings(settings: Settings) -> list[Finding]:
     return [
         *server,
         schema,
-        *_judge_rights(row),
+        *([_another(row)] if is_another else _judge_rights(row)),
         *([] if refusal is None else [refusal]),
         *_judge_mark(mark),
         *_judge_table(found, keeps_versions=keeps_versions),
-        *(_judge_journal(row, journal, migrated=schema.verdict == "fine") if settings.journal else ()),
+        *(
+            _judge_journal(row, journal, migrated=schema.verdict == "fine")
+            if settings.journal and not is_another
+            else ()
+        ),
     ]
 
 
@@ -112,7 +119,7 @@ def _may_take_others(refused: Sequence[Failed]) -> bool:
     )
 
 
-def _judge_server(row: Row, where: str) -> Iterator[Finding]:
+def _judge_server(row: Row, where: str, *, is_another: bool) -> Iterator[Finding]:
     found = f"PostgreSQL {row['version'].split()[0]} at {where}"
     advice = "use PostgreSQL 14 or newer: older releases are not tested" if row["version_number"] < _OLDEST else ""
     yield Finding("warning" if advice else "fine", "database", found, advice)
@@ -128,7 +135,7 @@ def _judge_server(row: Row, where: str) -> Iterator[Finding]:
         name, _, limit = timeout.partition(" ")
         found = f"{name} is {limit}: a batch that takes longer is divided, and tried again in parts"
         yield Finding("warning", "database limits", found, f"{_SET}{name}")
-    if (limit := row["connection_limit"]) is not None and limit < _CONNECTIONS:
+    if (limit := row["connection_limit"]) is not None and limit < _CONNECTIONS and not is_another:
         found = f"the role may have {counted(limit, 'connection')}, and a worker needs up to {_CONNECTIONS}"
         advice = "raise CONNECTION LIMIT of the role or the database: refused and locked rows need more of them"
         yield Finding("warning", "database limits", found, advice)
@@ -166,11 +173,14 @@ def _judge_revision(revision: str | None, *, fits: bool) -> Finding:
     return Finding("warning", "schema", found, "use that release here as well")
 
 
-def _judge_unread_revision(error: Unavailable, row: Row) -> Finding:
+def _judge_unread_revision(error: Unavailable, row: Row, *, is_another: bool) -> Finding:
     if isinstance(error, TimedOut):
         advice = f"the server is slow, or somebody has locked {migrations.VERSION_TABLE}"
         return Finding("warning", "schema", error.reason, advice)
     if isinstance(error, Failed) and error.sqlstate == NOT_PERMITTED:
+        if is_another:
+            advice = f"to show it, GRANT SELECT ON {migrations.VERSION_TABLE} TO {row['role']}"
+            return Finding("unknown", "schema", "its revision is not shown to this role", advice)
         return Finding("broken", "schema", error.reason, _grant(row))
     advice = f"restore table {migrations.VERSION_TABLE}, which task-activity-log migrate made: migrate relies on it"
     return Finding("warning", "schema", f"{migrations.VERSION_TABLE} cannot be read: {error.reason}", advice)
@@ -187,6 +197,12 @@ def _judge_lost_revision(*, has_journal: bool) -> Finding:
 def _grant(row: Row) -> str:
     """How to grant the worker's role what it needs."""
     return f"run as the role that migrated: psql -v role={shlex.quote(row['role'])} -f {statements.GRANTS}"
+
+
+def _another(row: Row) -> Finding:
+    """What is said about a role that need not be that of the workers, and has less than they need."""
+    advice = "the console needs SELECT only; for the workers' role, run check with their DATABASE_URL"
+    return Finding("unknown", f"role {row['role']}", "has fewer privileges than a worker needs", advice)
 
 
 def _judge_rights(row: Row) -> Iterator[Finding]:
