@@ -190,6 +190,8 @@ class PublisherSuite:
                 answer.outcome async for answer in client.upsert_many(many, version="clock", merge=True, priority=2)
             ]
             assert found == ["updated"] * 20
+            with pytest.raises(TypeError, match="merge should be True, False or None, and not 'replace'"):
+                await client.upsert(TaskActivityLog(id=uuid4()), merge="replace")  # type: ignore[arg-type]
             with pytest.raises(TypeError, match=r"an Upsert is sent as it is: give .* to Upsert\.of"):
                 await client.upsert(Upsert.of(mine), version=7)
             with pytest.raises(ValueError, match="priority should be"):

@@ -385,9 +385,9 @@ class Options:
 
     def upsert(self, record: TaskActivityLog) -> Upsert:
         """The request for a record. Raises `ValueError` if it cannot be encoded, or an option does not fit AMQP's limits."""
-        mode: Literal["replace", "merge"] | None = None
-        if self.merge is not None:
-            mode = "merge" if self.merge else "replace"
+        if not isinstance(self.merge, bool | None):
+            raise TypeError(f"merge should be True, False or None, and not {self.merge!r}")
+        mode: Literal["replace", "merge"] | None = None if self.merge is None else "merge" if self.merge else "replace"
         return Upsert.of(record, message_id=self.message_id, version=self.version, mode=mode, priority=self.priority)
 
 
