@@ -12,7 +12,7 @@ from task_activity_log.message import Properties
 from task_activity_log.problem import Code, Problem, Unavailable
 from task_activity_log.rabbitmq.consumer import RabbitDelivery
 from task_activity_log.rabbitmq.dead_letters import OWN_HEADERS, DeadLetters, copied
-from task_activity_log.rabbitmq.headers import TABLE_TOO_LONG, decode, encode
+from task_activity_log.rabbitmq.headers import TABLE_TOO_LONG, decode, encode, received
 from task_activity_log.rabbitmq.outgoing import Fate, Outgoing
 from task_activity_log.rabbitmq.publisher import Publisher
 
@@ -109,6 +109,48 @@ def test_headers_that_would_not_fit_are_left_out(header_max: int) -> None:
         assert ("a" in copy.headers) is fits
         assert copy.headers["x-first-seen"] == "earlier"
         assert copy.headers["x-error-code"] == "empty_body"
+
+
+def test_what_determines_how_the_request_is_processed_stays() -> None:
+    """Without it a replay would store another record, or an older one over a newer one."""
+    needed = {"x-update-mode": "merge", "x-version": 7, "MessageId": "m"}
+    copy = copy_of(Properties(headers={"large": "x" * FRAME, **needed}), FRAME)
+    assert copy.headers["x-headers-dropped"] is True
+    assert {name: copy.headers[name] for name in needed} == needed
+    assert "large" not in copy.headers
+
+
+async def test_what_may_have_ended_the_connection_is_left_out_then() -> None:
+    """The broker may refuse a header, a type or an address that only it knows about. The next copy has none of these."""
+    sent: list[Properties] = []
+
+    class Broker:
+        header_max = FRAME
+        last_reason = "INTERNAL_ERROR"
+        fate = Fate.LOST
+
+        async def publish(self, messages: Sequence[Outgoing]) -> list[Fate]:
+            sent.extend(received(cast("Properties", one.properties)) for one in messages)
+            return [self.fate] * len(messages)
+
+    original = received(
+        Properties(message_id="m", type="t", reply_to="q", cluster_id="c", headers={"price": 1, "x-version": 7})
+    )
+    delivery = cast("RabbitDelivery", SimpleNamespace(properties=original, body=b"", taken=0.0, redelivered=False))
+    broker = Broker()
+    keeper = DeadLetters(cast("Publisher", broker), "dead")
+    with pytest.raises(Unavailable):
+        await keeper.keep([(delivery, PROBLEM)])
+    broker.last_reason = "closed"
+    with pytest.raises(Unavailable):
+        await keeper.keep([(delivery, PROBLEM)])
+    broker.fate = Fate.CONFIRMED
+    for _ in range(2):
+        await keeper.keep([(delivery, PROBLEM)])
+    assert ["price" in each.headers for each in sent] == [True, False, False, True]
+    assert [each.headers["x-version"] for each in sent] == [7] * 4
+    assert [(each.type, each.reply_to, each.cluster_id) for each in sent[1:3]] == [(None, None, None)] * 2
+    assert (sent[3].type, sent[3].reply_to, sent[3].message_id) == ("t", "q", "m")
 
 
 def test_headers_that_were_too_long_to_be_read_are_said_to_be_left_out() -> None:

@@ -10,12 +10,13 @@ import structlog
 
 from task_activity_log.aio import Slices
 from task_activity_log.message import PERSISTENT, Properties
+from task_activity_log.pipeline.request import MESSAGE_ID_MAX
 from task_activity_log.problem import Problem, Unavailable
 from task_activity_log.rabbitmq.consumer import RabbitDelivery
-from task_activity_log.rabbitmq.headers import BROKERS_HEADERS, TABLE_TOO_LONG, encode, readable_headers
+from task_activity_log.rabbitmq.headers import BROKERS_HEADERS, NEEDED_HEADERS, TABLE_TOO_LONG, encode, readable_headers
 from task_activity_log.rabbitmq.link import LOST, asking_the_driver
 from task_activity_log.rabbitmq.outgoing import Fate, Outgoing
-from task_activity_log.rabbitmq.publisher import MessageMax, Publisher
+from task_activity_log.rabbitmq.publisher import OF_A_MESSAGE, MessageMax, Publisher
 
 log = structlog.get_logger(__name__)
 
@@ -37,8 +38,9 @@ _NOT_COPIED = BROKERS_HEADERS | {name.encode() for name in OWN_HEADERS}
 _DETAIL_BYTES = 1_000
 _BROKERS_BYTES = 1_024
 """Kept free in the frame: the broker adds headers of its own when it redelivers a message."""
-_FIRST_SEEN_BYTES = 100
-"""The longest valid `x-first-seen` entry, including its name. A longer one is not a time, and could fill the frame."""
+_LONGEST_KEPT = {b"x-first-seen": 100, **dict.fromkeys(NEEDED_HEADERS, 4 * MESSAGE_ID_MAX + 100)}
+"""The publisher's headers that stay if the others do not fit, and the longest valid entry of each in bytes, with its name. A
+longer one could fill the frame."""
 
 
 class DeadLetters:
@@ -49,6 +51,8 @@ class DeadLetters:
         self._publisher = publisher
         self._queue = queue
         self._message_max = message_max or MessageMax()
+        self._bare = False
+        """Whether copies have what is needed alone, because the broker has ended the connection that published them."""
 
     async def keep(self, rejected: Sequence[tuple[RabbitDelivery, Problem]]) -> None:
         """Publish a copy of each message and return when all are confirmed.
@@ -67,13 +71,14 @@ class DeadLetters:
         slices = Slices()
         copies: list[Outgoing] = []
         for delivery, problem in rejected:
-            properties = _copy(delivery, problem, self._publisher.header_max)
+            properties = _copy(delivery, problem, self._publisher.header_max, bare=self._bare)
             copies.append(Outgoing("", self._queue, properties, delivery.body))
             if slices.over(len(properties.table)):
                 await slices.next()
         fates = await self._publisher.publish(copies)
         if Fate.NACKED in fates:
             self._publisher.renew()
+        self._bare = Fate.LOST in fates and (self._bare or self._publisher.last_reason.startswith(OF_A_MESSAGE))
         for fate in fates:
             if fate is Fate.LOST:
                 raise Unavailable("publisher connection lost", self._publisher.last_reason)
@@ -88,19 +93,27 @@ class DeadLetters:
             log.warning("dead_lettered_by_broker", count=len(deliveries))
 
 
-def _copy(delivery: RabbitDelivery, problem: Problem, header_max: int) -> Properties:
+def _copy(delivery: RabbitDelivery, problem: Problem, header_max: int, *, bare: bool) -> Properties:
     taken = datetime.fromtimestamp(delivery.taken, UTC)
-    return copied(delivery.properties, problem, header_max, taken, redelivered=delivery.redelivered)
+    return copied(delivery.properties, problem, header_max, taken, redelivered=delivery.redelivered, bare=bare)
 
 
 def copied(
-    original: Properties, problem: Problem, header_max: int, taken: datetime, *, redelivered: bool = False
+    original: Properties,
+    problem: Problem,
+    header_max: int,
+    taken: datetime,
+    *,
+    redelivered: bool = False,
+    bare: bool = False,
 ) -> Properties:
     """The properties of a copy: those of the original, with the reason in headers.
 
     What the broker would act on is moved to headers as well. A header that other programs' drivers cannot read would end
     their connections, and is left out. If the content header came too close to `header_max` bytes,
-    the publisher's headers are left out.
+    only those of the publisher's headers stay that determine how the request is processed.
+
+    So it is if `bare`, and what the broker might act on is left out as well: a type, or an address for the reply.
 
     `taken` is when the rejected delivery arrived. No request behind it was stored before, except if it was `redelivered`.
     """
@@ -116,12 +129,14 @@ def copied(
         unreadable=None,
     )
     too_long = original.unreadable is not None and TABLE_TOO_LONG in original.unreadable
-    if too_long or len(encode(copy, 0)) > header_max - _BROKERS_BYTES:
+    if bare or too_long or len(encode(copy, 0)) > header_max - _BROKERS_BYTES:
         headers["x-headers-dropped"] = True
-        seen = (entry for name, entry in entries if name == b"x-first-seen" and len(entry) <= _FIRST_SEEN_BYTES)
-        copy.table = next(seen, b"")
-        if not copy.table:
+        first = {name: entry for name, entry in reversed(entries) if len(entry) <= _LONGEST_KEPT.get(name, 0)}
+        copy.table = b"".join(first.values())
+        if b"x-first-seen" not in first:
             headers["x-first-seen"] = headers["x-last-seen"]
+    if bare:
+        copy.type = copy.reply_to = copy.cluster_id = None
     return copy
 
 

@@ -3,17 +3,15 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from task_activity_log.message import PERSISTENT, TRACE_PARENT, TRACE_STATE, UPDATE_MODE, VERSION, Properties
+from task_activity_log.message import PERSISTENT, TRACE_PARENT, TRACE_STATE, Properties
 from task_activity_log.partitions import hash_slot
 from task_activity_log.pipeline.request import Request
 from task_activity_log.problem import Unavailable
 from task_activity_log.rabbitmq.consumer import RabbitDelivery
-from task_activity_log.rabbitmq.headers import BROKERS_HEADERS, encode, raw_headers
+from task_activity_log.rabbitmq.headers import BROKERS_HEADERS, NEEDED_HEADERS, encode, raw_headers
 from task_activity_log.rabbitmq.outgoing import Fate, Outgoing
 from task_activity_log.rabbitmq.publisher import OF_A_MESSAGE, Publisher
 
-_NEEDED = frozenset(name.encode() for name in (UPDATE_MODE, VERSION, "MessageId"))
-"""What determines how a request is processed. None of them is long: the request would have been rejected."""
 _TRACE = frozenset((TRACE_PARENT.encode(), TRACE_STATE.encode()))
 _OTHERS_MAX = 4_096
 """More bytes than a content header has without its headers."""
@@ -82,7 +80,8 @@ def forwarded(original: Properties, header_max: int, *, bare: bool = False) -> P
         headers={},
     )
     first = dict(reversed(entries))
-    needed = _NEEDED - {b"MessageId"} if original.message_id else _NEEDED
+    # None of these is long: the request would have been rejected.
+    needed = NEEDED_HEADERS - {b"MessageId"} if original.message_id else NEEDED_HEADERS
     for kept in (needed | _TRACE, needed):
         if bare or _is_longer(copy, header_max):
             copy.table = b"".join(entry for name, entry in first.items() if name in kept)

@@ -18,12 +18,15 @@ from operator import attrgetter
 from typing import Any
 from uuid import uuid4
 
-from task_activity_log.message import Properties, Timestamp
+from task_activity_log.message import UPDATE_MODE, VERSION, Properties, Timestamp
 from task_activity_log.rabbitmq.reply_to import DIRECT
 
 BROKERS_HEADERS = frozenset((b"CC", b"BCC", b"x-death", b"x-delivery-count", b"x-acquired-count"))
 """Headers that a message must not have when it is published again: the first two would send it to more queues, and the
 broker sets the others itself."""
+
+NEEDED_HEADERS = frozenset(name.encode() for name in (UPDATE_MODE, VERSION, "MessageId"))
+"""What determines how a request is processed."""
 
 TABLE_MAX = 2**18
 """The longest header table that is read, in bytes. A publisher of AMQP 0-9-1 cannot send one that is longer than a frame, which
