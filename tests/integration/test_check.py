@@ -755,6 +755,22 @@ async def test_a_trigger_that_keeps_marks_is_broken(amqp_url: str, database_url:
     assert worst(await look(amqp_url, database_url)) == [("inbox", why)]
 
 
+async def test_an_inbox_that_cannot_be_trimmed_is_a_warning(
+    amqp_url: str, database_url: str, database: Connection
+) -> None:
+    """A rule for deletes: rows are stored all the same, marks are removed, and the table grows."""
+    await database.execute("""
+        CREATE TABLE gone (request_key uuid);
+        CREATE RULE r AS ON DELETE TO task_activity_log_inbox DO ALSO INSERT INTO gone VALUES (OLD.request_key);
+    """)
+    [found] = [one for one in await look(amqp_url, database_url) if one.what == "inbox"]
+    assert found.verdict == "warning"
+    assert found.found.startswith(
+        "old keys cannot be deleted from task_activity_log_inbox: schema does not fit (0A000): DO ALSO rules are not"
+        " supported for data-modifying statements in WITH"
+    )
+
+
 @pytest.mark.parametrize(
     ("statement", "why"),
     [

@@ -659,6 +659,33 @@ class TestKindsOfTables:
             "task_activity_log has no partition for the rows"
         }
 
+    @pytest.mark.parametrize("name", ["task_activity_log", "task_activity_log_inbox"])
+    @pytest.mark.parametrize(
+        "change",
+        [
+            "CREATE RULE r AS ON DELETE TO {name} DO INSTEAD NOTHING",
+            "CREATE RULE r AS ON INSERT TO {name} DO INSTEAD NOTHING; DROP RULE r ON {name}",
+            "CREATE RULE r AS ON INSERT TO {name} DO INSTEAD NOTHING; ALTER TABLE {name} DISABLE RULE r",
+            "CREATE RULE r AS ON INSERT TO {name} DO INSTEAD NOTHING; ALTER TABLE {name} ENABLE REPLICA RULE r",
+        ],
+    )
+    async def test_rules_that_do_not_fire_for_what_is_written_do_no_harm(
+        self, store: Store, database: Connection, name: str, change: str
+    ) -> None:
+        """PostgreSQL permits them with ON CONFLICT. One that was dropped leaves a mark in pg_class until a VACUUM."""
+        await database.execute(change.format(name=name))
+        await store.probe()
+        assert outcomes(await store.apply([ask()])) == ["inserted"]
+
+    async def test_a_rule_for_updates_fails_the_probe_also_if_it_is_disabled(
+        self, store: Store, database: Connection
+    ) -> None:
+        """PostgreSQL then refuses ON CONFLICT as well."""
+        await database.execute("CREATE RULE r AS ON UPDATE TO task_activity_log DO INSTEAD NOTHING")
+        await database.execute("ALTER TABLE task_activity_log DISABLE RULE r")
+        with pytest.raises(Unavailable, match="has rules"):
+            await store.probe()
+
     @pytest.mark.parametrize("event", ["INSERT", "UPDATE"])
     async def test_rules_fail_the_probe(self, store: Store, database: Connection, event: str) -> None:
         """PostgreSQL permits neither rules with ON CONFLICT nor INSTEAD rules in WITH: no message can be at fault."""

@@ -19,7 +19,7 @@ from task_activity_log.postgresql.messages import NOT_PERMITTED
 from task_activity_log.postgresql.reading import READ, TABLE, answer, explained
 from task_activity_log.postgresql.session import Row, Session
 from task_activity_log.postgresql.statements import sql
-from task_activity_log.postgresql.trimming import TRIM_JOURNAL, Trimming
+from task_activity_log.postgresql.trimming import TRIM, TRIM_JOURNAL, Trimming
 from task_activity_log.postgresql.watch import Watch
 from task_activity_log.problem import Failed, NotMigrated, Refused, TimedOut, Unavailable
 from task_activity_log.record import (
@@ -51,6 +51,7 @@ _CONFIRM_SECONDS = 5.0
 _IDS_AT_A_TIME = 5_000
 _OUTCOMES = {str(outcome): outcome for outcome in Outcome}
 _REHEARSE_SECONDS = 5.0
+_NOTHING_TO_TRIM = (timedelta(days=36_500), 1)
 
 
 class Store:
@@ -337,8 +338,12 @@ class Store:
         """
         row = datetime.now(UTC).isoformat(), uuid4(), uuid4(), str(Outcome.UPDATED), None, None, None, None
         write = _JOURNAL, [[value] for value in row]
-        trim = TRIM_JOURNAL, [timedelta(days=36_500), 1]
+        trim = TRIM_JOURNAL, _NOTHING_TO_TRIM
         return _why(await self._maintenance.rehearse(write, trim, seconds=_REHEARSE_SECONDS))
+
+    async def try_trim(self) -> str:
+        """Why old keys cannot be deleted from the inbox; empty if they can. None is deleted. Raises as `try_mark`."""
+        return _why(await self._maintenance.rehearse((TRIM, _NOTHING_TO_TRIM), seconds=_REHEARSE_SECONDS))
 
     async def locked(self, ids: Sequence[UUID]) -> set[UUID]:
         """Those of these records whose rows are locked by another transaction now (see sql/locked.sql).

@@ -6,7 +6,7 @@ from datetime import timedelta
 from task_activity_log.postgresql.session import Row
 from task_activity_log.postgresql.statements import sql
 
-_TRIM, _INBOX_AGE = sql("trim"), sql("inbox_age")
+TRIM, _INBOX_AGE = sql("trim"), sql("inbox_age")
 _JOURNAL_USABLE, TRIM_JOURNAL = sql("journal_usable"), sql("trim_journal")
 
 
@@ -25,7 +25,7 @@ class Trimming:
         Raises:
             Unavailable: the database cannot be used, or a privilege is missing.
         """
-        [row] = await self._ask(_TRIM, keep, chunk)
+        [row] = await self._ask(TRIM, keep, chunk)
         return int(row["count"])
 
     async def trim_journal(self, keep: timedelta, chunk: int) -> int:

@@ -56,6 +56,7 @@ async def findings(settings: Settings, *, as_worker: bool = True) -> list[Findin
         journal = await database.try_journal() if may_write and keeps_journal else ""
         may_mark = may_write and (refusal is None or refusal.verdict == "warning")
         mark = await database.try_mark() if may_mark and found["inbox_kind"] else ""
+        trim = await database.try_trim() if may_mark and found["inbox_kind"] and not mark else ""
     except Unavailable as error:
         advice = "check that it is running, and what DATABASE_URL names; docs/connecting.md explains each cause"
         if isinstance(error, TimedOut):
@@ -75,7 +76,7 @@ async def findings(settings: Settings, *, as_worker: bool = True) -> list[Findin
         schema,
         *([_another(row)] if is_another else _judge_rights(row)),
         *([] if refusal is None else [refusal]),
-        *_judge_mark(mark),
+        *_judge_inbox(mark, trim),
         *_judge_table(found, keeps_versions=keeps_versions),
         *(
             _judge_journal(row, journal, migrated=schema.verdict == "fine")
@@ -221,11 +222,14 @@ def _judge_rights(row: Row) -> Iterator[Finding]:
         yield Finding("fine", role, "has the privileges that it needs, and no more")
 
 
-def _judge_mark(why: str) -> Iterator[Finding]:
-    """Messages that may have crashed a worker wait until they can be marked."""
-    if why:
-        found = f"keys cannot be inserted into task_activity_log_inbox and deleted again: {why}"
+def _judge_inbox(mark: str, trim: str) -> Iterator[Finding]:
+    """Messages that may have crashed a worker wait until they can be marked. Nothing waits for old keys to be deleted."""
+    if mark:
+        found = f"keys cannot be inserted into task_activity_log_inbox and deleted again: {mark}"
         yield Finding("broken", "inbox", found, "look for triggers of others on it; redelivered messages wait")
+    elif trim:
+        advice = "look for rules and triggers of others on it, and for rights that were revoked: the table grows"
+        yield Finding("warning", "inbox", f"old keys cannot be deleted from task_activity_log_inbox: {trim}", advice)
 
 
 def _judge_journal(row: Row, why: str, *, migrated: bool) -> Iterator[Finding]:

@@ -63,6 +63,18 @@ triggers AS (
     WHERE NOT tgisinternal
         AND (tgrelid OPERATOR(pg_catalog.=) root OR tgparentid OPERATOR(pg_catalog.=) 0::pg_catalog.oid)
 ),
+-- Rules of the tables with which ON CONFLICT fails: those for updates even if they are disabled, those for inserts that fire.
+-- pg_class.relhasrules is true for others as well, and stays true after all were dropped. Types: 2 update, 3 insert.
+conflicting_rules AS (
+    SELECT ev_class FROM found
+    JOIN pg_catalog.pg_rewrite ON ev_class OPERATOR(pg_catalog.=) ANY (ARRAY[records, inbox]::pg_catalog.oid[])
+    WHERE ev_type OPERATOR(pg_catalog.=) '2'
+        OR ev_type OPERATOR(pg_catalog.=) '3' AND ev_enabled OPERATOR(pg_catalog.<>) 'D' AND (
+            ev_enabled OPERATOR(pg_catalog.=) 'A' OR (ev_enabled OPERATOR(pg_catalog.=) 'R') OPERATOR(pg_catalog.=) (
+                pg_catalog.current_setting('session_replication_role') OPERATOR(pg_catalog.=) 'replica'
+            )
+        )
+),
 -- Bits of tgtype: 1 for each row, 2 before, 4 insert, 16 update.
 before_insert AS (
     SELECT root, tgname, own FROM triggers
@@ -85,8 +97,8 @@ SELECT
             AND (found.records IS NULL OR found.inbox IS NULL)
         ORDER BY 1
     ) AS elsewhere,
-    records.relhasrules AS has_rules,
-    inbox.relhasrules AS inbox_has_rules,
+    records.oid OPERATOR(pg_catalog.=) ANY (SELECT ev_class FROM conflicting_rules) AS has_rules,
+    inbox.oid OPERATOR(pg_catalog.=) ANY (SELECT ev_class FROM conflicting_rules) AS inbox_has_rules,
     records.relrowsecurity AS has_row_security,
     -- A view that does not show every row of its table. Keywords are in capital letters there.
     records.relkind OPERATOR(pg_catalog.=) 'v' AND pg_catalog.pg_get_viewdef(records.oid)
