@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 from typing import Any
 from urllib.parse import quote, urlsplit, urlunsplit
+from uuid import uuid4
 
 import pytest
 
@@ -427,6 +428,39 @@ async def test_what_a_known_trigger_changes_in_the_session_is_taken_back(
     assert await setting_of(store, setting) == before
     assert outcomes(await store.apply([ask()])) == ["inserted"]
     assert await database.fetchval("SELECT count(*) FROM task_activity_log") == 4
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "CREATE TRIGGER other AFTER INSERT ON task_activity_log_inbox FOR EACH ROW EXECUTE FUNCTION goes_elsewhere()",
+        "CREATE TRIGGER other AFTER INSERT ON task_activity_log EXECUTE FUNCTION goes_elsewhere()",
+        "ALTER TABLE task_activity_log RENAME TO base; CREATE VIEW task_activity_log AS SELECT * FROM base;"
+        "CREATE TRIGGER other AFTER INSERT ON base FOR EACH ROW EXECUTE FUNCTION goes_elsewhere()",
+    ],
+    ids=["inbox", "statement without rows", "view"],
+)
+async def test_no_trigger_sends_the_rows_of_others_into_another_schema(
+    store: Store, database: Connection, change: str
+) -> None:
+    """Also not one that fires for a key in the inbox, for the probe, or on the table behind a view."""
+    await database.execute(f"""
+        CREATE SCHEMA other;
+        CREATE TABLE other.task_activity_log (LIKE public.task_activity_log INCLUDING ALL);
+        CREATE TABLE other.task_activity_log_inbox (LIKE public.task_activity_log_inbox INCLUDING ALL);
+        CREATE TRIGGER task_activity_log_modified BEFORE INSERT OR UPDATE ON other.task_activity_log
+            FOR EACH ROW EXECUTE FUNCTION task_activity_log_modified();
+        CREATE FUNCTION goes_elsewhere() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+            PERFORM set_config('search_path', 'other, public', false); RETURN NULL;
+        END $$;
+        {change};
+    """)
+    await store.probe()
+    for _ in range(3):
+        await store.mark([uuid4()])
+        assert outcomes(await store.apply([ask(), ask()])) == ["inserted", "inserted"]
+    assert await database.fetchval("SELECT count(*) FROM public.task_activity_log") == 6
+    assert await database.fetchval("SELECT count(*) FROM other.task_activity_log_inbox") == 0
 
 
 async def setting_of(store: Store, name: str) -> str:

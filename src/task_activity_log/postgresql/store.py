@@ -429,9 +429,12 @@ class Store:
     async def _maintain(
         self, session: Session, statement: str, *arguments: object, seconds: float | None = None
     ) -> list[Row]:
-        """Execute a statement that belongs to no message. If it is refused, no message can be at fault."""
+        """Execute a statement that belongs to no message. If it is refused, no message can be at fault.
+
+        Triggers fire for these as well: for keys in the inbox, and for a statement without rows.
+        """
         try:
-            return await session.ask(statement, *arguments, seconds=seconds)
+            return await session.ask(statement, *arguments, seconds=seconds, restore=self.watch.has_triggers)
         except Refused as refused:
             outage = Unavailable(f"the query is refused ({refused.sqlstate})", session.where)
         raise outage

@@ -16,7 +16,7 @@ class Watch:
         self.doubtful = False
         """Whether the tables did not fit. Then a probe comes before the next row, and ends it if it passes."""
         self.has_triggers = False
-        """Whether the records have triggers of others. They may make texts longer, and change the session."""
+        """Whether triggers of others may fire. They may make texts longer, and change the session."""
 
     async def look(self) -> None:
         """Look at the tables.

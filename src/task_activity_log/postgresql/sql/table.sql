@@ -118,10 +118,12 @@ SELECT
         WHERE root OPERATOR(pg_catalog.=) found.records
             AND NOT (own AND tgname OPERATOR(pg_catalog.=) 'task_activity_log_modified')
     ) AS has_other_triggers,
-    EXISTS (
+    -- Of either table. Those of the table behind a view are not known.
+    records.relkind OPERATOR(pg_catalog.=) 'v' OR inbox.relkind OPERATOR(pg_catalog.=) 'v' OR EXISTS (
         SELECT FROM triggers
-        WHERE root OPERATOR(pg_catalog.=) found.records AND tgenabled OPERATOR(pg_catalog.<>) 'D'
-            AND NOT (own AND tgname OPERATOR(pg_catalog.=) 'task_activity_log_modified')
+        WHERE tgenabled OPERATOR(pg_catalog.<>) 'D' AND NOT (
+            root OPERATOR(pg_catalog.=) found.records AND own AND tgname OPERATOR(pg_catalog.=) 'task_activity_log_modified'
+        )
     ) AS has_triggers_of_others,
     ARRAY(
         SELECT tgname::pg_catalog.text FROM before_insert WHERE root OPERATOR(pg_catalog.=) found.inbox
