@@ -608,7 +608,7 @@ class TestKindsOfTables:
     async def test_triggers_of_partitions_are_seen(self, store: Store, database: Connection) -> None:
         """The table's own trigger may be on each partition instead, and a column that is not ours may be set there."""
         await database.execute(PARTITIONED)
-        assert (await store.look())["has_triggers_of_others"] is False  # partitions have copies of the table's own
+        assert (await store.look())["has_code_of_others"] is False  # partitions have copies of the table's own
         await database.execute("DROP TRIGGER task_activity_log_modified ON task_activity_log")
         with pytest.raises(Unavailable, match="trigger task_activity_log_modified is missing"):
             await store.probe()
@@ -618,7 +618,7 @@ class TestKindsOfTables:
                     FOR EACH ROW EXECUTE FUNCTION task_activity_log_modified();
             """)
         await store.probe()
-        assert (await store.look())["has_triggers_of_others"] is True
+        assert (await store.look())["has_code_of_others"] is True
         assert outcomes(await store.apply([ask() for _ in range(20)])) == ["inserted"] * 20
 
     async def test_a_row_whose_partition_was_detached_waits(self, store: Store, database: Connection) -> None:

@@ -296,9 +296,18 @@ TRIGGER = """
 """
 
 
-async def test_texts_that_a_trigger_has_made_long_are_not_returned(database_url: str, database: Connection) -> None:
+BEHIND_A_VIEW = """
+    ALTER TABLE task_activity_log RENAME TO base;
+    CREATE VIEW task_activity_log AS SELECT * FROM base;
+"""
+
+
+@pytest.mark.parametrize("kind", ["SELECT 1", BEHIND_A_VIEW], ids=["table", "view"])
+async def test_texts_that_a_trigger_has_made_long_are_not_returned(
+    database_url: str, database: Connection, kind: str
+) -> None:
     """Nor are they read, if they are longer than any reply may be. The others of the wave are returned, and all are written."""
-    await database.execute(TRIGGER)
+    await database.execute(TRIGGER + kind)
     store = Store(database_url, read_bytes=10_000, record_bytes=20_000)
     wave = [ask(subject=subject) for subject in ("long 4000", "long 9000", "long 15000", "long 25000", "short")]
     applied = await store.apply(wave)

@@ -463,6 +463,27 @@ async def test_no_trigger_sends_the_rows_of_others_into_another_schema(
     assert await database.fetchval("SELECT count(*) FROM other.task_activity_log_inbox") == 0
 
 
+CODE = {
+    "constraint": "ALTER TABLE task_activity_log ADD CHECK (change())",
+    "default": "ALTER TABLE task_activity_log ADD changed bool DEFAULT change()",
+    "index": "CREATE INDEX ON task_activity_log ((change()))",
+}
+
+
+@pytest.mark.parametrize("code", CODE)
+async def test_what_other_code_changes_in_the_session_is_taken_back(
+    store: Store, database: Connection, code: str
+) -> None:
+    """A trigger is not the only code that is executed for a row."""
+    await database.execute(f"""
+        CREATE FUNCTION change() RETURNS bool LANGUAGE plpgsql IMMUTABLE AS $$
+            BEGIN PERFORM set_config('search_path', 'pg_catalog, public', false); RETURN true; END $$;
+        {CODE[code]}
+    """)
+    assert outcomes(await store.apply([ask()])) == ["inserted"]
+    assert await setting_of(store, "search_path") != "pg_catalog, public"
+
+
 async def setting_of(store: Store, name: str) -> str:
     """A setting of the session that writes."""
     [row] = await store._writer.ask(f"SHOW {name}")

@@ -166,7 +166,7 @@ class Store:
         arguments = writing.arguments(wave, mode, patience.lock_seconds)
         end_after = None if seconds is None or seconds >= self._command_timeout else seconds
         return await self._writer.ask(
-            self._statement(mode), *arguments, end_after=end_after, restore=self.watch.has_triggers
+            self._statement(mode), *arguments, end_after=end_after, restore=self.watch.has_code
         )
 
     async def _current(self, ids: Sequence[UUID], *, confirm: bool) -> dict[UUID, Row]:
@@ -410,7 +410,7 @@ class Store:
             Unavailable: the database cannot be used.
         """
         [row] = await self._maintain(self._writer, TABLE)
-        self._has_xmax, self.watch.has_triggers = table.has_xmax(row), row["has_triggers_of_others"]
+        self._has_xmax, self.watch.has_code = table.has_xmax(row), row["has_code_of_others"]
         return row
 
     async def _look_up(self, statement: str, *arguments: object) -> list[Row]:
@@ -423,7 +423,7 @@ class Store:
 
     def _statement(self, mode: UpdateMode) -> str:
         return writing.statement(
-            mode, self._read_bytes, has_xmax=self._has_xmax is not False, has_triggers=self.watch.has_triggers
+            mode, self._read_bytes, has_xmax=self._has_xmax is not False, has_triggers=self.watch.has_code
         )
 
     async def _maintain(
@@ -434,7 +434,7 @@ class Store:
         Triggers fire for these as well: for keys in the inbox, and for a statement without rows.
         """
         try:
-            return await session.ask(statement, *arguments, seconds=seconds, restore=self.watch.has_triggers)
+            return await session.ask(statement, *arguments, seconds=seconds, restore=self.watch.has_code)
         except Refused as refused:
             outage = Unavailable(f"the query is refused ({refused.sqlstate})", session.where)
         raise outage

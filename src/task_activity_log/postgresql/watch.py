@@ -15,8 +15,9 @@ class Watch:
         self._ask = ask
         self.doubtful = False
         """Whether the tables did not fit. Then a probe comes before the next row, and ends it if it passes."""
-        self.has_triggers = False
-        """Whether triggers of others may fire. They may make texts longer, and change the session."""
+        self.has_code = False
+        """Whether code of others is executed for a row: by triggers, behind a view, or in constraints. It may make texts
+        longer, and change the session."""
 
     async def look(self) -> None:
         """Look at the tables.
@@ -25,4 +26,4 @@ class Watch:
             Unavailable: the database cannot be used.
         """
         [row] = await self._ask(TABLE)
-        self.doubtful, self.has_triggers = any(table.misfits(row)), row["has_triggers_of_others"]
+        self.doubtful, self.has_code = any(table.misfits(row)), row["has_code_of_others"]

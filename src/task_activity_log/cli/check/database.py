@@ -41,7 +41,7 @@ async def findings(settings: Settings, *, as_worker: bool = True) -> list[Findin
         is_another = not as_worker and bool(row["missing"] or row["not_executable"])
         may_write = not row["missing"] and not row["read_only"] and not any(table.misfits(found))
         refusal = await _refusal(database) if may_write and found["kind"] and not row["not_executable"] else None
-        tries = may_write and refusal is None and found["has_triggers_of_others"]
+        tries = may_write and refusal is None and found["has_code_of_others"]
         keeps_versions = not tries or await database.keeps_versions()
         try:
             revision = await database.schema_version()

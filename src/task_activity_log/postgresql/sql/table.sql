@@ -118,13 +118,27 @@ SELECT
         WHERE root OPERATOR(pg_catalog.=) found.records
             AND NOT (own AND tgname OPERATOR(pg_catalog.=) 'task_activity_log_modified')
     ) AS has_other_triggers,
-    -- Of either table. Those of the table behind a view are not known.
-    records.relkind OPERATOR(pg_catalog.=) 'v' OR inbox.relkind OPERATOR(pg_catalog.=) 'v' OR EXISTS (
+    -- Whether code of others is executed for a row: by a trigger of either table; by a trigger of the table behind a view; or by
+    -- a function in a constraint, a default, a policy or an index. Functions of PostgreSQL itself are no dependencies.
+    coalesce(records.relkind OPERATOR(pg_catalog.=) 'v' OR inbox.relkind OPERATOR(pg_catalog.=) 'v', false) OR EXISTS (
         SELECT FROM triggers
         WHERE tgenabled OPERATOR(pg_catalog.<>) 'D' AND NOT (
-            root OPERATOR(pg_catalog.=) found.records AND own AND tgname OPERATOR(pg_catalog.=) 'task_activity_log_modified'
+            own AND root OPERATOR(pg_catalog.=) found.records AND tgname OPERATOR(pg_catalog.=) 'task_activity_log_modified'
         )
-    ) AS has_triggers_of_others,
+    ) OR EXISTS (
+        SELECT FROM (
+            SELECT 'pg_catalog.pg_constraint'::pg_catalog.regclass AS kind, pg_constraint.oid AS id
+            FROM pg_catalog.pg_constraint JOIN parts ON part OPERATOR(pg_catalog.=) conrelid
+            UNION ALL SELECT 'pg_catalog.pg_attrdef'::pg_catalog.regclass, pg_attrdef.oid
+            FROM pg_catalog.pg_attrdef JOIN parts ON part OPERATOR(pg_catalog.=) adrelid
+            UNION ALL SELECT 'pg_catalog.pg_policy'::pg_catalog.regclass, pg_policy.oid
+            FROM pg_catalog.pg_policy JOIN parts ON part OPERATOR(pg_catalog.=) polrelid
+            UNION ALL SELECT 'pg_catalog.pg_class'::pg_catalog.regclass, indexrelid
+            FROM pg_catalog.pg_index JOIN parts ON part OPERATOR(pg_catalog.=) indrelid
+        ) AS ours
+        JOIN pg_catalog.pg_depend ON classid OPERATOR(pg_catalog.=) kind::pg_catalog.oid AND objid OPERATOR(pg_catalog.=) id
+        WHERE refclassid OPERATOR(pg_catalog.=) 'pg_catalog.pg_proc'::pg_catalog.regclass::pg_catalog.oid
+    ) AS has_code_of_others,
     ARRAY(
         SELECT tgname::pg_catalog.text FROM before_insert WHERE root OPERATOR(pg_catalog.=) found.inbox
         GROUP BY tgname ORDER BY tgname
