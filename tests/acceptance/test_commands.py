@@ -413,6 +413,26 @@ async def test_a_line_that_cannot_be_read_does_not_end_the_look_at_its_file(tmp_
 
 
 @pytest.mark.parametrize(
+    ("name", "options", "advice"),
+    [("a.json", (), "name it .jsonl"), ("-", ("--stdin", "json"), "add --stdin jsonl")],
+    ids=["file", "stdin"],
+)
+async def test_what_follows_a_record_may_be_the_next_line(
+    tmp_path: Path, name: str, options: Sequence[str], advice: str
+) -> None:
+    """Then the file is named wrongly. If it follows on the same line, it is only named."""
+    path = name if name == "-" else str(tmp_path / name)
+    for content, words in (
+        (line() + line(), f"something follows the record; if each line is a record, {advice}"),
+        (f"{line().strip()} x", "something follows the record"),
+    ):
+        (tmp_path / name).write_text(content)
+        said = await command("publish", "--dry-run", path, *options, stdin=content.encode())
+        assert said.code == 1
+        assert f": is not JSON: {words}; nothing was sent from it\n" in said.err
+
+
+@pytest.mark.parametrize(
     ("name", "content", "words"),
     [
         ("a.jsonl", f"{{\n {line()[1:]}", "is one record on several lines, not one record per line: name it .json"),

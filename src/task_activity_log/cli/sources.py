@@ -32,6 +32,7 @@ KNOWN = (".json", *_LINES, ".xml", ".csv")
 _GZIP = ".gz"
 _GZIP_BEGINS = b"\x1f\x8b"
 _BOM = b"\xef\xbb\xbf"
+_MORE = "Extra data"
 _SYNTAX = {
     "Expecting value": "a value is missing",
     "Expecting property name enclosed in double quotes": "a name in double quotes is missing",
@@ -39,7 +40,7 @@ _SYNTAX = {
     "Expecting ',' delimiter": "a comma or a closing bracket is missing",
     "Unterminated string starting at": "the string that begins here does not end",
     "Invalid control character at": "a control character in a string is not escaped",
-    "Extra data": "something follows the record",
+    _MORE: "something follows the record",
 }
 """What Python's `json` says of a syntax error, for people who do not know Python."""
 _BETWEEN = re.compile(r"[ \t\r\n,]*")
@@ -156,7 +157,7 @@ class Source:
 
     def _other_format(self, first: bytes, file: IO[bytes]) -> str | None:
         """What a file is whose first line is not a record; None if it may be one record per line all the same."""
-        stdin = _kind(Path(self.path)) not in KNOWN  # or a pipe: its format is not in its name
+        stdin = not self._is_named
         start = first.lstrip()[:1]
         if start == b"<":
             return "is XML, not one record per line: " + ("add --stdin xml" if stdin else "name it .xml")
@@ -176,6 +177,19 @@ class Source:
             )
         return None
 
+    @property
+    def _is_named(self) -> bool:
+        """Whether its name has its format: that of standard input and of a pipe does not."""
+        return _kind(Path(self.path)) in KNOWN
+
+    def _what_is_wrong(self, error: json.JSONDecodeError) -> str:
+        """What the error is, and what to do if it is that the next line is there: each may be a record."""
+        what = _SYNTAX.get(error.msg, error.msg)
+        if error.msg == _MORE and error.colno == 1:
+            how = "name it .jsonl" if self._is_named else "add --stdin jsonl"
+            return f"{what}; if each line is a record, {how}"
+        return what
+
     def _json(self, content: bytes, first_line: int, source: str) -> Iterator[Upsert]:
         whole = content  # its columns are those of the file
         content = content.strip() if self.suffix in _LINES else content
@@ -188,7 +202,7 @@ class Source:
             if not content.strip():
                 return
             where = f"{self.name}:{first_line + error.lineno - 1}:{error.colno}"
-            raise _NotJson(f"{where}: is not JSON: {_SYNTAX.get(error.msg, error.msg)}") from None
+            raise _NotJson(f"{where}: is not JSON: {self._what_is_wrong(error)}") from None
         except UnicodeDecodeError as error:
             before = error.object[: error.start].split(b"\n")
             where = f"{self.name}:{first_line + len(before) - 1}:{len(before[-1].decode(errors='replace')) + 1}"
