@@ -597,7 +597,7 @@ def documented(use: str) -> dict[str, str]:
 async def test_the_rights_that_are_documented_are_enough(
     rabbitmq: RabbitMQ, amqp_url: str, database_url: str, database: Connection
 ) -> None:
-    """To look and discard, and to replay. In the database SELECT on the records."""
+    """To look and discard, to replay, and for all uses. In the database SELECT on the records."""
     role, identifier = f"console_{uuid4().hex[:8]}", uuid4()
     await database.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'secret'; GRANT SELECT ON task_activity_log TO {role}")
     await database.execute("INSERT INTO task_activity_log (id, subject) VALUES ($1, 'the row')", identifier)
@@ -617,6 +617,19 @@ async def test_the_rights_that_are_documented_are_enough(
                     await viewer.press("/act", letter=left.id, do="replay", why="done", over_newer="on"), "sent again"
                 )
         assert await waiting(amqp_url) == []
+        await keep(amqp_url, *((record(identifier), {"message_id": name}) for name in ("three", "four")))
+        with user_who_may(rabbitmq, amqp_url, **documented("all of these")) as url:
+            async with serving(console_of(url, reading)) as viewer:
+                [three, four] = await viewer.look()
+                await viewer.until(await viewer.press("/act", letter=three.id, do="discard", why="done"), "discarded")
+                await viewer.until(
+                    await viewer.press("/act", letter=four.id, do="replay", why="done", over_newer="on"), "sent again"
+                )
+                await viewer.console.replies.follow()
+                await viewer.console.replies._connected.wait()
+                path = await viewer.press("/snapshot", record=str(identifier), why="lost")
+                assert "The row was sent to its subscribers" in await viewer.page(path)
+                await viewer.until(f"/replies?id={identifier}&outcome=snapshot", "the row")
     finally:
         await database.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
 
