@@ -35,6 +35,7 @@ from tests.consoles import console_of, console_process
 from tests.users import user_who_may
 
 QUEUE = Topology().dead_letters_queue
+BASIC_ACK = b"\x00\x3c\x00\x50"
 
 
 @asynccontextmanager
@@ -566,6 +567,51 @@ async def test_a_broker_that_goes_away_in_the_middle_loses_nothing(amqp_url: str
     # Of the one that was under way when the connection was lost, nobody knows whether it was removed.
     assert left in (names[sent:], names[sent + 1 :])
     assert (await names_in(amqp_url, Topology().requests_queue))[:sent] == names[:sent]
+
+
+@pytest.mark.parametrize("kind", ["replay", "discard"])
+async def test_what_was_done_before_a_connection_was_lost_is_not_said_to_be_undone(amqp_url: str, kind: str) -> None:
+    """The queue was told to remove them, and its answer has not come."""
+    await keep(amqp_url, *((record(uuid4()), {"message_id": f"{kind}-{number}"}) for number in range(3)))
+    async with Proxy.to(amqp_url) as proxy, serving(console_of(proxy.url)) as viewer:
+        _, plan = await viewer.dry_run(f"message={kind}-")
+        proxy.hold_at(BASIC_ACK, after=True)
+        path = await viewer.press("/act", plan=plan, do=kind, count="3", why="cut")
+        await proxy.held_back()
+        proxy.cut()
+        proxy.resume()
+        page = await viewer.until(path, 'role="alert"')
+    done = "sent" if kind == "replay" else "discarded"
+    assert f"3 not known to be {done}: those that were not are still in the queue" in re.sub("<[^>]+>", "", page)
+
+
+async def test_replies_with_one_correlation_id_are_told_apart_by_their_records(world: World, viewer: Viewer) -> None:
+    """Publishers may give a whole batch one: what is not known is not said."""
+    names, ids = [f"batch-{number}" for number in range(3)], [uuid4() for _ in range(3)]
+    await keep(
+        world.amqp_url,
+        *(
+            (record(identifier, subject=name), {"message_id": name, "correlation_id": "batch"})
+            for name, identifier in zip(names, ids, strict=True)
+        ),
+    )
+    connection = await asyncpg.connect(world.database_url)
+    await connection.execute(
+        "ALTER TABLE task_activity_log ADD CONSTRAINT other CHECK (subject <> 'batch-2') NOT VALID"
+    )
+    try:
+        _, plan = await viewer.dry_run("message=batch-")
+        path = await viewer.press("/act", plan=plan, do="replay", why="batch")
+        await viewer.ended(path)
+        async with asyncio.timeout(90):
+            while sum(heard.reply.correlation_id == "batch" for heard in viewer.console.replies.latest) < len(ids):
+                await asyncio.sleep(0.05)
+    finally:
+        await connection.execute("ALTER TABLE task_activity_log DROP CONSTRAINT other")
+        await connection.close()
+    answers = {entry.letter.name: (entry.answer, entry.code) for entry in viewer.action(path).entries}
+    assert (answers["batch-0"], answers["batch-1"]) == (("inserted", ""), ("inserted", ""))
+    assert answers["batch-2"] in (("", ""), ("rejected", "refused_by_database"))
 
 
 async def test_a_user_without_the_rights_is_told_so(rabbitmq: RabbitMQ, world: World) -> None:

@@ -85,8 +85,24 @@ def test_a_filter_by_time_includes_both_ends() -> None:
     assert [each.since for each in found if each in wanted] == [since]
     assert Filter.of({"from": "2026-01-31T14:30"}).since == datetime(2026, 1, 31, 14, 30, tzinfo=UTC)
     assert Filter.of({"from": "2026-01-31T14:30+02:00"}).since == datetime(2026, 1, 31, 12, 30, tzinfo=UTC)
-    with pytest.raises(ValueError, match="“soon” is not a time"):
-        Filter.of({"to": "soon"})
+    for text in ("soon", "0001-01-01T00:00+23:00"):
+        with pytest.raises(ValueError, match=f"“{re.escape(text)}” is not a time"):
+            Filter.of({"to": text})
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ("2026-01-31T14:30+02:00", "2026-01-31T12:30"),
+        ("2026-01-31T14:30:45", "2026-01-31T14:30:45"),
+        ("0026-01-31", "0026-01-31T00:00"),
+    ],
+)
+def test_a_link_to_another_page_has_the_same_time(given: str, text: str) -> None:
+    """What is listed is what a replay of all that match then has."""
+    wanted = Filter.of({"from": given})
+    assert wanted.members == {"from": text}
+    assert Filter.of(wanted.members) == wanted
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import pytest
 from sandbox.letters import HOSTILE
 from task_activity_log.console.actions import Action, Sending
 from task_activity_log.console.app import routes
+from task_activity_log.console.forms import Forms
 from task_activity_log.console.pages import Pages
 from task_activity_log.console.rendering import path_of, templates
 from task_activity_log.console.users import ALL, Role, User, password_line
@@ -286,6 +287,8 @@ def test_a_filter_is_kept_from_page_to_page(local: Browser) -> None:
         "/dead-letters?from=soon",
         "/dead-letters?page=-1",
         "/dead-letters?page=999999999999999999999",
+        "/dead-letters?page=" + "9" * 5000,
+        "/dead-letters?from=0001-01-01T00:00%2B23:00",
         "/dead-letters?code=%00",
     ],
 )
@@ -365,6 +368,7 @@ def test_the_download_is_what_publish_takes(local: Browser) -> None:
         ({"body": f'{{"id": "{ID}"}}', "headers": "[]"}, "headers should be an object"),
         ({"body": f'{{"id": "{ID}"}}', "headers": "{"}, "sent: the headers are not JSON: Expecting"),
         ({"body": f'{{"id": "{ID}"}}', "message_id": "é" * 300}, "It cannot be sent"),
+        ({"body": f'{{"id": "{ID}"}}', "content_type": "é" * 300}, "It cannot be sent"),
         ({"body": "<task_activity_log/>", "content_type": "application/xml"}, "Send id as a uuid"),
         ({"body": ""}, "Send the record in the body"),
         ({}, "Send the record in the body"),
@@ -393,6 +397,20 @@ def test_the_edit_page_needs_a_change_and_a_reason_and_a_valid_message(local: Br
         assert (answer.status_code, (said or "headers cannot be sent: it is not JSON") in answer.text) == (422, True)
         assert body in unescape(answer.text)
     assert list(local.console.actions.all) == []
+
+
+async def test_a_body_that_a_browser_cannot_show_exactly_is_sent_as_it_was_if_only_the_headers_are_edited() -> None:
+    """A browser shows a carriage return as a line feed, and a NUL as another character, and sends what it shows."""
+    found = letter(b"<task_activity_log>\r<id>\0</id>\r\n</task_activity_log>", Properties(content_type="text/plain"))
+    members = {
+        "body": "<task_activity_log>\r\n<id>\ufffd</id>\r\n</task_activity_log>",
+        "header": '{"content_type": "application/xml", "content_encoding": null, "headers": {}}',
+    }
+    edited, shown = await Forms(console_of())._edited(found, members)
+    assert (edited.body, edited.restored(None).content_type) == (found.raw.body, "application/xml")
+    other = "<task_activity_log></task_activity_log>"
+    changed, _ = await Forms(console_of())._edited(found, members | {"body": other})
+    assert (changed.body, shown["problem"]) == (other.encode(), "")
 
 
 def header_of(found: Browser) -> str:

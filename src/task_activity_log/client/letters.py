@@ -163,9 +163,7 @@ class Filter:
     def members(self) -> dict[str, str]:
         """What is given, by the name in the URL and in the form."""
         given = {_TIMES.get(name, name): value for name, value in asdict(self).items() if value}
-        return {
-            name: f"{value:%Y-%m-%dT%H:%M}" if isinstance(value, datetime) else value for name, value in given.items()
-        }
+        return {name: _form_time(value) if isinstance(value, datetime) else value for name, value in given.items()}
 
     def __contains__(self, letter: Letter) -> bool:
         return (
@@ -191,9 +189,14 @@ def _time(text: str) -> datetime | None:
         return None
     try:
         time = datetime.fromisoformat(text)
-    except ValueError:
+        return time.astimezone(UTC) if time.tzinfo else time.replace(tzinfo=UTC)
+    except (ValueError, OverflowError):
         raise ValueError(f"“{text[:40]}” is not a time: write it as 2026-01-31T14:30, in UTC.") from None
-    return time if time.tzinfo else time.replace(tzinfo=UTC)
+
+
+def _form_time(time: datetime) -> str:
+    """A time in UTC as a form has it, with seconds only if it has some."""
+    return time.replace(tzinfo=None).isoformat(timespec="auto" if time.second or time.microsecond else "minutes")
 
 
 def shown_headers(letter: DeadLetter) -> Mapping[str, object]:

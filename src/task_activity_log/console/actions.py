@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import structlog
 
-from task_activity_log.client import ClientError, Reply
+from task_activity_log.client import ClientError, Received, StoredReply, UnreadableReply
 from task_activity_log.client.dead_letters import DeadLetter, Loan
 from task_activity_log.client.exported import stamped
 from task_activity_log.client.letters import Letter
@@ -51,7 +51,10 @@ class Action:
     stopping: bool = False
     problem: str = ""
     """Why it ended early, in a sentence; empty if it did not."""
-    by_correlation: dict[str, Replay] = field(default_factory=dict)
+    lost: bool = False
+    """Whether it failed in the middle: some of those that are `waiting` may be sent or removed."""
+    by_correlation: dict[str, list[Replay]] = field(default_factory=dict)
+    """Those that were sent and whose outcome is not known; several can have the same correlation_id."""
 
     @property
     def counts(self) -> Counter[str]:
@@ -105,11 +108,18 @@ class Actions:
         task.add_done_callback(lambda _: self._tasks.pop(action.id, None))
         return action
 
-    def heard(self, reply: Reply) -> None:
-        """Note a reply, if it answers a dead letter that was replayed."""
+    def heard(self, reply: Received) -> None:
+        """Note a reply, if it answers a dead letter that was replayed, and it is known which one.
+
+        Publishers can give many requests one correlation_id: then a record tells them apart, and a problem nothing.
+        """
         for action in reversed(self.all.values()):
-            if entry := action.by_correlation.pop(reply.correlation_id or "", None):
-                entry.answer, entry.code = reply.outcome, reply.code or ""
+            if entries := action.by_correlation.get(reply.correlation_id or ""):
+                record = reply.record.id if isinstance(reply, StoredReply) else None
+                found = [entry for entry in entries if record in (None, entry.record)]
+                if len(found) == 1 and not isinstance(reply, UnreadableReply):
+                    found[0].answer, found[0].code = reply.outcome, reply.code or ""
+                    entries.remove(found[0])
                 return
 
     def running(self) -> list[Action]:
@@ -156,10 +166,12 @@ class Actions:
                     for entry in found:
                         entry.state = "discarded"
         except ClientError as error:
+            action.lost = True
             action.problem = f"{str(error)[:1].upper()}{str(error)[1:]}."
         except Unavailable as error:
             action.problem = f"Nothing was sent, because it is not known whether rows have changed: {error.reason}."
         except Exception as error:  # a defect must not leave a page that says it is under way
+            action.lost = True
             action.problem = f"The console failed ({type(error).__name__}). What was not sent is in the queue."
             raise
         finally:
@@ -180,7 +192,7 @@ class Actions:
             entry.request = stamped(entry.request, action.user)
             properties = entry.request.properties
             if correlation := properties.correlation_id or properties.message_id:
-                action.by_correlation[correlation] = entry
+                action.by_correlation.setdefault(correlation, []).append(entry)
 
         def replayed(letter: DeadLetter) -> None:
             entries[id(letter)].state = "sent"

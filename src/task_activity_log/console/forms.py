@@ -108,8 +108,11 @@ class Forms:
     async def _edited(self, letter: Letter, members: Members) -> tuple[DeadLetter, dict[str, Any]]:
         """The dead letter as it was corrected, and what its page shows of it."""
         original = letter.raw.restored(None)
-        before = _unix(readable(letter.raw.body, received(original).content_type)), exported.header_text(original)
-        body, header = (_unix(members.get(name, text)) for name, text in zip(("body", "header"), before, strict=True))
+        text = readable(letter.raw.body, received(original).content_type)
+        before = _in_a_browser(text), _in_a_browser(exported.header_text(original))
+        body, header = (
+            _in_a_browser(members.get(name, text)) for name, text in zip(("body", "header"), before, strict=True)
+        )
         found, problem = letter.raw, ""
         changes = [text if text != old else None for text, old in zip((body, header), before, strict=True)]
         try:
@@ -270,6 +273,11 @@ def _unix(text: str) -> str:
     return text.replace("\r\n", "\n")
 
 
+def _in_a_browser(text: str) -> str:
+    """A text as a text area of a browser has it: what was not edited is told by comparing with this."""
+    return _unix(text).replace("\r", "\n").replace("\0", "\ufffd")
+
+
 def _upsert(members: Members) -> tuple[Upsert, str]:
     """The request in a form, and why it cannot be sent as it is."""
     message, text = members.get("message_id", "").strip() or str(uuid4()), members.get("headers", "").strip()
@@ -282,4 +290,6 @@ def _upsert(members: Members) -> tuple[Upsert, str]:
         problem = f"It cannot be sent: the headers are not JSON: {error}."
     except ValueError as error:
         problem = f"It cannot be sent: {error}."
-    return exported.upsert(line, str(uuid4()), ""), problem
+    with suppress(ValueError):
+        return exported.upsert(line, str(uuid4()), ""), problem
+    return exported.upsert({**line, "content_type": ""}, str(uuid4()), ""), problem  # that is what cannot be sent

@@ -38,6 +38,7 @@ from task_activity_log.wire.fields import STORED_KINDS
 from task_activity_log.wiring import link_of
 
 ON_A_PAGE = 50
+_PAGE_DIGITS = 10
 _GROUPS = 100
 _CHART_PARTS = 60
 _LISTED = 200
@@ -86,7 +87,7 @@ class Pages:
         letters = await self.console.matching(wanted)
         found, times = groups(letters), [letter.since for letter in letters if letter.since]
         asked = request.query_params.get("page", "1")
-        number = max(1, int(asked) if asked.isdecimal() else 1)
+        number = max(1, int(asked) if asked.isdecimal() and len(asked) < _PAGE_DIGITS else 1)
         return page(
             request, "dead_letters.html", "Dead letters", look=look, wanted=wanted, number=number, parts=PARTS,
             letters=letters[::-1][(number - 1) * ON_A_PAGE : number * ON_A_PAGE], matching=len(letters),
