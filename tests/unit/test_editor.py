@@ -3,6 +3,7 @@
 import signal
 import subprocess
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,6 +11,7 @@ import pytest
 
 from task_activity_log.cli.dead_letters import editing
 from task_activity_log.cli.exit_codes import guarded
+from task_activity_log.client import ClientError
 from task_activity_log.client.dead_letters import DeadLetter
 from task_activity_log.message import Properties
 from task_activity_log.settings import load
@@ -61,3 +63,35 @@ def test_headers_that_are_no_json_can_be_corrected(
     said = capsys.readouterr().err
     assert "cannot be sent: it is not JSON" in said
     assert "your edits" not in said
+
+
+@pytest.mark.parametrize("body", [b"\n\n<task_activity_log>", b"\r\n\n<a/>\n\n", b"\n", b"{\n", b""])
+@pytest.mark.parametrize("content_type", ["application/xml", "application/json"])
+def test_a_body_that_is_not_changed_is_not_sent(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, body: bytes, content_type: str
+) -> None:
+    """Also if it begins with empty lines, as the lines above it end with one; and without all or some of these lines."""
+    letter = DeadLetter(body, Properties(message_id="m", content_type=content_type), cast("Any", None))
+    monkeypatch.delenv("VISUAL", raising=False)
+    for editor in ("true", "sed -i 1d", "sed -i 1,2d", "sed -i 1,3d"):
+        monkeypatch.setenv("EDITOR", editor)
+        assert editing._body_in_editor(letter, ["invalid_uuid: Send id."], tmp_path / "m", {}) is None
+    monkeypatch.setenv("EDITOR", r"sed -i 's/$/\r/'")
+    changed = editing._body_in_editor(
+        replace(letter, body=b"<a>\n</a>"), ["invalid_uuid: Send id."], tmp_path / "m", {}
+    )
+    assert changed is not None
+    assert changed.body == b"<a>\r\n</a>\r"
+
+
+def test_an_editor_that_leaves_no_file_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Whatever is in its place."""
+    editor = tmp_path / "editor"
+    editor.write_text('#!/bin/sh\nrm "$1"; mkdir "$1"\n')
+    editor.chmod(0o755)
+    monkeypatch.setenv("EDITOR", str(editor))
+    monkeypatch.delenv("VISUAL", raising=False)
+    letter = DeadLetter(b'{"id": "no"}', Properties(message_id="m", content_type="application/json"), cast("Any", None))
+    with pytest.raises(ClientError, match=f"Is a directory after {editor}; nothing was replayed"):
+        with editing.edited([letter], load({}, needed=())):
+            pass

@@ -274,7 +274,7 @@ def _unix(text: str) -> str:
 
 
 def _in_a_browser(text: str) -> str:
-    """A text as a text area of a browser has it: what was not edited is told by comparing with this."""
+    """A text as a text area of a browser has it: what was not edited is equal to this."""
     return _unix(text).replace("\r", "\n").replace("\0", "\ufffd")
 
 

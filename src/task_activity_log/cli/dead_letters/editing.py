@@ -53,7 +53,7 @@ class Edits:
     def needed(self) -> bool:
         """Whether a file has something that somebody has written and that was not replayed."""
         return (bool(self.requests) and not self.replayed) or any(
-            file.exists() and _saved(file, before) != before for file, before in self.opened.items()
+            file.is_file() and _saved(file, before) != before for file, before in self.opened.items()
         )
 
 
@@ -151,11 +151,18 @@ def _body_in_editor(
     )
     file = place.with_name(place.name + (".xml" if is_xml else ".json"))
     edited = _in_editor(b"\n".join([*notes, shown]), file, opened)
+    body = _without(notes, edited)
+    return None if shown in (body, edited) else replace(letter, body=body)
+
+
+def _without(notes: Sequence[bytes], edited: bytes) -> bytes:
+    """What somebody has edited without the notes above it. The body can begin with empty lines of its own, which stay."""
     lines = edited.split(b"\n")
-    while lines and lines[0].rstrip(b"\r") in notes:
-        del lines[0]
-    body = b"\n".join(lines)
-    return None if body == shown else replace(letter, body=body)
+    removed = 0
+    for note in notes:
+        if removed < len(lines) and lines[removed].rstrip(b"\r") == note:
+            removed += 1
+    return b"\n".join(lines[removed:])
 
 
 def _is_text(body: bytes) -> bool:
