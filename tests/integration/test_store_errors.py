@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import quote, urlsplit, urlunsplit
 from uuid import uuid4
 
+import asyncpg
 import pytest
 
 from sandbox.proxy import Proxy
@@ -19,7 +20,7 @@ from task_activity_log.postgresql.connecting import Connector
 from task_activity_log.postgresql.session import Session
 from task_activity_log.postgresql.store import Store
 from task_activity_log.problem import CLIENT, Failed, NotMigrated, Refused, TimedOut, Unavailable
-from tests.asking import Connection, ask, merge, outcomes, until_blocked
+from tests.asking import Connection, ask, grants, merge, outcomes, until_blocked
 
 
 @asynccontextmanager
@@ -482,6 +483,59 @@ async def test_what_other_code_changes_in_the_session_is_taken_back(
     """)
     assert outcomes(await store.apply([ask()])) == ["inserted"]
     assert await setting_of(store, "search_path") != "pg_catalog, public"
+
+
+async def test_what_was_set_when_the_connection_was_opened_stays(
+    database: Connection, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a login trigger or a pooler: a search path, a role, or a setting of its own. Otherwise rows would be refused."""
+    role = f"owner_{secrets.token_hex(4)}"
+    await database.execute(f"""
+        CREATE SCHEMA "it's \\ one"; CREATE ROLE {role}; GRANT USAGE ON SCHEMA "it's \\ one" TO {role};
+        ALTER TABLE task_activity_log SET SCHEMA "it's \\ one"; ALTER TABLE task_activity_log_inbox SET SCHEMA "it's \\ one";
+        GRANT ALL ON ALL TABLES IN SCHEMA "it's \\ one" TO {role};
+        SET search_path = "it's \\ one", public;
+    """)
+    await change_the_session(database, "search_path", "public")
+    connect = asyncpg.connect
+
+    async def with_settings(*arguments: Any, **options: Any) -> Any:
+        connection = await connect(*arguments, **options)
+        await connection.execute(f"""SET search_path = "it's \\ one"; SET app.name = 'o''dd\\'; SET ROLE {role}""")
+        return connection
+
+    monkeypatch.setattr(asyncpg, "connect", with_settings)
+    store = Store(database_url)
+    try:
+        assert await store.try_own_rows(None) == []
+        for subject in ("change", "other", "change", "other"):
+            assert outcomes(await store.apply([ask(subject=subject)])) == ["inserted"]
+            assert await setting_of(store, "app.name") == "o'dd\\"
+            assert await setting_of(store, "role") == role
+    finally:
+        await store.close()
+        await database.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
+
+
+async def test_what_cannot_be_taken_back_is_not_used_again(database: Connection, database_url: str) -> None:
+    """A function of a superuser has set what the role of the workers may not set."""
+    role = f"worker_{secrets.token_hex(4)}"
+    await database.execute(f"""
+        CREATE ROLE {role} LOGIN PASSWORD 'secret'; {grants(role)};
+        CREATE FUNCTION change() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$ BEGIN
+            PERFORM set_config('session_replication_role', 'replica', false); RETURN NULL;
+        END $$;
+        CREATE TRIGGER change AFTER INSERT ON task_activity_log FOR EACH ROW EXECUTE FUNCTION change();
+    """)
+    parts = urlsplit(database_url)
+    store = Store(urlunsplit(parts._replace(netloc=f"{role}:secret@{parts.hostname}:{parts.port}")))
+    try:
+        assert await store.try_own_rows(None) == []
+        for _ in range(3):
+            assert outcomes(await store.apply([ask()])) == ["inserted"]
+    finally:
+        await store.close()
+        await database.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
 
 
 async def setting_of(store: Store, name: str) -> str:

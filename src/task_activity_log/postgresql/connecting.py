@@ -321,6 +321,7 @@ class _Opener:
         try:
             _keep_alive(connection, self.target)
             connection.know_arrays()
+            await connection.remember_settings()
             if compare:
                 try:
                     row = await connection.fetchrow(_EXAMINE)

@@ -1,9 +1,12 @@
 """A PostgreSQL connection that knows its server."""
 
 import secrets
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
+
+from task_activity_log.postgresql.statements import sql
 
 if TYPE_CHECKING:
     _Connection = asyncpg.Connection[asyncpg.Record]
@@ -19,6 +22,8 @@ _ARRAYS = [
     for oid, element_oid, element in ((1000, 16, "bool"), (1016, 20, "int8"), (2951, 2950, "uuid"))
 ]  # fmt: skip
 """The types of our arrays that the driver does not know by itself, as its lookup in the catalog would return them."""
+_RESET = f"RESET ROLE; {sql('reset')}"
+_SETTINGS = sql("settings")
 _PROCESS = secrets.token_hex(8)
 """In the names of this process's prepared statements."""
 
@@ -26,7 +31,7 @@ _PROCESS = secrets.token_hex(8)
 class ServerConnection(_Connection):
     """A connection that knows its server. `connecting` fills in what it knows."""
 
-    __slots__ = ("cluster", "place", "timeline", "unreplicated", "where", "writable")
+    __slots__ = ("as_connected", "cluster", "place", "timeline", "unreplicated", "where", "writable")
 
     place: str
     """The server, for people: `db1:5432`."""
@@ -37,6 +42,8 @@ class ServerConnection(_Connection):
     """The system identifier: it is the same for a primary and its standbys. None: not known."""
     timeline: int
     """It grows with each promotion of a standby. 0: not known."""
+    as_connected: str
+    """The statements that take back what a trigger has set for longer than its statement."""
     unreplicated: bool
     """Whether somebody cancelled a commit while it waited for a standby (see `notice`)."""
 
@@ -67,6 +74,13 @@ class ServerConnection(_Connection):
         the same name for different statements, and one would execute that of the other.
         """
         return f"{super()._get_unique_id(prefix)}{_PROCESS}"  # type: ignore[misc]  # the driver has no public name for it
+
+    async def remember_settings(self) -> None:
+        """Remember what is set now, so that it can be restored. To be called before anything else is executed."""
+        self.as_connected = _RESET
+        with suppress(asyncpg.PostgresError):  # somebody has revoked the functions, or it only resembles PostgreSQL
+            if again := await self.fetchval(_SETTINGS):
+                self.as_connected += f"; {again}"
 
     def know_arrays(self) -> None:
         """Tell the driver the array types of our statements.

@@ -13,8 +13,6 @@ from task_activity_log.problem import Refused, TimedOut, Unavailable
 Row: TypeAlias = Mapping[str, Any]
 """Values by column name."""
 
-_AS_CONNECTED = "RESET ROLE; RESET ALL"
-"""Takes back what a trigger has set for longer than its statement."""
 _RETRIES = {Fault.CONFLICT: 3, Fault.SCHEMA: 1, Fault.STATEMENT: 1, Fault.SKIPPED: 1}
 _NEW_SECONDS = 10.0
 """For how long a connection counts as new that was opened because of `Fault.SCHEMA`."""
@@ -116,16 +114,21 @@ class Session:
         They may have set a search path in which other tables have the names of ours.
         """
         self._used = time.monotonic()
-        if restore:
-            try:
-                await connection.execute(_AS_CONNECTED, timeout=self._confirm_seconds)
-            except DRIVER_ERRORS:
-                self._abandon()
+        if restore and not await self._restored(connection):
+            self._abandon()
         if not connection.is_utf8:
             self._abandon()  # it would refuse characters in the rows of others
         if connection.unreplicated:
             connection.unreplicated = False
             await self._replicate(connection.where)
+
+    async def _restored(self, connection: ServerConnection) -> bool:
+        """Whether the settings are again as they were when the connection was opened."""
+        try:
+            await connection.execute(connection.as_connected, timeout=self._confirm_seconds)
+        except DRIVER_ERRORS:
+            return False
+        return True
 
     def _can_be_used(self, kind: Fault) -> bool:
         """Whether the connection can still be used after this error."""
@@ -197,8 +200,10 @@ class Session:
                     await transaction.start()
                     for statement, arguments in statements:
                         await connection.fetch(statement, *arguments)
-                        await connection.execute(_AS_CONNECTED)
-                    await connection.execute("SET CONSTRAINTS ALL IMMEDIATE")
+                        if not await self._restored(connection):
+                            break  # the rest would fail because of the settings, which it does not on another connection
+                    else:
+                        await connection.execute("SET CONSTRAINTS ALL IMMEDIATE")
             except DRIVER_ERRORS as error:
                 failure = judge(error, connection.where)[1]
             except BaseException:
