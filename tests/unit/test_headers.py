@@ -13,6 +13,7 @@ from pamqp.header import ContentHeader
 from task_activity_log.message import OUTCOME, TRACE_PARENT, Properties, Timestamp
 from task_activity_log.pipeline.reply import Reply
 from task_activity_log.rabbitmq.headers import (
+    HEADERS_MAX,
     TABLE_MAX,
     Template,
     Templated,
@@ -310,15 +311,24 @@ def test_deep_nesting_costs_nothing() -> None:
 
 def test_a_table_that_is_too_long_is_left_out_and_named() -> None:
     """RabbitMQ 4 delivers 16 MiB of headers of an AMQP 1.0 publisher in one frame. The properties around them are read."""
-    entries = [b"\x05%05xt\x01" % number for number in range(TABLE_MAX // 8)]
-    longest, longer = b"".join(entries)[: TABLE_MAX - 8], b"".join(entries)
-    assert len(decode(header_of(1 << 13, len(longest).to_bytes(4, "big") + longest)).headers) == TABLE_MAX // 8 - 1
+    entries = [b"\x03%03xS\0\0\x03\xf7%1015d" % (number, number) for number in range(TABLE_MAX // 1024)]
+    longest, longer = b"".join(entries[:-1]), b"".join(entries)
+    assert len(decode(header_of(1 << 13, len(longest).to_bytes(4, "big") + longest)).headers) == TABLE_MAX // 1024 - 1
     found = decode(
         header_of(1 << 15 | 1 << 13 | 1 << 7, b"\x01c" + len(longer).to_bytes(4, "big") + longer + b"\x03abc")
     )
     assert (found.headers, found.table) == ({}, b"")
     assert (found.content_type, found.message_id) == ("c", "abc")
     assert found.unreadable == "the headers have more than 262,144 bytes together"
+
+
+def test_more_headers_than_are_read_are_named() -> None:
+    """29,000 fit into a frame. They would take 6 MiB, and in hand they would keep others away."""
+    entries = [b"\x04%04dV" % number for number in range(HEADERS_MAX + 1)]
+    most = decode(table(*entries[:-1]))
+    assert (len(most.headers), most.unreadable) == (HEADERS_MAX, None)
+    found = decode(table(*entries, *(entry.replace(b"\x04", b"\x05x") for entry in entries)))
+    assert (len(found.headers), found.unreadable) == (HEADERS_MAX, "there are more than 1,000 headers")
 
 
 def test_the_name_of_direct_reply_to_is_no_address() -> None:

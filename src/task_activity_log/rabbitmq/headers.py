@@ -34,6 +34,8 @@ has 131,072 bytes by default. RabbitMQ 4 delivers what publishers of AMQP 1.0 se
 two million headers, which would take seconds and hundreds of MiB."""
 TABLE_TOO_LONG = f"the headers have more than {TABLE_MAX:,} bytes together"
 """The reason in `unreadable` if they do. Then none of them is in `table` or `headers`."""
+HEADERS_MAX = 1_000
+"""How many headers are read. Those that fit into a frame of AMQP 0-9-1 are 29,000, which take 6 MiB."""
 
 _LATEST_MILLISECOND = 253_402_300_799_999
 """The last instant of the year 9999. Publishers send seconds or milliseconds; any larger number is out of range."""
@@ -117,6 +119,9 @@ def _headers(table: bytes, unreadable: dict[str, None]) -> dict[str, object]:
     headers: dict[str, object] = {}
     try:
         for name, kind, start, end in _entries(table):
+            if len(headers) == HEADERS_MAX:
+                unreadable[f"there are more than {HEADERS_MAX:,} headers"] = None
+                break
             try:
                 # The first of several with the same name: RabbitMQ sets its own in place of the first.
                 headers.setdefault(name.decode(), _VALUES[kind](table[start:end]))
