@@ -323,6 +323,23 @@ async def test_a_reply_to_that_is_gone_is_given_up(amqp_url: str, driver: Abstra
     assert len(await drain(driver, TOPOLOGY.replies_queue, 1)) == 1
 
 
+async def test_replies_that_wait_count_with_what_their_requests_weigh(amqp_url: str, driver: AbstractChannel) -> None:
+    """Many headers weigh more than a body. Otherwise requests whose replies wait could leave no room for others."""
+    full = await driver.declare_queue(exclusive=True, arguments={"x-max-length": 0, "x-overflow": "reject-publish"})
+    reasons: list[str] = []
+    waiting = [answer(reply_to=full.name) for _ in range(3)]
+    for settlement in waiting:
+        settlement.delivery.weight = 400_000
+    async with (
+        publishing(amqp_url) as publisher,
+        answering(publisher, amqp_url, reasons.append, waiting_bytes_max=1_000_000) as replies,
+    ):
+        assert await replies.publish(waiting) == [False] * 3
+        async with asyncio.timeout(20):
+            assert await replies.settled() == waiting[:1]
+    assert reasons == ["too_many"]
+
+
 @pytest.mark.parametrize("reply_to", [TOPOLOGY.requests_queue, TOPOLOGY.dead_letters_queue, "not-allowed"])
 async def test_a_reply_to_that_is_not_allowed_counts_as_absent(
     amqp_url: str, driver: AbstractChannel, reply_to: str

@@ -45,7 +45,7 @@ _REFUSED_MAX = 1_000
 _RENEW_SECONDS = 60.0
 """How often a new connection is opened because of refusals: a queue that is full again and again must not do it to others."""
 _OVERHEAD_BYTES = 1_000
-"""Roughly the memory of a settlement without its bodies."""
+"""Roughly the memory of a settlement without its delivery and the body of its reply."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,7 +278,7 @@ class Replies(Generic[D]):
             self._retries.wake()
 
     def _wait(self, address: str, settlement: Settlement[D]) -> Waiting[Settlement[D]]:
-        size = len(settlement.delivery.body) + len(settlement.reply.body) + _OVERHEAD_BYTES
+        size = settlement.delivery.weight + len(settlement.reply.body) + _OVERHEAD_BYTES
         self._placed[id(settlement)] = False
         return self._addresses.join(address, settlement, size, self._retries.clock())
 
