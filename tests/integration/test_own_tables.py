@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
@@ -23,6 +23,7 @@ from task_activity_log.postgresql import store as postgresql_store
 from task_activity_log.postgresql.connecting import Connector
 from task_activity_log.postgresql.faults import SKIPPED_ROW
 from task_activity_log.postgresql.journal import Journal
+from task_activity_log.postgresql.reading import READ
 from task_activity_log.postgresql.statements import sql
 from task_activity_log.postgresql.store import Store
 from task_activity_log.postgresql.survey import Survey
@@ -853,6 +854,29 @@ async def test_a_row_that_cannot_be_read_hides_no_others(store: Store, database:
     await survey.close()
 
 
+async def test_an_error_does_not_quote_a_long_text_that_is_no_uuid(store: Store, database: Connection) -> None:
+    """The driver takes a time for it that grows with the square of its length, and everybody would wait."""
+    await store.apply([request := ask()])
+    await database.execute("ALTER TABLE task_activity_log ALTER task_id TYPE text")
+    await database.execute("UPDATE task_activity_log SET task_id = repeat('x', 100000)")
+    write = writing.arguments([merge(request.record.id, subject="s")], UpdateMode.MERGE, 1.0)
+    for statement, arguments in (
+        (READ, ([request.record.id], 1_000_000, 1_000_000)),
+        (writing.statement(UpdateMode.MERGE, 1_000_000, has_uuids=False), write),
+    ):
+        with pytest.raises(asyncpg.InvalidTextRepresentationError) as caught:
+            await database.fetch(statement, *arguments)
+        assert len(str(caught.value)) < 200
+    await store.look()
+    with pytest.raises(Refused):
+        await store.apply([merge(request.record.id, subject="s")])
+    assert store._statement(UpdateMode.MERGE) == writing.statement(UpdateMode.MERGE, store._read_bytes, has_uuids=False)
+    await database.execute("UPDATE task_activity_log SET task_id = '{6F9619FF-8B86-D011-B42D-00C04FC964FF}'")
+    [(_, record)] = await store.apply([merge(request.record.id, subject="s")])
+    assert record is not None
+    assert record.task_id == UUID("6f9619ff-8b86-d011-b42d-00c04fc964ff")
+
+
 async def test_characters_that_an_encoding_lacks_are_refused(postgresql: PostgreSQL) -> None:
     """A database in LATIN1 stores what Latin-1 has."""
     name = f"latin_{uuid4().hex}"
@@ -999,7 +1023,7 @@ _PARENTHESES = {
     "statement",
     [
         *(getattr(postgresql_store, name) for name in vars(postgresql_store) if re.fullmatch("_[A-Z_]+", name)),
-        *(writing.statement(mode, 1, has_xmax=has_xmax) for mode in UpdateMode for has_xmax in (True, False)),
+        *(writing.statement(mode, 1, has_xmax=ours, has_uuids=ours) for mode in UpdateMode for ours in (True, False)),
         *map(sql, sorted({path.stem for path in SQL.glob("*.sql")} - {"grants"})),
     ],
 )

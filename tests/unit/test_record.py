@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from task_activity_log.postgresql.writing import UUIDS
 from task_activity_log.record import (
     FIELDS,
     STORED_FIELDS,
@@ -51,6 +52,7 @@ def test_values_are_in_the_records_order(record: TaskActivityLog) -> None:
 def test_rows_begin_with_the_columns_of_the_record(statement: str) -> None:
     """`StoredTaskActivityLog.from_row` takes them by their position."""
     text = re.sub(r"(?m)^\s*--.*\n", "", SQL.joinpath(f"{statement}.sql").read_text(encoding="utf-8"))
+    text = text.replace("{uuids}", UUIDS)
     [selected] = re.findall(r"\nSELECT\n(    id::pg_catalog\.uuid.+?)\nFROM \(", "\n" + text, re.DOTALL)
     names = re.findall(
         rf"^    (?:CASE.* AS )?({'|'.join(STORED_FIELDS)})(?:::\S+)?(?:,|$)", expand(selected), re.MULTILINE

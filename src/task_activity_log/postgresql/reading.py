@@ -18,6 +18,7 @@ READ = (
         + writing.TOO_LONG.format(most_bytes="$2::pg_catalog.int8"),
     )
     .replace("{length}", writing.LENGTH)
+    .replace("{uuids}", writing.TEXT_UUIDS)
 )
 _TOO_LONG = "too long"
 """What read.sql says of a record that is too long for any reply."""

@@ -91,7 +91,8 @@ class Store:
         trimming = Trimming(partial(self._maintain, self._maintenance))
         self.trim, self.trim_journal, self.inbox_age = trimming.trim, trimming.trim_journal, trimming.inbox_age
         self.watch = Watch(partial(self._maintain, self._maintenance))
-        self._has_xmax: bool | None = None  # see `table.has_xmax`; None: not known yet. It is set by `look`
+        self._has_xmax: bool | None = None  # see `table.has_xmax`; None: not known yet. Both are set by `look`
+        self._has_uuids = True
 
     @property
     def connected(self) -> bool:
@@ -410,7 +411,8 @@ class Store:
             Unavailable: the database cannot be used.
         """
         [row] = await self._maintain(self._writer, TABLE)
-        self._has_xmax, self.watch.has_code = table.has_xmax(row), row["has_code_of_others"]
+        self._has_xmax, self._has_uuids = table.has_xmax(row), table.has_uuids(row)
+        self.watch.has_code = row["has_code_of_others"]
         return row
 
     async def _look_up(self, statement: str, *arguments: object) -> list[Row]:
@@ -422,9 +424,8 @@ class Store:
         raise outage
 
     def _statement(self, mode: UpdateMode) -> str:
-        return writing.statement(
-            mode, self._read_bytes, has_xmax=self._has_xmax is not False, has_triggers=self.watch.has_code
-        )
+        known = {"has_xmax": self._has_xmax is not False, "has_uuids": self._has_uuids}
+        return writing.statement(mode, self._read_bytes, has_triggers=self.watch.has_code, **known)
 
     async def _maintain(
         self, session: Session, statement: str, *arguments: object, seconds: float | None = None

@@ -33,6 +33,12 @@ def has_xmax(table: Row) -> bool:
     return table["kind"] in (None, "r")
 
 
+def has_uuids(table: Row) -> bool:
+    """Whether each uuid is in a column of that type, and not of text."""
+    types = dict(zip(table["names"], table["types"], strict=True))
+    return all(types.get(name) == "uuid" for name, kind in STORED_KINDS.items() if kind is Kind.UUID)
+
+
 def misfits(table: Row) -> Iterator[str]:
     """Why no row can be stored as it should be, whatever a message contains: one text for each reason.
 

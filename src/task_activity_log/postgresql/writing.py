@@ -42,6 +42,15 @@ _INSERTED = {
 }
 """Whether a row was inserted, by whether the row has an xmax (see write.sql)."""
 
+_UUIDS = tuple(name for name in FIELDS if KINDS[name] is Kind.UUID and name != "id")
+UUIDS = ", ".join(f"{name}::pg_catalog.uuid" for name in _UUIDS)
+"""The other uuids of a row, where each column has this type."""
+TEXT_UUIDS = ",\n    ".join(
+    f"CASE WHEN pg_catalog.pg_column_size({name}) OPERATOR(pg_catalog.>) 64"
+    f" THEN pg_catalog.left({name}::pg_catalog.text, 64)::pg_catalog.uuid ELSE {name}::pg_catalog.uuid END AS {name}"
+    for name in _UUIDS
+)
+"""The same where a column has another type. No form of a uuid has 64 characters; see write.sql."""
 TEXTS = tuple(name for name in FIELDS if KINDS[name] is Kind.TEXT)
 _LENGTH = "pg_catalog.octet_length({column}::pg_catalog.text)::pg_catalog.int8"
 LENGTH = " OPERATOR(pg_catalog.+) ".join(f"coalesce({_LENGTH.format(column=column)}, 0)" for column in TEXTS)
@@ -59,7 +68,9 @@ _SHARES = 500
 
 
 @cache
-def statement(mode: UpdateMode, most_bytes: int, *, has_xmax: bool = True, has_triggers: bool = False) -> str:
+def statement(
+    mode: UpdateMode, most_bytes: int, *, has_xmax: bool = True, has_triggers: bool = False, has_uuids: bool = True
+) -> str:
     """The statement that writes a wave in this mode.
 
     It returns the texts of the rows unless these have more than `most_bytes`. A merge returns rows of any length, and so may a
@@ -78,6 +89,7 @@ def statement(mode: UpdateMode, most_bytes: int, *, has_xmax: bool = True, has_t
     )
     return (
         text.replace("{inserted}", _INSERTED[has_xmax])
+        .replace("{uuids}", UUIDS if has_uuids else TEXT_UUIDS)
         .replace("{too_long}", too_long if bounded else "false")
         .replace("{length}", LENGTH if bounded else "0")
         .replace("{unset}", UNSET_INSTANT)

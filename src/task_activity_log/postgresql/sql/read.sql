@@ -5,8 +5,8 @@
 -- {length} and {too_long} are as in write.sql. One that has more than $3 bytes of text itself is never returned, and has the
 -- outcome `too long`.
 SELECT
-    id::pg_catalog.uuid, task_id::pg_catalog.uuid, task_activity_id::pg_catalog.uuid,
-    user_id::pg_catalog.uuid, contact_id::pg_catalog.uuid,
+    id::pg_catalog.uuid,
+    {uuids},
     CASE WHEN NOT too_long THEN subject::pg_catalog.text END AS subject,
     CASE WHEN NOT too_long THEN description::pg_catalog.text END AS description,
     CASE WHEN readable THEN due_date::pg_catalog.timestamptz END AS due_date,

@@ -81,14 +81,16 @@ written AS (
 -- Other programs may have stored instants that Python cannot represent (infinity, before year 1, after year 9999). Such a
 -- record is written, but there is no reply with it. Without this check one such row would fail the whole wave.
 -- The casts cost nothing if a column has the type that the migrations gave it. Somebody's own table may have another one.
+-- {uuids} stands for the other uuids. A column of text may have one that is long, and the error would quote all of it: the driver
+-- takes a time for it that grows with the square of its length. So only its beginning is cast.
 -- modified_dateutc is set by a trigger. If it is not of this moment, the trigger is missing or disabled, and the statement
 -- fails with {unset} in its error (see faults.py). Clocks are stepped, and the column may be rounded to seconds.
 -- {length} stands for the bytes of text in a row, and {too_long} for the condition that it has so much text, or the rows together
 -- have, that it must be read by itself. Its texts and modified_dateutc are then null; where a text alone is too long, it is null
 -- from the start. Of a replace all rows are returned, unless the table has triggers of others: the texts are those of the requests.
 SELECT
-    id::pg_catalog.uuid, task_id::pg_catalog.uuid, task_activity_id::pg_catalog.uuid,
-    user_id::pg_catalog.uuid, contact_id::pg_catalog.uuid,
+    id::pg_catalog.uuid,
+    {uuids},
     CASE WHEN NOT too_long THEN subject::pg_catalog.text END AS subject,
     CASE WHEN NOT too_long THEN description::pg_catalog.text END AS description,
     CASE WHEN readable THEN due_date::pg_catalog.timestamptz END AS due_date,
