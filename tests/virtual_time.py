@@ -1,6 +1,7 @@
 """An event loop with a virtual clock: waiting takes no time, and waiting for ever is an error."""
 
 import asyncio
+import math
 import selectors
 from collections.abc import Coroutine
 from typing import Any, TypeVar
@@ -35,6 +36,18 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
     def time(self) -> float:
         return self._impatient.now
+
+    @property
+    def _clock_resolution(self) -> float:
+        """How much too early a timer may run. Not a nanosecond, as usual: this clock would stand still meanwhile.
+
+        Two tasks that wait for instants so near would keep the loop busy, and look at the clock for ever.
+        """
+        return math.ulp(self._impatient.now)
+
+    @_clock_resolution.setter
+    def _clock_resolution(self, _: float) -> None:
+        """Leave out what the loop measures when it is made."""
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
