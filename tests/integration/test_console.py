@@ -23,6 +23,7 @@ from sandbox.letters import letters, publish
 from sandbox.proxy import Proxy
 from task_activity_log.client.dead_letters import DeadLetter, borrow_dead_letters
 from task_activity_log.client.letters import Letter
+from task_activity_log.console import forms
 from task_activity_log.console.actions import Action
 from task_activity_log.console.app import create
 from task_activity_log.console.parts import Console
@@ -416,6 +417,33 @@ async def test_a_message_is_tried_and_sent(world: World, viewer: Viewer) -> None
         "/try", 200, body=record(one, subject="x").decode(), content_type="application/json", do="check"
     )
     assert "row after" in page
+
+
+@pytest.mark.parametrize(
+    ("most", "said"),
+    [(0, "is the queue full? Sent again"), (9, "What was sent is in its queue")],
+    ids=["refused", "waiting"],
+)
+async def test_a_message_without_an_answer_is_said_to_be_sent_only_if_the_broker_has_it(
+    amqp_url: str, monkeypatch: pytest.MonkeyPatch, most: int, said: str
+) -> None:
+    """The broker may refuse it. No worker runs."""
+    monkeypatch.setattr(forms, "_ANSWER_SECONDS", 2.0)
+    topology = Topology()
+    async with await aio_pika.connect(amqp_url) as connection, serving(console_of(amqp_url)) as viewer:
+        await declare(connection, topology)
+        channel = await connection.channel()
+        await channel.queue_delete(topology.requests_queue)
+        queue = await channel.declare_queue(
+            topology.requests_queue, durable=True, arguments={"x-max-length": most, "x-overflow": "reject-publish"}
+        )
+        await queue.bind(topology.requests_exchange, "upsert")
+        page = await viewer.press(
+            "/try", 200, body=record(uuid4()).decode(), content_type="application/json", do="send", why="a test"
+        )
+        assert "No answer for 2 s (1 upsert unanswered): " in page
+        assert said in page
+        assert (await queue.get(no_ack=True, fail=False) is not None) is (most > 0)
 
 
 async def test_replies_are_followed_and_none_is_taken(world: World, viewer: Viewer) -> None:

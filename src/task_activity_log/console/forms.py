@@ -192,10 +192,9 @@ class Forms:
             async with TaskActivityLogClient(link_of(settings), app_id=_APP_ID, **sending_of(settings)) as client:
                 async for answer in client.upsert_many([upsert], timeout=_ANSWER_SECONDS):
                     return answer
-        except NoAnswer:
-            return (
-                "It was sent, and no worker has answered yet. Sent again with the same message_id, it is applied once."
-            )
+        except NoAnswer as error:  # it says whether the broker has it
+            text = f"{str(error)[:1].upper()}{str(error)[1:]}"
+            return f"{text}{'' if text.endswith('?') else '.'} Sent again with the same message_id, it is applied once."
         except ClientError as error:
             return f"It was not sent: {error}."
         return "It was not sent."
