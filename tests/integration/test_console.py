@@ -28,6 +28,7 @@ from task_activity_log.console.actions import Action
 from task_activity_log.console.app import create
 from task_activity_log.console.parts import Console
 from task_activity_log.console.rendering import path_of
+from task_activity_log.rabbitmq.publisher import MessageMax
 from task_activity_log.rabbitmq.topology import Topology, declare
 from task_activity_log.telemetry.history import Depth
 from tests.asking import Connection
@@ -536,6 +537,20 @@ async def test_a_record_is_found_and_its_row_is_sent_again(world: World, viewer:
         text in listed for text in (f"/find?name={one}", "local", "a subscriber lost it", "sent to its subscribers")
     )
     assert "There is no row to send" in await viewer.press("/snapshot", 410, record=str(uuid4()), why="x")
+
+
+async def test_a_row_that_is_longer_than_the_broker_takes_is_not_said_to_be_sent(
+    viewer: Viewer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The page and the list of actions say so."""
+    one = uuid4()
+    await viewer.press(
+        "/try", 200, body=record(one, subject="x" * 1000).decode(), content_type="application/json", do="send", why="x"
+    )
+    monkeypatch.setattr(MessageMax, "known", 900)
+    assert "it was not sent" in await viewer.press("/snapshot", 413, record=str(one), why="it was lost")
+    [listed] = re.findall(r"<tr>\s*<th[^>]*>Send a row again.*?</tr>", await viewer.page("/actions"), re.DOTALL)
+    assert "not sent" in listed
 
 
 async def test_those_whose_row_was_stored_since_are_found(world: World, viewer: Viewer) -> None:

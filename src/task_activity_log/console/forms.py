@@ -142,7 +142,9 @@ class Forms:
         target = Target(console.topology.replies_exchange, nulls=console.settings.nulls)
         count = await resend_one(link_of(console.settings), row, target)
         log.info("console_snapshot_sent", user=user.name, why=why, record=str(row.id), count=count)
-        console.actions.sendings.append(Sending("row", user.name, why, str(row.id), "sent to its subscribers"))
+        result = "sent to its subscribers" if count else "not sent"
+        console.actions.sendings.append(Sending("row", user.name, why, str(row.id), result))
+        require(bool(count), "The row is longer than the broker takes (max_message_size): it was not sent.", 413)
         return _see(f"/find?name={row.id}&sent={count}")
 
     async def try_(self, request: Request) -> Response:
