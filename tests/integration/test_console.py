@@ -418,6 +418,17 @@ async def test_a_message_is_tried_and_sent(world: World, viewer: Viewer) -> None
         "/try", 200, body=record(one, subject="x").decode(), content_type="application/json", do="check"
     )
     assert "row after" in page
+    page = await viewer.press(
+        "/try",
+        200,
+        body=record(one).decode(),
+        content_type="application/json",
+        do="send",
+        why="x",
+        headers='{"CC": "x"}',
+    )
+    assert "It was not sent: The broker refuses this message" in page  # the client says so in the form of an answer
+    assert "The answer:" not in page
 
 
 @pytest.mark.parametrize(

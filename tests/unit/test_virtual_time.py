@@ -19,8 +19,13 @@ def test_tasks_get_to_an_instant_that_is_very_near() -> None:
                 async with asyncio.timeout_at(instant):
                     await asyncio.Event().wait()
 
-    async def both() -> None:
-        await asyncio.sleep(1)
-        await asyncio.gather(wait_until(1 + 1e-12), wait_until(1 + 2e-12))
+    async def one_after_the_other(steps: int) -> None:
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        await wait_until(1 + 1e-12)
 
-    run(both())
+    async def all_of_them() -> None:
+        await asyncio.sleep(1)
+        await asyncio.gather(*map(one_after_the_other, range(4)))
+
+    run(all_of_them())

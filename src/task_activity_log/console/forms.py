@@ -193,7 +193,7 @@ class Forms:
         try:
             async with TaskActivityLogClient(link_of(settings), app_id=_APP_ID, **sending_of(settings)) as client:
                 async for answer in client.upsert_many([upsert], timeout=_ANSWER_SECONDS):
-                    return answer
+                    return answer if answer.sent else f"It was not sent: {answer.problem.detail}"
         except NoAnswer as error:  # it says whether the broker has it
             text = f"{str(error)[:1].upper()}{str(error)[1:]}"
             return f"{text}{'' if text.endswith('?') else '.'} Sent again with the same message_id, it is applied once."
