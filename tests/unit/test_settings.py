@@ -49,13 +49,19 @@ def test_a_level_may_be_written_in_capitals() -> None:
 
 def test_a_variable_that_is_nearly_a_setting_is_named() -> None:
     """Without our prefix it may be another program's, so it is not refused."""
-    odd = {"HTTP_PORTT": "1", "AMQP_URI": "2", "LOG_LEVL": "3", "MANAGEMENT_URLS": "4"}
-    others = {"HTTP_PROXY": "1", "LOG_FILE": "2", "AMQP_URL_FILE": "3", "PATH": "4"}
+    odd = {"HTTP_PORTT": "1", "AMQP_URI": "2", "LOG_LEVL": "3", "MANAGEMENT_URLS": "4", "AMQP_URI_FILE": "5"}
+    odd |= {"WOKER_JOURNAL": "6", "WORKERS_BATCH_MAX": "7", "WORKERJOURNAL": "8", "WORKR_AMQP_CA_FILE": "9"}
+    others = {"HTTP_PROXY": "1", "LOG_FILE": "2", "AMQP_URL_FILE": "3", "PATH": "4", "WORKER_PORT": "5"}
     assert misspelled({**URLS, **odd, **others}) == {
         "AMQP_URI": "AMQP_URL",
+        "AMQP_URI_FILE": "AMQP_URL_FILE",
         "HTTP_PORTT": "HTTP_PORT",
         "LOG_LEVL": "LOG_LEVEL",
         "MANAGEMENT_URLS": "MANAGEMENT_URL",
+        "WOKER_JOURNAL": "WORKER_JOURNAL",
+        "WORKERJOURNAL": "WORKER_JOURNAL",
+        "WORKERS_BATCH_MAX": "WORKER_BATCH_MAX",
+        "WORKR_AMQP_CA_FILE": "WORKER_AMQP_CA_FILE",
     }
     load({**URLS, **odd})
 

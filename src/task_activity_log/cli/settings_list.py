@@ -91,13 +91,15 @@ def _shown(value: Any) -> str:
 
 
 def misspelled(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """Variables that differ by one character from a setting without a prefix, and the setting: `HTTP_PORTT` and `HTTP_PORT`.
+    """Variables that differ by one character from a setting, and the setting: `HTTP_PORTT` and `HTTP_PORT`.
 
-    They may belong to another program. Unknown ones with the prefix are refused by `settings.load`.
+    They may belong to another program. Those that begin with the prefix are not named: unknown ones are refused by
+    `settings.load`.
     """
-    bare = [name for name in map(variable, Settings.model_fields) if not name.startswith(PREFIX)]
-    known = {form: name for name in bare for form in _forms(name)}
-    names = {name for name in environment if name.removesuffix("_FILE") not in bare}
+    settings = set(map(variable, Settings.model_fields))
+    taken = settings | {f"{name}_FILE" for name in settings}
+    known = {form: name for name in sorted(taken) for form in _forms(name)}
+    names = {name for name in environment if name not in taken and not name.startswith(PREFIX)}
     return {name: known[form] for name in sorted(names) for form in _forms(name) if form in known}
 
 
