@@ -600,6 +600,23 @@ async def test_the_last_line_says_what_was_not_sent(world: World, tmp_path: Path
         assert (said.code, said.err.splitlines()[-1].partition(f"{fate}; ")[2]) == (3, words)
 
 
+async def test_the_last_line_says_what_was_not_sent_if_nothing_was(tmp_path: Path) -> None:
+    """The files that cannot be read may have been named thousands of lines before."""
+    (tmp_path / "bad.jsonl").write_text(line(due_date="never") + line(taskId="x"))
+    (tmp_path / "broken.json").write_text("{")
+    (tmp_path / "list.json").write_text("[1,")
+    for code, words in (
+        (3, "1 invalid, 1 with misspelled fields, 2 files that cannot be read"),
+        (1, "2 files that cannot be read"),
+    ):
+        said = await command("publish", str(tmp_path), AMQP_URL="amqp://127.0.0.1:1/")
+        assert (said.code, said.err.splitlines()[-1]) == (code, f"task-activity-log: nothing was sent: {words}")
+        (tmp_path / "bad.jsonl").unlink(missing_ok=True)
+    (tmp_path / "list.json").unlink()  # of one file the line that names it is enough
+    said = await command("publish", str(tmp_path), AMQP_URL="amqp://127.0.0.1:1/")
+    assert (said.code, said.err.count("\n"), "nothing was sent from it" in said.err) == (1, 1, True)
+
+
 async def test_records_in_a_list_in_xml_are_no_misspelled_fields(tmp_path: Path) -> None:
     """The wrong root is what has to be corrected."""
     (tmp_path / "list.xml").write_text(f"<records><task_activity_log><id>{uuid4()}</id></task_activity_log></records>")

@@ -257,7 +257,8 @@ def publish(
 
     Replies go to standard output, one per line; for more than 20, a terminal shows only a summary. The outcome of each
     goes to standard error. Records that a worker would reject are not sent, nor are those with misspelled fields. Needs
-    AMQP_URL. Exits 3 if some were rejected or not sent. When interrupted, it prints how to continue.
+    AMQP_URL. Exits 3 if some were rejected or not sent, and 1 if files cannot be read but nothing else is wrong. When
+    interrupted, it prints how to continue.
 
     \b
     Examples:

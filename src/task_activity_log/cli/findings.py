@@ -54,8 +54,13 @@ def totals(usable: Findings, unusable: Sequence[Findings], *, strict: bool) -> s
 def left_out(usable: Findings, unusable: Sequence[Findings], *, strict: bool) -> str:
     """What was not sent, for the end of the last line of a run; empty if everything was."""
     files = f"{counted(len(unusable), 'file')} that cannot be read" if unusable else ""
-    named = ", ".join(filter(None, (not_sent(usable, strict=strict), files)))
-    return f"; not sent: {named}" if named else ""
+    return ", ".join(filter(None, (not_sent(usable, strict=strict), files)))
+
+
+def say_none_sent(usable: Findings, unusable: Sequence[Findings], *, strict: bool) -> None:
+    """Say what was not sent, as the last line of a run that sends nothing, unless a line that names it is the last one."""
+    if unusable and len(unusable) + bool(usable.kept_back) > 1:
+        say(f"nothing was sent: {left_out(usable, unusable, strict=strict)}")
 
 
 def not_sent(usable: Findings, *, strict: bool) -> str:

@@ -11,7 +11,7 @@ from typing import TextIO
 
 from task_activity_log.cli.csv_records import columns
 from task_activity_log.cli.exit_codes import DONE, FAILED, SOME_REJECTED
-from task_activity_log.cli.findings import NOTHING_SENT, Findings, left_out, not_sent, say_faults, totals
+from task_activity_log.cli.findings import NOTHING_SENT, Findings, left_out, not_sent, say_faults, say_none_sent, totals
 from task_activity_log.cli.judging import Complaints, complaints_of, judged
 from task_activity_log.cli.rejected_file import add_line
 from task_activity_log.cli.sources import (
@@ -114,9 +114,7 @@ class Publication:
             say("nothing was sent")
             return FAILED
         if not self._few:
-            self._tell(
-                f"sending {self._to_send:,} records as run {self.run}"
-            )  # also if it is killed, and says nothing more
+            self._tell(f"sending {self._to_send:,} records as run {self.run}")  # one that is killed says no more
         return max(asyncio.run(self._publish()), code)
 
     def explained(self, why: str) -> str:
@@ -282,6 +280,8 @@ class Publication:
         elif self._usable.kept_back:
             where = f"; they are in {self.rejected}" if self.rejected else ""
             say(f"{not_sent(self._usable, strict=self.strict)}: not sent{where} (--send-invalid sends them)")
+        if not self.dry_run and not self._to_send:
+            say_none_sent(self._usable, self._unusable, strict=self.strict)
 
     def _agreed(self, paths: Sequence[str]) -> bool:
         folders = [path for path in paths if Path(path).is_dir()]
@@ -353,7 +353,7 @@ class Publication:
     @property
     def _left_out(self) -> str:
         """What was not sent although it was named, for the last line, which many read alone."""
-        return left_out(self._usable, self._unusable, strict=self.strict)
+        return f"; not sent: {named}" if (named := left_out(self._usable, self._unusable, strict=self.strict)) else ""
 
     def _outcomes(self) -> str:
         return " · ".join(islice(self._summary.counts(), 5))
