@@ -55,12 +55,23 @@ def _show(environment: Mapping[str, str], services: sandbox.Sandbox, stack: Exit
     console.set_main(command("console"), {**shared, **own})
     console.start()
     print(f"\n  The console is at http://127.0.0.1:{port}/\n  Ctrl-C stops and removes everything.\n", flush=True)
-    with suppress(KeyboardInterrupt):
-        asyncio.run(_load(services.rabbitmq.url, {"console": console, "worker": worker}))
+    load_until_stopped(services.rabbitmq.url, {"console": console, "worker": worker})
+
+
+def load_until_stopped(broker: str, watched: Mapping[str, Processes]) -> None:
+    """Publish records until Ctrl-C or SIGTERM, with which the program exits. Raises `DemoError` if one of the processes ends."""
+    try:
+        with suppress(KeyboardInterrupt):
+            asyncio.run(_load(broker, watched))
+    except asyncio.CancelledError:
+        sandbox.signals.end_in_order()  # the loop has removed its handler, and what was started is still to be removed
+        sys.exit(128 + signal.SIGTERM)
 
 
 async def _load(broker: str, watched: Mapping[str, Processes]) -> None:
-    """Publish records until one of the processes ends."""
+    """Publish records until one of the processes ends. SIGTERM cancels this, so that the connection is closed in order."""
+    if (task := asyncio.current_task()) is not None:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     chance = random.Random(3)  # noqa: S311 - the same each time
     ids = [uuid4() for _ in range(_RECORDS)]
     began, sent = time.monotonic(), 0
