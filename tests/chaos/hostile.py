@@ -141,14 +141,17 @@ def _references(stranger: Stranger) -> Sequence[Message]:
 
 
 def _headers(stranger: Stranger) -> Sequence[Message]:
-    """A header with 30,000 values, or 8,000 headers. The body is rejected, so they are copied to a dead letter.
+    """A header with 30,000 values and a body that is rejected, or 8,000 headers, which are too many. Both become dead letters.
 
     They could be four times as long. But the driver that reads the dead letters here needs 0.4 s for 120,000 values, and
     answers that were read late would count as late; tests/faults/test_hostile_bodies.py sends the longest ones.
     """
     many = {f"{number:05}": True for number in range(8_000)}
-    headers: Mapping[str, object] = many if stranger.random.random() < 0.5 else {"x-array": [None] * 30_000}
-    return [stranger.message("headers", lambda *_: b'{"subject": "no id"}', headers=headers, code="missing_id")]
+    headers: Mapping[str, object]
+    headers, code = (
+        (many, "invalid_properties") if stranger.random.random() < 0.5 else ({"x-array": [None] * 30_000}, "missing_id")
+    )
+    return [stranger.message("headers", lambda *_: b'{"subject": "no id"}', headers=headers, code=code)]
 
 
 def _long(stranger: Stranger) -> Sequence[Message]:
