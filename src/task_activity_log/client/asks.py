@@ -17,7 +17,7 @@ from task_activity_log.client.routing import Routing
 from task_activity_log.problem import Code, Problem, Unavailable
 from task_activity_log.rabbitmq.link import LOST, LinkOptions, Outage, asking_the_driver, describe, supervise
 from task_activity_log.rabbitmq.outgoing import Fate, Outgoing
-from task_activity_log.rabbitmq.publisher import OF_A_MESSAGE, MessageMax, Publisher
+from task_activity_log.rabbitmq.publisher import MessageMax, Publisher, may_be_of_a_message
 from task_activity_log.rabbitmq.queues import own_queue
 from task_activity_log.rabbitmq.reading import reading
 
@@ -317,9 +317,7 @@ class Asks:
             elif len(piece) > 1:
                 half = (len(lost) + 1) // 2
                 pieces += [lost[half:], lost[:half]]
-            elif (lost_alone := lost_alone + 1) < _ALONE_TIMES or not self._publisher.last_reason.startswith(
-                OF_A_MESSAGE
-            ):
+            elif (lost_alone := lost_alone + 1) < _ALONE_TIMES or not may_be_of_a_message(self._publisher.last_reason):
                 pieces.append(lost)
             else:
                 lost_alone = 0

@@ -19,6 +19,7 @@ from task_activity_log.client.looks import Look, Looks
 from task_activity_log.client.replaying import replay as replay_letters
 from task_activity_log.client.replays import Replay, StillDue, present, sort_out
 from task_activity_log.console.users import User
+from task_activity_log.console.words import capitalized
 from task_activity_log.postgresql.store import Store
 from task_activity_log.problem import Unavailable
 from task_activity_log.record import UNKNOWN_INSTANT
@@ -167,7 +168,7 @@ class Actions:
                         entry.state = "discarded"
         except ClientError as error:
             action.lost = True
-            action.problem = f"{str(error)[:1].upper()}{str(error)[1:]}."
+            action.problem = f"{capitalized(str(error))}."
         except Unavailable as error:
             action.problem = f"Nothing was sent, because it is not known whether rows have changed: {error.reason}."
         except Exception as error:  # a defect must not leave a page that says it is under way

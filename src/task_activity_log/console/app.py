@@ -18,6 +18,7 @@ from task_activity_log.console.forms import Forms
 from task_activity_log.console.pages import Pages
 from task_activity_log.console.parts import Console
 from task_activity_log.console.rendering import page
+from task_activity_log.console.words import capitalized
 
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self';"
@@ -98,7 +99,7 @@ async def _refused(request: Request, error: Exception) -> Response:
     status, text = getattr(error, "status", 503), str(error)
     if isinstance(error, HTTPException):
         status, text = error.status_code, "There is no such page." if error.status_code == 404 else error.detail  # noqa: PLR2004
-    answer = page(request, "error.html", "That did not work", status, sentence=f"{text[:1].upper()}{text[1:]}")
+    answer = page(request, "error.html", "That did not work", status, sentence=capitalized(text))
     if status == 401:  # noqa: PLR2004 - Unauthorized
         answer.headers["WWW-Authenticate"] = 'Basic realm="task-activity-log console", charset="UTF-8"'
     return answer

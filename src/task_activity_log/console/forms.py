@@ -23,6 +23,7 @@ from task_activity_log.console.pages import action_of
 from task_activity_log.console.parts import Console
 from task_activity_log.console.rendering import page, part
 from task_activity_log.console.users import User
+from task_activity_log.console.words import capitalized
 from task_activity_log.rabbitmq.headers import received
 from task_activity_log.wiring import link_of, sending_of
 
@@ -195,7 +196,7 @@ class Forms:
                 async for answer in client.upsert_many([upsert], timeout=_ANSWER_SECONDS):
                     return answer if answer.sent else f"It was not sent: {answer.problem.detail}"
         except NoAnswer as error:  # it says whether the broker has it
-            text = f"{str(error)[:1].upper()}{str(error)[1:]}"
+            text = capitalized(str(error))
             return f"{text}{'' if text.endswith('?') else '.'} Sent again with the same message_id, it is applied once."
         except ClientError as error:
             return f"It was not sent: {error}."

@@ -20,6 +20,11 @@ def span(seconds: float | timedelta | None) -> str:
     return f"{count:,} {unit}{'' if count == 1 else 's'}"
 
 
+def capitalized(text: str) -> str:
+    """The text with a capital letter at its beginning."""
+    return f"{text[:1].upper()}{text[1:]}"
+
+
 def ago(time: datetime | None) -> str:
     """How long ago something was."""
     return "at an unknown time" if time is None else f"{span(datetime.now(UTC) - time)} ago"

@@ -15,7 +15,7 @@ from task_activity_log.pipeline.batches import Parts
 from task_activity_log.pipeline.groups import TRIAL_SECONDS
 from task_activity_log.pipeline.ports import D, Patience, Store
 from task_activity_log.pipeline.request import Request
-from task_activity_log.problem import Failed, TimedOut
+from task_activity_log.problem import Failed
 from task_activity_log.record import Outcome
 
 _QUICK_LEAST_SECONDS = 0.05
@@ -102,14 +102,12 @@ class Others(asyncio.Event):
     """Set when others may wait for what a slow statement has locked. It is ended then."""
 
     @contextmanager
-    def asking(self, cause: Failed) -> Iterator[None]:
-        """The database is asked in this block why others have failed. If they have timed out and this takes long, set it.
+    def asking(self) -> Iterator[None]:
+        """The database is asked in this block why others have timed out. If that takes long, set it.
 
         A slow statement may have locked a whole table.
         """
         timer = asyncio.get_running_loop().call_later(_ASKED_SECONDS, self.set)
-        if not isinstance(cause, TimedOut):
-            timer.cancel()
         try:
             yield
         finally:

@@ -119,7 +119,7 @@ class Retrying(Generic[D]):
         trigger may lock something for every row, such as a counter.
         """
         found = set[UUID]()
-        with self.others.asking(TimedOut()), suppress(Unavailable):
+        with self.others.asking(), suppress(Unavailable):
             async with self._quick.use() as store:
                 found = await store.locked([request.record.id for request in requests])
         if waited and not found:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from contextlib import aclosing
+from contextlib import aclosing, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Generic, Literal
@@ -40,7 +40,7 @@ from task_activity_log.pipeline.stage import Stage
 from task_activity_log.pipeline.timing import Timing
 from task_activity_log.pipeline.trials import Trials
 from task_activity_log.pipeline.waves import waves
-from task_activity_log.problem import Failed, Refused, Unavailable
+from task_activity_log.problem import Failed, Refused, TimedOut, Unavailable
 from task_activity_log.record import Applied, Outcome, Unread
 
 log = structlog.get_logger(__name__)
@@ -231,6 +231,6 @@ class Storing(Stage[D]):
                 ):
                     return list(zip(here, await search.write(self.store, here), strict=True)) if here else []
         except Failed as failed:
-            with self.parking.others.asking(failed):
+            with self.parking.others.asking() if isinstance(failed, TimedOut) else nullcontext():
                 await search.probe(self.store, failed)  # if this fails too, the database is unavailable
             raise PartFailed(failed) from failed

@@ -114,10 +114,8 @@ class Session:
         They may have set a search path in which other tables have the names of ours.
         """
         self._used = time.monotonic()
-        if restore and not await self._restored(connection):
-            self._abandon()
-        if not connection.is_utf8:
-            self._abandon()  # it would refuse characters in the rows of others
+        if (restore and not await self._restored(connection)) or not connection.is_utf8:
+            self._abandon()  # in another encoding it would refuse characters in the rows of others
         if connection.unreplicated:
             connection.unreplicated = False
             await self._replicate(connection.where)

@@ -91,8 +91,9 @@ class Store:
         trimming = Trimming(partial(self._maintain, self._maintenance))
         self.trim, self.trim_journal, self.inbox_age = trimming.trim, trimming.trim_journal, trimming.inbox_age
         self.watch = Watch(partial(self._maintain, self._maintenance))
-        self._has_xmax: bool | None = None  # see `table.has_xmax`; None: not known yet. Both are set by `look`
-        self._has_uuids = True
+        self._kinds: dict[str, bool] | None = (
+            None  # of the table, for the statements; None: not known yet. Set by `look`
+        )
 
     @property
     def connected(self) -> bool:
@@ -159,7 +160,7 @@ class Store:
         mode, seconds = wave[0].mode, patience.seconds
         if self.watch.doubtful:
             await self.probe()
-        if self._has_xmax is None:
+        if self._kinds is None:
             await self.look()
         if seconds is not None and not self._writer.connected:
             # Preparing the statement takes longer than a row, and it must not look as if the row did.
@@ -411,7 +412,7 @@ class Store:
             Unavailable: the database cannot be used.
         """
         [row] = await self._maintain(self._writer, TABLE)
-        self._has_xmax, self._has_uuids = table.has_xmax(row), table.has_uuids(row)
+        self._kinds = {"has_xmax": table.has_xmax(row), "has_uuids": table.has_uuids(row)}
         self.watch.has_code = row["has_code_of_others"]
         return row
 
@@ -424,8 +425,7 @@ class Store:
         raise outage
 
     def _statement(self, mode: UpdateMode) -> str:
-        known = {"has_xmax": self._has_xmax is not False, "has_uuids": self._has_uuids}
-        return writing.statement(mode, self._read_bytes, has_triggers=self.watch.has_code, **known)
+        return writing.statement(mode, self._read_bytes, has_code=self.watch.has_code, **(self._kinds or {}))
 
     async def _maintain(
         self, session: Session, statement: str, *arguments: object, seconds: float | None = None

@@ -69,17 +69,17 @@ _SHARES = 500
 
 @cache
 def statement(
-    mode: UpdateMode, most_bytes: int, *, has_xmax: bool = True, has_triggers: bool = False, has_uuids: bool = True
+    mode: UpdateMode, most_bytes: int, *, has_xmax: bool = True, has_code: bool = False, has_uuids: bool = True
 ) -> str:
     """The statement that writes a wave in this mode.
 
     It returns the texts of the rows unless these have more than `most_bytes`. A merge returns rows of any length, and so may a
-    replace if the table has triggers of others.
+    replace if code of others is executed for a row.
     """
     assignments = [f"{column} = {_NEW_VALUE[mode].format(column=column)}," for column in FIELDS if column != "id"]
     text = sql("write").replace("{assignments}", "\n        ".join(assignments))
     most = f"{most_bytes}::pg_catalog.int8"
-    bounded = has_triggers or mode is UpdateMode.MERGE
+    bounded = has_code or mode is UpdateMode.MERGE
     for column in TEXTS:
         limited = f"CASE WHEN {_LENGTH.format(column=column)} OPERATOR(pg_catalog.<=) {most} THEN {column} END"
         text = text.replace(f"{{{column}}}", limited if bounded else column)

@@ -16,7 +16,7 @@ from task_activity_log.rabbitmq.consumer import RabbitDelivery
 from task_activity_log.rabbitmq.headers import BROKERS_HEADERS, NEEDED_HEADERS, TABLE_TOO_LONG, encode, readable_headers
 from task_activity_log.rabbitmq.link import LOST, asking_the_driver
 from task_activity_log.rabbitmq.outgoing import Fate, Outgoing
-from task_activity_log.rabbitmq.publisher import OF_A_MESSAGE, MessageMax, Publisher
+from task_activity_log.rabbitmq.publisher import MessageMax, Publisher, must_be_bare
 
 log = structlog.get_logger(__name__)
 
@@ -78,7 +78,7 @@ class DeadLetters:
         fates = await self._publisher.publish(copies)
         if Fate.NACKED in fates:
             self._publisher.renew()
-        self._bare = Fate.LOST in fates and (self._bare or self._publisher.last_reason.startswith(OF_A_MESSAGE))
+        self._bare = must_be_bare(self._publisher, fates, was_bare=self._bare)
         for fate in fates:
             if fate is Fate.LOST:
                 raise Unavailable("publisher connection lost", self._publisher.last_reason)
@@ -113,7 +113,7 @@ def copied(
     their connections, and is left out. If the content header came too close to `header_max` bytes,
     only those of the publisher's headers stay that determine how the request is processed.
 
-    So it is if `bare`, and what the broker might act on is left out as well: a type, or an address for the reply.
+    The same is done if `bare`. What the broker might act on is left out then as well: a type, or an address for the reply.
 
     `taken` is when the rejected delivery arrived. No request behind it was stored before, except if it was `redelivered`.
     """

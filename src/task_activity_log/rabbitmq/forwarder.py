@@ -1,6 +1,6 @@
 """Forwards requests from the requests queue to the partition of their record, for publishers that do not send by record."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from task_activity_log.message import PERSISTENT, TRACE_PARENT, TRACE_STATE, Properties
@@ -10,7 +10,7 @@ from task_activity_log.problem import Unavailable
 from task_activity_log.rabbitmq.consumer import RabbitDelivery
 from task_activity_log.rabbitmq.headers import BROKERS_HEADERS, NEEDED_HEADERS, encode, raw_headers
 from task_activity_log.rabbitmq.outgoing import Fate, Outgoing
-from task_activity_log.rabbitmq.publisher import OF_A_MESSAGE, Publisher
+from task_activity_log.rabbitmq.publisher import Publisher, must_be_bare
 
 _TRACE = frozenset((TRACE_PARENT.encode(), TRACE_STATE.encode()))
 _OTHERS_MAX = 4_096
@@ -48,7 +48,7 @@ class Forwarder:
         )
         if Fate.NACKED in fates:
             self._publisher.renew()
-        self._bare = Fate.LOST in fates and (self._bare or self._publisher.last_reason.startswith(OF_A_MESSAGE))
+        self._bare = must_be_bare(self._publisher, fates, was_bare=self._bare)
         for fate in fates:
             if fate is not Fate.CONFIRMED:
                 raise Unavailable(
@@ -66,8 +66,8 @@ def forwarded(original: Properties, header_max: int, *, bare: bool = False) -> P
     own, or that a publisher of AMQP 1.0 has sent. Then only the headers are left that determine how the request is processed,
     and the trace context if there is room for it.
 
-    So it is if `bare`, and without a type. RabbitMQ 4 ends the connection that publishes some types of headers to a stream, and
-    somebody else may have bound one to the exchange.
+    The same is done if `bare`, without a type and the trace context. RabbitMQ 4 ends the connection that publishes some types
+    of headers to a stream, and somebody else may have bound one to the exchange.
     """
     entries = [(name, entry) for name, entry in raw_headers(original.table) if name not in BROKERS_HEADERS]
     copy = replace(
@@ -79,15 +79,20 @@ def forwarded(original: Properties, header_max: int, *, bare: bool = False) -> P
         table=b"".join(entry for _, entry in entries),
         headers={},
     )
-    first = dict(reversed(entries))
-    # None of these is long: the request would have been rejected.
-    needed = NEEDED_HEADERS - {b"MessageId"} if original.message_id else NEEDED_HEADERS
-    for kept in (needed | _TRACE, needed):
-        if bare or _is_longer(copy, header_max):
-            copy.table = b"".join(entry for name, entry in first.items() if name in kept)
+    if bare or _is_longer(copy, header_max):
+        # None of these is long: the request would have been rejected.
+        needed = NEEDED_HEADERS - {b"MessageId"} if original.message_id else NEEDED_HEADERS
+        copy.table = _first(entries, needed if bare else needed | _TRACE)
+        if _is_longer(copy, header_max):
+            copy.table = _first(entries, needed)
     if bare:
         copy.type = None
     return copy
+
+
+def _first(entries: Sequence[tuple[bytes, bytes]], names: Collection[bytes]) -> bytes:
+    """The first header of each of these names, which is the one that counts."""
+    return b"".join({name: entry for name, entry in reversed(entries) if name in names}.values())
 
 
 def _is_longer(properties: Properties, header_max: int) -> bool:

@@ -28,7 +28,7 @@ _RESTORE_SECONDS = 10.0
 _SLOW_SECONDS = 2.5
 _LINGERING_MAX = 8
 _LEARNED_SECONDS = 600.0
-OF_A_MESSAGE = (
+_OF_A_MESSAGE = (
     "PRECONDITION_FAILED",
     "FRAME_ERROR",
     "SYNTAX_ERROR",
@@ -36,7 +36,11 @@ OF_A_MESSAGE = (
     "INTERNAL_ERROR",
     "NOT_IMPLEMENTED",
 )
-"""How the broker's reasons begin for what a message itself can be the cause of."""
+
+
+def may_be_of_a_message(reason: str) -> bool:
+    """Whether a message can be the cause for which the broker has ended its channel or connection."""
+    return reason.startswith(_OF_A_MESSAGE)
 
 
 class MessageMax:
@@ -374,3 +378,14 @@ def _sent(sending: asyncio.Task[None]) -> bool:
     if error is not None and not isinstance(error, LOST):
         raise error
     return error is None
+
+
+def must_be_bare(publisher: Publisher, fates: Sequence[Fate], *, was_bare: bool) -> bool:
+    """Whether copies of messages are published next without what only the broker may refuse in them.
+
+    Args:
+        publisher: has published some, and knows why its channel or connection has ended.
+        fates: theirs.
+        was_bare: whether they were published so. If they are lost all the same, the next ones stay as they are.
+    """
+    return Fate.LOST in fates and (was_bare or may_be_of_a_message(publisher.last_reason))

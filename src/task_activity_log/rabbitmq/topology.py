@@ -278,14 +278,14 @@ async def _ignore(_: object) -> None:
     pass
 
 
-def _refuse_stream(queue: str, found: str | None) -> None:
-    """Raise `Unavailable` if the requests queue is a stream.
+def _refuse_stream(queue: str, found: str | None, setting: str = "WORKER_REQUESTS_QUEUE") -> None:
+    """Raise `Unavailable` if this queue, which the setting names, is a stream.
 
     A stream keeps what was acknowledged. A worker that starts consumes only what is published from then on, so what was
     published before would never be stored, and nobody would notice.
     """
     if found == "stream":
-        raise Unavailable(f"queue {queue} is a stream: name a quorum queue in WORKER_REQUESTS_QUEUE")
+        raise Unavailable(f"queue {queue} is a stream: name a quorum queue in {setting}")
 
 
 async def _refuse_stream_of_dead_letters(connection: AbstractConnection, queue: str) -> None:
@@ -295,8 +295,7 @@ async def _refuse_stream_of_dead_letters(connection: AbstractConnection, queue: 
     publisher is a decimal, for example. The same dead letter would be published again and again.
     """
     with suppress(ChannelAccessRefused):
-        if await queue_type(connection, queue) == "stream":
-            raise Unavailable(f"queue {queue} is a stream: name a quorum queue in WORKER_DEAD_LETTERS_QUEUE")
+        _refuse_stream(queue, await queue_type(connection, queue), "WORKER_DEAD_LETTERS_QUEUE")
 
 
 async def consumers(connection: AbstractConnection, topology: Topology) -> int:

@@ -87,7 +87,7 @@ written AS (
 -- fails with {unset} in its error (see faults.py). Clocks are stepped, and the column may be rounded to seconds.
 -- {length} stands for the bytes of text in a row, and {too_long} for the condition that it has so much text, or the rows together
 -- have, that it must be read by itself. Its texts and modified_dateutc are then null; where a text alone is too long, it is null
--- from the start. Of a replace all rows are returned, unless the table has triggers of others: the texts are those of the requests.
+-- from the start. Of a replace all rows are returned, unless code of others is executed for a row: the texts are those of the requests.
 SELECT
     id::pg_catalog.uuid,
     {uuids},
