@@ -1,4 +1,4 @@
--- Take back what triggers have set for the session. RESET ALL is no use: it would also take back settings such as app.tenant,
+-- Take back what triggers have set for the session. RESET ALL cannot be used: it would also take back settings such as app.tenant,
 -- which a login trigger or a pooler has made, and which no catalog shows. A reset_val of null is the default. What only a
 -- superuser may set cannot be taken back: this then fails.
 SELECT pg_catalog.set_config(name, reset_val, false) FROM pg_catalog.pg_settings
