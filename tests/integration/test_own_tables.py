@@ -854,6 +854,23 @@ async def test_a_row_that_cannot_be_read_hides_no_others(store: Store, database:
     await survey.close()
 
 
+async def test_all_records_include_one_without_a_time_of_its_change(
+    store: Store, database: Connection, database_url: str
+) -> None:
+    """It was written while the trigger was missing. Nobody knows whether it was changed since a time."""
+    requests = sorted((ask(subject="a") for _ in range(3)), key=lambda request: request.record.id)
+    await store.apply(requests)
+    await database.execute("ALTER TABLE task_activity_log ALTER modified_dateutc DROP NOT NULL, DISABLE TRIGGER USER")
+    await database.execute("UPDATE task_activity_log SET modified_dateutc = NULL WHERE id = $1", requests[1].record.id)
+    survey = Survey(Connector(database_url))
+    ids = [request.record.id for request in requests]
+    assert (await survey.count(None), [page async for page in survey.changed(None)]) == (3, [ids])
+    assert await survey.count(None, ids[0]) == 2
+    long_ago = datetime.min.replace(tzinfo=UTC)
+    assert (await survey.count(long_ago), [page async for page in survey.changed(long_ago)]) == (2, [ids[::2]])
+    await survey.close()
+
+
 async def test_an_error_does_not_quote_a_long_text_that_is_no_uuid(store: Store, database: Connection) -> None:
     """The driver takes a time for it that grows with the square of its length, and everybody would wait."""
     await store.apply([request := ask()])

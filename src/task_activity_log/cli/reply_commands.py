@@ -9,7 +9,6 @@ import typer
 
 from task_activity_log.cli.codes import CODES, complete, unknown
 from task_activity_log.cli.exit_codes import WRONG_USE, fail, guarded, settings_or_exit
-from task_activity_log.cli.times import EARLIEST
 from task_activity_log.cli.times import since as since_
 from task_activity_log.record import Outcome
 
@@ -143,7 +142,7 @@ def resend(
         if queue:
             queue_name("--queue", queue)
         topology_of(settings).check_reply_queue("--queue", queue)
-        start = since_(changed_since) if changed_since else EARLIEST
+        start = since_(changed_since) if changed_since else None
     except ValueError as error:
         fail(str(error), WRONG_USE)
     work = Resending(settings, start, ids or [], after, queue or None, xml, rate, dry_run, yes)

@@ -11,7 +11,6 @@ from uuid import UUID
 from task_activity_log import wire
 from task_activity_log.cli.exit_codes import DONE, FAILED, SOME_REJECTED, WRONG_USE
 from task_activity_log.cli.terminal import agreed, counted, progress, say
-from task_activity_log.cli.times import EARLIEST
 from task_activity_log.client import ClientError
 from task_activity_log.client.connections import options
 from task_activity_log.client.snapshots import Interrupted, Sent, Target, resend
@@ -32,7 +31,8 @@ class Resending:
     """One run, with the options of the command line."""
 
     settings: Settings
-    since: datetime
+    since: datetime | None
+    """None: all records, also those of a table of one's own that have no time of their last change."""
     ids: Sequence[UUID]
     """Only these records; empty: all that were changed since."""
     after: UUID | None
@@ -66,7 +66,7 @@ class Resending:
 
     def _command(self, after: UUID | None) -> str:
         """The whole command that continues this run, also when some time has passed."""
-        changed = ("--all",) if self.since == EARLIEST else ("--changed-since", self.since.isoformat())
+        changed = ("--all",) if self.since is None else ("--changed-since", self.since.isoformat())
         since = () if self.ids else changed
         chosen = (option for one in self.ids for option in ("--id", str(one)))
         queue = ("--queue", self.queue) if self.queue else ()

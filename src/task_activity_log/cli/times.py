@@ -3,8 +3,6 @@
 import re
 from datetime import UTC, datetime, timedelta
 
-EARLIEST = datetime.min.replace(tzinfo=UTC)
-"""Since then all records were changed."""
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 

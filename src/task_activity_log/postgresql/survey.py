@@ -51,8 +51,8 @@ class Survey:
         """Disconnect."""
         await self._session.close()
 
-    async def count(self, since: datetime, after: UUID = FIRST) -> int:
-        """How many records were modified at `since` or later, of those whose ids are behind `after`.
+    async def count(self, since: datetime | None, after: UUID = FIRST) -> int:
+        """How many records were modified at `since` or later (None: all), of those whose ids are behind `after`.
 
         Raises:
             Unavailable: the database cannot be used, or a privilege is missing.
@@ -60,7 +60,7 @@ class Survey:
         [row] = await self._ask(_COUNT, since, after)
         return int(row["count"])
 
-    async def changed(self, since: datetime, after: UUID = FIRST) -> AsyncIterator[list[UUID]]:
+    async def changed(self, since: datetime | None, after: UUID = FIRST) -> AsyncIterator[list[UUID]]:
         """The ids of these records, in their order, page by page.
 
         Raises:
