@@ -114,12 +114,18 @@ async def test_a_policy_can_limit_replies_that_nobody_reads(
         vhost = quote(unquote(urlsplit(amqp_url).path[1:]), safe="")
         policy = {"pattern": "replies$", "definition": {"max-length": 5, "overflow": overflow}, "apply-to": "queues"}
         await asyncio.to_thread(rabbitmq.api, "PUT", f"/policies/{vhost}/bounded", policy)
-        for _ in range(30):
-            await talk.send()
         if overflow == "drop-head":
+            for _ in range(30):
+                await talk.send()
             await until(lambda: service.in_hand == 0)
         else:
-            await until(lambda: any("replies refused" in reason for reason in service.status.not_ready()))
+
+            def refused() -> bool:
+                return any("replies refused" in reason for reason in service.status.not_ready())
+
+            while not refused():  # the queue takes some more until its channels know that it is full
+                await talk.send()
+                await until(lambda: service.in_hand == 0 or refused())
             replies = await talk.channel.get_queue(TOPOLOGY.replies_queue)
             await replies.consume(talk.answers.put, no_ack=True)
             await until(lambda: service.in_hand == 0)
