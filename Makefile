@@ -1,5 +1,8 @@
 # Every target sets up what it needs: that takes Python 3.11 or newer, make, and a network the first time.
 
+# Where it is set, each of some hundred processes of the tests would compile the sources.
+unexport PYTHONDONTWRITEBYTECODE
+
 PYTHON := .venv/bin/python
 .DEFAULT_GOAL := help
 .PHONY: help setup demo console run test test-dotnet test-tls test-failover test-cluster test-examples test-deploy test-browser screenshot test-image check format bench bench-quick bench-profile bench-stages bench-wire chaos fuzz docs sandbox lock dist clean
@@ -19,10 +22,10 @@ console: setup  ## run the web console with 300 dead letters, a worker and a loa
 run: setup  ## run the worker with a private RabbitMQ and PostgreSQL until Ctrl-C
 	@$(PYTHON) -m sandbox.run
 
-# Most tests wait for services and not for a processor: four at a time on any machine. They are given out two by two,
+# Most tests wait for services and not for a processor: five at a time on any machine. They are given out two by two,
 # or one process would have most of the slow ones.
 test: setup  ## run the tests on real services, without the groups below, which need tools of their own
-	@$(PYTHON) -m pytest -n 4 --maxschedchunk=2 $(ARGS)
+	@$(PYTHON) -m pytest -n 5 --maxschedchunk=2 $(ARGS)
 
 test-dotnet: setup  ## test with real .NET serializers (needs Mono; the message says what to install)
 	@$(PYTHON) -m pytest -m dotnet $(ARGS)
