@@ -88,10 +88,11 @@ LONG, NO_TEXT = "x" * 256, "\ud800"
         ({"partitions_exchange": "x" * 128}, "partitions_exchange should have at most 127 letters"),
         ({"app_id": LONG}, "app_id should be text of at most 255 bytes"),
         ({"app_id": NO_TEXT}, "app_id should be text of at most 255 bytes"),
+        ({"partitioned": "no"}, "partitioned should be True, False or None"),
     ],
 )
 def test_a_client_has_names_that_can_be_sent(given: dict[str, Any], words: str) -> None:
-    """A connection whose task fails says nothing about the name that was wrong."""
+    """A connection whose task fails says nothing about the name that was wrong. `"no"` would be taken for true."""
     with pytest.raises(ValueError, match=words):
         TaskActivityLogClient("amqp://localhost", **given)
 

@@ -69,13 +69,15 @@ class TaskActivityLogClient:
 
         Raises:
             ClientError: the URL is not that of a broker.
-            ValueError: `window` is less than 1, or a name is one that cannot be sent.
+            ValueError: `window` is less than 1, `partitioned` is something else, or a name is one that cannot be sent.
         """
         if window < 1:
             raise ValueError("window should be at least 1")
         exchange_name("exchange", exchange, ending="" if partitions_exchange else BY_RECORD)
         if partitions_exchange is not None:
             exchange_name("partitions_exchange", partitions_exchange)
+        if partitioned not in (None, True, False):
+            raise ValueError("partitioned should be True, False or None")
         if not is_short(app_id):
             raise ValueError(f"app_id should be text of at most {SHORT_MAX} bytes")
         routing = Routing(exchange, partitioned=partitioned, partitions_exchange=partitions_exchange)
