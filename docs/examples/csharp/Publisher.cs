@@ -103,6 +103,7 @@ namespace TaskActivityLogs
                     basicProperties: new BasicProperties
                     {
                         MessageId = upsert.Key,
+                        AppId = "example", // the name of your program, by which operators select its dead letters
                         CorrelationId = upsert.Key,
                         ReplyTo = replies.QueueName,
                         ContentType = "application/json",

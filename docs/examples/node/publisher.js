@@ -35,6 +35,7 @@ async function publish() {
     persistent: true,
     mandatory: true,
     messageId,
+    appId: "example", // the name of your program, by which operators select its dead letters
     timestamp: Math.floor(Date.now() / 1000), // seconds, not milliseconds
     replyTo: replies,
   });

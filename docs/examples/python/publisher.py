@@ -33,6 +33,7 @@ async def main() -> None:
                 content_type="application/json",
                 delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
                 message_id=message_id,
+                app_id="example",  # the name of your program, by which operators select its dead letters
                 priority=4,  # the same as that of publishers that set none; aio-pika would set 0
                 reply_to=replies.name,
                 timestamp=time.time(),
