@@ -105,10 +105,11 @@ async def test_what_was_answered_is_found_when_nothing_else_is_left(
     [line] = await found("c-4")
     assert line.startswith(f"updated, message {stored}, correlation_id c-4, record {stored}, reply ")
     nothing = await command("find", "m-4", **services)
-    assert (nothing.code, "the journal has no answer: too old, or not kept (WORKER_JOURNAL)" in nothing.err) == (
-        1,
-        True,
-    )
+    unanswered = "the journal has no answer: too old, or not kept (WORKER_JOURNAL)"
+    invalid = "what was rejected as invalid has no record in the journal: look for its message_id"
+    assert (nothing.code, unanswered in nothing.err, invalid in nothing.err) == (1, True, False)
+    other = await command("find", str(uuid4()), **services)  # it can be the record of a request like m-3
+    assert (other.code, unanswered in other.err, invalid in other.err) == (1, True, True)
     assert "secret" not in str(await database.fetch("SELECT * FROM task_activity_log_journal"))
 
 

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 _VALUE_MAX = 200
 """How many characters of a value are printed."""
 _NOT_IN_JOURNAL = "the journal has no answer: too old, or not kept (WORKER_JOURNAL)"
+_NO_RECORD = "what was rejected as invalid has no record in the journal: look for its message_id"
 
 
 @dataclass
@@ -80,6 +81,8 @@ def find(settings: Settings, name: str) -> int:
     hint = "" if uuid_of(name) else ": give the whole id"
     say(f"{name}: no {row}, no dead letter and no waiting reply has this id{hint}")
     say(f"requests that still wait are not seen; {found.no_journal or _NOT_IN_JOURNAL}")
+    if not found.no_journal and uuid_of(name):
+        say(_NO_RECORD)
     return FAILED
 
 
