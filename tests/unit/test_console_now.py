@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -10,7 +11,7 @@ from starlette.responses import StreamingResponse
 
 from task_activity_log.console.rendering import live, templates
 from task_activity_log.console.sampling import Sampler
-from task_activity_log.console.words import advice, short, span
+from task_activity_log.console.words import advice, digits, short, span
 from task_activity_log.rabbitmq.inspection import Queue
 from task_activity_log.rabbitmq.link import LinkOptions
 from task_activity_log.rabbitmq.management import Management, ManagementError
@@ -154,7 +155,12 @@ def test_the_sentence_says_what_is_wrong() -> None:
         "attention",
     )
     held = worker(not_ready=["holding: x"], holds=[{"place": "store", "reason": "disk full", "seconds": 130}])
-    assert "Held for 2 minutes: disk full." in said(sampled([held]))[0]
+    assert "Held for 2 minutes: disk full. Nothing waits." in said(sampled([held]))[0]
+    held = replace(held, in_hand=300)
+    assert "Held for 2 minutes: disk full. 300 requests wait." in said(sampled([held]))[0], "a worker has them in hand"
+    assert "305 requests wait." in said(sampled([held], requests=5))[0]
+    busy = replace(worker(), in_hand=300)
+    assert "Nothing waits." in said(sampled([busy]))[0], "they are being stored"
     assert said(sampled([worker()], error="closed")) == (
         "One worker consumes. The broker does not answer: closed. The dead letters are not known.",
         "bad",
@@ -185,6 +191,16 @@ def test_a_time_is_said_in_its_largest_unit(seconds: float, text: str) -> None:
 def test_a_duration_in_a_table_is_short(seconds: float | None, text: str) -> None:
     """With three figures at most."""
     assert short(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("rate", "text"),
+    [(0, "0"), (0.5, "0.5"), (10.52, "10.5"), (999.7, "1,000"), (10_000.0, "10,000"), (12_345.6, "12,346")],
+)
+def test_a_rate_has_no_exponent(rate: float, text: str) -> None:
+    """A worker answers more than 10,000 a second, which three digits would show as `1e+04`."""
+    assert digits(rate) == text
+    assert ">20,000/s<" in SHOW.chart({"inserted": [0.0, 12_345.6]}, "x")
 
 
 def test_charts_have_shapes_and_no_styles() -> None:

@@ -438,6 +438,25 @@ def test_bulk_needs_a_dry_run_a_reason_and_for_discarding_the_number(local: Brow
     assert list(local.console.actions.all) == []
 
 
+@pytest.mark.parametrize(
+    ("publishers", "asked"),
+    [(["crm"], "crm"), (["crm", "crm"], "crm"), ([None], "their publishers"), (["crm", "erp"], "their publishers")],
+)
+def test_who_can_be_asked_for_corrected_messages(publishers: list[str | None], asked: str) -> None:
+    """A dead letter without an app_id has the publisher `-`, which is no name; and one of several is not the only one to ask."""
+    console = console_of()
+    headers = {"x-error-code": "missing_id", "x-error-detail": "Send id."}
+    seen(
+        console,
+        [
+            letter(b"{}", Properties(message_id=f"m-{number}", app_id=name, headers=headers))
+            for number, name in enumerate(publishers)
+        ],
+    )
+    with browser(console) as found:
+        assert f"or ask {asked} for corrected messages" in found.get("/bulk").text
+
+
 def test_a_replay_that_would_take_longer_than_the_broker_waits_is_refused(local: Browser) -> None:
     """Its dead letters are on loan for so long."""
     page = local.get("/bulk").text

@@ -52,7 +52,7 @@ templates = Environment(
     lstrip_blocks=True,
 )
 templates.filters |= {
-    "exact": _Exact, "at": words.at, "ago": words.ago, "span": words.span, "short": words.short,
+    "exact": _Exact, "at": words.at, "ago": words.ago, "span": words.span, "short": words.short, "digits": words.digits,
     "count": "{:,}".format, "shown": shown, "reason": exported.reasons, "quoted": shell_word, "path": path_of, "query": query_of,
     "json": json.dumps, "repr": repr, "round_up": words.round_up, "advice": words.advice, "headers": shown_headers,
 }  # fmt: skip

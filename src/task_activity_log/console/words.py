@@ -41,12 +41,12 @@ def short(seconds: float | None) -> str:
         return "-"
     for limit, size, unit in _SHORT:
         if seconds < limit:
-            return f"{_three_digits(seconds / size)} {unit}"
-    return f"{_three_digits(seconds / 86_400)} d"
+            return f"{digits(seconds / size)} {unit}"
+    return f"{digits(seconds / 86_400)} d"
 
 
-def _three_digits(value: float) -> str:
-    """A number with three digits that count, and never with an exponent, as Python writes 999.7."""
+def digits(value: float) -> str:
+    """A number with three digits that count, or all that it has before the point, and never with an exponent."""
     return f"{value:.3g}" if value < 999.5 else f"{value:,.0f}"  # noqa: PLR2004 - what is rounded to 1,000
 
 
