@@ -496,6 +496,31 @@ class TestOwnRows:
         await database.execute(f"ALTER TABLE task_activity_log {change}")
         assert [failure.rule for failure in await store.try_own_rows(None)] == rules
 
+    async def test_a_copy_that_is_refused_as_a_copy(self, store: Store, database: Connection) -> None:
+        """That proves nothing. With other values in its unique columns it passes, unless every row is refused."""
+        user = uuid4()
+        await database.execute("""
+            CREATE TABLE users (id uuid PRIMARY KEY);
+            ALTER TABLE task_activity_log ALTER user_id SET NOT NULL, ADD FOREIGN KEY (user_id) REFERENCES users,
+                ADD UNIQUE (user_id, due_date), ADD UNIQUE (reference_back_office), ADD UNIQUE (task_id, subject),
+                ADD CHECK (reference_back_office ~ '^[A-Z]{2}-[0-9]{5}$');
+        """)
+        await database.execute("INSERT INTO users VALUES ($1)", user)
+        stored = ask(
+            user_id=user,
+            due_date=datetime(2026, 1, 1, tzinfo=UTC),
+            reference_back_office="BO-12345",
+            task_id=uuid4(),
+            subject="a",
+        )
+        [(_, like)] = await store.apply([stored])
+        for one in (None, like):
+            assert await store.try_own_rows(one) == []
+        await database.execute("ALTER TABLE users RENAME TO others; CREATE TABLE users (id uuid PRIMARY KEY)")
+        await database.execute("ALTER TABLE task_activity_log ADD FOREIGN KEY (user_id) REFERENCES users NOT VALID")
+        rules = {failure.sqlstate for failure in await store.try_own_rows(like)}
+        assert rules == {"23505", "23502", "23514"}
+
     @pytest.mark.parametrize("local", [True, False])
     async def test_a_trigger_that_changes_the_session_refuses_nothing(
         self, store: Store, database: Connection, local: bool

@@ -9,6 +9,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 from task_activity_log.pipeline.ports import OWN_ROWS_SECONDS, PATIENT, Patience
+from task_activity_log.pipeline.refusals import OF_COPIES
 from task_activity_log.pipeline.request import Request, UpdateMode
 from task_activity_log.postgresql import table, writing
 from task_activity_log.postgresql.connecting import Connector
@@ -21,7 +22,7 @@ from task_activity_log.postgresql.session import Row, Session
 from task_activity_log.postgresql.statements import sql
 from task_activity_log.postgresql.trimming import TRIM, TRIM_JOURNAL, Trimming
 from task_activity_log.postgresql.watch import Watch
-from task_activity_log.problem import Failed, NotMigrated, Refused, TimedOut, Unavailable
+from task_activity_log.problem import Failed, NotMigrated, Refused, Rule, TimedOut, Unavailable
 from task_activity_log.record import (
     FIELDS,
     STORED_FIELDS,
@@ -249,20 +250,44 @@ class Store:
         """Write rows of our own, each in a transaction that is rolled back, and return why all of them are refused.
 
         One has the values of `like`, or those of any stored record; one has no values, and one has all. Empty: one of them
-        passes.
+        passes, or would if the first were no copy.
 
         Raises:
             Unavailable: the database cannot be used, its disk is full, or the probe says why no row can be stored.
         """
         await self.probe()
         found: list[Failed] = []
-        for record in (like or await self._any(), writing.BARE, writing.FULL):
+        stored = like or await self._any()
+        for record in (stored, writing.BARE, writing.FULL):
             failure = None if record is None else await self._rehearse(record)
             if failure is not None:
                 found.append(failure)
             elif record is not None:
                 return []
-        return found
+        return [] if stored is not None and await self._passes_otherwise(stored, found[0].rule) else found
+
+    async def _passes_otherwise(self, stored: TaskActivityLog, rule: Rule) -> bool:
+        """Whether a row like this one is refused by this rule only because it is a copy.
+
+        One value after the other is changed. If another unique index refuses it then, that value stays changed.
+        """
+        names = list(writing.VARIABLE)
+        while rule.sqlstate in OF_COPIES and names:
+            for name in names:
+                other = writing.varied(stored, name)
+                write = self._own_write(other)
+                failure = await self._writer.rehearse(write, write, seconds=_REHEARSE_SECONDS)
+                if failure is None:
+                    return True
+                if not isinstance(failure, Refused):  # such as a lock
+                    return False
+                if failure.sqlstate in OF_COPIES and failure.rule != rule:
+                    stored, rule = other, failure.rule
+                    names.remove(name)
+                    break
+            else:
+                break
+        return False
 
     async def time_own_rows(self, count: int) -> float:
         """How many seconds it takes to write rows of the worker's own, which have all values. They are rolled back.
