@@ -16,7 +16,7 @@ from sandbox import PostgreSQL
 from task_activity_log.cli.check.database import _judge_table
 from task_activity_log.message import Delivery
 from task_activity_log.pipeline import reply
-from task_activity_log.pipeline.ports import Settlement
+from task_activity_log.pipeline.ports import Patience, Settlement
 from task_activity_log.pipeline.request import Request, UpdateMode
 from task_activity_log.postgresql import migrations, writing
 from task_activity_log.postgresql import store as postgresql_store
@@ -591,6 +591,18 @@ KINDS = {"table": "SELECT 1", "partitioned table": PARTITIONED, "view": VIEW}
 
 class TestKindsOfTables:
     """What the records are stored in."""
+
+    @pytest.mark.parametrize("connected", [True, False])
+    async def test_a_table_that_becomes_a_view(self, store: Store, database: Connection, *, connected: bool) -> None:
+        """Without a probe between: another store of the worker has had it, and other rows pass there."""
+        await store.apply([ask()])
+        await database.execute(VIEW)
+        if not connected:
+            await store.close()
+        patience = Patience(0.5, 1.0)
+        with pytest.raises(Failed, match="schema does not fit"):
+            await store.apply([ask()], patience)
+        assert outcomes(await store.apply([ask()], patience)) == ["inserted"]
 
     @pytest.mark.parametrize("kind", KINDS)
     async def test_all_outcomes(self, store: Store, database: Connection, kind: str) -> None:

@@ -289,6 +289,32 @@ async def test_what_passes_in_another_task_says_nothing_about_a_wave_of_which_no
     assert bench.outcomes == ["inserted"]
 
 
+@pytest.mark.parametrize("first", ["locks", "fails"])
+@pytest.mark.parametrize("then", ["refuses", "doubts"])
+async def test_what_passes_while_a_row_is_locked_says_nothing_about_it(first: str, then: str) -> None:
+    """Somebody locks rows, or makes them fail, and then adds a rule that refuses every row: nothing is at fault."""
+    bench = Bench()
+    setattr(bench.store, first, {"good"})
+    async with bench.running():
+        bench.intake.put(upsert(subject="good"), upsert(subject="good"))
+        while bench.worker.parking.messages < 2:
+            await asyncio.sleep(0)
+        bench.intake.put(upsert(subject="another"))
+        await bench.watch.settled(1)
+        tried = len(bench.store.waves)
+        while len(bench.store.waves) == tried:
+            await asyncio.sleep(0)
+        bench.store.own = [Failed("every row is refused", "42501" if then == "doubts" else "23514", lasting=True)]
+        setattr(bench.store, then, {"good"})
+        setattr(bench.store, first, set())
+        while bench.hold_reason is None:
+            assert bench.dead_letters.kept == []
+            await asyncio.sleep(0)
+        setattr(bench.store, then, set())
+        await bench.watch.settled(3)
+    assert (bench.outcomes, bench.dead_letters.kept) == (["inserted"] * 3, [])
+
+
 @pytest.mark.parametrize("evidence", ["rows of our own pass", "a parked request passes"])
 async def test_a_row_of_a_batch_that_was_refused_before_the_database_was_fixed_is_tried_again(evidence: str) -> None:
     """What shows that not every row is refused has passed after this row was tried: that says nothing about it."""

@@ -59,8 +59,8 @@ class Line(Generic[D]):
     cause: Failed
     """Why its first request did not pass."""
     passes: int | None
-    """The number of statements that had passed when its first request was tried for the first time; None: it was not tried yet.
-    See `Refusals`."""
+    """The number of statements that had passed when its first request was tried for the first time of those times when it was
+    refused; None: it was not refused yet. Those that pass while it waits for a lock say nothing about it. See `Refusals`."""
     due: float
     """When it is tried next."""
     waiting: deque[Parked[D]] = field(default_factory=deque)

@@ -220,9 +220,10 @@ class Parking(Retrying[D]):
         if passes == self.refusals.passes and not isinstance(cause, TimedOut):
             self.on_outage(cause)
         now = time.monotonic()
+        refused = passes if cause.lasting and not parts else None
         for request in requests:
             identifier = request.record.id
-            line = self._lines.setdefault(identifier, Line[D](identifier, cause, passes, due=now))
+            line = self._lines.setdefault(identifier, Line[D](identifier, cause, refused, due=now))
             line.waiting.append(Parked(request, now))
         for part in parts:
             lines = [self._lines[request.record.id] for request in part]

@@ -211,6 +211,8 @@ class Retrying(Generic[D]):
         """Note why the first request of a line did not pass; in how many seconds it is tried again."""
         line.cause = outage if isinstance(outage, Failed) else line.cause
         line.tries += 1
+        if not (isinstance(outage, Failed) and outage.lasting):  # it was not refused
+            line.passes = None
         if isinstance(outage, TimedOut):
             line.rounds = 0 if outage.locked else lane.exceeded(line.rounds)
         ended = lane.slow and self.others.is_set()
@@ -329,7 +331,9 @@ class Retrying(Generic[D]):
             if not line.waiting:
                 return None
             first = line.waiting[0]
-            if line.passes is None:  # it waited behind others until now: what passed meanwhile says nothing about it
+            if (
+                line.passes is None
+            ):  # it waited until now, behind others or for a lock: what passed meanwhile says nothing
                 line.passes = self.refusals.passes
             if first.outcome is None:
                 settlement = await self._settlement(line, line.passes, first.request, lane)

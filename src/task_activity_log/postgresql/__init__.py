@@ -2,6 +2,7 @@
 
 store        takes waves of requests, returns outcomes and stored records
 writing      the statement that writes a wave, and its parameters
+copies       copies of a stored record that are not refused as copies
 survey       the records as they are, for commands
 marks        which messages are tried alone
 trimming     what the workers delete

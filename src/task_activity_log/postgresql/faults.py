@@ -211,3 +211,10 @@ def _judge_ours(text: str, where: str) -> tuple[Fault, Refused | Unavailable] | 
     if UNSET_INSTANT in text:
         return Fault.LASTING, Failed("modified_dateutc is not set", UNSET, where, lasting=True)
     return None
+
+
+def why(failure: Refused | Unavailable | None) -> str:
+    """Why a rehearsal failed, for people; empty if it passed, or took too long: a slow server proves nothing."""
+    if failure is None or isinstance(failure, TimedOut):
+        return ""
+    return failure.reason if isinstance(failure, Unavailable) else f"refused ({failure.sqlstate})"

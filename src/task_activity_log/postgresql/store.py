@@ -9,12 +9,12 @@ from typing import Any
 from uuid import UUID, uuid4
 
 from task_activity_log.pipeline.ports import OWN_ROWS_SECONDS, PATIENT, Patience
-from task_activity_log.pipeline.refusals import OF_COPIES
 from task_activity_log.pipeline.request import Request, UpdateMode
 from task_activity_log.postgresql import table, writing
 from task_activity_log.postgresql.connecting import Connector
 from task_activity_log.postgresql.connection import ServerConnection
-from task_activity_log.postgresql.faults import Fault, fault
+from task_activity_log.postgresql.copies import passes_otherwise
+from task_activity_log.postgresql.faults import Fault, fault, why
 from task_activity_log.postgresql.marks import MARK, UNMARK, Marks
 from task_activity_log.postgresql.messages import NOT_PERMITTED
 from task_activity_log.postgresql.reading import READ, TABLE, answer, explained
@@ -22,7 +22,7 @@ from task_activity_log.postgresql.session import Row, Session
 from task_activity_log.postgresql.statements import sql
 from task_activity_log.postgresql.trimming import TRIM, TRIM_JOURNAL, Trimming
 from task_activity_log.postgresql.watch import Watch
-from task_activity_log.problem import Failed, NotMigrated, Refused, Rule, TimedOut, Unavailable
+from task_activity_log.problem import Failed, NotMigrated, Refused, TimedOut, Unavailable
 from task_activity_log.record import (
     FIELDS,
     STORED_FIELDS,
@@ -163,14 +163,19 @@ class Store:
             await self.probe()
         if self._kinds is None:
             await self.look()
-        if seconds is not None and not self._writer.connected:
-            # Preparing the statement takes longer than a row, and it must not look as if the row did.
-            await self._maintain(self._writer, self._statement(mode), *writing.nothing(mode))
         arguments = writing.arguments(wave, mode, patience.lock_seconds)
         end_after = None if seconds is None or seconds >= self._command_timeout else seconds
-        return await self._writer.ask(
-            self._statement(mode), *arguments, end_after=end_after, restore=self.watch.has_code
-        )
+        try:
+            if seconds is not None and not self._writer.connected:
+                # Preparing the statement takes longer than a row, and it must not look as if the row did.
+                await self._maintain(self._writer, self._statement(mode), *writing.nothing(mode))
+            return await self._writer.ask(
+                self._statement(mode), *arguments, end_after=end_after, restore=self.watch.has_code
+            )
+        except Failed as failed:
+            if fault(failed.sqlstate) is Fault.SCHEMA:
+                self._kinds = None  # the table may have become a view, or a partitioned one
+            raise
 
     async def _current(self, ids: Sequence[UUID], *, confirm: bool) -> dict[UUID, Row]:
         """The records as they are now.
@@ -258,36 +263,11 @@ class Store:
         await self.probe()
         found: list[Failed] = []
         stored = like or await self._any()
-        for record in (stored, writing.BARE, writing.FULL):
-            failure = None if record is None else await self._rehearse(record)
-            if failure is not None:
-                found.append(failure)
-            elif record is not None:
+        for record in filter(None, (stored, writing.BARE, writing.FULL)):
+            if (failure := await self._rehearse(record)) is None:
                 return []
-        return [] if stored is not None and await self._passes_otherwise(stored, found[0].rule) else found
-
-    async def _passes_otherwise(self, stored: TaskActivityLog, rule: Rule) -> bool:
-        """Whether a row like this one is refused by this rule only because it is a copy.
-
-        One value after the other is changed. If another unique index refuses it then, that value stays changed.
-        """
-        names = list(writing.VARIABLE)
-        while rule.sqlstate in OF_COPIES and names:
-            for name in names:
-                other = writing.varied(stored, name)
-                write = self._own_write(other)
-                failure = await self._writer.rehearse(write, write, seconds=_REHEARSE_SECONDS)
-                if failure is None:
-                    return True
-                if not isinstance(failure, Refused):  # such as a lock
-                    return False
-                if failure.sqlstate in OF_COPIES and failure.rule != rule:
-                    stored, rule = other, failure.rule
-                    names.remove(name)
-                    break
-            else:
-                break
-        return False
+            found.append(failure)
+        return [] if stored and await passes_otherwise(self._try, stored, found[0].rule) else found
 
     async def time_own_rows(self, count: int) -> float:
         """How many seconds it takes to write rows of the worker's own, which have all values. They are rolled back.
@@ -316,11 +296,14 @@ class Store:
         except Refused:
             return None
 
-    async def _rehearse(self, record: TaskActivityLog) -> Failed | None:
-        """Insert and update a row with these values, and roll back. Why it is refused; None if it passes."""
+    async def _try(self, record: TaskActivityLog) -> Refused | Unavailable | None:
+        """Insert and update a row with these values, and roll back. What is raised; None if it passes."""
         write = self._own_write(record)
-        writes = [write, write]
-        failure = await self._writer.rehearse(*writes, seconds=_REHEARSE_SECONDS)
+        return await self._writer.rehearse(write, write, seconds=_REHEARSE_SECONDS)
+
+    async def _rehearse(self, record: TaskActivityLog) -> Failed | None:
+        """As `_try`, in words for people."""
+        failure = await self._try(record)
         if failure is None or isinstance(failure, TimedOut):
             return failure
         if isinstance(failure, Refused | Failed) and fault(failure.rule.sqlstate) is not Fault.DATABASE:
@@ -355,7 +338,7 @@ class Store:
         failure = await self._maintenance.rehearse(*statements, seconds=_REHEARSE_SECONDS)
         if isinstance(failure, Refused) and failure.sqlstate == _DIVISION_BY_ZERO:
             return "a trigger or a policy keeps them"
-        return _why(failure)
+        return why(failure)
 
     async def try_journal(self) -> str:
         """Why the journal cannot be written and trimmed; empty if it can. A row of our own is written, and rolled back.
@@ -366,11 +349,11 @@ class Store:
         row = datetime.now(UTC).isoformat(), uuid4(), uuid4(), str(Outcome.UPDATED), None, None, None, None
         write = _JOURNAL, [[value] for value in row]
         trim = TRIM_JOURNAL, _NOTHING_TO_TRIM
-        return _why(await self._maintenance.rehearse(write, trim, seconds=_REHEARSE_SECONDS))
+        return why(await self._maintenance.rehearse(write, trim, seconds=_REHEARSE_SECONDS))
 
     async def try_trim(self) -> str:
         """Why old keys cannot be deleted from the inbox; empty if they can. None is deleted. Raises as `try_mark`."""
-        return _why(await self._maintenance.rehearse((TRIM, _NOTHING_TO_TRIM), seconds=_REHEARSE_SECONDS))
+        return why(await self._maintenance.rehearse((TRIM, _NOTHING_TO_TRIM), seconds=_REHEARSE_SECONDS))
 
     async def locked(self, ids: Sequence[UUID]) -> set[UUID]:
         """Those of these records whose rows are locked by another transaction now (see sql/locked.sql).
@@ -464,10 +447,3 @@ class Store:
         except Refused as refused:
             outage = Unavailable(f"the query is refused ({refused.sqlstate})", session.where)
         raise outage
-
-
-def _why(failure: Refused | Unavailable | None) -> str:
-    """Why a rehearsal failed, for people; empty if it passed, or took too long: a slow server proves nothing."""
-    if failure is None or isinstance(failure, TimedOut):
-        return ""
-    return failure.reason if isinstance(failure, Unavailable) else f"refused ({failure.sqlstate})"

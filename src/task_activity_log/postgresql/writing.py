@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import random
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import cache
 from operator import attrgetter
-from string import ascii_lowercase, ascii_uppercase, digits
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -30,11 +28,6 @@ FULL = TaskActivityLog(
     reference_back_office="task-activity-log-worker",
 )  # fmt: skip
 """Two of the worker's own records (see `Store.try_own_rows`): without values, and with all."""
-
-VARIABLE = tuple(
-    name for kind in (Kind.TEXT, Kind.INSTANT, Kind.UUID) for name in FIELDS if name != "id" and KINDS[name] is kind
-)
-"""The columns whose value makes a row another one for a unique index; at last those that may refer to rows of other tables."""
 
 _NEW_VALUE = {
     UpdateMode.REPLACE: "excluded.{column}",
@@ -134,32 +127,6 @@ def own_arguments(record: TaskActivityLog, count: int) -> list[object]:
     values = {name: getattr(record, name) for name in FIELDS}
     rows = [TaskActivityLog.trusted({**values, "id": uuid4()}, set()) for _ in range(count)]
     return arguments([_own_request(row) for row in rows], UpdateMode.REPLACE, 1.0)
-
-
-_VARIED = 100
-"""How many characters of a text are other ones."""
-
-
-def varied(record: TaskActivityLog, name: str) -> TaskActivityLog:
-    """This record with another value in one of the columns that are `VARIABLE`. A text keeps its length and its form."""
-    old = getattr(record, name)
-    match KINDS[name]:
-        case Kind.UUID:
-            new: object = uuid4()
-        case Kind.INSTANT:
-            new = datetime.fromtimestamp(random.randrange(2**31), UTC)  # noqa: S311 - not cryptography
-        case _:
-            new = old[:-_VARIED] + "".join(map(_another, old[-_VARIED:])) if old else uuid4().hex
-    return TaskActivityLog.trusted({**record.__dict__, name: new}, set())
-
-
-def _another(letter: str) -> str:
-    """A letter or a digit like this one; itself if it is neither."""
-    if letter.isdigit():
-        return random.choice(digits)  # noqa: S311 - not cryptography
-    if letter.isalpha():
-        return random.choice(ascii_uppercase if letter.isupper() else ascii_lowercase)  # noqa: S311
-    return letter
 
 
 def own_version(record: TaskActivityLog, identifier: UUID, version: int) -> list[object]:
