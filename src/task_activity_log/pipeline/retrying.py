@@ -331,9 +331,8 @@ class Retrying(Generic[D]):
             if not line.waiting:
                 return None
             first = line.waiting[0]
-            if (
-                line.passes is None
-            ):  # it waited until now, behind others or for a lock: what passed meanwhile says nothing
+            # If it waited until now, behind others or for a lock, what passed meanwhile says nothing about it.
+            if line.passes is None:
                 line.passes = self.refusals.passes
             if first.outcome is None:
                 settlement = await self._settlement(line, line.passes, first.request, lane)
