@@ -232,8 +232,8 @@ def replay(
     """Send dead letters again, as the requests that they were: same message_id, properties and headers.
 
     Those that the present contract would reject again are kept. If DATABASE_URL is set, so are those whose row has
-    changed since the rejection; a newer request that still waits in the requests queue is not seen. A dead letter is removed
-    once the broker has confirmed its request.
+    changed since the rejection, unless they have an x-version, which the worker compares; a newer request that still waits
+    in the requests queue is not seen. A dead letter is removed once the broker has confirmed its request.
 
     \b
     Examples:
