@@ -11,8 +11,8 @@ import pytest
 from task_activity_log.message import Properties
 from task_activity_log.problem import Code, Problem, Unavailable
 from task_activity_log.rabbitmq.consumer import RabbitDelivery
-from task_activity_log.rabbitmq.dead_letters import OWN_HEADERS, DeadLetters, copied
-from task_activity_log.rabbitmq.headers import TABLE_TOO_LONG, decode, encode, received
+from task_activity_log.rabbitmq.dead_letters import DeadLetters, copied
+from task_activity_log.rabbitmq.headers import HEADERS_MAX, OWN_HEADERS, TABLE_TOO_LONG, decode, encode, received
 from task_activity_log.rabbitmq.outgoing import Fate, Outgoing
 from task_activity_log.rabbitmq.publisher import Publisher
 
@@ -55,6 +55,14 @@ def test_the_moment_when_the_delivery_was_taken_is_the_time_of_the_rejection() -
     for earlier in ("earlier", 7):
         again = copy_of(Properties(headers={"x-first-seen": earlier}))
         assert (again.headers["x-first-seen"], again.headers["x-last-seen"]) == (earlier, SEEN)
+
+
+@pytest.mark.parametrize("count", [HEADERS_MAX - 2, HEADERS_MAX, HEADERS_MAX + 1, 2 * HEADERS_MAX])
+def test_the_reason_is_read_behind_any_number_of_headers(count: int) -> None:
+    """The copy has more headers than are read of a publisher. RabbitMQ may have sorted them by name."""
+    copy = copy_of(Properties(headers={f"h{number}": number for number in range(count)}))
+    assert (copy.headers["x-error-code"], copy.headers["x-error-detail"]) == ("empty_body", PROBLEM.detail)
+    assert (copy.headers["x-first-seen"], copy.headers["x-last-seen"]) == (SEEN, SEEN)
 
 
 def test_a_delivery_that_came_again_is_marked() -> None:

@@ -14,6 +14,7 @@ from task_activity_log.cli.exit_codes import guarded
 from task_activity_log.client import ClientError
 from task_activity_log.client.dead_letters import DeadLetter
 from task_activity_log.message import Properties
+from task_activity_log.rabbitmq.headers import received
 from task_activity_log.settings import load
 
 
@@ -63,6 +64,21 @@ def test_headers_that_are_no_json_can_be_corrected(
     said = capsys.readouterr().err
     assert "cannot be sent: it is not JSON" in said
     assert "your edits" not in said
+
+
+def test_headers_that_are_invalid_are_opened(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No body can correct a MessageId that is too long, or too many headers."""
+    editor = tmp_path / "editor"
+    editor.write_text("#!/bin/sh\nsed -i '/MessageId/d' \"$1\"\nsed -i 's/: 1,$/: 1/' \"$1\"\n")
+    editor.chmod(0o755)
+    monkeypatch.setenv("EDITOR", str(editor))
+    monkeypatch.delenv("VISUAL", raising=False)
+    body = b'{"id": "9652e68c-7b6d-4598-bbbd-4e933126c994"}'
+    properties = received(Properties(headers={"kept": 1, "MessageId": "x" * 1_025}))
+    letter = DeadLetter(body, properties, cast("Any", None))
+    with editing.edited([letter], load({}, needed=())) as edits:
+        edits.replayed = True
+    assert [request.headers for _, request in edits.requests] == [{"kept": 1}]
 
 
 @pytest.mark.parametrize("body", [b"\n\n<task_activity_log>", b"\r\n\n<a/>\n\n", b"\n", b"{\n", b""])

@@ -331,6 +331,16 @@ def test_more_headers_than_are_read_are_named() -> None:
     assert (len(found.headers), found.unreadable) == (HEADERS_MAX, "there are more than 1,000 headers")
 
 
+@pytest.mark.parametrize(
+    "name", ["x-delivery-count", "x-acquired-count", "x-death", "x-first-death-queue", "x-first-seen"]
+)
+def test_what_is_added_on_the_way_does_not_count(name: str) -> None:
+    """A message with as many headers as permitted is as valid when it is delivered again, or replayed."""
+    headers = {**{f"h{number}": number for number in range(HEADERS_MAX)}, name: 1}
+    found = decode(encode(Properties(headers=headers), 0))
+    assert (len(found.headers), found.headers[name], found.unreadable) == (HEADERS_MAX + 1, 1, None)
+
+
 def test_the_name_of_direct_reply_to_is_no_address() -> None:
     """RabbitMQ 4 hands it on from publishers of AMQP 1.0, and closes the channel that publishes a copy with it."""
     direct = "amq.rabbitmq.reply-to"

@@ -17,8 +17,7 @@ from task_activity_log.message import VERSION, Properties
 from task_activity_log.pipeline.request import Rules, judge
 from task_activity_log.problem import Problem
 from task_activity_log.rabbitmq.consumer import RabbitDelivery
-from task_activity_log.rabbitmq.dead_letters import OWN_HEADERS
-from task_activity_log.rabbitmq.headers import encode, latest_death, raw_headers, received
+from task_activity_log.rabbitmq.headers import OWN_HEADERS, encode, latest_death, raw_headers, received
 from task_activity_log.rabbitmq.link import LOST, LinkOptions, asking_the_driver, broker_failed, describe
 from task_activity_log.rabbitmq.queues import Unsuitable, kept_queue, stream
 from task_activity_log.rabbitmq.reading import PREFETCH_MAX, Reader, looking
@@ -212,7 +211,7 @@ def may_be_newer(letter: DeadLetter, changed: datetime | None) -> str | None:
     """Why the row, which was changed at this moment, may be newer than the dead letter; None if it is not.
 
     It is not if there is no row (`changed` is None), and may be if the moment is `UNKNOWN_INSTANT`. With `x-version` the worker
-    compares versions, so that the dead letter is safe to replay in any case.
+    compares versions, so that no newer version is overwritten. What has changed the row without a version is not seen.
     """
     if changed is None or VERSION in letter.headers:
         return None

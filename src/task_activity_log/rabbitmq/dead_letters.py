@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Final
 
 import structlog
 
@@ -13,26 +12,19 @@ from task_activity_log.message import PERSISTENT, Properties
 from task_activity_log.pipeline.request import MESSAGE_ID_MAX
 from task_activity_log.problem import Problem, Unavailable
 from task_activity_log.rabbitmq.consumer import RabbitDelivery
-from task_activity_log.rabbitmq.headers import BROKERS_HEADERS, NEEDED_HEADERS, TABLE_TOO_LONG, encode, readable_headers
+from task_activity_log.rabbitmq.headers import (
+    BROKERS_HEADERS,
+    NEEDED_HEADERS,
+    OWN_HEADERS,
+    TABLE_TOO_LONG,
+    encode,
+    readable_headers,
+)
 from task_activity_log.rabbitmq.link import LOST, asking_the_driver
 from task_activity_log.rabbitmq.outgoing import Fate, Outgoing
 from task_activity_log.rabbitmq.publisher import MessageMax, Publisher, must_be_bare
 
 log = structlog.get_logger(__name__)
-
-OWN_HEADERS: Final = frozenset(
-    {
-        "x-error-code",
-        "x-error-detail",
-        "x-headers-dropped",
-        "x-last-seen",
-        "x-original-expiration",
-        "x-original-user-id",
-        "x-redelivered",
-    }
-)
-"""The worker's own headers. A request that has one of these has it from its publisher: it is not copied. `x-first-seen` is
-copied, because a replayed request has it; its reader must not rely on it."""
 
 _NOT_COPIED = BROKERS_HEADERS | {name.encode() for name in OWN_HEADERS}
 _DETAIL_BYTES = 1_000

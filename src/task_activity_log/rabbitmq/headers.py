@@ -15,7 +15,7 @@ from dataclasses import replace
 from decimal import Decimal
 from functools import lru_cache
 from operator import attrgetter
-from typing import Any
+from typing import Any, Final
 from uuid import uuid4
 
 from task_activity_log.message import UPDATE_MODE, VERSION, Properties, Timestamp
@@ -28,6 +28,28 @@ broker sets the others itself."""
 NEEDED_HEADERS = frozenset(name.encode() for name in (UPDATE_MODE, VERSION, "MessageId"))
 """What determines how a request is processed."""
 
+OWN_HEADERS: Final = frozenset(
+    {
+        "x-error-code",
+        "x-error-detail",
+        "x-headers-dropped",
+        "x-last-seen",
+        "x-original-expiration",
+        "x-original-user-id",
+        "x-redelivered",
+    }
+)
+"""The worker's own headers. A request that has one of these has it from its publisher: it is not copied. `x-first-seen` is
+copied, because a replayed request has it; its reader must not rely on it."""
+
+_ADDED_HEADERS = frozenset((b"x-death", b"x-delivery-count", b"x-acquired-count", b"x-first-seen")) | {
+    *(name.encode() for name in OWN_HEADERS),
+    *(f"x-{which}-death-{what}".encode() for which in ("first", "last") for what in ("exchange", "queue", "reason")),
+}
+"""What workers and the broker add to a message on its way: always read, and not counted among its headers. Otherwise the reason
+would be missing from the copy of a message with many headers, and one with as many as permitted would be valid only once."""
+_ADDED = re.compile(b"|".join(map(re.escape, sorted(_ADDED_HEADERS))))
+
 TABLE_MAX = 2**18
 """The longest header table that is read, in bytes. A publisher of AMQP 0-9-1 cannot send one that is longer than a frame, which
 has 131,072 bytes by default. RabbitMQ 4 delivers what publishers of AMQP 1.0 send in one frame of whatever length, up to 16 MiB:
@@ -35,7 +57,7 @@ two million headers, which would take seconds and hundreds of MiB."""
 TABLE_TOO_LONG = f"the headers have more than {TABLE_MAX:,} bytes together"
 """The reason in `unreadable` if they do. Then none of them is in `table` or `headers`."""
 HEADERS_MAX = 1_000
-"""How many headers are read. Those that fit into a frame of AMQP 0-9-1 are 29,000, which take 6 MiB."""
+"""How many headers of a publisher are read. Those that fit into a frame of AMQP 0-9-1 are 29,000, which take 6 MiB."""
 
 _LATEST_MILLISECOND = 253_402_300_799_999
 """The last instant of the year 9999. Publishers send seconds or milliseconds; any larger number is out of range."""
@@ -118,10 +140,15 @@ def _without_direct(properties: Properties) -> Properties:
 def _headers(table: bytes, unreadable: dict[str, None]) -> dict[str, object]:
     headers: dict[str, object] = {}
     try:
+        count = 0
         for name, kind, start, end in _entries(table):
-            if len(headers) == HEADERS_MAX:
-                unreadable[f"there are more than {HEADERS_MAX:,} headers"] = None
-                break
+            if name not in _ADDED_HEADERS:
+                count += 1
+                if count > HEADERS_MAX:
+                    unreadable[f"there are more than {HEADERS_MAX:,} headers"] = None
+                    if count == HEADERS_MAX + 1 and not _ADDED.search(table, end):
+                        break  # the others would take up to 0.1 s
+                    continue
             try:
                 # The first of several with the same name: RabbitMQ sets its own in place of the first.
                 headers.setdefault(name.decode(), _VALUES[kind](table[start:end]))

@@ -26,6 +26,7 @@ from task_activity_log.wiring import rules_of
 
 _OF_THE_HEADER = frozenset(
     {
+        Code.INVALID_PROPERTIES,
         Code.UNSUPPORTED_MEDIA_TYPE,
         Code.UNSUPPORTED_CHARSET,
         Code.UNSUPPORTED_ENCODING,
