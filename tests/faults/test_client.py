@@ -8,7 +8,16 @@ import pytest
 
 from sandbox import RabbitMQ
 from sandbox.proxy import Proxy
-from task_activity_log.client import NotSent, TaskActivityLog, TaskActivityLogClient, Upsert, UpsertRejected
+from task_activity_log.client import (
+    ClientError,
+    NotSent,
+    TaskActivityLog,
+    TaskActivityLogClient,
+    Upsert,
+    UpsertRejected,
+)
+from task_activity_log.client.dead_letters import borrow_dead_letters
+from task_activity_log.client.replaying import replay
 from tests.broker_control import largest_message
 from tests.commands import environment
 from tests.serving import serving
@@ -47,6 +56,23 @@ async def test_a_record_that_is_larger_than_the_brokers_limit_fails_alone(
                 await client.send_many(upserts, on_sent=sent.append)
         assert {answer.upsert.message_id for answer in refusal.value.answers} == {"5", "6", "23"}
         assert sum(sent) == 27
+
+
+async def test_a_dead_letter_that_is_larger_than_the_brokers_limit_is_named(
+    own_rabbitmq: RabbitMQ, own_amqp_url: str, database_url: str
+) -> None:
+    """Otherwise nobody knows which one to discard, and those behind it stay for ever."""
+    async with serving(own_amqp_url, database_url), TaskActivityLogClient(own_amqp_url) as client:
+        for number, length in enumerate((9, 120_000, 9)):
+            upsert = Upsert(b'{"id": 1, "description": "%s"}' % (b"x" * length), message_id=f"m{number}")
+            with pytest.raises(UpsertRejected):
+                await client.upsert(upsert)
+    async with largest_message(own_rabbitmq, 100_000), borrow_dead_letters(own_amqp_url) as loan:
+        letters = [(letter, letter) async for letter in loan]
+        with pytest.raises(
+            ClientError, match="the broker refuses more than 100,000 bytes, and m1 has 120,028: raise max_"
+        ):
+            await replay(loan, letters, own_amqp_url, rate=10)
 
 
 _PROGRAM = """

@@ -16,7 +16,7 @@ from task_activity_log.message import Properties
 from task_activity_log.problem import Unavailable
 from task_activity_log.rabbitmq.link import LOST, LinkOptions, asking_the_driver, describe
 from task_activity_log.rabbitmq.outgoing import Fate, Outgoing
-from task_activity_log.rabbitmq.publisher import Publisher
+from task_activity_log.rabbitmq.publisher import MessageMax, Publisher
 
 _TOGETHER = 100
 """How many letters of one record are sent together, whatever the rate."""
@@ -61,7 +61,8 @@ async def replay(
     size = max(1, min(500, int(rate / 10)))
     pace = Rate(rate)
     routing = Routing(exchange, partitioned=partitioned, partitions_exchange=partitions_exchange)
-    async with publishing(broker, "replays") as publisher:
+    most = MessageMax()
+    async with publishing(broker, "replays", most) as publisher:
         try:
             with asking_the_driver():
                 await routing.find_out(publisher)
@@ -87,7 +88,7 @@ async def replay(
             for letter in done:
                 on_replayed(letter)
             if len(done) < len(chunk):
-                raise ClientError(f"{count} replayed, then {_why_not(chunk, fates, routing, publisher)}")
+                raise ClientError(f"{count} replayed, then {_why_not(chunk, fates, routing, publisher, most.known)}")
     return count
 
 
@@ -142,15 +143,22 @@ async def _publish_in_order(
     return fates
 
 
-def _why_not(part: Part, fates: Sequence[Fate | None], routing: Routing, publisher: Publisher) -> str:
-    """Why some were not replayed, and where they are."""
+def _why_not(part: Part, fates: Sequence[Fate | None], routing: Routing, publisher: Publisher, most: int | None) -> str:
+    """Why some were not replayed, and where they are. `most` is the longest body that the broker takes, if it has said so."""
     reason = publisher.last_reason
     refusing = routing.named_in(reason) if reason.startswith("ACCESS_REFUSED") else None
     unknown = sum(
         fate is Fate.UNCONFIRMED or (fate is Fate.LOST and _exchange(letter, routing) != refusing)
         for (_, letter), fate in zip(part, fates, strict=True)
     )
-    if Fate.LOST in fates:
+    too_long = [] if most is None else [sent for _, sent in part if len(sent.body) > most]
+    if too_long:
+        first, more = too_long[0], f" ({len(too_long):,} are longer)" if len(too_long) > 1 else ""
+        why = (
+            f"the broker refuses more than {most:,} bytes, and {first.name} has {len(first.body):,}{more}:"
+            " raise max_message_size, or export and discard it, and run it again"
+        )
+    elif Fate.LOST in fates:
         why = f"the connection was lost ({reason})" if refusing is None else f"the broker refuses them ({reason})"
     else:
         why = "the broker did not answer in time" if unknown else "the broker took no more"
