@@ -25,6 +25,7 @@ from task_activity_log.client.dead_letters import (
 )
 from task_activity_log.client.replaying import Part, replay
 from task_activity_log.message import Properties
+from task_activity_log.problem import Unavailable
 from task_activity_log.rabbitmq import reading
 from task_activity_log.rabbitmq.frames import publish_frames, write
 from task_activity_log.rabbitmq.link import LinkOptions
@@ -196,6 +197,29 @@ async def test_what_the_broker_refuses_stays(amqp_url: str) -> None:
         with pytest.raises(ClientError, match="took no more"):
             async with borrow_dead_letters(amqp_url) as loan:
                 await replay(loan, [(letter, letter) async for letter in loan], amqp_url)
+        assert len(await taken(channel, TOPOLOGY.dead_letters_queue)) == 1
+
+
+async def test_what_a_blocked_broker_may_take_later_is_counted(amqp_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes what was written before its alarm as soon as the alarm is over, also after the replay has ended."""
+    real = Publisher.publish
+
+    async def blocked(self: Publisher, messages: Sequence[Outgoing], *_: Any) -> list[Fate]:
+        await real(self, messages)
+        assert self._frame_reader is not None
+        self._frame_reader.blocked = "low on memory"
+        raise Unavailable("the broker blocks publishers")
+
+    async with queues(amqp_url) as channel:
+        await reject(channel, 1)
+        monkeypatch.setattr(Publisher, "publish", blocked)
+        said = (
+            r"^0 replayed, then the broker blocks publishers \(low on memory\); .* up to 1 of them may have been sent"
+        )
+        with pytest.raises(ClientError, match=said):
+            async with borrow_dead_letters(amqp_url) as loan:
+                await replay(loan, [(letter, letter) async for letter in loan], amqp_url)
+        assert len(await taken(channel, TOPOLOGY.requests_queue)) == 1
         assert len(await taken(channel, TOPOLOGY.dead_letters_queue)) == 1
 
 

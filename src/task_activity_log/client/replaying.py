@@ -133,9 +133,14 @@ async def _publish_in_order(
         try:
             published = await _publish(publisher, routing, requests)
         except Unavailable:
-            if not any(fates):
+            if publisher.blocked is not None:
+                published = [Fate.UNCONFIRMED] * len(
+                    wave
+                )  # the broker takes what was written once it takes anything again
+            elif any(fates):
+                break
+            else:
                 raise
-            break
         for number, fate in zip(wave, published, strict=True):
             fates[number] = fate
         if any(fate is not Fate.CONFIRMED for fate in published):
@@ -160,6 +165,8 @@ def _why_not(part: Part, fates: Sequence[Fate | None], routing: Routing, publish
         )
     elif Fate.LOST in fates:
         why = f"the connection was lost ({reason})" if refusing is None else f"the broker refuses them ({reason})"
+    elif publisher.blocked is not None:
+        why = f"the broker blocks publishers ({publisher.blocked})"
     else:
         why = "the broker did not answer in time" if unknown else "the broker took no more"
     doubt = f", and up to {unknown} of them may have been sent as well" if unknown else ""
