@@ -32,7 +32,7 @@ class Resending:
 
     settings: Settings
     since: datetime | None
-    """None: all records, also those of a table of one's own that have no time of their last change."""
+    """None: all records. Those of a table of one's own that have no time of their last change are counted, and not sent."""
     ids: Sequence[UUID]
     """Only these records; empty: all that were changed since."""
     after: UUID | None
