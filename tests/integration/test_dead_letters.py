@@ -223,7 +223,20 @@ async def test_what_a_blocked_broker_may_take_later_is_counted(amqp_url: str, mo
         assert len(await taken(channel, TOPOLOGY.dead_letters_queue)) == 1
 
 
-async def test_no_letter_goes_before_an_older_one_of_its_record(amqp_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("body", "content_type"),
+    [
+        ('{{"id": "{}"}}', "application/json"),
+        (
+            '<?xml version="1.0" encoding="utf-16"?><task_activity_log><id>{}</id></task_activity_log>',
+            "application/xml",
+        ),  # as .NET writes it
+    ],
+    ids=["json", "xml"],
+)
+async def test_no_letter_goes_before_an_older_one_of_its_record(
+    body: str, content_type: str, amqp_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A queue that is full refuses one and takes what follows. The older one would later be stored over the newer one."""
     real = Publisher.publish
 
@@ -232,8 +245,7 @@ async def test_no_letter_goes_before_an_older_one_of_its_record(amqp_url: str, m
 
     async with queues(amqp_url) as channel:
         for letter_id, record in (("old", UUID(int=1)), ("other", UUID(int=2)), ("new", UUID(int=1))):
-            body = f'{{"id": "{record}"}}'.encode()
-            message = aio_pika.Message(body, content_type="application/json", message_id=letter_id)
+            message = aio_pika.Message(body.format(record).encode(), content_type=content_type, message_id=letter_id)
             await channel.default_exchange.publish(message, TOPOLOGY.dead_letters_queue)
         monkeypatch.setattr(Publisher, "publish", refusing_the_first)
         with pytest.raises(ClientError, match="1 replayed, then the broker took no more; the others are in the queue"):

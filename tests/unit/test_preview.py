@@ -144,14 +144,20 @@ def test_a_message_that_is_rejected_is_shown_with_every_bad_field_and_the_row() 
         (f'{{"id": "{ID}"}}', "application/json", True),
         (f'{{"ID": " {{{ID}}} ", "due_date": "soon"}}', "application/json", True),
         (f"<r><id>{ID}</id></r>", "text/xml", True),
+        (f'<?xml version="1.0" encoding="utf-16"?><r><id>{ID}</id></r>', "application/xml", True),  # as .NET writes it
+        (f"<r><id>{ID}</id></r>", None, True),
+        (f"<r><id>{ID}</id></r>", "application/json", True),
+        (f'{{"id": "{ID}"}}', "application/xml", True),
+        (f'{{"id": "{ID}"}}', "text/plain", True),
+        (f'{{"id": "{ID}"}}', "application/json; charset=latin1", True),
         (f'{{"id": "{ID}", "id": "{ID}"}}', "application/json", False),
         ('{"id": "nope", "due_date": "soon"}', "application/json", False),
         ('{"subject": 1}', "application/json", False),
         ("", None, False),
     ],
 )
-def test_the_id_is_read_also_if_another_field_is_wrong(body: str, content_type: str | None, found: bool) -> None:
-    """So that the row can be shown next to a message that is rejected."""
+def test_the_id_is_read_also_if_anything_else_is_wrong(body: str, content_type: str | None, found: bool) -> None:
+    """So that the row can be shown next to a message that is rejected, and `find` finds the message by the id of its record."""
     assert record_id(body.encode(), content_type) == (UUID(ID) if found else None)
 
 

@@ -199,3 +199,12 @@ def test_a_syntax_error_of_xml_is_named(body: bytes, words: str) -> None:
     assert bool(sentence) == bool(words)
     assert place.count(":") == (2 if words else 0)
     assert syntax_error(Upsert(body, "application/xml", source="a.jsonl:7")) == ("a.jsonl:7", sentence)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_a_syntax_error_of_xml_that_declares_utf_16_is_named(encoding: str) -> None:
+    """.NET declares it in XML that is in UTF-8, too: the declaration is not what is wrong."""
+    body = '<?xml version="1.0" encoding="utf-16"?>\n<a>\n<b></a>'.encode(encoding)
+    place, sentence = syntax_error(Upsert(body, "application/xml", source="a.xml"))
+    assert place.startswith("a.xml:3:")
+    assert sentence == "An end tag does not match its start tag."

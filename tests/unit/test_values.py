@@ -21,3 +21,10 @@ from task_activity_log.client import Upsert
 )
 def test_a_number_is_not_shown_as_a_text(body: bytes, said: str | None) -> None:
     assert shown(Upsert(body), "subject") == said
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_a_value_of_xml_that_declares_utf_16_is_shown(encoding: str) -> None:
+    """.NET declares it in XML that is in UTF-8, too."""
+    body = '<?xml version="1.0" encoding="utf-16"?><a><subject>5</subject></a>'.encode(encoding)
+    assert shown(Upsert(body, "application/xml"), "subject") == '"5"'

@@ -25,6 +25,7 @@ from task_activity_log import wire
 from task_activity_log.cli.csv_records import BadCsv, rows
 from task_activity_log.client import ClientError, Upsert, exported
 from task_activity_log.client.misspelled import integer
+from task_activity_log.problem import Rejected
 
 STANDARD_INPUT = "-"
 _LINES = (".jsonl", ".ndjson")
@@ -334,7 +335,7 @@ def syntax_error(upsert: Upsert) -> tuple[str, str]:
     """
     if upsert.content_type == wire.XML:
         try:
-            etree.fromstring(upsert.body, etree.XMLParser(resolve_entities=False, no_network=True))
+            _parse_xml(upsert.body)
         except etree.XMLSyntaxError as error:
             is_file = upsert.source.endswith(".xml")
             place = ":".join(map(str, (upsert.source, *error.position))) if is_file else upsert.source
@@ -342,6 +343,16 @@ def syntax_error(upsert: Upsert) -> tuple[str, str]:
         except ValueError:
             pass
     return upsert.source, ""
+
+
+def _parse_xml(body: bytes) -> None:
+    """Raise `XMLSyntaxError` or `ValueError` if it is not well-formed. Its declaration may say utf-16 although it is in UTF-8."""
+    try:
+        text = wire.text(body, wire.media_type(wire.XML))
+    except Rejected:
+        etree.fromstring(body, etree.XMLParser(resolve_entities=False, no_network=True))
+    else:
+        etree.fromstring(text.encode(), etree.XMLParser(resolve_entities=False, no_network=True, encoding="utf-8"))
 
 
 _CODES = etree.ErrorTypes

@@ -7,10 +7,10 @@ from lxml import etree
 
 from task_activity_log import wire
 from task_activity_log.client import Upsert
+from task_activity_log.client.misspelled import xml_root
 from task_activity_log.problem import Rejected
 
 _LENGTH = 40
-_PARSER = etree.XMLParser(resolve_entities=False, no_network=True)
 
 
 class _Number(str):
@@ -38,7 +38,6 @@ def _in_json(text: str, field: str) -> Any:
 
 
 def _in_xml(text: str, field: str) -> str | None:
-    root = etree.fromstring(text.encode(), _PARSER)
-    found = (child for child in root if isinstance(child.tag, str) and etree.QName(child).localname == field)
+    found = (child for child in xml_root(text) if isinstance(child.tag, str) and etree.QName(child).localname == field)
     element = next(found, None)
     return None if element is None else "".join(map(str, element.itertext()))

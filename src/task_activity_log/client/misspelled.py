@@ -4,6 +4,7 @@ import difflib
 import json
 import re
 from collections.abc import Collection
+from typing import Any
 
 from lxml import etree
 
@@ -37,6 +38,14 @@ def unknown(upsert: Upsert) -> list[str]:
     return [name for name in names if name not in STORED_FIELDS]
 
 
+def xml_root(text: str) -> Any:
+    """The root of an XML text, whatever encoding its declaration says: it is decoded already, and .NET writes utf-16 there.
+
+    Raises `etree.LxmlError`, or `ValueError`.
+    """
+    return etree.fromstring(_DECLARATION.sub("", text.removeprefix("\ufeff"), count=1), _PARSER)
+
+
 def meant(name: str, present: Collection[str]) -> str | None:
     """The field that this name is probably a misspelling of, if the record does not have that field."""
     found = _SIMPLE.get(_simple(name))
@@ -60,7 +69,7 @@ def _of_json(text: str) -> list[str]:
 
 
 def _of_xml(text: str) -> list[str]:
-    root = etree.fromstring(_DECLARATION.sub("", text.removeprefix("\ufeff"), count=1), _PARSER)
+    root = xml_root(text)
     namespaces = {None, etree.QName(root).namespace}
     elements = (etree.QName(child) for child in root if isinstance(child.tag, str))
     return [name.localname for name in elements if name.namespace in namespaces]
