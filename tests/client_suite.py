@@ -398,6 +398,20 @@ class SubscriberSuite:
             async with replies:
                 assert [told(await anext(replies)) for _ in "ab"] == ["a", "b"]
 
+    async def test_what_is_returned_comes_behind_what_was_returned_before(self, place: Place) -> None:
+        """A queue does so. If these are of one record, its older state comes last: the documentation warns of that."""
+        mine, other = own(), own()
+        async with place.client() as client:
+            for queue in (mine, other):
+                async with place.subscribe(**queue):
+                    pass
+            await client.send_many([record(subject) for subject in "abc"])
+        assert await subjects(place.subscribe(**other, most=3)) == ["a", "b", "c"]  # now all three are there
+        for prefetch in (3, 1):
+            async with place.subscribe(**mine, prefetch=prefetch) as replies:
+                assert told(await anext(replies)) == "a"
+        assert await subjects(place.subscribe(**mine, most=3)) == ["b", "c", "a"]
+
     async def test_a_repeated_reply_is_yielded_once(self, place: Place) -> None:
         """Unless everything is asked for."""
         mine, other = own(), own()

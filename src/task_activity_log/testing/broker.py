@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from itertools import takewhile
 from uuid import uuid4
 
 from task_activity_log.client.connections import no_connection
@@ -35,8 +36,11 @@ class Queue:
         self._changed.set()
 
     def give_back(self, deliveries: Iterable[Delivery]) -> None:
-        """Return these, in their order."""
+        """Return these, in their order: as in RabbitMQ behind those that were returned before."""
+        before = sum(1 for _ in takewhile(lambda message: message.attempts, self.messages))
+        self.messages.rotate(-before)
         self.messages.extendleft(reversed(list(deliveries)))
+        self.messages.rotate(before)
         self._changed.set()
 
     async def take(self, most: int) -> list[Delivery]:
