@@ -60,7 +60,11 @@ class Proxy:
         return urlunsplit(parts._replace(netloc=f"{credentials}{at}127.0.0.1:{self.port}"))
 
     def cut(self) -> None:
-        """Reset all connections, on both sides. New ones are still accepted."""
+        """Reset all connections, on both sides, without what is held back. New ones are still accepted."""
+        held = not self._flowing.is_set()
+        self.strand()  # `resume` may be called before the tasks have ended, and would have them forward what they hold
+        if held:
+            self._flowing.clear()
         for task, sockets in self._links.items():
             for side in sockets:
                 if side.fileno() != -1:  # not closed already

@@ -120,6 +120,25 @@ async def test_cut_ends_a_held_connection(proxy: Proxy) -> None:
     peer.writer.close()
 
 
+async def test_what_was_held_is_not_forwarded_after_a_cut(proxy: Proxy) -> None:
+    """An answer that came before the cut would arrive otherwise, when `resume` is called for new connections."""
+    peer = await connect(proxy)
+    assert await peer.echoed(b"before") == b"before"
+    proxy.hold_at(b"marked", after=True)
+    peer.writer.write(b"marked")
+    await proxy.held_back()
+    proxy._held_back.clear()
+    await proxy.held_back()  # the answer
+    proxy.cut()
+    proxy.resume()
+    with pytest.raises(ConnectionResetError):
+        await peer.reader.read(100)
+    peer.writer.close()
+    other = await connect(proxy)
+    assert await other.echoed(b"after") == b"after"
+    other.writer.close()
+
+
 async def test_delay_keeps_the_throughput(proxy: Proxy) -> None:
     """A delayed connection adds the delay once in each direction, however many chunks there are."""
     peer = await connect(proxy)
