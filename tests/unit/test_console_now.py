@@ -120,9 +120,11 @@ def said(history: History, newest: datetime | None = None) -> tuple[str, str]:
     return found[2], found[1]
 
 
-def sampled(workers: list[Worker], requests: int | None = 0, dead: int | None = 0, error: str = "") -> History:
+def sampled(
+    workers: list[Worker], requests: int | None = 0, dead: int | None = 0, error: str = "", consumers: int | None = 1
+) -> History:
     history = History()
-    history.add(0, workers, {} if error else {"requests": Depth(requests, 1), "dead": Depth(dead, 0)}, error)
+    history.add(0, workers, {} if error else {"requests": Depth(requests, consumers), "dead": Depth(dead, 0)}, error)
     return history
 
 
@@ -146,7 +148,7 @@ def test_the_sentence_says_what_is_wrong() -> None:
     away = Worker("c", error="no answer (connection refused)")
     idle = worker(address="d", consuming=False, not_ready=["no publisher connection"])
     assert said(sampled([])) == ("No worker is known. Nothing waits. No dead letters.", "bad")
-    assert said(sampled([away])) == (
+    assert said(sampled([away], consumers=0)) == (
         "No workers consume. One does not answer. Nothing waits. No dead letters.",
         "bad",
     )
@@ -165,6 +167,23 @@ def test_the_sentence_says_what_is_wrong() -> None:
         "One worker consumes. The broker does not answer: closed. The dead letters are not known.",
         "bad",
     )
+
+
+def test_the_sentence_names_consumers_that_the_console_does_not_know() -> None:
+    """It does not say that no workers consume, if CONSOLE_WORKERS names others or they do not answer over HTTP."""
+    away, silent = Worker("c", error="no answer (connection refused)"), Worker("d", error="no answer (timeout)")
+    assert said(sampled([away])) == (
+        "No worker that CONSOLE_WORKERS names answers, but the requests queue has 1 consumer. Nothing waits. No dead letters.",
+        "attention",
+    )
+    assert "the requests queue has 12 consumers." in said(sampled([away, silent], consumers=12))[0]
+    assert said(sampled([away], consumers=None))[0].startswith("No workers consume. One does not answer.")
+    held = worker(not_ready=["holding: x"], holds=[{"place": "store", "reason": "disk full", "seconds": 130}])
+    assert said(sampled([away, held]))[1] == "bad", "the consumer is the worker that waits"
+    assert "consumer" not in said(sampled([away], error="closed"))[0]
+    parts = History()
+    parts.add(0, [away], {"q.0": Depth(0, 1), "q.1": Depth(0, 1), "dead": Depth(0, 5)})
+    assert "the requests queues have 2 consumers." in SHOW.sentence(parts, ["q.0", "q.1", "q.2"], "dead", None, NOW)
 
 
 @pytest.mark.parametrize(
