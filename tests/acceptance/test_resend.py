@@ -102,6 +102,8 @@ async def test_what_was_changed_since_is_sent_to_the_subscribers(world: World) -
         said = await resend(world, "--changed-since", since, "--yes")
         assert (said.code, said.err) == (0, "task-activity-log: 3 records sent\n")
         found = [reply async for reply in replies]
+        said = await resend(world, "--changed-since", since, "--after", str(max(ids)), "--yes")
+        assert (said.code, said.err) == (0, "task-activity-log: there are no records to send; nothing was sent\n")
     assert ids_of(found) == ids
     assert [reply.record.subject for reply in found if isinstance(reply, StoredReply)] == ["0", "1", "2"]
 

@@ -103,7 +103,10 @@ class Resending:
         total -= self._unreadable
         if self._unreadable:
             say(f"{counted(self._unreadable, 'record')} would not be sent: with values that a reply cannot contain")
-        say(f"{counted(total, 'record')} would be sent to {where}{self._time_needed(total)}; nothing was sent")
+        if total or self.dry_run:
+            say(f"{counted(total, 'record')} would be sent to {where}{self._time_needed(total)}; nothing was sent")
+        else:
+            say("there are no records to send; nothing was sent")
         if not (self._absent or self._unreadable):
             return DONE
         return SOME_REJECTED if total else FAILED
