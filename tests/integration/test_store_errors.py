@@ -464,6 +464,33 @@ async def test_no_trigger_sends_the_rows_of_others_into_another_schema(
     assert await database.fetchval("SELECT count(*) FROM other.task_activity_log_inbox") == 0
 
 
+async def test_what_a_trigger_changes_is_not_left_behind_an_answer_that_cannot_be_read(
+    store: Store, database: Connection
+) -> None:
+    """The statement is committed, and the driver raises an error. The next one must not be executed with the changed path."""
+    await database.execute("""
+        CREATE SCHEMA other;
+        CREATE TABLE other.task_activity_log (LIKE public.task_activity_log INCLUDING ALL);
+        CREATE TABLE other.task_activity_log_inbox (LIKE public.task_activity_log_inbox INCLUDING ALL);
+        CREATE TRIGGER task_activity_log_modified BEFORE INSERT OR UPDATE ON other.task_activity_log
+            FOR EACH ROW EXECUTE FUNCTION task_activity_log_modified();
+        CREATE FUNCTION change() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+            IF NEW.subject = 'é' THEN
+                PERFORM set_config('search_path', 'other, public', false), set_config('client_encoding', 'LATIN1', true);
+            END IF;
+            RETURN NEW;
+        END $$;
+        CREATE TRIGGER change BEFORE INSERT ON task_activity_log FOR EACH ROW EXECUTE FUNCTION change();
+    """)
+    await store.probe()
+    if await database.fetchval("SHOW server_encoding") != "UTF8":
+        pytest.skip("texts are converted for the driver in a database with an encoding only")
+    with pytest.raises(Refused):
+        await store.apply([ask(subject="é")])
+    assert outcomes(await store.apply([ask()])) == ["inserted"]
+    assert await database.fetchval("SELECT count(*) FROM other.task_activity_log") == 0
+
+
 CODE = {
     "constraint": "ALTER TABLE task_activity_log ADD CHECK (change())",
     "default": "ALTER TABLE task_activity_log ADD changed bool DEFAULT change()",

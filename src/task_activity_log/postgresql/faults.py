@@ -160,6 +160,11 @@ DRIVER_ERRORS = (
 """What the driver raises. `LookupError`: a trigger has chosen an encoding for the session that Python does not know."""
 
 
+def is_of_the_server(error: Exception) -> bool:
+    """Whether the server has raised this. The transaction is then rolled back, with what was set in it."""
+    return isinstance(error, _ServerError)
+
+
 def judge(error: Exception, where: str) -> tuple[Fault, Refused | Unavailable]:
     """The cause of a driver's error, and what to raise for it. The error's text is dropped, because it quotes rows."""
     if (said := closing(error)) is not None:

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeAlias, cast
 
 from task_activity_log.postgresql.connection import ServerConnection
-from task_activity_log.postgresql.faults import DRIVER_ERRORS, Fault, judge
+from task_activity_log.postgresql.faults import DRIVER_ERRORS, Fault, is_of_the_server, judge
 from task_activity_log.problem import Refused, TimedOut, Unavailable
 
 Row: TypeAlias = Mapping[str, Any]
@@ -90,7 +90,7 @@ class Session:
                 try:
                     rows = await self._fetch(connection, statement, arguments, seconds, end_after)
                 except DRIVER_ERRORS as error:
-                    kind, failure = self._failed(connection, error)
+                    kind, failure = self._failed(connection, error, restore=restore)
                 except BaseException:
                     self._abandon()
                     raise
@@ -101,10 +101,17 @@ class Session:
                 if (self.connected and kind is Fault.SCHEMA) or tried[kind] > _RETRIES.get(kind, 0):
                     raise failure  # not chained to the driver's error, which quotes rows
 
-    def _failed(self, connection: ServerConnection, error: Exception) -> tuple[Fault, Refused | Unavailable]:
-        """After an error: what it means. The connection is replaced if it cannot be used any more."""
+    def _failed(
+        self, connection: ServerConnection, error: Exception, *, restore: bool
+    ) -> tuple[Fault, Refused | Unavailable]:
+        """After an error: what it means. The connection is replaced if it cannot be used any more.
+
+        With `restore` it is also replaced if the driver cannot read an answer: the statement was committed, with what triggers
+        have set.
+        """
         kind, failure = judge(error, connection.where)
-        if not (self._can_be_used(kind) and connection.is_utf8):
+        may_be_changed = restore and not is_of_the_server(error)
+        if may_be_changed or not (self._can_be_used(kind) and connection.is_utf8):
             self._abandon()
         return kind, failure
 

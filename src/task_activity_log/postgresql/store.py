@@ -183,7 +183,8 @@ class Store:
         With `confirm` nothing was written just now: everything was written before, perhaps by a statement whose commit was
         not confirmed. Otherwise the commit of what was written has waited for the earlier one as well.
         """
-        rows = {row["id"]: row for row in await self._writer.ask(READ, ids, self._read_bytes, self._record_bytes)}
+        found = await self._writer.ask(READ, ids, self._read_bytes, self._record_bytes, restore=self.watch.has_code)
+        rows = {row["id"]: row for row in found}
         if confirm:
             await self._confirm()
         return rows
