@@ -507,9 +507,7 @@ async def test_a_poison_reply_stays_if_its_queue_takes_nothing(amqp_url: str) ->
 
         with pytest.raises(ValueError, match="mine") as raised:
             await fail_at_once(amqp_url)
-        assert raised.value.__notes__ == [
-            "The reply could not be moved to queue poison, and is delivered again: refused"
-        ]
+        assert raised.value.__notes__ == ["Queue poison has not confirmed the reply, which is delivered again: refused"]
         assert await received(subscribe(amqp_url, most=1)) == ["a"]
 
 

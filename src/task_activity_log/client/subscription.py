@@ -275,7 +275,9 @@ class Subscription(Generic[D]):
             await self._source.move(delivery, poison.name, {_TRIES: tries, _ERROR: type(error).__name__})
             feed.keep([self._source.tag(delivery)])  # acknowledged together with the end, which keeps the order
         except (ClientError, *LOST) as failure:
-            error.add_note(f"The reply could not be moved to queue {poison.name}, and is delivered again: {failure}")
+            # A broker that blocks publishers, or a lost connection, may have taken the copy all the same.
+            what = f"Queue {poison.name} has not confirmed the reply, which is delivered again"
+            error.add_note(f"{what}: {failure}")
         else:
             deliveries = "delivery" if tries == 1 else "deliveries"
             error.add_note(f"After {tries} {deliveries} the reply was moved to queue {poison.name}.")
