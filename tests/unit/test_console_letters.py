@@ -42,6 +42,17 @@ def test_groups_are_the_largest_first_and_know_their_times() -> None:
         assert first <= group.first <= group.last <= last
 
 
+def test_a_text_is_found_in_a_body_in_utf_16() -> None:
+    """An id that is not read because the record is invalid is found as a text."""
+    body = (
+        "<task_activity_log><id>9652e68c-7b6d-4598-bbbd-4e933126c994</id><due_date>Soon</due_date></task_activity_log>"
+    )
+    found = letter(
+        f'<?xml version="1.0" encoding="utf-16"?>{body}'.encode("utf-16"), Properties(content_type="text/xml")
+    )
+    assert found in Filter.of({"text": "soon", "id": "9652e68c-7b6d-4598-bbbd-4e933126c994"})
+
+
 def test_the_fields_are_all_that_are_bad_today() -> None:
     """The reason names only the first."""
     two = letter(b'{"id": "nope", "due_date": "nope"}', Properties(headers={"x-error-code": "invalid_uuid"}))

@@ -9,6 +9,7 @@ from typing import Final, Self
 from uuid import UUID
 
 from task_activity_log.client.dead_letters import COUNTS, DeadLetter, judged
+from task_activity_log.client.marking import body_text
 from task_activity_log.client.record_id import record_id
 from task_activity_log.pipeline.request import Rules
 from task_activity_log.problem import Problem
@@ -68,7 +69,7 @@ class Letter:
 
     def has_text(self, text: str) -> bool:
         """Whether its body contains a text, in upper or lower case."""
-        return text.lower() in self.raw.body.decode(errors="replace").lower()
+        return text.lower() in body_text(self.raw.body, self.raw.properties.content_type).lower()
 
 
 def id_of(key: str) -> str:
