@@ -4,7 +4,7 @@ import asyncio
 import secrets
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, nullcontext, suppress
 from datetime import timedelta
 from typing import Any
 from urllib.parse import quote, urlsplit, urlunsplit
@@ -483,9 +483,9 @@ async def test_what_a_trigger_changes_is_not_left_behind_an_answer_that_cannot_b
         CREATE TRIGGER change BEFORE INSERT ON task_activity_log FOR EACH ROW EXECUTE FUNCTION change();
     """)
     await store.probe()
-    if await database.fetchval("SHOW server_encoding") != "UTF8":
-        pytest.skip("texts are converted for the driver in a database with an encoding only")
-    with pytest.raises(Refused):
+    # A database without an encoding does not convert texts: then the answer can be read.
+    converts = await database.fetchval("SHOW server_encoding") == "UTF8"
+    with pytest.raises(Refused) if converts else nullcontext():
         await store.apply([ask(subject="é")])
     assert outcomes(await store.apply([ask()])) == ["inserted"]
     assert await database.fetchval("SELECT count(*) FROM other.task_activity_log") == 0
