@@ -54,6 +54,17 @@ async def subjects(replies: Subscription[Any]) -> list[str | None]:
         return [told(reply) async for reply in replies]
 
 
+async def fill(place: "Place", mine: dict[str, Any]) -> None:
+    """Have the replies `a`, `b` and `c` wait in a queue. Another queue, which is read, shows that all three are there."""
+    other = own()
+    async with place.client() as client:
+        for queue in (mine, other):
+            async with place.subscribe(**queue):
+                pass
+        await client.send_many([record(subject) for subject in "abc"])
+    assert await subjects(place.subscribe(**other, most=3)) == ["a", "b", "c"]
+
+
 def told(reply: object) -> str | None:
     match reply:
         case StoredReply(stored):
@@ -400,13 +411,8 @@ class SubscriberSuite:
 
     async def test_what_is_returned_comes_behind_what_was_returned_before(self, place: Place) -> None:
         """A queue does so. If these are of one record, its older state comes last: the documentation warns of that."""
-        mine, other = own(), own()
-        async with place.client() as client:
-            for queue in (mine, other):
-                async with place.subscribe(**queue):
-                    pass
-            await client.send_many([record(subject) for subject in "abc"])
-        assert await subjects(place.subscribe(**other, most=3)) == ["a", "b", "c"]  # now all three are there
+        mine = own()
+        await fill(place, mine)
         for prefetch in (3, 1):
             async with place.subscribe(**mine, prefetch=prefetch) as replies:
                 assert told(await anext(replies)) == "a"
@@ -463,13 +469,8 @@ class SubscriberSuite:
 
     async def test_the_end_of_a_subscription_counts_as_a_delivery(self, place: Place) -> None:
         """Of all that was delivered: only closing the channel keeps the order. What the body does not fail with is not moved."""
-        mine, other, poison = own(), own(), PoisonQueue(f"poison.{uuid4()}", tries=3)
-        async with place.client() as client:
-            for queue in (mine, other):
-                async with place.subscribe(**queue):
-                    pass
-            await client.send_many([record(subject) for subject in "abc"])
-        assert await subjects(place.subscribe(**other, most=3)) == ["a", "b", "c"]  # now all three are there
+        mine, poison = own(), PoisonQueue(f"poison.{uuid4()}", tries=3)
+        await fill(place, mine)
         for _ in range(2):
             async with place.subscribe(**mine) as replies:
                 async for _ in replies:

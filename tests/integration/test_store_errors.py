@@ -431,6 +431,16 @@ async def test_what_a_known_trigger_changes_in_the_session_is_taken_back(
     assert await database.fetchval("SELECT count(*) FROM task_activity_log") == 4
 
 
+OTHER_SCHEMA = """
+    CREATE SCHEMA other;
+    CREATE TABLE other.task_activity_log (LIKE public.task_activity_log INCLUDING ALL);
+    CREATE TABLE other.task_activity_log_inbox (LIKE public.task_activity_log_inbox INCLUDING ALL);
+    CREATE TRIGGER task_activity_log_modified BEFORE INSERT OR UPDATE ON other.task_activity_log
+        FOR EACH ROW EXECUTE FUNCTION task_activity_log_modified();
+"""
+"""Tables of the same names, which a worker with another search path would write to."""
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -446,11 +456,7 @@ async def test_no_trigger_sends_the_rows_of_others_into_another_schema(
 ) -> None:
     """Also not one that fires for a key in the inbox, for the probe, or on the table behind a view."""
     await database.execute(f"""
-        CREATE SCHEMA other;
-        CREATE TABLE other.task_activity_log (LIKE public.task_activity_log INCLUDING ALL);
-        CREATE TABLE other.task_activity_log_inbox (LIKE public.task_activity_log_inbox INCLUDING ALL);
-        CREATE TRIGGER task_activity_log_modified BEFORE INSERT OR UPDATE ON other.task_activity_log
-            FOR EACH ROW EXECUTE FUNCTION task_activity_log_modified();
+        {OTHER_SCHEMA}
         CREATE FUNCTION goes_elsewhere() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
             PERFORM set_config('search_path', 'other, public', false); RETURN NULL;
         END $$;
@@ -468,12 +474,8 @@ async def test_what_a_trigger_changes_is_not_left_behind_an_answer_that_cannot_b
     store: Store, database: Connection
 ) -> None:
     """The statement is committed, and the driver raises an error. The next one must not be executed with the changed path."""
-    await database.execute("""
-        CREATE SCHEMA other;
-        CREATE TABLE other.task_activity_log (LIKE public.task_activity_log INCLUDING ALL);
-        CREATE TABLE other.task_activity_log_inbox (LIKE public.task_activity_log_inbox INCLUDING ALL);
-        CREATE TRIGGER task_activity_log_modified BEFORE INSERT OR UPDATE ON other.task_activity_log
-            FOR EACH ROW EXECUTE FUNCTION task_activity_log_modified();
+    await database.execute(f"""
+        {OTHER_SCHEMA}
         CREATE FUNCTION change() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
             IF NEW.subject = 'é' THEN
                 PERFORM set_config('search_path', 'other, public', false), set_config('client_encoding', 'LATIN1', true);

@@ -18,6 +18,16 @@ from task_activity_log.rabbitmq.headers import received
 from task_activity_log.settings import load
 
 
+def edit_with(monkeypatch: pytest.MonkeyPatch, folder: Path, script: str) -> Path:
+    """Make this shell script the editor, and return its file."""
+    editor = folder / "editor"
+    editor.write_text(f"#!/bin/sh\n{script}")
+    editor.chmod(0o755)
+    monkeypatch.setenv("EDITOR", str(editor))
+    monkeypatch.delenv("VISUAL", raising=False)
+    return editor
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_an_editor_is_ended_if_the_command_is_told_to_end_while_it_starts(
     monkeypatch: pytest.MonkeyPatch, number: int, code: int
@@ -47,14 +57,12 @@ def test_headers_that_are_no_json_can_be_corrected(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The editor opens them again as somebody has written them, and not as they were before."""
-    editor = tmp_path / "editor"
-    editor.write_text(
-        '#!/bin/sh\nif grep -q text/odd "$1"; then sed -i "s#text/odd.*#application/json, #" "$1"\n'
-        'else sed -i "s#json, #json\\",#" "$1"; fi\n'
+    edit_with(
+        monkeypatch,
+        tmp_path,
+        'if grep -q text/odd "$1"; then sed -i "s#text/odd.*#application/json, #" "$1"\n'
+        'else sed -i "s#json, #json\\",#" "$1"; fi\n',
     )
-    editor.chmod(0o755)
-    monkeypatch.setenv("EDITOR", str(editor))
-    monkeypatch.delenv("VISUAL", raising=False)
     monkeypatch.setattr(editing, "_again", iter([True, False]).__next__)
     body = b'{"id": "9652e68c-7b6d-4598-bbbd-4e933126c994"}'
     letter = DeadLetter(body, Properties(message_id="m", content_type="text/odd"), cast("Any", None))
@@ -68,11 +76,7 @@ def test_headers_that_are_no_json_can_be_corrected(
 
 def test_headers_that_are_invalid_are_opened(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No body can correct a MessageId that is too long, or too many headers."""
-    editor = tmp_path / "editor"
-    editor.write_text("#!/bin/sh\nsed -i '/MessageId/d' \"$1\"\nsed -i 's/: 1,$/: 1/' \"$1\"\n")
-    editor.chmod(0o755)
-    monkeypatch.setenv("EDITOR", str(editor))
-    monkeypatch.delenv("VISUAL", raising=False)
+    edit_with(monkeypatch, tmp_path, "sed -i '/MessageId/d' \"$1\"\nsed -i 's/: 1,$/: 1/' \"$1\"\n")
     body = b'{"id": "9652e68c-7b6d-4598-bbbd-4e933126c994"}'
     properties = received(Properties(headers={"kept": 1, "MessageId": "x" * 1_025}))
     letter = DeadLetter(body, properties, cast("Any", None))
@@ -102,11 +106,7 @@ def test_a_body_that_is_not_changed_is_not_sent(
 
 def test_an_editor_that_leaves_no_file_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Whatever is in its place."""
-    editor = tmp_path / "editor"
-    editor.write_text('#!/bin/sh\nrm "$1"; mkdir "$1"\n')
-    editor.chmod(0o755)
-    monkeypatch.setenv("EDITOR", str(editor))
-    monkeypatch.delenv("VISUAL", raising=False)
+    editor = edit_with(monkeypatch, tmp_path, 'rm "$1"; mkdir "$1"\n')
     letter = DeadLetter(b'{"id": "no"}', Properties(message_id="m", content_type="application/json"), cast("Any", None))
     with pytest.raises(ClientError, match=f"Is a directory after {editor}; nothing was replayed"):
         with editing.edited([letter], load({}, needed=())):
