@@ -18,7 +18,7 @@ from task_activity_log import wire
 from task_activity_log.client.dead_letters import EXPIRATION_MAX, REPLAY_COUNT, REPLAYED_BY, DeadLetter, is_expiration
 from task_activity_log.client.messages import SHORT_MAX, Upsert, UpsertRejected, is_short
 from task_activity_log.message import PERSISTENT, Properties, Timestamp
-from task_activity_log.problem import Problem, Rejected
+from task_activity_log.problem import Code, Problem, Rejected
 from task_activity_log.rabbitmq.headers import encode, encode_header, raw_headers, received
 
 _BODIES = ("record", "body", "body_base64")
@@ -28,6 +28,17 @@ _OTHERS = ("correlation_id", "reply_to", "expiration", "priority", "timestamp", 
 """The properties in `properties`. A user_id is not sent again: the broker refuses that of another user."""
 _NUMBERS = {"priority": 255, "timestamp": 2**64 - 1}
 _NAME_LENGTH = 128
+OF_THE_HEADER = frozenset(
+    {
+        Code.INVALID_PROPERTIES,
+        Code.UNSUPPORTED_MEDIA_TYPE,
+        Code.UNSUPPORTED_CHARSET,
+        Code.UNSUPPORTED_ENCODING,
+        Code.UNSUPPORTED_UPDATE_MODE,
+        Code.INVALID_VERSION,
+    }
+)
+"""Problems that no body can solve: the content type, the content encoding or a header is at fault."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,12 +9,12 @@ from typing import NamedTuple
 from lxml import etree
 
 from task_activity_log import wire
+from task_activity_log.client.misspelled import xml_root
 from task_activity_log.problem import Rejected
 
 _SPACE = re.compile(r"[ \t\r\n]*")
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\],:]|[^\s{}\[\],:"]+')
 _LONGEST_COMPARED = 20_000
-_PARSER = etree.XMLParser(resolve_entities=False, no_network=True, recover=False)
 
 
 class Piece(NamedTuple):
@@ -102,9 +102,7 @@ def _places_in_json(text: str, fields: Sequence[str]) -> Iterator[tuple[int, int
 def _places_in_xml(text: str, fields: Sequence[str]) -> Iterator[tuple[int, int, str]]:
     """Where the elements with these names are. Raises `_SyntaxError`."""
     try:
-        etree.fromstring(
-            re.sub(r"^\s*<\?xml.*?\?>", lambda found: " " * len(found[0]), text, count=1, flags=re.DOTALL), _PARSER
-        )
+        xml_root(text)
     except etree.XMLSyntaxError as error:
         line, column = error.position
         before = sum(len(part) + 1 for part in text.split("\n")[: max(0, line - 1)])

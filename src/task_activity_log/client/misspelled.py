@@ -16,7 +16,7 @@ from task_activity_log.record import FIELDS, STORED_FIELDS
 _CLOSE = 0.8
 """How similar a name must be to that of a field, from 0 to 1."""
 _LONGEST_INTEGER = 4_000
-_DECLARATION = re.compile(r"^\s*<\?xml.*?\?>", re.DOTALL)
+_DECLARATION = re.compile(r"^\ufeff?(?:\s*<\?xml.*?\?>)?", re.DOTALL)
 _PARSER = etree.XMLParser(resolve_entities=False, no_network=True)
 
 
@@ -41,9 +41,9 @@ def unknown(upsert: Upsert) -> list[str]:
 def xml_root(text: str) -> Any:
     """The root of an XML text, whatever encoding its declaration says: it is decoded already, and .NET writes utf-16 there.
 
-    Raises `etree.LxmlError`, or `ValueError`.
+    Raises `etree.LxmlError`, whose position is that in the text, or `ValueError`.
     """
-    return etree.fromstring(_DECLARATION.sub("", text.removeprefix("\ufeff"), count=1), _PARSER)
+    return etree.fromstring(_DECLARATION.sub(lambda found: " " * len(found[0]), text, count=1), _PARSER)
 
 
 def meant(name: str, present: Collection[str]) -> str | None:

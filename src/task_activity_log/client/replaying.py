@@ -134,9 +134,8 @@ async def _publish_in_order(
             published = await _publish(publisher, routing, requests)
         except Unavailable:
             if publisher.blocked is not None:
-                published = [Fate.UNCONFIRMED] * len(
-                    wave
-                )  # the broker takes what was written once it takes anything again
+                # The broker takes what was written once it takes anything again.
+                published = [Fate.UNCONFIRMED] * len(wave)
             elif any(fates):
                 break
             else:

@@ -123,7 +123,8 @@ class Forms:
         judged = await self.console.judged(found.body, received(found.restored(None)))
         changed = difference(f"{before[1]}\n\n{before[0]}", f"{header}\n\n{body}") if changes != [None, None] else []
         shown = {"letter": letter, "body": body, "header": header, "why": _why(members, needed=False)}
-        return found, {**shown, **judged, "problem": problem, "difference": changed}
+        of_the_header = letter.code in exported.OF_THE_HEADER
+        return found, {**shown, **judged, "problem": problem, "difference": changed, "of_the_header": of_the_header}
 
     async def stop(self, request: Request) -> Response:
         """Stop a replay that is under way."""

@@ -92,9 +92,8 @@ class Store:
         trimming = Trimming(partial(self._maintain, self._maintenance))
         self.trim, self.trim_journal, self.inbox_age = trimming.trim, trimming.trim_journal, trimming.inbox_age
         self.watch = Watch(partial(self._maintain, self._maintenance))
-        self._kinds: dict[str, bool] | None = (
-            None  # of the table, for the statements; None: not known yet. Set by `look`
-        )
+        # What kind of table it is, for the statements. `look` sets it; None: not known yet.
+        self._kinds: dict[str, bool] | None = None
 
     @property
     def connected(self) -> bool:

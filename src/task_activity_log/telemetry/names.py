@@ -104,7 +104,7 @@ METRICS = {
     "task_activity_log_holding": Metric("gauge", "1 while the worker waits out an outage."),
     "task_activity_log_hold_age_seconds": Metric(
         "gauge",
-        "How long the worker has been waiting out the current outage; 0 if there is none. When a message has to be stored, "
+        "How long the worker has been waiting out the current outage; 0 without an outage. When a message has to be stored, "
         "the time is counted from that moment.",
     ),
     "task_activity_log_draining": Metric("gauge", "1 while the worker is stopping."),

@@ -18,23 +18,12 @@ from task_activity_log.cli.exit_codes import holding_back_signals, ignoring_inte
 from task_activity_log.cli.terminal import indented, say
 from task_activity_log.client import ClientError
 from task_activity_log.client.dead_letters import DeadLetter, judged
-from task_activity_log.client.exported import corrected, header_text, reasons
+from task_activity_log.client.exported import OF_THE_HEADER, corrected, header_text, reasons
 from task_activity_log.pipeline.request import Rules
-from task_activity_log.problem import Code, Problem
+from task_activity_log.problem import Problem
 from task_activity_log.settings import Settings
 from task_activity_log.wiring import rules_of
 
-_OF_THE_HEADER = frozenset(
-    {
-        Code.INVALID_PROPERTIES,
-        Code.UNSUPPORTED_MEDIA_TYPE,
-        Code.UNSUPPORTED_CHARSET,
-        Code.UNSUPPORTED_ENCODING,
-        Code.UNSUPPORTED_UPDATE_MODE,
-        Code.INVALID_VERSION,
-    }
-)
-"""Problems that no body can solve: the content type, the content encoding or a header is at fault."""
 _EDITOR_SECONDS = 5.0
 """How long an editor that is told to end may take."""
 
@@ -99,7 +88,7 @@ def _edited(letter: DeadLetter, rules: Rules, place: Path, opened: dict[Path, by
     for reason in notes:
         say(f"{letter.name}: rejected before the edit: {reason}")
     while True:
-        of_the_header = isinstance(found, Problem) and found.code in _OF_THE_HEADER
+        of_the_header = isinstance(found, Problem) and found.code in OF_THE_HEADER
         try:
             changed = (
                 _header_in_editor(letter, place, opened, draft)
