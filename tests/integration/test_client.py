@@ -374,6 +374,20 @@ async def test_an_outage_is_reported_once(world: World) -> None:
     assert all(one != other for one, other in pairwise(told))
 
 
+async def test_an_outage_before_the_first_answer_is_waited_for(world: World) -> None:
+    """The connection for answers is opened when the first one is asked for. The time limit has an outage included, as later."""
+    refused = asyncio.Event()
+    async with Proxy.to(world.amqp_url) as proxy:
+        async with TaskActivityLogClient(proxy.url, on_outage=lambda _: refused.set()) as client:
+            proxy.refuse()
+            upserting = asyncio.create_task(client.upsert(record(), timeout=60))
+            async with asyncio.timeout(30):
+                await refused.wait()
+            assert not upserting.done()
+            proxy.accept()
+            assert (await upserting).outcome == "inserted"
+
+
 # ---- subscribers
 
 

@@ -388,6 +388,24 @@ class TestParking:
 
         run(act)
 
+    def test_hundreds_of_locked_rows_do_not_keep_others_waiting(self) -> None:
+        """Trying them takes longer than a second, so all are due all the time. What was not tried yet is tried before them."""
+
+        async def act(bench: Bench) -> None:
+            locked = [str(number) for number in range(500)]
+            bench.store.locks = set(locked)
+            await bench.parking.park([bench.request(subject=subject) for subject in locked], TimedOut(), 0)
+            await bench.until(10)
+            record = uuid4()
+            await bench.parking.park([bench.request(record)], TimedOut(), 0)
+            assert await bench.settled(1) == ["good: inserted"]
+            await bench.parking.park_untried([[bench.request(), bench.request(record, "a")]], TimedOut(), 0)
+            assert await bench.admit([bench.request(record, "b")]) == []
+            assert sorted(await bench.settled(3)) == ["a: updated", "b: updated", "good: inserted"]
+            assert asyncio.get_running_loop().time() < 11
+
+        run(act, most=1000)
+
     def test_a_row_that_the_database_refuses_meanwhile_is_rejected(self) -> None:
         """The requests behind it go on."""
 
@@ -983,6 +1001,25 @@ class TestSearch:
             assert self.patiences == [Patience(0.5, 1.0), *[Patience(0.1, 0.01)] * 8]
 
         run(act)
+
+    def test_whether_a_lock_is_on_a_row_is_not_asked_for_each_row(self) -> None:
+        """Hundreds of rows wait for one value that somebody has not committed, and the question would take as long as a try."""
+
+        async def act(bench: Bench) -> None:
+            asked: list[int] = []
+
+            async def locked(ids: Sequence[UUID]) -> set[UUID]:
+                asked.append(len(ids))
+                return set()
+
+            bench.store.locks = bench.slow_store.locks = {"x"}
+            bench.store.locked = locked  # type: ignore[method-assign]
+            wave = [bench.request(subject=subject) for subject in ["x"] * 300 + ["a", "b"]]
+            await bench.parking.park_untried([wave], TimedOut(), 0)
+            assert sorted(await bench.settled(2)) == ["a: inserted", "b: inserted"]
+            assert min(asked) > 1
+
+        run(act, most=1000)
 
     def test_while_a_row_is_slow_a_wave_has_less_time(self) -> None:
         """Somebody writes slow rows, and may write more: each would cost the others a second."""

@@ -149,14 +149,17 @@ class Asks:
             self._opening = False
 
     async def listen(self) -> None:
-        """Have a queue for answers, before the first `ask`. Raises `ClientError` if the first attempt fails."""
+        """Have a queue for answers, before the first `ask`. An outage that may pass is waited for: the caller has a time limit.
+
+        Raises `ClientError` for any other.
+        """
         self._check_open()
         async with self._listener:
             self._check_open()  # it may have been closed meanwhile
             if not self._has_listener:
                 outages = self._connections.options.on_outage
                 listening = supervise("answers", self._listen, lambda: None, outages)
-                await self._connections.open(listening, ready=self._listening.wait())
+                await self._connections.open(listening, ready=self._listening.wait(), waits=True)
                 self._has_listener = True
 
     async def close(self) -> None:

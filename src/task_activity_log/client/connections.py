@@ -20,6 +20,9 @@ _REFUSED = re.compile(
 )
 _MAY_NOT = {"configure": "configure", "write": "write to", "read": "read"}
 
+_PASSING = frozenset((OutageKind.CONNECTION_REFUSED, OutageKind.NO_SUCH_HOST, OutageKind.TIMEOUT, OutageKind.LOST))
+"""What may end by itself. Anything else is somebody's mistake."""
+
 for _driver in ("aiormq", "aio_pika"):
     # Without a handler Python would print what the drivers log, such as a traceback for each outage that the client survives.
     # Programs that configure logging get it as before.
@@ -49,13 +52,18 @@ class Connections:
         self._on_outage = on_outage
         self._on_failure = on_failure
         self._opening: asyncio.Future[None] | None = None  # while the first connections are made
+        self._waits = False
         self._tasks: list[asyncio.Task[Any]] = []
 
-    async def open(self, *runs: Coroutine[Any, Any, None], ready: Coroutine[Any, Any, object]) -> None:
+    async def open(
+        self, *runs: Coroutine[Any, Any, None], ready: Coroutine[Any, Any, object], waits: bool = False
+    ) -> None:
         """Start further tasks and return when `ready` does.
 
-        Raises `ClientError` if the first attempt of one of them fails; none of these tasks is left then.
+        Raises `ClientError` if the first attempt of one of them fails; none of these tasks is left then. If it `waits`, an outage
+        that may pass is reported to `on_outage` and waited for instead.
         """
+        self._waits = waits
         self._opening = opening = asyncio.get_running_loop().create_future()
         tasks: list[asyncio.Task[Any]] = [asyncio.create_task(run) for run in (*runs, ready)]
         self._tasks += tasks
@@ -87,7 +95,7 @@ class Connections:
             self._on_failure(failure)
 
     def _outage(self, outage: Outage) -> None:
-        if self._opening is None:
+        if self._opening is None or (self._waits and outage.kind in _PASSING):
             self._on_outage(outage)
         elif not self._opening.done():
             self._opening.set_exception(no_connection(self.options, outage))

@@ -152,8 +152,16 @@ class Lane(Generic[D]):
         return [line for line in lines.values() if line.rounds <= _QUICK_ROUNDS and not line.taken]
 
     def next(self, lines: Lines[D], now: float) -> Line[D] | None:
-        """The line that is tried next, perhaps later; None if there is none. Of those that are due, it is the least slow."""
-        return min(self.lines(lines), key=lambda line: (max(line.due, now), line.rounds, line.due), default=None)
+        """The line that is tried next, perhaps later; None if there is none.
+
+        Of those that are due, it is the least slow. Of these, one whose first request was not tried here yet comes first: it does
+        not wait for hundreds that wait for a lock.
+        """
+        return min(
+            self.lines(lines),
+            key=lambda line: (max(line.due, now), line.rounds, line.tries > 0, line.due),
+            default=None,
+        )
 
     def exceeded(self, rounds: int) -> int:
         """The rounds of a line that has exceeded its limit here."""

@@ -272,7 +272,8 @@ class Retrying(Generic[D]):
             for line in lines:
                 line.cause = failure
         if isinstance(failure, TimedOut):
-            locked = await self.locked([line.waiting[0].request for line in lines]) if failure.locked else set()
+            ask = failure.locked and len(lines) > 1  # one alone waits, whatever the lock is on
+            locked = await self.locked([line.waiting[0].request for line in lines]) if ask else set()
             if locked:
                 self._put_back([line for line in lines if line.record in locked], _RETRY_SECONDS)
                 self._untried.add([line for line in lines if line.record not in locked])

@@ -17,6 +17,7 @@ from task_activity_log.rabbitmq.headers import (
     NEEDED_HEADERS,
     OWN_HEADERS,
     TABLE_TOO_LONG,
+    TOO_MANY,
     encode,
     readable_headers,
 )
@@ -102,7 +103,7 @@ def copied(
     """The properties of a copy: those of the original, with the reason in headers.
 
     What the broker would act on is moved to headers as well. A header that other programs' drivers cannot read would end
-    their connections, and is left out. If the content header came too close to `header_max` bytes,
+    their connections, and is left out. If the content header came too close to `header_max` bytes, or not all headers were read,
     only those of the publisher's headers stay that determine how the request is processed.
 
     The same is done if `bare`. What the broker might act on is left out then as well: a type, or an address for the reply.
@@ -120,8 +121,8 @@ def copied(
         headers=headers,
         unreadable=None,
     )
-    too_long = original.unreadable is not None and TABLE_TOO_LONG in original.unreadable
-    if bare or too_long or len(encode(copy, 0)) > header_max - _BROKERS_BYTES:
+    unread = any(reason in (original.unreadable or "") for reason in (TABLE_TOO_LONG, TOO_MANY))
+    if bare or unread or len(encode(copy, 0)) > header_max - _BROKERS_BYTES:
         headers["x-headers-dropped"] = True
         first = {name: entry for name, entry in reversed(entries) if len(entry) <= _LONGEST_KEPT.get(name, 0)}
         copy.table = b"".join(first.values())

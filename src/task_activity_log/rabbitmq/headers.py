@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import replace
 from decimal import Decimal
 from functools import lru_cache
+from itertools import islice
 from operator import attrgetter
 from typing import Any, Final
 from uuid import uuid4
@@ -58,6 +59,7 @@ TABLE_TOO_LONG = f"the headers have more than {TABLE_MAX:,} bytes together"
 """The reason in `unreadable` if they do. Then none of them is in `table` or `headers`."""
 HEADERS_MAX = 1_000
 """How many headers of a publisher are read. Those that fit into a frame of AMQP 0-9-1 are 29,000, which take 6 MiB."""
+TOO_MANY = f"there are more than {HEADERS_MAX:,} headers"  # the reason in `unreadable`
 
 _LATEST_MILLISECOND = 253_402_300_799_999
 """The last instant of the year 9999. Publishers send seconds or milliseconds; any larger number is out of range."""
@@ -145,7 +147,7 @@ def _headers(table: bytes, unreadable: dict[str, None]) -> dict[str, object]:
             if name not in _ADDED_HEADERS:
                 count += 1
                 if count > HEADERS_MAX:
-                    unreadable[f"there are more than {HEADERS_MAX:,} headers"] = None
+                    unreadable[TOO_MANY] = None
                     if count == HEADERS_MAX + 1 and not _ADDED.search(table, end):
                         break  # the others would take up to 0.1 s
                     continue
@@ -211,7 +213,7 @@ def readable_headers(table: bytes, *, without: Collection[bytes] = ()) -> list[t
     entries: list[tuple[bytes, bytes]] = []
     begin = 0
     with suppress(IndexError, KeyError):
-        for name, kind, start, end in _entries(table):
+        for name, kind, start, end in islice(_entries(table), HEADERS_MAX + len(_ADDED_HEADERS)):  # more are not valid
             text = name not in without and (name.isascii() or _is_text(name))
             if text and (kind not in _CHECKED or _is_readable(table, kind, start, end)):
                 entries.append((name, table[begin:end]))
