@@ -653,7 +653,8 @@ class TestFailuresThatLast:
         async def act(bench: Bench) -> None:
             bench.store.doubts = {"corrupt"}
             bench.parking.refusals.passes = 1
-            await bench.parking.park([bench.request(subject="corrupt")], LASTING, 0)
+            cause = Failed("not permitted (42501)", "42501", lasting=True)
+            await bench.parking.park([bench.request(subject="corrupt")], cause, 0)
             assert await bench.settled(1) == ["corrupt: refused_by_database"]
             assert (len(bench.store.times), bench.store.own_tried) == (2, 0)
 

@@ -315,6 +315,26 @@ async def test_what_passes_while_a_row_is_locked_says_nothing_about_it(first: st
     assert (bench.outcomes, bench.dead_letters.kept) == (["inserted"] * 3, [])
 
 
+async def test_what_passes_between_two_reasons_says_nothing_about_the_second() -> None:
+    """A constraint that refused every row is dropped, others pass, and then a privilege is revoked."""
+    bench = Bench()
+    bench.store.refuses, bench.store.own = {"good"}, [REFUSED]
+    bench.intake.put(*(upsert(subject="good") for _ in range(10)))
+    async with bench.running():
+        while bench.hold_reason is None:
+            await asyncio.sleep(0)
+        bench.store.own = [Failed("not permitted (42501)", "42501", lasting=True)]
+        bench.store.refuses, bench.store.doubts = set(), {"good"}
+        bench.intake.put(upsert(subject="another"))
+        await bench.watch.settled(1)
+        while bench.hold_reason != "not permitted (42501)":
+            assert bench.dead_letters.kept == []
+            await asyncio.sleep(0)
+        bench.store.doubts = set()
+        await bench.watch.settled(11)
+    assert (bench.outcomes, bench.dead_letters.kept) == (["inserted"] * 11, [])
+
+
 @pytest.mark.parametrize("evidence", ["rows of our own pass", "a parked request passes"])
 async def test_a_row_of_a_batch_that_was_refused_before_the_database_was_fixed_is_tried_again(evidence: str) -> None:
     """What shows that not every row is refused has passed after this row was tried: that says nothing about it."""

@@ -15,7 +15,7 @@ from task_activity_log.pipeline.batches import Parts
 from task_activity_log.pipeline.groups import TRIAL_SECONDS
 from task_activity_log.pipeline.ports import D, Patience, Store
 from task_activity_log.pipeline.request import Request
-from task_activity_log.problem import Failed
+from task_activity_log.problem import Failed, Rule
 from task_activity_log.record import Outcome
 
 _QUICK_LEAST_SECONDS = 0.05
@@ -60,7 +60,8 @@ class Line(Generic[D]):
     """Why its first request did not pass."""
     passes: int | None
     """The number of statements that had passed when its first request was tried for the first time of those times when it was
-    refused; None: it was not refused yet. Those that pass while it waits for a lock say nothing about it. See `Refusals`."""
+    refused for the same reason; None: it was not refused yet. Those that pass while it waits for a lock, or for another reason,
+    say nothing about it. See `Refusals`."""
     due: float
     """When it is tried next."""
     waiting: deque[Parked[D]] = field(default_factory=deque)
@@ -75,6 +76,12 @@ class Line(Generic[D]):
     """How often in a row the database server has crashed while its first request was tried alone here."""
     taken: bool = False
     """Whether it waits for a trial together with others, or is tried now."""
+
+    def refused(self, rule: Rule, passes: int) -> int:
+        """This rule refuses its first request, which was tried after `passes`. Since when it has done so, in `passes`."""
+        if self.passes is None or rule != self.cause.rule:
+            self.passes = passes
+        return self.passes
 
 
 class Lines(dict[UUID, Line[D]], Generic[D]):

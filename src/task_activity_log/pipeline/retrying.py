@@ -211,8 +211,7 @@ class Retrying(Generic[D]):
         """Note why the first request of a line did not pass; in how many seconds it is tried again."""
         line.cause = outage if isinstance(outage, Failed) else line.cause
         line.tries += 1
-        if not (isinstance(outage, Failed) and outage.lasting):  # it was not refused
-            line.passes = None
+        line.passes = line.passes if isinstance(outage, Failed) and outage.lasting else None  # it was not refused
         if isinstance(outage, TimedOut):
             line.rounds = 0 if outage.locked else lane.exceeded(line.rounds)
         ended = lane.slow and self.others.is_set()
@@ -332,11 +331,8 @@ class Retrying(Generic[D]):
             if not line.waiting:
                 return None
             first = line.waiting[0]
-            # If it waited until now, behind others or for a lock, what passed meanwhile says nothing about it.
-            if line.passes is None:
-                line.passes = self.refusals.passes
             if first.outcome is None:
-                settlement = await self._settlement(line, line.passes, first.request, lane)
+                settlement = await self._settlement(line, first.request, lane)
             else:
                 settlement = settling.stored(
                     first.request, await lane.store.read(first.request, first.outcome), self.nulls
@@ -345,15 +341,16 @@ class Retrying(Generic[D]):
             line.tries, line.rounds, line.crashes, line.passes = 0, 0, 0, None
             return settlement
 
-    async def _settlement(self, line: Line[D], since: int, request: Request[D], lane: Lane[D]) -> Settlement[D]:
+    async def _settlement(self, line: Line[D], request: Request[D], lane: Lane[D]) -> Settlement[D]:
         doubted = False
         while True:
+            passes = self.refusals.passes
             try:
                 [applied] = await self._write(request, line, lane)
             except Refused as refused:
                 cause: Refused | Failed = refused
             except Failed as failed:
-                line.cause = cause = failed
+                cause = failed
                 if line.crashes >= CRASHES_MAX:
                     return settling.rejected(request, Refused(failed.sqlstate).problem)
                 if not failed.lasting:
@@ -365,6 +362,7 @@ class Retrying(Generic[D]):
                     line.waiting[0] = line.waiting[0]._replace(outcome=applied.outcome)
                     applied = await lane.store.read(request, applied.outcome)
                 return settling.stored(request, applied, self.nulls)
+            since = line.refused(cause.rule, passes)
             everybodys = await self._everybodys(cause.rule, since, lasting=isinstance(cause, Failed))
             if everybodys is not None:
                 self.on_outage(everybodys)
