@@ -503,7 +503,7 @@ class TestOwnRows:
             CREATE TABLE users (id uuid PRIMARY KEY);
             ALTER TABLE task_activity_log ALTER user_id SET NOT NULL, ADD FOREIGN KEY (user_id) REFERENCES users,
                 ADD UNIQUE (user_id, due_date), ADD UNIQUE (reference_back_office), ADD UNIQUE (task_id, subject),
-                ADD CHECK (reference_back_office ~ '^[A-Z]{2}-[0-9]{5}$');
+                ADD CHECK (reference_back_office ~ '^BO-[0-9]{5}$');
         """)
         await database.execute("INSERT INTO users VALUES ($1)", user)
         stored = ask(

@@ -298,6 +298,13 @@ def test_a_setting_of_the_console_is_named_with_its_document(capsys: pytest.Capt
     assert "console_port: docs/console.md has the settings of the console" in capsys.readouterr().err
 
 
+def test_of_those_that_are_named_only_those_that_are_set_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert show(load({"WORKER_BATCH_MAX": "7"}, needed=()), ["WORKER_BATCH"], changed=True) == 0
+    assert [line for line in capsys.readouterr().out.splitlines() if line[0] != " "] == ["WORKER_BATCH_MAX=7"]
+    assert show(load({}, needed=()), ["WORKER_BATCH"], changed=True) == 0
+    assert capsys.readouterr().out == "none of these is set\n"
+
+
 def test_a_link_in_a_description_is_printed_as_the_path_of_its_document(capsys: pytest.CaptureFixture[str]) -> None:
     """The descriptions are part of a document as well, where they are Markdown."""
     assert show(load({}, needed=()), list(map(variable, Settings.model_fields)), changed=False) == 0

@@ -19,7 +19,7 @@ _COLUMNS = ("setting", "value", "default", "from")
 
 
 def show(settings: Settings, names: Sequence[str], *, changed: bool) -> int:
-    """Print all settings, or those that are set; with `names`, what these mean as well. Returns the exit code.
+    """Print all settings; with `names`, these in full; if `changed`, only those that are set. Returns the exit code.
 
     A name that is no setting stands for all settings that begin with it.
     """
@@ -35,7 +35,9 @@ def show(settings: Settings, names: Sequence[str], *, changed: bool) -> int:
     if wrong:
         return WRONG_USE
     if names:
-        print("\n\n".join(_in_full(settings, fields[known]) for name in names for known in chosen[name]))
+        found = [fields[known] for name in names for known in chosen[name]]
+        found = [field for field in found if not changed or field in settings.model_fields_set]
+        print("\n\n".join(_in_full(settings, field) for field in found) or "none of these is set")
         return DONE
     for name, meant in misspelled().items():
         say(f"{name} is not a setting; did you mean {meant}?")

@@ -18,6 +18,8 @@ _VARIABLE = tuple(
 
 _VARIED = 100
 """How many characters of a text are other ones."""
+_ENOUGH_DIGITS = 5
+"""With as many, hardly ever is a text with other digits that of another record."""
 
 
 async def passes_otherwise(
@@ -55,11 +57,17 @@ def _varied(record: TaskActivityLog, name: str) -> TaskActivityLog:
         case Kind.INSTANT:
             new = datetime.fromtimestamp(random.randrange(2**31), UTC)  # noqa: S311 - not cryptography
         case _:
-            new = old[:-_VARIED] + "".join(map(_another, old[-_VARIED:])) if old else uuid4().hex
+            new = old[:-_VARIED] + _another(old[-_VARIED:]) if old else uuid4().hex
     return TaskActivityLog.trusted({**record.__dict__, name: new}, set())
 
 
-def _another(letter: str) -> str:
+def _another(text: str) -> str:
+    """A text of the same form. If it has enough digits, only these are others: the letters may have to stay (`INV-00012`)."""
+    digits_only = sum(map(str.isdigit, text)) >= _ENOUGH_DIGITS
+    return "".join(letter if digits_only and letter.isalpha() else _like(letter) for letter in text)
+
+
+def _like(letter: str) -> str:
     """A letter or a digit like this one; itself if it is neither."""
     if letter.isdigit():
         return random.choice(digits)  # noqa: S311 - not cryptography
