@@ -296,6 +296,17 @@ async def test_a_suspect_does_not_prove_the_consumer(hold: Hold) -> None:
         assert held.intake.in_hand == 1
 
 
+@pytest.mark.parametrize("single_active", [False, True])
+async def test_a_suspect_whose_connection_is_lost_is_not_set_apart(hold: Hold, single_active: bool) -> None:
+    """While the worker looked for its marks, or finished what was before it. It comes again, through another consumer."""
+    async with hold(single_active=single_active) as held:
+        await held.publish("a")
+        lost = await held.batch(1)
+        await held.lose()
+        assert not held.intake.set_apart(lost)
+        assert bodies(await held.batch(1)) == ["a"]
+
+
 async def test_acknowledging_out_of_order_leaves_the_others(hold: Hold) -> None:
     """Acknowledging the second of three messages must not acknowledge the first with it."""
     async with hold() as held:

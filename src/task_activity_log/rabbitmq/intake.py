@@ -304,8 +304,11 @@ class Intake:
     def set_apart(self, suspects: Sequence[RabbitDelivery]) -> bool:
         """Whether suspects, of which the first is about to be tried alone, must be returned with everything else in hand.
 
-        Then they come again one by one after `renew`. With a single active consumer they stay in hand, to keep the order.
+        Then they come again one by one after `renew`. With a single active consumer they stay in hand, to keep the order. If
+        their channel is lost by now, they come again as well.
         """
+        if not self.has(suspects[0]):
+            return False
         queue = self._queue_of(suspects[0])
         return queue.pace.set_apart(suspects[0], queue.in_hand, queue.in_hand_up_to(suspects[-1]))
 
