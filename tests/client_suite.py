@@ -261,6 +261,23 @@ class PublisherSuite:
                 await anext(aiter(unused))
             assert len(taken) == count
 
+    async def test_a_client_is_open_once_at_a_time(self, place: Place) -> None:
+        """It can be opened again afterwards."""
+        client = place.client()
+        for _ in range(2):
+            async with client:
+                with pytest.raises(ClientError, match="the client is open already"):
+                    await client.__aenter__()
+                assert (await client.upsert(record())).outcome == "inserted"
+
+    async def test_what_is_being_sent_while_the_client_is_closed_raises_its_error(self, place: Place) -> None:
+        """Not one of the driver."""
+        async with place.client() as client:
+            sending = asyncio.gather(client.send_many(record() for _ in range(600)))
+            await asyncio.sleep(0)
+        with pytest.raises(ClientError, match="the client is not open"):
+            await sending
+
 
 class SubscriberSuite:
     """What a subscriber can rely on."""

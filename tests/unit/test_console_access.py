@@ -4,7 +4,10 @@ from base64 import b64encode
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from task_activity_log.cli import app
+from task_activity_log.cli.exit_codes import WRONG_USE
 from task_activity_log.console.access import Access, Denied, basic_credentials, require_local_name
 from task_activity_log.console.settings import load
 from task_activity_log.console.users import (
@@ -72,6 +75,23 @@ def test_a_password_is_kept_as_a_hash_and_recognized(tmp_path: Path) -> None:
         assert users.user("anna", "pässword:with colon") == User("anna", frozenset({Role.LOOK, Role.ACT}))
         assert users.user("anna", "wrong") is None
         assert users.user("bob", "pässword:with colon") is None
+
+
+@pytest.mark.parametrize("name", ["", "a:b", " anna", "#anna", "a\nb"])
+def test_a_name_that_a_password_file_cannot_have_is_refused(name: str) -> None:
+    """Such as one whose line would be a comment."""
+    with pytest.raises(ValueError, match="the name should have no colon"):
+        password_line(name, "secret")
+
+
+@pytest.mark.parametrize(
+    "options", [("--password-for", ""), ("--password-for", "anna", "--roles", ""), ("--roles", "")]
+)
+def test_an_option_without_a_value_is_not_taken_for_one_that_is_not_given(options: tuple[str, ...]) -> None:
+    """As by a script whose variable is empty: the user would have all roles, or the console would start."""
+    result = CliRunner().invoke(app, ["console", *options], input="secret\n")
+    assert result.exit_code == WRONG_USE
+    assert "scrypt" not in result.output
 
 
 def test_the_name_and_the_password_cannot_be_divided_in_another_way(tmp_path: Path) -> None:

@@ -7,6 +7,8 @@ from typing import Any, cast
 from unittest.mock import patch
 
 import pytest
+from aiormq.base import FutureStore
+from aiormq.exceptions import AMQPConnectionError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pamqp import commands, frame, heartbeat
@@ -19,7 +21,8 @@ from task_activity_log.aio import Slices
 from task_activity_log.message import Properties
 from task_activity_log.rabbitmq import headers
 from task_activity_log.rabbitmq.confirms import Batch, ConfirmChannel
-from task_activity_log.rabbitmq.frames import FrameReader, Inbound, publish_frames
+from task_activity_log.rabbitmq.frames import FrameReader, Inbound, publish_frames, write
+from task_activity_log.rabbitmq.link import LOST
 from task_activity_log.rabbitmq.outgoing import Fate, Outgoing
 
 OURS, OTHER = 1, 2
@@ -162,6 +165,22 @@ def test_published_frames_are_what_the_driver_would_write() -> None:
     assert (read[0].exchange, read[0].routing_key, read[0].mandatory) == ("exchange", "key", True)
     assert (read[1].body_size, read[1].properties.content_type, read[1].properties.message_id) == (10, "text/json", "é")
     assert [part.value for part in read[2:]] == [b"0123", b"4567", b"89"]
+
+
+@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize("why", [None, AMQPConnectionError("reset")])
+async def test_a_write_to_a_connection_that_is_closed_is_a_lost_one(why: Exception | None, *, before: bool) -> None:
+    """Also when the driver has closed it in order: then the driver gives no reason."""
+    store = FutureStore(asyncio.get_running_loop())
+    connection = SimpleNamespace(write_queue=asyncio.Queue[Any]())
+    channel = cast("Any", SimpleNamespace(create_future=store.create_future, connection=connection))
+    if before:
+        await store.reject_all(why)
+    writing = asyncio.create_task(write(channel, [b"frame"]))
+    await connection.write_queue.get()
+    await store.reject_all(why)
+    with pytest.raises(LOST, match="reset" if why else "closed"):
+        await writing
 
 
 def test_another_protocol_is_left_to_the_driver() -> None:

@@ -360,21 +360,21 @@ def contract(
 def console(
     *,
     password_for: Annotated[
-        str,
+        str | None,
         typer.Option(
             metavar="USER",
             help="Ask for a password and print the line of CONSOLE_PASSWORD_FILE for this user; then exit.",
             show_default=False,
         ),
-    ] = "",
+    ] = None,
     roles: Annotated[
-        str,
+        str | None,
         typer.Option(
             metavar="ROLES",
             help="With --password-for: the roles in that line, separated by commas: all of look,act,bodies by default.",
             show_default=False,
         ),
-    ] = "",
+    ] = None,
 ) -> None:
     """Serve the web console until SIGTERM or SIGINT: what is going on, and the dead letters to correct and replay.
 
@@ -388,10 +388,10 @@ def console(
     """
     from task_activity_log.cli.console import print_password_line, serve
 
-    if roles and not password_for:
+    if roles is not None and password_for is None:
         fail("--roles is of use only with --password-for", WRONG_USE)
-    if password_for:
-        print_password_line(password_for, roles or "look,act,bodies")
+    if password_for is not None:
+        print_password_line(password_for, "look,act,bodies" if roles is None else roles)
     else:
         serve(settings_or_exit("amqp_url"))
 

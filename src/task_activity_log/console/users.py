@@ -20,6 +20,8 @@ class Role(StrEnum):
 
 
 ALL: Final = frozenset(Role)
+_COMMENT: Final = "#"
+"""How the lines of a password file begin that are no users."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +73,7 @@ class PasswordFile:
             raise PasswordFileError(f"cannot be read ({getattr(error, 'strerror', None) or 'not UTF-8'})") from None
         users, numbers = dict[str, Password](), dict[str, int]()
         for number, line in enumerate(text.splitlines(), 1):
-            if line.strip() and not line.startswith("#"):
+            if line.strip() and not line.startswith(_COMMENT):
                 try:
                     name, password = _parsed(line.strip())
                 except ValueError:
@@ -137,8 +139,8 @@ def _version(path: Path) -> _Version:
 
 def password_line(name: str, password: str, roles: Iterable[Role] = Role) -> str:
     """The line of a password file for a user. Raises `ValueError` for a name that cannot be in it."""
-    if not name or ":" in name or name != name.strip() or not name.isprintable():
-        raise ValueError("the name should have no colon and no white space at its ends")
+    if not name or ":" in name or name != name.strip() or not name.isprintable() or name.startswith(_COMMENT):
+        raise ValueError(f"the name should have no colon and no white space at its ends, and not begin with {_COMMENT}")
     salt = secrets.token_bytes(16)
     return ":".join(
         (name, ",".join(roles), "scrypt", *(b64encode(part).decode() for part in (salt, _scrypt(password, salt))))

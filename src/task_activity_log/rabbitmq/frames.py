@@ -390,9 +390,19 @@ def publish_frames(
 
 
 async def write(channel: aiormq.abc.AbstractChannel, pieces: Sequence[bytes | memoryview]) -> None:
-    """Send `pieces` in one write, after what the driver has queued; return when the socket has taken them."""
+    """Send `pieces` in one write, after what the driver has queued; return when the socket has taken them.
+
+    Raises:
+        One of `link.LOST`: the connection is lost, or is being closed.
+    """
     drained = channel.create_future()  # the channel's, so that a lost connection ends the wait
     await channel.connection.write_queue.put(
         ChannelFrame(payload=b"".join(pieces), should_close=False, drain_future=drained)
     )
-    await drained
+    try:
+        await drained
+    except Exception as error:
+        # The driver ends the waits of a connection that it has closed in order with an exception of no kind.
+        if type(error) is not Exception:
+            raise
+        raise ConnectionError("closed") from None
