@@ -323,6 +323,18 @@ class SubscriberSuite:
         with pytest.raises(ValueError, match=f"on_poison should name another queue: {queue} is for the worker"):
             place.subscribe(**own(), on_poison=PoisonQueue(queue))
 
+    async def test_a_reader_ends_when_another_task_closes_its_subscription(self, place: Place) -> None:
+        """It does not connect again, and takes nothing from those who read the queue later."""
+        mine = own()
+        async with place.subscribe(**mine) as replies:
+            reading = asyncio.gather(anext(replies))
+            await asyncio.sleep(0)
+        with pytest.raises(ClientError, match="the subscription was closed while it waited for a reply"):
+            await reading
+        async with place.client() as client:
+            await client.send_many([record("a")])
+        assert await subjects(place.subscribe(**mine, most=1)) == ["a"]
+
     async def test_answers_do_not_go_to_subscribers(self, place: Place) -> None:
         """Those who ask get the answer, and nobody else."""
         async with place.subscribe(routing_keys=["#"], most=1) as replies, place.client() as client:

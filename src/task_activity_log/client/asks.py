@@ -134,7 +134,7 @@ class Asks:
     async def open(self) -> None:
         """Connect, and stay connected until `close`. Raises `ClientError` if the first attempt fails, or if it is open."""
         if (self._over is None or self._opening) and not self._opener.ended:
-            raise again(OPEN)
+            raise ClientError("the client is open already")
         if self._opener.ended:
             self._connections.forget()
         self._begin()
@@ -447,5 +447,4 @@ class Asks:
         self._end(failure)
 
 
-OPEN = ClientError("the client is open already")
 NOT_OPEN = ClientError("the client is not open: use it within `async with`")

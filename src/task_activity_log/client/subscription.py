@@ -187,7 +187,7 @@ class Subscription(Generic[D]):
         """Acknowledge the last reply, and return the next one. A lost connection is opened again, however long that takes.
 
         Raises:
-            ClientError: it is used outside of `async with`, or by two tasks at a time.
+            ClientError: it is used outside of `async with`, or by two tasks at a time, or another task closes it.
         """
         if not self._open:
             raise ClientError("the subscription is not open: write `async with subscribe(…) as replies`")
@@ -204,17 +204,21 @@ class Subscription(Generic[D]):
             self._next_under_way = False
 
     async def _next_of_any_connection(self) -> Received:
-        while True:
+        while self._open:
             try:
                 with asking_the_driver():
                     return await self._next()
             except LOST as error:
                 await self._disconnect(error)
-                self._on_outage(describe(error).text)
-            await asyncio.sleep(self._backoff.delay())
+                if self._open:
+                    self._on_outage(describe(error).text)
+                    await asyncio.sleep(self._backoff.delay())
+        raise ClientError("the subscription was closed while it waited for a reply")
 
     async def _next(self) -> Received:
         feed = self._feed or await self._connect()
+        if not self._open:  # another task has closed it: nobody else would close this connection
+            raise ConnectionError("closed")
         if self._under_way is not None:
             await self._acknowledge(feed, self._under_way)
             self._under_way = None

@@ -3,7 +3,7 @@
 import asyncio
 import re
 from collections import deque
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
@@ -43,11 +43,13 @@ class Queue:
         self.messages.rotate(before)
         self._changed.set()
 
-    async def take(self, most: int) -> list[Delivery]:
-        """At least one message, at most `most`."""
-        while not self.messages:
+    async def take(self, most: int, ended: Callable[[], bool]) -> list[Delivery]:
+        """At least one message, at most `most`. Raises `ConnectionError` once `ended` says so, after a change."""
+        while not (ended() or self.messages):
             self._changed.clear()
             await self._changed.wait()
+        if ended():
+            raise ConnectionError("closed")
         return [self.messages.popleft() for _ in range(min(most, len(self.messages)))]
 
 
@@ -112,10 +114,11 @@ class Loan:
         self._queue = queue
         self._prefetch = prefetch
         self._unsettled: dict[int, Delivery] = {}
+        self._ended = False
 
     async def take(self, most: int) -> list[Delivery]:
         """What has been delivered, at least one, at most `most`."""
-        taken = await self._queue.take(min(most, self._prefetch))
+        taken = await self._queue.take(min(most, self._prefetch), lambda: self._ended)
         self._unsettled |= {id(delivery): delivery for delivery in taken}
         return taken
 
@@ -135,6 +138,7 @@ class Loan:
 
     def end(self) -> None:
         """Return what was not acknowledged, and count it as delivered, as RabbitMQ does."""
+        self._ended = True
         self._queue.give_back(
             replace(delivery, attempts=delivery.attempts + 1) for delivery in self._unsettled.values()
         )

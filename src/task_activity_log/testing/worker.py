@@ -17,7 +17,7 @@ from task_activity_log.client import (
     TaskActivityLogClient,
     Upsert,
 )
-from task_activity_log.client.asks import NOT_OPEN, OPEN, Ask, Done
+from task_activity_log.client.asks import NOT_OPEN, Ask, Done
 from task_activity_log.client.copying import again
 from task_activity_log.client.messages import no_answer
 from task_activity_log.client.subscription import check_queues
@@ -157,7 +157,7 @@ class _FakeAsks:
 
     async def open(self) -> None:
         if self._open:
-            raise again(OPEN)
+            raise ClientError("the client is open already")
         self._open = True
 
     async def listen(self) -> None:
