@@ -21,6 +21,7 @@ from structlog.testing import capture_logs
 from sandbox import RabbitMQ
 from sandbox.letters import letters, publish
 from sandbox.proxy import Proxy
+from task_activity_log.client import ClientError
 from task_activity_log.client.dead_letters import DeadLetter, borrow_dead_letters
 from task_activity_log.client.letters import Letter
 from task_activity_log.console import forms
@@ -542,12 +543,30 @@ async def test_a_record_is_found_and_its_row_is_sent_again(world: World, viewer:
     assert "The row was sent to its subscribers" in await viewer.page(path)
     await viewer.until(f"/replies?id={one}&outcome=snapshot", "found")
     [sent] = [event for event in logs if event["event"] == "console_snapshot_sent"]
-    assert (sent["user"], sent["why"], sent["record"], sent["count"]) == ("local", "a subscriber lost it", str(one), 1)
+    assert (sent["user"], sent["why"], sent["record"]) == ("local", "a subscriber lost it", str(one))
     [listed] = re.findall(r"<tr>\s*<th[^>]*>Send a row again.*?</tr>", await viewer.page("/actions"), re.DOTALL)
     assert all(
         text in listed for text in (f"/find?name={one}", "local", "a subscriber lost it", "sent to its subscribers")
     )
     assert "There is no row to send" in await viewer.press("/snapshot", 410, record=str(uuid4()), why="x")
+
+
+async def test_a_row_whose_sending_fails_is_in_the_list_of_actions(
+    viewer: Viewer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The broker may have it: the log and the list say who has sent it, and why."""
+    one = uuid4()
+    await viewer.press("/try", 200, body=record(one).decode(), content_type="application/json", do="send", why="x")
+
+    async def lost(*_: object) -> int:
+        raise ClientError("the connection was lost")
+
+    monkeypatch.setattr(forms, "resend_one", lost)
+    with capture_logs() as logs:
+        assert "The connection was lost" in await viewer.press("/snapshot", 503, record=str(one), why="it was lost")
+    assert [event["why"] for event in logs if event["event"] == "console_snapshot_sent"] == ["it was lost"]
+    [listed] = re.findall(r"<tr>\s*<th[^>]*>Send a row again.*?</tr>", await viewer.page("/actions"), re.DOTALL)
+    assert "it is not known whether it was sent: the connection was lost" in listed
 
 
 async def test_a_row_that_is_longer_than_the_broker_takes_is_not_said_to_be_sent(

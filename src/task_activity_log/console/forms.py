@@ -142,10 +142,14 @@ class Forms:
         if row is None:
             raise Denied(f"There is no row to send{f': {problem}' if problem else ''}. Nothing was done.", 410)
         target = Target(console.topology.replies_exchange, nulls=console.settings.nulls)
-        count = await resend_one(link_of(console.settings), row, target)
-        log.info("console_snapshot_sent", user=user.name, why=why, record=str(row.id), count=count)
-        result = "sent to its subscribers" if count else "not sent"
-        console.actions.sendings.append(Sending("row", user.name, why, str(row.id), result))
+        log.info("console_snapshot_sent", user=user.name, why=why, record=str(row.id))
+        console.actions.sendings.append(sending := Sending("row", user.name, why, str(row.id)))
+        try:
+            count = await resend_one(link_of(console.settings), row, target)
+        except ClientError as error:
+            sending.result = f"it is not known whether it was sent: {error}"
+            raise
+        sending.result = "sent to its subscribers" if count else "not sent"
         require(bool(count), "The row is longer than the broker takes (max_message_size): it was not sent.", 413)
         return _see(f"/find?name={row.id}&sent={count}")
 

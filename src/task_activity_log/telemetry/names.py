@@ -303,7 +303,7 @@ EVENTS = {
         "info", "A user of the console has sent a message of their own.", ("user", "why", "message_id")
     ),
     "console_snapshot_sent": Event(
-        "info", "A user of the console has sent a row to its subscribers again.", ("user", "why", "record", "count")
+        "info", "A user of the console has sent a row to its subscribers again.", ("user", "why", "record")
     ),
     # tracing
     "tracing": Event("info", "Traces are exported.", ("endpoint",)),
