@@ -161,6 +161,12 @@ def test_the_sentence_says_what_is_wrong() -> None:
     held = replace(held, in_hand=300)
     assert "Held for 2 minutes: disk full. 300 requests wait." in said(sampled([held]))[0], "a worker has them in hand"
     assert "305 requests wait." in said(sampled([held], requests=5))[0]
+    history = sampled([held], requests=300)
+    history.add(10, [held], {"requests": Depth(0, 1), "dead": Depth(0, 0)})
+    assert "300 requests wait. No dead letters." in said(history)[0], "a worker has taken them, and none is answered"
+    history = sampled([worker()], requests=300)
+    history.add(10, [worker()], {"requests": Depth(100, 1), "dead": Depth(0, 0)})
+    assert "100 requests wait, for about 5 seconds." in said(history)[0]
     busy = replace(worker(), in_hand=300)
     assert "Nothing waits." in said(sampled([busy]))[0], "they are being stored"
     assert said(sampled([worker()], error="closed")) == (
