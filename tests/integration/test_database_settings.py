@@ -220,8 +220,7 @@ REFUSED = {
     "ALTER TABLE task_activity_log ADD n serial; REVOKE ALL ON task_activity_log_n_seq FROM {role}": (
         "refused (42501): permission denied for sequence task_activity_log_n_seq"
     ),
-    "ALTER TABLE task_activity_log ADD n int GENERATED ALWAYS AS IDENTITY (START 7 MAXVALUE 7);"
-    " SELECT nextval('task_activity_log_n_seq')": (
+    "ALTER TABLE task_activity_log ADD n int GENERATED ALWAYS AS IDENTITY (START 7 MAXVALUE 7)": (
         'refused (2200H): nextval: reached maximum value of sequence "task_activity_log_n_seq"'
     ),
     f"{VIEW} JOIN (SELECT 1) AS one ON true; GRANT ALL ON task_activity_log TO {{role}}": (
@@ -244,6 +243,7 @@ REFUSED = {
 async def test_why_no_row_can_be_stored_is_named(database: Connection, role: str, role_url: str, change: str) -> None:
     """By `check`, with a row of the worker's own that is rolled back, and by the worker, in the same words."""
     assert [line for verdict, line in await said(role_url) if verdict == "broken"] == []
+    await database.execute("INSERT INTO task_activity_log (id) VALUES (gen_random_uuid())")
     await database.execute(change.format(role=role))
     [line] = [line for verdict, line in await said(role_url) if verdict == "broken"]
     assert REFUSED[change] in line
@@ -267,14 +267,42 @@ async def test_constraints_that_only_the_workers_own_rows_break(database: Connec
         ALTER TABLE task_activity_log ADD UNIQUE (user_id);
     """)
     await database.execute("INSERT INTO users VALUES ($1)", user)
-    unknown = "rows of the worker's own are refused, each for another reason (23502, 23503)"
+    foreign_key = "23503, constraint task_activity_log_user_id_fkey"
+    unknown = f"rows of the worker's own are refused (23502, {foreign_key})"
     assert [(verdict, line.partition(";")[0]) for verdict, line in await said(role_url)] == [("warning", unknown)]
     await database.execute("INSERT INTO task_activity_log (id, user_id) VALUES (gen_random_uuid(), $1)", user)
-    copied = unknown.replace("23502", "23505, 23502")
+    copied = unknown.replace("23502", "23505, constraint task_activity_log_user_id_key, 23502")
     assert [(verdict, line.partition(";")[0]) for verdict, line in await said(role_url)] == [("warning", copied)]
     await database.execute("ALTER TABLE task_activity_log ADD CONSTRAINT never CHECK (user_id IS NULL) NOT VALID")
     [(verdict, line)] = await said(role_url)
     assert (verdict, line.partition(":")[0]) == ("broken", "every row is refused (23514)")
+
+
+@pytest.mark.parametrize(
+    ("rule", "named"),
+    [
+        ("RAISE EXCEPTION 'no'", "(P0001)"),
+        ("RETURN NULL", "(skipped)"),
+        ("RAISE check_violation USING CONSTRAINT = 'task_activity_log_pkey'", "(23514)"),
+    ],
+)
+async def test_an_empty_table_whose_trigger_wants_certain_values(
+    database: Connection, role_url: str, rule: str, named: str
+) -> None:
+    """No row of the worker's own has them, and no stored one can be tried: it is a warning until one is stored."""
+    await database.execute(f"""
+        CREATE FUNCTION wants() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN
+            IF coalesce(NEW.subject, '') NOT LIKE 'BO-%' THEN {rule}; END IF;
+            RETURN NEW;
+        END$$;
+        CREATE TRIGGER a BEFORE INSERT OR UPDATE ON task_activity_log FOR EACH ROW EXECUTE FUNCTION wants()
+    """)
+    [(verdict, line)] = await said(role_url)
+    assert (verdict, line.partition(";")[0]) == ("warning", f"rows of the worker's own are refused {named}")
+    store = Store(role_url)
+    await store.apply([ask(subject="BO-1")])
+    await store.close()
+    assert await said(role_url) == []
 
 
 async def test_a_publication_that_refuses_updates_is_named(database: Connection, role_url: str) -> None:

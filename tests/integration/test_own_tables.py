@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import Awaitable
+from collections.abc import AsyncIterator, Awaitable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -850,29 +850,49 @@ async def test_columns_of_other_types(store: Store, database: Connection, change
     assert outcomes(await store.apply([changed])) == ["updated"]
 
 
-async def test_bytes_of_others_that_are_not_text_cost_their_row_alone(postgresql: PostgreSQL) -> None:
-    """A database with the encoding SQL_ASCII takes any bytes from anybody. It cannot return such a row, and changes nothing."""
+@pytest.fixture
+async def ascii_url(postgresql: PostgreSQL) -> AsyncIterator[str]:
+    """A migrated database with the encoding SQL_ASCII, which takes any bytes from anybody."""
     name = f"ascii_{uuid4().hex}"
     server = postgresql.create_database()
     url = urlsplit(server)._replace(path=f"/{name}").geturl()
     admin: Connection = await asyncpg.connect(server)
     await admin.execute(f"CREATE DATABASE {name} TEMPLATE template0 ENCODING 'SQL_ASCII' LC_COLLATE 'C' LC_CTYPE 'C'")
     await asyncio.to_thread(migrations.migrate, url)
-    store, database = Store(url), await asyncpg.connect(url)
-    try:
-        victim, neighbour = ask(subject="Société \U0001f600"), ask()
-        assert subjects(await store.apply([victim, neighbour])) == ["Société \U0001f600", None]
-        await database.execute(r"UPDATE task_activity_log SET subject = E'Soci\351t\351' WHERE subject IS NOT NULL")
-        assert (await refusal(store, merge(victim.record.id, description="changed"))).sqlstate == "22021"
-        assert await database.fetchval("SELECT count(*) FROM task_activity_log WHERE description = 'changed'") == 0
-        wave = [ask(neighbour.record.id), ask(victim.record.id, subject="replaced")]
-        assert outcomes(await store.apply(wave)) == ["updated", "updated"]
-    finally:
-        await store.close()
-        await database.close()
-        await admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
-        await admin.close()
-        postgresql.drop_database(server)
+    yield url
+    await admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    await admin.close()
+    postgresql.drop_database(server)
+
+
+async def test_bytes_of_others_that_are_not_text_cost_their_row_alone(ascii_url: str) -> None:
+    """The database cannot return such a row, and changes nothing."""
+    store, database = Store(ascii_url), await asyncpg.connect(ascii_url)
+    victim, neighbour = ask(subject="Société \U0001f600"), ask()
+    assert subjects(await store.apply([victim, neighbour])) == ["Société \U0001f600", None]
+    await database.execute(r"UPDATE task_activity_log SET subject = E'Soci\351t\351' WHERE subject IS NOT NULL")
+    assert (await refusal(store, merge(victim.record.id, description="changed"))).sqlstate == "22021"
+    assert await database.fetchval("SELECT count(*) FROM task_activity_log WHERE description = 'changed'") == 0
+    wave = [ask(neighbour.record.id), ask(victim.record.id, subject="replaced")]
+    assert outcomes(await store.apply(wave)) == ["updated", "updated"]
+    await store.close()
+    await database.close()
+
+
+async def test_a_name_that_is_not_text_is_why_the_tables_cannot_be_looked_at(ascii_url: str) -> None:
+    """A constraint of somebody with another encoding."""
+    store, database = Store(ascii_url), await asyncpg.connect(ascii_url)
+    await database.execute(r"""
+        DO $$BEGIN EXECUTE pg_catalog.format(
+            'ALTER TABLE task_activity_log ADD CONSTRAINT %I CHECK (true)', pg_catalog.convert_from('\351', 'SQL_ASCII')
+        ); END$$
+    """)
+    with pytest.raises(
+        Unavailable, match=r"^the query is refused \(22021\): a name or a value in the database is not UTF-8"
+    ):
+        await store.look()
+    await store.close()
+    await database.close()
 
 
 async def test_a_row_that_cannot_be_read_hides_no_others(store: Store, database: Connection, database_url: str) -> None:

@@ -113,6 +113,7 @@ CONNECTION_LOST = "08006"
 _LOCK_TIMEOUT = "55P03"
 _QUOTED = "22P02"  # the SQLSTATE of the errors in which `SKIPPED_ROW`, `UNKEPT_KEY` and `UNSET_INSTANT` are quoted
 _NOT_NULL = "23502"
+_NOT_UTF8 = "22021"
 _INBOX = " of task_activity_log_inbox"
 
 
@@ -136,6 +137,14 @@ def outage(sqlstate: str, where: str = "") -> Unavailable:
         case kind:
             failed = NotMigrated if sqlstate == _NO_SUCH_TABLE else Failed
             return failed(label(sqlstate), sqlstate, where, lasting=kind in (Fault.LASTING, Fault.SCHEMA))
+
+
+def unanswered(refused: Refused, where: str) -> Unavailable:
+    """What to raise where a query is refused that belongs to no message."""
+    reason = f"the query is refused ({refused.sqlstate})"
+    if refused.sqlstate == _NOT_UTF8:  # a database in SQL_ASCII takes any bytes, also in the name of a constraint
+        reason += ": a name or a value in the database is not UTF-8"
+    return Unavailable(reason, where)
 
 
 def label(sqlstate: str) -> str:

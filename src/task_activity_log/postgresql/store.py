@@ -14,7 +14,7 @@ from task_activity_log.postgresql import table, writing
 from task_activity_log.postgresql.connecting import Connector
 from task_activity_log.postgresql.connection import ServerConnection
 from task_activity_log.postgresql.copies import passes_otherwise
-from task_activity_log.postgresql.faults import Fault, fault, why
+from task_activity_log.postgresql.faults import Fault, fault, unanswered, why
 from task_activity_log.postgresql.marks import MARK, UNMARK, Marks
 from task_activity_log.postgresql.messages import NOT_PERMITTED
 from task_activity_log.postgresql.reading import READ, TABLE, answer, explained
@@ -445,5 +445,5 @@ class Store:
         try:
             return await session.ask(statement, *arguments, seconds=seconds, restore=self.watch.has_code)
         except Refused as refused:
-            outage = Unavailable(f"the query is refused ({refused.sqlstate})", session.where)
+            outage = unanswered(refused, session.where)
         raise outage

@@ -7,11 +7,12 @@ from uuid import UUID
 from task_activity_log.pipeline.waves import halve
 from task_activity_log.postgresql.connecting import Connector
 from task_activity_log.postgresql.connection import ServerConnection
+from task_activity_log.postgresql.faults import unanswered
 from task_activity_log.postgresql.reading import READ, answer, explained
 from task_activity_log.postgresql.session import Row, Session
 from task_activity_log.postgresql.statements import sql
 from task_activity_log.postgresql.store import CONFIRM
-from task_activity_log.problem import Failed, Refused, Unavailable
+from task_activity_log.problem import Failed, Refused
 from task_activity_log.record import Outcome, StoredTaskActivityLog
 
 _CHANGED, _COUNT, _JOURNAL = sql("changed"), sql("count_changed"), sql("journal_found")
@@ -141,5 +142,5 @@ class Survey:
         try:
             return await self._session.ask(statement, *arguments)
         except Refused as refused:
-            outage = Unavailable(f"the query is refused ({refused.sqlstate})", self._session.where)
+            outage = unanswered(refused, self._session.where)
         raise outage

@@ -12,7 +12,7 @@ from task_activity_log.postgresql.faults import Fault, fault
 from task_activity_log.postgresql.messages import NOT_PERMITTED
 from task_activity_log.postgresql.session import Row
 from task_activity_log.postgresql.store import Store
-from task_activity_log.problem import Failed, TimedOut, Unavailable
+from task_activity_log.problem import SKIPPED, Failed, Rule, TimedOut, Unavailable
 from task_activity_log.settings import Settings
 from task_activity_log.wiring import store_of
 
@@ -40,7 +40,7 @@ async def findings(settings: Settings, *, as_worker: bool = True) -> list[Findin
         row, found = await database.describe(), await database.look()
         is_another = not as_worker and bool(row["missing"] or row["not_executable"])
         may_write = not row["missing"] and not row["read_only"] and not any(table.misfits(found))
-        refusal = await _refusal(database) if may_write and found["kind"] and not row["not_executable"] else None
+        refusal = await _refusal(database, found) if may_write and found["kind"] and not row["not_executable"] else None
         tries = may_write and refusal is None and found["has_code_of_others"]
         keeps_versions = not tries or await database.keeps_versions()
         try:
@@ -86,7 +86,7 @@ async def findings(settings: Settings, *, as_worker: bool = True) -> list[Findin
     ]
 
 
-async def _refusal(database: Store) -> Finding | None:
+async def _refusal(database: Store, found: Row) -> Finding | None:
     """Why no row can be stored, although the tables look right. Rows of our own are written, and rolled back."""
     advice = "see docs/runbook.md, TaskActivityLogHolding"
     try:
@@ -98,26 +98,29 @@ async def _refusal(database: Store) -> Finding | None:
     if not refused or any(isinstance(each, TimedOut) for each in refused):  # a slow server proves nothing
         return None
     if _may_take_others(refused):
-        reasons = ", ".join(dict.fromkeys(each.sqlstate for each in refused))
-        found = f"rows of the worker's own are refused, each for another reason ({reasons})"
-        advice = "messages that satisfy your constraints are stored: send one to be sure"
-        return Finding("warning", "table", found, advice)
+        reasons = ", ".join(dict.fromkeys(_in_words(each.rule, found) for each in refused))
+        advice = "messages that satisfy your constraints and triggers are stored: send one to be sure"
+        return Finding("warning", "table", f"rows of the worker's own are refused ({reasons})", advice)
     return Finding("broken", "table", refused[0].reason, advice)
 
 
 def _may_take_others(refused: Sequence[Failed]) -> bool:
     """Whether rows of others may pass although all of the worker's own are refused.
 
-    The one without values is refused by another rule than the one with all of them, such as NOT NULL and a foreign key. One with
-    the values of a stored record is not refused, except because it is a copy.
+    They have no values and arbitrary ones, which a rule about values may refuse. Only the values of a stored record are
+    known to satisfy every rule: one of them is refused because it is a copy, or by what refuses every row.
     """
     *stored, bare, full = refused
-    rules = {bare.rule, full.rule}
-    return (
-        len(rules) > 1
-        and all(fault(rule.sqlstate) is Fault.ROW for rule in rules)
-        and all(each.sqlstate in OF_COPIES for each in stored)
-    )
+    return all(_is_about_values(each) for each in (bare, full)) and all(each.sqlstate in OF_COPIES for each in stored)
+
+
+def _in_words(rule: Rule, found: Row) -> str:
+    return f"{rule.sqlstate}, constraint {rule.name}" if rule.name in found["constraints"] else rule.sqlstate
+
+
+def _is_about_values(refusal: Failed) -> bool:
+    """Whether a row with other values may pass. A trigger chooses the rows that it skips."""
+    return fault(refusal.sqlstate) is Fault.ROW or refusal.sqlstate == SKIPPED
 
 
 def _judge_server(row: Row, where: str, *, is_another: bool) -> Iterator[Finding]:
