@@ -335,6 +335,19 @@ class SubscriberSuite:
             await client.send_many([record("a")])
         assert await subjects(place.subscribe(**mine, most=1)) == ["a"]
 
+    async def test_a_reader_ends_also_if_its_subscription_is_opened_again_at_once(self, place: Place) -> None:
+        """It takes nothing from the reader that comes after it."""
+        mine = own()
+        replies = place.subscribe(**mine, most=1)
+        async with replies:
+            reading = asyncio.gather(anext(replies))
+            await asyncio.sleep(0)
+        async with replies, place.client() as client:
+            await client.send_many([record("a")])
+            assert told(await anext(replies)) == "a"
+            with pytest.raises(ClientError, match="the subscription was closed while it waited for a reply"):
+                await reading
+
     async def test_answers_do_not_go_to_subscribers(self, place: Place) -> None:
         """Those who ask get the answer, and nobody else."""
         async with place.subscribe(routing_keys=["#"], most=1) as replies, place.client() as client:

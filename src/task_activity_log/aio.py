@@ -6,7 +6,7 @@ import asyncio
 import random
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from itertools import accumulate, islice, takewhile
 from math import inf
@@ -215,11 +215,15 @@ async def meanwhile(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
 
 
 async def end(*tasks: asyncio.Task[Any]) -> None:
-    """Cancel the tasks until each has ended.
+    """Cancel the tasks until each has ended. They still end if the caller is cancelled meanwhile.
 
     Cancelling once is not enough. Before Python 3.12 `asyncio.wait_for`, which the driver uses, loses a cancellation that
-    arrives together with the result.
+    arrives together with the result. And a caller in a cancelled scope of anyio is cancelled again at each of its waits.
     """
+    await asyncio.shield(_cancel_until_ended(tasks))
+
+
+async def _cancel_until_ended(tasks: Iterable[asyncio.Task[Any]]) -> None:
     while pending := [task for task in tasks if not task.done()]:
         for task in pending:
             task.cancel()

@@ -29,6 +29,7 @@ client         the publisher's client
 bulk           many upserts, a limited number of them unanswered at a time
 asks           upserts that wait for their answers: sent, sent again, answered
 subscription   the subscriber's loop
+subscribing    `subscribe`: a loop over a queue of a broker
 following      the latest replies, for a program that shows them to several people
 news           which replies a subscriber has not seen yet
 order          a later upsert of a record is published after the earlier ones are confirmed
@@ -70,7 +71,8 @@ from task_activity_log.client.messages import (
     Upsert,
     UpsertRejected,
 )
-from task_activity_log.client.subscription import PoisonQueue, Subscription, subscribe
+from task_activity_log.client.subscribing import subscribe
+from task_activity_log.client.subscription import PoisonQueue, Subscription
 from task_activity_log.rabbitmq.link import LinkOptions
 from task_activity_log.record import Outcome, StoredTaskActivityLog, TaskActivityLog
 from task_activity_log.tls import Tls

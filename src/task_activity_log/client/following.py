@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from task_activity_log.aio import end
 from task_activity_log.client.messages import ClientError, Received, StoredReply
-from task_activity_log.client.subscription import subscribe
+from task_activity_log.client.subscribing import subscribe
 from task_activity_log.rabbitmq.link import LinkOptions
 
 _REMEMBERED = 500

@@ -11,7 +11,8 @@ from uuid import uuid4
 
 from task_activity_log.client.connections import no_connection
 from task_activity_log.client.messages import ClientError
-from task_activity_log.client.subscription import PoisonQueue, how_to_declare
+from task_activity_log.client.subscribing import how_to_declare
+from task_activity_log.client.subscription import PoisonQueue
 from task_activity_log.message import Delivery, Properties
 from task_activity_log.rabbitmq.link import LinkOptions, Missing, Outage, OutageKind, describe
 

@@ -20,7 +20,7 @@ from task_activity_log.client import (
 from task_activity_log.client.asks import NOT_OPEN, Ask, Done
 from task_activity_log.client.copying import again
 from task_activity_log.client.messages import no_answer
-from task_activity_log.client.subscription import check_queues
+from task_activity_log.client.subscribing import check_queues
 from task_activity_log.message import Delivery, Properties
 from task_activity_log.pipeline import reply as replies
 from task_activity_log.pipeline.request import Rules, decode
