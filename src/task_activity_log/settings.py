@@ -429,7 +429,7 @@ def _secret(name: str, path: str, errors: list[str]) -> str:
     """What the file that `name` names contains; if that is nothing, or cannot be read, an error is added."""
     content, wrong = "", ""
     try:
-        with Path(path).open(encoding="utf-8") as file:
+        with Path(path).open(encoding="utf-8-sig") as file:
             content = file.read(_SECRET_MAX + 1).strip()
     except (OSError, UnicodeDecodeError) as error:
         wrong = f"cannot be read ({getattr(error, 'strerror', None) or 'not UTF-8'})"

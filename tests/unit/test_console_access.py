@@ -94,6 +94,13 @@ def test_an_option_without_a_value_is_not_taken_for_one_that_is_not_given(option
     assert "scrypt" not in result.output
 
 
+def test_the_end_of_a_line_from_windows_is_not_part_of_the_password(tmp_path: Path) -> None:
+    """In a pipe."""
+    result = CliRunner().invoke(app, ["console", "--password-for", "anna"], input="secret\r\n")
+    (tmp_path / "passwords").write_text(result.stdout, encoding="utf-8")
+    assert PasswordFile.read(tmp_path / "passwords").user("anna", "secret") is not None
+
+
 def test_the_name_and_the_password_cannot_be_divided_in_another_way(tmp_path: Path) -> None:
     """What is remembered of one user does not let another one in."""
     lines = [password_line("anna", "b:secret", [Role.LOOK]), password_line("anna2", "other", ALL)]

@@ -135,9 +135,9 @@ def test_two_queues_with_one_name_are_refused() -> None:
 
 
 def test_a_secret_can_come_from_a_file(tmp_path: Path) -> None:
-    """AMQP_URL_FILE is the path of a file with the URL. A newline at its end does not matter."""
+    """AMQP_URL_FILE is the path of a file with the URL. A newline at its end and a byte order mark do not matter."""
     file = tmp_path / "url"
-    file.write_text("amqp://from-a-file/\n")
+    file.write_text("\ufeffamqp://from-a-file/\r\n", encoding="utf-8")
     settings = load({"DATABASE_URL": URLS["DATABASE_URL"], "AMQP_URL_FILE": str(file)})
     assert settings.required_amqp_url == "amqp://from-a-file/"
 

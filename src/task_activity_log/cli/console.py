@@ -77,7 +77,7 @@ def print_password_line(name: str, roles: str) -> None:
         chosen = [Role(role.strip()) for role in roles.split(",")]
     except ValueError:
         fail(f"--roles {roles}: should be some of {', '.join(Role)}", WRONG_USE)
-    password = getpass.getpass(f"Password for {name}: ") if sys.stdin.isatty() else sys.stdin.readline().rstrip("\n")
+    password = getpass.getpass(f"Password for {name}: ") if sys.stdin.isatty() else sys.stdin.readline().rstrip("\r\n")
     if not password:
         fail("the password is empty", WRONG_USE)
     try:

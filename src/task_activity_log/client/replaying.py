@@ -178,12 +178,21 @@ def _exchange(letter: DeadLetter, routing: Routing) -> str:
 
 
 async def _publish(publisher: Publisher, routing: Routing, requests: Sequence[tuple[Properties, bytes]]) -> list[Fate]:
-    """Publish these, and what was lost because it may not be sent by record once more."""
+    """Publish these, and once more what was lost because it may not be sent by record.
+
+    Raises:
+        Unavailable: the connection is lost, and none is confirmed.
+    """
     fates = await publisher.publish(
         [Outgoing(*routing.address(body, properties.content_type), properties, body) for properties, body in requests]
     )
     if Fate.LOST not in fates or not routing.must_change(publisher.last_reason):
         return fates
     lost = [request for request, fate in zip(requests, fates, strict=True) if fate is Fate.LOST]
-    again = iter(await _publish(publisher, routing, lost))
+    try:
+        again = iter(await _publish(publisher, routing, lost))
+    except Unavailable:
+        if Fate.CONFIRMED not in fates:
+            raise
+        return fates
     return [next(again) if fate is Fate.LOST else fate for fate in fates]
