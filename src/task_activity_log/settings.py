@@ -132,7 +132,7 @@ class Settings(BaseModel):
     management_url: Annotated[_Url, _url("http", "https", example="http://user:password@host:15672")] = None
     """URL of RabbitMQ's management API, used by `check`, by the console and by commands that look at dead letters or replies, but
     not by workers: `http://user:password@host:15672`, or with several hosts, which are tried in turn. The user needs the tag
-    `monitoring`."""
+    `monitoring` and access to the virtual host, such as by the permissions `'^$' '^$' '^$'`."""
     http_host: Annotated[str, AfterValidator(_host)] = "0.0.0.0"  # noqa: S104 - probes come from outside the pod
     """Address on which health and metrics are served."""
     http_port: Annotated[int, Field(ge=0, le=65535)] = 8080
