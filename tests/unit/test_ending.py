@@ -7,7 +7,7 @@ import pytest
 from task_activity_log import aio
 
 
-async def stubborn(started: asyncio.Event) -> None:
+async def losing_a_cancellation(started: asyncio.Event) -> None:
     """Loses the first cancellation, as `asyncio.wait_for` does before Python 3.12."""
     started.set()
     try:
@@ -18,7 +18,7 @@ async def stubborn(started: asyncio.Event) -> None:
 
 async def started_task() -> asyncio.Task[None]:
     started = asyncio.Event()
-    task = asyncio.create_task(stubborn(started))
+    task = asyncio.create_task(losing_a_cancellation(started))
     await started.wait()
     return task
 
