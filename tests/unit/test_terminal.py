@@ -47,6 +47,10 @@ def test_what_is_not_json_stays_as_it_is(body: bytes) -> None:
 
 def test_xml_is_shown_on_several_lines() -> None:
     assert readable(b"<a><b>1</b><c/></a>") == "<a>\n  <b>1</b>\n  <c/>\n</a>"
+    declared = '<?xml version="1.0" encoding="utf-16"?><a><b>é</b></a>'
+    for encoding in ("utf-16", "utf-16-be", "utf-8"):  # .NET writes utf-16 into what it encodes as UTF-8
+        assert readable(declared.encode(encoding), "application/xml") == "<a>\n  <b>é</b>\n</a>"
+    assert readable('{"id": "é'.encode("utf-16-le"), "application/json; charset=utf-16") == '{"id": "é'
 
 
 @pytest.mark.parametrize("body", [b"<a><b></a>", b"<!DOCTYPE a [<!ENTITY b 'c'>]><a>&b;</a>", b"<!-- x --><a><b/></a>"])

@@ -70,12 +70,24 @@ def print_data(text: str | bytes, end: bytes = b"\n") -> None:
         sys.stdout.buffer.write((text.encode(errors="backslashreplace") if isinstance(text, str) else text) + end)
 
 
-def readable(body: bytes) -> str:
+def readable(body: bytes, content_type: str | None = None) -> str:
     """A body for people: JSON and XML are indented. Anything else is left as it is, and still to be escaped."""
     try:
         return printable_json(json.dumps(json.loads(body), indent=2, ensure_ascii=False))
     except (ValueError, RecursionError):
-        return _indented_xml(body) or body.decode(errors="backslashreplace")
+        text = _text(body, content_type)
+        return _indented_xml(text) or text
+
+
+def _text(body: bytes, content_type: str | None) -> str:
+    """The characters of a body, in its charset if it is one of the contract's."""
+    from task_activity_log import wire
+    from task_activity_log.problem import Rejected
+
+    try:
+        return wire.text(body, wire.media_type(content_type))
+    except Rejected:
+        return body.decode(errors="backslashreplace")
 
 
 def indented(body: bytes) -> bytes:
@@ -99,13 +111,15 @@ def indented(body: bytes) -> bytes:
     return "\n".join(lines).encode()
 
 
-def _indented_xml(body: bytes) -> str | None:
-    if not body.lstrip().startswith(b"<") or b"<!DOCTYPE" in body:
+def _indented_xml(text: str) -> str | None:
+    if not text.lstrip().startswith("<") or "<!DOCTYPE" in text:
         return None
     from lxml import etree
 
     try:
-        root = etree.fromstring(body, etree.XMLParser(resolve_entities=False, no_network=True))
+        # In UTF-8, whatever the declaration says.
+        parser = etree.XMLParser(resolve_entities=False, no_network=True, encoding="utf-8")
+        root = etree.fromstring(text.encode(), parser)
     except (etree.XMLSyntaxError, ValueError):
         return None
     if root.getprevious() is not None or root.getnext() is not None:

@@ -66,7 +66,7 @@ def in_full(letter: DeadLetter, selection: Selection) -> str:
         lines.append(f"  timestamp       {letter.sent:%Y-%m-%d %H:%M:%S %Z}")
     lines += [f"  header          {name}: {value!r}" for name, value in sorted(shown_headers(letter).items())]
     # A line feed of the publisher's would make a line that looks like one of ours.
-    return "\n".join([*map(_as_one_line, lines), printable(readable(letter.body)), ""])
+    return "\n".join([*map(_as_one_line, lines), printable(readable(letter.body, letter.properties.content_type)), ""])
 
 
 def _as_one_line(text: str) -> str:
