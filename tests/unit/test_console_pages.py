@@ -11,7 +11,7 @@ from uuid import uuid4
 import pytest
 
 from sandbox.letters import HOSTILE
-from task_activity_log.console.actions import Action, Sending
+from task_activity_log.console.actions import SENT, Action, Sending
 from task_activity_log.console.app import routes
 from task_activity_log.console.forms import Forms
 from task_activity_log.console.pages import Pages
@@ -152,6 +152,26 @@ def test_without_the_role_bodies_no_page_shows_or_tells_anything_of_a_body(onloo
     ):  # fmt: skip
         answer = onlooker.get(path)
         assert (answer.status_code, SECRET.id in answer.text) == (403, False)
+
+
+def test_who_sees_bodies_and_may_not_act_can_download_one(tmp_path: Path) -> None:
+    """The page has the link without the buttons of those who act."""
+    user = password_line("eve", "secret", [Role.LOOK, Role.BODIES])
+    console = console_of(CONSOLE_PASSWORD_FILE=password_file(tmp_path, user))
+    seen(console, [SECRET])
+    with browser(console) as found:
+        found.client.headers["authorization"] = basic("eve", "secret")
+        page = found.get(path_of(SECRET)).text
+        [link] = re.findall(r'href="(/download[^"]*)"', page)
+        assert "Replay" not in page
+        assert "confidential" in found.get(unescape(link)).text
+
+
+def test_nobody_is_told_that_a_row_was_sent_that_was_not(local: Browser) -> None:
+    """A link that somebody else has made does not say so."""
+    assert "The row was sent" not in local.get(f"/find?name={ID}&sent=1").text
+    local.console.actions.sendings.append(Sending("row", "anna", "it was lost", ID, SENT))
+    assert "The row was sent to its subscribers" in local.get(f"/find?name={ID}").text
 
 
 def test_without_the_role_bodies_no_page_says_that_a_record_has_no_row(onlooker: Browser, local: Browser) -> None:

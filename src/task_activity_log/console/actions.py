@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from secrets import token_urlsafe
 from typing import Any, Final
+from uuid import UUID
 
 import structlog
 
@@ -72,6 +73,10 @@ class Action:
         return [entry for entry in self.entries if entry.state == "sent" and not entry.answer]
 
 
+SENT = "sent to its subscribers"
+"""The result of a row that was sent again."""
+
+
 @dataclass
 class Sending:
     """A message or a row that a user has sent, as the list of actions shows it."""
@@ -94,6 +99,11 @@ class Actions:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self.all: OrderedDict[str, Action] = OrderedDict()
         self.sendings: deque[Sending] = deque(maxlen=_REMEMBERED)
+
+    def last_sent(self, record: UUID) -> Sending | None:
+        """The last time that the row of this record was sent to its subscribers again, as far as it is remembered."""
+        wanted = "row", str(record), SENT
+        return next((each for each in reversed(self.sendings) if (each.kind, each.name, each.result) == wanted), None)
 
     def begin(self, kind: str, user: User, why: str, entries: Sequence[Replay], **options: Any) -> Action:
         """Begin to replay or discard dead letters, the oldest first.

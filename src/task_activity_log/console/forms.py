@@ -18,7 +18,7 @@ from task_activity_log.client.marking import difference, readable
 from task_activity_log.client.replays import Replay
 from task_activity_log.client.snapshots import Target, resend_one
 from task_activity_log.console.access import Denied, OldPage, require
-from task_activity_log.console.actions import LONGEST_SECONDS, Sending, unchanged
+from task_activity_log.console.actions import LONGEST_SECONDS, SENT, Sending, unchanged
 from task_activity_log.console.pages import action_of
 from task_activity_log.console.parts import Console
 from task_activity_log.console.rendering import page, part
@@ -149,9 +149,9 @@ class Forms:
         except ClientError as error:
             sending.result = f"it is not known whether it was sent: {error}"
             raise
-        sending.result = "sent to its subscribers" if count else "not sent"
+        sending.result = SENT if count else "not sent"
         require(bool(count), "The row is longer than the broker takes (max_message_size): it was not sent.", 413)
-        return _see(f"/find?name={row.id}&sent={count}")
+        return _see(f"/find?name={row.id}")
 
     async def try_(self, request: Request) -> Response:
         """A form for a message; what a worker would say of it; or the answer to it."""

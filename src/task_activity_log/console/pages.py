@@ -160,7 +160,8 @@ class Pages:
             ids = [*(letter.record_id for letter in found), *(answer["record_id"] for answer in answers)]
             record = next(filter(None, ids), record)
         row, problem = await console.row(record) if record else (None, "")
-        context |= {"record": record, "row": row, "rows_problem": problem, "sent": "sent" in request.query_params}
+        sent = console.actions.last_sent(record) if record and request.state.user.sees_bodies else None
+        context |= {"record": record, "row": row, "rows_problem": problem, "sent": sent}
         return page(request, "find.html", "Find", **context)
 
     async def _waiting_replies(self, wanted: Callable[[Received], bool], *, everything: bool) -> tuple[Waiting, str]:
