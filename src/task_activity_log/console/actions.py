@@ -12,6 +12,7 @@ from uuid import UUID
 
 import structlog
 
+from task_activity_log.aio import end
 from task_activity_log.client import ClientError, Received, StoredReply, UnreadableReply
 from task_activity_log.client.dead_letters import DeadLetter, Loan
 from task_activity_log.client.exported import stamped
@@ -33,6 +34,8 @@ LONGEST_SECONDS: Final = 20 * 60.0
 """A replay has its dead letters on loan: it must end before the broker's consumer timeout, which is half an hour."""
 _REMEMBERED = 200
 _WAIT_SECONDS = 5.0
+_STOP_SECONDS = 10.0
+"""How long actions may take to end. Kubernetes kills the process 30 seconds after it was told to end."""
 
 
 @dataclass
@@ -147,10 +150,15 @@ class Actions:
             await asyncio.wait([task], timeout=_WAIT_SECONDS)
 
     async def stop(self) -> None:
-        """Stop all actions, and return when they have ended."""
+        """Stop all actions, and return when they have ended. One that waits for the broker for long is cancelled.
+
+        What it has sent and not removed is then in both queues, as after a lost connection.
+        """
         for action in self.all.values():
             action.stopping = True
-        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        if tasks := list(self._tasks.values()):
+            await asyncio.wait(tasks, timeout=_STOP_SECONDS)
+            await end(*tasks)
 
     async def search(self, action: Action, look: Look) -> None:
         """Find out what became of those whose reply went to somebody else: dead letters again, or rows written since."""
@@ -181,6 +189,11 @@ class Actions:
             action.problem = f"{capitalized(str(error))}."
         except Unavailable as error:
             action.problem = f"Nothing was sent, because it is not known whether rows have changed: {error.reason}."
+        except asyncio.CancelledError:
+            action.problem = (
+                "It was stopped while it waited for the broker. Some that were sent may still be in the queue."
+            )
+            raise
         except Exception as error:  # a defect must not leave a page that says it is under way
             action.lost = True
             action.problem = f"The console failed ({type(error).__name__}). What was not sent is in the queue."
