@@ -450,7 +450,7 @@ class TestProbe:
         await database.execute("""
             ALTER TABLE task_activity_log ENABLE ROW LEVEL SECURITY;
             ALTER TABLE task_activity_log ALTER modified_dateutc TYPE timestamptz(0), ALTER task_id TYPE varchar(36),
-                ALTER due_date TYPE timestamptz(3);
+                ALTER due_date TYPE timestamptz(3), ALTER subject TYPE char(20);
             ALTER TABLE task_activity_log_inbox SET UNLOGGED;
             GRANT CREATE ON SCHEMA public TO PUBLIC;
         """)
@@ -461,6 +461,7 @@ class TestProbe:
             ("warning", "modified_dateutc is timestamp(0) with time zone"),
             ("warning", "due_date is timestamp(3) with time zone"),
             ("warning", "column task_id is character varying(36)"),
+            ("warning", "column subject is character(20)"),
             ("warning", "everybody may create objects in the schema public, which is in the search path"),
         }
 

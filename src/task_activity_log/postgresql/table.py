@@ -189,6 +189,8 @@ def oddities(table: Row) -> Iterator[tuple[str, str]]:
     for column in FIELDS:
         if STORED_KINDS[column] is Kind.UUID and names.get(column, "uuid") != "uuid":
             yield f"column {column} is {types.get(column)}", "a value that is not a uuid makes its record unreadable"
+        elif names.get(column) == "bpchar":
+            yield f"column {column} is {types.get(column)}", "blanks at the end of a value are not kept: use text"
     for schema in table["open_schemas"]:
         yield (
             f"everybody may create objects in the schema {schema}, which is in the search path",
