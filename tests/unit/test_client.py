@@ -246,6 +246,14 @@ def test_a_broker_that_blocks_publishers_is_named() -> None:
     run(use())
 
 
+async def test_that_there_is_no_connection_is_said_without_a_reason_too() -> None:
+    """While the connection of the answers is opened again, and the other one has just confirmed something."""
+    asks = blocked_asks([])
+    asks._listening.clear()
+    error = asks.no_answer(5.0, [Upsert.of(record())])
+    assert str(error).endswith("(1 upsert unanswered): the broker is away (there is no connection at the moment)")
+
+
 async def test_a_queue_that_is_full_is_named() -> None:
     """What it has refused is not in it, whether a worker runs or not."""
     asks = blocked_asks([])

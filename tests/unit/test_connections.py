@@ -158,6 +158,19 @@ async def test_closing_ends_the_wait_for_a_connection() -> None:
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
+async def test_an_attempt_that_ends_late_does_not_disturb_the_next_one() -> None:
+    """An upsert waited for the connection of its answer when the client was closed, and the client is opened again at once."""
+    connections = Connections(URL, on_outage=lambda _: None)
+    earlier = asyncio.create_task(connections.open(until_cancelled(), ready=until_cancelled()))
+    await asyncio.sleep(0)
+    connections.fail(ClientError("closed"), opening_only=True)
+    next_one = asyncio.create_task(connections.open(until_cancelled(), ready=asyncio.sleep(0.05)))
+    with pytest.raises(ClientError, match="closed"):
+        await earlier
+    await asyncio.wait_for(next_one, 5)
+    await connections.close()
+
+
 def _unexpected(failure: ClientError) -> None:
     raise failure
 

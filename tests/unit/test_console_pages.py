@@ -2,9 +2,10 @@
 
 import re
 from base64 import b64encode
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
 from html import unescape
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 from uuid import uuid4
 
@@ -280,6 +281,40 @@ def test_what_is_not_a_form_is_one_sentence(local: Browser, body: bytes) -> None
     assert answer.status_code in (400, 403, 413)
     assert "Traceback" not in answer.text
     assert 'role="alert"' in answer.text
+
+
+@pytest.mark.parametrize("path", ["/act", "/try", "/verdict"])
+async def test_a_browser_that_leaves_while_it_sends_a_form_is_no_error(local: Browser, path: str) -> None:
+    """The log had a traceback. Nobody is there to read the answer."""
+    coming: list[MutableMapping[str, Any]] = [
+        {"type": "http.request", "body": b"why=a", "more_body": True},
+        {"type": "http.disconnect"},
+    ]
+    sent: list[MutableMapping[str, Any]] = []
+
+    async def receive() -> MutableMapping[str, Any]:
+        return coming.pop(0)
+
+    async def send(message: MutableMapping[str, Any]) -> None:
+        sent.append(message)
+
+    scope = {
+        "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST", "scheme": "http", "path": path,
+        "raw_path": path.encode(), "query_string": b"", "root_path": "", "headers": [(b"host", b"localhost")],
+        "client": ("127.0.0.1", 5), "server": ("127.0.0.1", 8081),
+    }  # fmt: skip
+    await local.client.app(scope, receive, send)
+    assert [message.get("status") for message in sent[:1]] == [400]
+
+
+@pytest.mark.parametrize("path", ["/?live", "/replies?live"])
+def test_a_head_of_what_is_followed_is_answered_at_once(path: str) -> None:
+    """It was rendered for five minutes, for an answer without a body."""
+    console = console_of()
+    console.stopping = lambda: pytest.fail("followed")
+    with browser(console) as found:
+        answer = found.client.head(path, headers={"host": "localhost"})
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "text/html; charset=utf-8")
 
 
 def test_groups_say_why_and_how_many_would_pass(local: Browser) -> None:

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager, suppress
 
 import pytest
 import structlog
+from aiormq.base import FutureStore
 from aiormq.exceptions import (
     AMQPConnectionError,
     ChannelAccessRefused,
@@ -23,7 +24,7 @@ from aiormq.exceptions import (
 from task_activity_log.aio import end
 from task_activity_log.problem import Unavailable
 from task_activity_log.rabbitmq import link
-from task_activity_log.rabbitmq.link import LOST, LinkOptions, Missing, OutageKind, connect, describe, supervise
+from task_activity_log.rabbitmq.link import LOST, LinkOptions, Missing, Outage, OutageKind, connect, describe, supervise
 from tests import virtual_time
 
 
@@ -194,3 +195,29 @@ async def test_a_command_whose_call_the_driver_cancels_has_lost_its_connection(m
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0), link.connect_once(options, "test"):
             await asyncio.Event().wait()
+
+
+async def test_a_call_that_the_driver_rejects_without_a_reason_is_a_lost_connection() -> None:
+    """The driver raises `Exception` itself where a connection is closed without one; the session would not begin again."""
+    store = FutureStore(asyncio.get_running_loop())
+
+    async def session(_: Callable[[], None]) -> None:
+        pending = store.create_task(asyncio.sleep(60))
+        await asyncio.gather(pending, store.reject_all(None))
+
+    outages: list[Outage] = []
+    supervised = asyncio.create_task(supervise("test", session, lambda: None, outages.append))
+    while not outages and not supervised.done():
+        await asyncio.sleep(0)
+    await end(supervised)
+    assert [(outage.kind, outage.text) for outage in outages] == [(OutageKind.LOST, "connection lost")]
+
+
+async def test_a_fault_of_ours_is_no_lost_connection() -> None:
+    """It is not tried again and again."""
+
+    async def session(_: Callable[[], None]) -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await supervise("test", session, lambda: None)

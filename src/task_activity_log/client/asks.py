@@ -213,7 +213,7 @@ class Asks:
     def no_answer(self, timeout: float | None, unanswered: Sequence[Upsert]) -> NoAnswer:
         """What to raise when no answer to these has come for `timeout` seconds."""
         if not (self._listening.is_set() and self._publisher.connected):
-            why = f"the broker is away ({self._reason})"
+            why = f"the broker is away ({self._reason or 'there is no connection at the moment'})"
         elif all(ask.confirmed for upsert in unanswered if (ask := self._asks.get(upsert.message_id))):
             why = "is a worker running? What was sent is in its queue"
         else:

@@ -75,7 +75,8 @@ class Connections:
             await end(*tasks)
             raise
         finally:
-            self._opening = None
+            if self._opening is opening:  # otherwise that of a later `open`, which has begun while this one ended
+                self._opening = None
 
     async def close(self) -> None:
         """End the tasks, and with them their connections. An `open` that is under way raises `ClientError`."""

@@ -7,7 +7,7 @@ from urllib.parse import parse_qsl
 from uuid import uuid4
 
 import structlog
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from task_activity_log.client import Answer, ClientError, NoAnswer, TaskActivityLogClient, Upsert, exported
@@ -236,9 +236,12 @@ class Forms:
 
 async def _members(request: Request) -> Members:
     body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        require(len(body) <= _FORM_BYTES, "This form is too long.", 413)
+    try:
+        async for chunk in request.stream():
+            body += chunk
+            require(len(body) <= _FORM_BYTES, "This form is too long.", 413)
+    except ClientDisconnect:
+        raise Denied("This form was not sent in full.", 400) from None
     try:
         return dict(parse_qsl(body.decode(), keep_blank_values=True, strict_parsing=bool(body), max_num_fields=50))
     except ValueError:

@@ -56,8 +56,11 @@ class Pages:
         """Held during a look at the waiting replies: they would be hidden from another one."""
 
     def _shown(self, request: Request, name: str, title: str, context: Context, changed: Changed) -> Response:
-        """A page, or with `live` in its query the part of it that changes, each time that it has changed."""
-        if "live" in request.query_params:
+        """A page, or with `live` in its query the part of it that changes, each time that it has changed.
+
+        A HEAD is answered at once, as its answer has no body.
+        """
+        if "live" in request.query_params and request.method != "HEAD":
             return live(lambda: part(request, f"{name}_live.html", **context()), changed, self.console.stopping)
         return page(request, f"{name}.html", title, **context())
 

@@ -99,16 +99,21 @@ class _Unusable(ConnectionError):
 def asking_the_driver() -> Iterator[None]:
     """Wrap every await on the driver. If the connection drops while it is being closed, aiormq cancels pending calls itself.
 
-    Such a CancelledError is not ours. Taken for ours, it would silently end a task of the worker.
+    Such a CancelledError is not ours. Taken for ours, it would silently end a task of the worker. Or it has them raise
+    `Exception` itself, without a text.
 
     Raises:
-        ConnectionError: in place of a CancelledError that this code did not request.
+        ConnectionError: in place of a CancelledError that this code did not request, and of that `Exception`.
     """
     try:
         yield
     except asyncio.CancelledError:
         task = asyncio.current_task()
         if task is None or task.cancelling():
+            raise
+        raise ConnectionError("connection lost") from None
+    except Exception as error:
+        if type(error) is not Exception:
             raise
         raise ConnectionError("connection lost") from None
 
