@@ -7,6 +7,7 @@ from typing import Any, cast
 import pytest
 
 from task_activity_log.pipeline.reply import Reply
+from task_activity_log.problem import Unavailable
 from task_activity_log.rabbitmq.exchange import RepliesExchange
 from task_activity_log.rabbitmq.outgoing import Fate, Outgoing
 from task_activity_log.rabbitmq.publisher import Publisher
@@ -26,6 +27,7 @@ class Broker:
 
     def __init__(self) -> None:
         self.is_silent = False
+        self.is_full = False
         self.stands_still_until = 0.0
         self.patience: list[float | None] = []
         self.on_exchange: list[str] = []
@@ -37,12 +39,17 @@ class Broker:
         self.patience.append(patience_seconds)
         to_exchange = bool(messages and messages[0].exchange)
         (self.on_exchange if to_exchange else self.on_queue).extend(bytes(each.body).decode() for each in messages)
+        if self.is_full:
+            return [Fate.NACKED] * len(messages)
         wait = self.stands_still_until - asyncio.get_running_loop().time()
         if to_exchange and patience_seconds is not None and (self.is_silent or wait > patience_seconds):
             await asyncio.sleep(patience_seconds)
             return [Fate.UNCONFIRMED] * len(messages)
         await asyncio.sleep(max(wait, 0))
         return [Fate.CONFIRMED] * len(messages)
+
+    def renew(self) -> None:
+        """It has no connections."""
 
 
 def replies(count: int) -> list[Reply]:
@@ -126,3 +133,24 @@ def test_while_too_many_channels_are_held_nothing_goes_to_the_exchange() -> None
 
     broker = in_time(work)
     assert (broker.on_exchange, broker.on_queue) == ([], names(500))
+
+
+def test_while_the_replies_queue_is_full_other_queues_get_each_reply_once() -> None:
+    """The worker publishes again and again what was refused, for hours perhaps."""
+    broker, confirmed = Broker(), list[int]()
+    exchange = RepliesExchange(cast("Publisher", broker), TOPOLOGY, lambda *_: None)
+
+    async def work() -> None:
+        broker.is_full = True
+        waiting = replies(3)
+        for _ in range(3):
+            with pytest.raises(Unavailable, match="replies refused"):
+                await exchange.publish(waiting, confirmed.append)
+        assert (broker.on_exchange, broker.on_queue, confirmed) == (names(3), names(3) * 3, [])
+        broker.is_full = False
+        await exchange.publish([*waiting, *replies(4)], confirmed.append)
+
+    virtual_time.run(work())
+    assert broker.on_exchange == names(3) + names(4)
+    assert broker.on_queue == names(3) * 4
+    assert sorted(confirmed) == list(range(7))

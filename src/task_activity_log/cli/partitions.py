@@ -108,7 +108,7 @@ def plan(partitions: Partitions, wanted: Topology) -> str:
         empty = f"Let the workers empty {queues}, then stop all workers."
         if partitions.requests and not partitions.found:
             condition = f"If it is said below that queue {wanted.requests_queue} has no single active consumer"
-            steps.insert(0, f"{condition}, delete the queue. It is declared again in the next step.")
+            steps.insert(0, f"{condition}, delete the queue once it is empty. It is declared again in the next step.")
         steps = [f"Stop {publishers}.", empty, *steps, _start(to)]
     return "\n".join(
         [

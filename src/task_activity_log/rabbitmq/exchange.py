@@ -48,6 +48,8 @@ class RepliesExchange:
         self._on_not_taken = on_not_taken
         self._silent_until = 0.0
         self._log_from = 0.0
+        self._only_queue: dict[int, Reply] = {}  # by `id`, which stays theirs while they are here
+        """Those of the last call that the replies queue has not taken. Other queues have their copies: they get no more."""
 
     async def publish(self, replies: Sequence[Reply], confirmed: Callable[[int], None]) -> None:
         """Publish these, and return when all are confirmed. `confirmed` is called with the position of each that is.
@@ -55,7 +57,13 @@ class RepliesExchange:
         Raises:
             Unavailable: the broker is away, or the replies queue takes nothing. Some may be confirmed.
         """
-        if _now() < self._silent_until or not self._publisher.has_room_for_late:
+        only_queue, self._only_queue = self._only_queue, {}
+        if again := [place for place, reply in enumerate(replies) if id(reply) in only_queue] if only_queue else []:
+            await self._publish_to_queue([replies[place] for place in again], lambda n: confirmed(again[n]))
+            rest = [place for place, reply in enumerate(replies) if id(reply) not in only_queue]
+            if rest:
+                await self.publish([replies[place] for place in rest], lambda n: confirmed(rest[n]))
+        elif _now() < self._silent_until or not self._publisher.has_room_for_late:
             await self._publish_carefully(replies, confirmed)
         else:
             await self._publish(replies, confirmed, _PATIENCE_SECONDS)
@@ -109,8 +117,9 @@ class RepliesExchange:
         fates = await self._publisher.publish(messages)
         if Fate.NACKED in fates:
             self._publisher.renew()
-        for position in _sort(fates, confirmed):
-            raise Unavailable(f"replies {fates[position].value}", f"queue {self._queue} does not take them")
+        if left := _sort(fates, confirmed):
+            self._only_queue = {id(reply): reply for reply in map(replies.__getitem__, left)}
+            raise Unavailable(f"replies {fates[left[0]].value}", f"queue {self._queue} does not take them")
 
     def _not_taken(self, why: Fate, count: int) -> None:
         now = _now()
