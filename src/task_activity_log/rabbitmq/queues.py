@@ -76,7 +76,8 @@ def kept_queue(queue: str, options: LinkOptions, prefetch_max: int, most: float 
     A look at a part may change the order: what is returned is behind what another look has returned before.
 
     The choice raises `Unsuitable` if its delivery limit is so low that the broker would soon delete messages. A limit that is
-    set by a policy, or the default of RabbitMQ 4.0, is known only where `options` have the management API.
+    set by a policy, or the default of RabbitMQ 4.0, is known only where `options` have the management API: if that does not
+    answer, it is `Unsuitable` as well.
     """
 
     async def choose(channel: aiormq.abc.AbstractChannel) -> Found:
@@ -106,14 +107,21 @@ def deletes_soon(limit: int, version: str) -> bool:
 
 
 async def _limit_shown(options: LinkOptions, queue: str, version: str) -> DeliveryLimit | None:
-    """The limit of a queue as the management API shows it; None if it has none, or the API is not there or does not answer."""
+    """The limit of a queue as the management API shows it; None if it has none, or the API is not configured.
+
+    Raises `Unsuitable` if the API does not show it. Whoever has configured it relies on the limit being known.
+    """
     management = options.management
     if management is None:
         return None
     try:
         details = await asyncio.to_thread(management.one, "queues", vhost(options.url), queue)
-    except ManagementError:
-        return None
+    except ManagementError as error:
+        raise Unsuitable(
+            f"it is not known whether queue {queue} has a low delivery limit (management API: {error}): a look can count as a"
+            " delivery, and RabbitMQ deletes the messages at the limit. They are not read: correct MANAGEMENT_URL, or unset it to"
+            " read them all the same"
+        ) from None
     return delivery_limit(details, version)
 
 
