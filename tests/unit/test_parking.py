@@ -471,6 +471,30 @@ class TestParking:
 
         run(act, most=3)
 
+    @pytest.mark.parametrize("count", [1, 3])
+    def test_why_they_cannot_be_tried_is_named(self, count: int) -> None:
+        """As while there are too many connections. Otherwise a lock is looked for that nobody holds any more."""
+
+        async def act(bench: Bench) -> None:
+            bench.store.locks = {"locked"}
+            await bench.parking.park([bench.request(subject="locked") for _ in range(count)], TimedOut(), 0)
+            await bench.until(2)
+            assert "(timeout)" in bench.parking.reason
+            bench.store.locks, apply = set(), bench.store.apply
+
+            async def refused(*_: object) -> list[Applied]:
+                raise Unavailable("too many connections (53300)", "database d")
+
+            bench.store.apply = refused  # type: ignore[assignment, method-assign]
+            await bench.until(10)
+            assert "(too many connections (53300))" in bench.parking.reason
+            found = bench.parking.report()["some"]
+            assert {each["reason"] for each in found} == {"too many connections (53300): database d"}  # type: ignore[attr-defined]
+            bench.store.apply = apply  # type: ignore[method-assign]
+            assert await bench.settled(count) == ["locked: inserted"] * count
+
+        run(act)
+
     def test_nothing_that_is_parked_has_no_age(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Not a negative one because the clock was read twice: /status had -0.0."""
 

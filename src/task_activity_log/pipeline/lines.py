@@ -15,7 +15,7 @@ from task_activity_log.pipeline.batches import Parts
 from task_activity_log.pipeline.groups import TRIAL_SECONDS
 from task_activity_log.pipeline.ports import D, Patience, Store
 from task_activity_log.pipeline.request import Request
-from task_activity_log.problem import Failed, Rule
+from task_activity_log.problem import Failed, Rule, Unavailable
 from task_activity_log.record import Outcome
 
 _QUICK_LEAST_SECONDS = 0.05
@@ -76,6 +76,20 @@ class Line(Generic[D]):
     """How often in a row the database server has crashed while its first request was tried alone here."""
     taken: bool = False
     """Whether it waits for a trial together with others, or is tried now."""
+    outage: Unavailable | None = None
+    """Why its first request could not be tried at the last time, such as too many connections; None: it was tried."""
+
+    @property
+    def why(self) -> Unavailable:
+        """Why its first request waits."""
+        return self.outage or self.cause
+
+    def did_not_pass(self, why: Unavailable) -> None:
+        """Note why its first request did not pass, or could not be tried."""
+        if isinstance(why, Failed):
+            self.cause, self.outage = why, None
+        else:
+            self.outage = why
 
     def refused(self, rule: Rule, passes: int) -> int:
         """This rule refuses its first request, which was tried after `passes`. Since when it has done so, in `passes`."""
@@ -98,11 +112,11 @@ class Lines(dict[UUID, Line[D]], Generic[D]):
     @property
     def causes(self) -> str:
         """Why records are parked, in a few words."""
-        return ", ".join(sorted({line.cause.label for line in list(self.values())}))
+        return ", ".join(sorted({line.why.label for line in list(self.values())}))
 
     def some(self, most: int) -> list[dict[str, str]]:
         """The first records and the reasons, for /status."""
-        return [{"id": str(line.record), "reason": line.cause.reason} for line in list(self.values())[:most]]
+        return [{"id": str(line.record), "reason": line.why.reason} for line in list(self.values())[:most]]
 
 
 class Others(asyncio.Event):

@@ -209,7 +209,7 @@ class Retrying(Generic[D]):
 
     def _did_not_pass(self, line: Line[D], outage: Unavailable, lane: Lane[D]) -> float:
         """Note why the first request of a line did not pass; in how many seconds it is tried again."""
-        line.cause = outage if isinstance(outage, Failed) else line.cause
+        line.did_not_pass(outage)
         line.tries += 1
         line.passes = line.passes if isinstance(outage, Failed) and outage.lasting else None  # it was not refused
         if isinstance(outage, TimedOut):
@@ -267,9 +267,9 @@ class Retrying(Generic[D]):
 
     async def _divide(self, lines: Sequence[Line[D]], failure: Refused | Unavailable, lane: Lane[D]) -> None:
         """The first requests of these records did not pass together: who is at fault, and who is tried again without them?"""
-        if isinstance(failure, Failed):
+        if isinstance(failure, Unavailable):
             for line in lines:
-                line.cause = failure
+                line.did_not_pass(failure)
         if isinstance(failure, TimedOut):
             ask = failure.locked and len(lines) > 1  # one alone waits, whatever the lock is on
             locked = await self.locked([line.waiting[0].request for line in lines]) if ask else set()
@@ -417,14 +417,14 @@ class Retrying(Generic[D]):
 
     async def _return_all(self) -> None:
         """Return everything in hand to the queue, in order: the broker does not wait for ever for what is parked."""
-        seconds = self.oldest_seconds
+        seconds, reason = self.oldest_seconds, self._lines.causes
         await self.intake.pause("parked")
         await self.stored.join()
         async with self.writes.alone():
             given_back = await self.intake.requeue()
             self._lines.clear()
             self._untried.rest()
-        log.warning("parked_too_long", given_back=given_back, seconds=round(seconds, 1))
+        log.warning("parked_too_long", given_back=given_back, seconds=round(seconds, 1), reason=reason)
         await self._until_accepted()
         await self.intake.resume("parked")
 

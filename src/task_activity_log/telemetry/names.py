@@ -227,7 +227,7 @@ EVENTS = {
     "parked_too_long": Event(
         "warning",
         "Messages waited longer than the park limit: all unsettled messages were requeued.",
-        ("given_back", "seconds"),
+        ("given_back", "seconds", "reason"),
     ),
     "suspects_set_apart": Event(
         "warning",
