@@ -313,6 +313,44 @@ async def test_a_missing_line_of_pg_hba_is_tried_without_tls_and_then_named() ->
     server.close()
 
 
+async def test_a_pooler_that_ends_the_connection_after_the_login_says_why() -> None:
+    """Such as pgbouncer while it is paused (query_wait_timeout): the login itself is its own."""
+
+    def message(kind: bytes, content: bytes) -> bytes:
+        return kind + (len(content) + 4).to_bytes(4, "big") + content
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1024)
+        writer.write(message(b"R", bytes(4)) + message(b"S", b"server_version\0" + b"17.0\0") + message(b"Z", b"I"))
+        await reader.read(1024)
+        writer.write(message(b"E", b"SFATAL\0VFATAL\0C08P01\0Mquery_wait_timeout\0\0"))
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    reason = (await failure(f"postgresql://u@127.0.0.1:{port}/d?sslmode=disable")).reason
+    assert reason == f"login refused (08P01): database d at 127.0.0.1:{port}: query_wait_timeout"
+    server.close()
+
+
+async def test_a_link_local_address_keeps_its_interface(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without it the system cannot connect."""
+    found = [
+        (socket.AF_INET6, socket.SOCK_STREAM, 6, "", address) for address in (("fe80::1", 1, 0, 2), ("::1", 1, 0, 0))
+    ]
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", AsyncMock(return_value=found))
+    used: list[str] = []
+
+    async def opened(_: object, __: object, address: str, *___: object, **____: object) -> None:
+        used.append(address)
+        raise OSError
+
+    monkeypatch.setattr(connecting._Opener, "_log_in", opened)
+    await failure("postgresql://u@db.test/d?sslmode=disable")
+    assert used == ["fe80::1%2", "::1"]
+
+
 @pytest.mark.parametrize("name", ["migrate", "check"])
 @pytest.mark.parametrize("option", ["sslmode=bogus", "foo=bar", "channel_binding=require"])
 async def test_a_command_ends_at_once_if_it_can_never_connect(amqp_url: str, name: str, option: str) -> None:

@@ -193,6 +193,39 @@ async def test_a_journal_that_does_not_exist_yet_delays_nobody(
     assert [event["event"] for event in events].count("journal_recovered") == 1
 
 
+async def test_a_journal_that_refuses_every_row_is_not_said_to_be_written_again(
+    amqp_url: str, database_url: str, database: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one with a column or a constraint of others. A single row that is refused says nothing."""
+    monkeypatch.setattr(journal_module, "_RETRY_SECONDS", 0.01)
+    await database.execute("ALTER TABLE task_activity_log_journal RENAME TO away")
+    with structlog.testing.capture_logs() as events:
+
+        def failing() -> list[str]:
+            return [event["reason"].partition(":")[0] for event in events if event["event"] == "journal_failing"]
+
+        async with (
+            conversing(amqp_url) as talk,
+            serving(amqp_url, database_url, WORKER_JOURNAL="true") as service,
+        ):
+            await talk.send()
+            await until(lambda: failing() == ["not migrated yet (42P01)"])
+            await database.execute("""
+                ALTER TABLE away RENAME TO task_activity_log_journal;
+                ALTER TABLE task_activity_log_journal ADD CONSTRAINT never CHECK (outcome <> 'inserted') NOT VALID
+            """)
+            lost = service.metrics.counters["task_activity_log_journal_rows_lost_total"]
+            await until(lambda: lost._value.get() == 1)
+            for _ in range(9):
+                await talk.send()
+            await until(lambda: failing() == ["not migrated yet (42P01)", "every row is refused (23514)"])
+            assert not [event for event in events if event["event"] == "journal_recovered"]
+            await database.execute("ALTER TABLE task_activity_log_journal DROP CONSTRAINT never")
+            await talk.send()
+            await until_journaled(database, 1)
+    assert [event["event"] for event in events].count("journal_recovered") == 1
+
+
 async def test_a_journal_that_is_locked_delays_nobody(
     amqp_url: str, database_url: str, database: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -188,6 +188,8 @@ async def test_a_table_that_others_have_created_is_not_touched(empty_database_ur
     await empty.execute("ALTER TABLE task_activity_log RENAME TO theirs")
     assert await migrate(empty_database_url) == migrations.head()
     assert await empty.fetchval("SELECT version_num FROM alembic_version") == "theirs"
+    await empty.execute("UPDATE task_activity_log_alembic_version SET version_num = '0001'")
+    assert "has the revision 0001, and what a later one makes exists already" in await failure(empty_database_url)
 
 
 async def test_a_schema_of_a_newer_release_is_not_touched(database_url: str, database: Connection) -> None:

@@ -171,6 +171,10 @@ def test_the_string_comes_before_the_service_and_that_before_the_environment(tmp
     assert found.options["application_name"] == "env_app"
     assert str(target("postgresql://", PGSERVICE="mine", **environment).hosts[0]) == "b:7"
     assert "the service file has an unknown option bogus" in refusal("postgresql://?service=last", **environment)
+    file.write_text("[mine]\nhost = a\n")
+    assert f"the service file {file} has a blank before the = in line 2" in refusal(
+        "postgresql://?service=mine", **environment
+    )
 
 
 def test_a_wrong_variable_is_named() -> None:

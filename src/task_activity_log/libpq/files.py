@@ -57,6 +57,8 @@ def _section(text: str, name: str, path: Path) -> dict[str, str] | None:
             option, equals, value = line.partition("=")
             if not equals or option == "service":
                 raise ValueError(f"the service file {path} has something else than an option in line {number}")
+            if option != option.rstrip():  # libpq refuses it as well
+                raise ValueError(f"the service file {path} has a blank before the = in line {number}")
             found.setdefault(option, value)
     return found
 

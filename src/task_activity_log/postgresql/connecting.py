@@ -258,7 +258,7 @@ class _Opener:
         except (OSError, UnicodeError) as error:
             said = getattr(error, "strerror", None) or "not a name"
             raise _NoConnection(str(host), "no such host", said) from None
-        return list(dict.fromkeys(str(address[4][0]) for address in found))
+        return list(dict.fromkeys(_address(*address[4]) for address in found))
 
     async def _open(self, host: Host, address: str, place: str, *, compare: bool) -> ServerConnection:
         try:
@@ -347,6 +347,11 @@ SELECT pg_catalog.current_setting('transaction_read_only')::pg_catalog.bool AS r
     CASE WHEN NOT pg_catalog.pg_is_in_recovery()
         THEN pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 1, 8)
     END AS timeline"""
+
+
+def _address(host: str, _: int, __: int = 0, scope: int = 0) -> str:
+    """An address from what `getaddrinfo` returns. A link-local one of IPv6 needs the number of its interface."""
+    return f"{host}%{scope}" if scope and "%" not in host else host
 
 
 async def _close(connections: Sequence[ServerConnection]) -> None:

@@ -1,7 +1,6 @@
 """A PostgreSQL connection that knows its server."""
 
 import secrets
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
@@ -78,9 +77,14 @@ class ServerConnection(_Connection):
     async def remember_settings(self) -> None:
         """Remember what is set now, so that it can be restored. To be called before anything else is executed."""
         self.as_connected = _RESET
-        with suppress(asyncpg.PostgresError):  # somebody has revoked the functions, or it only resembles PostgreSQL
-            if again := await self.fetchval(_SETTINGS):
-                self.as_connected += f"; {again}"
+        try:
+            again = await self.fetchval(_SETTINGS)
+        except asyncpg.PostgresConnectionError:  # a pooler that has no server for it
+            raise
+        except asyncpg.PostgresError:  # somebody has revoked the functions, or it only resembles PostgreSQL
+            return
+        if again:
+            self.as_connected += f"; {again}"
 
     def know_arrays(self) -> None:
         """Tell the driver the array types of our statements.

@@ -34,6 +34,8 @@ _WRITE = sql("journal")
 _ROWS_MAX = 10_000
 """How many rows wait while the journal cannot be written. If there are more, the oldest are dropped."""
 _ROWS_AT_ONCE = 1_000
+_REFUSED_IN_A_ROW = 10
+"""After how many refused rows it is said that the journal cannot be written. A single one says nothing."""
 _STATEMENT_SECONDS = 5.0
 _RETRY_SECONDS = 5.0
 _TEXT_MAX = 255
@@ -80,6 +82,7 @@ class Journal:
         self._written = asyncio.Event()  # not set while something waits
         self._written.set()
         self._reason: str | None = None  # why it cannot be written at present
+        self._refused = 0  # rows in a row
 
     def add(self, settlements: Sequence[Settlement[D]]) -> None:
         """These were answered just now. Returns at once."""
@@ -100,10 +103,13 @@ class Journal:
             try:
                 await self._write_all()
             except Unavailable as outage:
-                if self._reason != outage.label:
-                    self._reason = outage.label
-                    log.warning("journal_failing", reason=outage.reason)
+                self._fails(outage)
                 await asyncio.sleep(_RETRY_SECONDS)
+
+    def _fails(self, why: Unavailable) -> None:
+        if self._reason != why.label:
+            self._reason = why.label
+            log.warning("journal_failing", reason=why.reason)
 
     async def finish(self, running: asyncio.Task[None], seconds: float) -> None:
         """Let `running`, the task of `run`, write what was added last; end it after this time; and disconnect."""
@@ -126,20 +132,24 @@ class Journal:
             rows = [self._rows.popleft() for _ in range(min(most, len(self._rows)))]
             try:
                 await self._session.ask(_WRITE, *map(list, zip(*rows, strict=True)))
-            except Refused:
+            except Refused as refused:
                 most = max(1, len(rows) // 2)
                 if len(rows) > 1:
                     self._rows.extendleft(reversed(rows))
-                else:
-                    self._on_dropped(1)
+                    continue
+                self._on_dropped(1)
+                self._refused += 1
+                if self._refused >= _REFUSED_IN_A_ROW:
+                    self._fails(Unavailable(f"every row is refused ({refused.sqlstate})", self._session.where))
             except BaseException:
                 self._rows.extendleft(reversed(rows))  # if it was written, it is written twice, which does no harm
                 raise
             else:
                 most = min(most * 2, _ROWS_AT_ONCE)
-            if self._reason is not None:
-                self._reason = None
-                log.info("journal_recovered")
+                self._refused = 0
+                if self._reason is not None:
+                    self._reason = None
+                    log.info("journal_recovered")
         self._filled.clear()
         self._written.set()
 

@@ -281,7 +281,9 @@ EVENTS = {
         "info", "The worker is draining during an outage and gave up: unsettled messages are redelivered.", ("stage",)
     ),
     "journal_failing": Event(
-        "warning", "The journal cannot be written. It is tried again; messages are answered meanwhile.", ("reason",)
+        "warning",
+        "The journal cannot be written. It is tried again, except what the database refuses; messages are answered meanwhile.",
+        ("reason",),
     ),
     "journal_recovered": Event("info", "The journal is written again."),
     "trim_failing": Event(

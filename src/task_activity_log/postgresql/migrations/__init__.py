@@ -29,13 +29,14 @@ from task_activity_log.problem import Unavailable
 VERSION_TABLE = "task_activity_log_alembic_version"
 """Where Alembic records the revision. Another application in the same database may use Alembic's default name."""
 
+_EXISTS = "42P07"
 _HINTS = {
     "42501": "connect as the role that owns the tables, or, if there are none yet, as one that may create tables here (since"
     " PostgreSQL 15 only the database's owner may)",
     "25006": "connect to the primary; or default_transaction_read_only is set for the database or the role",
     "3F000": "the search_path, which may be set for the database or the role, names no schema that exists",
     "57014": "statement_timeout, which may be set for the database or the role, is too short",
-    "42P07": f"the table {VERSION_TABLE}, which says how far the schema was migrated, is missing or has no row. If these"
+    _EXISTS: f"the table {VERSION_TABLE}, which says how far the schema was migrated, is missing or has no row. If these"
     " migrations made the tables, restore it as `check` says; otherwise rename them or drop them",
 }
 
@@ -98,7 +99,7 @@ def migrate(
     except OSError:
         failure = "connection lost"
     except DBAPIError as error:
-        failure = _explain(error)
+        failure = _explain(error, next(iter(found), None))
     else:
         on_found(found[0])
         return head()
@@ -153,11 +154,20 @@ def _config(**options: Any) -> Config:
     return config
 
 
-def _explain(error: DBAPIError) -> str:
-    """PostgreSQL's message in one line. It cannot quote records, because migrations do not write any."""
+def _explain(error: DBAPIError, revision: str | None) -> str:
+    """PostgreSQL's message in one line. It cannot quote records, because migrations do not write any.
+
+    `revision`: the one that was found; None if none was.
+    """
     original = error.orig.__cause__ if error.orig else None
     sqlstate = getattr(original, "sqlstate", None)
     if original is None or sqlstate is None:
         return "connection lost"
     said = " ".join(str(original.args[0]).split())
-    return f"{said} ({sqlstate})" + (f"; {_HINTS[sqlstate]}" if sqlstate in _HINTS else "")
+    hint = _HINTS.get(sqlstate)
+    if revision and sqlstate == _EXISTS:
+        hint = (
+            f"the table {VERSION_TABLE} has the revision {revision}, and what a later one makes exists already: correct the row,"
+            " or rename what is not ours"
+        )
+    return f"{said} ({sqlstate})" + (f"; {hint}" if hint else "")
