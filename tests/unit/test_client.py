@@ -103,6 +103,13 @@ def test_what_was_refused_before_a_failure_is_in_the_error(failure: str, first: 
     assert (sum(counts), why.refused) == (first.count("good"), ())
 
 
+def test_what_was_refused_is_found_in_each_error_of_send_many() -> None:
+    """Whoever reads `refused` of a `ClientError` finds it also where nothing else failed."""
+    answer = Answer.not_sent(Upsert.of(record()), Problem(Code.BODY_TOO_LARGE, "Send less."))
+    error = NotSent([answer])
+    assert error.refused == error.answers == (answer,)
+
+
 async def test_a_summary_counts_no_seconds_before_it_begins_and_after_it_has_ended() -> None:
     """Whoever prints it later gets what the bulk has taken."""
     assert Summary().seconds == 0.0

@@ -76,7 +76,7 @@ class NotSent(ClientError):
         named = "; ".join(f"{one.upsert.source or one.upsert.message_id}: {one.problem}" for one in answers[:_NAMED])
         others = f"; and {len(answers) - _NAMED:,} more" if len(answers) > _NAMED else ""
         super().__init__(f"{len(answers):,} upsert{'' if len(answers) == 1 else 's'} not sent: {named}{others}")
-        self.answers = tuple(answers)
+        self.answers = self.refused = tuple(answers)
 
 
 def failed_after(error: ClientError, refused: "Sequence[Answer]") -> ClientError:

@@ -83,7 +83,8 @@ class Routing:
     def without_exchange(self, exchange: str) -> str:
         """Why nothing can be published: there is no such exchange. No worker that runs has to declare that for partitions."""
         if exchange == self.partitions_exchange:
-            return no_exchange(exchange, f"the number of partitions is being changed. {_PARTITIONS}")
+            advice = "the number of partitions is being changed, or there are none any more: begin again then"
+            return no_exchange(exchange, f"{advice}. {_PARTITIONS}")
         return no_exchange(exchange)
 
     def without_queue(self, exchange: str) -> str:
