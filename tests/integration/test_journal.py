@@ -139,24 +139,40 @@ async def test_a_journal_that_cannot_be_read_hides_nothing_else(
             assert words in said.out + said.err
 
 
-async def test_a_role_that_may_not_read_the_journal_is_told_so_next_to_the_row(
-    amqp_url: str, database_url: str, database: Connection
+@pytest.mark.parametrize(
+    ("granted", "code", "first", "said"),
+    [
+        ("", 0, "row ", "this role may not read the journal: it needs SELECT on task_activity_log_journal"),
+        (
+            "_journal",
+            1,
+            "answered ",
+            "the row is not known: not permitted (42501): permission denied for table task_activity_log",
+        ),
+    ],
+)
+async def test_what_a_role_may_not_read_is_named_next_to_the_rest(
+    amqp_url: str, database_url: str, database: Connection, granted: str, code: int, first: str, said: str
 ) -> None:
-    """Otherwise it looks as if the record had never been answered."""
+    """Otherwise it looks as if the record had never been answered, or as if the database could not be used."""
     record = uuid4()
     await database.execute("INSERT INTO task_activity_log (id, subject) VALUES ($1, 'kept')", record)
+    await database.execute(
+        "INSERT INTO task_activity_log_journal (answered_at, outcome, record_id, reply_id) VALUES (now(), 'inserted', $1, $1)",
+        record,
+    )
     name = f"role_{uuid4().hex}"
     await database.execute(f"CREATE ROLE {name} LOGIN PASSWORD '{name}'")
     try:
-        await database.execute(f"GRANT SELECT ON task_activity_log TO {name}")
+        await database.execute(f"GRANT SELECT ON task_activity_log{granted} TO {name}")
         parts = urlsplit(database_url)
         url = parts._replace(netloc=f"{name}:{name}@{parts.hostname}:{parts.port}").geturl()
         async with conversing(amqp_url):
-            said = await command("find", str(record), AMQP_URL=amqp_url, DATABASE_URL=url)
+            found = await command("find", str(record), AMQP_URL=amqp_url, DATABASE_URL=url)
     finally:
         await database.execute(f"DROP OWNED BY {name}; DROP ROLE {name}")
-    assert (said.code, said.lines[0].startswith(f"row {record}")) == (0, True)
-    assert "this role may not read the journal: it needs SELECT on task_activity_log_journal" in said.err
+    assert (found.code, found.lines[0].startswith(first)) == (code, True)
+    assert said in found.err
 
 
 async def test_without_the_setting_nothing_is_recorded(amqp_url: str, database_url: str, database: Connection) -> None:

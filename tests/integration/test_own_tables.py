@@ -634,6 +634,19 @@ class TestKindsOfTables:
             await database.execute("SELECT FROM task_activity_log WHERE id = $1 FOR UPDATE", locked.record.id)
             assert await store.locked([free.record.id, locked.record.id]) == {locked.record.id}
 
+    async def test_the_documented_partitioning_keeps_each_row_as_it_is(
+        self, store: Store, database: Connection
+    ) -> None:
+        """Also when it was changed: otherwise each would look as if it had been changed just now."""
+        [(_, stored)] = await store.apply([request := ask(subject="a")])
+        await store.close()
+        text = (Path(__file__).parents[2] / "docs" / "scaling.md").read_text(encoding="utf-8")
+        [block] = re.findall(r"```sql\n(.*?)```", text, re.DOTALL)
+        await database.execute(block)
+        await store.probe()
+        assert await store.modified([request.record.id]) == {request.record.id: stored and stored.modified_dateutc}
+        assert outcomes(await store.apply([ask(request.record.id), ask()])) == ["updated", "inserted"]
+
     async def test_a_table_that_is_partitioned_while_the_worker_runs(self, store: Store, database: Connection) -> None:
         """The next probe notices it."""
         await store.apply([ask()])

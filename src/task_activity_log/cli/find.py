@@ -57,7 +57,9 @@ class Found:
     no_journal: str = ""
     """Why the journal says nothing; empty if it was read, and hides nothing."""
     no_database: str = ""
-    """Why neither rows nor the journal are known; empty if they were read."""
+    """Why neither rows nor the journal are known; empty if the database was asked."""
+    no_rows: str = ""
+    """Why rows are not known, although the database was asked; empty if they were read."""
 
 
 def find(settings: Settings, name: str) -> int:
@@ -66,8 +68,9 @@ def find(settings: Settings, name: str) -> int:
     lines = list(_lines(found))
     for line in lines:
         print(line)
-    if found.no_database:
-        say(f"row and journal are not known: the database cannot be used: {found.no_database}")
+    if found.no_database or found.no_rows:
+        cause = f"row and journal are not known: the database cannot be used: {found.no_database}"
+        say(cause if found.no_database else f"the row is not known: {found.no_rows}")
         if not lines:
             say(f"{name}: no dead letter and no waiting reply has this id")
         return FAILED
@@ -122,7 +125,7 @@ async def _look_in_table(found: Found, survey: Survey, identifier: UUID | None) 
         found.unreadable = await survey.exist(ids) - {row.id for row in found.rows}
         found.rows_may_be_hidden = not found.rows and await survey.may_hide_rows()
     except Unavailable as error:
-        found.no_database = error.reason
+        found.no_rows = error.reason
 
 
 def _records(found: Found, identifier: UUID | None) -> set[UUID]:
