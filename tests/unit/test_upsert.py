@@ -14,6 +14,7 @@ from task_activity_log.testing import FakeWorker
     [
         ("priority", 1.5),
         ("priority", "4"),
+        ("priority", True),
         ("message_id", 5),
         ("content_type", None),
         ("content_encoding", 1),

@@ -212,7 +212,7 @@ class Upsert:
 
 def _check_types(upsert: Upsert, names: Sequence[str]) -> None:
     for name in names:
-        if not isinstance(value := getattr(upsert, name), _TYPES[name]):
+        if not isinstance(value := getattr(upsert, name), _TYPES[name]) or isinstance(value, bool):
             raise TypeError(f"{name} should not be a value of type {type(value).__name__}")
 
 
