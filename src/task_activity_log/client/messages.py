@@ -311,7 +311,9 @@ def _record(reply: Reply) -> StoredTaskActivityLog:
     try:
         return wire.decode_stored(reply.body, reply.content_type)
     except Rejected as unreadable:
-        raise ClientError(f"this reply cannot be read: {unreadable.problem.detail}") from None
+        problem = unreadable.problem  # its detail says to a publisher what to do
+        where = f" of {', '.join(error.name for error in problem.errors)}" if problem.errors else ""
+        raise ClientError(f"this reply cannot be read ({problem.code}{where})") from None
 
 
 def _problem(reply: Reply) -> UpsertRejected:
