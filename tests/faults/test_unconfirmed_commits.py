@@ -13,10 +13,14 @@ import pytest
 from sandbox import PostgreSQL
 from task_activity_log.pipeline.ports import Patience
 from task_activity_log.postgresql import store as module
+from task_activity_log.postgresql import survey as survey_module
+from task_activity_log.postgresql.connecting import Connector
 from task_activity_log.postgresql.store import Store
+from task_activity_log.postgresql.survey import Survey
 from task_activity_log.problem import TimedOut, Unavailable
 from task_activity_log.service import Service
 from tests.asking import Connection, ask, outcomes
+from tests.commands import command
 from tests.faults.conversation import conversing, until
 from tests.serving import serving
 
@@ -188,3 +192,30 @@ async def test_a_commit_that_takes_longer_than_its_limit_is_applied_once(
         await standby.come_back()
         assert outcomes(await applying) == ["inserted"]
     await database.close()
+
+
+async def test_a_row_that_no_standby_has_is_not_sent_again(
+    amqp_url: str, own_database_url: str, standby: Standby, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Subscribers would keep a state that the database may never have had. A role that only reads can still send rows."""
+    monkeypatch.setattr(survey_module, "_CONFIRM_SECONDS", 0.5)
+    survey = Survey(Connector(own_database_url))
+    record = ask().record.id
+    async with conversing(amqp_url), storing(own_database_url, command_timeout=2) as store:
+        await survey.confirm()
+        await standby.leave()
+        with pytest.raises(TimedOut):
+            await store.apply([ask(record)])
+        assert [row.id for row in await survey.records([record])] == [record]
+        with pytest.raises(Unavailable, match="commit not confirmed"):
+            await survey.confirm()
+        resend = ("resend", "--id", str(record), "--yes")
+        said = await command(*resend, AMQP_URL=amqp_url, DATABASE_URL=own_database_url)
+        assert (said.code, "commit not confirmed" in said.err) == (1, True)
+        reading = f"{own_database_url}?default_transaction_read_only=on"
+        said = await command(*resend, AMQP_URL=amqp_url, DATABASE_URL=reading)
+        assert (said.code, "commit not confirmed" in said.err) == (1, True)
+        await standby.come_back()
+        said = await command(*resend, AMQP_URL=amqp_url, DATABASE_URL=own_database_url)
+        assert (said.code, "1 record sent" in said.err) == (0, True)
+    await survey.close()

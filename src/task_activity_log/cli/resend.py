@@ -170,6 +170,7 @@ class Resending:
     ) -> AsyncIterator[Sequence[StoredTaskActivityLog]]:
         async for page in _each(ids) if self.ids else survey.changed(self.since, after):
             records = await survey.records(page)
+            await survey.confirm()
             self._unreadable += len(page) - len(records)
             yield records
 

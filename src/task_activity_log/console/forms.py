@@ -24,6 +24,7 @@ from task_activity_log.console.parts import Console
 from task_activity_log.console.rendering import page, part
 from task_activity_log.console.users import User
 from task_activity_log.console.words import capitalized
+from task_activity_log.problem import Unavailable
 from task_activity_log.rabbitmq.headers import received
 from task_activity_log.wiring import link_of, sending_of
 
@@ -141,6 +142,11 @@ class Forms:
         row, problem = await console.row(record)
         if row is None:
             raise Denied(f"There is no row to send{f': {problem}' if problem else ''}. Nothing was done.", 410)
+        try:
+            if console.survey is not None:
+                await console.survey.confirm()
+        except Unavailable as error:
+            raise Denied(f"The row may not be safe yet: {error.reason}. Nothing was done.", 503) from None
         target = Target(console.topology.replies_exchange, nulls=console.settings.nulls)
         log.info("console_snapshot_sent", user=user.name, why=why, record=str(row.id))
         console.actions.sendings.append(sending := Sending("row", user.name, why, str(row.id)))

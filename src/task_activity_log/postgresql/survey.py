@@ -12,11 +12,13 @@ from task_activity_log.postgresql.reading import READ, answer, explained
 from task_activity_log.postgresql.session import Row, Session
 from task_activity_log.postgresql.statements import sql
 from task_activity_log.postgresql.store import CONFIRM
-from task_activity_log.problem import Failed, Refused
+from task_activity_log.problem import Failed, Refused, TimedOut, Unavailable
 from task_activity_log.record import Outcome, StoredTaskActivityLog
 
 _CHANGED, _COUNT, _JOURNAL = sql("changed"), sql("count_changed"), sql("journal_found")
 _MODIFIED, _HIDES_ROWS, _JOURNAL_HIDES_ROWS = sql("modified"), sql("hides_rows"), sql("journal_hides_rows")
+_CONFIRMABLE = sql("confirmable")
+_CONFIRM_SECONDS = 5.0
 _PAGE = 500
 FIRST = UUID(int=0)
 """The id that is before those of all records."""
@@ -42,7 +44,7 @@ class Survey:
             return connector.connect(command_timeout=command_timeout, statement_cache_size=0)
 
         self._session = Session(connection, CONFIRM, command_timeout)
-        self._read_bytes, self._record_bytes = read_bytes, record_bytes
+        self._read_bytes, self._record_bytes, self._command_timeout = read_bytes, record_bytes, command_timeout
 
     async def open(self) -> None:
         """Connect; otherwise the first question does. Raises `Unavailable`: it is not possible."""
@@ -84,6 +86,25 @@ class Survey:
             ):  # its texts and those of the others were too long together, or it cannot be read
                 found |= await self._read([identifier])
         return [found[identifier] for identifier in ids if identifier in found]
+
+    async def confirm(self) -> None:
+        """Return once what was read before is on a synchronous standby too, if there is one.
+
+        A commit that was cancelled while it waited for the standby is shown to everybody. Nothing is asked of a server that only
+        reads, or for a role that may not execute what is needed.
+
+        Raises:
+            Unavailable: it is not confirmed in time.
+        """
+        if not (await self._ask_plainly(_CONFIRMABLE))[0]["confirmable"]:
+            return
+        try:
+            await self._session.ask(CONFIRM, seconds=min(_CONFIRM_SECONDS, self._command_timeout))
+        except TimedOut as timeout:
+            outage = Unavailable("commit not confirmed", timeout.detail)
+        else:
+            return
+        raise outage
 
     async def exist(self, ids: Sequence[UUID]) -> set[UUID]:
         """Which of these records exist, also if they cannot be read.

@@ -185,7 +185,7 @@ def _header_in_editor(
 
 def _in_editor(content: bytes, file: Path, opened: dict[Path, bytes]) -> bytes:
     """The content as the editor leaves it: bytes, since editors know about encodings. `opened` gets the file."""
-    editor = os.environ.get("VISUAL") or os.environ.get("EDITOR")
+    editor = (os.environ.get("VISUAL", "").strip() or os.environ.get("EDITOR", "")).strip()
     if not editor and not sys.stdin.isatty():
         raise ClientError(
             "there is no terminal for an editor: set EDITOR to a program that needs none; nothing was replayed"
