@@ -311,9 +311,11 @@ def _record(reply: Reply) -> StoredTaskActivityLog:
     try:
         return wire.decode_stored(reply.body, reply.content_type)
     except Rejected as unreadable:
-        problem = unreadable.problem  # its detail says to a publisher what to do
-        where = f" of {', '.join(error.name for error in problem.errors)}" if problem.errors else ""
-        raise ClientError(f"this reply cannot be read ({problem.code}{where})") from None
+        found = (
+            unreadable.problem.code,
+            *(error.name for error in unreadable.problem.errors),
+        )  # the detail is for a publisher
+        raise ClientError(f"this reply cannot be read ({', '.join(found)})") from None
 
 
 def _problem(reply: Reply) -> UpsertRejected:
