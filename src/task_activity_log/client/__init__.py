@@ -49,6 +49,7 @@ notices        what the caller is told of the connections
 opener         the process and the event loop that have opened something
 connections    the first connection succeeds or fails at once; later ones are opened again
 messages       what is sent and what is received
+errors         what the client raises
 copying        errors that are pickled, copied, and raised again                             pure
 names          names of queues and exchanges that can be sent                                  pure
 exported       messages as lines of JSON, which `publish` reads again
@@ -57,19 +58,15 @@ misspelled     members that are not fields, and which field was meant
 
 from task_activity_log.client.bulk import Bulk, Summary
 from task_activity_log.client.client import TaskActivityLogClient
+from task_activity_log.client.errors import ClientError, FieldProblem, NoAnswer, NotSent, UpsertRejected
 from task_activity_log.client.messages import (
     Answer,
-    ClientError,
-    FieldProblem,
-    NoAnswer,
-    NotSent,
     Received,
     RejectedReply,
     Reply,
     StoredReply,
     UnreadableReply,
     Upsert,
-    UpsertRejected,
 )
 from task_activity_log.client.subscribing import subscribe
 from task_activity_log.client.subscription import PoisonQueue, Subscription

@@ -9,7 +9,8 @@ from typing import Protocol, TypeAlias
 from task_activity_log.aio import Waiting, end, meanwhile
 from task_activity_log.client.connections import Connections, refusal
 from task_activity_log.client.copying import again
-from task_activity_log.client.messages import Answer, ClientError, NoAnswer, Upsert, no_answer
+from task_activity_log.client.errors import ClientError, NoAnswer
+from task_activity_log.client.messages import Answer, Upsert, no_answer
 from task_activity_log.client.notices import Notices
 from task_activity_log.client.opener import Opener
 from task_activity_log.client.order import Order, waves

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from task_activity_log.aio import Waiting
 from task_activity_log.client.asks import BATCH, Ask, Sending
 from task_activity_log.client.copying import again
-from task_activity_log.client.messages import Answer, ClientError, Options, Record, Upsert, request_of
+from task_activity_log.client.errors import ClientError
+from task_activity_log.client.messages import Answer, Options, Record, Upsert, request_of
 from task_activity_log.record import Outcome
 
 

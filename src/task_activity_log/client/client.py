@@ -8,18 +8,8 @@ from typing import Literal, Self, TypeAlias
 from task_activity_log.client.asks import BATCH, Asks, Sending
 from task_activity_log.client.bulk import Bulk
 from task_activity_log.client.connections import PROGRAM
-from task_activity_log.client.messages import (
-    SHORT_MAX,
-    Answer,
-    ClientError,
-    NotSent,
-    Options,
-    Record,
-    Upsert,
-    failed_after,
-    is_short,
-    request_of,
-)
+from task_activity_log.client.errors import ClientError, NotSent, failed_after
+from task_activity_log.client.messages import SHORT_MAX, Answer, Options, Record, Upsert, is_short, request_of
 from task_activity_log.client.names import exchange_name
 from task_activity_log.client.routing import BY_RECORD, Routing
 from task_activity_log.rabbitmq.link import LinkOptions

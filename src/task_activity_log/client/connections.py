@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from task_activity_log.aio import end
-from task_activity_log.client.messages import ClientError
+from task_activity_log.client.errors import ClientError
 from task_activity_log.hosts import addresses, urls
 from task_activity_log.rabbitmq.link import LinkOptions, Outage, OutageKind
 from task_activity_log.rabbitmq.publisher import MessageMax, Publisher

@@ -12,7 +12,7 @@ from hashlib import sha256
 from math import inf
 
 from task_activity_log.client.connections import no_connection, options
-from task_activity_log.client.messages import ClientError
+from task_activity_log.client.errors import ClientError
 from task_activity_log.message import VERSION, Properties
 from task_activity_log.pipeline.request import Rules, judge
 from task_activity_log.problem import Problem

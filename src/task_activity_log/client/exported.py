@@ -16,7 +16,8 @@ from typing import Any
 
 from task_activity_log import wire
 from task_activity_log.client.dead_letters import EXPIRATION_MAX, REPLAY_COUNT, REPLAYED_BY, DeadLetter, is_expiration
-from task_activity_log.client.messages import SHORT_MAX, Upsert, UpsertRejected, is_short
+from task_activity_log.client.errors import UpsertRejected
+from task_activity_log.client.messages import SHORT_MAX, Upsert, is_short
 from task_activity_log.message import PERSISTENT, Properties, Timestamp
 from task_activity_log.problem import Code, Problem, Rejected
 from task_activity_log.rabbitmq.headers import encode, encode_header, raw_headers, received

@@ -9,7 +9,8 @@ from datetime import UTC, datetime
 from typing import NamedTuple
 
 from task_activity_log.aio import end
-from task_activity_log.client.messages import ClientError, Received, StoredReply
+from task_activity_log.client.errors import ClientError
+from task_activity_log.client.messages import Received, StoredReply
 from task_activity_log.client.subscribing import subscribe
 from task_activity_log.rabbitmq.link import LinkOptions
 

@@ -9,8 +9,8 @@ from datetime import UTC, datetime
 from functools import cached_property
 
 from task_activity_log.client.dead_letters import DeadLetter, Loan, borrow_dead_letters, borrow_these
+from task_activity_log.client.errors import ClientError
 from task_activity_log.client.letters import Letter
-from task_activity_log.client.messages import ClientError
 from task_activity_log.pipeline.request import Rules
 from task_activity_log.rabbitmq.link import LinkOptions
 

@@ -1,4 +1,4 @@
-"""What is sent and what is received: upserts, replies, and the errors in between."""
+"""What is sent and what is received: upserts and replies."""
 
 import threading
 import time
@@ -13,7 +13,7 @@ from typing import Any, Literal, Self, TypeAlias
 from uuid import uuid4
 
 from task_activity_log import wire
-from task_activity_log.client.copying import remade
+from task_activity_log.client.errors import ClientError, FieldProblem, NoAnswer, UpsertRejected
 from task_activity_log.message import (
     ERROR_CODE,
     IGNORED,
@@ -28,7 +28,6 @@ from task_activity_log.problem import Code, Problem, Rejected
 from task_activity_log.rabbitmq.headers import encode
 from task_activity_log.record import Outcome, StoredTaskActivityLog, TaskActivityLog
 
-_NAMED = 3
 SHORT_MAX = 255
 """Bytes of a short string of AMQP."""
 _TYPES: dict[str, type | UnionType] = {
@@ -45,69 +44,6 @@ _PRIORITY_MAX = 255
 _VERSION_MAX = 2**63 - 1
 _HEADER_MAX = 100_000
 """Bytes that fit one frame, with what the broker adds."""
-
-
-class ClientError(Exception):
-    """The broker is away or refuses, or what it delivered cannot be read. The text is one line and says what to do."""
-
-    refused: "tuple[Answer, ...]" = ()
-    """What `send_many` could not send before it failed, and why. The text names it too. See also `NotSent.answers`."""
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """For `pickle` and `copy`. They would pass the text alone to `__init__`, and a pool of processes would wait for ever."""
-        return remade, (type(self), self.args), self.__dict__
-
-
-class NoAnswer(ClientError):
-    """No answer came in time. What was sent is waiting in the worker's queue, or was applied.
-
-    It is safe to send `upsert` again: with the same message_id and body it is applied once.
-    """
-
-    def __init__(self, text: str, upsert: "Upsert") -> None:
-        super().__init__(text)
-        self.upsert = upsert
-
-
-class NotSent(ClientError):
-    """Some upserts could not be sent, and all others were; `answers` says why for each of them."""
-
-    def __init__(self, answers: "Sequence[Answer]") -> None:
-        named = "; ".join(f"{one.upsert.source or one.upsert.message_id}: {one.problem}" for one in answers[:_NAMED])
-        others = f"; and {len(answers) - _NAMED:,} more" if len(answers) > _NAMED else ""
-        super().__init__(f"{len(answers):,} upsert{'' if len(answers) == 1 else 's'} not sent: {named}{others}")
-        self.answers = self.refused = tuple(answers)
-
-
-def failed_after(error: ClientError, refused: "Sequence[Answer]") -> ClientError:
-    """The error with what could not be sent before. It is a copy, as others may get the same error."""
-    failure = ClientError(f"{error}; before that, {NotSent(refused)}")
-    failure.refused = tuple(refused)
-    return failure
-
-
-@dataclass(frozen=True, slots=True)
-class FieldProblem:
-    """One bad field of a rejected record."""
-
-    name: str
-    code: str
-    message: str
-
-
-class UpsertRejected(ClientError):
-    """The worker rejected an upsert, and a copy of it is in the dead-letter queue; or the client could not send it.
-
-    It is not sent if it is larger than the broker's limit (`body_too_large`), or if the broker refuses its properties
-    (`invalid_properties`), or if the record cannot be encoded (`invalid_string`): see `Answer.sent`.
-    """
-
-    def __init__(self, code: str, detail: str, errors: tuple[FieldProblem, ...] = ()) -> None:
-        super().__init__(f"{code}: {detail}")
-        self.code = code
-        """One of the contract's codes (`task_activity_log.problem.Code`), or a later release's."""
-        self.detail = detail
-        self.errors = errors
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from task_activity_log.client.messages import ClientError
+from task_activity_log.client.errors import ClientError
 
 
 class Notices:

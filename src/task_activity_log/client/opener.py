@@ -3,7 +3,7 @@
 import asyncio
 import os
 
-from task_activity_log.client.messages import ClientError
+from task_activity_log.client.errors import ClientError
 
 
 class Opener:

@@ -7,7 +7,7 @@ from urllib.parse import unquote, urlsplit
 from task_activity_log.aio import Slices
 from task_activity_log.client.connections import no_connection, options, publishing
 from task_activity_log.client.dead_letters import DeadLetter, Loan
-from task_activity_log.client.messages import ClientError
+from task_activity_log.client.errors import ClientError
 from task_activity_log.client.order import waves_of
 from task_activity_log.client.rate import Rate
 from task_activity_log.client.record_id import record_id

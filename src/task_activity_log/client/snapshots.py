@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from task_activity_log.client.connections import publishing, refusal
-from task_activity_log.client.messages import ClientError
+from task_activity_log.client.errors import ClientError
 from task_activity_log.client.rate import Rate
 from task_activity_log.client.routing import no_exchange
 from task_activity_log.pipeline.reply import Reply, snapshot

@@ -5,7 +5,8 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 
 from task_activity_log.client.connections import WORKER_DECLARES, no_connection, options, publishing
-from task_activity_log.client.messages import SHORT_MAX, ClientError, is_short
+from task_activity_log.client.errors import ClientError
+from task_activity_log.client.messages import SHORT_MAX, is_short
 from task_activity_log.client.names import exchange_name, queue_name
 from task_activity_log.client.subscription import PoisonQueue, Subscription
 from task_activity_log.message import PERSISTENT

@@ -9,7 +9,8 @@ from types import TracebackType
 from typing import Generic, Protocol, Self, TypeVar
 
 from task_activity_log.aio import Backoff
-from task_activity_log.client.messages import ClientError, Received, received_reply
+from task_activity_log.client.errors import ClientError
+from task_activity_log.client.messages import Received, received_reply
 from task_activity_log.client.names import queue_name
 from task_activity_log.client.news import News
 from task_activity_log.client.notices import raised

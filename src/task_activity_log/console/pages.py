@@ -14,6 +14,7 @@ from starlette.responses import Response
 
 from task_activity_log.client import exported
 from task_activity_log.client.dead_letters import may_be_newer
+from task_activity_log.client.errors import ClientError
 from task_activity_log.client.finding import (
     Waiting,
     is_letter_of,
@@ -24,7 +25,7 @@ from task_activity_log.client.finding import (
 )
 from task_activity_log.client.letters import PARTS, Filter, groups
 from task_activity_log.client.marking import readable, text_pieces
-from task_activity_log.client.messages import ClientError, Received
+from task_activity_log.client.messages import Received
 from task_activity_log.client.replays import sort_out
 from task_activity_log.console.access import Denied, require
 from task_activity_log.console.actions import Action, unchanged

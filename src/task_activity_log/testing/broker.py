@@ -10,7 +10,7 @@ from itertools import takewhile
 from uuid import uuid4
 
 from task_activity_log.client.connections import no_connection
-from task_activity_log.client.messages import ClientError
+from task_activity_log.client.errors import ClientError
 from task_activity_log.client.subscribing import how_to_declare
 from task_activity_log.client.subscription import PoisonQueue
 from task_activity_log.message import Delivery, Properties
