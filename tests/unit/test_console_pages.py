@@ -262,7 +262,7 @@ def test_a_text_that_was_sent_after_a_restart_is_shown_again(local: Browser, pat
     for do in ("replay", "send"):
         answer = local.post(path, members | {"do": do})
         assert answer.status_code == 403
-        assert "older than the console's last start: nothing was done" in unescape(answer.text)
+        assert "was made for another user, or before the console was started: nothing was done" in unescape(answer.text)
         assert "<b>corrected" not in answer.text
         area = re.search(r'<textarea name="body"[^>]*>\n(.*?)</textarea>', answer.text, re.DOTALL)
         assert area is not None

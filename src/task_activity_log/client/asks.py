@@ -23,8 +23,7 @@ from task_activity_log.rabbitmq.queues import own_queue
 from task_activity_log.rabbitmq.reading import reading
 
 BATCH = 500
-_AGAIN_SECONDS = 0.2
-"""After a nack, or a lost connection that has not been noticed everywhere yet."""
+_AGAIN_SECONDS = 0.2  # after a nack, or a lost connection that has not been noticed everywhere yet
 _WATCH_SECONDS = 1.0
 _CONFIRM_SECONDS, _REFUSED_SECONDS = 10.0, 10.0
 """How long nothing may be confirmed, or everything be refused, before another connection is tried: a caller waits for 30 s."""

@@ -110,7 +110,9 @@ class Access:
             site = "same-origin" if origin is None or origin.partition("://")[2] in own_hosts - {""} else "cross-site"
         require(site == "same-origin", "This form was sent by another web site: nothing was done.")
         if not hmac.compare_digest(token.encode(), self.token(user).encode()):
-            raise OldPage("This page is older than the console's last start: nothing was done. Load it again.")
+            raise OldPage(
+                "This page was made for another user, or before the console was started: nothing was done. Load it again."
+            )
 
 
 def basic_credentials(header: str | None) -> tuple[str, str] | None:

@@ -37,8 +37,8 @@ _ANSWER_SECONDS = 15.0
 _APP_ID = "task-activity-log console"
 _TAKES_ACT = "may look and not act: that takes the role act. Nothing was"
 _OLD = (
-    "The form that you sent is older than the console's last start: nothing was done. This one has what you have written:"
-    " press the button again."
+    "The form that you sent was made for another user, or before the console was started: nothing was done. This one has what"
+    " you have written: press the button again."
 )
 
 Members = dict[str, str]
