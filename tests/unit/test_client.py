@@ -253,6 +253,22 @@ def test_a_broker_that_blocks_publishers_is_named() -> None:
     run(use())
 
 
+async def test_upserts_that_wait_are_told_although_the_close_is_cancelled() -> None:
+    """In a cancelled scope of anyio each wait is cancelled. They would wait for as long as their timeout."""
+    asks, told = blocked_asks([]), list[object]()
+    asks._opener.note()
+    asks.ask(Upsert.of(record()), told.append)
+    lasting = asyncio.create_task(asyncio.Event().wait())
+    asks._connections._tasks.append(lasting)
+    closing = asyncio.create_task(asks.close())
+    await asyncio.sleep(0)
+    closing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await closing
+    assert [str(each) for each in told] == ["the client was closed before the answer came"]
+    await asyncio.wait([lasting])
+
+
 async def test_that_there_is_no_connection_is_said_without_a_reason_too() -> None:
     """While the connection of the answers is opened again, and the other one has just confirmed something."""
     asks = blocked_asks([])

@@ -27,8 +27,9 @@ _AGAIN_SECONDS = 0.2  # after a nack, or a lost connection that has not been not
 _WATCH_SECONDS = 1.0
 _CONFIRM_SECONDS, _REFUSED_SECONDS = 10.0, 10.0
 """How long nothing may be confirmed, or everything be refused, before another connection is tried: a caller waits for 30 s."""
-_ALONE_TIMES = 3
-"""How often the broker must close the channel because of an upsert that is sent alone, before it is not sent again."""
+_ALONE_TIMES = (
+    3  # how often the broker must close the channel because of an upsert that is sent alone before it is given up
+)
 Done: TypeAlias = Callable[[Answer | ClientError], None]
 OnSent: TypeAlias = Callable[[int], None]
 OnRefused: TypeAlias = Callable[[Answer], None]
@@ -170,10 +171,10 @@ class Asks:
         if self._over is None and not self._opener.is_here:
             return
         self._over = NOT_OPEN
-        await self._connections.close()
-        for ask in list(self._asks.values()):
-            ask.done(NoAnswer("the client was closed before the answer came", ask.upsert))
-        self._end(NOT_OPEN)
+        try:
+            await self._connections.close()
+        finally:  # also if it is cancelled
+            self._end(NOT_OPEN, lambda ask: NoAnswer("the client was closed before the answer came", ask.upsert))
 
     def ask(self, upsert: Upsert, done: Done) -> Ask:
         """Send an upsert whose message_id is not waiting already; `done` is called with its answer, or why there is none.
@@ -251,7 +252,9 @@ class Asks:
             raise again(self._over)
         self._opener.check()
 
-    def _end(self, why: ClientError) -> None:
+    def _end(self, why: ClientError, answer: Callable[[Ask], ClientError]) -> None:
+        for ask in list(self._asks.values()):
+            ask.done(answer(ask))
         self._over = why
         self._asks.clear()
         self._ends.set()
@@ -442,9 +445,7 @@ class Asks:
 
     def _fail(self, failure: ClientError) -> None:
         """A task of the client has ended: fail what waits, and what comes."""
-        for ask in list(self._asks.values()):
-            ask.done(failure)
-        self._end(failure)
+        self._end(failure, lambda _: failure)
 
 
 NOT_OPEN = ClientError("the client is not open: use it within `async with`")
