@@ -62,6 +62,10 @@ def judged(
         ({}, {"message-ttl": 1000}, {"requests expire": "warning"}),
         ({"x-overflow": None}, {"max-length": 9}, {"drops requests when it is full": "broken"}),
         ({}, {"max-length": 9}, {}),
+        ({}, {"max-length": 9, "overflow": "drop-head"}, {"drops requests when it is full": "broken"}),
+        ({"x-overflow": None}, {"max-length-bytes": 0}, {"drops requests when it is full": "broken"}),
+        ({}, {"dead-letter-exchange": "", "dead-letter-routing-key": "x"}, {}),
+        ({}, {"expires": 1000}, {"is deleted when nobody uses it": "broken"}),
         ({}, {"consumer-timeout": 600_000}, {"600 s": "broken"}),
         ({}, {"consumer-timeout": 700_000}, {}),
         ({"x-consumer-timeout": 500_000}, {"consumer-timeout": 700_000}, {"500 s": "broken"}),
@@ -206,6 +210,31 @@ def test_how_a_queue_that_is_inspected_gets_a_higher_limit(
         details["effective_policy_definition"] = {"delivery-limit": policy}
     [found] = judge_kept("queue", Limits(details, "4.0.5"), settings())
     assert (found.verdict, advice in found.advice) == ("warning", True)
+
+
+@pytest.mark.parametrize(
+    ("queue", "policy", "expected"),
+    [
+        ("dead-letters", {"max-length": 5}, [("warning", "loses the oldest dead letters when it is full")]),
+        (
+            "dead-letters",
+            {"max-length-bytes": 5, "overflow": "drop-head"},
+            [("warning", "loses the oldest dead letters when it is full")],
+        ),
+        ("dead-letters", {"max-length": 5, "overflow": "reject-publish"}, []),
+        ("dead-letters", {"message-ttl": 5}, [("warning", "dead letters expire")]),
+        ("dead-letters", {"expires": 5}, [("broken", "is deleted when nobody uses it")]),
+        ("replies", {"expires": 5}, [("broken", "is deleted when nobody uses it")]),
+        ("replies", {"max-length": 5, "message-ttl": 5}, []),
+    ],
+)
+def test_policies_by_which_dead_letters_are_lost(
+    queue: str, policy: dict[str, int], expected: list[tuple[str, str]]
+) -> None:
+    """Replies may be limited: the runbook says how."""
+    details = {"type": "quorum", "arguments": {"x-delivery-limit": 1_000_000}, "effective_policy_definition": policy}
+    found = judge_kept(f"queue task_activity_log.{queue}", Limits(details, "4.3.6"), settings())
+    assert [(one.verdict, one.found) for one in found] == expected
 
 
 REMOTE_DATABASE, REMOTE_BROKER = "postgresql://u@db/d?", "amqps://u@mq/?"

@@ -27,9 +27,7 @@ _AGAIN_SECONDS = 0.2  # after a nack, or a lost connection that has not been not
 _WATCH_SECONDS = 1.0
 _CONFIRM_SECONDS, _REFUSED_SECONDS = 10.0, 10.0
 """How long nothing may be confirmed, or everything be refused, before another connection is tried: a caller waits for 30 s."""
-_ALONE_TIMES = (
-    3  # how often the broker must close the channel because of an upsert that is sent alone before it is given up
-)
+_ALONE_TIMES = 3  # how often the broker must close the channel because of an upsert that is sent alone
 Done: TypeAlias = Callable[[Answer | ClientError], None]
 OnSent: TypeAlias = Callable[[int], None]
 OnRefused: TypeAlias = Callable[[Answer], None]

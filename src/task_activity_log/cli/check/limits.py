@@ -33,7 +33,10 @@ class Limits:
 
     def get(self, name: str) -> Any:
         """The value in force; None if there is none."""
-        values = [value for value in (self._arguments.get(f"x-{name}"), self._policy.get(name)) if value is not None]
+        both = self._arguments.get(f"x-{name}"), self._policy.get(name)
+        values = [value for value in both if value is not None]
+        if self.kind == "quorum" and name == "overflow":
+            values.reverse()  # only here a policy comes before the argument (`rabbit_quorum_queue`; seen on 3.10 and 4.3)
         numbers = [value for value in values if isinstance(value, int) and not isinstance(value, bool)]
         return min(numbers) if len(numbers) > 1 else next(iter(values), None)
 
@@ -57,6 +60,12 @@ class Limits:
         """Whether messages of a higher priority are delivered first."""
         return self.kind == "quorum" and number(self._version) >= _PRIORITIES_FROM
 
+    @property
+    def drops_when_full(self) -> bool:
+        """Whether a limit of its length makes it drop its oldest messages."""
+        limited = any(self.get(name) is not None for name in ("max-length", "max-length-bytes"))
+        return limited and self.get("overflow") not in _REFUSES
+
 
 _REFUSES = ("reject-publish", "reject-publish-dlx")
 
@@ -68,13 +77,13 @@ def judge_requests(what: str, limits: Limits, settings: Settings) -> Iterator[Fi
         return
     yield _delivery_limit(what, limits, settings)
     yield _dead_lettering(what, limits, settings)
-    full = any(limits.get(name) for name in ("max-length", "max-length-bytes"))
-    if full and limits.get("overflow") in (None, "drop-head"):
+    if limits.drops_when_full:
         advice = "set overflow reject-publish in the policy that limits its length"
         yield Finding("broken", what, "drops requests when it is full", advice)
     if limits.get("message-ttl") is not None:
         advice = "remove message-ttl from its policy: an expired request is never answered"
         yield Finding("warning", what, "requests expire", advice)
+    yield from _deleted_when_unused(what, limits)
     is_single_active = settings.single_active_consumer or settings.partitions > 0
     if is_single_active and not limits.get("single-active-consumer"):
         found = "WORKER_SINGLE_ACTIVE_CONSUMER is set, but the queue was declared without it"
@@ -106,9 +115,24 @@ def judge_kept(what: str, limits: Limits, settings: Settings) -> Iterator[Findin
     elif limits.kind != "quorum":
         advice = "its messages are lost with its node: use a quorum queue"
         yield Finding("warning", what, f"is a {limits.kind} queue", advice)
+    if what == f"queue {settings.dead_letters_queue}":
+        if limits.drops_when_full:
+            advice = "remove max-length from the policy that limits it, or set overflow reject-publish: workers then hold instead"
+            yield Finding("warning", what, "loses the oldest dead letters when it is full", advice)
+        if limits.get("message-ttl") is not None:
+            yield Finding(
+                "warning", what, "dead letters expire", "remove message-ttl from its policy: they are lost then"
+            )
+    yield from _deleted_when_unused(what, limits)
     if limits.delays_retries:
         advice = "each inspection hides messages for a while: exclude the queue from the policy with delayed-retry-type"
         yield Finding("warning", what, "delays what is returned", advice)
+
+
+def _deleted_when_unused(what: str, limits: Limits) -> Iterator[Finding]:
+    if limits.get("expires") is not None:
+        advice = "remove expires from its policy: without consumers, RabbitMQ deletes the queue and its messages"
+        yield Finding("broken", what, "is deleted when nobody uses it", advice)
 
 
 def judge_length(what: str, details: Mapping[str, Any], limits: Limits, effect: str) -> Iterator[Finding]:
