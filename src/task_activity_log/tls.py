@@ -32,6 +32,21 @@ class Tls:
         self._identify(context)
         return context
 
+    def unusable(self) -> str:
+        """Which of the files cannot be used, and why; empty if all can."""
+        ours = " and ".join(str(file) for file in (self.certificate, self.key) if file)
+        for files, use in (
+            (str(self.ca), lambda: ssl.create_default_context(cafile=self.ca)),
+            (ours, lambda: self._identify(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))),
+        ):
+            try:
+                use()
+            except ssl.SSLError:
+                return f"not PEM, or the key is not that of the certificate: {files}"
+            except OSError as error:
+                return f"{error.strerror}: {files}"
+        return ""
+
     def fill(self, context: ssl.SSLContext) -> None:
         """Put the files into a client's context, which then checks the server's certificate and name.
 

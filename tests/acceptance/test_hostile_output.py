@@ -217,18 +217,25 @@ async def test_publishing_whose_replies_nobody_reads_says_how_to_continue(world:
     assert "Traceback" not in said
 
 
-async def test_check_fails_also_if_its_reader_has_read_enough() -> None:
-    """`check | head -1`: the exit code is that of what was found."""
+@pytest.mark.parametrize(("name", "invalid", "code"), [("check", 0, 1), ("publish", 3, 3), ("publish", 3_000, 3)])
+async def test_a_command_fails_also_if_its_reader_has_read_enough(
+    name: str, invalid: int, code: int, tmp_path: Path
+) -> None:
+    """`check | head -1`: the exit code is that of what was found, whether the output fits into a pipe or not."""
     reading, writing = os.pipe()
     os.close(reading)
-    url = "amqp://127.0.0.1:1/"
-    variables = environment(AMQP_URL=url, DATABASE_URL="postgresql://127.0.0.1:1/x")
+    file = tmp_path / "records.jsonl"
+    file.write_text('{"id": "x", "due_date": "soon"}\n' * invalid + f'{{"id": "{uuid4()}"}}\n')
+    arguments = ["publish", "--dry-run", str(file)] if name == "publish" else [name]
+    variables = environment(AMQP_URL="amqp://127.0.0.1:1/", DATABASE_URL="postgresql://127.0.0.1:1/x")
     process = await asyncio.create_subprocess_exec(
-        COMMAND, "check", env=variables, stdout=writing, stderr=asyncio.subprocess.PIPE
+        COMMAND, *arguments, env=variables, stdout=writing, stderr=asyncio.subprocess.PIPE
     )
     os.close(writing)
     assert process.stderr is not None
-    assert (await process.stderr.read(), await process.wait()) == (b"", 1)
+    said = (await process.stderr.read()).decode()
+    assert "Traceback" not in said
+    assert (f"{invalid:,} rejected" in said, await process.wait()) == (name == "publish", code)
 
 
 async def test_a_list_whose_reader_has_read_enough_is_no_failure(channel: AbstractChannel, amqp_url: str) -> None:

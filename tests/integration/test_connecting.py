@@ -9,6 +9,7 @@ from typing import Any
 from unittest.mock import AsyncMock, Mock
 from urllib.parse import quote, urlsplit, urlunsplit
 
+import asyncpg
 import pytest
 
 from sandbox.service import free_port
@@ -332,6 +333,19 @@ async def test_a_pooler_that_ends_the_connection_after_the_login_says_why() -> N
     reason = (await failure(f"postgresql://u@127.0.0.1:{port}/d?sslmode=disable")).reason
     assert reason == f"login refused (08P01): database d at 127.0.0.1:{port}: query_wait_timeout"
     server.close()
+
+
+async def test_a_server_that_ends_the_connection_within_a_statement_is_postgresql(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The driver says of itself that it is in the wrong state. The login has succeeded."""
+
+    async def ended(_: object) -> None:
+        raise asyncpg.InternalClientError("cannot switch to state 12; another operation (2) is in progress")
+
+    monkeypatch.setattr(ServerConnection, "remember_settings", ended)
+    assert (await failure(database_url)).reason.endswith("the server closed it during the login")
+    assert (await failure(database_url)).label == "connection lost"
 
 
 async def test_a_link_local_address_keeps_its_interface(monkeypatch: pytest.MonkeyPatch) -> None:

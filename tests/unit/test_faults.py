@@ -128,3 +128,36 @@ def test_what_was_said_before_the_connection_was_closed_is_shown(said: dict[str,
     kind, failure = judge(error, "database app")
     assert isinstance(failure, Failed)
     assert (kind, failure.reason, failure.lost_connection) == (Fault.DATABASE, expected, True)
+
+
+NO_MESSAGE = "a value that no message sets is not unique: constraint audit_pkey, d"
+OURS = ["task_activity_log", "task_activity_log_inbox"]
+UNIQUE = {"C": "23505", "R": "_bt_check_unique", "n": "audit_pkey", "D": "Key (id)=(5) already exists."}
+
+
+@pytest.mark.parametrize(
+    ("said", "tables", "kind", "reason"),
+    [
+        ({**UNIQUE, "t": "audit"}, OURS, Fault.LASTING, NO_MESSAGE),
+        ({**UNIQUE, "t": "audit"}, None, Fault.ROW, "23505"),  # perhaps the table behind a view
+        ({**UNIQUE, "t": "task_activity_log"}, OURS, Fault.ROW, "23505"),
+        ({**UNIQUE, "t": "task_activity_log", "D": "Key (n)=(5)"}, None, Fault.LASTING, NO_MESSAGE),
+        (
+            {"C": "23502", "c": "user_id", "t": "audit"}, OURS, Fault.LASTING,
+            "a column that is not ours is NOT NULL: column user_id of audit, d",
+        ),
+        ({"C": "23502", "c": "user_id", "t": "task_activity_log"}, OURS, Fault.ROW, "23502"),
+        ({"C": "23502", "c": "a value", "R": "exec_stmt_raise"}, OURS, Fault.ROW, "23502"),
+        ({"C": "42P01", "M": 'relation "audit" does not exist'}, OURS, Fault.SCHEMA, "a table of others is missing (42P01): d"),
+        ({"C": "42P01", "M": 'relation "task_activity_log" does not exist'}, OURS, Fault.SCHEMA, "not migrated yet (42P01): d"),
+    ],
+)  # fmt: skip
+def test_what_another_table_refuses_was_written_by_a_trigger(
+    said: dict[str, str], tables: list[str] | None, kind: Fault, reason: str
+) -> None:
+    """It often has columns with the names of fields, such as `id`. No message sets them."""
+    found, failure = judge(asyncpg.PostgresError.new({"S": "ERROR", "M": "", **said}), "d", tables)
+    assert (found, failure.reason if isinstance(failure, Failed) else failure.args[0]) == (kind, reason)
+    if said.get("R") == "exec_stmt_raise":
+        assert isinstance(failure, Refused)
+        assert failure.rule.name == ""

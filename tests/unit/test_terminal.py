@@ -199,3 +199,15 @@ def test_a_reply_of_the_end_of_time_is_printed(monkeypatch: pytest.MonkeyPatch, 
 def test_a_reply_without_a_time_has_none() -> None:
     """It is not that of the present: it may be old."""
     assert _line(received_reply(Delivery(b"", Properties()))).startswith("-\tunknown\t-\t")
+
+
+def test_a_time_zone_of_a_day_or_more_is_replaced_by_utc(monkeypatch: pytest.MonkeyPatch) -> None:
+    """POSIX permits it in TZ, and Python does not."""
+    reply = received_reply(Delivery(b"", Properties(timestamp=86_400)))
+    monkeypatch.setenv("TZ", "XXX-25")
+    time.tzset()
+    try:
+        assert _line(reply).startswith("1970-01-02 00:00:00+0000\t")
+    finally:
+        monkeypatch.undo()
+        time.tzset()

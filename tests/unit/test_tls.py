@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from task_activity_log.cli.check.certificates import findings, judge
 from task_activity_log.libpq import Target, read, trust
+from task_activity_log.rabbitmq.link import LOST, LinkOptions, Outage, OutageKind, connect, describe
 from task_activity_log.settings import load
 from task_activity_log.status import _expires
 from task_activity_log.tls import Tls, expires
@@ -70,6 +71,24 @@ async def test_a_server_of_another_authority_is_not_trusted(tmp_path: Path) -> N
     files = issued(Authority("ours"), tmp_path, "ours")
     with pytest.raises(ssl.SSLCertVerificationError):
         await shake_hands(files.context(), tmp_path, Authority("a stranger's"))
+
+
+async def test_a_file_that_is_no_certificate_any_more_is_named(tmp_path: Path) -> None:
+    """While the worker runs. At start it is refused."""
+    files = issued(Authority("ours"), tmp_path, "ours")
+    assert files.unusable() == ""
+    assert files.certificate is not None
+    files.certificate.write_text("nonsense")
+    said = f"not PEM, or the key is not that of the certificate: {files.certificate} and {files.key}"
+    assert files.unusable() == said
+    link = LinkOptions("amqps://127.0.0.1:1/", tls=files)
+    with pytest.raises(LOST) as lost:
+        async with connect(link, "test"):
+            pass
+    assert describe(lost.value) == Outage(OutageKind.NO_FILE, f"a file for TLS cannot be used: {said[:200]}")
+    assert files.ca is not None
+    files.ca.unlink()
+    assert files.unusable() == f"No such file or directory: {files.ca}"
 
 
 async def test_a_renewed_certificate_is_used_from_the_next_connection_on(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def guarded(command: Callable[[], int], interrupted: Callable[[], str] | None = 
     from task_activity_log.telemetry.logs import quiet_drivers
 
     quiet_drivers()
-    stopped = _stop_on_signals()
+    stopped, code = _stop_on_signals(), DONE
     try:
         code = command()
         sys.stdout.flush()
@@ -53,16 +53,16 @@ def guarded(command: Callable[[], int], interrupted: Callable[[], str] | None = 
         return 128 + stopped[0] if stopped else INTERRUPTED
     except OutputLost as lost:
         if interrupted is None:
-            return output_lost(lost)
+            return output_lost(lost, code)
         say(f"{lost}: {interrupted()}")
         return FAILED
     return code
 
 
-def output_lost(lost: OutputLost) -> int:
-    """The exit code when results cannot be printed: that is no failure if their reader, such as `head`, has enough."""
+def output_lost(lost: OutputLost, code: int = DONE) -> int:
+    """The exit code when results cannot be printed: `code` if their reader, such as `head`, has enough."""
     if lost.reader_left:
-        return DONE
+        return code
     say(str(lost))
     return FAILED
 

@@ -12,7 +12,7 @@ from typing import TextIO
 from task_activity_log.cli.csv_records import columns
 from task_activity_log.cli.exit_codes import DONE, FAILED, SOME_REJECTED
 from task_activity_log.cli.findings import NOTHING_SENT, Findings, left_out, not_sent, say_faults, say_none_sent, totals
-from task_activity_log.cli.judging import Complaints, complaints_of, judged
+from task_activity_log.cli.judging import Complaints, complaints_of, judged, print_complaint
 from task_activity_log.cli.rejected_file import add_line
 from task_activity_log.cli.sources import (
     KNOWN,
@@ -35,7 +35,7 @@ from task_activity_log.client import (
 )
 from task_activity_log.pipeline.request import Rules
 from task_activity_log.settings import Settings
-from task_activity_log.streams import one_line, printable, shell_command
+from task_activity_log.streams import printable, shell_command
 from task_activity_log.wiring import link_of, rules_of, sending_of
 
 _REPEATS = "records that were applied are not applied again"
@@ -263,7 +263,7 @@ class Publication:
         self._complained += 1
         for place, reason in complaints:
             if self.dry_run:
-                print(one_line(f"{place}: {reason}"))
+                print_complaint(place, reason)
             elif self._complained <= FEW:
                 say(f"{place}: not sent: {reason}")
 

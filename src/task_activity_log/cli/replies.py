@@ -146,7 +146,8 @@ def _line(reply: Received) -> str:
             named, told = _message(reply), str(error)
     time = "-"  # such as of a reply that no worker has published
     if published := reply.published:
-        with suppress(OverflowError):  # a publisher can send the end of the year 9999, which is later elsewhere
+        # A publisher can send the end of the year 9999, which is later elsewhere; TZ can be a day or more from UTC.
+        with suppress(OverflowError, ValueError):
             published = published.astimezone()
         time = f"{published:%Y-%m-%d %H:%M:%S%z}"
     outcome, named, told = map(one_line, (reply.outcome, named, told))

@@ -331,6 +331,9 @@ class _Opener:
                 connection.writable = not row["read_only"]
                 connection.cluster = row["cluster"]
                 connection.timeline = int(row["timeline"] or "0", 16)
+        except asyncpg.InternalClientError:  # the server has ended it between two messages of a statement
+            connection.terminate()
+            raise asyncpg.ConnectionDoesNotExistError from None
         except BaseException:
             connection.terminate()
             raise

@@ -1,11 +1,21 @@
 """What the errors of a PostgreSQL connection mean: whose fault each is, and what to raise for it."""
 
+from collections.abc import Collection
 from enum import Enum, auto
 from typing import TypeAlias
 
 import asyncpg
 
-from task_activity_log.postgresql.messages import RAISE, closing, column, is_about_fields, shown, table
+from task_activity_log.postgresql.messages import (
+    RAISE,
+    closing,
+    column,
+    is_unique,
+    may_have_fields,
+    names_ours,
+    shown,
+    table,
+)
 from task_activity_log.problem import (
     CLIENT,
     SKIPPED,
@@ -122,13 +132,15 @@ def fault(sqlstate: str) -> Fault:
     return _FAULTS.get(sqlstate) or _FAULTS.get(sqlstate[:2], Fault.LASTING)
 
 
-def outage(sqlstate: str, where: str = "") -> Unavailable:
+def outage(sqlstate: str, where: str = "", *, ours: bool = True) -> Unavailable:
     """What to raise for an error that is not certainly a row's. Its label is short, such as `disk full (53100)`.
 
     For an error of `Fault.DATABASE`, it is what to raise if no statement was under way.
 
-    `where` is the database and its server.
+    `where` is the database and its server; `ours`: whether the error names a table of ours.
     """
+    if sqlstate == _NO_SUCH_TABLE and not ours:  # a trigger needs it
+        return Failed(f"a table of others is missing ({sqlstate})", sqlstate, where, lasting=True)
     match fault(sqlstate):
         case Fault.TIMEOUT:
             return TimedOut(where, locked=sqlstate == _LOCK_TIMEOUT)
@@ -174,13 +186,16 @@ def is_of_the_server(error: Exception) -> bool:
     return isinstance(error, _ServerError)
 
 
-def judge(error: Exception, where: str) -> tuple[Fault, Refused | Unavailable]:
-    """The cause of a driver's error, and what to raise for it. The error's text is dropped, because it quotes rows."""
+def judge(error: Exception, where: str, tables: Collection[str] | None = None) -> tuple[Fault, Refused | Unavailable]:
+    """The cause of a driver's error, and what to raise for it. The error's text is dropped, because it quotes rows.
+
+    `tables` are those that have the fields: what another one refuses was written by a trigger. None: they are not known.
+    """
     if (said := closing(error)) is not None:
         known = ", ".join([*shown(said), where])
         return Fault.DATABASE, Failed(f"connection lost ({said.sqlstate})", CONNECTION_LOST, known)
     if isinstance(error, _ServerError):
-        return _judge_server(error, where)
+        return _judge_server(error, where, tables)
     if isinstance(error, ValueError | OverflowError):
         return Fault.ROW, Refused(CLIENT)
     if isinstance(error, TimeoutError):
@@ -188,32 +203,36 @@ def judge(error: Exception, where: str) -> tuple[Fault, Refused | Unavailable]:
     return Fault.DATABASE, Failed("connection lost", CONNECTION_LOST, where)
 
 
-def _judge_server(error: _ServerError, where: str) -> tuple[Fault, Refused | Unavailable]:
+def _judge_server(
+    error: _ServerError, where: str, tables: Collection[str] | None
+) -> tuple[Fault, Refused | Unavailable]:
     sqlstate = error.sqlstate or "XX000"
-    name = error.constraint_name or error.column_name or ""
+    # The names of a RAISE may be others for each row, and they would seem to be refused by different rules.
+    name = "" if error.server_source_function == RAISE else error.constraint_name or error.column_name or ""
+    has_fields = tables is None or not error.table_name or error.table_name in tables
     if sqlstate == _QUOTED and (ours := _judge_ours(str(error), where)) is not None:
         return ours
     # Without the name of a column it is a domain that is NOT NULL, perhaps that of a field.
-    if sqlstate == _NOT_NULL and name and name not in FIELDS:
+    if sqlstate == _NOT_NULL and name and not (has_fields and name in FIELDS):
         found = column(error)
         what = (
             "a column of the inbox is NOT NULL" if found.endswith(_INBOX) else "a column that is not ours is NOT NULL"
         )
         where = f"{found}, {where}" if found else where
         return Fault.LASTING, Failed(what, sqlstate, where, name=name, lasting=True)
-    if not is_about_fields(error):  # a sequence that was set back, or a table of others
+    if is_unique(error) and not (
+        has_fields and may_have_fields(error)
+    ):  # a sequence that was set back, or a table of others
         what, where = "a value that no message sets is not unique", f"constraint {name}, {where}"
         return Fault.LASTING, Failed(what, sqlstate, where, name=name, lasting=True)
     if (why := _NOBODYS.get(error.server_source_function or "")) is not None:
         where = ", ".join([*table(error), where])  # it may be the inbox, or one in which a trigger writes
         return Fault.LASTING, Failed(f"{why} ({sqlstate})", sqlstate, where)  # it passes; the connection can be used
-    if error.server_source_function == RAISE:
-        name = ""  # it may be another one for each row, and they would seem to be refused by different rules
     where = ", ".join([*shown(error), where])
     kind = fault(sqlstate)
     if kind is Fault.DATABASE:
         return kind, Failed(label(sqlstate), sqlstate, where)
-    return kind, Refused(sqlstate, name) if kind is Fault.ROW else outage(sqlstate, where)
+    return kind, Refused(sqlstate, name) if kind is Fault.ROW else outage(sqlstate, where, ours=names_ours(error))
 
 
 def _judge_ours(text: str, where: str) -> tuple[Fault, Refused | Unavailable] | None:

@@ -68,15 +68,23 @@ def table(error: asyncpg.PostgresError | asyncpg.PostgresWarning) -> Iterator[st
         yield one_line(f"table {error.table_name}")
 
 
-def is_about_fields(error: asyncpg.PostgresError | asyncpg.PostgresWarning) -> bool:
-    """Whether a unique index that refuses a row may have a column that messages set; True if it is not known.
+def is_unique(error: asyncpg.PostgresError | asyncpg.PostgresWarning) -> bool:
+    """Whether a unique index refuses a row."""
+    return error.server_source_function == "_bt_check_unique"
+
+
+def may_have_fields(error: asyncpg.PostgresError | asyncpg.PostgresWarning) -> bool:
+    """Whether a unique index that refuses a row may have a column with the name of a field; True if it is not known.
 
     The detail has the columns, and then the values: `Key (n)=(5) already exists.` It is not there without SELECT on them.
     """
-    if error.server_source_function != "_bt_check_unique" or not error.detail:
-        return True
-    columns, _, _ = error.detail.partition(")=(")
-    return not {"source_version", *FIELDS}.isdisjoint(re.findall(r"\w+", columns))
+    columns, _, _ = (error.detail or "").partition(")=(")
+    return not columns or not {"source_version", *FIELDS}.isdisjoint(re.findall(r"\w+", columns))
+
+
+def names_ours(error: asyncpg.PostgresError | asyncpg.PostgresWarning) -> bool:
+    """Whether an error's text has the name of one of our tables, in whatever language."""
+    return any(word in _used() for word in re.findall(r"task_activity_log\w*", str(error)))
 
 
 def closing(error: Exception) -> asyncpg.PostgresError | None:

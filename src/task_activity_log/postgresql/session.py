@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Any, TypeAlias, cast
 
 from task_activity_log.postgresql.connection import ServerConnection
@@ -45,6 +45,8 @@ class Session:
         self._used = 0.0
         self._new_until = 0.0  # until when the connection is new (`Fault.SCHEMA`)
         self._closing: set[asyncio.Task[None]] = set()
+        self.tables: Collection[str] | None = None
+        """The names of the tables that have the fields; None: not known. Errors of others come from triggers."""
 
     @property
     def connected(self) -> bool:
@@ -109,7 +111,7 @@ class Session:
         With `restore` it is also replaced if the driver cannot read an answer: the statement was committed, with what triggers
         have set.
         """
-        kind, failure = judge(error, connection.where)
+        kind, failure = judge(error, connection.where, self.tables)
         may_be_changed = restore and not is_of_the_server(error)
         if may_be_changed or not (self._can_be_used(kind) and connection.is_utf8):
             self._abandon()
@@ -210,7 +212,7 @@ class Session:
                     else:
                         await connection.execute("SET CONSTRAINTS ALL IMMEDIATE")
             except DRIVER_ERRORS as error:
-                failure = judge(error, connection.where)[1]
+                failure = judge(error, connection.where, self.tables)[1]
             except BaseException:
                 self._abandon()
                 raise

@@ -421,7 +421,7 @@ class Store:
         """
         [row] = await self._maintain(self._writer, TABLE)
         self._kinds = {"has_xmax": table.has_xmax(row), "has_uuids": table.has_uuids(row)}
-        self.watch.has_code = row["has_code_of_others"]
+        self.watch.has_code, self._writer.tables = row["has_code_of_others"], row["tables"]
         return row
 
     async def _look_up(self, statement: str, *arguments: object) -> list[Row]:

@@ -54,6 +54,7 @@ class OutageKind(Enum):
     CONNECTION_REFUSED = "connection refused"
     NO_SUCH_HOST = "no such host"
     UNUSABLE = "the URL cannot be used"
+    NO_FILE = "a file for TLS cannot be used"
     LOGIN_REFUSED = "the broker refuses the user name or password"
     VHOST_REFUSED = "the broker does not know this virtual host, or the user may not use it"
     NOT_FOUND = "a queue or an exchange does not exist"
@@ -93,6 +94,10 @@ class CutOff(ConnectionError):
 
 class _Unusable(ConnectionError):
     """The driver cannot use the URL; the text says why."""
+
+
+class _NoFile(ConnectionError):
+    """A file of `LinkOptions.tls` cannot be used; the text says which, and why."""
 
 
 @contextmanager
@@ -263,10 +268,14 @@ class _Connection(aio_pika.Connection):
 async def _open(
     options: LinkOptions, purpose: str, url: URL, address: str
 ) -> AsyncIterator[tuple[aio_pika.Connection, FrameReader]]:
+    try:
+        context = options.tls.context() if options.tls else None
+    except OSError:
+        raise _NoFile(options.tls.unusable() if options.tls else "") from None
     factory = FrameReaderFactory(address)
     connection = _Connection(
         url.update_query(heartbeat=options.heartbeat_seconds),
-        ssl_context=options.tls.context() if options.tls else None,
+        ssl_context=context,
         client_properties={"connection_name": f"{options.program} {purpose}", "release": __version__},
     )
     connection.kwargs |= {"transport_factory": factory, "vhost": vhost(str(url))}
@@ -375,7 +384,7 @@ def describe(error: BaseException) -> Outage:
     text = " ".join(str(part) for part in parts if part)[:200]
     if plain := _in_plain_words(text):
         return Outage(kind, plain)
-    if kind is OutageKind.UNUSABLE:
+    if kind in (OutageKind.UNUSABLE, OutageKind.NO_FILE):
         text = f"{kind.value}: {text}"
     return Outage(kind, text or type(error).__name__)
 
@@ -420,6 +429,7 @@ _KINDS: tuple[tuple[type[Exception] | tuple[type[Exception], ...], OutageKind], 
     (ConnectionNotAllowed, OutageKind.VHOST_REFUSED),
     (socket.gaierror, OutageKind.NO_SUCH_HOST),
     (_Unusable, OutageKind.UNUSABLE),
+    (_NoFile, OutageKind.NO_FILE),
     ((Missing, ChannelNotFoundEntity), OutageKind.NOT_FOUND),
     (ChannelAccessRefused, OutageKind.ACCESS_REFUSED),
     (TimeoutError, OutageKind.TIMEOUT),

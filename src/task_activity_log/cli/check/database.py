@@ -246,7 +246,11 @@ def _judge_journal(row: Row, why: str, *, migrated: bool) -> Iterator[Finding]:
     elif row["journal_missing"]:
         yield Finding("warning", "journal", f"is not kept: lacks {', '.join(row['journal_missing'])}", _grant(row))
     elif why:
-        advice = "look for triggers of others on it, and compare its columns with `task-activity-log migrate --sql`"
+        advice = "the server's log says more"
+        if why.startswith(("refused", "schema does not fit")):
+            advice = "look for triggers of others on it, and compare its columns with `task-activity-log migrate --sql`"
+        if why.startswith("disk full"):
+            advice = "free space on the server's disk, or in the tablespace of the journal and its indexes"
         if "not unique" in why:  # after a restore, or a move by logical replication
             advice = "let its numbers begin behind the highest: ALTER TABLE task_activity_log_journal ALTER number RESTART WITH …"
         yield Finding("warning", "journal", f"is not kept: {why}", advice)

@@ -143,6 +143,10 @@ SELECT
         SELECT tgname::pg_catalog.text FROM before_insert WHERE root OPERATOR(pg_catalog.=) found.inbox
         GROUP BY tgname ORDER BY tgname
     ) AS inbox_triggers,
+    -- Both tables with their partitions. Null if one is a view: the tables behind it are not known.
+    CASE WHEN records.relkind OPERATOR(pg_catalog.<>) 'v' AND inbox.relkind OPERATOR(pg_catalog.<>) 'v' THEN ARRAY(
+        SELECT relname::pg_catalog.text FROM parts JOIN pg_catalog.pg_class ON pg_class.oid OPERATOR(pg_catalog.=) part
+    ) END AS tables,
     -- Tables, or partitions of them, that a crash of the server empties.
     ARRAY(
         SELECT root.relname::pg_catalog.text
