@@ -80,7 +80,10 @@ async def test_a_reply_to_that_does_not_exist_is_given_up_at_once(amqp_url: str,
 
 async def test_direct_reply_to_works_and_a_client_that_has_left_delays_nobody(amqp_url: str, database_url: str) -> None:
     """A client of RabbitMQ's direct reply-to gets its reply; after it has left, the broker drops the reply."""
-    async with conversing(amqp_url) as talk, serving(amqp_url, database_url) as service:
+    async with (
+        conversing(amqp_url) as talk,
+        serving(amqp_url, database_url, WORKER_TOPOLOGY="check") as service,  # a deleted queue is not declared again
+    ):
         async with await aio_pika.connect(amqp_url) as client:
             channel = await client.channel()
             answers: asyncio.Queue[aio_pika.abc.AbstractIncomingMessage] = asyncio.Queue()
@@ -103,6 +106,18 @@ async def test_direct_reply_to_works_and_a_client_that_has_left_delays_nobody(am
         await queue.bind(TOPOLOGY.replies_exchange, "#")
         await until(lambda: service.in_hand == 0)
         assert service.status.not_alive() == []
+
+
+@pytest.mark.parametrize("queue", [TOPOLOGY.replies_queue, TOPOLOGY.dead_letters_queue])
+async def test_a_queue_that_was_deleted_is_declared_again(amqp_url: str, database_url: str, queue: str) -> None:
+    """The worker held until it was started again."""
+    async with conversing(amqp_url, answers=False) as talk, serving(amqp_url, database_url) as service:
+        await (await talk.channel.get_queue(queue, ensure=False)).delete(if_unused=False, if_empty=False)
+        fields: dict[str, Any] = {} if queue == TOPOLOGY.replies_queue else {"is_closed": "invalid"}
+        message_id = await talk.send(**fields)
+        await until(lambda: service.in_hand == 0)
+        found = await (await talk.channel.get_queue(queue)).get(no_ack=True, timeout=30)
+        assert message_id in (found.message_id, found.correlation_id)
 
 
 @pytest.mark.parametrize("overflow", ["drop-head", "reject-publish"])

@@ -192,6 +192,7 @@ async def test_a_copy_that_the_broker_does_not_take_is_an_outage(fate: Fate) -> 
     """
     sent: list[Outgoing] = []
     renewed: list[object] = []
+    restored: list[object] = []
 
     class Broker:
         header_max = FRAME
@@ -199,6 +200,9 @@ async def test_a_copy_that_the_broker_does_not_take_is_an_outage(fate: Fate) -> 
         async def publish(self, messages: Sequence[Outgoing]) -> list[Fate]:
             sent.extend(messages)
             return [Fate.CONFIRMED, fate][: len(messages)]
+
+        def restore(self) -> None:
+            restored.append(self)
 
         def renew(self) -> None:
             renewed.append(self)
@@ -211,7 +215,7 @@ async def test_a_copy_that_the_broker_does_not_take_is_an_outage(fate: Fate) -> 
     with pytest.raises(Unavailable):
         await keeper.keep([(delivery, PROBLEM), (delivery, PROBLEM)])
     assert {(one.exchange, one.routing_key, one.mandatory, one.body) for one in sent} == {("", "dead", True, b"body")}
-    assert len(renewed) == (fate is Fate.NACKED)
+    assert (len(renewed), len(restored)) == (fate is Fate.NACKED, fate is Fate.RETURNED)
 
 
 def test_headers_that_other_drivers_cannot_read_are_left_out() -> None:

@@ -71,6 +71,8 @@ class DeadLetters:
         fates = await self._publisher.publish(copies)
         if Fate.NACKED in fates:
             self._publisher.renew()
+        if Fate.RETURNED in fates:
+            self._publisher.restore()
         self._bare = must_be_bare(self._publisher, fates, was_bare=self._bare)
         for fate in fates:
             if fate is Fate.LOST:

@@ -91,6 +91,7 @@ class RepliesExchange:
         if Fate.LOST in fates:
             raise Unavailable("publisher connection lost", self._publisher.last_reason)
         if Fate.RETURNED in fates:
+            self._publisher.restore()
             raise Unavailable("replies returned", f"no queue takes what {self._exchange} is sent")
         if left:
             why = Fate.UNCONFIRMED if Fate.UNCONFIRMED in fates else Fate.NACKED
@@ -117,6 +118,8 @@ class RepliesExchange:
         fates = await self._publisher.publish(messages)
         if Fate.NACKED in fates:
             self._publisher.renew()
+        if Fate.RETURNED in fates:
+            self._publisher.restore()
         if left := _sort(fates, confirmed):
             self._only_queue = {id(reply): reply for reply in map(replies.__getitem__, left)}
             raise Unavailable(f"replies {fates[left[0]].value}", f"queue {self._queue} does not take them")

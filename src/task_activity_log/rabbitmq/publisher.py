@@ -96,10 +96,11 @@ class Publisher:
             also_leave: the purposes of the connections that leave a host together with this one, because it confirms nothing.
             refused_seconds: for how long all to one address may be refused before the connection is replaced. RabbitMQ 3.10 may
                 refuse a channel for ever that was opened while a queue had no leader, and not others.
-            restore: declares the exchanges again if one is missing; None: somebody else has to.
+            restore: declares queues and exchanges again if one is missing; None: somebody else has to.
         """
         self._options, self._purpose, self._restore = options, purpose, restore
         self._confirm_timeout, self._refused_seconds = confirm_timeout_seconds, refused_seconds
+        self._is_missing = False  # whether a queue of ours is, as what was returned shows
         self._refused_from: dict[tuple[str, str], float] = {}  # by exchange and routing key: since when all is refused
         self._on_connected, self._on_lost, self._also_leave = on_connected, on_lost, also_leave
         self._message_max = message_max or MessageMax()
@@ -230,7 +231,8 @@ class Publisher:
                     channel.lose()
             if channel.message_max is not None:
                 self._message_max.learn(channel.message_max)
-            if self._restore is not None and reason.startswith("NOT_FOUND"):
+            is_missing, self._is_missing = self._is_missing or reason.startswith("NOT_FOUND"), False
+            if self._restore is not None and is_missing:
                 with suppress(*LOST, Misconfigured):  # the next message that is published tries again
                     async with asyncio.timeout(_RESTORE_SECONDS):
                         await self._restore(connection)
@@ -356,6 +358,12 @@ class Publisher:
         then it takes what others publish, and this channel would be refused for ever.
         """
         if self._channel is not None:
+            self._leave(self._channel)
+
+    def restore(self) -> None:
+        """Have queues and exchanges declared again before anything else is published: one of ours, it seems, was deleted."""
+        if self._restore is not None and self._channel is not None:
+            self._is_missing = True
             self._leave(self._channel)
 
     def _leave(self, channel: ConfirmChannel) -> None:
