@@ -25,7 +25,7 @@ from task_activity_log.rabbitmq.forwarder import Forwarder
 from task_activity_log.rabbitmq.intake import Intake
 from task_activity_log.rabbitmq.publisher import MessageMax, Publisher
 from task_activity_log.rabbitmq.replies import Replies
-from task_activity_log.rabbitmq.topology import declare
+from task_activity_log.rabbitmq.topology import declare, keep_replies
 from task_activity_log.rabbitmq.weight import Bounds
 from task_activity_log.settings import BATCHES_IN_HAND, Settings
 from task_activity_log.status import Status
@@ -92,7 +92,8 @@ class Service:
         if self._journal is not None:
             self._watch.on_answered = self._journal.add
         message_max = MessageMax()
-        restore = partial(declare, topology=topology) if settings.topology == "declare" else None
+        may_declare = settings.topology == "declare"
+        restore = partial(declare, topology=topology) if may_declare else None
         self._publisher = Publisher(
             link,
             confirm_timeout_seconds=settings.confirm_timeout_seconds,
@@ -100,6 +101,7 @@ class Service:
             message_max=message_max,
             also_leave=("reply-to", "retries", "forwards"),
             restore=restore,
+            keep=partial(keep_replies, topology=topology) if may_declare else None,
         )
         self._addressed = Publisher(
             link,
@@ -120,7 +122,7 @@ class Service:
             forward_prefetch=forward_prefetch_of(settings),
             batch_max=settings.batch_max,
             bounds=Bounds(settings.batch_bytes, settings.in_hand_bytes),
-            declare_topology=settings.topology == "declare",
+            declare_topology=may_declare,
             before_consuming=self._ready_to_consume,
             on_lost=count["task_activity_log_connections_lost_total"].labels("intake").inc,
             on_late=count["task_activity_log_late_settlements_total"].inc,

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from contextlib import suppress
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 from uuid import uuid4
@@ -10,6 +11,7 @@ import aio_pika
 import pytest
 
 from sandbox import RabbitMQ
+from task_activity_log.rabbitmq import publisher as publisher_module
 from task_activity_log.rabbitmq.outgoing import Fate
 from task_activity_log.service import Service
 from tests.faults.conversation import TOPOLOGY, Conversation, conversing, until
@@ -118,6 +120,34 @@ async def test_a_queue_that_was_deleted_is_declared_again(amqp_url: str, databas
         await until(lambda: service.in_hand == 0)
         found = await (await talk.channel.get_queue(queue)).get(no_ack=True, timeout=30)
         assert message_id in (found.message_id, found.correlation_id)
+
+
+@pytest.mark.parametrize("deleted", ["queue", "binding"])
+async def test_the_replies_queue_is_kept_although_another_one_takes_the_replies(
+    amqp_url: str, database_url: str, deleted: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The broker confirms a reply that any queue takes, so the worker declares its own again from time to time."""
+    monkeypatch.setattr(publisher_module, "_KEEP_SECONDS", 0.1)
+    async with (
+        conversing(amqp_url, answers=False) as talk,
+        serving(amqp_url, database_url),
+        await aio_pika.connect(amqp_url) as looking,
+    ):
+        other = await talk.channel.declare_queue(exclusive=True)
+        await other.bind(TOPOLOGY.replies_exchange, "#")
+        await other.consume(talk.answers.put, no_ack=True)
+        queue, found = await talk.channel.get_queue(TOPOLOGY.replies_queue, ensure=False), None
+        if deleted == "queue":
+            await queue.delete(if_unused=False, if_empty=False)
+        else:
+            await queue.unbind(TOPOLOGY.replies_exchange, "#")
+        async with asyncio.timeout(60):
+            while found is None:
+                await talk.send()
+                await talk.answers.get()
+                with suppress(aio_pika.exceptions.ChannelNotFoundEntity):
+                    channel = await looking.channel()
+                    found = await (await channel.get_queue(TOPOLOGY.replies_queue)).get(no_ack=True, fail=False)
 
 
 @pytest.mark.parametrize("overflow", ["drop-head", "reject-publish"])

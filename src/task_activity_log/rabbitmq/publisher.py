@@ -8,6 +8,7 @@ import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import suppress
 from math import inf
+from typing import TypeAlias
 
 import aio_pika
 
@@ -25,6 +26,8 @@ _OPEN_SECONDS = 2.0
 _RECONNECT_SECONDS = 1.0
 """How long `publish` waits for a channel: opening the next one takes less if the broker is there."""
 _RESTORE_SECONDS = 10.0
+_KEEP_SECONDS = 30.0
+Declare: TypeAlias = Callable[[aio_pika.Connection], Awaitable[object]]
 _SLOW_SECONDS = 2.5
 _LINGERING_MAX = 8
 _LEARNED_SECONDS = 600.0
@@ -82,7 +85,8 @@ class Publisher:
         message_max: MessageMax | None = None,
         also_leave: Collection[str] = (),
         refused_seconds: float = inf,
-        restore: Callable[[aio_pika.Connection], Awaitable[object]] | None = None,
+        restore: Declare | None = None,
+        keep: Declare | None = None,
     ) -> None:
         """Do not connect yet.
 
@@ -97,8 +101,9 @@ class Publisher:
             refused_seconds: for how long all to one address may be refused before the connection is replaced. RabbitMQ 3.10 may
                 refuse a channel for ever that was opened while a queue had no leader, and not others.
             restore: declares queues and exchanges again if one is missing; None: somebody else has to.
+            keep: declares again, every half a minute, what the broker does not tell that it is missing.
         """
-        self._options, self._purpose, self._restore = options, purpose, restore
+        self._options, self._purpose, self._restore, self._keep = options, purpose, restore, keep
         self._confirm_timeout, self._refused_seconds = confirm_timeout_seconds, refused_seconds
         self._is_missing = False  # whether a queue of ours is, as what was returned shows
         self._refused_from: dict[tuple[str, str], float] = {}  # by exchange and routing key: since when all is refused
@@ -223,7 +228,7 @@ class Publisher:
             if reason is None:
                 self._on_connected()
             try:
-                self.last_reason = reason = await wait_closed(channel.channel, channel.broken)
+                self.last_reason = reason = await self._closed(connection, channel)
             finally:
                 self._channel = self._frame_reader = None
                 self._connected.clear()
@@ -232,12 +237,18 @@ class Publisher:
             if channel.message_max is not None:
                 self._message_max.learn(channel.message_max)
             is_missing, self._is_missing = self._is_missing or reason.startswith("NOT_FOUND"), False
-            if self._restore is not None and is_missing:
-                with suppress(*LOST, Misconfigured):  # the next message that is published tries again
-                    async with asyncio.timeout(_RESTORE_SECONDS):
-                        await self._restore(connection)
+            if is_missing:
+                await _carry_out(self._restore, connection)  # the next message that is published tries again
             if channel.broken.is_set() and channel not in self._lingering:
                 return None
+
+    async def _closed(self, connection: aio_pika.Connection, channel: ConfirmChannel) -> str:
+        """Why the channel was closed, once it is. Until then `keep` is called again and again."""
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(None if self._keep is None else _KEEP_SECONDS):
+                    return await wait_closed(channel.channel, channel.broken)
+            await _carry_out(self._keep, connection)
 
     async def publish(
         self, messages: Sequence[Outgoing], patience_seconds: float | None = None, on_late: Late | None = None
@@ -376,6 +387,13 @@ class Publisher:
 
 _BLOCKED = "the broker blocks publishers"
 _SILENT = "nothing that is sent is confirmed"
+
+
+async def _carry_out(declare: Declare | None, connection: aio_pika.Connection) -> None:
+    if declare is not None:
+        with suppress(*LOST, Misconfigured):
+            async with asyncio.timeout(_RESTORE_SECONDS):
+                await declare(connection)
 
 
 def _sent(sending: asyncio.Task[None]) -> bool:

@@ -152,6 +152,24 @@ async def declare(connection: AbstractConnection, topology: Topology) -> None:
     await _bind(connection, topology.bindings())
 
 
+async def keep_replies(connection: AbstractConnection, topology: Topology) -> None:
+    """Declare the replies queue again if it was deleted, and bind it, which costs two round trips if nothing is missing.
+
+    While another queue is bound to the exchange, the broker does not tell that this one or its binding is gone.
+    Raises as `declare`.
+    """
+    queue = topology.replies_queue
+    channel = await connection.channel()
+    try:
+        await channel.declare_queue(queue, passive=True)
+    except ChannelNotFoundEntity:
+        async with _own_channel(connection, f"queue {queue}") as channel:
+            await channel.declare_queue(queue, durable=True, arguments=topology.queues()[queue])
+    else:
+        await channel.close()
+    await _bind(connection, [each for each in topology.bindings() if each[0] == queue])
+
+
 async def _declare_exchanges(connection: AbstractConnection, topology: Topology, *, by_record: bool) -> None:
     """Declare the exchange for requests by record, or the others.
 
