@@ -319,3 +319,49 @@ class TestGrants:
         await database.execute(grants(role))
         assert outcomes(await store.apply([ask()])) == ["inserted"]
         await store.close()
+
+
+async def test_nobody_has_code_executed_by_a_migration(empty_database_url: str, empty: Connection) -> None:
+    """Everybody may create operators in the schema public, up to PostgreSQL 14. One that fits exactly comes before others."""
+    await empty.execute("CREATE TABLE calls (name text)")
+    for left, right in (
+        ("name", "varchar"),
+        ("varchar", "varchar"),
+        ("varchar", "text"),
+        ("oid", "varchar"),
+        ("text", "varchar"),
+    ):
+        name = f"eq_{left}_{right}"
+        await empty.execute(
+            f"CREATE FUNCTION {name}({left}, {right}) RETURNS boolean LANGUAGE plpgsql AS $$BEGIN"
+            f" INSERT INTO public.calls VALUES ('{name}');"
+            " RETURN $1::pg_catalog.text OPERATOR(pg_catalog.=) $2::pg_catalog.text; END$$"  # noqa: S608 - names of this test
+        )
+        for operator in ("=", "<>"):
+            await empty.execute(f"CREATE OPERATOR {operator} (LEFTARG = {left}, RIGHTARG = {right}, FUNCTION = {name})")
+    await empty.execute(migrations.as_sql(None).partition("-- Running upgrade 0001")[0] + "COMMIT")
+    assert await migrate(empty_database_url) == migrations.head()
+    assert await migrate(empty_database_url) == migrations.head()
+    await empty.execute("DROP TABLE task_activity_log_journal")
+    await empty.execute("UPDATE task_activity_log_alembic_version SET version_num = '0001'")
+    await empty.execute(migrations.as_sql("0001"))
+    assert await empty.fetchval("SELECT version_num FROM task_activity_log_alembic_version") == migrations.head()
+    assert await empty.fetchval("SELECT count(*) FROM calls") == 0
+
+
+async def test_a_table_of_the_revision_that_is_a_strangers_is_not_written(
+    empty_database_url: str, empty: Connection
+) -> None:
+    """What its triggers do would be done with the privileges of the role that migrates."""
+    role = f"stranger_{secrets.token_hex(4)}"
+    await empty.execute(f"""
+        CREATE ROLE {role};
+        CREATE TABLE task_activity_log_alembic_version (version_num varchar(32) PRIMARY KEY);
+        ALTER TABLE task_activity_log_alembic_version OWNER TO {role}
+    """)
+    reason = await failure(empty_database_url)
+    assert reason.startswith(
+        f"the table task_activity_log_alembic_version belongs to the role {role}, which could have"
+    )
+    await empty.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
+    assert await migrate(empty_database_url) == migrations.head()

@@ -10,26 +10,24 @@ import asyncio
 import io
 import threading
 from collections.abc import Callable
-from functools import partial
 from typing import Any, cast
 
+import asyncpg
 from alembic import command
 from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from alembic.util.exc import CommandError
-from sqlalchemy import Connection
-from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import create_async_engine
-from sqlalchemy.pool import NullPool
 
 from task_activity_log.postgresql.connecting import Connector
+from task_activity_log.postgresql.connection import ServerConnection
+from task_activity_log.postgresql.messages import closing
+from task_activity_log.postgresql.statements import sql
 from task_activity_log.problem import Unavailable
 
 VERSION_TABLE = "task_activity_log_alembic_version"
 """Where Alembic records the revision. Another application in the same database may use Alembic's default name."""
 
 _EXISTS = "42P07"
+_CLOSE_SECONDS = 5.0
 _HINTS = {
     "42501": "connect as the role that owns the tables, or, if there are none yet, as one that may create tables here (since"
     " PostgreSQL 15 only the database's owner may)",
@@ -40,14 +38,15 @@ _HINTS = {
     " migrations made the tables, restore it as `check` says; otherwise rename them or drop them",
 }
 
-_UNNAMED = {"prepared_statement_cache_size": 0, "prepared_statement_name_func": lambda: ""}
-"""Prepared statements without names: behind pgbouncer the next transaction may use another server connection."""
+ONE_AT_A_TIME = "SELECT pg_catalog.pg_advisory_xact_lock(8386102923505526642)"
+"""A migration that has waited for it finds that nothing is left to do. It ends with the transaction, also behind a pooler."""
+_REVISION_TABLE, _REVISIONS = sql("revision_table"), sql("schema_version")
 _MISSING = """\
 SELECT name FROM pg_catalog.unnest('{task_activity_log,task_activity_log_inbox}'::pg_catalog.text[]) AS needed (name)
 WHERE pg_catalog.to_regclass(name) IS NULL"""
 """The tables without which no worker can store anything."""
 _ONE_IN_THIS_PROCESS = threading.Lock()
-"""Alembic keeps its state in a module, so one process can migrate only one database at a time."""
+"""Alembic keeps its state in a module."""
 
 
 class _Unexpected(Exception):
@@ -73,35 +72,28 @@ def migrate(
         Unavailable: the schema was not upgraded. The reason is one line for people.
     """
     connector = Connector(database) if isinstance(database, str) else database
-    found: list[str | None] = []
+    found: list[str] = []
 
     async def upgrade() -> None:
-        # A connection string means the same here as for the worker, because this opens the connection.
-        opener = partial(connector.connect, command_timeout=command_timeout)
-        engine = create_async_engine(
-            "postgresql+asyncpg://", poolclass=NullPool, connect_args={"async_creator_fn": opener, **_UNNAMED}
-        )
+        connection = await connector.connect(command_timeout=command_timeout, statement_cache_size=0)
         try:
-            async with engine.begin() as connection:
-                await connection.run_sync(_upgrade, found)
+            async with connection.transaction():
+                await _upgrade(connection, found)
         finally:
-            await engine.dispose()
+            await connection.close(timeout=_CLOSE_SECONDS)
 
     try:
-        with _ONE_IN_THIS_PROCESS:
-            asyncio.run(upgrade())
+        asyncio.run(upgrade())
     except _Unexpected as unexpected:
         failure = str(unexpected)
-    except CommandError:
-        failure = "the schema has a revision that this release does not know: it was migrated by a newer one"
     except TimeoutError:
         failure = "timeout: another migration, or a transaction with a lock on the tables, did not end"
-    except OSError:
+    except (OSError, asyncpg.InterfaceError):
         failure = "connection lost"
-    except DBAPIError as error:
+    except asyncpg.PostgresError as error:
         failure = _explain(error, next(iter(found), None))
     else:
-        on_found(found[0])
+        on_found(next(iter(found), None))
         return head()
     raise Unavailable(failure)
 
@@ -109,11 +101,13 @@ def migrate(
 def as_sql(since: str | None = None) -> str:
     """The SQL that `migrate` executes, for a DBA to run with `psql -f`.
 
-    It is for a database without our schema, or with the revision `since`, which must be one of `known()`.
+    It is for a database without our schema, or with the revision `since`, which must be one of `known()`. All operators have
+    their schema: otherwise whoever may create one in the search path could have it called as the owner of the tables.
     """
     text = io.StringIO()
-    command.upgrade(_config(output_buffer=text), f"{since}:head" if since else "head", sql=True)
-    return text.getvalue()
+    with _ONE_IN_THIS_PROCESS:
+        command.upgrade(_config(output_buffer=text), f"{since}:head" if since else "head", sql=True)
+    return text.getvalue().replace(".version_num = '", ".version_num OPERATOR(pg_catalog.=) '")
 
 
 def head() -> str:
@@ -132,20 +126,40 @@ def known() -> set[str]:
     return {script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()}
 
 
-def _upgrade(connection: Connection, found: list[str | None]) -> None:
-    context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
-    if len(heads := context.get_current_heads()) > 1:
+async def _upgrade(connection: ServerConnection, found: list[str]) -> None:
+    """Find the revision, which is put into `found` if there is one, and execute what is missing, in one transaction.
+
+    Alembic only writes the SQL. It would ask the catalog with operators that have no schema.
+    """
+    await connection.execute(ONE_AT_A_TIME)
+    found += await _revisions(connection)
+    if len(found) > 1:
         raise _Unexpected(
-            f"the table {VERSION_TABLE} has the revisions {', '.join(sorted(heads))}, and should have one row: delete those"
+            f"the table {VERSION_TABLE} has the revisions {', '.join(sorted(found))}, and should have one row: delete those"
             " that are not the newest"
         )
-    found.append(context.get_current_revision())
-    command.upgrade(_config(attributes={"connection": connection}), "head")
-    if missing := connection.exec_driver_sql(_MISSING).scalars().all():
+    revision = next(iter(found), None)
+    if revision is not None and revision not in known():
+        raise _Unexpected("the schema has a revision that this release does not know: it was migrated by a newer one")
+    if revision != head():
+        await connection.execute(as_sql(revision).removeprefix("BEGIN;\n").removesuffix("COMMIT;\n\n"))
+    if missing := [row["name"] for row in await connection.fetch(_MISSING)]:
         raise _Unexpected(
-            f"the schema is at revision {found[0]}, but there is no table {' and no table '.join(missing)} in the search"
+            f"the schema is at revision {revision}, but there is no table {' and no table '.join(missing)} in the search"
             " path: restore what was dropped from a backup, or create it as `task-activity-log migrate --sql` prints it"
         )
+
+
+async def _revisions(connection: ServerConnection) -> list[str]:
+    table = await connection.fetchrow(_REVISION_TABLE)
+    if table is None:
+        return []
+    if not (table["is_table"] and table["is_ours"]):
+        raise _Unexpected(
+            f"the table {VERSION_TABLE} belongs to the role {table['owner']}, which could have its own code executed: connect as"
+            " this role if it made the tables, or drop the table"
+        )
+    return [str(row["version_num"] or "") for row in await connection.fetch(_REVISIONS)]
 
 
 def _config(**options: Any) -> Config:
@@ -154,16 +168,15 @@ def _config(**options: Any) -> Config:
     return config
 
 
-def _explain(error: DBAPIError, revision: str | None) -> str:
+def _explain(error: asyncpg.PostgresError, revision: str | None) -> str:
     """PostgreSQL's message in one line. It cannot quote records, because migrations do not write any.
 
     `revision`: the one that was found; None if none was.
     """
-    original = error.orig.__cause__ if error.orig else None
-    sqlstate = getattr(original, "sqlstate", None)
-    if original is None or sqlstate is None:
+    error = closing(error) or error
+    if isinstance(error, asyncpg.ConnectionDoesNotExistError):  # the driver's own
         return "connection lost"
-    said = " ".join(str(original.args[0]).split())
+    said, sqlstate = " ".join(str(error.args[0]).split()), error.sqlstate or ""
     hint = _HINTS.get(sqlstate)
     if revision and sqlstate == _EXISTS:
         hint = (
