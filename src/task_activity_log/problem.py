@@ -190,10 +190,23 @@ class Failed(Unavailable):
         rule: what refuses the row.
         lasting: whether the row has little hope to pass later (a trigger that does not fit the schema, corrupt data). It
             is then refused, unless the database refuses every row. Any other row is tried again until it passes.
+        nobodys: whether it is lasting, and yet never the fault of a row: it is tried again until it passes.
+        of_values: whether a row of the worker's own is refused for its values, so that one with others may pass.
     """
 
-    def __init__(self, label: str, sqlstate: str, detail: str = "", *, name: str = "", lasting: bool = False) -> None:
+    def __init__(
+        self,
+        label: str,
+        sqlstate: str,
+        detail: str = "",
+        *,
+        name: str = "",
+        lasting: bool = False,
+        nobodys: bool = False,
+        of_values: bool = False,
+    ) -> None:
         super().__init__(label, detail)
+        self.nobodys, self.of_values = nobodys, of_values
         self.sqlstate = sqlstate
         self.rule = Rule(sqlstate, name)
         self.lasting = lasting

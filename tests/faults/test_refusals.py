@@ -10,8 +10,10 @@ import pytest
 from structlog.testing import capture_logs
 
 from task_activity_log import service as service_module
+from task_activity_log.cli.check import database as check
 from task_activity_log.service import Service
-from tests.asking import Connection
+from task_activity_log.settings import load
+from tests.asking import OPEN_SCHEMA, Connection
 from tests.commands import command
 from tests.faults.conversation import conversing, until
 from tests.serving import serving
@@ -250,6 +252,61 @@ async def test_what_refuses_every_row_makes_no_dead_letters(
         await admin.execute(fixed)
         assert await talk.outcomes(40, seconds=60) == ["inserted"] * 20 + ["updated"] * 20
         await until(lambda: not service.status.not_ready(), 30)
+        assert await talk.kept() == []
+
+
+DISABLED = "trigger task_activity_log_modified does not fire on the partition part_0"
+
+
+async def warnings(database_url: str) -> list[str]:
+    """What `check` says of the table."""
+    found = await check.findings(load({"AMQP_URL": "amqp://h/", "DATABASE_URL": database_url}))
+    return [one.found for one in found if one.what == "table" and one.found != OPEN_SCHEMA]
+
+
+@pytest.mark.parametrize(
+    ("before", "broken", "fixed", "warning"),
+    [
+        ("VALIDATE CONSTRAINT fine", "DISABLE TRIGGER USER", "ENABLE TRIGGER USER", DISABLED),
+        (
+            "ALTER modified_dateutc DROP NOT NULL", "ENABLE REPLICA TRIGGER task_activity_log_modified", "ENABLE TRIGGER USER",
+            DISABLED,
+        ),
+        (
+            "VALIDATE CONSTRAINT fine", "ALTER tenant SET NOT NULL", "ALTER tenant DROP NOT NULL",
+            "column tenant of the partition part_0 is NOT NULL and has no default",
+        ),
+    ],
+)  # fmt: skip
+async def test_what_is_wrong_with_one_partition_rejects_no_message(
+    amqp_url: str, database_url: str, admin: Connection, before: str, broken: str, fixed: str, warning: str
+) -> None:
+    """Its rows wait, and those of the others are stored. Rows of the worker's own may all be in others."""
+    await admin.execute(f"""
+        ALTER TABLE task_activity_log RENAME TO old;
+        CREATE TABLE task_activity_log (LIKE old INCLUDING ALL, tenant int, CONSTRAINT fine CHECK (true))
+            PARTITION BY HASH (id);
+        CREATE TABLE part_0 PARTITION OF task_activity_log FOR VALUES WITH (MODULUS 4, REMAINDER 0);
+        CREATE TABLE part_1 PARTITION OF task_activity_log FOR VALUES WITH (MODULUS 4, REMAINDER 1);
+        CREATE TABLE part_2 PARTITION OF task_activity_log FOR VALUES WITH (MODULUS 4, REMAINDER 2);
+        CREATE TABLE part_3 PARTITION OF task_activity_log FOR VALUES WITH (MODULUS 4, REMAINDER 3);
+        CREATE TRIGGER task_activity_log_modified BEFORE INSERT OR UPDATE ON task_activity_log
+            FOR EACH ROW EXECUTE FUNCTION task_activity_log_modified();
+        ALTER TABLE task_activity_log {before};
+    """)
+    async with conversing(amqp_url) as talk, serving(amqp_url, database_url) as service:
+        for _ in range(8):
+            await talk.send()
+        assert await talk.outcomes(8) == ["inserted"] * 8
+        await admin.execute("UPDATE task_activity_log SET tenant = 1")
+        await admin.execute(f"ALTER TABLE part_0 {broken}")
+        assert await warnings(database_url) == [warning]
+        for _ in range(24):
+            await talk.send()
+        await until(lambda: service.in_hand == service._worker.parking.messages > 0, 30)
+        assert await talk.kept() == []
+        await admin.execute(f"ALTER TABLE part_0 {fixed}")
+        assert await talk.outcomes(24) == ["inserted"] * 24
         assert await talk.kept() == []
 
 

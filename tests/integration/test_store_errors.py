@@ -94,7 +94,7 @@ async def test_every_class_of_errors_is_recognized(store: Store, database: Conne
         ("40001", "conflict (40001)", passing),
         ("42501", "not permitted (42501)", lasting),
         ("42703", "schema does not fit (42703)", lasting),
-        ("42P01", "not migrated yet (42P01)", lasting),
+        ("42P01", "a table of others is missing (42P01)", lasting),
         ("42P05", "prepared statement lost (42P05)", passing),
         ("53100", "disk full (53100)", passing),
         ("53200", "out of resources (53200)", passing),

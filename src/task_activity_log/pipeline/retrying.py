@@ -368,7 +368,7 @@ class Retrying(Generic[D]):
                 self.on_outage(everybodys)
                 raise everybodys.with_traceback(None)  # it is raised for each row, and would collect their tracebacks
             if doubted:
-                return settling.rejected(request, Refused(cause.sqlstate).problem)
+                return settling.at_fault(request, cause)
             doubted = True  # it may have been fixed since the row was tried, and before our own was
 
     async def _write(self, request: Request[D], line: Line[D], lane: Lane[D]) -> list[Applied]:

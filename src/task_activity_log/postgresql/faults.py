@@ -219,7 +219,9 @@ def _judge_server(
             "a column of the inbox is NOT NULL" if found.endswith(_INBOX) else "a column that is not ours is NOT NULL"
         )
         where = f"{found}, {where}" if found else where
-        return Fault.LASTING, Failed(what, sqlstate, where, name=name, lasting=True)
+        # In a table of the fields no message can set it: if others pass, it may be one partition that wants it.
+        nobodys = has_fields and name not in FIELDS
+        return Fault.LASTING, Failed(what, sqlstate, where, name=name, lasting=True, nobodys=nobodys)
     if is_unique(error) and not (
         has_fields and may_have_fields(error)
     ):  # a sequence that was set back, or a table of others
@@ -242,7 +244,7 @@ def _judge_ours(text: str, where: str) -> tuple[Fault, Refused | Unavailable] | 
     if UNKEPT_KEY in text:
         return Fault.SKIPPED, Failed("the inbox does not keep the key", UNKEPT, where, lasting=True)
     if UNSET_INSTANT in text:
-        return Fault.LASTING, Failed("modified_dateutc is not set", UNSET, where, lasting=True)
+        return Fault.LASTING, Failed("modified_dateutc is not set", UNSET, where, lasting=True, nobodys=True)
     return None
 
 

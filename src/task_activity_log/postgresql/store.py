@@ -311,7 +311,8 @@ class Store:
             detail = ", ".join(
                 filter(None, (more, failure.detail if isinstance(failure, Failed) else self._writer.where))
             )
-            return Failed(label, failure.sqlstate, detail, name=failure.rule.name, lasting=True)
+            of_values = isinstance(failure, Refused)
+            return Failed(label, failure.sqlstate, detail, name=failure.rule.name, lasting=True, of_values=of_values)
         raise failure
 
     async def keeps_versions(self) -> bool:

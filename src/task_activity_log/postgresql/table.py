@@ -183,6 +183,7 @@ def oddities(table: Row) -> Iterator[tuple[str, str]]:
             f"other tables inherit from {_RECORDS}",
             "their rows can have the id of another record, which is then answered with them: use PARTITION BY",
         )
+    yield from _of_partitions(table)
     types = dict(zip(table["names"], table["declared"], strict=True))
     yield from _rounded(types)
     names = dict(zip(table["names"], table["types"], strict=True))  # declared may be quoted (quote_all_identifiers)
@@ -195,6 +196,20 @@ def oddities(table: Row) -> Iterator[tuple[str, str]]:
         yield (
             f"everybody may create objects in the schema {schema}, which is in the search path",
             f"REVOKE CREATE ON SCHEMA {schema} FROM PUBLIC",
+        )
+
+
+def _of_partitions(table: Row) -> Iterator[tuple[str, str]]:
+    """What is different in a partition, so that its rows wait."""
+    for name in table["disabled_in"]:
+        yield (
+            f"trigger {TRIGGER} does not fire on the partition {name}",
+            f"its rows wait: ALTER TABLE {name} ENABLE TRIGGER {TRIGGER}",
+        )
+    for name in table["required_in"]:
+        yield (
+            f"column {name} is NOT NULL and has no default",
+            "no message sets it, and the rows there wait: give it a default",
         )
 
 

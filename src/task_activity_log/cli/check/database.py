@@ -8,11 +8,10 @@ from task_activity_log.cli.terminal import counted
 from task_activity_log.libpq import Target, is_certificate_checked
 from task_activity_log.pipeline.refusals import OF_COPIES
 from task_activity_log.postgresql import migrations, statements, table
-from task_activity_log.postgresql.faults import Fault, fault
 from task_activity_log.postgresql.messages import NOT_PERMITTED
 from task_activity_log.postgresql.session import Row
 from task_activity_log.postgresql.store import Store
-from task_activity_log.problem import SKIPPED, Failed, Rule, TimedOut, Unavailable
+from task_activity_log.problem import Failed, Rule, TimedOut, Unavailable
 from task_activity_log.settings import Settings
 from task_activity_log.wiring import store_of
 
@@ -111,16 +110,11 @@ def _may_take_others(refused: Sequence[Failed]) -> bool:
     known to satisfy every rule: one of them is refused because it is a copy, or by what refuses every row.
     """
     *stored, bare, full = refused
-    return all(_is_about_values(each) for each in (bare, full)) and all(each.sqlstate in OF_COPIES for each in stored)
+    return bare.of_values and full.of_values and all(each.sqlstate in OF_COPIES for each in stored)
 
 
 def _in_words(rule: Rule, found: Row) -> str:
     return f"{rule.sqlstate}, constraint {rule.name}" if rule.name in found["constraints"] else rule.sqlstate
-
-
-def _is_about_values(refusal: Failed) -> bool:
-    """Whether a row with other values may pass. A trigger chooses the rows that it skips."""
-    return fault(refusal.sqlstate) is Fault.ROW or refusal.sqlstate == SKIPPED
 
 
 def _judge_server(row: Row, where: str, *, is_another: bool) -> Iterator[Finding]:

@@ -143,6 +143,32 @@ SELECT
         SELECT tgname::pg_catalog.text FROM before_insert WHERE root OPERATOR(pg_catalog.=) found.inbox
         GROUP BY tgname ORDER BY tgname
     ) AS inbox_triggers,
+    -- Partitions of the records in which the trigger is disabled, and columns that are NOT NULL there alone.
+    ARRAY(
+        SELECT relname::pg_catalog.text FROM parts
+        JOIN pg_catalog.pg_trigger ON tgrelid OPERATOR(pg_catalog.=) part
+        JOIN pg_catalog.pg_class ON pg_class.oid OPERATOR(pg_catalog.=) part
+        WHERE root OPERATOR(pg_catalog.=) found.records AND part OPERATOR(pg_catalog.<>) root
+            AND tgname OPERATOR(pg_catalog.=) 'task_activity_log_modified'
+            AND (tgenabled OPERATOR(pg_catalog.=) 'D' OR tgenabled OPERATOR(pg_catalog.<>) 'A' AND (
+                (tgenabled OPERATOR(pg_catalog.=) 'R') OPERATOR(pg_catalog.<>) (
+                    pg_catalog.current_setting('session_replication_role') OPERATOR(pg_catalog.=) 'replica'
+                )
+            ))
+        ORDER BY 1
+    ) AS disabled_in,
+    ARRAY(
+        SELECT pg_catalog.format('%s of the partition %s', attname, relname) FROM parts
+        JOIN pg_catalog.pg_class ON pg_class.oid OPERATOR(pg_catalog.=) part
+        JOIN pg_catalog.pg_attribute ON attrelid OPERATOR(pg_catalog.=) part
+        WHERE root OPERATOR(pg_catalog.=) found.records AND part OPERATOR(pg_catalog.<>) root
+            AND attnum OPERATOR(pg_catalog.>) 0::pg_catalog.int2 AND attnotnull
+            AND NOT (atthasdef OR attidentity OPERATOR(pg_catalog.<>) '' OR attgenerated OPERATOR(pg_catalog.<>) '')
+            AND NOT EXISTS (
+                SELECT FROM columns WHERE columns.attname OPERATOR(pg_catalog.=) pg_attribute.attname AND columns.attnotnull
+            )
+        ORDER BY 1
+    ) AS required_in,
     -- Both tables with their partitions. Null if one is a view: the tables behind it are not known.
     CASE WHEN records.relkind OPERATOR(pg_catalog.<>) 'v' AND inbox.relkind OPERATOR(pg_catalog.<>) 'v' THEN ARRAY(
         SELECT relname::pg_catalog.text FROM parts JOIN pg_catalog.pg_class ON pg_class.oid OPERATOR(pg_catalog.=) part
