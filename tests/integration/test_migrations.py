@@ -333,9 +333,9 @@ async def test_nobody_has_code_executed_by_a_migration(empty_database_url: str, 
     ):
         name = f"eq_{left}_{right}"
         await empty.execute(
-            f"CREATE FUNCTION {name}({left}, {right}) RETURNS boolean LANGUAGE plpgsql AS $$BEGIN"
+            f"CREATE FUNCTION {name}({left}, {right}) RETURNS boolean LANGUAGE plpgsql AS $$BEGIN"  # noqa: S608 - our names
             f" INSERT INTO public.calls VALUES ('{name}');"
-            " RETURN $1::pg_catalog.text OPERATOR(pg_catalog.=) $2::pg_catalog.text; END$$"  # noqa: S608 - names of this test
+            " RETURN $1::pg_catalog.text OPERATOR(pg_catalog.=) $2::pg_catalog.text; END$$"
         )
         for operator in ("=", "<>"):
             await empty.execute(f"CREATE OPERATOR {operator} (LEFTARG = {left}, RIGHTARG = {right}, FUNCTION = {name})")

@@ -100,12 +100,10 @@ class Publisher:
             also_leave: the purposes of the connections that leave a host together with this one, because it confirms nothing.
             refused_seconds: for how long all to one address may be refused before the connection is replaced. RabbitMQ 3.10 may
                 refuse a channel for ever that was opened while a queue had no leader, and not others.
-            restore: declares queues and exchanges again if one is missing; None: somebody else has to.
-            keep: declares again, every half a minute, what the broker does not tell that it is missing.
+            restore, keep: declare queues and exchanges again, if one is missing and every half a minute; None: others have to.
         """
         self._options, self._purpose, self._restore, self._keep = options, purpose, restore, keep
-        self._confirm_timeout, self._refused_seconds = confirm_timeout_seconds, refused_seconds
-        self._is_missing = False  # whether a queue of ours is, as what was returned shows
+        self._confirm_timeout, self._refused_seconds, self._is_missing = confirm_timeout_seconds, refused_seconds, False
         self._refused_from: dict[tuple[str, str], float] = {}  # by exchange and routing key: since when all is refused
         self._on_connected, self._on_lost, self._also_leave = on_connected, on_lost, also_leave
         self._message_max = message_max or MessageMax()
