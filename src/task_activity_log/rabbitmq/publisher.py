@@ -73,6 +73,10 @@ class Publisher:
 
     last_reason = "closed"
     """Why the last channel ended. Set by `_keep_open`."""
+    _waiting_from: float | None = None  # since when `publish` waits for the broker
+    _is_missing = False  # whether a queue of ours is, as what was returned shows
+    _silent_since: float | None = None  # when the oldest message was sent of those since the last answer
+    _silent = False  # whether the next connection must be to another host. Both are set by `_linger`
 
     def __init__(
         self,
@@ -98,22 +102,20 @@ class Publisher:
             on_lost: called when it is lost then.
             message_max: is told what the broker says about its largest message.
             also_leave: the purposes of the connections that leave a host together with this one, because it confirms nothing.
-            refused_seconds: for how long all to one address may be refused before the connection is replaced. RabbitMQ 3.10 may
-                refuse a channel for ever that was opened while a queue had no leader, and not others.
-            restore, keep: declare queues and exchanges again, if one is missing and every half a minute; None: others have to.
+            refused_seconds: how long all to one address may be refused before the connection is replaced. RabbitMQ 3.10 may refuse
+                a channel for ever that was opened while a queue had no leader.
+            restore: declares queues and exchanges again if one is missing; None: somebody else has to.
+            keep: declares again, every half a minute, what the broker does not tell that it is missing.
         """
         self._options, self._purpose, self._restore, self._keep = options, purpose, restore, keep
-        self._confirm_timeout, self._refused_seconds, self._is_missing = confirm_timeout_seconds, refused_seconds, False
+        self._confirm_timeout, self._refused_seconds = confirm_timeout_seconds, refused_seconds
         self._refused_from: dict[tuple[str, str], float] = {}  # by exchange and routing key: since when all is refused
         self._on_connected, self._on_lost, self._also_leave = on_connected, on_lost, also_leave
         self._message_max = message_max or MessageMax()
         self._channel: ConfirmChannel | None = None  # this and the next one are set by `_keep_open`
         self._frame_reader: FrameReader | None = None
         self._connected, self._answered_at = asyncio.Event(), 0.0  # the latter on channels before the present one
-        self._waiting_from: float | None = None  # since when `publish` waits for the broker
         self._lingering: list[ConfirmChannel] = []  # those of the present connection that still wait for answers
-        self._silent_since: float | None = None  # when the oldest message was sent of those since the last answer
-        self._silent = False  # whether the next connection must be to another host. Both are set by `_linger`
 
     @property
     def connected(self) -> bool:
