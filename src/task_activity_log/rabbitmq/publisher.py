@@ -102,8 +102,8 @@ class Publisher:
             on_lost: called when it is lost then.
             message_max: is told what the broker says about its largest message.
             also_leave: the purposes of the connections that leave a host together with this one, because it confirms nothing.
-            refused_seconds: how long all to one address may be refused before the connection is replaced. RabbitMQ 3.10 may refuse
-                a channel for ever that was opened while a queue had no leader.
+            refused_seconds: how long all to one address may be refused before the connection is replaced. RabbitMQ 3.10 may
+                refuse a channel for ever that was opened while a queue had no leader.
             restore: declares queues and exchanges again if one is missing; None: somebody else has to.
             keep: declares again, every half a minute, what the broker does not tell that it is missing.
         """
