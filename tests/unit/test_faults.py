@@ -3,7 +3,7 @@
 import asyncpg
 import pytest
 
-from task_activity_log.postgresql.faults import Fault, fault, judge, outage
+from task_activity_log.postgresql.faults import Fault, Ours, fault, judge, outage
 from task_activity_log.postgresql.store import Store
 from task_activity_log.problem import Failed, NotMigrated, Refused, TimedOut, Unavailable
 
@@ -156,7 +156,7 @@ def test_what_another_table_refuses_was_written_by_a_trigger(
     said: dict[str, str], tables: list[str] | None, kind: Fault, reason: str
 ) -> None:
     """It often has columns with the names of fields, such as `id`. No message sets them."""
-    found, failure = judge(asyncpg.PostgresError.new({"S": "ERROR", "M": "", **said}), "d", tables)
+    found, failure = judge(asyncpg.PostgresError.new({"S": "ERROR", "M": "", **said}), "d", Ours(tables))
     assert (found, failure.reason if isinstance(failure, Failed) else failure.args[0]) == (kind, reason)
     if said.get("R") == "exec_stmt_raise":
         assert isinstance(failure, Refused)

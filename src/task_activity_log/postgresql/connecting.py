@@ -393,7 +393,7 @@ def _explained(error: Exception, place: str, host: Host, target: Target, seconds
     """Why a server cannot be used. A driver's text is not shown; a server's is, without the password."""
     error = closing(error) or error
     if isinstance(error, asyncpg.PostgresError) and not isinstance(error, asyncpg.ConnectionDoesNotExistError):
-        return _NoConnection(place, *_refused(error, host.password, target.no_password))
+        return _NoConnection(place, *_refused(error, host.password, target))
     if isinstance(error, ConnectionError) and _NO_TLS in str(error):
         return _NoConnection(place, "no TLS", "the server does not offer it")
     # GSSAPI without the package for it; or TLS 1.3, where the server refuses our certificate after the handshake
@@ -422,13 +422,13 @@ _CAUSES: tuple[tuple[type[Exception], str, str], ...] = (
 """The first type that matches."""
 
 
-def _refused(error: asyncpg.PostgresError, password: str | None, no_password: str) -> tuple[str, str]:
+def _refused(error: asyncpg.PostgresError, password: str | None, target: Target) -> tuple[str, str]:
     """The server's reason."""
     sqlstate = error.sqlstate or "XX000"
     words = _LABELS.get(sqlstate) or _LABELS.get(sqlstate[:2])
-    said = _clean(str(error.args[0]), password)
+    said = _clean(str(error.args[0]), password if password in target.secrets else None)
     if password is None and sqlstate.startswith("28"):
-        said += f"; {no_password}"
+        said += f"; {target.no_password}"
     return (f"{words} ({sqlstate})" if words else label(sqlstate)), said
 
 

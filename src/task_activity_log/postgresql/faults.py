@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 from enum import Enum, auto
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import asyncpg
 
@@ -186,16 +186,22 @@ def is_of_the_server(error: Exception) -> bool:
     return isinstance(error, _ServerError)
 
 
-def judge(error: Exception, where: str, tables: Collection[str] | None = None) -> tuple[Fault, Refused | Unavailable]:
-    """The cause of a driver's error, and what to raise for it. The error's text is dropped, because it quotes rows.
+class Ours(NamedTuple):
+    """What is known of the tables that have the fields."""
 
-    `tables` are those that have the fields: what another one refuses was written by a trigger. None: they are not known.
-    """
+    tables: Collection[str] | None = None
+    """Their names. What another one refuses was written by a trigger. None: they are not known."""
+    without_fields: Collection[str] = ()
+    """The names of their unique constraints that have no column that messages set."""
+
+
+def judge(error: Exception, where: str, ours: Ours | None = None) -> tuple[Fault, Refused | Unavailable]:
+    """The cause of a driver's error, and what to raise for it. The error's text is dropped, because it quotes rows."""
     if (said := closing(error)) is not None:
         known = ", ".join([*shown(said), where])
         return Fault.DATABASE, Failed(f"connection lost ({said.sqlstate})", CONNECTION_LOST, known)
     if isinstance(error, _ServerError):
-        return _judge_server(error, where, tables)
+        return _judge_server(error, where, ours or Ours())
     if isinstance(error, ValueError | OverflowError):
         return Fault.ROW, Refused(CLIENT)
     if isinstance(error, TimeoutError):
@@ -203,15 +209,13 @@ def judge(error: Exception, where: str, tables: Collection[str] | None = None) -
     return Fault.DATABASE, Failed("connection lost", CONNECTION_LOST, where)
 
 
-def _judge_server(
-    error: _ServerError, where: str, tables: Collection[str] | None
-) -> tuple[Fault, Refused | Unavailable]:
+def _judge_server(error: _ServerError, where: str, ours: Ours) -> tuple[Fault, Refused | Unavailable]:
     sqlstate = error.sqlstate or "XX000"
     # The names of a RAISE may be others for each row, and they would seem to be refused by different rules.
     name = "" if error.server_source_function == RAISE else error.constraint_name or error.column_name or ""
-    has_fields = tables is None or not error.table_name or error.table_name in tables
-    if sqlstate == _QUOTED and (ours := _judge_ours(str(error), where)) is not None:
-        return ours
+    has_fields = ours.tables is None or not error.table_name or error.table_name in ours.tables
+    if sqlstate == _QUOTED and (own := _judge_ours(str(error), where)) is not None:
+        return own
     # Without the name of a column it is a domain that is NOT NULL, perhaps that of a field.
     if sqlstate == _NOT_NULL and name and not (has_fields and name in FIELDS):
         found = column(error)
@@ -222,9 +226,9 @@ def _judge_server(
         # In a table of the fields no message can set it: if others pass, it may be one partition that wants it.
         nobodys = has_fields and name not in FIELDS
         return Fault.LASTING, Failed(what, sqlstate, where, name=name, lasting=True, nobodys=nobodys)
-    if is_unique(error) and not (
-        has_fields and may_have_fields(error)
-    ):  # a sequence that was set back, or a table of others
+    # Such as a sequence that was set back, or a table of others.
+    may_be_a_message = has_fields and may_have_fields(error)
+    if name in ours.without_fields or (is_unique(error) and not may_be_a_message):
         what, where = "a value that no message sets is not unique", f"constraint {name}, {where}"
         return Fault.LASTING, Failed(what, sqlstate, where, name=name, lasting=True)
     if (why := _NOBODYS.get(error.server_source_function or "")) is not None:

@@ -7,9 +7,9 @@ from task_activity_log.postgresql.faults import Fault, fault
 from task_activity_log.postgresql.session import Row, Session
 from task_activity_log.postgresql.statements import sql
 from task_activity_log.problem import Failed, Refused, Unavailable
-from task_activity_log.record import Applied, Outcome, StoredTaskActivityLog, TaskActivityLog, TooLong, Unread
+from task_activity_log.record import FIELDS, Applied, Outcome, StoredTaskActivityLog, TaskActivityLog, TooLong, Unread
 
-TABLE = sql("table")
+TABLE = sql("table").replace("FIELDS", ",".join((*FIELDS, "source_version", "request_key")))
 READ = (
     sql("read")
     .replace(

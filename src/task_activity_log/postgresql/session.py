@@ -3,11 +3,11 @@
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeAlias, cast
 
 from task_activity_log.postgresql.connection import ServerConnection
-from task_activity_log.postgresql.faults import DRIVER_ERRORS, Fault, is_of_the_server, judge
+from task_activity_log.postgresql.faults import DRIVER_ERRORS, Fault, Ours, is_of_the_server, judge
 from task_activity_log.problem import Refused, TimedOut, Unavailable
 
 Row: TypeAlias = Mapping[str, Any]
@@ -45,8 +45,7 @@ class Session:
         self._used = 0.0
         self._new_until = 0.0  # until when the connection is new (`Fault.SCHEMA`)
         self._closing: set[asyncio.Task[None]] = set()
-        self.tables: Collection[str] | None = None
-        """The names of the tables that have the fields; None: not known. Errors of others come from triggers."""
+        self.ours = Ours()
 
     @property
     def connected(self) -> bool:
@@ -111,7 +110,7 @@ class Session:
         With `restore` it is also replaced if the driver cannot read an answer: the statement was committed, with what triggers
         have set.
         """
-        kind, failure = judge(error, connection.where, self.tables)
+        kind, failure = judge(error, connection.where, self.ours)
         may_be_changed = restore and not is_of_the_server(error)
         if may_be_changed or not (self._can_be_used(kind) and connection.is_utf8):
             self._abandon()
@@ -212,7 +211,7 @@ class Session:
                     else:
                         await connection.execute("SET CONSTRAINTS ALL IMMEDIATE")
             except DRIVER_ERRORS as error:
-                failure = judge(error, connection.where, self.tables)[1]
+                failure = judge(error, connection.where, self.ours)[1]
             except BaseException:
                 self._abandon()
                 raise

@@ -44,7 +44,7 @@ async def findings(settings: Settings, *, as_worker: bool = True) -> list[Findin
         keeps_versions = not tries or await database.keeps_versions()
         try:
             revision = await database.schema_version()
-            schema = _judge_revision(revision, fits=not any(table.misfits(found)))
+            schema = _judge_revision(revision, fits=not any(table.misfits(found)), has_journal=row["has_journal"])
             if revision is None and found["kind"] is not None:
                 schema = _judge_lost_revision(has_journal=row["has_journal"])
             elif not revision and row["revision_may_be_hidden"]:
@@ -155,7 +155,7 @@ def _judge_standbys(row: Row) -> Iterator[Finding]:
         yield Finding("warning", "standbys", found, advice)
 
 
-def _judge_revision(revision: str | None, *, fits: bool) -> Finding:
+def _judge_revision(revision: str | None, *, fits: bool, has_journal: bool) -> Finding:
     """The revision of the schema. What is missing in an older one may be something that this worker does not use."""
     if revision is None:
         return Finding("broken", "schema", "not migrated yet", "run task-activity-log migrate")
@@ -163,6 +163,9 @@ def _judge_revision(revision: str | None, *, fits: bool) -> Finding:
         return Finding("fine", "schema", f"revision {revision}")
     if revision in migrations.known():
         found = f"revision {revision}, and this release has {migrations.head()}"
+        if has_journal:  # migrate would fail
+            advice = f"the journal is that of revision {migrations.head()}: correct the row in task_activity_log_alembic_version"
+            return Finding("warning", "schema", found, advice)
         return Finding("warning" if fits else "broken", "schema", found, "run task-activity-log migrate")
     if not revision or "," in revision:
         found = f"table task_activity_log_alembic_version has {revision or 'no revision'}, and should have one row"

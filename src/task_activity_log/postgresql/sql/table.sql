@@ -169,6 +169,18 @@ SELECT
             )
         ORDER BY 1
     ) AS required_in,
+    -- Unique and exclusion constraints that no column has that messages set: what they refuse is no message's fault. (FIELDS is put
+    -- in by reading.py.)
+    ARRAY(
+        SELECT relname::pg_catalog.text FROM pg_catalog.pg_index
+        JOIN parts ON part OPERATOR(pg_catalog.=) indrelid
+        JOIN pg_catalog.pg_class ON pg_class.oid OPERATOR(pg_catalog.=) indexrelid
+        WHERE (indisunique OR indisexclusion) AND indexprs IS NULL AND NOT EXISTS (
+            SELECT FROM pg_catalog.pg_attribute
+            WHERE attrelid OPERATOR(pg_catalog.=) indrelid AND attnum OPERATOR(pg_catalog.=) ANY (indkey)
+                AND attname::pg_catalog.text OPERATOR(pg_catalog.=) ANY ('{FIELDS}'::pg_catalog.text[])
+        )
+    ) AS without_fields,
     -- Both tables with their partitions. Null if one is a view: the tables behind it are not known.
     CASE WHEN records.relkind OPERATOR(pg_catalog.<>) 'v' AND inbox.relkind OPERATOR(pg_catalog.<>) 'v' THEN ARRAY(
         SELECT relname::pg_catalog.text FROM parts JOIN pg_catalog.pg_class ON pg_class.oid OPERATOR(pg_catalog.=) part
