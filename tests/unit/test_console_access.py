@@ -101,6 +101,12 @@ def test_the_end_of_a_line_from_windows_is_not_part_of_the_password(tmp_path: Pa
     assert PasswordFile.read(tmp_path / "passwords").user("anna", "secret") is not None
 
 
+def test_a_password_that_is_no_utf_8_is_refused() -> None:
+    """In one line."""
+    result = CliRunner().invoke(app, ["console", "--password-for", "anna"], input=b"p\xff\n")
+    assert (result.exit_code, "the password cannot be read" in result.output) == (WRONG_USE, True)
+
+
 def test_the_name_and_the_password_cannot_be_divided_in_another_way(tmp_path: Path) -> None:
     """What is remembered of one user does not let another one in."""
     lines = [password_line("anna", "b:secret", [Role.LOOK]), password_line("anna2", "other", ALL)]

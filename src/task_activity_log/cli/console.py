@@ -77,7 +77,13 @@ def print_password_line(name: str, roles: str) -> None:
         chosen = [Role(role.strip()) for role in roles.split(",")]
     except ValueError:
         fail(f"--roles {roles}: should be some of {', '.join(Role)}", WRONG_USE)
-    password = getpass.getpass(f"Password for {name}: ") if sys.stdin.isatty() else sys.stdin.readline().rstrip("\r\n")
+    try:
+        if sys.stdin.isatty():
+            password = getpass.getpass(f"Password for {name}: ")
+        else:
+            password = sys.stdin.buffer.readline().decode().rstrip("\r\n")  # in UTF-8, whatever the locale
+    except UnicodeError:
+        fail("the password cannot be read: it is not in UTF-8, or not in the encoding of the terminal", WRONG_USE)
     if not password:
         fail("the password is empty", WRONG_USE)
     try:
