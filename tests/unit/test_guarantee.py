@@ -188,8 +188,8 @@ class Ledger:
     def __init__(self) -> None:
         self.answers: defaultdict[str, list[Reply]] = defaultdict(list)
         self.given_up: set[str] = set()
-        self.waiting: dict[str, Settlement[Loan]] = {}
-        """Those whose replies wait for their address."""
+        self.waiting: defaultdict[str, list[Settlement[Loan]]] = defaultdict(list)
+        """Those whose replies wait for their address: several of one message that is repeated."""
         self.dead: defaultdict[str, list[Problem]] = defaultdict(list)
         self.kinds: dict[str, Kind] = {}
 
@@ -201,8 +201,8 @@ class Ledger:
 
     def settled(self, message: Delivery) -> None:
         marker = str(message.properties.correlation_id)
-        if (
-            marker in self.waiting and self.waiting[marker].acknowledged
+        if any(
+            settlement.acknowledged for settlement in self.waiting[marker]
         ):  # its reply is lost if the worker is killed now
             assert message.properties.message_id is None, f"{marker}: acknowledged before its answer"
             self.given_up.add(marker)
@@ -551,7 +551,8 @@ class _Replies:
         if trouble in (Trouble.HALF_DONE, Trouble.DONE_BUT_LOST, Trouble.SLOW_BUT_DONE):
             raise Unavailable("replies not confirmed in time")
         refused = [each for each, done in zip(settlements, placed, strict=True) if not done]
-        world.ledger.waiting.update((str(each.reply.correlation_id), each) for each in refused)
+        for each in refused:
+            world.ledger.waiting[str(each.reply.correlation_id)].append(each)
         self.refused += refused
         return placed
 
@@ -709,8 +710,20 @@ def test_several_workers_lose_nothing_and_versions_win(schedule: Schedule) -> No
     play(schedule, workers=2, by_position=False)
 
 
+REPEATED = Schedule(
+    sent=[Sent(2, keyed=False, asks=True), Sent(2, keyed=False), Sent(0, repeats=0)],
+    troubles=[*[Trouble.NONE] * 5, Trouble.REFUSES],
+    events=[],
+    at_first=0,
+    batch_max=10,
+    drops=False,
+)
+"""A message without a key comes twice in one batch, and both replies wait for their address. That in between is answered."""
+
+
 @lots
 @given(schedules)
+@example(REPEATED)
 def test_a_single_active_consumer_and_one_that_stands_by_keep_the_order(schedule: Schedule) -> None:
     """Two workers, and what is requeued comes again as from a quorum queue: every promise holds, including order per record.
 

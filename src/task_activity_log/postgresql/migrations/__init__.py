@@ -156,8 +156,8 @@ async def _revisions(connection: ServerConnection) -> list[str]:
         return []
     if not (table["is_table"] and table["is_ours"]):
         raise _Unexpected(
-            f"the table {VERSION_TABLE} belongs to the role {table['owner']}, which could have its own code executed: connect as"
-            " this role if it made the tables, or drop the table"
+            f"the table {VERSION_TABLE} belongs to the role {table['owner']}: connect as the role that owns the tables, or drop"
+            " it if it is a stranger's, whose triggers would be executed with your privileges"
         )
     return [str(row["version_num"] or "") for row in await connection.fetch(_REVISIONS)]
 
