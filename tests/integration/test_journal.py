@@ -242,6 +242,24 @@ async def test_a_journal_that_refuses_every_row_is_not_said_to_be_written_again(
     assert [event["event"] for event in events].count("journal_recovered") == 1
 
 
+async def test_a_journal_whose_rows_a_trigger_skips_is_reported(database_url: str, database: Connection) -> None:
+    """They are counted as lost."""
+    await database.execute("""
+        CREATE FUNCTION skip() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN RETURN NULL; END$$;
+        CREATE TRIGGER skip BEFORE INSERT ON task_activity_log_journal FOR EACH ROW EXECUTE FUNCTION skip()
+    """)
+    lost: list[int] = []
+    with structlog.testing.capture_logs() as events:
+        async with journaling(database_url, lost) as journal:
+            journal.add([answered(str(number)) for number in range(12)])
+            await until(lambda: sum(lost) == 12)
+            await database.execute("DROP TRIGGER skip ON task_activity_log_journal")
+            journal.add([answered("kept")])
+            await until_journaled(database, 1)
+    said = [(event["event"], event.get("reason", "").partition(":")[0]) for event in events]
+    assert said == [("journal_failing", "a trigger skips every row"), ("journal_recovered", "")]
+
+
 async def test_a_journal_that_is_locked_delays_nobody(
     amqp_url: str, database_url: str, database: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:

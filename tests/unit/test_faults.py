@@ -128,6 +128,9 @@ def test_what_was_said_before_the_connection_was_closed_is_shown(said: dict[str,
     kind, failure = judge(error, "database app")
     assert isinstance(failure, Failed)
     assert (kind, failure.reason, failure.lost_connection) == (Fault.DATABASE, expected, True)
+    outer = asyncpg.ConnectionDoesNotExistError("connection was closed in the middle of operation")
+    outer.__cause__ = error
+    assert judge(outer, "database app")[1].reason == expected  # type: ignore[union-attr]
 
 
 NO_MESSAGE = "a value that no message sets is not unique: constraint audit_pkey, d"
@@ -147,6 +150,10 @@ UNIQUE = {"C": "23505", "R": "_bt_check_unique", "n": "audit_pkey", "D": "Key (i
             "a column that is not ours is NOT NULL: column user_id of audit, d",
         ),
         ({"C": "23502", "c": "user_id", "t": "task_activity_log"}, OURS, Fault.ROW, "23502"),
+        (
+            {"C": "23502", "c": "modified_dateutc", "t": "task_activity_log"}, OURS, Fault.LASTING,
+            "modified_dateutc is not set: column modified_dateutc of task_activity_log, d",
+        ),
         ({"C": "23502", "c": "a value", "R": "exec_stmt_raise"}, OURS, Fault.ROW, "23502"),
         ({"C": "42P01", "M": 'relation "audit" does not exist'}, OURS, Fault.SCHEMA, "a table of others is missing (42P01): d"),
         ({"C": "42P01", "M": 'relation "task_activity_log" does not exist'}, OURS, Fault.SCHEMA, "not migrated yet (42P01): d"),

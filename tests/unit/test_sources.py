@@ -16,7 +16,7 @@ from task_activity_log.cli.exit_codes import SOME_REJECTED
 from task_activity_log.cli.judging import Judgement, judged
 from task_activity_log.cli.publish import Publication
 from task_activity_log.cli.rejected_file import writable
-from task_activity_log.cli.sources import Unreadable, expand, is_record, named_uuid, syntax_error
+from task_activity_log.cli.sources import Source, Unreadable, expand, is_record, named_uuid, syntax_error
 from task_activity_log.client import ClientError, Upsert, exported
 from task_activity_log.settings import load
 
@@ -208,3 +208,22 @@ def test_a_syntax_error_of_xml_that_declares_utf_16_is_named(encoding: str) -> N
     place, sentence = syntax_error(Upsert(body, "application/xml", source="a.xml"))
     assert place.startswith("a.xml:3:")
     assert sentence == "An end tag does not match its start tag."
+
+
+def test_a_device_is_not_read(tmp_path: Path) -> None:
+    """It may have no end."""
+    link = tmp_path / "zero.json"
+    link.symlink_to("/dev/zero")
+    [found] = Source(str(link), ".json", "x").read()
+    assert str(found) == f"{link}: is a device"
+
+
+def test_a_file_that_is_larger_than_the_memory_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def records(*_: object) -> None:
+        raise MemoryError
+
+    file = tmp_path / "large.json"
+    file.write_text("{}")
+    monkeypatch.setattr(Source, "_records", records)
+    [found] = Source(str(file), ".json", "x").read()
+    assert str(found).startswith(f"{file}: is larger than the memory")

@@ -99,6 +99,10 @@ class Source:
             yield Unreadable(f"{self.name}: is not complete, or is not gzip")
         except OSError as error:
             yield Unreadable(f"{self.path}: {error.strerror}")
+        except MemoryError:
+            yield Unreadable(
+                f"{self.name}: is larger than the memory: divide it, or use .jsonl, which is read line by line"
+            )
 
     @property
     def name(self) -> str:
@@ -115,7 +119,10 @@ class Source:
             file = stack.enter_context(Path(self.path).open("rb"))
             if self.suffix not in KNOWN:
                 raise Unreadable(f"{self.path}: the name does not end in {', '.join(KNOWN[:-1])} or {KNOWN[-1]}")
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            mode = os.fstat(file.fileno()).st_mode
+            if stat.S_ISBLK(mode) or (stat.S_ISCHR(mode) and not file.isatty()):  # it may have no end
+                raise Unreadable(f"{self.path}: is a device")
+            if not stat.S_ISREG(mode):
                 self._content = file.read()
                 return BytesIO(self._content)
             self._state = self._state or _state(file)

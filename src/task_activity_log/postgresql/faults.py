@@ -27,7 +27,7 @@ from task_activity_log.problem import (
     TimedOut,
     Unavailable,
 )
-from task_activity_log.record import FIELDS
+from task_activity_log.record import FIELDS, STORED_FIELDS
 
 SKIPPED_ROW = "task_activity_log: a trigger or a rule skipped the row"
 UNKEPT_KEY = "task_activity_log: the inbox has not kept the request key"
@@ -219,9 +219,11 @@ def _judge_server(error: _ServerError, where: str, ours: Ours) -> tuple[Fault, R
     # Without the name of a column it is a domain that is NOT NULL, perhaps that of a field.
     if sqlstate == _NOT_NULL and name and not (has_fields and name in FIELDS):
         found = column(error)
-        what = (
-            "a column of the inbox is NOT NULL" if found.endswith(_INBOX) else "a column that is not ours is NOT NULL"
-        )
+        what = "a column that is not ours is NOT NULL"
+        if found.endswith(_INBOX):
+            what = "a column of the inbox is NOT NULL"
+        elif has_fields and name in STORED_FIELDS:
+            what = f"{name} is not set"
         where = f"{found}, {where}" if found else where
         # In a table of the fields no message can set it: if others pass, it may be one partition that wants it.
         nobodys = has_fields and name not in FIELDS

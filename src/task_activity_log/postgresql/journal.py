@@ -111,6 +111,17 @@ class Journal:
             self._reason = why.label
             log.warning("journal_failing", reason=why.reason)
 
+    def _count(self, rows: int, written: int) -> None:
+        """How many of these rows were written. A trigger may have skipped the others."""
+        if written < rows:
+            self._on_dropped(rows - written)
+        self._refused = 0 if written else self._refused + rows
+        if written and self._reason is not None:
+            self._reason = None
+            log.info("journal_recovered")
+        elif self._refused >= _REFUSED_IN_A_ROW:
+            self._fails(Unavailable("a trigger skips every row", self._session.where))
+
     async def finish(self, running: asyncio.Task[None], seconds: float) -> None:
         """Let `running`, the task of `run`, write what was added last; end it after this time; and disconnect."""
         with suppress(TimeoutError):
@@ -131,7 +142,7 @@ class Journal:
         while self._rows:
             rows = [self._rows.popleft() for _ in range(min(most, len(self._rows)))]
             try:
-                await self._session.ask(_WRITE, *map(list, zip(*rows, strict=True)))
+                written = len(await self._session.ask(_WRITE, *map(list, zip(*rows, strict=True))))
             except Refused as refused:
                 most = max(1, len(rows) // 2)
                 if len(rows) > 1:
@@ -146,10 +157,7 @@ class Journal:
                 raise
             else:
                 most = min(most * 2, _ROWS_AT_ONCE)
-                self._refused = 0
-                if self._reason is not None:
-                    self._reason = None
-                    log.info("journal_recovered")
+                self._count(len(rows), written)
         self._filled.clear()
         self._written.set()
 

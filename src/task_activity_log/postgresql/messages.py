@@ -89,9 +89,10 @@ def names_ours(error: asyncpg.PostgresError | asyncpg.PostgresWarning) -> bool:
 
 def closing(error: Exception) -> asyncpg.PostgresError | None:
     """What the server or a pooler said before it closed the connection during a statement; None if it said nothing."""
-    if isinstance(error, asyncpg.ConnectionDoesNotExistError) and isinstance(error.__cause__, asyncpg.PostgresError):
-        return error.__cause__
-    return None
+    said: BaseException | None = error
+    while isinstance(said, asyncpg.ConnectionDoesNotExistError):  # the driver's own, perhaps about another of its own
+        said = said.__cause__
+    return said if said is not error and isinstance(said, asyncpg.PostgresError) else None
 
 
 @cache

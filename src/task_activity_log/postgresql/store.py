@@ -308,9 +308,8 @@ class Store:
             return failure
         if isinstance(failure, Refused | Failed) and fault(failure.rule.sqlstate) is not Fault.DATABASE:
             label, more = table.everybodys(failure.rule, await self.look())
-            detail = ", ".join(
-                filter(None, (more, failure.detail if isinstance(failure, Failed) else self._writer.where))
-            )
+            where = failure.detail if isinstance(failure, Failed) else self._writer.where
+            detail = where if not more or where.startswith(more) else f"{more}, {where}"
             of_values = isinstance(failure, Refused)
             return Failed(label, failure.sqlstate, detail, name=failure.rule.name, lasting=True, of_values=of_values)
         raise failure

@@ -15,3 +15,4 @@ FROM ROWS FROM (
 ) AS answer (answered_at, record_id, reply_id, outcome, code, message_id, correlation_id, publisher)
 WHERE (SELECT pg_catalog.set_config('synchronous_commit', 'off', true)) IS NOT NULL
     AND (SELECT pg_catalog.set_config('lock_timeout', '1s', true)) IS NOT NULL
+RETURNING 1 AS written
