@@ -460,6 +460,19 @@ async def test_a_queue_with_another_argument_is_used_as_it_is(
     assert queue.name == TOPOLOGY.requests_queue  # it has its arguments still, or this would have been refused
 
 
+async def test_a_queue_without_the_single_active_consumer_that_is_wanted_does_not_keep_the_order(
+    amqp_url: str, driver: AbstractChannel
+) -> None:
+    """All workers consume, and each says so."""
+    await driver.declare_queue(TOPOLOGY.requests_queue, durable=True, arguments=ARGUMENTS)
+    with structlog.testing.capture_logs() as logged:
+        async with await aio_pika.connect(amqp_url) as connection:
+            await declare(connection, replace(TOPOLOGY, single_active_consumer=True))
+    [warning] = [event for event in logged if event["event"] == "topology_differs"]
+    assert warning["argument"] == "x-single-active-consumer"
+    assert warning["advice"].startswith("The order of each record is not kept: all workers consume.")
+
+
 async def test_a_classic_queue_is_used_as_it_is(amqp_url: str, driver: AbstractChannel) -> None:
     """It has none of the arguments that we declare: the warning names one of them, and messages flow."""
     await driver.declare_queue(TOPOLOGY.requests_queue, durable=True)

@@ -290,7 +290,7 @@ class Publication:
         if self.yes or not (many or ignored) or not sys.stdin.isatty():
             return True
         where = f" from {counted(len(self._sources), 'file')} in {', '.join(folders)}" if folders else ""
-        clears = ", and clear every field that they do not have" if ignored else ""
+        clears = ": a field that is missing is cleared" if ignored else ""
         return agreed(f"Send {counted(self._to_send, 'record')}{where}{clears}?")
 
     def _upserts(self) -> Iterator[Upsert]:

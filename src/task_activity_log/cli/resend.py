@@ -86,7 +86,7 @@ class Resending:
             if self.dry_run or not total:
                 return await self._rehearse(survey, ids, total, where)
             if not self.yes and not self._may_send(total, where):
-                return DONE if sys.stdin.isatty() else WRONG_USE
+                return FAILED if sys.stdin.isatty() else WRONG_USE
             with progress(total) as bar:
                 await self._send(survey, ids, after, bar.update)
         finally:

@@ -384,7 +384,9 @@ async def _own_channel(
     try:
         yield channel
     except ChannelPreconditionFailed as error:
-        log.warning("topology_differs", what=what, **_difference(str(error)), advice=_ADVICE)
+        different = _difference(str(error))
+        advice = _NO_ORDER if different.get("argument") == _SINGLE_ACTIVE else _ADVICE
+        log.warning("topology_differs", what=what, **different, advice=advice)
     except ChannelNotFoundEntity:
         raise Unavailable(f"{what} does not exist: create it, or set WORKER_TOPOLOGY=declare") from None
     except ChannelAccessRefused:
@@ -401,6 +403,10 @@ _DELETED = ". If queues were deleted, stop the workers and run `task-activity-lo
 _DRAIN = (
     "Arguments cannot be changed in place: stop the publishers, let the workers that run now empty the queue, stop them,"
     " and delete the queue. `task-activity-log partitions --to {0} --yes` and workers with WORKER_PARTITIONS={0} declare it again"
+)
+_NO_ORDER = (
+    "The order of each record is not kept: all workers consume. Stop the publishers, let the workers empty the queue, stop them,"
+    " and delete the queue; a worker with WORKER_SINGLE_ACTIVE_CONSUMER=true then declares it as it must be."
 )
 _ADVICE = (
     "It is used as it is. Arguments cannot be changed in place: set limits by policy,"

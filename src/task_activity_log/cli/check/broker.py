@@ -79,7 +79,9 @@ async def findings(settings: Settings, *, patient: bool, as_worker: bool = True)
     shown = [*_judge_sight(sight, settings, where, as_worker=as_worker), *of_partitions]
     management = management_of(settings)
     if management is None:
-        advice = "set MANAGEMENT_URL to check them, for example http://user:password@host:15672"
+        advice = (
+            "set MANAGEMENT_URL to check them: the URL of the management API, with user and password (docs/settings.md)"
+        )
         return [*shown, Finding("unknown", "limits and permissions", "not visible over AMQP", advice)]
     return shown + await asyncio.to_thread(
         lambda: list(_judge_management(management, sight, settings, count, patient=patient, as_worker=as_worker))

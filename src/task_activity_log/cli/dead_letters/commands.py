@@ -247,7 +247,7 @@ def replay(
     asks = letters and sys.stdin.isatty() and not (yes or dry_run or edit)
     if asks and not agreed(f"Replay {counted(len(letters), 'dead letter')}?"):
         say("nothing was replayed")
-        return DONE
+        return FAILED
     unchanged = [(letter.key, letter) for letter in letters]
     with editing.edited(letters, selection.settings) if edit else nullcontext(editing.Edits(unchanged)) as edits:
         if edit and not edits.requests:
@@ -296,7 +296,7 @@ def discard(
             return WRONG_USE
         if not agreed(f"Discard {counted(len(letters), 'dead letter')} for good?"):
             say("nothing was discarded")
-            return DONE
+            return FAILED
     if letters:
         if export is not None:
             listing.export(export, letters)
