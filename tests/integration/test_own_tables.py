@@ -231,7 +231,7 @@ class TestEverybodysFault:
         await store.close()
         name = await database.fetchval("SELECT quote_ident(current_database())")
         await database.execute(f"ALTER DATABASE {name} SET session_replication_role = replica")
-        assert await failure(store, ask()) == "a column that is not ours is NOT NULL"
+        assert await failure(store, ask()) == "modified_dateutc is not set"
 
     async def test_a_column_of_another_team_that_is_not_null(self, store: Store, database: Connection) -> None:
         """It has no default, and no message can set it. One of the record's own columns is the message's to set."""
@@ -244,6 +244,19 @@ class TestEverybodysFault:
         await database.execute(
             "TRUNCATE task_activity_log; ALTER TABLE task_activity_log DROP tenant, ALTER subject SET NOT NULL"
         )
+        assert (await refusal(store, ask())).sqlstate == "23502"
+
+    async def test_a_domain_that_is_not_null_of_a_column_that_no_message_sets(
+        self, store: Store, database: Connection
+    ) -> None:
+        """The error names the domain alone. One that a field has as well may be the message's fault."""
+        await database.execute("CREATE DOMAIN tenants AS int NOT NULL; CREATE DOMAIN texts AS text NOT NULL")
+        await database.execute("ALTER TABLE task_activity_log ADD tenant tenants, ADD note texts DEFAULT ''")
+        await store.probe()
+        with pytest.raises(Failed, match="a column that is not ours is NOT NULL: domain tenants, "):
+            await store.apply([ask()])
+        await database.execute("ALTER TABLE task_activity_log DROP tenant, ALTER subject TYPE texts")
+        await store.probe()
         assert (await refusal(store, ask())).sqlstate == "23502"
 
     @pytest.mark.parametrize("kind", ["table", "partitioned table"])

@@ -1,8 +1,8 @@
 """What the errors of a PostgreSQL connection mean: whose fault each is, and what to raise for it."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from enum import Enum, auto
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import asyncpg
 
@@ -193,6 +193,13 @@ class Ours(NamedTuple):
     """Their names. What another one refuses was written by a trigger. None: they are not known."""
     without_fields: Collection[str] = ()
     """The names of their unique constraints that have no column that messages set."""
+    domains: Collection[str] = ()
+    """The names of NOT NULL domains of columns that messages do not set."""
+
+
+def ours_of(found: Mapping[str, Any]) -> Ours:
+    """What sql/table.sql has found."""
+    return Ours(found["tables"], found["without_fields"], found["domains_without_fields"])
 
 
 def judge(error: Exception, where: str, ours: Ours | None = None) -> tuple[Fault, Refused | Unavailable]:
@@ -217,17 +224,11 @@ def _judge_server(error: _ServerError, where: str, ours: Ours) -> tuple[Fault, R
     if sqlstate == _QUOTED and (own := _judge_ours(str(error), where)) is not None:
         return own
     # Without the name of a column it is a domain that is NOT NULL, perhaps that of a field.
-    if sqlstate == _NOT_NULL and name and not (has_fields and name in FIELDS):
-        found = column(error)
-        what = "a column that is not ours is NOT NULL"
-        if found.endswith(_INBOX):
-            what = "a column of the inbox is NOT NULL"
-        elif has_fields and name in STORED_FIELDS:
-            what = f"{name} is not set"
-        where = f"{found}, {where}" if found else where
-        # In a table of the fields no message can set it: if others pass, it may be one partition that wants it.
-        nobodys = has_fields and name not in FIELDS
-        return Fault.LASTING, Failed(what, sqlstate, where, name=name, lasting=True, nobodys=nobodys)
+    if (
+        sqlstate == _NOT_NULL
+        and (failed := _judge_not_null(error, name, where, ours, has_fields=has_fields)) is not None
+    ):
+        return Fault.LASTING, failed
     # Such as a sequence that was set back, or a table of others.
     may_be_a_message = has_fields and may_have_fields(error)
     if name in ours.without_fields or (is_unique(error) and not may_be_a_message):
@@ -241,6 +242,22 @@ def _judge_server(error: _ServerError, where: str, ours: Ours) -> tuple[Fault, R
     if kind is Fault.DATABASE:
         return kind, Failed(label(sqlstate), sqlstate, where)
     return kind, Refused(sqlstate, name) if kind is Fault.ROW else outage(sqlstate, where, ours=names_ours(error))
+
+
+def _judge_not_null(error: _ServerError, name: str, where: str, ours: Ours, *, has_fields: bool) -> Failed | None:
+    """For a value that is missing and that no message can set; None if one can."""
+    domain = "" if name else error.data_type_name or ""
+    if (domain not in ours.domains) if not name else (has_fields and name in FIELDS):
+        return None  # without the name of a column it is a domain, perhaps that of a field
+    found = f"domain {domain}" if domain else column(error)
+    what = "a column that is not ours is NOT NULL"
+    if found.endswith(_INBOX):
+        what = "a column of the inbox is NOT NULL"
+    elif has_fields and name in STORED_FIELDS:
+        what = f"{name} is not set"
+    where = f"{found}, {where}" if found else where
+    # In a table of the fields: if others pass, it may be one partition that wants it.
+    return Failed(what, _NOT_NULL, where, name=name or domain, lasting=True, nobodys=has_fields)
 
 
 def _judge_ours(text: str, where: str) -> tuple[Fault, Refused | Unavailable] | None:

@@ -14,7 +14,7 @@ from task_activity_log.postgresql import table, writing
 from task_activity_log.postgresql.connecting import Connector
 from task_activity_log.postgresql.connection import ServerConnection
 from task_activity_log.postgresql.copies import passes_otherwise
-from task_activity_log.postgresql.faults import Fault, Ours, fault, unanswered, why
+from task_activity_log.postgresql.faults import Fault, fault, ours_of, unanswered, why
 from task_activity_log.postgresql.marks import MARK, UNMARK, Marks
 from task_activity_log.postgresql.messages import NOT_PERMITTED
 from task_activity_log.postgresql.reading import READ, TABLE, answer, explained
@@ -421,7 +421,7 @@ class Store:
         """
         [row] = await self._maintain(self._writer, TABLE)
         self._kinds = {"has_xmax": table.has_xmax(row), "has_uuids": table.has_uuids(row)}
-        self.watch.has_code, self._writer.ours = row["has_code_of_others"], Ours(row["tables"], row["without_fields"])
+        self.watch.has_code, self._writer.ours = row["has_code_of_others"], ours_of(row)
         return row
 
     async def _look_up(self, statement: str, *arguments: object) -> list[Row]:

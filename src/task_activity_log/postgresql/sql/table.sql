@@ -181,6 +181,14 @@ SELECT
                 AND attname::pg_catalog.text OPERATOR(pg_catalog.=) ANY ('{FIELDS}'::pg_catalog.text[])
         )
     ) AS without_fields,
+    -- Domains that are NOT NULL, of columns that no message sets, and of no other.
+    ARRAY(
+        SELECT typname::pg_catalog.text
+        FROM both_columns JOIN pg_catalog.pg_type ON pg_type.oid OPERATOR(pg_catalog.=) atttypid
+        WHERE typtype OPERATOR(pg_catalog.=) 'd' AND typnotnull
+        GROUP BY typname
+        HAVING NOT pg_catalog.bool_or(attname::pg_catalog.text OPERATOR(pg_catalog.=) ANY ('{FIELDS}'::pg_catalog.text[]))
+    ) AS domains_without_fields,
     -- Both tables with their partitions. Null if one is a view: the tables behind it are not known.
     CASE WHEN records.relkind OPERATOR(pg_catalog.<>) 'v' AND inbox.relkind OPERATOR(pg_catalog.<>) 'v' THEN ARRAY(
         SELECT relname::pg_catalog.text FROM parts JOIN pg_catalog.pg_class ON pg_class.oid OPERATOR(pg_catalog.=) part
