@@ -384,9 +384,8 @@ async def _own_channel(
     try:
         yield channel
     except ChannelPreconditionFailed as error:
-        different = _difference(str(error))
-        advice = _NO_ORDER if different.get("argument") == _SINGLE_ACTIVE else _ADVICE
-        log.warning("topology_differs", what=what, **different, advice=advice)
+        advice = _NO_ORDER if _difference(str(error)).get("argument") == _SINGLE_ACTIVE else _ADVICE
+        log.warning("topology_differs", what=what, **_difference(str(error)), advice=advice)
     except ChannelNotFoundEntity:
         raise Unavailable(f"{what} does not exist: create it, or set WORKER_TOPOLOGY=declare") from None
     except ChannelAccessRefused:
