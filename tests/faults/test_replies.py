@@ -117,7 +117,9 @@ async def test_a_queue_that_was_deleted_is_declared_again(amqp_url: str, databas
         await (await talk.channel.get_queue(queue, ensure=False)).delete(if_unused=False, if_empty=False)
         fields: dict[str, Any] = {} if queue == TOPOLOGY.replies_queue else {"is_closed": "invalid"}
         message_id = await talk.send(**fields)
-        await until(lambda: service.in_hand == 0)
+        outcome = "rejected" if fields else "inserted"
+        name, value = "task_activity_log_messages_total", service.metrics.registry.get_sample_value
+        await until(lambda: value(name, {"outcome": outcome}) == 1)
         found = await (await talk.channel.get_queue(queue)).get(no_ack=True, timeout=30)
         assert message_id in (found.message_id, found.correlation_id)
 
