@@ -14,7 +14,8 @@ import shlex
 import string
 import sys
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, TextIO, cast
 
 _STALLED_SECONDS = 1.0
@@ -35,6 +36,16 @@ class OutputLost(Exception):
     def __init__(self, error: OSError) -> None:
         super().__init__(f"cannot write to standard output: {error.strerror or type(error).__name__}")
         self.reader_left = error.errno == errno.EPIPE
+
+
+@contextmanager
+def going_on_without_reader() -> Iterator[None]:
+    """Print results in this block, and go on if their reader, such as `head`, has enough: that does not change what is found."""
+    try:
+        yield
+    except OutputLost as lost:
+        if not lost.reader_left:
+            raise
 
 
 def printable(text: str) -> str:

@@ -56,10 +56,8 @@ class Found:
     """What the journal has, the oldest first."""
     no_journal: str = ""
     """Why the journal says nothing; empty if it was read, and hides nothing."""
-    no_database: str = ""
-    """Why neither rows nor the journal are known; empty if the database was asked."""
-    no_rows: str = ""
-    """Why rows are not known, although the database was asked; empty if they were read."""
+    unknown: str = ""
+    """What is not known because the database cannot be asked, and why; empty if everything was read."""
 
 
 def find(settings: Settings, name: str) -> int:
@@ -68,9 +66,8 @@ def find(settings: Settings, name: str) -> int:
     lines = list(_lines(found))
     for line in lines:
         print(line)
-    if found.no_database or found.no_rows:
-        cause = f"row and journal are not known: the database cannot be used: {found.no_database}"
-        say(cause if found.no_database else f"the row is not known: {found.no_rows}")
+    if found.unknown:
+        say(found.unknown)
         if not lines:
             say(f"{name}: no dead letter and no waiting reply has this id")
         return FAILED
@@ -103,7 +100,7 @@ async def _look(settings: Settings, name: str) -> Found:
         found.replies = waiting.replies
         for queue, seen in ((settings.dead_letters_queue, loan), (settings.replies_queue, waiting)):
             say_unseen(queue, others=seen.others, newer=seen.newer)
-        if not found.no_database:
+        if not found.unknown:
             await _look_in_table(found, survey, identifier)
     finally:
         await survey.close()
@@ -115,7 +112,7 @@ async def _look_in_journal(found: Found, survey: Survey, name: str, identifier: 
         await survey.open()  # otherwise both the journal and the table would be waited for, each for the whole timeout
         found.answers, found.no_journal = await journal_answers(survey, name, identifier)
     except Unavailable as error:
-        found.no_database = error.reason
+        found.unknown = f"row and journal are not known: the database cannot be used: {error.reason}"
 
 
 async def _look_in_table(found: Found, survey: Survey, identifier: UUID | None) -> None:
@@ -125,7 +122,7 @@ async def _look_in_table(found: Found, survey: Survey, identifier: UUID | None) 
         found.unreadable = await survey.exist(ids) - {row.id for row in found.rows}
         found.rows_may_be_hidden = not found.rows and await survey.may_hide_rows()
     except Unavailable as error:
-        found.no_rows = error.reason
+        found.unknown = f"the row is not known: {error.reason}"
 
 
 def _records(found: Found, identifier: UUID | None) -> set[UUID]:

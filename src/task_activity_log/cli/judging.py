@@ -13,7 +13,7 @@ from task_activity_log.message import Delivery, Properties
 from task_activity_log.pipeline.request import Rules, decode
 from task_activity_log.problem import Code, Problem, Rejected
 from task_activity_log.rabbitmq.headers import received
-from task_activity_log.streams import OutputLost, one_line
+from task_activity_log.streams import going_on_without_reader, one_line
 
 Complaints: TypeAlias = list[tuple[str, str]]
 """Where something is wrong, as `file:line`, and what."""
@@ -104,9 +104,6 @@ def _with_content_type(content_type: str) -> Properties:
 
 
 def print_complaint(place: str, reason: str) -> None:
-    """Print a line of results, and go on if their reader, such as `head`, has enough: that does not change what is found."""
-    try:
+    """Print where something is wrong, and what."""
+    with going_on_without_reader():
         print(one_line(f"{place}: {reason}"))
-    except OutputLost as lost:
-        if not lost.reader_left:
-            raise

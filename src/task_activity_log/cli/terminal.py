@@ -75,19 +75,10 @@ def readable(body: bytes, content_type: str | None = None) -> str:
     try:
         return printable_json(json.dumps(json.loads(body), indent=2, ensure_ascii=False))
     except (ValueError, RecursionError):
-        text = _text(body, content_type)
+        from task_activity_log.client.marking import body_text
+
+        text = body_text(body, content_type, errors="backslashreplace")
         return _indented_xml(text) or text
-
-
-def _text(body: bytes, content_type: str | None) -> str:
-    """The characters of a body, in its charset if it is one of the contract's."""
-    from task_activity_log import wire
-    from task_activity_log.problem import Rejected
-
-    try:
-        return wire.text(body, wire.media_type(content_type))
-    except Rejected:
-        return body.decode(errors="backslashreplace")
 
 
 def indented(body: bytes) -> bytes:

@@ -51,12 +51,12 @@ def indented(text: str) -> str:
     return "\n".join(lines)
 
 
-def body_text(body: bytes, content_type: str | None) -> str:
-    """The characters of a body, whatever is wrong with it."""
+def body_text(body: bytes, content_type: str | None, errors: str = "replace") -> str:
+    """The characters of a body, whatever is wrong with it. `errors`: what becomes of bytes that are not text (`bytes.decode`)."""
     try:
         return wire.text(body, wire.media_type(content_type))
     except Rejected:
-        return body.decode(errors="replace")
+        return body.decode(errors=errors)
 
 
 def text_pieces(text: str, content_type: str | None, fields: Sequence[str]) -> list[Piece]:

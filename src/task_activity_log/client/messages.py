@@ -247,10 +247,8 @@ def _record(reply: Reply) -> StoredTaskActivityLog:
     try:
         return wire.decode_stored(reply.body, reply.content_type)
     except Rejected as unreadable:
-        found = (
-            unreadable.problem.code,
-            *(error.name for error in unreadable.problem.errors),
-        )  # the detail is for a publisher
+        # Not the detail, which says to a publisher what to do.
+        found = unreadable.problem.code, *(error.name for error in unreadable.problem.errors)
         raise ClientError(f"this reply cannot be read ({', '.join(found)})") from None
 
 

@@ -83,7 +83,9 @@ class Routing:
     def without_exchange(self, exchange: str) -> str:
         """Why nothing can be published: there is no such exchange. No worker that runs has to declare that for partitions."""
         if exchange == self.partitions_exchange:
-            advice = "the number of partitions is being changed, or there are none any more: begin again then"
+            advice = (
+                "the number of partitions is being changed, or the partitions were removed: restart this program then"
+            )
             return no_exchange(exchange, f"{advice}. {_PARTITIONS}")
         return no_exchange(exchange)
 

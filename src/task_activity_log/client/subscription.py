@@ -164,7 +164,7 @@ class Subscription(Generic[D]):
             await _close(connection)
 
     def _forget(self) -> None:
-        """What the last connection has delivered. What is not acknowledged comes again."""
+        """Forget the last connection and what it has delivered. What is not acknowledged comes again."""
         self._connection = self._feed = self._under_way = None
         self._taken.clear()
         self._next_under_way = False

@@ -223,7 +223,6 @@ def _judge_server(error: _ServerError, where: str, ours: Ours) -> tuple[Fault, R
     has_fields = ours.tables is None or not error.table_name or error.table_name in ours.tables
     if sqlstate == _QUOTED and (own := _judge_ours(str(error), where)) is not None:
         return own
-    # Without the name of a column it is a domain that is NOT NULL, perhaps that of a field.
     if (
         sqlstate == _NOT_NULL
         and (failed := _judge_not_null(error, name, where, ours, has_fields=has_fields)) is not None
@@ -246,18 +245,21 @@ def _judge_server(error: _ServerError, where: str, ours: Ours) -> tuple[Fault, R
 
 def _judge_not_null(error: _ServerError, name: str, where: str, ours: Ours, *, has_fields: bool) -> Failed | None:
     """For a value that is missing and that no message can set; None if one can."""
-    domain = "" if name else error.data_type_name or ""
-    if (domain not in ours.domains) if not name else (has_fields and name in FIELDS):
-        return None  # without the name of a column it is a domain, perhaps that of a field
-    found = f"domain {domain}" if domain else column(error)
-    what = "a column that is not ours is NOT NULL"
-    if found.endswith(_INBOX):
+    found, what = column(error), "a column that is not ours is NOT NULL"
+    if not name:  # it is a domain, perhaps that of a field
+        name = error.data_type_name or ""
+        if name not in ours.domains:
+            return None
+        found = f"domain {name}"
+    elif has_fields and name in FIELDS:
+        return None
+    elif found.endswith(_INBOX):
         what = "a column of the inbox is NOT NULL"
     elif has_fields and name in STORED_FIELDS:
         what = f"{name} is not set"
     where = f"{found}, {where}" if found else where
     # In a table of the fields: if others pass, it may be one partition that wants it.
-    return Failed(what, _NOT_NULL, where, name=name or domain, lasting=True, nobodys=has_fields)
+    return Failed(what, _NOT_NULL, where, name=name, lasting=True, nobodys=has_fields)
 
 
 def _judge_ours(text: str, where: str) -> tuple[Fault, Refused | Unavailable] | None:

@@ -111,8 +111,8 @@ class Journal:
             self._reason = why.label
             log.warning("journal_failing", reason=why.reason)
 
-    def _count(self, rows: int, written: int) -> None:
-        """How many of these rows were written. A trigger may have skipped the others."""
+    def _count(self, rows: int, written: int, why: str) -> None:
+        """How many of these rows were written, and why the others were not."""
         if written < rows:
             self._on_dropped(rows - written)
         self._refused = 0 if written else self._refused + rows
@@ -120,7 +120,7 @@ class Journal:
             self._reason = None
             log.info("journal_recovered")
         elif self._refused >= _REFUSED_IN_A_ROW:
-            self._fails(Unavailable("a trigger skips every row", self._session.where))
+            self._fails(Unavailable(why, self._session.where))
 
     async def finish(self, running: asyncio.Task[None], seconds: float) -> None:
         """Let `running`, the task of `run`, write what was added last; end it after this time; and disconnect."""
@@ -148,16 +148,13 @@ class Journal:
                 if len(rows) > 1:
                     self._rows.extendleft(reversed(rows))
                     continue
-                self._on_dropped(1)
-                self._refused += 1
-                if self._refused >= _REFUSED_IN_A_ROW:
-                    self._fails(Unavailable(f"every row is refused ({refused.sqlstate})", self._session.where))
+                self._count(1, 0, f"every row is refused ({refused.sqlstate})")
             except BaseException:
                 self._rows.extendleft(reversed(rows))  # if it was written, it is written twice, which does no harm
                 raise
             else:
                 most = min(most * 2, _ROWS_AT_ONCE)
-                self._count(len(rows), written)
+                self._count(len(rows), written, "a trigger skips every row")
         self._filled.clear()
         self._written.set()
 

@@ -1,12 +1,13 @@
 """Reading records: the statement, what a row of it means, and why records cannot be read."""
 
+from collections.abc import Awaitable
 from contextlib import suppress
 
 from task_activity_log.postgresql import table, writing
 from task_activity_log.postgresql.faults import Fault, fault
 from task_activity_log.postgresql.session import Row, Session
 from task_activity_log.postgresql.statements import sql
-from task_activity_log.problem import Failed, Refused, Unavailable
+from task_activity_log.problem import Failed, Refused, TimedOut, Unavailable
 from task_activity_log.record import FIELDS, Applied, Outcome, StoredTaskActivityLog, TaskActivityLog, TooLong, Unread
 
 TABLE = sql("table").replace("FIELDS", ",".join((*FIELDS, "source_version", "request_key")))
@@ -44,3 +45,18 @@ def answer(outcome: Outcome, row: Row, asked: TaskActivityLog | None = None) -> 
     if row["modified_dateutc"] is None:  # the column is NOT NULL: read.sql has left out the values
         return Unread(outcome, None)
     return Applied(outcome, StoredTaskActivityLog.from_row(row, asked))
+
+
+async def confirmed(confirming: Awaitable[object]) -> None:
+    """Wait for sql/confirm.sql.
+
+    Raises:
+        Unavailable: it takes too long, and a standby may lack what was committed.
+    """
+    try:
+        await confirming
+    except TimedOut as timeout:
+        outage = Unavailable("commit not confirmed", timeout.detail)
+    else:
+        return
+    raise outage

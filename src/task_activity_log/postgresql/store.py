@@ -17,7 +17,7 @@ from task_activity_log.postgresql.copies import passes_otherwise
 from task_activity_log.postgresql.faults import Fault, fault, ours_of, unanswered, why
 from task_activity_log.postgresql.marks import MARK, UNMARK, Marks
 from task_activity_log.postgresql.messages import NOT_PERMITTED
-from task_activity_log.postgresql.reading import READ, TABLE, answer, explained
+from task_activity_log.postgresql.reading import READ, TABLE, answer, confirmed, explained
 from task_activity_log.postgresql.session import Row, Session
 from task_activity_log.postgresql.statements import sql
 from task_activity_log.postgresql.trimming import TRIM, TRIM_JOURNAL, Trimming
@@ -243,13 +243,7 @@ class Store:
         Raises:
             Unavailable: it is not confirmed in time.
         """
-        try:
-            await self._maintain(self._writer, CONFIRM, seconds=min(_CONFIRM_SECONDS, self._command_timeout))
-        except TimedOut as timeout:
-            outage = Unavailable("commit not confirmed", timeout.detail)
-        else:
-            return
-        raise outage
+        await confirmed(self._maintain(self._writer, CONFIRM, seconds=min(_CONFIRM_SECONDS, self._command_timeout)))
 
     async def try_own_rows(self, like: TaskActivityLog | None) -> list[Failed]:
         """Write rows of our own, each in a transaction that is rolled back, and return why all of them are refused.

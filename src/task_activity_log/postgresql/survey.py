@@ -8,11 +8,11 @@ from task_activity_log.pipeline.waves import halve
 from task_activity_log.postgresql.connecting import Connector
 from task_activity_log.postgresql.connection import ServerConnection
 from task_activity_log.postgresql.faults import unanswered
-from task_activity_log.postgresql.reading import READ, answer, explained
+from task_activity_log.postgresql.reading import READ, answer, confirmed, explained
 from task_activity_log.postgresql.session import Row, Session
 from task_activity_log.postgresql.statements import sql
 from task_activity_log.postgresql.store import CONFIRM
-from task_activity_log.problem import Failed, Refused, TimedOut, Unavailable
+from task_activity_log.problem import Failed, Refused
 from task_activity_log.record import Outcome, StoredTaskActivityLog
 
 _CHANGED, _COUNT, _JOURNAL = sql("changed"), sql("count_changed"), sql("journal_found")
@@ -98,13 +98,7 @@ class Survey:
         """
         if not (await self._ask_plainly(_CONFIRMABLE))[0]["confirmable"]:
             return
-        try:
-            await self._session.ask(CONFIRM, seconds=min(_CONFIRM_SECONDS, self._command_timeout))
-        except TimedOut as timeout:
-            outage = Unavailable("commit not confirmed", timeout.detail)
-        else:
-            return
-        raise outage
+        await confirmed(self._session.ask(CONFIRM, seconds=min(_CONFIRM_SECONDS, self._command_timeout)))
 
     async def exist(self, ids: Sequence[UUID]) -> set[UUID]:
         """Which of these records exist, also if they cannot be read.

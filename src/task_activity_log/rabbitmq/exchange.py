@@ -58,7 +58,8 @@ class RepliesExchange:
             Unavailable: the broker is away, or the replies queue takes nothing. Some may be confirmed.
         """
         only_queue, self._only_queue = self._only_queue, {}
-        if again := [place for place, reply in enumerate(replies) if id(reply) in only_queue] if only_queue else []:
+        again = [place for place, reply in enumerate(replies) if id(reply) in only_queue] if only_queue else []
+        if again:
             await self._publish_to_queue([replies[place] for place in again], lambda n: confirmed(again[n]))
             rest = [place for place, reply in enumerate(replies) if id(reply) not in only_queue]
             if rest:

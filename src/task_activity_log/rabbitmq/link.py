@@ -264,18 +264,21 @@ class _Connection(aio_pika.Connection):
         await self._on_connected()
 
 
+def _context(tls: Tls) -> ssl.SSLContext:
+    try:
+        return tls.context()
+    except OSError:
+        raise _NoFile(tls.unusable()) from None
+
+
 @asynccontextmanager
 async def _open(
     options: LinkOptions, purpose: str, url: URL, address: str
 ) -> AsyncIterator[tuple[aio_pika.Connection, FrameReader]]:
-    try:
-        context = options.tls.context() if options.tls else None
-    except OSError:
-        raise _NoFile(options.tls.unusable() if options.tls else "") from None
     factory = FrameReaderFactory(address)
     connection = _Connection(
         url.update_query(heartbeat=options.heartbeat_seconds),
-        ssl_context=context,
+        ssl_context=None if options.tls is None else _context(options.tls),
         client_properties={"connection_name": f"{options.program} {purpose}", "release": __version__},
     )
     connection.kwargs |= {"transport_factory": factory, "vhost": vhost(str(url))}

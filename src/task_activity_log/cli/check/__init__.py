@@ -21,7 +21,7 @@ from task_activity_log.cli.check.finding import Finding, Verdict
 from task_activity_log.cli.settings_list import misspelled
 from task_activity_log.cli.terminal import counted
 from task_activity_log.settings import Settings
-from task_activity_log.streams import OutputLost, has_colours, one_line, trusted
+from task_activity_log.streams import going_on_without_reader, has_colours, one_line, trusted
 from task_activity_log.telemetry.logs import Redaction
 from task_activity_log.wiring import secrets_of
 
@@ -33,13 +33,10 @@ def check(settings: Settings, *, strict: bool) -> int:
     """
     found = asyncio.run(findings(settings))
     redaction = Redaction(secrets_of(settings))
-    try:
+    with going_on_without_reader():
         for line in table(found):
             print(_coloured(redaction.text(line)), file=trusted(sys.stdout))
         sys.stdout.flush()
-    except OutputLost as lost:
-        if not lost.reader_left:  # one that has read enough, such as `head`, does not change what was found
-            raise
     bad: set[Verdict] = {"broken", "warning"} if strict else {"broken"}
     return int(any(finding.verdict in bad for finding in found))
 
