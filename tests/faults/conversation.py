@@ -13,6 +13,8 @@ from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 from task_activity_log.rabbitmq.topology import Topology, declare
 
 TOPOLOGY = Topology()
+SINGLE_ACTIVE = Topology(single_active_consumer=True)
+"""For workers with `WORKER_SINGLE_ACTIVE_CONSUMER=true`: they refuse a queue that was declared without."""
 
 
 class Conversation:

@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from dataclasses import replace
 from uuid import UUID
 
 import aio_pika
@@ -22,10 +21,9 @@ from task_activity_log.service import Service
 from task_activity_log.settings import load
 from tests import audit_trigger
 from tests.asking import Connection
-from tests.faults.conversation import TOPOLOGY, conversing
+from tests.faults.conversation import SINGLE_ACTIVE, TOPOLOGY, conversing
 from tests.numbered import backlog
 
-SINGLE_ACTIVE = replace(TOPOLOGY, single_active_consumer=True)
 OTHERS = 1000
 
 
@@ -162,7 +160,7 @@ async def test_a_message_that_was_returned_in_good_order_is_never_rejected(amqp_
     """However often: each return counts as a delivery, as hand-overs, outages and drains do."""
     async with conversing(amqp_url, topology=SINGLE_ACTIVE) as talk:
         await talk.send()
-        intake = Intake(LinkOptions(amqp_url), replace(TOPOLOGY, single_active_consumer=True), prefetch=4, batch_max=1)
+        intake = Intake(LinkOptions(amqp_url), SINGLE_ACTIVE, prefetch=4, batch_max=1)
         running = asyncio.create_task(intake.run())
         for attempts in range(15):
             taken = await intake.take(1)
@@ -201,8 +199,7 @@ async def test_competing_workers_store_together_what_was_returned_often(amqp_url
 @asynccontextmanager
 async def handing(amqp_url: str, count: int) -> AsyncIterator[Intake]:
     """An intake with `count` messages in hand. It has the pace of a single active consumer: it need not be proved."""
-    topology = replace(TOPOLOGY, single_active_consumer=True)
-    intake = Intake(LinkOptions(amqp_url), topology, prefetch=count, batch_max=1, declare_topology=False)
+    intake = Intake(LinkOptions(amqp_url), SINGLE_ACTIVE, prefetch=count, batch_max=1, declare_topology=False)
     running = asyncio.create_task(intake.run())
     async with asyncio.timeout(60):
         while intake.waiting < count:

@@ -19,7 +19,7 @@ from structlog.testing import capture_logs
 
 from tests import audit_trigger
 from tests.asking import Connection
-from tests.faults.conversation import TOPOLOGY, Conversation, conversing, until
+from tests.faults.conversation import SINGLE_ACTIVE, TOPOLOGY, Conversation, conversing, until
 from tests.serving import serving
 
 ANSWER_SECONDS = 20
@@ -287,7 +287,7 @@ async def test_what_is_parked_for_too_long_is_returned_in_order(
 ) -> None:
     """Another consumer sees it come back: nothing is lost or rejected, and it is applied when the lock is gone."""
     record, subjects = uuid4(), ["0", "1", "2"]
-    async with conversing(amqp_url) as talk, transaction(database_url) as other:
+    async with conversing(amqp_url, topology=SINGLE_ACTIVE) as talk, transaction(database_url) as other:
         await lock_rows(admin, other, [record])
         async with serving(amqp_url, database_url, **SMALL, **ORDERED, WORKER_PARK_LIMIT_SECONDS="1") as service:
             for subject in subjects:
@@ -319,7 +319,7 @@ async def test_a_worker_that_drains_leaves_what_is_parked_to_the_next_one(
     """It ends inside the drain limit although the row stays locked, and the next worker applies all in order."""
     record, subjects = uuid4(), [str(number) for number in range(10)]
     await audit_trigger.install(admin)
-    async with conversing(amqp_url) as talk:
+    async with conversing(amqp_url, topology=SINGLE_ACTIVE) as talk:
         async with transaction(database_url) as other:
             await lock_rows(admin, other, [record])
             with capture_logs() as events:
@@ -343,7 +343,10 @@ async def test_a_row_that_fails_with_what_passes_waits_alone(
     """Each error is one row's, as the others pass: it is tried again until it works, and its record waits behind it."""
     await admin.execute(_FAIL)
     records = {state: uuid4() for state in PASSING}
-    async with conversing(amqp_url) as talk, serving(amqp_url, database_url, **SMALL, **ORDERED) as service:
+    async with (
+        conversing(amqp_url, topology=SINGLE_ACTIVE) as talk,
+        serving(amqp_url, database_url, **SMALL, **ORDERED) as service,
+    ):
         others = await send_others(talk, 20)
         for state, record in records.items():
             await talk.send(record, subject=f"fails with {state}")
@@ -380,7 +383,10 @@ async def test_an_error_of_an_outage_is_the_rows_if_others_pass(
 async def test_a_row_that_fails_with_what_stays_is_refused(amqp_url: str, database_url: str, admin: Connection) -> None:
     """A dead letter for each, and the others are stored: those of other records, and the later ones of its own."""
     await admin.execute(_FAIL)
-    async with conversing(amqp_url) as talk, serving(amqp_url, database_url, **SMALL, **ORDERED) as service:
+    async with (
+        conversing(amqp_url, topology=SINGLE_ACTIVE) as talk,
+        serving(amqp_url, database_url, **SMALL, **ORDERED) as service,
+    ):
         stored = await send_others(talk, 20)
         refused: dict[str, str] = {}
         for state in LASTING:

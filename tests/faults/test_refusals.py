@@ -15,7 +15,7 @@ from task_activity_log.service import Service
 from task_activity_log.settings import load
 from tests.asking import OPEN_SCHEMA, Connection
 from tests.commands import command
-from tests.faults.conversation import conversing, until
+from tests.faults.conversation import SINGLE_ACTIVE, conversing, until
 from tests.serving import serving
 
 
@@ -237,7 +237,7 @@ async def test_what_refuses_every_row_makes_no_dead_letters(
     await admin.execute(FUNCTIONS)
     records = [uuid4() for _ in range(20)]
     async with (
-        conversing(amqp_url) as talk,
+        conversing(amqp_url, topology=SINGLE_ACTIVE) as talk,
         serving(amqp_url, database_url, WORKER_SINGLE_ACTIVE_CONSUMER="true") as service,
     ):
         for record in records:

@@ -27,7 +27,7 @@ from task_activity_log.aio import end
 from task_activity_log.message import Delivery, Properties
 from task_activity_log.pipeline.ports import Settlement
 from task_activity_log.pipeline.reply import Reply
-from task_activity_log.problem import Code, Problem, Unavailable
+from task_activity_log.problem import Code, Misconfigured, Problem, Unavailable
 from task_activity_log.rabbitmq.channel import open_channel
 from task_activity_log.rabbitmq.consumer import RabbitDelivery
 from task_activity_log.rabbitmq.dead_letters import DeadLetters
@@ -460,17 +460,17 @@ async def test_a_queue_with_another_argument_is_used_as_it_is(
     assert queue.name == TOPOLOGY.requests_queue  # it has its arguments still, or this would have been refused
 
 
-async def test_a_queue_without_the_single_active_consumer_that_is_wanted_does_not_keep_the_order(
-    amqp_url: str, driver: AbstractChannel
+@pytest.mark.parametrize("other", [{}, {"x-delivery-limit": 7}], ids=["alone", "with another limit"])
+async def test_a_queue_without_the_single_active_consumer_that_is_wanted_is_refused(
+    amqp_url: str, driver: AbstractChannel, other: dict[str, Any]
 ) -> None:
-    """All workers consume, and each says so."""
-    await driver.declare_queue(TOPOLOGY.requests_queue, durable=True, arguments=ARGUMENTS)
-    with structlog.testing.capture_logs() as logged:
-        async with await aio_pika.connect(amqp_url) as connection:
+    """All workers would consume it, and the order would be lost without a word."""
+    await driver.declare_queue(TOPOLOGY.requests_queue, durable=True, arguments=ARGUMENTS | other)
+    async with await aio_pika.connect(amqp_url) as connection:
+        with pytest.raises(
+            Misconfigured, match=r"no single active consumer .*, which WORKER_SINGLE_ACTIVE_CONSUMER=true needs"
+        ):
             await declare(connection, replace(TOPOLOGY, single_active_consumer=True))
-    [warning] = [event for event in logged if event["event"] == "topology_differs"]
-    assert warning["argument"] == "x-single-active-consumer"
-    assert warning["advice"].startswith("The order of each record is not kept: all workers consume.")
 
 
 async def test_a_classic_queue_is_used_as_it_is(amqp_url: str, driver: AbstractChannel) -> None:

@@ -159,6 +159,7 @@ def _with(secured: Secured, host: str, options: str) -> str:
         ("127.0.0.1", "sslmode=require", "strange"),
         ("127.0.0.1", "sslmode=require&sslsni=0", "strange"),
         ("127.0.0.1", "sslmode=prefer", "strange"),
+        ("127.0.0.1", "sslmode=prefer&sslrootcert={files}/ours-ca.pem", "strange"),
         ("127.0.0.1", "sslmode=require&ssl_min_protocol_version=TLSv1.3", "strange"),
     ],
 )
@@ -192,6 +193,12 @@ async def test_sslmode_of_the_url(
             "certificate not accepted",
             "IP address mis",
         ),
+        (
+            "localhost",
+            "sslmode=require&sslrootcert={files}/strange-ca.pem",
+            "certificate not accepted",
+            "self-signed certificate in certificate chain",
+        ),
         ("localhost", "sslmode=require&sslcertmode=disable", "access refused (28000)", "valid client certificate"),
     ],
 )
@@ -208,3 +215,14 @@ async def test_what_a_certificate_lacks_is_named(
     assert caught.value.label == label
     assert said in caught.value.reason
     assert f"database task_activity_log at {host}:" in caught.value.reason
+
+
+async def test_with_prefer_a_certificate_that_is_not_accepted_is_as_no_tls(secured: Secured) -> None:
+    """As with libpq: the connection is tried without TLS. If that fails too, both reasons are given."""
+    url = _with(secured, "localhost", f"sslmode=prefer&sslrootcert={secured.files}/strange-ca.pem")
+    connection = await Connector(url).connect(command_timeout=10)
+    assert not await connection.fetchval("SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()")
+    await connection.close()
+    refused = Connector(url.replace("/task_activity_log?", "/no_such_database?"))
+    with pytest.raises(Unavailable, match=r"^certificate not accepted: .*; without TLS: no such database \(3D000\)"):
+        await refused.connect(command_timeout=10)

@@ -248,7 +248,13 @@ REMOTE_DATABASE, REMOTE_BROKER = "postgresql://u@db/d?", "amqps://u@mq/?"
         (REMOTE_DATABASE, False, False, ["not encrypted"]),
         *(
             (f"{REMOTE_DATABASE}{options}", True, False, ["encrypted, but the server's certificate is not checked"])
-            for options in ("", "sslmode=allow", "sslmode=prefer", "sslmode=require", "sslmode=prefer&sslrootcert=/a")
+            for options in ("", "sslmode=allow", "sslmode=prefer", "sslmode=require")
+        ),
+        (
+            f"{REMOTE_DATABASE}sslmode=prefer&sslrootcert=/a",
+            True,
+            False,
+            ["encrypted, but with sslmode=prefer a connection without TLS is accepted as well"],
         ),
         *(
             (f"{REMOTE_DATABASE}{options}", True, False, [])

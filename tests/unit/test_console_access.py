@@ -1,5 +1,11 @@
 """Who may do what in the console, and where a form may come from."""
 
+import os
+import pty
+import signal
+import subprocess
+import sys
+import termios
 from base64 import b64encode
 from pathlib import Path
 
@@ -105,6 +111,31 @@ def test_a_password_that_is_no_utf_8_is_refused() -> None:
     """In one line."""
     result = CliRunner().invoke(app, ["console", "--password-for", "anna"], input=b"p\xff\n")
     assert (result.exit_code, "the password cannot be read" in result.output) == (WRONG_USE, True)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_at_the_question_for_the_password_leaves_a_terminal_that_echoes(number: signal.Signals) -> None:
+    """Otherwise nobody sees what he types into that terminal from then on."""
+    ours, theirs = pty.openpty()
+    try:
+        asking = subprocess.Popen(
+            [sys.executable, "-m", "task_activity_log.cli", "console", "--password-for", "anna"],
+            stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
+        )  # fmt: skip
+        said = b""
+        while b"Password for anna: " not in said:
+            said += os.read(ours, 1000)
+        assert not _echoes(theirs)
+        asking.send_signal(number)
+        assert asking.wait(30) == 128 + number
+        assert _echoes(theirs)
+    finally:
+        os.close(ours)
+        os.close(theirs)
+
+
+def _echoes(terminal: int) -> bool:
+    return bool(termios.tcgetattr(terminal)[3] & termios.ECHO)
 
 
 def test_the_name_and_the_password_cannot_be_divided_in_another_way(tmp_path: Path) -> None:

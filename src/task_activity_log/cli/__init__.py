@@ -298,7 +298,7 @@ def publish(
         columns=column or [],
         quiet=quiet,
     )
-    sys.exit(guarded(lambda: work.carry_out(paths), None if dry_run else work.interrupted))
+    sys.exit(guarded(lambda: work.carry_out(paths), None if dry_run else lambda: work.explained("interrupted")))
 
 
 app.command("replies", short_help="Follow the replies.")(replies)
@@ -391,7 +391,9 @@ def console(
     if roles is not None and password_for is None:
         fail("--roles is of use only with --password-for", WRONG_USE)
     if password_for is not None:
-        print_password_line(password_for, "look,act,bodies" if roles is None else roles)
+        chosen = "look,act,bodies" if roles is None else roles
+        # A signal ends the question as Ctrl-C does, so that the terminal echoes again.
+        sys.exit(guarded(lambda: print_password_line(password_for, chosen)))
     else:
         serve(settings_or_exit("amqp_url"))
 

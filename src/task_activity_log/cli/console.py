@@ -8,7 +8,7 @@ import sys
 from importlib import resources
 
 from task_activity_log.cli import CONTRACT_FILES
-from task_activity_log.cli.exit_codes import WRONG_USE, fail
+from task_activity_log.cli.exit_codes import DONE, WRONG_USE, fail
 from task_activity_log.cli.terminal import say
 from task_activity_log.settings import Settings, SettingsError
 
@@ -69,8 +69,11 @@ def serve(settings: Settings) -> None:
         fail(f"cannot listen on {where}: {reason}; set CONSOLE_PORT to a free port", WRONG_USE)
 
 
-def print_password_line(name: str, roles: str) -> None:
-    """Ask for a password, or read it from standard input, and print the line for a user; exit if it cannot be made."""
+def print_password_line(name: str, roles: str) -> int:
+    """Ask for a password, or read it from standard input, and print the line for a user; exit if it cannot be made.
+
+    Returns the exit code.
+    """
     from task_activity_log.console.users import Role, password_line
 
     try:
@@ -90,3 +93,4 @@ def print_password_line(name: str, roles: str) -> None:
         print(password_line(name, password, chosen))
     except ValueError as error:
         fail(f"--password-for: {error}", WRONG_USE)
+    return DONE

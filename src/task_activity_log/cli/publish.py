@@ -91,13 +91,19 @@ class Publication:
     """How many answers say that the client or the broker took no such message: the worker has not seen it."""
     _confirmed: int = field(default=0, init=False)
     _began: bool = field(default=False, init=False)
-    _addressed: int = field(default=0, init=False)
     """Whether records may have been sent without waiting: the broker may have some that it has not confirmed."""
+    _addressed: int = field(default=0, init=False)
     _outage: str = field(default="", init=False)
 
     def carry_out(self, paths: Sequence[str]) -> int:
         """Publish what the files contain, print the replies, return the exit code. Nothing is sent from an unreadable file."""
         self._paths, self._new = paths, self.rejected is None or not self.rejected.exists()
+        try:
+            return self._carry_out(paths)
+        except ClientError as error:
+            raise ClientError(self.explained(str(error))) from error
+
+    def _carry_out(self, paths: Sequence[str]) -> int:
         failed = self._read(paths)
         if not self._usable.count and failed == DONE:
             say("no records found")
@@ -128,10 +134,6 @@ class Publication:
             again += f"; {self.rejected} is written again, so correct its records after that"
         # The command ends the line: it is copied from there.
         return f"{why}; {done:,} of {self._to_send:,} were {what}. To continue ({again}): {self._command()}"
-
-    def interrupted(self) -> str:
-        """The line for Ctrl-C and signals."""
-        return self.explained("interrupted")
 
     def _command(self) -> str:
         """The whole command that continues this run."""
@@ -313,17 +315,14 @@ class Publication:
         sending = sending_of(self.settings)
         if self.partitioned is not None:
             sending["partitioned"] = self.partitioned
-        try:
-            async with TaskActivityLogClient(
-                link_of(self.settings),
-                **sending,
-                app_id="task-activity-log publish",
-                on_outage=self._away,
-                on_connected=self._back,
-            ) as client:
-                await (self._ask(client) if self.wait else self._send(client))
-        except ClientError as error:
-            raise ClientError(self.explained(str(error))) from error
+        async with TaskActivityLogClient(
+            link_of(self.settings),
+            **sending,
+            app_id="task-activity-log publish",
+            on_outage=self._away,
+            on_connected=self._back,
+        ) as client:
+            await (self._ask(client) if self.wait else self._send(client))
         rejected = self._summary.outcomes["rejected"]
         if self._not_sent:
             say(f"{self._not_sent:,} of the rejected could not be sent: they are not dead letters")

@@ -40,7 +40,8 @@ def writable(rejected: Path, *, again: bool, paths: Sequence[str] = ()) -> str |
 def add_line(rejected: Path, line: str, *, first: bool, new: bool) -> None:
     """Add a line to the file. The first one creates it, or writes it again unless it is `new`.
 
-    Raises `ClientError`: no part of the line is in the file then; or another program has created the file meanwhile.
+    Raises `ClientError`: no part of the line is in the file then, and no empty file is left; or another program has created
+    the file meanwhile.
     """
     try:
         size = 0 if first else rejected.stat().st_size
@@ -54,6 +55,8 @@ def add_line(rejected: Path, line: str, *, first: bool, new: bool) -> None:
         except OSError:
             with suppress(OSError):
                 os.truncate(rejected, size)  # part of a line could not be published
+                if first and new:
+                    rejected.unlink()
             raise
     except OSError as error:
         raise ClientError(f"{rejected}: {error.strerror}") from None

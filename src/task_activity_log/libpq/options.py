@@ -28,6 +28,8 @@ class Option:
     """libpq's other values."""
     number: bool = False
     """Whether it is a whole number."""
+    most: int | None = None
+    """The largest number that the system takes."""
 
 
 _NOT_IN_DRIVER = "the driver cannot do it"
@@ -89,9 +91,9 @@ OPTIONS: Mapping[str, Option] = {
     # timeouts
     "connect_timeout": Option("PGCONNECT_TIMEOUT", number=True),
     "keepalives": Option(number=True),
-    "keepalives_idle": Option(number=True),
-    "keepalives_interval": Option(number=True),
-    "keepalives_count": Option(number=True),
+    "keepalives_idle": Option(number=True, most=32_767),
+    "keepalives_interval": Option(number=True, most=32_767),
+    "keepalives_count": Option(number=True, most=127),
     "tcp_user_timeout": Option(number=True),
 }
 """All options that libpq knows, in the order of docs/operations.md."""
@@ -157,6 +159,8 @@ def verify(found: Mapping[str, str], *, service: bool = False) -> None:
 def _verify(name: str, value: str, option: Option) -> None:
     if option.number and not re.fullmatch(r"[+-]?[0-9]{1,9}", value):
         raise ValueError(f"{name} should be a whole number")
+    if option.most is not None and int(value) > option.most:
+        raise ValueError(f"{name} should be at most {option.most}")
     if option.values is None or value in option.values:
         return
     shown = f"{name}={value}" if value in option.others else name

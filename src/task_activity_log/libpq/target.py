@@ -1,6 +1,7 @@
 """Where to connect and how: the connection string, the service, the environment and the password file together."""
 
 import getpass
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,9 @@ _PORT = 5432
 _TLS_MODES = ("require", "verify-ca", "verify-full")
 _FILES = ("sslrootcert", "sslcert", "sslkey", "sslcrl")
 _SOCKET_DIRECTORIES = ("/run/postgresql", "/var/run/postgresql", "/tmp")  # noqa: S108 - where PostgreSQL puts its socket
+
+_SOCKET_PATH_MAX = 107
+"""Bytes that Linux takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +133,8 @@ def read(text: str, environment: Mapping[str, str]) -> Target:
         looked_up = "localhost" if name in _SOCKET_DIRECTORIES else name or address
         password = given or files.password(file, environment, host=looked_up, port=port, dbname=database, user=user)
         hosts.append(Host(name, address, port, password))
+        if (path := hosts[-1].socket) and len(os.fsencode(path)) > _SOCKET_PATH_MAX:
+            raise ValueError(f"has a path of a socket that is longer than {_SOCKET_PATH_MAX} bytes")
     if found["sslmode"] == "verify-full" and any(not host.name for host in hosts):
         raise ValueError("sslmode=verify-full needs host next to hostaddr, because it checks the host's name")
     password_file = None if given else files.password_file(file, environment)

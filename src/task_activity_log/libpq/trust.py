@@ -57,9 +57,11 @@ def context(target: Target, host: Host, tls: Tls | None) -> NamedContext | None:
 
 
 def is_certificate_checked(target: Target) -> bool:
-    """Whether the options have the server's certificate checked, if the connection is encrypted."""
-    mode = target.options["sslmode"]
-    return mode.startswith("verify") or (mode == "require" and _root(target) is not None)
+    """Whether the options have the server's certificate checked, if the connection is encrypted.
+
+    As in libpq: whenever there is a file of authorities, whatever the mode.
+    """
+    return target.options["sslmode"].startswith("verify") or _root(target) is not None
 
 
 def _root(target: Target) -> str | None:

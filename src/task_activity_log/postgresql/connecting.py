@@ -266,20 +266,22 @@ class _Opener:
         except OSError as error:
             said = self.target.unreadable_file() or str(error.strerror)
             raise _NoConnection(place, "a file for TLS cannot be used", said) from None
-        failure: Exception | None = None
+        failures: list[_NoConnection] = []
         for attempt in self._attempts(context):
             try:
                 async with asyncio.timeout(self._seconds):
                     connection = await self._log_in(host, address, attempt)
                     await self._examine(connection, place, compare=compare)
             except DRIVER_ERRORS as error:
-                failure = error
+                failures.append(_explained(error, place, host, self.target, self._seconds))
                 if not _is_about_tls(error):
                     break
             else:
                 return connection
-        assert failure is not None  # noqa: S101 - there is at least one attempt
-        raise _explained(failure, place, host, self.target, self._seconds) from None
+        first, last = failures[0], failures[-1]
+        if first is not last and first.label == _CERTIFICATE:
+            raise _NoConnection(place, first.label, f"{first.said}; without TLS: {last}")
+        raise last
 
     def _attempts(self, context: ssl.SSLContext | None) -> tuple[ssl.SSLContext | None, ...]:
         """With TLS, without, or one after the other."""
@@ -409,9 +411,10 @@ def _explained(error: Exception, place: str, host: Host, target: Target, seconds
     return _NoConnection(place, "not PostgreSQL", "its answer is not that of a PostgreSQL server")
 
 
+_CERTIFICATE = "certificate not accepted"
 _CAUSES: tuple[tuple[type[Exception], str, str], ...] = (
     (asyncpg.ConnectionDoesNotExistError, "connection lost", "the server closed it during the login"),
-    (ssl.SSLCertVerificationError, "certificate not accepted", "{tls}"),
+    (ssl.SSLCertVerificationError, _CERTIFICATE, "{tls}"),
     (ssl.SSLError, "TLS failed", "{tls}"),
     (TimeoutError, "connect timeout", "no answer within {seconds} s"),
     (ConnectionRefusedError, "connection refused", ""),

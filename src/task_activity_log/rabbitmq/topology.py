@@ -127,14 +127,14 @@ async def declare(connection: AbstractConnection, topology: Topology) -> None:
 
     Raises:
         Misconfigured: the requests are divided among another number of partitions, or among some although this worker has
-            none; or a request queue that exists would not keep the order.
+            none; or a request queue exists without the single active consumer that it should have.
         aiormq.exceptions.AMQPError: the broker refuses (403: no permission to configure) or is gone.
         Unavailable: the queue of the requests or of the dead letters is a stream.
     """
     await _check_partition_count(connection, topology)
     await _declare_exchanges(connection, topology, by_record=False)
     for queue, arguments in topology.queues().items():
-        ordered = topology.partitions > 0 and queue in topology.request_queues
+        ordered = topology.is_single_active and queue in topology.request_queues
         async with _own_channel(connection, f"queue {queue}") as channel:
             try:
                 await channel.declare_queue(queue, durable=True, arguments=arguments)
@@ -231,7 +231,7 @@ async def check(connection: AbstractConnection, topology: Topology) -> None:
 
 
 async def require_order(connection: AbstractConnection, topology: Topology, queue: str) -> None:
-    """Raise if a request queue, which exists, does not keep the order as partitions need it. Nothing is changed.
+    """Raise if a request queue, which exists, has no single active consumer, which keeps the order. Nothing is changed.
 
     The broker refuses to declare a queue again with other arguments, and names the first that differs, with its value. It is
     asked again with this value until it names none, or the single active consumer.
@@ -255,9 +255,10 @@ async def require_order(connection: AbstractConnection, topology: Topology, queu
             return
         argument = different.get("argument", "")
         if argument == _SINGLE_ACTIVE:
+            needed, then = _FOR_PARTITIONS if topology.partitions else _FOR_ONE_QUEUE
             raise Misconfigured(
-                f"queue {queue} has no single active consumer ({_SINGLE_ACTIVE}), which partitions need."
-                f" {_DRAIN.format(topology.partitions)}"
+                f"queue {queue} has no single active consumer ({_SINGLE_ACTIVE}), {needed}. {_DRAIN}"
+                f" {then.format(topology.partitions)}"
             ) from None
         if argument not in arguments or argument in named:  # the broker words it differently: `declare` decides
             return
@@ -384,8 +385,7 @@ async def _own_channel(
     try:
         yield channel
     except ChannelPreconditionFailed as error:
-        advice = _NO_ORDER if _difference(str(error)).get("argument") == _SINGLE_ACTIVE else _ADVICE
-        log.warning("topology_differs", what=what, **_difference(str(error)), advice=advice)
+        log.warning("topology_differs", what=what, **_difference(str(error)), advice=_ADVICE)
     except ChannelNotFoundEntity:
         raise Unavailable(f"{what} does not exist: create it, or set WORKER_TOPOLOGY=declare") from None
     except ChannelAccessRefused:
@@ -401,12 +401,17 @@ _SINGLE_ACTIVE = "x-single-active-consumer"
 _DELETED = ". If queues were deleted, stop the workers and run `task-activity-log partitions --to {}`"
 _DRAIN = (
     "Arguments cannot be changed in place: stop the publishers, let the workers that run now empty the queue, stop them,"
-    " and delete the queue. `task-activity-log partitions --to {0} --yes` and workers with WORKER_PARTITIONS={0} declare it again"
+    " and delete the queue."
 )
-_NO_ORDER = (
-    "The order of each record is not kept: all workers consume. Stop the publishers, let the workers empty the queue, stop them,"
-    " and delete the queue; a worker with WORKER_SINGLE_ACTIVE_CONSUMER=true then declares it as it must be."
+_FOR_PARTITIONS = (
+    "which partitions need",
+    "`task-activity-log partitions --to {0} --yes` and workers with WORKER_PARTITIONS={0} declare it again",
 )
+_FOR_ONE_QUEUE = (
+    "which WORKER_SINGLE_ACTIVE_CONSUMER=true needs: all workers would consume, and the order would be lost",
+    "A worker with this setting declares it again",
+)
+"""What a single active consumer is needed for, and who declares the queue with one."""
 _ADVICE = (
     "It is used as it is. Arguments cannot be changed in place: set limits by policy,"
     " or drain and delete the queue and let the worker declare it again."

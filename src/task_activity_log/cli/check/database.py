@@ -141,9 +141,17 @@ def _judge_server(row: Row, where: str, *, is_another: bool) -> Iterator[Finding
 
 def judge_link(target: Target, *, encrypted: bool, has_files: bool) -> Iterator[Finding]:
     """Whether others can read what is sent, or pretend to be the server. `has_files`: TLS has files of its own settings."""
-    if target.is_local or (encrypted and (has_files or is_certificate_checked(target))):
+    is_checked = has_files or is_certificate_checked(target)
+    if target.is_local or (encrypted and is_checked and (has_files or target.tls)):
         return
-    found = "encrypted, but the server's certificate is not checked" if encrypted else "not encrypted"
+    mode = target.options["sslmode"]
+    found = (
+        "not encrypted"
+        if not encrypted
+        else "encrypted, but the server's certificate is not checked"
+        if not is_checked
+        else f"encrypted, but with sslmode={mode} a connection without TLS is accepted as well"
+    )
     advice = "set WORKER_DATABASE_CA_FILE, or sslmode=verify-full in DATABASE_URL"
     yield Finding("warning", "database link", found, advice)
 
