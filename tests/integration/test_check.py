@@ -771,11 +771,35 @@ async def test_an_inbox_that_cannot_be_trimmed_is_a_warning(
     )
 
 
+async def test_what_is_not_shown_of_the_catalog_is_not_said_to_be_broken(
+    amqp_url: str, database_url: str, database: Connection
+) -> None:
+    """Hardened databases hide the names of roles. Workers do not need them."""
+    role = f"worker_{secrets.token_hex(4)}"
+    await database.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'secret'; {grants(role)}")
+    await database.execute("REVOKE SELECT ON pg_catalog.pg_roles FROM PUBLIC")
+    try:
+        [found] = [one for one in await look(amqp_url, login(database_url, role, "secret")) if one.what == "database"]
+        assert found.verdict == "unknown"
+        assert found.found.startswith("is not looked at: not permitted (42501): permission denied for view pg_roles")
+    finally:
+        await database.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
+
+
 @pytest.mark.parametrize(
     ("statement", "why"),
     [
         (RAISES.format(event="INSERT", table="task_activity_log_journal"), "refused (P0001)"),
         (RAISES.format(event="DELETE", table="task_activity_log_journal"), "refused (P0001)"),
+        (
+            "CREATE FUNCTION skip() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';"
+            " CREATE TRIGGER skip BEFORE INSERT ON task_activity_log_journal FOR EACH ROW EXECUTE FUNCTION skip()",
+            "refused: a trigger skips every row, or a policy hides it",
+        ),
+        (
+            "CREATE SCHEMA other; ALTER TABLE task_activity_log_journal SET SCHEMA other",
+            "table task_activity_log_journal is in the schema other",
+        ),
         ("ALTER TABLE task_activity_log_journal RENAME publisher TO other", "schema does not fit (42703)"),
         ("ALTER TABLE task_activity_log_journal ADD tenant text NOT NULL", "a column that is not ours is NOT NULL"),
         (

@@ -37,7 +37,7 @@ _ANY = sql("any")
 CONFIRM = sql("confirm")
 _MODIFIED, _HIDES_ROWS = sql("modified"), sql("hides_rows")
 _LOCKED, _VERSION_KEPT, _MARKS_GONE = sql("locked"), sql("version_kept"), sql("marks_gone")
-_JOURNAL = sql("journal")
+_JOURNAL, _JOURNAL_KEPT = sql("journal"), sql("journal_kept")
 _DIVISION_BY_ZERO = "22012"
 _SCHEMA_VERSION = sql("schema_version")
 _CHECK = (
@@ -340,10 +340,12 @@ class Store:
         Raises:
             Unavailable: it is not possible to connect.
         """
-        row = datetime.now(UTC).isoformat(), uuid4(), uuid4(), str(Outcome.UPDATED), None, None, None, None
-        write = _JOURNAL, [[value] for value in row]
-        trim = TRIM_JOURNAL, _NOTHING_TO_TRIM
-        return why(await self._maintenance.rehearse(write, trim, seconds=_REHEARSE_SECONDS))
+        row = datetime.now(UTC).isoformat(), uuid4(), (reply := uuid4()), str(Outcome.UPDATED), None, None, None, None
+        statements = (_JOURNAL, [[value] for value in row]), (_JOURNAL_KEPT, [reply]), (TRIM_JOURNAL, _NOTHING_TO_TRIM)
+        failure = await self._maintenance.rehearse(*statements, seconds=_REHEARSE_SECONDS)
+        if isinstance(failure, Refused) and failure.sqlstate == _DIVISION_BY_ZERO:
+            return "refused: a trigger skips every row, or a policy hides it"
+        return why(failure)
 
     async def try_trim(self) -> str:
         """Why old keys cannot be deleted from the inbox; empty if they can. None is deleted. Raises as `try_mark`."""

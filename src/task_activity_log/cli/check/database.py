@@ -60,6 +60,11 @@ async def findings(settings: Settings, *, as_worker: bool = True) -> list[Findin
         advice = "check that it is running, and what DATABASE_URL names; docs/connecting.md explains each cause"
         if isinstance(error, TimedOut):
             advice = f"the server is slow, or {_SET.removeprefix('it ')}statement_timeout"
+        if (
+            isinstance(error, Failed) and error.sqlstate == NOT_PERMITTED
+        ):  # such as on pg_roles: workers do not need that
+            advice = "GRANT SELECT on it to the role, or run check as a role that has it"
+            return [Finding("unknown", "database", f"is not looked at: {error.reason}", advice)]
         return [Finding("broken", "database", error.reason, advice)]
     finally:
         await database.close()
@@ -242,7 +247,13 @@ def _judge_inbox(mark: str, trim: str) -> Iterator[Finding]:
 
 def _judge_journal(row: Row, why: str, *, migrated: bool) -> Iterator[Finding]:
     """With WORKER_JOURNAL. Messages are answered whatever is found here."""
-    if not row["has_journal"]:
+    if row["journal_elsewhere"]:
+        found = (
+            f"is not kept: table task_activity_log_journal is in the schema {' and '.join(row['journal_elsewhere'])}"
+        )
+        advice = "set search_path for the role or the database, and GRANT USAGE ON SCHEMA … to the role"
+        yield Finding("warning", "journal", found, advice)
+    elif not row["has_journal"]:
         found = "is not kept: there is no table task_activity_log_journal"
         advice = "run task-activity-log migrate"
         if migrated:  # it was dropped since, and migrate finds nothing to do
