@@ -1,9 +1,11 @@
-"""Six asyncio tools: batches from a queue, a shared lock, slices of work, jittered delays, work in the meantime, an end."""
+"""Asyncio tools: batches from a queue, a lock to share, slices of work, delays, work in the meantime, threads, an end."""
 
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import random
+import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
@@ -212,6 +214,25 @@ async def meanwhile(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
     finally:
         task.cancel()
         task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # read, or asyncio reports it
+
+
+async def in_thread(function: Callable[[], Item]) -> Item:
+    """What a function returns that waits for the network, in a thread of its own.
+
+    Unlike with `asyncio.to_thread`, neither the event loop nor the process waits for the thread when it ends: a command that
+    is interrupted ends at once.
+    """
+    result: concurrent.futures.Future[Item] = concurrent.futures.Future()
+
+    def run() -> None:
+        try:
+            result.set_result(function())
+        except BaseException as error:  # noqa: BLE001 - it is raised where the result is awaited
+            result.set_exception(error)
+
+    result.set_running_or_notify_cancel()
+    threading.Thread(target=run, daemon=True).start()
+    return await asyncio.wrap_future(result)
 
 
 async def end(*tasks: asyncio.Task[Any]) -> None:

@@ -182,7 +182,7 @@ async def test_a_table_that_others_have_created_is_not_touched(empty_database_ur
     assert reason.startswith(
         'relation "task_activity_log" already exists (42P07); the table task_activity_log_alembic_version'
     )
-    assert reason.endswith("otherwise rename them or drop them")
+    assert reason.endswith("otherwise rename them, or drop them and the function task_activity_log_modified")
     tables = await empty.fetch("SELECT tablename FROM pg_tables WHERE schemaname = 'public' ORDER BY 1")
     assert [row["tablename"] for row in tables] == ["alembic_version", "task_activity_log"]
     await empty.execute("ALTER TABLE task_activity_log RENAME TO theirs")
@@ -363,3 +363,23 @@ async def test_a_table_of_the_revision_that_is_a_strangers_is_not_written(
     assert reason.startswith(f"the table task_activity_log_alembic_version belongs to the role {role}: connect as")
     await empty.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
     assert await migrate(empty_database_url) == migrations.head()
+
+
+async def test_what_is_left_of_dropped_tables_is_named(empty_database_url: str, empty: Connection) -> None:
+    """Whoever drops the tables to begin again does not think of the function of their trigger."""
+    await migrate(empty_database_url)
+    tables = "task_activity_log, task_activity_log_inbox, task_activity_log_journal, task_activity_log_alembic_version"
+    await empty.execute(f"DROP TABLE {tables}")
+    reason = await failure(empty_database_url)
+    assert reason.endswith("(DROP FUNCTION task_activity_log_modified())")
+    await empty.execute("DROP FUNCTION task_activity_log_modified()")
+    assert await migrate(empty_database_url) == migrations.head()
+
+
+async def test_a_view_in_place_of_the_table_of_the_revision_is_named(
+    empty_database_url: str, empty: Connection
+) -> None:
+    """Its owner may be the role that migrates, and nothing can be written to it."""
+    await empty.execute("CREATE VIEW task_activity_log_alembic_version AS SELECT '0001' AS version_num")
+    reason = await failure(empty_database_url)
+    assert reason == "task_activity_log_alembic_version is not an ordinary table: rename it, or drop it"

@@ -58,3 +58,10 @@ def test_json_of_another_program_is_not_believed(text: bytes) -> None:
                 continue
             with pytest.raises(ManagementError, match="this is not the management API of RabbitMQ"):
                 ask("nodes")
+
+
+def test_deeply_nested_json_is_another_programs() -> None:
+    """Python's parser gives up before its end."""
+    with answering(200, b"[" * 100_000) as management:
+        with pytest.raises(ManagementError, match="this is not the management API of RabbitMQ"):
+            management.get("nodes")

@@ -31,7 +31,7 @@ def writable(rejected: Path, *, again: bool, paths: Sequence[str] = ()) -> str |
         ours = not first or (exported.is_message(parsed := json.loads(first)) and "problems" in parsed)
     except OSError as error:
         return f"{rejected}: {error.strerror}"
-    except ValueError:
+    except (ValueError, RecursionError):
         ours = False
     taken = f"{rejected} already exists: name another file for the rejected records, or remove it"
     return None if again and ours else taken

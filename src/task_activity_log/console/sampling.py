@@ -4,9 +4,10 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, TypeAlias
 
-from task_activity_log.aio import end
+from task_activity_log.aio import end, in_thread
 from task_activity_log.hosts import vhost
 from task_activity_log.rabbitmq.inspection import Counted, watch_queues
 from task_activity_log.rabbitmq.link import LOST, LinkOptions
@@ -57,9 +58,9 @@ class Sampler:
 
     async def _sample(self) -> None:
         while True:
-            found = await asyncio.gather(*(asyncio.to_thread(urls_of, url) for url in self._urls))
+            found = await asyncio.gather(*(in_thread(partial(urls_of, url)) for url in self._urls))
             urls = dict.fromkeys(url for urls in found for url in urls)
-            workers: list[Worker] = await asyncio.gather(*(asyncio.to_thread(ask, url) for url in urls))
+            workers: list[Worker] = await asyncio.gather(*(in_thread(partial(ask, url)) for url in urls))
             depths = {name: depth for name in self._queues if (depth := self._depth(name)) is not None}
             self.history.add(time.monotonic(), workers, depths, self._broker_error)
             self._sampled.set()
@@ -76,7 +77,7 @@ class Sampler:
     async def _ask_management(self) -> None:
         while self._management is not None:
             try:
-                self._stats = await asyncio.to_thread(self._management.queues, vhost(self._link.url))
+                self._stats = await in_thread(partial(self._management.queues, vhost(self._link.url)))
                 self.management_error = ""
             except ManagementError as error:
                 self._stats, self.management_error = {}, str(error)

@@ -5,10 +5,11 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
-from http.client import HTTPConnection, HTTPException, HTTPSConnection
+from http.client import HTTPException
 from typing import Any
-from urllib.parse import SplitResult, quote, unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
+from task_activity_log import http_answer
 from task_activity_log.hosts import Hosts
 from task_activity_log.rabbitmq.version import number
 from task_activity_log.tls import Tls
@@ -19,6 +20,8 @@ means unlimited there, but 3.10 deletes the message at its first return."""
 _LIMITED_SINCE, _DEFAULT_LIMIT = (4, 0), 20
 """From this version on, quorum queues have a delivery limit of their own: this one."""
 _SECONDS = 10.0
+_BYTES_MAX = 128 * 2**20
+"""Some tens of thousands of queues."""
 
 
 class ManagementError(Exception):
@@ -74,13 +77,10 @@ def delivery_limit(details: Mapping[str, Any], version: str) -> DeliveryLimit | 
 
 
 class Management:
-    """The management API at a URL, whose hosts are tried in turn.
-
-    No proxy is used and no redirect is followed: they would learn the password.
-    """
+    """The management API at a URL, whose hosts are tried in turn."""
 
     def __init__(self, url: str, tls: Tls | None, seconds: float = _SECONDS) -> None:
-        """Ask nothing yet. Each host has `seconds` to answer."""
+        """Ask nothing yet. Each host has `seconds` for a connection, and as many for an answer."""
         self._hosts = Hosts(url)
         self._tls = tls
         self._seconds = seconds
@@ -125,31 +125,24 @@ class Management:
         where = f"{parts.path.rstrip('/')}/api/" + "/".join(quote(part, safe="") for part in path)
         login = f"{unquote(parts.username or 'guest')}:{unquote(parts.password or 'guest')}"
         headers = {"Authorization": "Basic " + base64.b64encode(login.encode()).decode()}
-        connection = self._connection(parts)
+        asked = urlunsplit((parts.scheme, parts.netloc, where, "", ""))
+        context = self._tls.context() if self._tls else None
         try:
-            connection.request("GET", where, headers=headers)
-            answer = connection.getresponse()
-            text = answer.read()
+            status, text = http_answer.get(
+                asked, seconds=self._seconds, bytes_max=_BYTES_MAX, headers=headers, context=context
+            )
         except (OSError, HTTPException) as error:
-            raise _Silent(f"no answer ({getattr(error, 'strerror', None) or type(error).__name__})") from None
-        finally:
-            connection.close()
-        if answer.status == HTTPStatus.UNAUTHORIZED:
+            late = "timed out" if isinstance(error, TimeoutError) else None
+            raise _Silent(f"no answer ({getattr(error, 'strerror', None) or late or type(error).__name__})") from None
+        if status == HTTPStatus.UNAUTHORIZED:
             raise ManagementError("this user has no access")
-        if answer.status not in (HTTPStatus.OK, HTTPStatus.NOT_FOUND):
-            raise ManagementError(f"answered with {answer.status}")
+        if status not in (HTTPStatus.OK, HTTPStatus.NOT_FOUND):
+            raise ManagementError(f"answered with {status}")
         try:
             found = json.loads(text)
-        except ValueError:  # any server answers with 404: only that of the API is in JSON
+        except (ValueError, RecursionError):  # any server answers with 404: only that of the API is in JSON
             raise _not_ours() from None
-        return found if answer.status == HTTPStatus.OK else None
-
-    def _connection(self, parts: SplitResult) -> HTTPConnection:
-        host = parts.hostname or "localhost"
-        if parts.scheme == "http":
-            return HTTPConnection(host, parts.port, timeout=self._seconds)
-        context = self._tls.context() if self._tls else None
-        return HTTPSConnection(host, parts.port, timeout=self._seconds, context=context)
+        return found if status == HTTPStatus.OK else None
 
 
 def _not_ours() -> ManagementError:

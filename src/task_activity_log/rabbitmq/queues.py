@@ -1,6 +1,5 @@
 """Which queue a reader reads. No type of a driver appears in this interface."""
 
-import asyncio
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -11,6 +10,7 @@ from typing import Any, TypeAlias
 import aiormq
 from aiormq.exceptions import ChannelAccessRefused, ChannelNotFoundEntity, ChannelPreconditionFailed
 
+from task_activity_log.aio import in_thread
 from task_activity_log.hosts import vhost
 from task_activity_log.rabbitmq.link import LinkOptions, Missing
 from task_activity_log.rabbitmq.management import (
@@ -115,7 +115,7 @@ async def _limit_shown(options: LinkOptions, queue: str, version: str) -> Delive
     if management is None:
         return None
     try:
-        details = await asyncio.to_thread(management.one, "queues", vhost(options.url), queue)
+        details = await in_thread(lambda: management.one("queues", vhost(options.url), queue))
     except ManagementError as error:
         raise Unsuitable(
             f"it is not known whether queue {queue} has a low delivery limit (management API: {error}): a look can count as a"

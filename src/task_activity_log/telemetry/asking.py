@@ -5,20 +5,20 @@ import socket
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from http.client import HTTPException
 from ipaddress import ip_address
 from typing import Any, TypeAlias
-from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
-from urllib.request import ProxyHandler, build_opener
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from task_activity_log import http_answer
+
 ANSWER_SECONDS = 3.0
 """How long an answer is waited for."""
-_LONGEST = 4 * 2**20
+_BYTES_MAX = 4 * 2**20
 _STATUS = {"version", "started", "not_ready", "not_alive", "in_hand"}
-_open = build_opener(ProxyHandler({})).open  # a worker is asked directly
 
 Counts: TypeAlias = Mapping[str | float, float]
 """How many messages were answered since the worker started: by outcome, and of at most this many seconds of age."""
@@ -80,7 +80,7 @@ def status_of(url: str) -> Mapping[str, Any]:
     """The /status of a worker. Raises `NoWorker`; another program may listen there, such as RabbitMQ or a proxy."""
     try:
         status = json.loads(_get(f"{url.rstrip('/')}/status"))
-    except ValueError:
+    except (ValueError, RecursionError):
         status = None
     if not isinstance(status, dict) or not status.keys() >= _STATUS:
         raise NoWorker("what answers there is not a worker")
@@ -120,15 +120,12 @@ def urls_of(url: str) -> list[str]:
 
 def _get(url: str) -> bytes:
     try:
-        with _open(url, timeout=ANSWER_SECONDS) as answer:
-            content: bytes = answer.read(_LONGEST)
-            return content
-    except HTTPError as error:
-        error.close()
-        raise NoWorker("what answers there is not a worker") from None
+        status, content = http_answer.get(url, seconds=ANSWER_SECONDS, bytes_max=_BYTES_MAX)
     except (OSError, HTTPException) as error:
-        cause = error.reason if isinstance(error, URLError) else error
-        why = getattr(cause, "strerror", None) or str(cause) or type(cause).__name__
+        why = getattr(error, "strerror", None) or str(error) or type(error).__name__
         # A process that is stopped still has its connections accepted by the kernel, until its backlog is full.
-        kind = Silent if isinstance(cause, TimeoutError) else NoWorker
+        kind = Silent if isinstance(error, TimeoutError) else NoWorker
         raise kind(f"no answer ({why.lower()})") from None
+    if status != HTTPStatus.OK:
+        raise NoWorker("what answers there is not a worker")
+    return content

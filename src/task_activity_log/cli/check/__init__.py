@@ -15,7 +15,9 @@ import asyncio
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import partial
 
+from task_activity_log.aio import in_thread
 from task_activity_log.cli.check import broker, certificates, database, worker
 from task_activity_log.cli.check.finding import Finding, Verdict
 from task_activity_log.cli.settings_list import misspelled
@@ -80,7 +82,7 @@ async def findings(settings: Settings, *, patient: bool = True, as_worker: bool 
     of_database, of_broker, of_worker = await asyncio.gather(
         database.findings(settings, as_worker=as_worker),
         broker.findings(settings, patient=patient, as_worker=as_worker),
-        asyncio.to_thread(worker.findings, settings),
+        in_thread(partial(worker.findings, settings)),
     )
     odd = [
         Finding("warning", name, "is set, and is not a setting", f"did you mean {meant}?")

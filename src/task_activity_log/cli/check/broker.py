@@ -1,6 +1,5 @@
 """RabbitMQ, as AMQP and the management API show it."""
 
-import asyncio
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from task_activity_log.aio import in_thread
 from task_activity_log.cli.check.finding import Finding
 from task_activity_log.cli.check.limits import Limits, judge_kept, judge_length, judge_requests, wrong_type
 from task_activity_log.cli.check.members import judge_members
@@ -83,7 +83,7 @@ async def findings(settings: Settings, *, patient: bool, as_worker: bool = True)
             "set MANAGEMENT_URL to check them: the URL of the management API, with user and password (docs/settings.md)"
         )
         return [*shown, Finding("unknown", "limits and permissions", "not visible over AMQP", advice)]
-    return shown + await asyncio.to_thread(
+    return shown + await in_thread(
         lambda: list(_judge_management(management, sight, settings, count, patient=patient, as_worker=as_worker))
     )
 

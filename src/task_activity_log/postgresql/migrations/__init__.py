@@ -35,7 +35,9 @@ _HINTS = {
     "3F000": "the search_path, which may be set for the database or the role, names no schema that exists",
     "57014": "statement_timeout, which may be set for the database or the role, is too short",
     _EXISTS: f"the table {VERSION_TABLE}, which says how far the schema was migrated, is missing or has no row. If these"
-    " migrations made the tables, restore it as `check` says; otherwise rename them or drop them",
+    " migrations made the tables, restore it as `check` says; otherwise rename them, or drop them and the function"
+    " task_activity_log_modified",
+    "42723": "it is left of tables that were dropped: drop it too, or rename it (DROP FUNCTION task_activity_log_modified())",
 }
 
 ONE_AT_A_TIME = "SELECT pg_catalog.pg_advisory_xact_lock(8386102923505526642)"
@@ -154,7 +156,9 @@ async def _revisions(connection: ServerConnection) -> list[str]:
     table = await connection.fetchrow(_REVISION_TABLE)
     if table is None:
         return []
-    if not (table["is_table"] and table["is_ours"]):
+    if not table["is_table"]:
+        raise _Unexpected(f"{VERSION_TABLE} is not an ordinary table: rename it, or drop it")
+    if not table["is_ours"]:
         raise _Unexpected(
             f"the table {VERSION_TABLE} belongs to the role {table['owner']}: connect as the role that owns the tables, or drop"
             " it if it is a stranger's, whose triggers would be executed with your privileges"
