@@ -315,6 +315,52 @@ async def test_rows_that_the_database_refuses_are_found_and_dropped(database_url
     assert lost == [1, 1]
 
 
+async def test_rows_that_no_partition_takes_do_not_keep_others_from_being_written(
+    database_url: str, database: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their partition was never made. They wait while no other is written, and are then counted and dropped."""
+    monkeypatch.setattr(journal_module, "_RETRY_SECONDS", 0.01)
+    await database.execute("""
+        ALTER TABLE task_activity_log_journal RENAME TO plain;
+        CREATE TABLE task_activity_log_journal (LIKE plain INCLUDING DEFAULTS) PARTITION BY LIST (message_id);
+        CREATE SEQUENCE numbers;
+        ALTER TABLE task_activity_log_journal ALTER number SET DEFAULT nextval('numbers')
+    """)
+    lost: list[int] = []
+    with structlog.testing.capture_logs() as events:
+        async with journaling(database_url, lost) as journal:
+            journal.add([answered(f"early {number}") for number in range(20)])
+            await until(lambda: bool(events))
+            await database.execute(
+                "CREATE TABLE part PARTITION OF task_activity_log_journal FOR VALUES IN ('m0', 'm1', 'm2', 'm3', 'm4')"
+            )
+            for number in range(5):
+                journal.add([answered("late"), answered(f"m{number}")])
+            await until_journaled(database, 5)
+            await until(lambda: sum(lost) == 25)
+            journal.add([answered("m0")])
+            await until_journaled(database, 6)
+    assert [event["event"] for event in events][:2] == ["journal_failing", "journal_recovered"]
+
+
+async def test_what_could_not_be_written_in_the_end_is_counted_and_said(
+    database_url: str, database: Connection
+) -> None:
+    """Otherwise `find` does not find it, and nobody knows why."""
+    await database.execute("DROP TABLE task_activity_log_journal")
+    lost: list[int] = []
+    journal = Journal(Connector(database_url), on_dropped=lost.append)
+    with structlog.testing.capture_logs() as events:
+        journal.add([answered(str(number)) for number in range(3)])
+        running = asyncio.create_task(journal.run())
+        await until(lambda: bool(events))
+        await journal.finish(running, 0.0)
+    assert lost == [3]
+    assert events[-1] == {
+        "event": "journal_rows_lost", "rows": 3, "reason": "not migrated yet (42P01)", "log_level": "warning"
+    }  # fmt: skip
+
+
 async def test_the_rows_that_wait_are_bounded(database_url: str, database: Connection) -> None:
     """The oldest are dropped, and counted."""
     lost: list[int] = []

@@ -273,7 +273,7 @@ class TestEverybodysFault:
             INSERT INTO audit (id) SELECT generate_series(1, 9)
         """)
         await store.probe()
-        with pytest.raises(Failed, match="a value that no message sets is not unique: constraint audit_pkey"):
+        with pytest.raises(Failed, match="a table of others has a value already: constraint audit_pkey"):
             await store.apply([ask()])
         await database.execute("SELECT setval('audit_id_seq', 9)")
         request = ask()

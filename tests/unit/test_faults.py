@@ -134,6 +134,7 @@ def test_what_was_said_before_the_connection_was_closed_is_shown(said: dict[str,
 
 
 NO_MESSAGE = "a value that no message sets is not unique: constraint audit_pkey, d"
+OTHERS = "a table of others has a value already: constraint audit_pkey, d"
 OURS = ["task_activity_log", "task_activity_log_inbox"]
 UNIQUE = {"C": "23505", "R": "_bt_check_unique", "n": "audit_pkey", "D": "Key (id)=(5) already exists."}
 
@@ -141,7 +142,8 @@ UNIQUE = {"C": "23505", "R": "_bt_check_unique", "n": "audit_pkey", "D": "Key (i
 @pytest.mark.parametrize(
     ("said", "tables", "kind", "reason"),
     [
-        ({**UNIQUE, "t": "audit"}, OURS, Fault.LASTING, NO_MESSAGE),
+        ({**UNIQUE, "t": "audit"}, OURS, Fault.LASTING, OTHERS),
+        ({**UNIQUE, "t": "task_activity_log_journal"}, OURS, Fault.LASTING, NO_MESSAGE),
         ({**UNIQUE, "t": "audit"}, None, Fault.ROW, "23505"),  # perhaps the table behind a view
         ({**UNIQUE, "t": "task_activity_log"}, OURS, Fault.ROW, "23505"),
         ({**UNIQUE, "t": "task_activity_log", "D": "Key (n)=(5)"}, None, Fault.LASTING, NO_MESSAGE),

@@ -125,6 +125,8 @@ _QUOTED = "22P02"  # the SQLSTATE of the errors in which `SKIPPED_ROW`, `UNKEPT_
 _NOT_NULL = "23502"
 _NOT_UTF8 = "22021"
 _INBOX = " of task_activity_log_inbox"
+_WITHOUT_FIELDS = ("task_activity_log_inbox", "task_activity_log_journal")
+"""Our tables whose columns are no fields of a message."""
 
 
 def fault(sqlstate: str) -> Fault:
@@ -231,8 +233,9 @@ def _judge_server(error: _ServerError, where: str, ours: Ours) -> tuple[Fault, R
     # Such as a sequence that was set back, or a table of others.
     may_be_a_message = has_fields and may_have_fields(error)
     if name in ours.without_fields or (is_unique(error) and not may_be_a_message):
-        what, where = "a value that no message sets is not unique", f"constraint {name}, {where}"
-        return Fault.LASTING, Failed(what, sqlstate, where, name=name, lasting=True)
+        is_others = not has_fields and error.table_name not in _WITHOUT_FIELDS  # a trigger may write a field there
+        what = "a table of others has a value already" if is_others else "a value that no message sets is not unique"
+        return Fault.LASTING, Failed(what, sqlstate, f"constraint {name}, {where}", name=name, lasting=True)
     if (why := _NOBODYS.get(error.server_source_function or "")) is not None:
         where = ", ".join([*table(error), where])  # it may be the inbox, or one in which a trigger writes
         return Fault.LASTING, Failed(f"{why} ({sqlstate})", sqlstate, where)  # it passes; the connection can be used

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 from uuid import UUID
 
 import structlog
@@ -22,10 +22,11 @@ from task_activity_log.pipeline.ports import D, Settlement
 from task_activity_log.pipeline.request import message_id
 from task_activity_log.postgresql.connecting import Connector
 from task_activity_log.postgresql.connection import ServerConnection
+from task_activity_log.postgresql.faults import Fault, fault
 from task_activity_log.postgresql.session import Session
 from task_activity_log.postgresql.statements import sql
 from task_activity_log.postgresql.store import CONFIRM
-from task_activity_log.problem import Refused, Unavailable
+from task_activity_log.problem import Failed, Refused, Unavailable
 from task_activity_log.record import is_storable
 
 log = structlog.get_logger(__name__)
@@ -130,33 +131,51 @@ class Journal:
         await end(running)
         if self._rows:
             self._on_dropped(len(self._rows))
+            log.warning("journal_rows_lost", rows=len(self._rows), reason=self._reason)
         await self._session.close()
 
     async def _write_all(self) -> None:
         """Write all rows that wait. A row that the database refuses is found by halving, and dropped.
 
+        If the error may be that of the table, the row goes behind the others, and is dropped once one of them is written.
+
         Raises:
             Unavailable: those that are not written still wait.
         """
-        most = _ROWS_AT_ONCE
+        most, failing, some_written = _ROWS_AT_ONCE, 0, False
         while self._rows:
             rows = [self._rows.popleft() for _ in range(min(most, len(self._rows)))]
             try:
                 written = len(await self._session.ask(_WRITE, *map(list, zip(*rows, strict=True))))
-            except Refused as refused:
+            except BaseException as error:
+                if not _may_be_a_rows(error):
+                    self._rows.extendleft(reversed(rows))  # if it was written, it is written twice, which does no harm
+                    raise
                 most = max(1, len(rows) // 2)
                 if len(rows) > 1:
                     self._rows.extendleft(reversed(rows))
-                    continue
-                self._count(1, 0, f"every row is refused ({refused.sqlstate})")
-            except BaseException:
-                self._rows.extendleft(reversed(rows))  # if it was written, it is written twice, which does no harm
-                raise
+                elif isinstance(error, Failed) and not some_written:
+                    self._rows.extend(rows)
+                    failing += 1
+                    if failing == min(len(self._rows), _REFUSED_IN_A_ROW):
+                        raise
+                else:
+                    self._count(
+                        1, 0, error.label if isinstance(error, Failed) else f"every row is refused ({error.sqlstate})"
+                    )
             else:
                 most = min(most * 2, _ROWS_AT_ONCE)
+                some_written = some_written or written > 0
                 self._count(len(rows), written, "a trigger skips every row")
         self._filled.clear()
         self._written.set()
+
+
+def _may_be_a_rows(error: BaseException) -> TypeGuard[Refused | Failed]:
+    """Whether other rows may be written: this one has values that are refused, or that no partition takes."""
+    return isinstance(error, Refused) or (
+        isinstance(error, Failed) and fault(error.sqlstate) in (Fault.ROW, Fault.LASTING)
+    )
 
 
 def _row(settlement: Settlement[D], answered_at: str) -> Row | None:

@@ -286,6 +286,11 @@ EVENTS = {
         ("reason",),
     ),
     "journal_recovered": Event("info", "The journal is written again."),
+    "journal_rows_lost": Event(
+        "warning",
+        "The worker has ended, and the last answers could not be written into the journal.",
+        ("rows", "reason"),
+    ),
     "trim_failing": Event(
         "warning", "Old requests cannot be deleted from the inbox, although the database answers.", ("reason",)
     ),
