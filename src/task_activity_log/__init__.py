@@ -2,7 +2,8 @@
 
 A map, from the bottom up:
 
-aio         three asyncio tools: a queue taken from in batches, backoff, the end of tasks
+aio         asyncio tools: a queue taken from in batches, a lock to share, backoff, threads, the end of tasks
+http_get    what is at a URL, within a time and a size
 message     an AMQP message: body, properties, attempts                          pure
 record      the record as requested and as stored                                pure
 problem     what can go wrong, typed by what is done about it                    pure

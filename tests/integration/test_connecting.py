@@ -344,7 +344,7 @@ async def test_a_server_that_ends_the_connection_within_a_statement_is_postgresq
         raise asyncpg.InternalClientError("cannot switch to state 12; another operation (2) is in progress")
 
     monkeypatch.setattr(ServerConnection, "remember_settings", ended)
-    assert (await failure(database_url)).reason.endswith("the server closed it during the login")
+    assert (await failure(database_url)).reason.endswith("the server closed it during the login: is it PostgreSQL?")
     assert (await failure(database_url)).label == "connection lost"
 
 

@@ -134,8 +134,8 @@ def test_what_was_said_before_the_connection_was_closed_is_shown(said: dict[str,
 
 
 NO_MESSAGE = "a value that no message sets is not unique: constraint audit_pkey, d"
-OTHERS = "a table of others has a value already: constraint audit_pkey, d"
-OURS = ["task_activity_log", "task_activity_log_inbox"]
+OTHERS = "a table of others has a value already: constraint audit_pkey of public.audit, d"
+OURS = ["public.task_activity_log", "public.task_activity_log_inbox"]
 UNIQUE = {"C": "23505", "R": "_bt_check_unique", "n": "audit_pkey", "D": "Key (id)=(5) already exists."}
 
 
@@ -146,10 +146,21 @@ UNIQUE = {"C": "23505", "R": "_bt_check_unique", "n": "audit_pkey", "D": "Key (i
         ({**UNIQUE, "t": "task_activity_log_journal"}, OURS, Fault.LASTING, NO_MESSAGE),
         ({**UNIQUE, "t": "audit"}, None, Fault.ROW, "23505"),  # perhaps the table behind a view
         ({**UNIQUE, "t": "task_activity_log"}, OURS, Fault.ROW, "23505"),
+        (
+            {**UNIQUE, "s": "audit", "t": "task_activity_log"}, OURS, Fault.LASTING,
+            "a table of others has a value already: constraint audit_pkey of audit.task_activity_log, d",
+        ),
+        (
+            {**UNIQUE, "t": "audit", "C": "23P01", "R": "check_exclusion_or_unique_constraint"}, OURS, Fault.LASTING, OTHERS,
+        ),
+        (
+            {"C": "42P01", "M": 'relation "audit.task_activity_log" does not exist'}, OURS, Fault.SCHEMA,
+            "a table of others is missing (42P01): d",
+        ),
         ({**UNIQUE, "t": "task_activity_log", "D": "Key (n)=(5)"}, None, Fault.LASTING, NO_MESSAGE),
         (
             {"C": "23502", "c": "user_id", "t": "audit"}, OURS, Fault.LASTING,
-            "a column that is not ours is NOT NULL: column user_id of audit, d",
+            "a column that is not ours is NOT NULL: column user_id of public.audit, d",
         ),
         ({"C": "23502", "c": "user_id", "t": "task_activity_log"}, OURS, Fault.ROW, "23502"),
         (
@@ -165,7 +176,7 @@ def test_what_another_table_refuses_was_written_by_a_trigger(
     said: dict[str, str], tables: list[str] | None, kind: Fault, reason: str
 ) -> None:
     """It often has columns with the names of fields, such as `id`. No message sets them."""
-    found, failure = judge(asyncpg.PostgresError.new({"S": "ERROR", "M": "", **said}), "d", Ours(tables))
+    found, failure = judge(asyncpg.PostgresError.new({"S": "ERROR", "M": "", "s": "public", **said}), "d", Ours(tables))
     assert (found, failure.reason if isinstance(failure, Failed) else failure.args[0]) == (kind, reason)
     if said.get("R") == "exec_stmt_raise":
         assert isinstance(failure, Refused)

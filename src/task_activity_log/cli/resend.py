@@ -55,7 +55,7 @@ class Resending:
 
     def explained(self, why: str) -> str:
         """Why the run ended, and how to continue it. If nothing was sent, the same command sends it later."""
-        if self._sent.after is None and not self._sent.unanswered:
+        if not (self._sent.count or self._sent.unanswered):
             return why
         return f"{why}; to continue: {self._command(self._sent.after or self.after)}"
 

@@ -413,12 +413,16 @@ def _explained(error: Exception, place: str, host: Host, target: Target, seconds
 
 _CERTIFICATE = "certificate not accepted"
 _CAUSES: tuple[tuple[type[Exception], str, str], ...] = (
-    (asyncpg.ConnectionDoesNotExistError, "connection lost", "the server closed it during the login"),
+    (
+        asyncpg.ConnectionDoesNotExistError,
+        "connection lost",
+        "the server closed it during the login: is it PostgreSQL?",
+    ),
     (ssl.SSLCertVerificationError, _CERTIFICATE, "{tls}"),
     (ssl.SSLError, "TLS failed", "{tls}"),
     (TimeoutError, "connect timeout", "no answer within {seconds} s"),
     (ConnectionRefusedError, "connection refused", ""),
-    (ConnectionError, "connection lost", "it was closed before the login"),
+    (ConnectionError, "connection lost", "it was closed before the login: is it PostgreSQL?"),
     (OSError, "unreachable", "{strerror}"),
     (asyncpg.InterfaceError, "login not supported", "the driver does not know this way to log in"),
 )

@@ -1,5 +1,6 @@
 """What the errors of a PostgreSQL connection mean: whose fault each is, and what to raise for it."""
 
+import secrets
 from collections.abc import Collection, Mapping
 from enum import Enum, auto
 from typing import Any, NamedTuple, TypeAlias
@@ -13,6 +14,7 @@ from task_activity_log.postgresql.messages import (
     is_unique,
     may_have_fields,
     names_ours,
+    qualified,
     shown,
     table,
 )
@@ -29,9 +31,11 @@ from task_activity_log.problem import (
 )
 from task_activity_log.record import FIELDS, STORED_FIELDS
 
-SKIPPED_ROW = "task_activity_log: a trigger or a rule skipped the row"
-UNKEPT_KEY = "task_activity_log: the inbox has not kept the request key"
-UNSET_INSTANT = "task_activity_log: no trigger has set modified_dateutc"
+_SECRET = secrets.token_hex(8)
+"""The server quotes texts of messages in the same errors: nobody who publishes may know the words."""
+SKIPPED_ROW = f"task_activity_log: a trigger or a rule skipped the row ({_SECRET})"
+UNKEPT_KEY = f"task_activity_log: the inbox has not kept the request key ({_SECRET})"
+UNSET_INSTANT = f"task_activity_log: no trigger has set modified_dateutc ({_SECRET})"
 """What write.sql has PostgreSQL quote in an error (`invalid input syntax for type boolean: "…"`), in whatever language."""
 
 
@@ -116,15 +120,20 @@ _NOBODYS = {
     "GetNewTransactionId": "no more transaction ids",
     "PreCommit_Notify": "the queue of notifications is full",
 }
-"""Functions of the server whose errors have an SQLSTATE of `Fault.ROW`, and that no value in a row can cause. Rows of the
-worker's own do not show it: they may belong to another partition, and they are not committed."""
+"""Functions of the server whose errors have an SQLSTATE of `Fault.ROW`, and that no value in a row can cause, unless a trigger
+writes it into a partitioned table of others. Rows of the worker's own do not show it: they may belong to another partition, and
+they are not committed."""
 _NO_SUCH_TABLE = "42P01"
 CONNECTION_LOST = "08006"
 _LOCK_TIMEOUT = "55P03"
 _QUOTED = "22P02"  # the SQLSTATE of the errors in which `SKIPPED_ROW`, `UNKEPT_KEY` and `UNSET_INSTANT` are quoted
-_NOT_NULL = "23502"
+_NOT_NULL, _CHECK = "23502", "23514"
 _NOT_UTF8 = "22021"
+OF_TABLES = (_NOT_NULL, "23505", "23P01")
+"""What refuses rows whose fault it is only if the columns that are concerned are fields of a message."""
 _INBOX = " of task_activity_log_inbox"
+_NO_FIELD = "without a field"
+"""The name of the rule of every unique constraint that has no column that messages set."""
 _WITHOUT_FIELDS = ("task_activity_log_inbox", "task_activity_log_journal")
 """Our tables whose columns are no fields of a message."""
 
@@ -192,16 +201,27 @@ class Ours(NamedTuple):
     """What is known of the tables that have the fields."""
 
     tables: Collection[str] | None = None
-    """Their names. What another one refuses was written by a trigger. None: they are not known."""
+    """Their schemas and names. What another one refuses was written by a trigger. None: they are not known."""
     without_fields: Collection[str] = ()
     """The names of their unique constraints that have no column that messages set."""
     domains: Collection[str] = ()
     """The names of NOT NULL domains of columns that messages do not set."""
+    computed: Collection[str] = ()
+    """The columns that are generated: perhaps from fields."""
+    has_triggers: bool = False
+    """Whether triggers of others may set columns: perhaps from fields."""
 
 
 def ours_of(found: Mapping[str, Any]) -> Ours:
     """What sql/table.sql has found."""
-    return Ours(found["tables"], found["without_fields"], found["domains_without_fields"])
+    tables = None if found["tables"] is None else frozenset(found["tables"])
+    return Ours(
+        tables,
+        frozenset(found["without_fields"]),
+        frozenset(found["domains_without_fields"]),
+        frozenset(found["generated"]),
+        bool(found["has_other_triggers"] or found["inbox_triggers"]),
+    )
 
 
 def judge(error: Exception, where: str, ours: Ours | None = None) -> tuple[Fault, Refused | Unavailable]:
@@ -222,8 +242,8 @@ def _judge_server(error: _ServerError, where: str, ours: Ours) -> tuple[Fault, R
     sqlstate = error.sqlstate or "XX000"
     # The names of a RAISE may be others for each row, and they would seem to be refused by different rules.
     name = "" if error.server_source_function == RAISE else error.constraint_name or error.column_name or ""
-    has_fields = ours.tables is None or not error.table_name or error.table_name in ours.tables
-    if sqlstate == _QUOTED and (own := _judge_ours(str(error), where)) is not None:
+    has_fields = ours.tables is None or not error.table_name or qualified(error) in ours.tables
+    if sqlstate == _QUOTED and (own := _judge_ours(str(error), where, ours)) is not None:
         return own
     if (
         sqlstate == _NOT_NULL
@@ -233,10 +253,13 @@ def _judge_server(error: _ServerError, where: str, ours: Ours) -> tuple[Fault, R
     # Such as a sequence that was set back, or a table of others.
     may_be_a_message = has_fields and may_have_fields(error)
     if name in ours.without_fields or (is_unique(error) and not may_be_a_message):
-        is_others = not has_fields and error.table_name not in _WITHOUT_FIELDS  # a trigger may write a field there
-        what = "a table of others has a value already" if is_others else "a value that no message sets is not unique"
-        return Fault.LASTING, Failed(what, sqlstate, f"constraint {name}, {where}", name=name, lasting=True)
-    if (why := _NOBODYS.get(error.server_source_function or "")) is not None:
+        what, constraint = "a value that no message sets is not unique", f"constraint {name}"
+        if not has_fields and error.table_name not in _WITHOUT_FIELDS:  # a trigger may write a field there
+            what, constraint = "a table of others has a value already", f"{constraint} of {qualified(error)}"
+        # Each partition may have a constraint of its own: it is one reason.
+        rule = _NO_FIELD if name in ours.without_fields else name
+        return Fault.LASTING, Failed(what, sqlstate, f"{constraint}, {where}", name=rule, lasting=True)
+    if (why := _NOBODYS.get(error.server_source_function or "")) is not None and (has_fields or sqlstate != _CHECK):
         where = ", ".join([*table(error), where])  # it may be the inbox, or one in which a trigger writes
         return Fault.LASTING, Failed(f"{why} ({sqlstate})", sqlstate, where)  # it passes; the connection can be used
     where = ", ".join([*shown(error), where])
@@ -248,7 +271,7 @@ def _judge_server(error: _ServerError, where: str, ours: Ours) -> tuple[Fault, R
 
 def _judge_not_null(error: _ServerError, name: str, where: str, ours: Ours, *, has_fields: bool) -> Failed | None:
     """For a value that is missing and that no message can set; None if one can."""
-    found, what = column(error), "a column that is not ours is NOT NULL"
+    found, what = column(error, with_schema=not has_fields), "a column that is not ours is NOT NULL"
     if not name:  # it is a domain, perhaps that of a field
         name = error.data_type_name or ""
         if name not in ours.domains:
@@ -261,18 +284,20 @@ def _judge_not_null(error: _ServerError, name: str, where: str, ours: Ours, *, h
     elif has_fields and name in STORED_FIELDS:
         what = f"{name} is not set"
     where = f"{found}, {where}" if found else where
-    # In a table of the fields: if others pass, it may be one partition that wants it.
-    return Failed(what, _NOT_NULL, where, name=name, lasting=True, nobodys=has_fields)
+    # If others pass, it may be one partition that wants it; unless the value comes from the message's fields.
+    nobodys = has_fields and name not in ours.computed and not ours.has_triggers
+    return Failed(what, _NOT_NULL, where, name=name, lasting=True, nobodys=nobodys)
 
 
-def _judge_ours(text: str, where: str) -> tuple[Fault, Refused | Unavailable] | None:
+def _judge_ours(text: str, where: str, ours: Ours) -> tuple[Fault, Refused | Unavailable] | None:
     """As `judge` for the errors that write.sql raises; None for others with their SQLSTATE."""
     if SKIPPED_ROW in text:
         return Fault.SKIPPED, Refused(SKIPPED)
     if UNKEPT_KEY in text:
         return Fault.SKIPPED, Failed("the inbox does not keep the key", UNKEPT, where, lasting=True)
     if UNSET_INSTANT in text:
-        return Fault.LASTING, Failed("modified_dateutc is not set", UNSET, where, lasting=True, nobodys=True)
+        nobodys = not ours.has_triggers
+        return Fault.LASTING, Failed("modified_dateutc is not set", UNSET, where, lasting=True, nobodys=nobodys)
     return None
 
 

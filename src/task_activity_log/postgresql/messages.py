@@ -55,11 +55,16 @@ def shown(error: asyncpg.PostgresError | asyncpg.PostgresWarning) -> Iterator[st
         yield from dict.fromkeys(word for word in re.findall(r"\w+", str(error)) if word in _used())
 
 
-def column(error: asyncpg.PostgresError | asyncpg.PostgresWarning) -> str:
+def qualified(error: asyncpg.PostgresError | asyncpg.PostgresWarning) -> str:
+    """The table that an error names, with its schema."""
+    return one_line(f"{error.schema_name}.{error.table_name}")
+
+
+def column(error: asyncpg.PostgresError | asyncpg.PostgresWarning, *, with_schema: bool = False) -> str:
     """The column that an error names, with its table; empty if it names none, or a trigger has chosen the names."""
     if error.server_source_function == RAISE or not error.column_name:
         return ""
-    return one_line(f"column {error.column_name} of {error.table_name}")
+    return one_line(f"column {error.column_name} of {qualified(error) if with_schema else error.table_name}")
 
 
 def table(error: asyncpg.PostgresError | asyncpg.PostgresWarning) -> Iterator[str]:
@@ -69,8 +74,8 @@ def table(error: asyncpg.PostgresError | asyncpg.PostgresWarning) -> Iterator[st
 
 
 def is_unique(error: asyncpg.PostgresError | asyncpg.PostgresWarning) -> bool:
-    """Whether a unique index refuses a row."""
-    return error.server_source_function == "_bt_check_unique"
+    """Whether a unique index or an exclusion constraint refuses a row."""
+    return error.server_source_function in ("_bt_check_unique", "check_exclusion_or_unique_constraint")
 
 
 def may_have_fields(error: asyncpg.PostgresError | asyncpg.PostgresWarning) -> bool:
@@ -84,7 +89,7 @@ def may_have_fields(error: asyncpg.PostgresError | asyncpg.PostgresWarning) -> b
 
 def names_ours(error: asyncpg.PostgresError | asyncpg.PostgresWarning) -> bool:
     """Whether an error's text has the name of one of our tables, in whatever language."""
-    return any(word in _used() for word in re.findall(r"task_activity_log\w*", str(error)))
+    return any(word in _used() for word in re.findall(r"(?<![.\w])task_activity_log\w*", str(error)))
 
 
 def closing(error: Exception) -> asyncpg.PostgresError | None:

@@ -29,7 +29,11 @@ class Session:
     """How long the server may take to cancel a statement. If it does not, the connection is closed."""
 
     def __init__(
-        self, connect: Callable[[], Awaitable[ServerConnection]], confirm: str, confirm_seconds: float
+        self,
+        connect: Callable[[], Awaitable[ServerConnection]],
+        confirm: str,
+        confirm_seconds: float,
+        ours: Callable[[], Ours] = Ours,
     ) -> None:
         """Prepare a session without connecting.
 
@@ -37,6 +41,7 @@ class Session:
             connect: opens its connections.
             confirm: a statement that returns when all earlier commits are as safe as a commit is here.
             confirm_seconds: how long it may take.
+            ours: what is known of our tables now, for errors.
         """
         self._connect = connect
         self._confirm, self._confirm_seconds = confirm, confirm_seconds
@@ -45,7 +50,7 @@ class Session:
         self._used = 0.0
         self._new_until = 0.0  # until when the connection is new (`Fault.SCHEMA`)
         self._closing: set[asyncio.Task[None]] = set()
-        self.ours = Ours()
+        self._ours = ours
 
     @property
     def connected(self) -> bool:
@@ -110,7 +115,7 @@ class Session:
         With `restore` it is also replaced if the driver cannot read an answer: the statement was committed, with what triggers
         have set.
         """
-        kind, failure = judge(error, connection.where, self.ours)
+        kind, failure = judge(error, connection.where, self._ours())
         may_be_changed = restore and not is_of_the_server(error)
         if may_be_changed or not (self._can_be_used(kind) and connection.is_utf8):
             self._abandon()
@@ -211,7 +216,7 @@ class Session:
                     else:
                         await connection.execute("SET CONSTRAINTS ALL IMMEDIATE")
             except DRIVER_ERRORS as error:
-                failure = judge(error, connection.where, self.ours)[1]
+                failure = judge(error, connection.where, self._ours())[1]
             except BaseException:
                 self._abandon()
                 raise

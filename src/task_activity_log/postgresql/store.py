@@ -14,7 +14,7 @@ from task_activity_log.postgresql import table, writing
 from task_activity_log.postgresql.connecting import Connector
 from task_activity_log.postgresql.connection import ServerConnection
 from task_activity_log.postgresql.copies import passes_otherwise
-from task_activity_log.postgresql.faults import Fault, fault, ours_of, unanswered, why
+from task_activity_log.postgresql.faults import OF_TABLES, Fault, fault, unanswered, why
 from task_activity_log.postgresql.marks import MARK, UNMARK, Marks
 from task_activity_log.postgresql.messages import NOT_PERMITTED
 from task_activity_log.postgresql.reading import READ, TABLE, answer, confirmed, explained
@@ -33,8 +33,7 @@ from task_activity_log.record import (
     TaskActivityLog,
 )
 
-_ANY = sql("any")
-CONFIRM = sql("confirm")
+_ANY, CONFIRM = sql("any"), sql("confirm")
 _MODIFIED, _HIDES_ROWS = sql("modified"), sql("hides_rows")
 _LOCKED, _VERSION_KEPT, _MARKS_GONE = sql("locked"), sql("version_kept"), sql("marks_gone")
 _JOURNAL, _JOURNAL_KEPT = sql("journal"), sql("journal_kept")
@@ -85,13 +84,13 @@ class Store:
         self._command_timeout = command_timeout
         self._read_bytes, self._record_bytes = read_bytes, record_bytes
         confirm_seconds = min(_CONFIRM_SECONDS, command_timeout)
-        self._writer = Session(connection, CONFIRM, confirm_seconds)
-        self._maintenance = Session(connection, CONFIRM, confirm_seconds)
+        self.watch = Watch(lambda statement: self._maintain(self._maintenance, statement))
+        session = partial(Session, connection, CONFIRM, confirm_seconds, lambda: self.watch.ours)
+        self._writer, self._maintenance = session(), session()
         marks = Marks(partial(self._maintain, self._writer))
         self.marked, self.mark, self.unmark = marks.marked, marks.mark, marks.unmark
         trimming = Trimming(partial(self._maintain, self._maintenance))
         self.trim, self.trim_journal, self.inbox_age = trimming.trim, trimming.trim_journal, trimming.inbox_age
-        self.watch = Watch(partial(self._maintain, self._maintenance))
         # What kind of table it is, for the statements. `look` sets it; None: not known yet.
         self._kinds: dict[str, bool] | None = None
 
@@ -164,17 +163,23 @@ class Store:
             await self.look()
         arguments = writing.arguments(wave, mode, patience.lock_seconds)
         end_after = None if seconds is None or seconds >= self._command_timeout else seconds
+
+        def write() -> Awaitable[list[Row]]:
+            return self._writer.ask(self._statement(mode), *arguments, end_after=end_after, restore=self.watch.has_code)
+
         try:
             if seconds is not None and not self._writer.connected:
                 # Preparing the statement takes longer than a row, and it must not look as if the row did.
                 await self._maintain(self._writer, self._statement(mode), *writing.nothing(mode))
-            return await self._writer.ask(
-                self._statement(mode), *arguments, end_after=end_after, restore=self.watch.has_code
-            )
+            return await write()
         except Failed as failed:
             if fault(failed.sqlstate) is Fault.SCHEMA:
                 self._kinds = None  # the table may have become a view, or a partitioned one
             raise
+        except Refused as refused:
+            if len(wave) > 1 or refused.sqlstate not in OF_TABLES or not await self.watch.has_changed():
+                raise
+            return await write()
 
     async def _current(self, ids: Sequence[UUID], *, confirm: bool) -> dict[UUID, Row]:
         """The records as they are now.
@@ -417,7 +422,7 @@ class Store:
         """
         [row] = await self._maintain(self._writer, TABLE)
         self._kinds = {"has_xmax": table.has_xmax(row), "has_uuids": table.has_uuids(row)}
-        self.watch.has_code, self._writer.ours = row["has_code_of_others"], ours_of(row)
+        self.watch.found(row)
         return row
 
     async def _look_up(self, statement: str, *arguments: object) -> list[Row]:

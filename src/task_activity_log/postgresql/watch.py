@@ -3,6 +3,7 @@
 from collections.abc import Awaitable, Callable
 
 from task_activity_log.postgresql import table
+from task_activity_log.postgresql.faults import Ours, ours_of
 from task_activity_log.postgresql.reading import TABLE
 from task_activity_log.postgresql.session import Row
 
@@ -18,6 +19,8 @@ class Watch:
         self.has_code = False
         """Whether code of others is executed for a row: by triggers, behind a view, or in constraints. It may make texts
         longer, and change the session."""
+        self.ours = Ours()
+        """Which refusals are the fault of the tables, and not of a message."""
 
     async def look(self) -> None:
         """Look at the tables.
@@ -26,4 +29,15 @@ class Watch:
             Unavailable: the database cannot be used.
         """
         [row] = await self._ask(TABLE)
-        self.doubtful, self.has_code = any(table.misfits(row)), row["has_code_of_others"]
+        self.doubtful = any(table.misfits(row))
+        self.found(row)
+
+    def found(self, row: Row) -> None:
+        """The tables were looked at, perhaps by somebody else."""
+        self.has_code, self.ours = row["has_code_of_others"], ours_of(row)
+
+    async def has_changed(self) -> bool:
+        """Look again, whether somebody has changed what may refuse rows. Raises as `look`."""
+        before = self.ours
+        await self.look()
+        return self.ours != before

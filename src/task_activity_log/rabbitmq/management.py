@@ -9,7 +9,7 @@ from http.client import HTTPException
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
-from task_activity_log import http_answer
+from task_activity_log import http_get
 from task_activity_log.hosts import Hosts
 from task_activity_log.rabbitmq.version import number
 from task_activity_log.tls import Tls
@@ -128,7 +128,7 @@ class Management:
         asked = urlunsplit((parts.scheme, parts.netloc, where, "", ""))
         context = self._tls.context() if self._tls else None
         try:
-            status, text = http_answer.get(
+            status, text = http_get.get(
                 asked, seconds=self._seconds, bytes_max=_BYTES_MAX, headers=headers, context=context
             )
         except (OSError, HTTPException) as error:

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from task_activity_log import http_answer
+from task_activity_log import http_get
 
 ANSWER_SECONDS = 3.0
 """How long an answer is waited for."""
@@ -120,7 +120,7 @@ def urls_of(url: str) -> list[str]:
 
 def _get(url: str) -> bytes:
     try:
-        status, content = http_answer.get(url, seconds=ANSWER_SECONDS, bytes_max=_BYTES_MAX)
+        status, content = http_get.get(url, seconds=ANSWER_SECONDS, bytes_max=_BYTES_MAX)
     except (OSError, HTTPException) as error:
         why = getattr(error, "strerror", None) or str(error) or type(error).__name__
         # A process that is stopped still has its connections accepted by the kernel, until its backlog is full.

@@ -191,7 +191,10 @@ SELECT
     ) AS domains_without_fields,
     -- Both tables with their partitions. Null if one is a view: the tables behind it are not known.
     CASE WHEN records.relkind OPERATOR(pg_catalog.<>) 'v' AND inbox.relkind OPERATOR(pg_catalog.<>) 'v' THEN ARRAY(
-        SELECT relname::pg_catalog.text FROM parts JOIN pg_catalog.pg_class ON pg_class.oid OPERATOR(pg_catalog.=) part
+        SELECT pg_catalog.concat(nspname, '.', relname)
+        FROM parts
+        JOIN pg_catalog.pg_class ON pg_class.oid OPERATOR(pg_catalog.=) part
+        JOIN pg_catalog.pg_namespace ON pg_namespace.oid OPERATOR(pg_catalog.=) relnamespace
     ) END AS tables,
     -- Tables, or partitions of them, that a crash of the server empties.
     ARRAY(

@@ -8,7 +8,7 @@ from threading import Event, Thread
 
 import pytest
 
-from task_activity_log.http_answer import TooLong, get
+from task_activity_log.http_get import TooLong, get
 
 _HEAD = b"HTTP/1.1 200 OK\r\n"
 
