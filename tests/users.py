@@ -1,4 +1,4 @@
-"""Users of the broker with few permissions."""
+"""Users of the broker with few permissions, and of the database."""
 
 import secrets
 from collections.abc import Iterator
@@ -8,17 +8,23 @@ from urllib.parse import urlsplit, urlunsplit
 from sandbox import RabbitMQ
 
 
+def login(url: str, user: str, password: str) -> str:
+    """The URL with another user."""
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(netloc=f"{user}:{password}@{parts.netloc.rpartition('@')[2]}"))
+
+
 @contextmanager
 def user_who_may(
     rabbitmq: RabbitMQ, amqp_url: str, *, configure: str = "", write: str = "", read: str = ""
 ) -> Iterator[str]:
     """The URL of a virtual host for a new user with these permissions there."""
     name, password = f"u{secrets.token_hex(4)}", "secret"
-    parts = urlsplit(amqp_url)
+    vhost = urlsplit(amqp_url).path[1:]
     rabbitmq.api("PUT", f"/users/{name}", {"password": password, "tags": ""})
     try:
         permissions = {"configure": configure, "write": write, "read": read}
-        rabbitmq.api("PUT", f"/permissions/{parts.path[1:]}/{name}", permissions)
-        yield urlunsplit(parts._replace(netloc=f"{name}:{password}@{parts.netloc.rpartition('@')[2]}"))
+        rabbitmq.api("PUT", f"/permissions/{vhost}/{name}", permissions)
+        yield login(amqp_url, name, password)
     finally:
         rabbitmq.api("DELETE", f"/users/{name}")

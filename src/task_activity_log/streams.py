@@ -93,13 +93,16 @@ def _is_shown(one: str) -> bool:
 def protect() -> None:
     """Replace the standard streams. Call it once, before anything is written.
 
-    Afterwards writing to standard output raises `OutputLost` at most once, and writing to standard error raises nothing.
+    Afterwards writing to standard output raises `OutputLost` at most once, also if it was closed before, and writing to
+    standard error raises nothing.
     """
     for number in range(3):  # a descriptor that is closed would be the next socket's
         try:
             os.fstat(number)
         except OSError:
-            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+            # Nobody would get the results: a command must not remove replies from a queue to print them there.
+            flags = os.O_RDONLY if number == 1 else os.O_RDWR
+            os.set_inheritable(os.open(os.devnull, flags), True)
     if sys.stdin is None:
         sys.stdin = open(0, closefd=False)  # noqa: SIM115 - for the life of the process
     for stream in (sys.stdin, sys.stdout, sys.stderr):

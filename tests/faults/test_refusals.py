@@ -438,6 +438,28 @@ async def test_bad_messages_of_one_publisher_stop_nobody(
         assert service.status.not_ready() == []
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "task_activity_log: no trigger has set modified_dateutc",
+        "task_activity_log: a trigger or a rule skipped the row",
+        "task_activity_log: the inbox has not kept the request key",
+    ],
+)
+async def test_a_text_with_the_workers_own_words_is_the_messages_fault(
+    amqp_url: str, database_url: str, admin: Connection, words: str
+) -> None:
+    """The server quotes it in the error of a cast, as it quotes the words that write.sql reports something with."""
+    await admin.execute("CREATE INDEX numbers ON task_activity_log ((subject::int))")
+    async with conversing(amqp_url) as talk, serving(amqp_url, database_url) as service:
+        await talk.send(subject="7")
+        assert await talk.outcomes(1) == ["inserted"]
+        for _ in range(12):
+            await talk.send(subject=words)
+        assert await talk.outcomes(12) == ["rejected"] * 12
+        assert service.status.not_ready() == []
+
+
 async def test_a_refused_request_is_not_replayed_over_the_good_one_behind_it(
     amqp_url: str, database_url: str, admin: Connection
 ) -> None:

@@ -33,15 +33,10 @@ from tests.asking import OLDER, OPEN_SCHEMA, Connection, grants
 from tests.commands import Said, command
 from tests.faults.conversation import until
 from tests.serving import serving
+from tests.users import login
 
 UPSERT = "task_activity_log.upsert"
 DOCS = Path(__file__).parents[2] / "docs"
-
-
-def login(url: str, user: str, password: str) -> str:
-    """The URL with another user."""
-    parts = urlsplit(url)
-    return urlunsplit(parts._replace(netloc=f"{user}:{password}@{parts.netloc.rpartition('@')[2]}"))
 
 
 @dataclass

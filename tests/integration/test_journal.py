@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -25,6 +26,7 @@ from tests.commands import Said, command
 from tests.fakes import delivered
 from tests.faults.conversation import TOPOLOGY, Conversation, conversing, until
 from tests.serving import serving
+from tests.users import login
 
 WRITE = "INSERT INTO task_activity_log_journal"
 
@@ -341,6 +343,29 @@ async def test_rows_that_no_partition_takes_do_not_keep_others_from_being_writte
             journal.add([answered("m0")])
             await until_journaled(database, 6)
     assert [event["event"] for event in events][:2] == ["journal_failing", "journal_recovered"]
+
+
+async def test_what_counts_for_new_connections_alone_is_seen(
+    database_url: str, database: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the settings of a role: the journal connects again before it tries again."""
+    monkeypatch.setattr(journal_module, "_RETRY_SECONDS", 0.01)
+    role = f"writer_{secrets.token_hex(4)}"
+    await database.execute(
+        f"CREATE ROLE {role} LOGIN PASSWORD 'secret'; ALTER ROLE {role} SET search_path = 'elsewhere'"
+    )
+    await database.execute(f"GRANT INSERT, SELECT ON task_activity_log_journal TO {role}")
+    try:
+        journal = Journal(Connector(login(database_url, role, "secret")))
+        running = asyncio.create_task(journal.run())
+        with structlog.testing.capture_logs() as events:
+            journal.add([answered("kept")])
+            await until(lambda: bool(events))
+            await database.execute(f"ALTER ROLE {role} RESET search_path")
+            await until_journaled(database, 1)
+        await journal.finish(running, 60.0)
+    finally:
+        await database.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
 
 
 async def test_what_could_not_be_written_in_the_end_is_counted_and_said(

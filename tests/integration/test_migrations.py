@@ -15,6 +15,7 @@ from task_activity_log.postgresql import migrations
 from task_activity_log.postgresql.store import Store
 from task_activity_log.problem import Failed, Unavailable
 from tests.asking import OLDER, Connection, ask, grants, merge, outcomes, until_blocked
+from tests.users import login
 
 
 async def migrate(url: str) -> str:
@@ -383,3 +384,18 @@ async def test_a_view_in_place_of_the_table_of_the_revision_is_named(
     await empty.execute("CREATE VIEW task_activity_log_alembic_version AS SELECT '0001' AS version_num")
     reason = await failure(empty_database_url)
     assert reason == "task_activity_log_alembic_version is not an ordinary table: rename it, or drop it"
+
+
+async def test_an_indirect_member_of_the_owner_may_migrate(empty_database_url: str, empty: Connection) -> None:
+    """As the owner itself: PostgreSQL lets it change the tables."""
+    owner, team, person = (f"{name}_{secrets.token_hex(4)}" for name in ("owner", "team", "person"))
+    await migrate(empty_database_url)
+    await empty.execute(f"""
+        CREATE ROLE {owner}; CREATE ROLE {team}; CREATE ROLE {person} LOGIN PASSWORD 'secret';
+        GRANT {owner} TO {team}; GRANT {team} TO {person};
+        ALTER TABLE task_activity_log_alembic_version OWNER TO {owner}
+    """)
+    try:
+        assert await migrate(login(empty_database_url, person, "secret")) == migrations.head()
+    finally:
+        await empty.execute(f"DROP OWNED BY {owner}; DROP ROLE {owner}; DROP ROLE {team}; DROP ROLE {person}")

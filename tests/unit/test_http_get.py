@@ -53,7 +53,7 @@ def test_an_answer() -> None:
     ids=["nothing", "no headers", "until the end", "with a length", "in chunks"],
 )
 @pytest.mark.parametrize("more", [b"", b"1"], ids=["silent", "a byte now and then"])
-def test_an_answer_that_is_not_whole_in_time_is_none(begun: bytes, more: bytes) -> None:
+def test_an_answer_that_is_not_whole_in_time_is_given_up(begun: bytes, more: bytes) -> None:
     """Each byte is in time, and the answer is not: without a limit for the whole, nothing would end it."""
     with serving(begun, more or b" ", 0.01 if more else 3600) as url, pytest.raises(TimeoutError):
         get(url, seconds=0.3, bytes_max=10**6)

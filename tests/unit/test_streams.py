@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -199,6 +200,15 @@ os._exit(7)
         ["/bin/sh", "-c", '"$0" -c "$1" <&- >&- 2>&-', sys.executable, program], timeout=60, check=False
     )
     assert said.returncode == 7
+
+
+def test_a_command_whose_standard_output_was_closed_before_fails() -> None:
+    """As other programs do: `replies --take` would remove replies from their queue, and print them nowhere."""
+    said = run("/bin/sh", "-c", f"{shlex.quote(COMMAND)} --version >&-")
+    assert (said.returncode, said.stderr) == (
+        1,
+        b"task-activity-log: cannot write to standard output: Bad file descriptor\n",
+    )
 
 
 @pytest.mark.parametrize(

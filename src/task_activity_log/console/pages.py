@@ -77,7 +77,7 @@ class Pages:
         times = [letter.since for letter in looks.last.letters if letter.since] if looks.last else []
         return {
             "history": history, "sampler": console.sampler, "findings": console.checks.wanted(),
-            "topology": console.topology, "outcomes": OUTCOMES,
+            "checked": console.checks.made, "topology": console.topology, "outcomes": OUTCOMES,
             "newest": max(times, default=None), "now": datetime.now(UTC), "rates": history.rates(),
             "has_management": bool(console.settings.management_url), "parts": _CHART_PARTS,
             "queues": [name for name in console.queues if name in history.queues],

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -92,6 +93,8 @@ class Checks:
         self._task: asyncio.Task[None] | None = None
         self._at = -_CHECK_EVERY_SECONDS
         self._findings: Sequence[Any] | None = None
+        self.made: datetime | None = None
+        """When the findings were made; None if there were none yet."""
 
     def wanted(self) -> Sequence[Any] | None:
         """The findings so far; None if there were none yet."""
@@ -106,4 +109,4 @@ class Checks:
 
     async def _make(self) -> None:
         with suppress(*LOST):
-            self._findings = await self._check()
+            self._findings, self.made = await self._check(), datetime.now(UTC)

@@ -106,6 +106,7 @@ class Journal:
             except Unavailable as outage:
                 self._fails(outage)
                 await asyncio.sleep(_RETRY_SECONDS)
+                self._session.renew()  # what was corrected may count for new connections alone, as the settings of a role do
 
     def _fails(self, why: Unavailable) -> None:
         if self._reason != why.label:

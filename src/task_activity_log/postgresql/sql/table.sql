@@ -145,9 +145,8 @@ SELECT
     ) AS inbox_triggers,
     -- Partitions of the records in which the trigger is disabled, and columns that are NOT NULL there alone.
     ARRAY(
-        SELECT relname::pg_catalog.text FROM parts
+        SELECT part::pg_catalog.regclass::pg_catalog.text FROM parts
         JOIN pg_catalog.pg_trigger ON tgrelid OPERATOR(pg_catalog.=) part
-        JOIN pg_catalog.pg_class ON pg_class.oid OPERATOR(pg_catalog.=) part
         WHERE root OPERATOR(pg_catalog.=) found.records AND part OPERATOR(pg_catalog.<>) root
             AND tgname OPERATOR(pg_catalog.=) 'task_activity_log_modified'
             AND (tgenabled OPERATOR(pg_catalog.=) 'D' OR tgenabled OPERATOR(pg_catalog.<>) 'A' AND (
@@ -158,8 +157,7 @@ SELECT
         ORDER BY 1
     ) AS disabled_in,
     ARRAY(
-        SELECT pg_catalog.format('%s of the partition %s', attname, relname) FROM parts
-        JOIN pg_catalog.pg_class ON pg_class.oid OPERATOR(pg_catalog.=) part
+        SELECT pg_catalog.format('%I of the partition %s', attname, part::pg_catalog.regclass) FROM parts
         JOIN pg_catalog.pg_attribute ON attrelid OPERATOR(pg_catalog.=) part
         WHERE root OPERATOR(pg_catalog.=) found.records AND part OPERATOR(pg_catalog.<>) root
             AND attnum OPERATOR(pg_catalog.>) 0::pg_catalog.int2 AND attnotnull
@@ -237,7 +235,7 @@ SELECT
     ) AS constraints,
     -- The schemas of the search path in which everybody may create objects.
     ARRAY(
-        SELECT nspname::pg_catalog.text
+        SELECT pg_catalog.quote_ident(nspname::pg_catalog.text)
         FROM pg_catalog.unnest(pg_catalog.current_schemas(false)) AS path (schema)
         JOIN pg_catalog.pg_namespace ON nspname OPERATOR(pg_catalog.=) schema
         WHERE EXISTS (
