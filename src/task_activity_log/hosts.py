@@ -38,7 +38,9 @@ def urls(url: str) -> list[str]:
         try:
             port = one.port or _PORTS[parts.scheme]
         except ValueError:  # its text quotes the URL
-            raise ValueError("has a port that is not a number from 1 to 65535") from None
+            raise ValueError(
+                "has a port that is not a number from 1 to 65535; in a password, write / as %2F, ? as %3F, # as %23 and @ as %40"
+            ) from None
         if not is_name(one.hostname):
             raise ValueError("has a host that is not a name")
         name = f"[{one.hostname}]" if ":" in one.hostname else one.hostname

@@ -14,7 +14,8 @@ faults       what errors mean
 reading      reading records, and why they cannot be read
 table        what does not fit in somebody's own table
 watch        whether the tables still fit while rows are stored
-connecting   opens connections: to which server, and why it is not possible
+connecting   opens connections: to which server
+logins       why one server does not let in
 statements   reads what is in sql/
 sql/         the statements
 migrations/  the revisions of the schema

@@ -1,4 +1,4 @@
-"""Opens connections: to which server, and why it is not possible. The only module that calls `asyncpg.connect`."""
+"""Opens connections: to which server. The only module that calls `asyncpg.connect`."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ import asyncpg
 
 from task_activity_log.libpq import Host, Target, read, trust
 from task_activity_log.postgresql.connection import ServerConnection
-from task_activity_log.postgresql.faults import DRIVER_ERRORS, label
-from task_activity_log.postgresql.messages import closing, one_line
+from task_activity_log.postgresql.faults import DRIVER_ERRORS
+from task_activity_log.postgresql.logins import CERTIFICATE, NoConnection, explained, is_about_tls
 from task_activity_log.problem import Unavailable
 from task_activity_log.tls import Tls
 
@@ -30,22 +30,10 @@ _OTHERS_SECONDS = 1.0
 _CLOSE_SECONDS = 1.0
 
 
-class _NoConnection(Exception):
-    """One server cannot be used: the label, and what else is known."""
-
-    def __init__(self, place: str, why: str, said: str = "") -> None:
-        super().__init__(why)
-        self.place, self.label, self.said = place, why, said
-
-    def __str__(self) -> str:
-        """In one line, without the server."""
-        return f"{self.label}, {self.said}" if self.said else self.label
-
-
 class _NoAddress(Exception):
     """No address of a host can be used: the failures, each cause once."""
 
-    def __init__(self, failures: Sequence[_NoConnection]) -> None:
+    def __init__(self, failures: Sequence[NoConnection]) -> None:
         super().__init__("; ".join(map(str, failures)))
         self.failures = failures
 
@@ -143,13 +131,13 @@ class Connector:
                     other.terminate()
         self._open.add(chosen)
 
-    def _unfit(self, connection: ServerConnection) -> _NoConnection:
+    def _unfit(self, connection: ServerConnection) -> NoConnection:
         if not connection.writable:
-            return _NoConnection(connection.place, "read-only")
+            return NoConnection(connection.place, "read-only")
         seen = self._timelines.get(connection.cluster or 0, 0)
         advice = "restart the worker to use it, if the newer one is gone for good"
         said = f"on timeline {connection.timeline}, after timeline {seen} was seen; {advice}"
-        return _NoConnection(connection.place, "an old primary", said)
+        return NoConnection(connection.place, "an old primary", said)
 
 
 def choose(
@@ -180,7 +168,7 @@ class _Opener:
     statement_cache_size: int
     timelines: Mapping[int, int]
 
-    async def open_all(self, hosts: Sequence[Host]) -> tuple[list[ServerConnection], list[_NoConnection]]:
+    async def open_all(self, hosts: Sequence[Host]) -> tuple[list[ServerConnection], list[NoConnection]]:
         """Connections to all hosts that answer in time, in their order, and why there is none to the others."""
         tasks = [asyncio.create_task(self._open_host(host, alone=len(hosts) == 1)) for host in hosts]
         try:
@@ -191,13 +179,13 @@ class _Opener:
         late = [task for task in tasks if not task.done()]
         await self._discard(late)
         opened: list[ServerConnection] = []
-        failures: list[_NoConnection] = []
+        failures: list[NoConnection] = []
         for task in tasks:
             if task in late:
                 continue
             try:
                 opened.append(task.result())
-            except _NoConnection as failure:
+            except NoConnection as failure:
                 failures.append(failure)
             except _NoAddress as host:
                 failures += host.failures
@@ -225,13 +213,13 @@ class _Opener:
         """The first address of a host that accepts writes and is no old primary, or else the last one that lets us in."""
         addresses = [host.socket] if host.socket else await self._addresses(host)
         compare = not alone or len(addresses) > 1
-        failures: dict[str, _NoConnection] = {}  # by cause: that of the last address may say less than that of another
+        failures: dict[str, NoConnection] = {}  # by cause: that of the last address may say less than that of another
         opened: ServerConnection | None = None
         for address in addresses:
             place = str(host) if address in (host.name, host.socket) else f"{host} ({address})"
             try:
                 found = await self._open(host, address, place, compare=compare)
-            except _NoConnection as error:
+            except NoConnection as error:
                 failures[str(error)] = error
                 continue
             if opened is not None:
@@ -254,10 +242,10 @@ class _Opener:
             async with asyncio.timeout(self._seconds):
                 found = await asyncio.get_running_loop().getaddrinfo(name, host.port, type=socket.SOCK_STREAM)
         except TimeoutError:
-            raise _NoConnection(str(host), "no such host", "no name server answers") from None
+            raise NoConnection(str(host), "no such host", "no name server answers") from None
         except (OSError, UnicodeError) as error:
             said = getattr(error, "strerror", None) or "not a name"
-            raise _NoConnection(str(host), "no such host", said) from None
+            raise NoConnection(str(host), "no such host", said) from None
         return list(dict.fromkeys(_address(*address[4]) for address in found))
 
     async def _open(self, host: Host, address: str, place: str, *, compare: bool) -> ServerConnection:
@@ -265,22 +253,22 @@ class _Opener:
             context = trust.context(self.target, host, self.tls)
         except OSError as error:
             said = self.target.unreadable_file() or str(error.strerror)
-            raise _NoConnection(place, "a file for TLS cannot be used", said) from None
-        failures: list[_NoConnection] = []
+            raise NoConnection(place, "a file for TLS cannot be used", said) from None
+        failures: list[NoConnection] = []
         for attempt in self._attempts(context):
             try:
                 async with asyncio.timeout(self._seconds):
                     connection = await self._log_in(host, address, attempt)
                     await self._examine(connection, place, compare=compare)
             except DRIVER_ERRORS as error:
-                failures.append(_explained(error, place, host, self.target, self._seconds))
-                if not _is_about_tls(error):
+                failures.append(explained(error, place, host, self.target, self._seconds))
+                if not is_about_tls(error):
                     break
             else:
                 return connection
         first, last = failures[0], failures[-1]
-        if first is not last and first.label == _CERTIFICATE:
-            raise _NoConnection(place, first.label, f"{first.said}; without TLS: {last}")
+        if first is not last and first.label == CERTIFICATE:
+            raise NoConnection(place, first.label, f"{first.said}; without TLS: {last}")
         raise last
 
     def _attempts(self, context: ssl.SSLContext | None) -> tuple[ssl.SSLContext | None, ...]:
@@ -366,7 +354,7 @@ async def _close(connections: Sequence[ServerConnection]) -> None:
         connection.terminate()
 
 
-def _unavailable(target: Target, failures: Sequence[_NoConnection]) -> Unavailable:
+def _unavailable(target: Target, failures: Sequence[NoConnection]) -> Unavailable:
     """All failures in one."""
     database = f"database {target.database} at"
     if len(failures) == 1:
@@ -378,77 +366,3 @@ def _unavailable(target: Target, failures: Sequence[_NoConnection]) -> Unavailab
     else:
         why = labels.pop() if len(labels) == 1 else "no host can be used"
     return Unavailable(why, f"{database} " + "; ".join(f"{failure.place}: {failure}" for failure in failures))
-
-
-_LABELS = {
-    "08": "login refused",  # poolers use it for whatever they refuse
-    "22": "option refused",
-    "28": "access refused",
-    "28P01": "wrong password",
-    "42": "option refused",
-    "42501": "access refused",  # no CONNECT on the database, or an option that only a superuser may set
-}
-"""By SQLSTATE or class, where a login has other reasons than a statement."""
-
-
-def _explained(error: Exception, place: str, host: Host, target: Target, seconds: float) -> _NoConnection:
-    """Why a server cannot be used. A driver's text is not shown; a server's is, without the password."""
-    error = closing(error) or error
-    if isinstance(error, asyncpg.PostgresError) and not isinstance(error, asyncpg.ConnectionDoesNotExistError):
-        return _NoConnection(place, *_refused(error, host.password, target))
-    if isinstance(error, ConnectionError) and _NO_TLS in str(error):
-        return _NoConnection(place, "no TLS", "the server does not offer it")
-    # GSSAPI without the package for it; or TLS 1.3, where the server refuses our certificate after the handshake
-    if isinstance(error.__cause__, asyncpg.InterfaceError | ssl.SSLError):
-        error = error.__cause__
-    if isinstance(error, FileNotFoundError | PermissionError) and host.socket:
-        return _NoConnection(place, "no socket", f"{host.socket}: {error.strerror}")
-    for kind, why, said in _CAUSES:
-        if isinstance(error, kind):
-            known = {"seconds": f"{seconds:g}", "strerror": getattr(error, "strerror", None) or type(error).__name__}
-            known["tls"] = getattr(error, "verify_message", None) or getattr(error, "reason", None) or ""
-            return _NoConnection(place, why, said.format(**known))
-    return _NoConnection(place, "not PostgreSQL", "its answer is not that of a PostgreSQL server")
-
-
-_CERTIFICATE = "certificate not accepted"
-_CAUSES: tuple[tuple[type[Exception], str, str], ...] = (
-    (
-        asyncpg.ConnectionDoesNotExistError,
-        "connection lost",
-        "the server closed it during the login: is it PostgreSQL?",
-    ),
-    (ssl.SSLCertVerificationError, _CERTIFICATE, "{tls}"),
-    (ssl.SSLError, "TLS failed", "{tls}"),
-    (TimeoutError, "connect timeout", "no answer within {seconds} s"),
-    (ConnectionRefusedError, "connection refused", ""),
-    (ConnectionError, "connection lost", "it was closed before the login: is it PostgreSQL?"),
-    (OSError, "unreachable", "{strerror}"),
-    (asyncpg.InterfaceError, "login not supported", "the driver does not know this way to log in"),
-)
-"""The first type that matches."""
-
-
-def _refused(error: asyncpg.PostgresError, password: str | None, target: Target) -> tuple[str, str]:
-    """The server's reason."""
-    sqlstate = error.sqlstate or "XX000"
-    words = _LABELS.get(sqlstate) or _LABELS.get(sqlstate[:2])
-    said = _clean(str(error.args[0]), password if password in target.secrets else None)
-    if password is None and sqlstate.startswith("28"):
-        said += f"; {target.no_password}"
-    return (f"{words} ({sqlstate})" if words else label(sqlstate)), said
-
-
-_NO_TLS = "rejected SSL upgrade"  # the driver has no type for it
-
-
-def _is_about_tls(error: Exception) -> bool:
-    """Whether it may work the other way, with TLS or without: with sslmode=prefer or allow both are tried."""
-    if isinstance(error, asyncpg.PostgresError):
-        return error.sqlstate == "28000"  # pg_hba.conf has no line for it
-    return isinstance(error, ssl.SSLError) or (isinstance(error, ConnectionError) and _NO_TLS in str(error))
-
-
-def _clean(said: str, password: str | None) -> str:
-    """A server's message as one line, if it does not quote the password."""
-    return "" if password and password in said else one_line(said)
