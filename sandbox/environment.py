@@ -30,11 +30,12 @@ class _Part(NotOurs):
     def __init__(self, variable: str, **kept: str) -> None:
         super().__init__(variable, f"{variable} names it, so it is not ours")
         self._reaper = ReaperClient()
-        # -m needs the folder that holds this package. URLs go into the environment, which other users cannot read.
+        # -m needs the folder that holds this package, which imports this module before it is run: Python would warn. URLs go
+        # into the environment, which other users cannot read.
         folder = str(Path(__file__).parents[1])
         self._reaper.ask(
             "set_cleanup",
-            argv=[sys.executable, "-m", "sandbox.environment"],
+            argv=[sys.executable, "-W", "ignore::RuntimeWarning:runpy", "-m", "sandbox.environment"],
             environment={"PYTHONPATH": folder, **kept},
             save=False,
         )
