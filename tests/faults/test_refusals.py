@@ -11,6 +11,7 @@ from structlog.testing import capture_logs
 
 from task_activity_log import service as service_module
 from task_activity_log.cli.check import database as check
+from task_activity_log.record import STORED_FIELDS
 from task_activity_log.service import Service
 from task_activity_log.settings import load
 from tests.asking import OPEN_SCHEMA, Connection
@@ -310,11 +311,6 @@ async def test_what_is_wrong_with_one_partition_rejects_no_message(
         assert await talk.kept() == []
 
 
-DOMAIN = """
-    CREATE DOMAIN needed AS text NOT NULL;
-    ALTER TABLE task_activity_log ADD tenant needed DEFAULT 'x';
-    ALTER TABLE task_activity_log ALTER tenant DROP DEFAULT;
-"""
 ALIKE = "ALTER TABLE {0} ADD k int DEFAULT 7; UPDATE {0} SET k = NULL;"
 AUDIT = """
     CREATE SCHEMA audit;
@@ -327,29 +323,52 @@ AUDIT = """
 """
 
 
+NEEDED = """
+    CREATE DOMAIN needed AS text NOT NULL;
+    ALTER TABLE {0} ADD tenant needed DEFAULT 'x';
+    ALTER TABLE {0} ALTER tenant DROP DEFAULT;
+"""
+VIEW = f"""
+    ALTER TABLE task_activity_log RENAME TO records;
+    CREATE VIEW task_activity_log AS SELECT {", ".join(STORED_FIELDS)}, source_version FROM records;
+"""  # noqa: S608 - our own names
+DEPLOYED = {
+    "domain": ("", NEEDED.format("task_activity_log"), "ALTER DOMAIN needed DROP NOT NULL"),
+    "domain behind a view": (VIEW, NEEDED.format("records"), "ALTER DOMAIN needed DROP NOT NULL"),
+    "exclusion": (
+        "",
+        ALIKE.format("task_activity_log")
+        + "ALTER TABLE task_activity_log ADD CONSTRAINT few EXCLUDE USING btree (k WITH =)",
+        "ALTER TABLE task_activity_log DROP CONSTRAINT few",
+    ),
+    "unique behind a view": (
+        VIEW,
+        ALIKE.format("records") + "CREATE UNIQUE INDEX few ON records (k)",
+        "DROP INDEX few",
+    ),
+    "inbox": (
+        "",
+        ALIKE.format("task_activity_log_inbox") + "CREATE UNIQUE INDEX few ON task_activity_log_inbox (k)",
+        "DROP INDEX few",
+    ),
+    "audit table of our name": ("", AUDIT.format("", ""), "DROP TRIGGER keeps ON task_activity_log"),
+    "exclusion of an audit table": (
+        "",
+        AUDIT.format(", EXCLUDE USING btree (k WITH =)", "WHERE n = 50"),
+        "DROP TRIGGER keeps ON task_activity_log",
+    ),
+}
+"""What there is before, what is made while a worker runs, and how it is corrected."""
+
+
 @pytest.mark.parametrize("stored", [0, 5], ids=["a new worker", "one that has stored rows"])
-@pytest.mark.parametrize(
-    ("broken", "fixed"),
-    [
-        (DOMAIN, "ALTER DOMAIN needed DROP NOT NULL"),
-        (
-            ALIKE.format("task_activity_log")
-            + "ALTER TABLE task_activity_log ADD CONSTRAINT few EXCLUDE USING btree (k WITH =)",
-            "ALTER TABLE task_activity_log DROP CONSTRAINT few",
-        ),
-        (
-            ALIKE.format("task_activity_log_inbox") + "CREATE UNIQUE INDEX few ON task_activity_log_inbox (k)",
-            "DROP INDEX few",
-        ),
-        (AUDIT.format("", ""), "DROP TRIGGER keeps ON task_activity_log"),
-        (AUDIT.format(", EXCLUDE USING btree (k WITH =)", "WHERE n = 50"), "DROP TRIGGER keeps ON task_activity_log"),
-    ],
-    ids=["domain", "exclusion", "inbox", "audit table of our name", "exclusion of an audit table"],
-)
+@pytest.mark.parametrize("what", DEPLOYED)
 async def test_what_is_deployed_while_a_worker_runs_rejects_no_message(
-    amqp_url: str, database_url: str, admin: Connection, broken: str, fixed: str, stored: int
+    amqp_url: str, database_url: str, admin: Connection, what: str, stored: int
 ) -> None:
     """The worker has looked at the tables before, and looks again before a message is rejected. No message sets these values."""
+    before, broken, fixed = DEPLOYED[what]
+    await admin.execute(before or "SELECT 1")
     async with conversing(amqp_url) as talk, serving(amqp_url, database_url) as service:
         for _ in range(stored):
             await talk.send()
@@ -408,6 +427,11 @@ async def test_a_trigger_of_the_inbox_that_changes_keys_holds_a_worker_that_has_
             " CREATE TRIGGER fills BEFORE INSERT OR UPDATE ON task_activity_log FOR EACH ROW EXECUTE FUNCTION fill()",
             {},
             {"subject": "good"},
+        ),
+        (
+            VIEW + "ALTER TABLE records ADD g text GENERATED ALWAYS AS (upper(description)) STORED NOT NULL",
+            {},
+            {"description": "good"},
         ),
         (
             "CREATE TABLE audit (what text) PARTITION BY LIST (what);"

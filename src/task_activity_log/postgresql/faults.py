@@ -211,6 +211,10 @@ class Ours(NamedTuple):
     has_triggers: bool = False
     """Whether triggers of others may set columns: perhaps from fields."""
 
+    def may_compute(self, column: str) -> bool:
+        """Whether the value of a column may come from the fields of a message. Of the table behind a view that is not known."""
+        return self.tables is None or column in self.computed or self.has_triggers
+
 
 def ours_of(found: Mapping[str, Any]) -> Ours:
     """What sql/table.sql has found."""
@@ -285,8 +289,7 @@ def _judge_not_null(error: _ServerError, name: str, where: str, ours: Ours, *, h
         what = f"{name} is not set"
     where = f"{found}, {where}" if found else where
     # If others pass, it may be one partition that wants it; unless the value comes from the message's fields.
-    nobodys = has_fields and name not in ours.computed and not ours.has_triggers
-    return Failed(what, _NOT_NULL, where, name=name, lasting=True, nobodys=nobodys)
+    return Failed(what, _NOT_NULL, where, name=name, lasting=True, nobodys=has_fields and not ours.may_compute(name))
 
 
 def _judge_ours(text: str, where: str, ours: Ours) -> tuple[Fault, Refused | Unavailable] | None:
@@ -296,7 +299,7 @@ def _judge_ours(text: str, where: str, ours: Ours) -> tuple[Fault, Refused | Una
     if UNKEPT_KEY in text:
         return Fault.SKIPPED, Failed("the inbox does not keep the key", UNKEPT, where, lasting=True)
     if UNSET_INSTANT in text:
-        nobodys = not ours.has_triggers
+        nobodys = not ours.may_compute("modified_dateutc")
         return Fault.LASTING, Failed("modified_dateutc is not set", UNSET, where, lasting=True, nobodys=nobodys)
     return None
 

@@ -200,7 +200,12 @@ def oddities(table: Row) -> Iterator[tuple[str, str]]:
 
 
 def _of_partitions(table: Row) -> Iterator[tuple[str, str]]:
-    """What is different in a partition, so that its rows wait."""
+    """What is different in a partition, or missing, so that rows wait."""
+    if table["lacks_default_partition"]:
+        yield (
+            f"{_RECORDS} is partitioned by ranges or lists of ids, and has no DEFAULT partition",
+            "a message whose id is in no partition waits, and many of them hold up all others: add one",
+        )
     for name in table["disabled_in"]:
         yield (
             f"trigger {TRIGGER} does not fire on the partition {name}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import cache
@@ -123,10 +124,16 @@ def nothing(mode: UpdateMode) -> list[object]:
 
 
 def own_arguments(record: TaskActivityLog, count: int) -> list[object]:
-    """The parameters for rows of the worker's own with the values of this record."""
+    """The parameters for rows of the worker's own with the values of this record, and ids that are similar to its id."""
     values = {name: getattr(record, name) for name in FIELDS}
-    rows = [TaskActivityLog.trusted({**values, "id": uuid4()}, set()) for _ in range(count)]
+    ids = [uuid4() if record in (BARE, FULL) else _similar(record.id) for _ in range(count)]
+    rows = [TaskActivityLog.trusted({**values, "id": identifier}, set()) for identifier in ids]
     return arguments([_own_request(row) for row in rows], UpdateMode.REPLACE, 1.0)
+
+
+def _similar(identifier: UUID) -> UUID:
+    """Another id of the same version and time, which a range of ids or a constraint on the version takes as well."""
+    return UUID(int=identifier.int >> 62 << 62 | secrets.randbits(62))
 
 
 def own_version(record: TaskActivityLog, identifier: UUID, version: int) -> list[object]:

@@ -54,6 +54,22 @@ parts AS (
         SELECT relid::pg_catalog.oid FROM pg_catalog.pg_partition_tree(root::pg_catalog.regclass)
     ) AS tree
 ),
+-- Both tables and those behind views, with their partitions. (`parts` is not used here, whose rows PostgreSQL cannot estimate: it
+-- would take the plan for so costly that it compiled it, for more than a second.)
+behind AS (
+    SELECT root AS relation FROM found, pg_catalog.unnest(ARRAY[records, inbox]::pg_catalog.oid[]) AS roots (root)
+    UNION
+    SELECT further.next FROM behind, LATERAL (
+        SELECT refobjid AS next
+        FROM pg_catalog.pg_rewrite
+        JOIN pg_catalog.pg_depend ON objid OPERATOR(pg_catalog.=) pg_rewrite.oid
+            AND classid OPERATOR(pg_catalog.=) 'pg_catalog.pg_rewrite'::pg_catalog.regclass::pg_catalog.oid
+            AND refclassid OPERATOR(pg_catalog.=) 'pg_catalog.pg_class'::pg_catalog.regclass::pg_catalog.oid
+        WHERE ev_class OPERATOR(pg_catalog.=) relation
+        UNION ALL
+        SELECT inhrelid FROM pg_catalog.pg_inherits WHERE inhparent OPERATOR(pg_catalog.=) relation
+    ) AS further
+),
 -- Those of partitions, too: they fire for the rows that are stored there. `own` is whether one is the table's itself.
 triggers AS (
     SELECT
@@ -104,6 +120,12 @@ SELECT
     records.relkind OPERATOR(pg_catalog.=) 'v' AND pg_catalog.pg_get_viewdef(records.oid)
         OPERATOR(pg_catalog.~) E'\\m(WHERE|JOIN|LIMIT|FETCH|OFFSET|HAVING)\\M' AS is_filtered,
     inbox.relrowsecurity AS inbox_has_row_security,
+    -- Rows whose id is in no partition cannot be stored.
+    EXISTS (
+        SELECT FROM pg_catalog.pg_partitioned_table
+        WHERE partrelid OPERATOR(pg_catalog.=) records.oid AND partstrat OPERATOR(pg_catalog.<>) 'h'
+            AND partdefid OPERATOR(pg_catalog.=) 0::pg_catalog.oid
+    ) AS lacks_default_partition,
     -- Partitions inherit too, but have no rows of their own.
     EXISTS (
         SELECT FROM pg_catalog.pg_inherits WHERE inhparent OPERATOR(pg_catalog.=) records.oid AND records.relkind OPERATOR(pg_catalog.=) 'r'
@@ -171,7 +193,7 @@ SELECT
     -- in by reading.py.)
     ARRAY(
         SELECT relname::pg_catalog.text FROM pg_catalog.pg_index
-        JOIN parts ON part OPERATOR(pg_catalog.=) indrelid
+        JOIN behind ON relation OPERATOR(pg_catalog.=) indrelid
         JOIN pg_catalog.pg_class ON pg_class.oid OPERATOR(pg_catalog.=) indexrelid
         WHERE (indisunique OR indisexclusion) AND indexprs IS NULL AND NOT EXISTS (
             SELECT FROM pg_catalog.pg_attribute
@@ -182,7 +204,9 @@ SELECT
     -- Domains that are NOT NULL, of columns that no message sets, and of no other.
     ARRAY(
         SELECT typname::pg_catalog.text
-        FROM both_columns JOIN pg_catalog.pg_type ON pg_type.oid OPERATOR(pg_catalog.=) atttypid
+        FROM behind
+        JOIN pg_catalog.pg_attribute ON attrelid OPERATOR(pg_catalog.=) relation AND NOT attisdropped
+        JOIN pg_catalog.pg_type ON pg_type.oid OPERATOR(pg_catalog.=) atttypid
         WHERE typtype OPERATOR(pg_catalog.=) 'd' AND typnotnull
         GROUP BY typname
         HAVING NOT pg_catalog.bool_or(attname::pg_catalog.text OPERATOR(pg_catalog.=) ANY ('{FIELDS}'::pg_catalog.text[]))
