@@ -422,6 +422,12 @@ async def test_a_trigger_of_the_inbox_that_changes_keys_holds_a_worker_that_has_
             {"description": "good"},
         ),
         (
+            "ALTER TABLE task_activity_log ADD g text GENERATED ALWAYS AS (lower(subject)) STORED UNIQUE;"
+            " INSERT INTO task_activity_log (id, subject) VALUES (gen_random_uuid(), 'taken')",
+            {"subject": "TAKEN"},
+            {"subject": "free"},
+        ),
+        (
             "ALTER TABLE task_activity_log ADD tenant text NOT NULL; CREATE FUNCTION fill() RETURNS trigger LANGUAGE plpgsql AS"
             " $$ BEGIN NEW.tenant := CASE NEW.subject WHEN 'good' THEN 'one' END; RETURN NEW; END $$;"
             " CREATE TRIGGER fills BEFORE INSERT OR UPDATE ON task_activity_log FOR EACH ROW EXECUTE FUNCTION fill()",

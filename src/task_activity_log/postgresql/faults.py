@@ -207,7 +207,7 @@ class Ours(NamedTuple):
     domains: Collection[str] = ()
     """The names of NOT NULL domains of columns that messages do not set."""
     computed: Collection[str] = ()
-    """The columns that are generated: perhaps from fields."""
+    """The columns that are generated from others: perhaps from fields."""
     has_triggers: bool = False
     """Whether triggers of others may set columns: perhaps from fields."""
 
@@ -223,7 +223,7 @@ def ours_of(found: Mapping[str, Any]) -> Ours:
         tables,
         frozenset(found["without_fields"]),
         frozenset(found["domains_without_fields"]),
-        frozenset(found["generated"]),
+        frozenset(found["computed"]),
         bool(found["has_other_triggers"] or found["inbox_triggers"]),
     )
 
@@ -255,7 +255,7 @@ def _judge_server(error: _ServerError, where: str, ours: Ours) -> tuple[Fault, R
     ):
         return Fault.LASTING, failed
     # Such as a sequence that was set back, or a table of others.
-    may_be_a_message = has_fields and may_have_fields(error)
+    may_be_a_message = has_fields and may_have_fields(error, ours.computed)
     if name in ours.without_fields or (is_unique(error) and not may_be_a_message):
         what, constraint = "a value that no message sets is not unique", f"constraint {name}"
         if not has_fields and error.table_name not in _WITHOUT_FIELDS:  # a trigger may write a field there

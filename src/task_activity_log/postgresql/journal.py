@@ -159,7 +159,12 @@ class Journal:
                     self._rows.extend(rows)
                     failing += 1
                     if failing == min(len(self._rows), _REFUSED_IN_A_ROW):
-                        raise
+                        self._rows.rotate(failing)  # as they were
+                        if len(self._rows) == failing or not await self._takes_newest():
+                            raise
+                        failing, some_written = 0, True
+                elif some_written:  # others are written, so it is only this row
+                    self._on_dropped(1)
                 else:
                     self._count(
                         1, 0, error.label if isinstance(error, Failed) else f"every row is refused ({error.sqlstate})"
@@ -170,6 +175,19 @@ class Journal:
                 self._count(len(rows), written, "a trigger skips every row")
         self._filled.clear()
         self._written.set()
+
+    async def _takes_newest(self) -> bool:
+        """Whether the newest row is written, while the oldest are not: their time may be the reason."""
+        newest = self._rows.pop()
+        try:
+            written = await self._session.ask(_WRITE, *([value] for value in newest))
+        except BaseException as error:
+            self._rows.append(newest)
+            if not _may_be_a_rows(error):
+                raise
+            return False
+        self._count(1, len(written), "a trigger skips every row")
+        return bool(written)
 
 
 def _may_be_a_rows(error: BaseException) -> TypeGuard[Refused | Failed]:

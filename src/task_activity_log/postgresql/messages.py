@@ -1,7 +1,7 @@
 """What may be shown of the server's messages, which can quote rows."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import cache
 from importlib import resources
 
@@ -78,13 +78,15 @@ def is_unique(error: asyncpg.PostgresError | asyncpg.PostgresWarning) -> bool:
     return error.server_source_function in ("_bt_check_unique", "check_exclusion_or_unique_constraint")
 
 
-def may_have_fields(error: asyncpg.PostgresError | asyncpg.PostgresWarning) -> bool:
-    """Whether a unique index that refuses a row may have a column with the name of a field; True if it is not known.
+def may_have_fields(error: asyncpg.PostgresError | asyncpg.PostgresWarning, computed: Collection[str] = ()) -> bool:
+    """Whether a unique index that refuses a row may have a column with the name of a field, or one that is computed.
+
+    True if it is not known.
 
     The detail has the columns, and then the values: `Key (n)=(5) already exists.` It is not there without SELECT on them.
     """
     columns, _, _ = (error.detail or "").partition(")=(")
-    return not columns or not {"source_version", *FIELDS}.isdisjoint(re.findall(r"\w+", columns))
+    return not columns or not {"source_version", *FIELDS, *computed}.isdisjoint(re.findall(r"\w+", columns))
 
 
 def names_ours(error: asyncpg.PostgresError | asyncpg.PostgresWarning) -> bool:

@@ -197,8 +197,10 @@ SELECT
         JOIN pg_catalog.pg_class ON pg_class.oid OPERATOR(pg_catalog.=) indexrelid
         WHERE (indisunique OR indisexclusion) AND indexprs IS NULL AND NOT EXISTS (
             SELECT FROM pg_catalog.pg_attribute
-            WHERE attrelid OPERATOR(pg_catalog.=) indrelid AND attnum OPERATOR(pg_catalog.=) ANY (indkey)
-                AND attname::pg_catalog.text OPERATOR(pg_catalog.=) ANY ('{FIELDS}'::pg_catalog.text[])
+            WHERE attrelid OPERATOR(pg_catalog.=) indrelid AND attnum OPERATOR(pg_catalog.=) ANY (indkey) AND (
+                attname::pg_catalog.text OPERATOR(pg_catalog.=) ANY ('{FIELDS}'::pg_catalog.text[])
+                OR attgenerated OPERATOR(pg_catalog.<>) ''
+            )
         )
     ) AS without_fields,
     -- Domains that are NOT NULL, of columns that no message sets, and of no other.
@@ -235,6 +237,11 @@ SELECT
     ) AS types,
     ARRAY(SELECT attname::pg_catalog.text FROM columns WHERE attnotnull AND NOT filled ORDER BY attname) AS required,
     ARRAY(SELECT attname::pg_catalog.text FROM columns WHERE generated ORDER BY attname) AS generated,
+    -- Those that are generated from others. An identity is not.
+    ARRAY(
+        SELECT attname::pg_catalog.text FROM pg_catalog.pg_attribute
+        WHERE attrelid OPERATOR(pg_catalog.=) found.records AND attgenerated OPERATOR(pg_catalog.<>) ''
+    ) AS computed,
     (
         SELECT usable FROM unique_indexes
         WHERE attrelid OPERATOR(pg_catalog.=) found.records AND attname OPERATOR(pg_catalog.=) 'id'
