@@ -168,6 +168,16 @@ def test_who_sees_bodies_and_may_not_act_can_download_one(tmp_path: Path) -> Non
         assert "confidential" in found.get(unescape(link)).text
 
 
+@pytest.mark.parametrize("name", ["a\nb", "one\n", "..", "a/b?c#d"])
+def test_a_dead_letter_with_an_odd_id_has_a_page(name: str) -> None:
+    """A program that reads the output of another one may leave the end of the line in the id."""
+    odd = letter(b"{", Properties(message_id=name))
+    console = console_of()
+    seen(console, [odd])
+    with browser(console) as found:
+        assert found.get(path_of(odd)).status_code == 200
+
+
 def test_nobody_is_told_that_a_row_was_sent_that_was_not(local: Browser) -> None:
     """A link that somebody else has made does not say so."""
     assert "The row was sent" not in local.get(f"/find?name={ID}&sent=1").text

@@ -227,3 +227,16 @@ def test_a_file_that_is_larger_than_the_memory_is_one_line(tmp_path: Path, monke
     monkeypatch.setattr(Source, "_records", records)
     [found] = Source(str(file), ".json", "x").read()
     assert str(found).startswith(f"{file}: is larger than the memory")
+
+
+@pytest.mark.parametrize("suffix", [".json", ".jsonl"])
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+def test_json_in_utf_16_is_named(tmp_path: Path, suffix: str, encoding: str) -> None:
+    """As PowerShell writes it. Once, and not for each line."""
+    file = tmp_path / f"records{suffix}"
+    file.write_text(
+        '{"id": "9652e68c-7b6d-4598-bbbd-4e933126c994"}\n' * (2 if suffix == ".jsonl" else 1), encoding=encoding
+    )
+    assert [str(found) for found in Source(str(file), suffix, "r").read()] == [
+        f"{file}: is in UTF-16: save it in UTF-8"
+    ]

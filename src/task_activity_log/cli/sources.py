@@ -1,5 +1,6 @@
 """Files, folders and standard input as upserts."""
 
+import codecs
 import errno
 import gzip
 import json
@@ -146,13 +147,19 @@ class Source:
                     source = f"{self.name}:{found[0]}"
                     yield Upsert(found[1], message_id=self._message_id(found[1], source), source=source)
         elif self.suffix == ".json":
-            yield from self._json(file.read(), 1, self.name)
+            content = file.read()
+            if _is_utf_16(content):
+                raise Unreadable(f"{self.name}: is in UTF-16: save it in UTF-8")
+            yield from self._json(content, 1, self.name)
         else:
             content = file.read()
             yield Upsert(content, wire.XML, self._message_id(content, self.name), source=self.name)
 
     def _lines(self, file: IO[bytes]) -> Iterator[Upsert | Unreadable]:
         for number, line in enumerate(file, 1):
+            if number == 1 and _is_utf_16(line):
+                yield Unreadable(f"{self.name}: is in UTF-16: save it in UTF-8")
+                return
             content = line.removeprefix(_BOM) if number == 1 else line
             if content.strip():
                 try:
@@ -417,3 +424,8 @@ def _elements(content: bytes) -> Iterator[bytes]:
     while (between := _BETWEEN.match(text, position)) and text[between.end()] != "]":
         _, position = decoder.raw_decode(text, between.end())
         yield text[between.end() : position].encode()
+
+
+def _is_utf_16(content: bytes) -> bool:
+    """Whether JSON is in UTF-16, as PowerShell writes it: with a mark, or with a NUL next to each character."""
+    return content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in content[:2]

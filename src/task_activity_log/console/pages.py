@@ -142,7 +142,7 @@ class Pages:
         await self.console.replies.follow(0)
         return page(
             request, "bulk.html", "Replay all that match", wanted=wanted, letters=letters, kept=kept, look=look,
-            rows_unknown=rows_unknown, number=self.console.remember(letters),
+            rows_unknown=rows_unknown, has_database=store is not None, number=self.console.remember(letters),
         )  # fmt: skip
 
     async def find(self, request: Request) -> Response:

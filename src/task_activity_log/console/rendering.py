@@ -34,8 +34,9 @@ class _Exact(str):
 
 
 def path_of(letter: Letter) -> str:
-    """Its page. A browser would take a name of dots for another path, so the id is what counts."""
-    return f"/dead-letters/{quote(letter.name, safe='') if letter.name.strip('.') else '-'}?letter={letter.id}"
+    """Its page. A browser would take a name of dots for another path, and a path has one line, so the id is what counts."""
+    is_path = letter.name.strip(".") and "\n" not in letter.name
+    return f"/dead-letters/{quote(letter.name, safe='') if is_path else '-'}?letter={letter.id}"
 
 
 def query_of(wanted: Filter, **changes: str) -> str:
