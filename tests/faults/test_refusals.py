@@ -4,7 +4,7 @@ import secrets
 from collections.abc import AsyncIterator
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 from structlog.testing import capture_logs
@@ -346,6 +346,16 @@ DEPLOYED = {
         ALIKE.format("records") + "CREATE UNIQUE INDEX few ON records (k)",
         "DROP INDEX few",
     ),
+    "unique with another column included": (
+        "",
+        ALIKE.format("task_activity_log") + "CREATE UNIQUE INDEX few ON task_activity_log (k) INCLUDE (id)",
+        "DROP INDEX few",
+    ),
+    "unique expression": (
+        "",
+        ALIKE.format("task_activity_log") + "CREATE UNIQUE INDEX few ON task_activity_log ((k + 0))",
+        "DROP INDEX few",
+    ),
     "inbox": (
         "",
         ALIKE.format("task_activity_log_inbox") + "CREATE UNIQUE INDEX few ON task_activity_log_inbox (k)",
@@ -386,6 +396,49 @@ async def test_what_is_deployed_while_a_worker_runs_rejects_no_message(
         assert await talk.kept() == []
 
 
+RANGE = """
+    ALTER TABLE task_activity_log RENAME TO old;
+    CREATE TABLE task_activity_log (LIKE old INCLUDING ALL) PARTITION BY RANGE (id);
+    CREATE TABLE part PARTITION OF task_activity_log
+        FOR VALUES FROM ('01900000-0000-7000-8000-000000000000') TO ('01a00000-0000-7000-8000-000000000000');
+    CREATE TRIGGER task_activity_log_modified BEFORE INSERT OR UPDATE ON task_activity_log
+        FOR EACH ROW EXECUTE FUNCTION task_activity_log_modified();
+"""
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        "ALTER TABLE task_activity_log ADD CHECK (substr(id::text, 15, 1) = '7')",
+        "ALTER TABLE task_activity_log ADD FOREIGN KEY (id) REFERENCES tasks",
+        RANGE,
+    ],
+    ids=["version of the id", "foreign key", "range of ids"],
+)
+async def test_the_worker_holds_also_where_its_own_ids_are_not_taken(
+    amqp_url: str, database_url: str, admin: Connection, rule: str
+) -> None:
+    """Rows of its own have ids that are similar to one that was stored; or the stored record itself is written again."""
+    ids = [UUID(f"01999999-0000-7000-8000-{number:012}") for number in range(25)]
+    await admin.execute(f"CREATE TABLE tasks (id uuid PRIMARY KEY); {rule}")
+    await admin.executemany("INSERT INTO tasks VALUES ($1)", [(one,) for one in ids])
+    async with conversing(amqp_url) as talk, serving(amqp_url, database_url) as service:
+        for one in ids[:5]:
+            await talk.send(one)
+        assert await talk.outcomes(5) == ["inserted"] * 5
+        await admin.execute("""
+            CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'no'; END $$;
+            CREATE TRIGGER zz AFTER INSERT OR UPDATE ON task_activity_log FOR EACH ROW EXECUTE FUNCTION refuse();
+        """)
+        for one in ids[5:]:
+            await talk.send(one)
+        await until(lambda: service.in_hand > 0 and bool(service.status.not_ready()), 30)
+        assert await talk.kept() == []
+        await admin.execute("DROP TRIGGER zz ON task_activity_log")
+        assert await talk.outcomes(20, seconds=60) == ["inserted"] * 20
+        assert await talk.kept() == []
+
+
 async def test_a_trigger_of_the_inbox_that_changes_keys_holds_a_worker_that_has_stored_nothing(
     amqp_url: str, database_url: str, admin: Connection
 ) -> None:
@@ -404,6 +457,9 @@ async def test_a_trigger_of_the_inbox_that_changes_keys_holds_a_worker_that_has_
         assert await talk.kept() == []
 
 
+SEVENTH = "01999999-0000-7000-8000-000000000001"
+
+
 @pytest.mark.parametrize(
     ("rule", "bad", "good"),
     [
@@ -420,6 +476,13 @@ async def test_a_trigger_of_the_inbox_that_changes_keys_holds_a_worker_that_has_
             "ALTER TABLE task_activity_log ADD g text GENERATED ALWAYS AS (upper(description)) STORED NOT NULL",
             {},
             {"description": "good"},
+        ),
+        ("ALTER TABLE task_activity_log ADD CHECK (substr(id::text, 15, 1) = '7')", {}, {"id": SEVENTH}),
+        (
+            "CREATE TABLE tasks (id uuid PRIMARY KEY); ALTER TABLE task_activity_log ADD FOREIGN KEY (id) REFERENCES tasks;"
+            " INSERT INTO tasks VALUES ('01999999-0000-7000-8000-000000000001')",
+            {},
+            {"id": SEVENTH},
         ),
         (
             "ALTER TABLE task_activity_log ADD g text GENERATED ALWAYS AS (lower(subject)) STORED UNIQUE;"

@@ -6,6 +6,7 @@ copies       copies of a stored record that are not refused as copies
 survey       the records as they are, for commands
 marks        which messages are tried alone
 trimming     what the workers delete
+rehearsals   what `check` tries, and rolls back
 journal      how messages were answered, for the people who look for one
 messages     what may be shown of the server's messages
 connection   a connection that knows its server

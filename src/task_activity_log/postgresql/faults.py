@@ -208,23 +208,26 @@ class Ours(NamedTuple):
     """The names of NOT NULL domains of columns that messages do not set."""
     computed: Collection[str] = ()
     """The columns that are generated from others: perhaps from fields."""
+    of_ids: Collection[str] = ()
+    """The names of constraints by which an id refers to another table."""
     has_triggers: bool = False
-    """Whether triggers of others may set columns: perhaps from fields."""
+    """Whether triggers of others may set columns, perhaps from fields. Those of the table behind a view are not known."""
 
     def may_compute(self, column: str) -> bool:
-        """Whether the value of a column may come from the fields of a message. Of the table behind a view that is not known."""
-        return self.tables is None or column in self.computed or self.has_triggers
+        """Whether the value of a column may come from the fields of a message."""
+        return column in self.computed or self.has_triggers
 
 
 def ours_of(found: Mapping[str, Any]) -> Ours:
     """What sql/table.sql has found."""
-    tables = None if found["tables"] is None else frozenset(found["tables"])
+    is_view = "v" in (found["kind"], found["inbox_kind"])
     return Ours(
-        tables,
+        frozenset(found["tables"]),
         frozenset(found["without_fields"]),
         frozenset(found["domains_without_fields"]),
         frozenset(found["computed"]),
-        bool(found["has_other_triggers"] or found["inbox_triggers"]),
+        frozenset(found["of_ids"]),
+        bool(is_view or found["has_other_triggers"] or found["inbox_triggers"]),
     )
 
 
@@ -281,7 +284,7 @@ def _judge_not_null(error: _ServerError, name: str, where: str, ours: Ours, *, h
         if name not in ours.domains:
             return None
         found = f"domain {name}"
-    elif has_fields and name in FIELDS:
+    elif has_fields and name in (*FIELDS, "source_version"):
         return None
     elif found.endswith(_INBOX):
         what = "a column of the inbox is NOT NULL"

@@ -3,10 +3,10 @@
 import time
 from asyncio import gather
 from collections.abc import Awaitable, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from functools import partial
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import UUID
 
 from task_activity_log.pipeline.ports import OWN_ROWS_SECONDS, PATIENT, Patience
 from task_activity_log.pipeline.request import Request, UpdateMode
@@ -14,13 +14,14 @@ from task_activity_log.postgresql import table, writing
 from task_activity_log.postgresql.connecting import Connector
 from task_activity_log.postgresql.connection import ServerConnection
 from task_activity_log.postgresql.copies import passes_otherwise
-from task_activity_log.postgresql.faults import OF_TABLES, Fault, fault, unanswered, why
-from task_activity_log.postgresql.marks import MARK, UNMARK, Marks
+from task_activity_log.postgresql.faults import OF_TABLES, Fault, fault, unanswered
+from task_activity_log.postgresql.marks import Marks
 from task_activity_log.postgresql.messages import NOT_PERMITTED
 from task_activity_log.postgresql.reading import READ, TABLE, answer, confirmed, explained
+from task_activity_log.postgresql.rehearsals import REHEARSE_SECONDS, Rehearsals
 from task_activity_log.postgresql.session import Row, Session
 from task_activity_log.postgresql.statements import sql
-from task_activity_log.postgresql.trimming import TRIM, TRIM_JOURNAL, Trimming
+from task_activity_log.postgresql.trimming import Trimming
 from task_activity_log.postgresql.watch import Watch
 from task_activity_log.problem import Failed, NotMigrated, Refused, TimedOut, Unavailable
 from task_activity_log.record import (
@@ -35,9 +36,7 @@ from task_activity_log.record import (
 
 _ANY, CONFIRM = sql("any"), sql("confirm")
 _MODIFIED, _HIDES_ROWS = sql("modified"), sql("hides_rows")
-_LOCKED, _VERSION_KEPT, _MARKS_GONE = sql("locked"), sql("version_kept"), sql("marks_gone")
-_JOURNAL, _JOURNAL_KEPT = sql("journal"), sql("journal_kept")
-_DIVISION_BY_ZERO = "22012"
+_LOCKED = sql("locked")
 _SCHEMA_VERSION = sql("schema_version")
 _CHECK = (
     sql("check")
@@ -50,8 +49,6 @@ _CONFIRM_SECONDS = 5.0
 
 _IDS_AT_A_TIME = 5_000
 _OUTCOMES = {str(outcome): outcome for outcome in Outcome}
-_REHEARSE_SECONDS = 5.0
-_NOTHING_TO_TRIM = (timedelta(days=36_500), 1)
 
 
 class Store:
@@ -91,6 +88,9 @@ class Store:
         self.marked, self.mark, self.unmark = marks.marked, marks.mark, marks.unmark
         trimming = Trimming(partial(self._maintain, self._maintenance))
         self.trim, self.trim_journal, self.inbox_age = trimming.trim, trimming.trim_journal, trimming.inbox_age
+        rehearsals = Rehearsals(self._writer, self._maintenance, self._statement)
+        self.keeps_versions, self.try_mark = rehearsals.keeps_versions, rehearsals.try_mark
+        self.try_journal, self.try_trim = rehearsals.try_journal, rehearsals.try_trim
         # What kind of table it is, for the statements. `look` sets it; None: not known yet.
         self._kinds: dict[str, bool] | None = None
 
@@ -254,7 +254,8 @@ class Store:
         """Write rows of our own, each in a transaction that is rolled back, and return why all of them are refused.
 
         One has the values of `like`, or those of any stored record; one has no values, and one has all. Empty: one of them
-        passes, or would if the first were no copy.
+        passes, or would if the first were no copy. Where the id refers to another table, an id of our own proves nothing: the
+        stored record itself is then written again.
 
         Raises:
             Unavailable: the database cannot be used, its disk is full, or the probe says why no row can be stored.
@@ -266,7 +267,12 @@ class Store:
             if (failure := await self._rehearse(record)) is None:
                 return []
             found.append(failure)
-        return [] if stored and await passes_otherwise(self._try, stored, found[0].rule) else found
+        if stored is None:
+            return found
+        if found[0].rule.name in self.watch.ours.of_ids:
+            again = await self._rehearse(stored, again=True)
+            return found if isinstance(again, TimedOut) else [] if again is None else [again]
+        return [] if await passes_otherwise(self._try, stored, found[0].rule) else found
 
     async def time_own_rows(self, count: int) -> float:
         """How many seconds it takes to write rows of the worker's own, which have all values. They are rolled back.
@@ -277,12 +283,9 @@ class Store:
             Unavailable: the database cannot be used.
         """
         started = time.monotonic()
-        await self._writer.rehearse(self._own_write(writing.FULL, count), seconds=OWN_ROWS_SECONDS)
+        write = self._statement(UpdateMode.REPLACE), writing.own_rows(count)
+        await self._writer.rehearse(write, seconds=OWN_ROWS_SECONDS)
         return time.monotonic() - started
-
-    def _own_write(self, record: TaskActivityLog, count: int = 1) -> tuple[str, list[object]]:
-        """The statement that writes rows of the worker's own with these values, and its parameters."""
-        return self._statement(UpdateMode.REPLACE), writing.own_arguments(record, count)
 
     async def _any(self) -> TaskActivityLog | None:
         """Any stored record; None if there is none, or it cannot be read."""
@@ -295,14 +298,18 @@ class Store:
         except Refused:
             return None
 
-    async def _try(self, record: TaskActivityLog) -> Refused | Unavailable | None:
-        """Insert and update a row with these values, and roll back. What is raised; None if it passes."""
-        write = self._own_write(record)
-        return await self._writer.rehearse(write, write, seconds=_REHEARSE_SECONDS)
+    async def _try(self, record: TaskActivityLog, *, again: bool = False) -> Refused | Unavailable | None:
+        """Insert and update a row with these values, or with `again` the record itself, and roll back.
 
-    async def _rehearse(self, record: TaskActivityLog) -> Failed | None:
+        What is raised; None if it passes.
+        """
+        statement = self._statement(UpdateMode.REPLACE)
+        writes = [(statement, arguments) for arguments in writing.own_row(record, again=again)]
+        return await self._writer.rehearse(*writes, seconds=REHEARSE_SECONDS)
+
+    async def _rehearse(self, record: TaskActivityLog, *, again: bool = False) -> Failed | None:
         """As `_try`, in words for people."""
-        failure = await self._try(record)
+        failure = await self._try(record, again=again)
         if failure is None or isinstance(failure, TimedOut):
             return failure
         if isinstance(failure, Refused | Failed) and fault(failure.rule.sqlstate) is not Fault.DATABASE:
@@ -312,49 +319,6 @@ class Store:
             of_values = isinstance(failure, Refused)
             return Failed(label, failure.sqlstate, detail, name=failure.rule.name, lasting=True, of_values=of_values)
         raise failure
-
-    async def keeps_versions(self) -> bool:
-        """Whether a row of our own has the version that it was written with. It is written and rolled back.
-
-        If it has not, a trigger has changed it, and `x-version` protects nothing. True if the row cannot be written.
-
-        Raises:
-            Unavailable: it is not possible to connect.
-        """
-        statement, own = self._statement(UpdateMode.REPLACE), uuid4()
-        writes = [(statement, writing.own_version(writing.BARE, own, version)) for version in (1, 2)]
-        failure = await self._writer.rehearse(*writes, (_VERSION_KEPT, [own, 2]), seconds=_REHEARSE_SECONDS)
-        return not isinstance(failure, Refused) or failure.sqlstate != _DIVISION_BY_ZERO
-
-    async def try_mark(self) -> str:
-        """Why a mark of a trial (see `pipeline.trials`) cannot be made and removed; empty if it can. It is rolled back.
-
-        Raises:
-            Unavailable: it is not possible to connect.
-        """
-        marks = [uuid4()]
-        statements = (MARK, [marks]), (UNMARK, [marks]), (_MARKS_GONE, [marks])
-        failure = await self._maintenance.rehearse(*statements, seconds=_REHEARSE_SECONDS)
-        if isinstance(failure, Refused) and failure.sqlstate == _DIVISION_BY_ZERO:
-            return "a trigger or a policy keeps them"
-        return why(failure)
-
-    async def try_journal(self) -> str:
-        """Why the journal cannot be written and trimmed; empty if it can. A row of our own is written, and rolled back.
-
-        Raises:
-            Unavailable: it is not possible to connect.
-        """
-        row = datetime.now(UTC).isoformat(), uuid4(), (reply := uuid4()), str(Outcome.UPDATED), None, None, None, None
-        statements = (_JOURNAL, [[value] for value in row]), (_JOURNAL_KEPT, [reply]), (TRIM_JOURNAL, _NOTHING_TO_TRIM)
-        failure = await self._maintenance.rehearse(*statements, seconds=_REHEARSE_SECONDS)
-        if isinstance(failure, Refused) and failure.sqlstate == _DIVISION_BY_ZERO:
-            return "refused: a trigger skips every row, or a policy hides it"
-        return why(failure)
-
-    async def try_trim(self) -> str:
-        """Why old keys cannot be deleted from the inbox; empty if they can. None is deleted. Raises as `try_mark`."""
-        return why(await self._maintenance.rehearse((TRIM, _NOTHING_TO_TRIM), seconds=_REHEARSE_SECONDS))
 
     async def locked(self, ids: Sequence[UUID]) -> set[UUID]:
         """Those of these records whose rows are locked by another transaction now (see sql/locked.sql).

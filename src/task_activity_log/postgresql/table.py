@@ -115,13 +115,13 @@ def named(table: Row) -> Iterator[str]:
     ):
         yield f"trigger {TRIGGER} does not fire: session_replication_role is {table['replication_role']}"
     for column in table["required"]:
-        if column not in STORED_FIELDS:
+        if column not in (*STORED_FIELDS, _VERSION):
             yield f"column {column} is NOT NULL and not ours"
 
 
 def everybodys(rule: Rule, table: Row) -> tuple[str, str]:
     """Why the database refuses every row: a label and more, in words that contain no name that is not in the catalog."""
-    if rule.name in table["required"] and rule.name not in STORED_FIELDS:
+    if rule.name in table["required"] and rule.name not in (*STORED_FIELDS, _VERSION):
         return f"column {rule.name} is NOT NULL and not ours", ""
     if rule.sqlstate == UNSET or rule.name == "modified_dateutc":
         return next(named(table), "modified_dateutc is not set"), ""

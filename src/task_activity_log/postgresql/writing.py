@@ -123,12 +123,31 @@ def nothing(mode: UpdateMode) -> list[object]:
     return [*empty, "1s", *(["{}"] if mode is UpdateMode.MERGE else [])]
 
 
-def own_arguments(record: TaskActivityLog, count: int) -> list[object]:
-    """The parameters for rows of the worker's own with the values of this record, and ids that are similar to its id."""
-    values = {name: getattr(record, name) for name in FIELDS}
-    ids = [uuid4() if record in (BARE, FULL) else _similar(record.id) for _ in range(count)]
-    rows = [TaskActivityLog.trusted({**values, "id": identifier}, set()) for identifier in ids]
+def own_rows(count: int) -> list[object]:
+    """The parameters for rows of the worker's own that have all values."""
+    rows = [TaskActivityLog.trusted({**FULL.__dict__, "id": uuid4()}, set()) for _ in range(count)]
     return arguments([_own_request(row) for row in rows], UpdateMode.REPLACE, 1.0)
+
+
+_HIGHEST = 2**63 - 1
+"""A version that is above every other one."""
+
+
+def own_row(record: TaskActivityLog, *, again: bool) -> list[list[object]]:
+    """The parameters to insert and then update a row with the values of this record, or with `again` to update the record itself.
+
+    A row like a stored one has an id that is similar, and versions: there may be rules about both.
+    """
+    values: dict[str, Any] = {name: getattr(record, name) for name in FIELDS}
+    versions: tuple[int | None, ...] = (1, 2)
+    if again:
+        versions = (_HIGHEST,)
+    elif record is BARE or record is FULL:
+        values["id"], versions = uuid4(), (None, None)
+    else:
+        values["id"] = _similar(record.id)
+    row = TaskActivityLog.trusted(values, set())
+    return [arguments([_own_request(row, version)], UpdateMode.REPLACE, 1.0) for version in versions]
 
 
 def _similar(identifier: UUID) -> UUID:

@@ -177,7 +177,10 @@ def _judge_revision(revision: str | None, *, fits: bool, has_journal: bool) -> F
     if revision in migrations.known():
         found = f"revision {revision}, and this release has {migrations.head()}"
         if has_journal:  # migrate would fail
-            advice = f"the journal is that of revision {migrations.head()}: correct the row in task_activity_log_alembic_version"
+            advice = (
+                f"if the journal is that of revision {migrations.head()}, correct the row in task_activity_log_alembic_version;"
+                " otherwise rename it, and run task-activity-log migrate"
+            )
             return Finding("warning", "schema", found, advice)
         return Finding("warning" if fits else "broken", "schema", found, "run task-activity-log migrate")
     if not revision or "," in revision:

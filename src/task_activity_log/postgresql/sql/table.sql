@@ -195,14 +195,35 @@ SELECT
         SELECT relname::pg_catalog.text FROM pg_catalog.pg_index
         JOIN behind ON relation OPERATOR(pg_catalog.=) indrelid
         JOIN pg_catalog.pg_class ON pg_class.oid OPERATOR(pg_catalog.=) indexrelid
-        WHERE (indisunique OR indisexclusion) AND indexprs IS NULL AND NOT EXISTS (
+        WHERE (indisunique OR indisexclusion) AND (
+            indexprs IS NULL OR NOT EXISTS (
+                SELECT FROM pg_catalog.pg_depend
+                JOIN pg_catalog.pg_attribute ON attrelid OPERATOR(pg_catalog.=) refobjid
+                    AND attnum::pg_catalog.int4 OPERATOR(pg_catalog.=) refobjsubid
+                WHERE classid OPERATOR(pg_catalog.=) 'pg_catalog.pg_class'::pg_catalog.regclass::pg_catalog.oid
+                    AND objid OPERATOR(pg_catalog.=) indexrelid AND refobjid OPERATOR(pg_catalog.=) indrelid AND (
+                        attname::pg_catalog.text OPERATOR(pg_catalog.=) ANY ('{FIELDS}'::pg_catalog.text[])
+                        OR attgenerated OPERATOR(pg_catalog.<>) ''
+                    )
+            )
+        ) AND NOT EXISTS (
             SELECT FROM pg_catalog.pg_attribute
-            WHERE attrelid OPERATOR(pg_catalog.=) indrelid AND attnum OPERATOR(pg_catalog.=) ANY (indkey) AND (
+            WHERE attrelid OPERATOR(pg_catalog.=) indrelid
+                AND attnum OPERATOR(pg_catalog.=) ANY ((indkey::pg_catalog.int2[])[0:indnkeyatts OPERATOR(pg_catalog.-) 1]) AND (
                 attname::pg_catalog.text OPERATOR(pg_catalog.=) ANY ('{FIELDS}'::pg_catalog.text[])
                 OR attgenerated OPERATOR(pg_catalog.<>) ''
             )
         )
     ) AS without_fields,
+    ARRAY(
+        SELECT conname::pg_catalog.text FROM pg_catalog.pg_constraint
+        JOIN behind ON relation OPERATOR(pg_catalog.=) conrelid
+        WHERE contype OPERATOR(pg_catalog.=) 'f' AND EXISTS (
+            SELECT FROM pg_catalog.pg_attribute
+            WHERE attrelid OPERATOR(pg_catalog.=) conrelid AND attnum OPERATOR(pg_catalog.=) ANY (conkey)
+                AND attname OPERATOR(pg_catalog.=) 'id'
+        )
+    ) AS of_ids,
     -- Domains that are NOT NULL, of columns that no message sets, and of no other.
     ARRAY(
         SELECT typname::pg_catalog.text
@@ -213,13 +234,13 @@ SELECT
         GROUP BY typname
         HAVING NOT pg_catalog.bool_or(attname::pg_catalog.text OPERATOR(pg_catalog.=) ANY ('{FIELDS}'::pg_catalog.text[]))
     ) AS domains_without_fields,
-    -- Both tables with their partitions. Null if one is a view: the tables behind it are not known.
-    CASE WHEN records.relkind OPERATOR(pg_catalog.<>) 'v' AND inbox.relkind OPERATOR(pg_catalog.<>) 'v' THEN ARRAY(
+    -- Both tables and those behind views, with their partitions.
+    ARRAY(
         SELECT pg_catalog.concat(nspname, '.', relname)
-        FROM parts
-        JOIN pg_catalog.pg_class ON pg_class.oid OPERATOR(pg_catalog.=) part
+        FROM behind
+        JOIN pg_catalog.pg_class ON pg_class.oid OPERATOR(pg_catalog.=) relation
         JOIN pg_catalog.pg_namespace ON pg_namespace.oid OPERATOR(pg_catalog.=) relnamespace
-    ) END AS tables,
+    ) AS tables,
     -- Tables, or partitions of them, that a crash of the server empties.
     ARRAY(
         SELECT root.relname::pg_catalog.text
