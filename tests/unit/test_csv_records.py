@@ -34,6 +34,15 @@ def test_a_cell_may_have_several_lines() -> None:
     assert read(f"id,subject\n{ID}\n") == [(2, "has 1 column, and the header has 2")]
 
 
+@pytest.mark.parametrize("above", ["\n", "\r\n\n", ",,\n", "\ufeff\n"])
+def test_lines_without_a_value_above_the_header_are_skipped(above: str) -> None:
+    """As an empty row on top of a sheet: without a header the file would have no records."""
+    line = above.count("\n") + 2
+    assert read(f"{above}id,subject\n{ID},x\n") == [(line, {"id": ID, "subject": "x"})]
+    assert read(f"{above}subject\n{ID}\n") == [(line - 1, "has no column id: name it with --column HEADER=id")]
+    assert read(above) == []
+
+
 def test_lines_of_delimiters_alone_are_no_records() -> None:
     assert read(f"id,subject\n,\n\n{ID},\n,") == [(4, {"id": ID})]
 

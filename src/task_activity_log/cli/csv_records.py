@@ -55,9 +55,10 @@ def rows(file: IO[bytes], fields: Mapping[str, str]) -> Iterator[tuple[int, byte
     csv.field_size_limit(_CELL_MAX)
     text = _Decoded(file)
     try:
-        header = next(text, "")
+        # Spreadsheets and SQL*Plus write lines without a value above a table, too.
+        header = next((line for line in text if line.strip().strip("".join(_DELIMITERS))), "")
         delimiter = max(_DELIMITERS, key=header.count)
-        names = _names(header, delimiter, fields)
+        names = _names(header, text.number, delimiter, fields)
     except BadCsv as error:  # no later line can be read
         yield error
         return
@@ -102,17 +103,18 @@ def _not_csv(line: int, error: csv.Error) -> BadCsv:
     return BadCsv(line, f"is not CSV: {reason}")
 
 
-def _names(line: str, delimiter: str, fields: Mapping[str, str]) -> list[str]:
-    """The name of the member for each column. Raises `BadCsv`, which names all that is wrong with the header.
+def _names(line: str, number: int, delimiter: str, fields: Mapping[str, str]) -> list[str]:
+    """The name of the member for each column; none for an empty file.
 
-    Without names no line is a record: what has an empty first line is no table.
+    Raises:
+        BadCsv: it names all that is wrong with the header, which is the line with this number.
     """
     if not line.strip():
         return []
     try:
         header = next(csv.reader([line], delimiter=delimiter, strict=True))
     except csv.Error as error:
-        raise _not_csv(1, error) from None
+        raise _not_csv(number, error) from None
     wrong_ones = [f"has no column {name}, which --column names" for name in sorted(set(fields).difference(header))]
     names = [fields.get(name, name.strip()) for name in header]
     folded = [name.lower() if name.lower() in FIELDS else name for name in names]
@@ -126,7 +128,7 @@ def _names(line: str, delimiter: str, fields: Mapping[str, str]) -> list[str]:
         added = (word for name, field in wrong.items() for word in ("--column", f"{name}={field}"))
         wrong_ones.append(f"{no_fields}: if {are_meant}, add {shell_command(added)}")  # last: it is copied from there
     if wrong_ones:
-        raise BadCsv(1, "; ".join(wrong_ones))
+        raise BadCsv(number, "; ".join(wrong_ones))
     return folded
 
 
