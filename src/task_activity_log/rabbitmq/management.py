@@ -126,7 +126,7 @@ class Management:
         login = f"{unquote(parts.username or 'guest')}:{unquote(parts.password or 'guest')}"
         headers = {"Authorization": "Basic " + base64.b64encode(login.encode()).decode()}
         asked = urlunsplit((parts.scheme, parts.netloc, where, "", ""))
-        context = self._tls.context() if self._tls else None
+        context = self._tls.context() if self._tls and parts.scheme == "https" else None
         try:
             status, text = http_get.get(
                 asked, seconds=self._seconds, bytes_max=_BYTES_MAX, headers=headers, context=context
