@@ -7,7 +7,10 @@ import time
 from uuid import uuid4
 
 import pytest
+from typer.testing import CliRunner
 
+from task_activity_log.cli import app
+from task_activity_log.cli.exit_codes import WRONG_USE
 from task_activity_log.cli.publish import Publication
 from task_activity_log.cli.replies import _line
 from task_activity_log.cli.terminal import Speed, counted, indented, progress, readable, table
@@ -211,3 +214,26 @@ def test_a_time_zone_of_a_day_or_more_is_replaced_by_utc(monkeypatch: pytest.Mon
     finally:
         monkeypatch.undo()
         time.tzset()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["dead-letters", "discard", "--code", "invalid_date", "--older-than", "", "--yes"],
+        ["dead-letters", "replay", "--all", "--newer-than=", "--yes"],
+        ["resend", "--all", "--queue", "", "--yes"],
+        ["publish", "records.jsonl", "--run", ""],
+        ["replies", "--since="],
+    ],
+)
+def test_an_option_whose_value_is_empty_is_refused(arguments: list[str]) -> None:
+    """As by a script whose variable is not set. Without the option more would be removed, sent or applied again."""
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == WRONG_USE
+    assert ": has an empty value: give it one, or leave the option out" in result.output
+
+
+def test_a_column_without_a_field_has_a_value() -> None:
+    """It is left out of the records."""
+    result = CliRunner().invoke(app, ["publish", "missing.csv", "--dry-run", "--column", "Notes=", "--column=Other="])
+    assert "has an empty value" not in result.output

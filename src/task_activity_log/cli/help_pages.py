@@ -1,10 +1,13 @@
-"""How `--help` shows the commands: arguments by their names, without the types of Python."""
+"""How the commands are called: `--help` shows arguments by their names, and no option may have an empty value."""
 
+from itertools import pairwise
 from types import MethodType
 from typing import Any
 
 import typer
-from typer.core import TyperArgument, TyperGroup
+from typer.core import TyperArgument, TyperGroup, TyperOption
+
+from task_activity_log.cli.exit_codes import WRONG_USE, fail
 
 HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
 
@@ -20,6 +23,23 @@ class Group(TyperGroup):
                 argument.display_type_rich = MethodType(lambda *_, **__: None, argument)  # type: ignore[method-assign]
                 argument._usage_display_name = MethodType(_usage, argument)  # type: ignore[method-assign]  # noqa: SLF001 - there is no public way
         return command
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The command, if no option of it has an empty value: that of a shell variable that is not set.
+
+        Taken for an option that is not given, it could widen what a command removes or sends.
+        """
+        name, command, rest = super().resolve_command(ctx, args)
+        options = [
+            param for param in getattr(command, "params", ()) if isinstance(param, TyperOption) and not param.is_flag
+        ]
+        names = {name for option in options for name in option.opts}
+        given = rest[: rest.index("--")] if "--" in rest else rest
+        for before, value in pairwise([*given, "."]):
+            option = before.removesuffix("=")
+            if option in names and (value == "" or before != option):
+                fail(f"{option}: has an empty value: give it one, or leave the option out", WRONG_USE)
+        return name, command, rest
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command. What is wrong with an option is said without pydantic's `Value error,`."""
