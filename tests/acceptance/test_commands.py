@@ -1670,6 +1670,24 @@ async def test_the_edits_of_what_is_still_rejected_are_kept(
     assert await names(channel, TOPOLOGY.dead_letters_queue) == ["one"]
 
 
+async def test_an_edit_that_is_no_json_is_named_with_its_place_and_can_be_continued(
+    channel: AbstractChannel, amqp_url: str, tmp_path: Path
+) -> None:
+    """Without a terminal nobody is asked: the file that was kept is corrected, and given in place of the editor."""
+    await reject(channel, "one", line(due_date="tomorrow"), "invalid_date")
+    replay = ("dead-letters", "replay", "one", "--edit")
+    given = {"AMQP_URL": amqp_url, "VISUAL": "", "TMPDIR": str(tmp_path)}
+    said = await end(await start(*replay, **given, EDITOR="sed -i 's/\"tomorrow\"/2026-01-01/'"))
+    assert said.code == 1
+    assert re.search(r"would be rejected again: line \d+, column \d+ of the body: ", said.err), said.err
+    [kept] = await asyncio.to_thread(lambda: [*tmp_path.rglob("one.*.json")])
+    corrected = kept.read_text().replace("2026-01-01", '"2026-01-01"')
+    await asyncio.to_thread(kept.write_text, corrected)
+    said = await end(await start(*replay, **given, EDITOR=f"cp {kept}"))
+    assert (said.code, "1 replayed" in said.err) == (0, True), said.err
+    assert not await names(channel, TOPOLOGY.dead_letters_queue)
+
+
 async def test_discard_counts_first(channel: AbstractChannel, amqp_url: str, tmp_path: Path) -> None:
     """--dry-run removes nothing, writes no file and asks nothing."""
     await reject(channel, "a", line(), "refused_by_database")

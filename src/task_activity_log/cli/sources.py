@@ -35,7 +35,7 @@ _GZIP = ".gz"
 _GZIP_BEGINS = b"\x1f\x8b"
 _BOM = b"\xef\xbb\xbf"
 _MORE = "Extra data"
-_SYNTAX = {
+SYNTAX = {
     "Expecting value": "a value is missing",
     "Expecting property name enclosed in double quotes": "a name in double quotes is missing",
     "Expecting ':' delimiter": "a colon is missing",
@@ -199,7 +199,7 @@ class Source:
 
     def _what_is_wrong(self, error: json.JSONDecodeError) -> str:
         """What the error is, and what to do if it is that the next line is there: each may be a record."""
-        what = _SYNTAX.get(error.msg, error.msg)
+        what = SYNTAX.get(error.msg, error.msg)
         if error.msg == _MORE and error.colno == 1:
             how = "name it .jsonl" if self._is_named else "add --stdin jsonl"
             return f"{what}; if each line is a record, {how}"

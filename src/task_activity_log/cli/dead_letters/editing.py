@@ -1,5 +1,6 @@
 """The body or the headers of a dead letter in the user's own editor."""
 
+import json
 import os
 import re
 import shlex
@@ -15,12 +16,13 @@ from pathlib import Path
 
 from task_activity_log import wire
 from task_activity_log.cli.exit_codes import holding_back_signals, ignoring_interrupts
+from task_activity_log.cli.sources import SYNTAX
 from task_activity_log.cli.terminal import indented, say
 from task_activity_log.client import ClientError
 from task_activity_log.client.dead_letters import DeadLetter, judged
 from task_activity_log.client.exported import OF_THE_HEADER, corrected, header_text, reasons
 from task_activity_log.pipeline.request import Rules
-from task_activity_log.problem import Problem
+from task_activity_log.problem import Code, Problem
 from task_activity_log.settings import Settings
 from task_activity_log.wiring import rules_of
 
@@ -107,10 +109,21 @@ def _edited(letter: DeadLetter, rules: Rules, place: Path, opened: dict[Path, by
             if not isinstance(found, Problem):
                 return letter
             notes = reasons(found)
-            for reason in notes:
+            for reason in [*notes, *_syntax_errors(found, letter.body)]:
                 say(f"{letter.name}: would be rejected again: {reason}")
         if not _again():
             return None
+
+
+def _syntax_errors(found: Problem, body: bytes) -> Iterator[str]:
+    """Where the body is not JSON, and why: lines and columns as the editor shows them below the notes."""
+    if found.code is Code.MALFORMED_JSON:
+        try:
+            json.loads(body)
+        except json.JSONDecodeError as error:
+            yield f"line {error.lineno}, column {error.colno} of the body: {SYNTAX.get(error.msg, error.msg)}"
+        except (ValueError, RecursionError):
+            pass  # not UTF-8, or nested too deeply
 
 
 def _again() -> bool:
