@@ -332,6 +332,13 @@ VIEW = f"""
     ALTER TABLE task_activity_log RENAME TO records;
     CREATE VIEW task_activity_log AS SELECT {", ".join(STORED_FIELDS)}, source_version FROM records;
 """  # noqa: S608 - our own names
+
+
+def _unique(table: str, key: str, before: str = "") -> tuple[str, str, str]:
+    """A unique index on a column that has the same value in each new row."""
+    return before, ALIKE.format(table) + f"CREATE UNIQUE INDEX few ON {table} {key}", "DROP INDEX few"
+
+
 DEPLOYED = {
     "domain": ("", NEEDED.format("task_activity_log"), "ALTER DOMAIN needed DROP NOT NULL"),
     "domain behind a view": (VIEW, NEEDED.format("records"), "ALTER DOMAIN needed DROP NOT NULL"),
@@ -341,26 +348,10 @@ DEPLOYED = {
         + "ALTER TABLE task_activity_log ADD CONSTRAINT few EXCLUDE USING btree (k WITH =)",
         "ALTER TABLE task_activity_log DROP CONSTRAINT few",
     ),
-    "unique behind a view": (
-        VIEW,
-        ALIKE.format("records") + "CREATE UNIQUE INDEX few ON records (k)",
-        "DROP INDEX few",
-    ),
-    "unique with another column included": (
-        "",
-        ALIKE.format("task_activity_log") + "CREATE UNIQUE INDEX few ON task_activity_log (k) INCLUDE (id)",
-        "DROP INDEX few",
-    ),
-    "unique expression": (
-        "",
-        ALIKE.format("task_activity_log") + "CREATE UNIQUE INDEX few ON task_activity_log ((k + 0))",
-        "DROP INDEX few",
-    ),
-    "inbox": (
-        "",
-        ALIKE.format("task_activity_log_inbox") + "CREATE UNIQUE INDEX few ON task_activity_log_inbox (k)",
-        "DROP INDEX few",
-    ),
+    "unique behind a view": _unique("records", "(k)", before=VIEW),
+    "unique with another column included": _unique("task_activity_log", "(k) INCLUDE (id)"),
+    "unique expression": _unique("task_activity_log", "((k + 0))"),
+    "inbox": _unique("task_activity_log_inbox", "(k)"),
     "audit table of our name": ("", AUDIT.format("", ""), "DROP TRIGGER keeps ON task_activity_log"),
     "exclusion of an audit table": (
         "",

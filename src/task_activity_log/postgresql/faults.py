@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, TypeAlias
 import asyncpg
 
 from task_activity_log.postgresql.messages import (
+    OF_MESSAGES,
     RAISE,
     closing,
     column,
@@ -29,7 +30,7 @@ from task_activity_log.problem import (
     TimedOut,
     Unavailable,
 )
-from task_activity_log.record import FIELDS, STORED_FIELDS
+from task_activity_log.record import STORED_FIELDS
 
 _SECRET = secrets.token_hex(8)
 """The server quotes texts of messages in the same errors: nobody who publishes may know the words."""
@@ -284,7 +285,7 @@ def _judge_not_null(error: _ServerError, name: str, where: str, ours: Ours, *, h
         if name not in ours.domains:
             return None
         found = f"domain {name}"
-    elif has_fields and name in (*FIELDS, "source_version"):
+    elif has_fields and name in OF_MESSAGES:
         return None
     elif found.endswith(_INBOX):
         what = "a column of the inbox is NOT NULL"

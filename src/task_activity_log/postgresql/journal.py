@@ -147,7 +147,7 @@ class Journal:
         while self._rows:
             rows = [self._rows.popleft() for _ in range(min(most, len(self._rows)))]
             try:
-                written = len(await self._session.ask(_WRITE, *map(list, zip(*rows, strict=True))))
+                written = await self._write(rows)
             except BaseException as error:
                 if not _may_be_a_rows(error):
                     self._rows.extendleft(reversed(rows))  # if it was written, it is written twice, which does no harm
@@ -180,14 +180,18 @@ class Journal:
         """Whether the newest row is written, while the oldest are not: their time may be the reason."""
         newest = self._rows.pop()
         try:
-            written = await self._session.ask(_WRITE, *([value] for value in newest))
+            written = await self._write([newest])
         except BaseException as error:
             self._rows.append(newest)
             if not _may_be_a_rows(error):
                 raise
             return False
-        self._count(1, len(written), "a trigger skips every row")
-        return bool(written)
+        self._count(1, written, "a trigger skips every row")
+        return written > 0
+
+    async def _write(self, rows: Sequence[Row]) -> int:
+        """Write rows in one statement; returns how many were written: a trigger may skip some."""
+        return len(await self._session.ask(_WRITE, *map(list, zip(*rows, strict=True))))
 
 
 def _may_be_a_rows(error: BaseException) -> TypeGuard[Refused | Failed]:

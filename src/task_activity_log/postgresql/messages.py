@@ -9,6 +9,8 @@ import asyncpg
 
 from task_activity_log.record import FIELDS
 
+OF_MESSAGES = (*FIELDS, "source_version")
+"""The columns of a record that messages set."""
 NOT_PERMITTED = "42501"
 RAISE = "exec_stmt_raise"
 """The function of the server that executes RAISE. Such an error has the names that a trigger has put into it."""
@@ -86,7 +88,7 @@ def may_have_fields(error: asyncpg.PostgresError | asyncpg.PostgresWarning, comp
     The detail has the columns, and then the values: `Key (n)=(5) already exists.` It is not there without SELECT on them.
     """
     columns, _, _ = (error.detail or "").partition(")=(")
-    return not columns or not {"source_version", *FIELDS, *computed}.isdisjoint(re.findall(r"\w+", columns))
+    return not columns or not {*OF_MESSAGES, *computed}.isdisjoint(re.findall(r"\w+", columns))
 
 
 def names_ours(error: asyncpg.PostgresError | asyncpg.PostgresWarning) -> bool:

@@ -5,12 +5,16 @@ from contextlib import suppress
 
 from task_activity_log.postgresql import table, writing
 from task_activity_log.postgresql.faults import Fault, fault
+from task_activity_log.postgresql.messages import OF_MESSAGES
 from task_activity_log.postgresql.session import Row, Session
-from task_activity_log.postgresql.statements import sql
+from task_activity_log.postgresql.statements import elsewhere, sql
 from task_activity_log.problem import Failed, Refused, TimedOut, Unavailable
-from task_activity_log.record import FIELDS, Applied, Outcome, StoredTaskActivityLog, TaskActivityLog, TooLong, Unread
+from task_activity_log.record import Applied, Outcome, StoredTaskActivityLog, TaskActivityLog, TooLong, Unread
 
-TABLE = sql("table").replace("FIELDS", ",".join((*FIELDS, "source_version", "request_key")))
+_MISSING = "CASE WHEN found.records IS NULL THEN 'task_activity_log' WHEN found.inbox IS NULL THEN 'task_activity_log_inbox' END"
+TABLE = (
+    sql("table").replace("{elsewhere}", elsewhere(_MISSING)).replace("FIELDS", ",".join((*OF_MESSAGES, "request_key")))
+)
 READ = (
     sql("read")
     .replace(

@@ -20,7 +20,7 @@ from task_activity_log.postgresql.messages import NOT_PERMITTED
 from task_activity_log.postgresql.reading import READ, TABLE, answer, confirmed, explained
 from task_activity_log.postgresql.rehearsals import REHEARSE_SECONDS, Rehearsals
 from task_activity_log.postgresql.session import Row, Session
-from task_activity_log.postgresql.statements import sql
+from task_activity_log.postgresql.statements import elsewhere, sql
 from task_activity_log.postgresql.trimming import Trimming
 from task_activity_log.postgresql.watch import Watch
 from task_activity_log.problem import Failed, NotMigrated, Refused, TimedOut, Unavailable
@@ -40,6 +40,7 @@ _LOCKED = sql("locked")
 _SCHEMA_VERSION = sql("schema_version")
 _CHECK = (
     sql("check")
+    .replace("{elsewhere}", elsewhere("CASE WHEN journal IS NULL THEN 'task_activity_log_journal' END"))
     .replace("{written}", ", ".join(f"'{column}'" for column in FIELDS if column != "id"))
     .replace("{read}", ", ".join(f"'{column}'" for column in STORED_FIELDS))
 )

@@ -12,6 +12,8 @@ from task_activity_log.wire.fields import STORED_KINDS, Kind
 
 TRIGGER = "task_activity_log_modified"
 _VERSION = "source_version"
+_COLUMNS = (*STORED_FIELDS, _VERSION)
+"""The columns of a record that are ours."""
 _TEXTS = ("text", "varchar", "bpchar", "citext")
 _TYPES = {
     Kind.UUID: ("uuid", *_TEXTS),
@@ -115,13 +117,13 @@ def named(table: Row) -> Iterator[str]:
     ):
         yield f"trigger {TRIGGER} does not fire: session_replication_role is {table['replication_role']}"
     for column in table["required"]:
-        if column not in (*STORED_FIELDS, _VERSION):
+        if column not in _COLUMNS:
             yield f"column {column} is NOT NULL and not ours"
 
 
 def everybodys(rule: Rule, table: Row) -> tuple[str, str]:
     """Why the database refuses every row: a label and more, in words that contain no name that is not in the catalog."""
-    if rule.name in table["required"] and rule.name not in (*STORED_FIELDS, _VERSION):
+    if rule.name in table["required"] and rule.name not in _COLUMNS:
         return f"column {rule.name} is NOT NULL and not ours", ""
     if rule.sqlstate == UNSET or rule.name == "modified_dateutc":
         return next(named(table), "modified_dateutc is not set"), ""
@@ -150,7 +152,7 @@ def _columns(table: Row) -> Iterator[str]:
     for column in (*FIELDS, _VERSION):
         if column in table["generated"]:
             yield f"column {column} is generated"
-    for column in (*STORED_FIELDS, _VERSION):
+    for column in _COLUMNS:
         if column not in types:
             yield f"column {column} is missing"
             continue

@@ -138,16 +138,11 @@ def own_row(record: TaskActivityLog, *, again: bool) -> list[list[object]]:
 
     A row like a stored one has an id that is similar, and versions: there may be rules about both.
     """
-    values: dict[str, Any] = {name: getattr(record, name) for name in FIELDS}
-    versions: tuple[int | None, ...] = (1, 2)
     if again:
-        versions = (_HIGHEST,)
-    elif record is BARE or record is FULL:
-        values["id"], versions = uuid4(), (None, None)
-    else:
-        values["id"] = _similar(record.id)
-    row = TaskActivityLog.trusted(values, set())
-    return [arguments([_own_request(row, version)], UpdateMode.REPLACE, 1.0) for version in versions]
+        return [own_version(record, record.id, _HIGHEST)]
+    is_stored = record is not BARE and record is not FULL
+    own, versions = (_similar(record.id), (1, 2)) if is_stored else (uuid4(), (None, None))
+    return [own_version(record, own, version) for version in versions]
 
 
 def _similar(identifier: UUID) -> UUID:
@@ -155,7 +150,8 @@ def _similar(identifier: UUID) -> UUID:
     return UUID(int=identifier.int >> 62 << 62 | secrets.randbits(62))
 
 
-def own_version(record: TaskActivityLog, identifier: UUID, version: int) -> list[object]:
+def own_version(record: TaskActivityLog, identifier: UUID, version: int | None) -> list[object]:
     """The parameters for a row of the worker's own with the values of this record, this id and this version."""
-    row = TaskActivityLog.trusted({**record.__dict__, "id": identifier}, set())
+    values = {name: getattr(record, name) for name in FIELDS}
+    row = TaskActivityLog.trusted({**values, "id": identifier}, set())
     return arguments([_own_request(row, version)], UpdateMode.REPLACE, 1.0)

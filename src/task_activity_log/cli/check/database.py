@@ -19,6 +19,7 @@ _OLDEST = 140_000
 _CONNECTIONS = 5
 """Those for writing, for maintenance, for parked rows, for a slow row, and for the journal."""
 _PARTITIONS_TIMES = 8
+"""So often are rows of our own tried where some partitions are known to refuse rows."""
 _SET = "it may be set for the server, the database (ALTER DATABASE … SET) or the role (ALTER ROLE … SET): change "
 
 _HIDDEN_REVISION = Finding(
@@ -61,9 +62,8 @@ async def findings(settings: Settings, *, as_worker: bool = True) -> list[Findin
         advice = "check that it is running, and what DATABASE_URL names; docs/connecting.md explains each cause"
         if isinstance(error, TimedOut):
             advice = f"the server is slow, or {_SET.removeprefix('it ')}statement_timeout"
-        if (
-            isinstance(error, Failed) and error.sqlstate == NOT_PERMITTED
-        ):  # such as on pg_roles: workers do not need that
+        if isinstance(error, Failed) and error.sqlstate == NOT_PERMITTED:
+            # Such as on pg_roles, which workers do not need.
             advice = "GRANT SELECT on it to the role, or run check as a role that has it"
             return [Finding("unknown", "database", f"is not looked at: {error.reason}", advice)]
         return [Finding("broken", "database", error.reason, advice)]
@@ -154,14 +154,13 @@ def judge_link(target: Target, *, encrypted: bool, has_files: bool) -> Iterator[
     is_checked = has_files or is_certificate_checked(target)
     if target.is_local or (encrypted and is_checked and (has_files or target.tls)):
         return
-    mode = target.options["sslmode"]
-    found = (
-        "not encrypted"
-        if not encrypted
-        else "encrypted, but the server's certificate is not checked"
-        if not is_checked
-        else f"encrypted, but with sslmode={mode} a connection without TLS is accepted as well"
-    )
+    if not encrypted:
+        found = "not encrypted"
+    elif not is_checked:
+        found = "encrypted, but the server's certificate is not checked"
+    else:
+        mode = target.options["sslmode"]
+        found = f"encrypted, but with sslmode={mode} a connection without TLS is accepted as well"
     advice = "set WORKER_DATABASE_CA_FILE, or sslmode=verify-full in DATABASE_URL"
     yield Finding("warning", "database link", found, advice)
 

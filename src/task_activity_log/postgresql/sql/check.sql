@@ -63,16 +63,7 @@ SELECT
     WHERE NOT pg_catalog.has_table_privilege(on_table, name) AND lacking.none IS NOT TRUE) AS missing,
     journal IS NOT NULL AS has_journal,
     -- If it is not found: the schemas that have a table of its name.
-    ARRAY(
-        SELECT nspname::pg_catalog.text
-        FROM pg_catalog.pg_class AS other
-        JOIN pg_catalog.pg_namespace ON pg_namespace.oid OPERATOR(pg_catalog.=) other.relnamespace
-        WHERE other.relkind::pg_catalog.text OPERATOR(pg_catalog.=) ANY (ARRAY['r', 'p', 'v', 'f', 'm']::pg_catalog.text[])
-            AND other.relpersistence OPERATOR(pg_catalog.<>) 't'
-            AND other.relname::pg_catalog.text OPERATOR(pg_catalog.=) 'task_activity_log_journal'
-            AND journal IS NULL
-        ORDER BY 1
-    ) AS journal_elsewhere,
+    {elsewhere} AS journal_elsewhere,
     (SELECT pg_catalog.array_agg(pg_catalog.concat(name, ' on ', journal)) FROM (VALUES ('SELECT'), ('INSERT'), ('DELETE'))
         AS needed (name) WHERE NOT pg_catalog.has_table_privilege(journal, name)) AS journal_missing,
     coalesce(pg_catalog.row_security_active(

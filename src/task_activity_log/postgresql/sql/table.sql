@@ -101,18 +101,7 @@ SELECT
     records.relkind::pg_catalog.text AS kind,
     inbox.relkind::pg_catalog.text AS inbox_kind,
     -- If one of them is not found: the schemas that have a table of its name.
-    ARRAY(
-        SELECT nspname::pg_catalog.text
-        FROM pg_catalog.pg_class AS other
-        JOIN pg_catalog.pg_namespace ON pg_namespace.oid OPERATOR(pg_catalog.=) other.relnamespace
-        WHERE other.relkind::pg_catalog.text OPERATOR(pg_catalog.=) ANY (ARRAY['r', 'p', 'v', 'f', 'm']::pg_catalog.text[])
-            AND other.relpersistence OPERATOR(pg_catalog.<>) 't'
-            AND other.relname::pg_catalog.text OPERATOR(pg_catalog.=) CASE
-                WHEN found.records IS NULL THEN 'task_activity_log' ELSE 'task_activity_log_inbox'
-            END
-            AND (found.records IS NULL OR found.inbox IS NULL)
-        ORDER BY 1
-    ) AS elsewhere,
+    {elsewhere} AS elsewhere,
     records.oid OPERATOR(pg_catalog.=) ANY (SELECT ev_class FROM conflicting_rules) AS has_rules,
     inbox.oid OPERATOR(pg_catalog.=) ANY (SELECT ev_class FROM conflicting_rules) AS inbox_has_rules,
     records.relrowsecurity AS has_row_security,
